@@ -1,0 +1,68 @@
+"""A residual network small enough for the embedded digits example.
+
+What belongs here: the network that `recipes/digits` trains, quantizes and ships. It has what larger teachers have
+(BatchNorm, residual adds with and without projection, a linear head), so that the quick example exercises the whole
+path.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["DigitsCnn", "digits_cnn"]
+
+
+class _Block(nn.Module):
+    """Basic residual block; a 1x1 convolution is the shortcut where the shape changes (option B)."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, channels, H / stride, W / stride)."""
+        out = torch.relu(self.bn1(self.conv1(x)))
+        return torch.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+class DigitsCnn(nn.Module):
+    """ResNet-8 for 16x16 grey images: stem, three residual blocks of 16, 24 and 40 channels, linear head.
+
+    After He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2, with one block
+    per stage. Differs from the paper in the widths and in projection shortcuts.
+
+    Args:
+        classes: Number of classes.
+    """
+
+    def __init__(self, classes: int = 10) -> None:
+        """Build the layers with random weights."""
+        super().__init__()
+        self.conv = nn.Conv2d(1, 16, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(16)
+        self.stage1 = _Block(16, 16, 1)
+        self.stage2 = _Block(16, 24, 2)
+        self.stage3 = _Block(24, 40, 2)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(40, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map normalised images (N, 1, 16, 16) to logits (N, classes)."""
+        out = torch.relu(self.bn(self.conv(x)))
+        out = self.stage3(self.stage2(self.stage1(out)))
+        logits: Tensor = self.fc(torch.flatten(self.pool(out), 1))
+        return logits
+
+
+def digits_cnn(classes: int = 10) -> DigitsCnn:
+    """Make the digits network (0.04 M parameters) with random weights."""
+    return DigitsCnn(classes)

@@ -1,0 +1,119 @@
+"""MobileNetV1 with TensorFlow's "same" padding, so that the converted Keras checkpoints give their own logits.
+
+What belongs here: the network and one factory for each width multiplier that was published.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "MobileNetV1",
+    "mobilenet_v1",
+    "mobilenet_v1_025",
+    "mobilenet_v1_050",
+    "mobilenet_v1_075",
+    "mobilenet_v1_100",
+]
+
+_STEM_CHANNELS = 32
+_CHANNELS = (64, 128, 128, 256, 256, *(512,) * 6, 1024, 1024)
+_STRIDES = (1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)
+_EPS = 1e-3  # Keras' BatchNormalization; PyTorch's own default is 1e-5
+
+
+class _Separable(nn.Module):
+    """Depthwise 3x3 then pointwise 1x1 convolution, each with BatchNorm and ReLU6."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.pad = _same_padding(stride)
+        self.dw = nn.Conv2d(
+            in_channels, in_channels, 3, stride=stride, padding=2 - stride, groups=in_channels, bias=False
+        )
+        self.dw_bn = nn.BatchNorm2d(in_channels, eps=_EPS)
+        self.pw = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.pw_bn = nn.BatchNorm2d(channels, eps=_EPS)
+        self.act = nn.ReLU6()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, H, W) to (N, channels, H / stride, W / stride)."""
+        out = self.act(self.dw_bn(self.dw(self.pad(x))))
+        mapped: Tensor = self.act(self.pw_bn(self.pw(out)))
+        return mapped
+
+
+class _Stem(nn.Module):
+    """First convolution, stride 2, with BatchNorm and ReLU6."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.pad = _same_padding(2)
+        self.conv = nn.Conv2d(3, channels, 3, stride=2, bias=False)
+        self.bn = nn.BatchNorm2d(channels, eps=_EPS)
+        self.act = nn.ReLU6()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, 3, H, W) to (N, channels, H / 2, W / 2)."""
+        out: Tensor = self.act(self.bn(self.conv(self.pad(x))))
+        return out
+
+
+class MobileNetV1(nn.Module):
+    """MobileNet with width multiplier alpha.
+
+    Source: Howard et al., "MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications", arXiv
+    1704.04861, 2017, table 1. Differs from most PyTorch versions as TensorFlow does: ReLU6, BatchNorm eps 1e-3, and
+    stride-2 convolutions padded below and to the right only. That padding is "same" for even heights and widths at
+    every stage (multiples of 32).
+
+    Args:
+        alpha: Width multiplier; every channel count is scaled and rounded down.
+        classes: Number of classes.
+    """
+
+    def __init__(self, alpha: float = 1.0, classes: int = 1000) -> None:
+        """Build the layers with random weights."""
+        super().__init__()
+        widths = [int(channels * alpha) for channels in (_STEM_CHANNELS, *_CHANNELS)]
+        self.stem = _Stem(widths[0])
+        self.blocks = nn.Sequential(*map(_Separable, widths, widths[1:], _STRIDES))
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(widths[-1], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map normalised images (N, 3, H, W), usually 224x224, to logits (N, classes)."""
+        out = self.pool(self.blocks(self.stem(x)))
+        logits: Tensor = self.fc(torch.flatten(out, 1))
+        return logits
+
+
+def mobilenet_v1(alpha: float = 1.0, classes: int = 1000) -> MobileNetV1:
+    """Make MobileNetV1 of any width with random weights; see `MobileNetV1`."""
+    return MobileNetV1(alpha, classes)
+
+
+def mobilenet_v1_025(classes: int = 1000) -> MobileNetV1:
+    """Make MobileNetV1 0.25 (0.5 M parameters) with random weights."""
+    return MobileNetV1(0.25, classes)
+
+
+def mobilenet_v1_050(classes: int = 1000) -> MobileNetV1:
+    """Make MobileNetV1 0.5 (1.3 M parameters) with random weights."""
+    return MobileNetV1(0.5, classes)
+
+
+def mobilenet_v1_075(classes: int = 1000) -> MobileNetV1:
+    """Make MobileNetV1 0.75 (2.6 M parameters) with random weights."""
+    return MobileNetV1(0.75, classes)
+
+
+def mobilenet_v1_100(classes: int = 1000) -> MobileNetV1:
+    """Make MobileNetV1 1.0 (4.2 M parameters) with random weights."""
+    return MobileNetV1(1.0, classes)
+
+
+def _same_padding(stride: int) -> nn.Module:
+    """Over an even size, TensorFlow pads stride 2 after the last pixel only; stride 1 needs no extra layer."""
+    return nn.ZeroPad2d((0, 1, 0, 1)) if stride == 2 else nn.Identity()

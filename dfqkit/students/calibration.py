@@ -1,0 +1,87 @@
+"""Ranges and biases of a freshly built student: calibration, the exact input range, bias correction.
+
+Everything runs on batches of synthetic images. Brevitas' own modes do the work; what is ours is the order and the input
+range, which needs no data at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import brevitas.nn as qnn
+import torch
+from brevitas.graph.calibrate import bias_correction_mode, calibration_mode
+from torch import Tensor, fx, nn
+
+from dfqkit_export.images import ImageSpec
+
+from .freezing import activation_internals, even_zero_points, short_mantissa
+
+#: Significant bits of the input's scale: rounded up to so few that products with it stay exact (see `freezing`).
+INPUT_MANTISSA = 5
+
+
+def calibrate(student: fx.GraphModule, batches: Iterable[Tensor], image: ImageSpec, *, learnable: bool) -> None:
+    """Find every activation range from data, then fix the input's from the image specification.
+
+    Args:
+        student: a fake-quantized graph; left in eval mode, its scales being parameters from now on.
+        batches: normalised images, each (N, C, H, W).
+        image: gives the range an input can take, so that its quantizer never depends on synthetic images.
+        learnable: whether training may move the ranges; scales that are powers of two cannot move by small steps.
+    """
+    student.eval()
+    with torch.no_grad(), calibration_mode(student):
+        for batch in batches:
+            student(batch)
+    _fix_input_range(student, image)
+    settle(student, learnable=learnable)
+    even_zero_points(student)
+
+
+def settle(student: fx.GraphModule, *, learnable: bool) -> None:
+    """Make a student whose ranges are known (calibrated or loaded) ready to train: final operators, trainable ranges."""
+    student.eval()
+    _relu6_to_relu(student)
+    for node in student.graph.nodes:
+        internals = activation_internals(student.get_submodule(str(node.target))) if node.op == "call_module" else None
+        if internals is not None:
+            internals.requires_grad_(learnable and node.args[0].op != "placeholder")
+
+
+def correct_bias(student: fx.GraphModule, batches: Sequence[Tensor]) -> None:
+    """Shift each bias by the mean error that quantization adds to its layer's output (Nagel et al., 2019, section 4.2).
+
+    Args:
+        student: a calibrated fake-quantized graph.
+        batches: normalised images, each (N, C, H, W).
+    """
+    student.eval()
+    with torch.no_grad(), bias_correction_mode(student):
+        for batch in batches:
+            student(batch)
+
+
+def _fix_input_range(student: fx.GraphModule, image: ImageSpec) -> None:
+    placeholder = next(n for n in student.graph.nodes if n.op == "placeholder")
+    quantizer = student.get_submodule(f"quant.{placeholder.name}")
+    internals = activation_internals(quantizer)
+    low, high = image.bounds()
+    with torch.no_grad():
+        shift = getattr(internals.zero_point_impl, "value", None)  # type: ignore[union-attr]
+        span = max(abs(low), abs(high)) if shift is None else max(high, 0.0) - min(low, 0.0)
+        codes = 2.0 ** float(quantizer.act_quant.bit_width()) - 1  # type: ignore[union-attr, operator]
+        step = short_mantissa(torch.tensor(span / codes) * (1 + 2**-INPUT_MANTISSA), INPUT_MANTISSA)
+        internals.scaling_impl.value.fill_(float(step) * codes)  # type: ignore[union-attr, operator]
+        if shift is not None:
+            shift.fill_(-min(low, 0.0))
+
+
+def _relu6_to_relu(student: fx.GraphModule) -> None:
+    """A calibrated quantizer behind ReLU6 already ends at 6 or below; the runtime fuses ReLU, but not Clip."""
+    modules = dict(student.named_modules())
+    for node in student.graph.nodes:
+        if node.op == "call_module" and isinstance(modules[str(node.target)], nn.ReLU6):
+            if all(isinstance(modules.get(str(user.target)), qnn.QuantIdentity) for user in node.users):
+                parent, _, leaf = str(node.target).rpartition(".")
+                setattr(student.get_submodule(parent) if parent else student, leaf, nn.ReLU())

@@ -1,0 +1,377 @@
+"""From a trained classifier to the float graph that everything downstream shares.
+
+What belongs here: `torch.export` capture, the normal form of the captured graph (modules and functions that the
+quantizer, the equalizer and the ONNX writer all understand), and BatchNorm folding. Where quantizers go is `placement`.
+"""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from dfqkit_export.errors import TeacherError
+from dfqkit_export.images import ImageSpec
+
+aten = torch.ops.aten
+
+#: Operators of the normal form that may carry quantized values; anything else runs, but stays in float.
+SUPPORTED_OPS: frozenset[str] = frozenset(
+    "conv2d linear batch_norm relu relu_ hardtanh hardtanh_ relu6 silu silu_ hardswish hardswish_ hardsigmoid "
+    "hardsigmoid_ sigmoid sigmoid_ add add_ mul mul_ cat max_pool2d avg_pool2d adaptive_avg_pool2d mean flatten view reshape "
+    "permute transpose contiguous slice pad constant_pad_nd chunk split getitem dropout dropout_ sym_size unsqueeze "
+    "squeeze clone alias detach detach_ feature_dropout alpha_dropout".split()
+)
+
+_DROPOUTS = {
+    aten.dropout.default,
+    aten.dropout_.default,
+    aten.feature_dropout.default,
+    aten.alpha_dropout.default,
+    aten.alias.default,
+    aten.detach.default,
+    aten.detach_.default,
+}
+
+
+def op_name(target: object) -> str:
+    """The short operator name of an fx target: ``aten.add_.Tensor`` gives ``add_``."""
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target.overloadpacket.__name__)
+    return str(getattr(target, "__name__", target))
+
+
+def export_graph(model: nn.Module, image: ImageSpec, *, batch: int = 2) -> fx.GraphModule:
+    """Capture ``model`` with `torch.export`, the batch dimension dynamic.
+
+    Args:
+        model: classifier in eval mode, called with one tensor of shape (N, C, H, W).
+        image: gives (C, H, W).
+        batch: batch size of the example input; must be over 1, or the exporter specialises on it.
+
+    Returns:
+        The exported module, its nodes still in ATen operators.
+
+    Raises:
+        TeacherError: when the model cannot be captured; says where in the user's code and what to do.
+    """
+    example = torch.zeros((batch, *image.shape), device=next((p.device for p in model.parameters()), None))
+    dynamic = ({0: torch.export.Dim("N", min=1, max=65536)},)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exported = torch.export.export(model, (example,), dynamic_shapes=dynamic)
+            return exported.module(check_guards=False)  # type: ignore[return-value]
+    except Exception as error:
+        reason = str(error).strip().splitlines()
+        where = next((line.strip() for line in reason if 'File "' in line or "from user code" in line.lower()), "")
+        message = (
+            f"The model cannot be captured by torch.export: {type(error).__name__}: {reason[0] if reason else 'no message'}"
+            f"{'; at ' + where if where else ''}. A model must be free of control flow that depends on tensor values and "
+            "must accept any batch size. Rewrite the branch (torch.where, a fixed pooling size), or pass a module without "
+            "it; `dfqkit inspect` repeats this check in seconds."
+        )
+        raise TeacherError(message) from error
+
+
+def float_graph(model: nn.Module, image: ImageSpec) -> fx.GraphModule:
+    """The model as a plain float `fx.GraphModule` in normal form, BatchNorm folded.
+
+    Convolutions and linear layers become modules that keep the names of the parameters they came from; activations and
+    pooling become `torch.nn` modules; in-place operators become functional; dropout goes. A BatchNorm that follows a
+    convolution used by nothing else is folded into it; any other becomes a depthwise 1x1 convolution, which integer
+    kernels know how to run. The result computes the same function as ``model`` in eval mode.
+
+    Args:
+        model: classifier in eval mode.
+        image: gives (C, H, W).
+
+    Returns:
+        A graph module whose parameters are copies: the model itself is not touched.
+    """
+    exported = export_graph(model, image)
+    builder = _Normaliser(exported)
+    graph = builder.build()
+    _fold_batch_norms(graph)
+    graph.graph.eliminate_dead_code()
+    graph.delete_all_unused_submodules()
+    graph.graph.lint()
+    graph.recompile()
+    graph.eval()
+    return graph
+
+
+def _attribute(root: nn.Module, path: str) -> Any:
+    value: Any = root
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _pair(value: Any) -> Any:
+    return tuple(value) if isinstance(value, (list, tuple)) else value
+
+
+class _Normaliser:
+    """Rebuilds an exported graph node by node. One method an operator family."""
+
+    def __init__(self, source: fx.GraphModule) -> None:
+        self.source = source
+        self.root = nn.Module()
+        self.graph = fx.Graph()
+        self.env: dict[fx.Node, fx.Node] = {}
+        self.named: dict[str, str] = {}  # parameter path -> module name, so that a layer called twice stays one layer
+        self.counts: dict[str, int] = {}
+
+    def build(self) -> fx.GraphModule:
+        handlers: dict[str, Callable[[fx.Node], fx.Node]] = {
+            "conv2d": self._conv,
+            "linear": self._linear,
+            "batch_norm": self._batch_norm,
+            "max_pool2d": self._max_pool,
+            "avg_pool2d": self._avg_pool,
+            "adaptive_avg_pool2d": self._adaptive_pool,
+            "mean": self._mean,
+            "hardtanh": self._hardtanh,
+            "add": lambda node: self._binary(node, torch.add),
+            "mul": lambda node: self._binary(node, torch.mul),
+            "cat": lambda node: self.graph.call_function(torch.cat, (self._map(node.args[0]), *node.args[1:])),
+            "view": lambda node: self.graph.call_function(torch.reshape, self._map(node.args)),
+            "reshape": lambda node: self.graph.call_function(torch.reshape, self._map(node.args)),
+            "flatten": lambda node: self.graph.call_function(torch.flatten, self._map(node.args)),
+            "contiguous": lambda node: self.env[node.args[0]],  # type: ignore[index]
+            "clone": lambda node: self.env[node.args[0]],  # type: ignore[index]
+        }
+        modules = {
+            "relu": nn.ReLU,
+            "relu6": nn.ReLU6,
+            "sigmoid": nn.Sigmoid,
+            "hardsigmoid": nn.Hardsigmoid,
+        }
+        # x * gate(x) in two steps, so that both the gate and the product can be quantized
+        gated: dict[str, type[nn.Module]] = {"silu": nn.Sigmoid, "hardswish": nn.Hardsigmoid}
+        for node in self.source.graph.nodes:
+            if node.op == "placeholder":
+                self.env[node] = self.graph.placeholder("image")
+                self.env[node].meta["example_shape"] = tuple(node.meta["val"].shape[1:])
+            elif node.op == "output":
+                self.graph.output(self._map(node.args[0][0] if isinstance(node.args[0], (list, tuple)) else node.args[0]))
+            elif node.op == "get_attr":
+                self.env[node] = node  # resolved where it is used
+            elif node.op == "call_function":
+                name = op_name(node.target).rstrip("_")
+                if node.target in _DROPOUTS:
+                    self.env[node] = self.env[node.args[0]]
+                elif name in modules:
+                    self.env[node] = self._module(node, modules[name](), name)
+                elif name in gated:
+                    gate = self._module(node, gated[name](), f"{name}_gate")
+                    self.env[node] = self.graph.call_function(torch.mul, (self._map(node.args[0]), gate))
+                elif name in handlers:
+                    self.env[node] = handlers[name](node)
+                else:
+                    self.env[node] = self._copy(node)
+            elif not (node.op == "call_module" and "guards" in str(node.target)):
+                message = f"Unexpected node '{node.name}' ({node.op} {node.target}) in the exported graph."
+                raise TeacherError(message)
+        return fx.GraphModule(self.root, self.graph)
+
+    def _map(self, value: Any) -> Any:
+        def one(node: fx.Node) -> fx.Node:
+            mapped = self.env[node]
+            return self._constant(mapped) if mapped.graph is not self.graph else mapped
+
+        return fx.map_arg(value, one)
+
+    def _constant(self, node: fx.Node) -> fx.Node:
+        name = "constant_" + str(node.target).replace(".", "_")
+        tensor = _attribute(self.source, str(node.target)).detach().clone()
+        if not hasattr(self.root, name):
+            self.root.register_buffer(name, tensor)
+        return self.graph.get_attr(name)
+
+    def _tensor(self, node: object) -> Tensor | None:
+        if not isinstance(node, fx.Node):
+            return None
+        return _attribute(self.source, str(node.target)).detach().clone()  # type: ignore[no-any-return]
+
+    def _unique(self, base: str) -> str:
+        count = self.counts.get(base, 0)
+        self.counts[base] = count + 1
+        return base if count == 0 else f"{base}_{count}"
+
+    def _module(self, node: fx.Node, module: nn.Module, name: str) -> fx.Node:
+        target = self._unique(name)
+        _add_submodule(self.root, target, module)
+        return self.graph.call_module(target, (self._map(node.args[0]),))
+
+    def _weighted(self, node: fx.Node, make: Callable[[Tensor, Tensor | None], nn.Module]) -> fx.Node:
+        weight_node = node.args[1]
+        if not isinstance(weight_node, fx.Node) or weight_node.op != "get_attr":
+            message = (
+                f"Layer '{node.name}' takes its weight from a computation, not from a parameter. dfqkit quantizes stored "
+                "weights: fold the computation (weight norm, dynamic convolution) into the parameter first."
+            )
+            raise TeacherError(message)
+        path = str(weight_node.target)
+        if path not in self.named:
+            base = path.removesuffix(".weight") if path.endswith(".weight") else path.replace(".", "_")
+            weight = self._tensor(weight_node)
+            if weight is None:
+                message = f"Layer '{node.name}' has no weight tensor at '{path}'."
+                raise TeacherError(message)
+            self.named[path] = self._unique(base)
+            _add_submodule(self.root, self.named[path], make(weight, self._tensor(_argument(node, 2))))
+        return self.graph.call_module(self.named[path], (self._map(node.args[0]),))
+
+    def _conv(self, node: fx.Node) -> fx.Node:
+        stride, padding, dilation = (_pair(_argument(node, i, default)) for i, default in ((3, 1), (4, 0), (5, 1)))
+        groups = _argument(node, 6, 1)
+
+        def make(weight: Tensor, bias: Tensor | None) -> nn.Module:
+            out_channels, in_channels = weight.shape[0], weight.shape[1] * groups
+            layer = nn.Conv2d(
+                in_channels, out_channels, weight.shape[2:], stride, padding, dilation, groups, device="meta"
+            )  # type: ignore[arg-type]
+            return _with_parameters(layer, weight, bias, out_channels)
+
+        return self._weighted(node, make)
+
+    def _linear(self, node: fx.Node) -> fx.Node:
+        def make(weight: Tensor, bias: Tensor | None) -> nn.Module:
+            layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+            return _with_parameters(layer, weight, bias, weight.shape[0])
+
+        return self._weighted(node, make)
+
+    def _batch_norm(self, node: fx.Node) -> fx.Node:
+        weight, bias, mean, variance = (self._tensor(_argument(node, i)) for i in range(1, 5))
+        if mean is None or variance is None:
+            message = (
+                f"BatchNorm '{node.name}' has no running statistics, so it cannot be folded. Train the model with "
+                "track_running_stats=True, or replace the layer."
+            )
+            raise TeacherError(message)
+        channels = mean.numel()
+        norm = nn.BatchNorm2d(channels, eps=float(_argument(node, 7, 1e-5)), device=mean.device)
+        with torch.no_grad():
+            norm.weight.copy_(torch.ones_like(mean) if weight is None else weight)
+            norm.bias.copy_(torch.zeros_like(mean) if bias is None else bias)
+        norm.running_mean, norm.running_var = mean, variance
+        path = str(node.args[3].target) if isinstance(node.args[3], fx.Node) else node.name
+        return self._module(node, norm.eval(), path.removesuffix(".running_mean"))
+
+    def _max_pool(self, node: fx.Node) -> fx.Node:
+        kernel, stride, padding, dilation, ceil = (
+            _pair(_argument(node, i, default)) for i, default in ((1, 1), (2, None), (3, 0), (4, 1), (5, False))
+        )
+        return self._module(node, nn.MaxPool2d(kernel, stride or kernel, padding, dilation, ceil_mode=ceil), "max_pool")
+
+    def _avg_pool(self, node: fx.Node) -> fx.Node:
+        kernel, stride, padding, ceil, include = (
+            _pair(_argument(node, i, default)) for i, default in ((1, 1), (2, None), (3, 0), (4, False), (5, True))
+        )
+        spatial = node.args[0].meta["val"].shape[2:] if isinstance(node.args[0], fx.Node) else ()
+        if tuple(spatial) == (kernel if isinstance(kernel, tuple) else (kernel, kernel)) and padding in (0, (0, 0)):
+            return self._module(node, nn.AdaptiveAvgPool2d(1), "global_pool")
+        return self._module(node, nn.AvgPool2d(kernel, stride or kernel, padding, ceil, include), "avg_pool")
+
+    def _adaptive_pool(self, node: fx.Node) -> fx.Node:
+        size = tuple(node.args[1])  # type: ignore[arg-type]
+        spatial = tuple(node.args[0].meta["val"].shape[2:])  # type: ignore[union-attr]
+        if size == (1, 1):
+            return self._module(node, nn.AdaptiveAvgPool2d(1), "global_pool")
+        if size == spatial:
+            return self._map(node.args[0])  # type: ignore[no-any-return]
+        if all(have % want == 0 for have, want in zip(spatial, size, strict=True)):
+            kernel = tuple(have // want for have, want in zip(spatial, size, strict=True))
+            return self._module(node, nn.AvgPool2d(kernel, kernel), "avg_pool")  # type: ignore[arg-type]
+        message = f"Adaptive pooling from {spatial} to {size} ('{node.name}') has no ONNX form: use sizes that divide."
+        raise TeacherError(message)
+
+    def _mean(self, node: fx.Node) -> fx.Node:
+        value = node.args[0].meta["val"] if isinstance(node.args[0], fx.Node) else None
+        dims = tuple(d % value.dim() for d in node.args[1]) if value is not None else ()  # type: ignore[union-attr]
+        if value is None or value.dim() != 4 or sorted(dims) != [2, 3]:
+            return self._copy(node)
+        pooled = self._module(node, nn.AdaptiveAvgPool2d(1), "global_pool")
+        return pooled if _argument(node, 2, False) else self.graph.call_function(torch.flatten, (pooled, 1))
+
+    def _hardtanh(self, node: fx.Node) -> fx.Node:
+        low, high = _argument(node, 1, -1.0), _argument(node, 2, 1.0)
+        if (low, high) == (0, 6):
+            return self._module(node, nn.ReLU6(), "relu6")
+        return self._module(node, nn.Hardtanh(float(low), float(high)), "hardtanh")
+
+    def _binary(self, node: fx.Node, function: Callable[..., Tensor]) -> fx.Node:
+        return self.graph.call_function(function, self._map(node.args[:2]))
+
+    def _copy(self, node: fx.Node) -> fx.Node:
+        target = node.target
+        if target is operator.getitem or not op_name(target).endswith("_"):
+            return self.graph.call_function(target, self._map(node.args), self._map(node.kwargs))  # type: ignore[arg-type]
+        message = (
+            f"Operator '{op_name(target)}' ('{node.name}') changes its input in place, which the quantized graph cannot "
+            "hold. Use the functional form in the model."
+        )
+        raise TeacherError(message)
+
+
+def _argument(node: fx.Node, index: int, default: Any = None) -> Any:
+    """Positional argument ``index`` of an ATen call, looking at keyword arguments and the operator's own default."""
+    if index < len(node.args):
+        return node.args[index]
+    schema = getattr(node.target, "_schema", None)
+    if schema is not None and index < len(schema.arguments):
+        argument = schema.arguments[index]
+        if argument.name in node.kwargs:
+            return node.kwargs[argument.name]
+    return default
+
+
+def _with_parameters(layer: nn.Module, weight: Tensor, bias: Tensor | None, channels: int) -> nn.Module:
+    """Give a layer made on the meta device its tensors: the global random state is never drawn from."""
+    layer.weight = nn.Parameter(weight)
+    layer.bias = nn.Parameter(torch.zeros(channels, dtype=weight.dtype, device=weight.device) if bias is None else bias)
+    return layer
+
+
+def _add_submodule(root: nn.Module, path: str, module: nn.Module) -> None:
+    *parents, leaf = path.split(".")
+    for part in parents:
+        if not hasattr(root, part):
+            root.add_module(part, nn.Module())
+        root = getattr(root, part)
+    root.add_module(leaf, module)
+
+
+def _fold_batch_norms(graph: fx.GraphModule) -> None:
+    modules = dict(graph.named_modules())
+    calls: dict[str, int] = {}
+    for node in graph.graph.nodes:
+        if node.op == "call_module":
+            calls[str(node.target)] = calls.get(str(node.target), 0) + 1
+    for node in list(graph.graph.nodes):
+        norm = modules.get(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(norm, nn.BatchNorm2d):
+            continue
+        before = node.args[0]
+        layer = modules.get(str(before.target)) if before.op == "call_module" else None
+        scale = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)  # type: ignore[operator]
+        shift = norm.bias.detach() - norm.running_mean * scale  # type: ignore[operator]
+        if isinstance(layer, (nn.Conv2d, nn.Linear)) and len(before.users) == 1 and calls[str(before.target)] == 1:
+            with torch.no_grad():
+                layer.weight.mul_(scale.reshape(-1, *[1] * (layer.weight.dim() - 1)))
+                layer.bias.mul_(scale).add_(shift)  # type: ignore[union-attr]
+            node.replace_all_uses_with(before)
+            graph.graph.erase_node(node)
+            continue
+        channels = scale.numel()
+        affine = nn.Conv2d(channels, channels, 1, groups=channels, device="meta")
+        _with_parameters(affine, scale.reshape(channels, 1, 1, 1).clone(), shift.clone(), channels)
+        affine.affine_norm = True  # stays at 8 bits: its weights are one number a channel
+        _add_submodule(graph, str(node.target), affine.eval())

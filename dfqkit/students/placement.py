@@ -1,0 +1,288 @@
+"""Where quantizers go on a float graph, as a target wants them.
+
+What belongs here: the rules of placement and the construction of the fake-quantized graph from Brevitas layers. The rules
+follow what ONNX Runtime and TensorRT were seen to fuse; Brevitas' own placement leaves layers in float on both. Which
+quantizer a tensor gets is `scheme`; how its range is found is `calibration`.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import brevitas.nn as qnn
+import torch
+from torch import Tensor, fx, nn
+
+from dfqkit_export.images import ImageSpec
+from dfqkit_export.targets import Target
+
+from .capture import op_name
+from .scheme import QuantConfig, activation_quantizer, weight_quantizer
+
+_WEIGHTED = (nn.Conv2d, nn.Linear)
+_NONNEGATIVE = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid)
+_RELU = (nn.ReLU, nn.ReLU6)
+_STRUCTURAL = {"max_pool2d", "flatten", "reshape", "permute", "transpose", "slice", "unsqueeze", "squeeze", "expand"}
+#: Operators that move values without changing them, but behind which a runtime wants Q/DQ again: the same scale serves.
+_REGRID = {"getitem", "pad", "constant_pad_nd"}
+_SPLIT = {"chunk", "split", "split_with_sizes", "unbind"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationPlan:
+    """One activation quantizer.
+
+    Attributes:
+        node: name of the node whose output it quantizes.
+        bits: bit width.
+        signed: whether values may be negative.
+        shares: node whose quantizer is used again (same scale), or None for one of its own.
+    """
+
+    node: str
+    bits: int
+    signed: bool
+    shares: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All quantizers of a student: activations by node name, weight bits by layer name."""
+
+    activations: dict[str, ActivationPlan]
+    weights: dict[str, int]
+
+
+def plan(graph: fx.GraphModule, config: QuantConfig, target: Target, image: ImageSpec) -> Plan:
+    """Decide every quantizer of ``graph`` for ``target``.
+
+    An activation that an inner convolution or linear layer multiplies gets the scheme's activation bits, the input of the
+    first and the last layer gets ``first_last`` bits, all others ``elementwise`` bits.
+
+    Args:
+        graph: a float graph in normal form.
+        config: the scheme.
+        target: where quantizers are wanted.
+        image: gives the input shape, to tell tensors from sizes.
+    """
+    rules = _Rules(graph, config, target, image)
+    activations: dict[str, ActivationPlan] = {}
+    for node in graph.graph.nodes:
+        source = rules.shared_source(node)
+        if source is not None:
+            activations[node.name] = ActivationPlan(
+                node=node.name, bits=rules.bits(source), signed=not rules.nonnegative(source), shares=source.name
+            )
+        elif rules.wants_quantizer(node):
+            activations[node.name] = ActivationPlan(
+                node=node.name, bits=rules.bits(node), signed=not rules.nonnegative(node)
+            )
+    kept = {name: item for name, item in activations.items() if item.shares is None or item.shares in activations}
+    return Plan(activations=kept, weights={str(n.target): rules.weight_bits(n) for n in rules.weighted_nodes})
+
+
+class _Rules:
+    """The placement rules, with what they need to know about the graph."""
+
+    def __init__(self, graph: fx.GraphModule, config: QuantConfig, target: Target, image: ImageSpec) -> None:
+        self.modules = dict(graph.named_modules())
+        self.config, self.target = config, target
+        self.nodes = list(graph.graph.nodes)
+        self.tensors = _float_tensors(graph, image)
+        self.weighted_nodes = [n for n in self.nodes if isinstance(self.module(n), _WEIGHTED)]
+        output = next(n for n in self.nodes if n.op == "output").args[0]
+        self.output: fx.Node = output
+        self.first = {n for n in self.weighted_nodes if self._reaches_input(n.args[0])}
+        self.last = {n for n in self.weighted_nodes if n is self._through_structure(output)}
+
+    def module(self, node: object) -> nn.Module | None:
+        if isinstance(node, fx.Node) and node.op == "call_module":
+            return self.modules.get(str(node.target))
+        return None
+
+    def kind(self, node: fx.Node) -> str:
+        module = self.module(node)
+        if node.op == "placeholder":
+            return "input"
+        if isinstance(module, _WEIGHTED):
+            return "weighted"
+        if isinstance(module, nn.MaxPool2d) or (node.op == "call_function" and op_name(node.target) in _STRUCTURAL):
+            return "structural"
+        if node.op == "call_function" and op_name(node.target) in _REGRID:
+            return "regrid"
+        if node.op == "call_function" and op_name(node.target) in _SPLIT:
+            return "split"
+        return "compute" if node.op in ("call_module", "call_function") else "none"
+
+    def _through_structure(self, node: fx.Node) -> fx.Node:
+        while self.kind(node) in ("structural", "regrid", "split"):
+            node = node.args[0]  # type: ignore[assignment]
+        return node
+
+    def _reaches_input(self, node: object) -> bool:
+        return isinstance(node, fx.Node) and self._through_structure(node).op == "placeholder"
+
+    def nonnegative(self, node: object) -> bool:
+        if not isinstance(node, fx.Node):
+            return isinstance(node, (int, float)) and node >= 0
+        if isinstance(self.module(node), _NONNEGATIVE):
+            return True
+        if self.kind(node) in ("structural", "regrid", "split") or isinstance(
+            self.module(node), (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+        ):
+            return self.nonnegative(node.args[0])
+        if node.target in (torch.add, torch.mul):
+            return all(self.nonnegative(a) for a in node.args)
+        if node.target is torch.cat:
+            return all(self.nonnegative(a) for a in node.args[0])  # type: ignore[union-attr]
+        return False
+
+    def consumers(self, node: fx.Node) -> list[fx.Node]:
+        """Users that compute with the values of ``node``, looking through operators that only move them."""
+        found: list[fx.Node] = []
+        for user in node.users:
+            if self.kind(user) in ("structural", "regrid", "split"):
+                found.extend(self.consumers(user))
+            else:
+                found.append(user)
+        return found
+
+    def weight_bits(self, node: fx.Node) -> int:
+        edge = node in self.first or node in self.last or getattr(self.module(node), "affine_norm", False)
+        return (self.config.first_last or self.config.weight_bits) if edge else self.config.weight_bits
+
+    def bits(self, node: fx.Node) -> int:
+        """Bits of a node's output: the least that any of its consumers asks for."""
+        asked = []
+        for user in self.consumers(node):
+            if self.kind(user) == "weighted" and not getattr(self.module(user), "affine_norm", False):
+                edge = user in self.first or user in self.last
+                asked.append((self.config.first_last if edge else None) or self.config.activation_bits)
+            else:
+                asked.append(self.config.elementwise or self.config.activation_bits)
+        return min(asked, default=self.config.activation_bits)
+
+    def shared_source(self, node: fx.Node) -> fx.Node | None:
+        """The node whose quantizer serves again behind an operator that only moves values."""
+        if self.kind(node) != "regrid" or node not in self.tensors or not self.target.quantize_outputs:
+            return None
+        source = self._through_structure(node)
+        return source if source in self.tensors else None
+
+    def wants_quantizer(self, node: fx.Node) -> bool:
+        kind = self.kind(node)
+        if node not in self.tensors or kind in ("structural", "regrid", "split", "none"):
+            return False
+        if not self.consumers(node) or node is self._through_structure(self.output):
+            return False  # logits stay float: with 8-bit logits many of 1000 classes tie
+        if kind == "input":
+            return True
+        fuses = (kind == "weighted" or node.target is torch.add) and len(node.users) == 1
+        if fuses and isinstance(self.module(next(iter(node.users))), _RELU):
+            return False
+        if self.target.quantize_outputs:
+            return True
+        return self._input_wants_quantizer(node)
+
+    def _input_wants_quantizer(self, node: fx.Node) -> bool:
+        """Targets that quantize inputs only: those of weighted layers, pooling and the residual branch of an addition."""
+        for user in self.consumers(node):
+            module = self.module(user)
+            if isinstance(module, (*_WEIGHTED, nn.AvgPool2d, nn.AdaptiveAvgPool2d)):
+                return True
+            if user.target is torch.add and node is not self._main_branch(user):
+                return True
+        return False
+
+    def _main_branch(self, addition: fx.Node) -> fx.Node | None:
+        """The convolution that an addition fuses into: the last of its inputs that is one."""
+        inputs = [a for a in addition.args if isinstance(a, fx.Node) and self.kind(a) == "weighted" and len(a.users) == 1]
+        return max(inputs, key=self.nodes.index, default=None)
+
+
+def _float_tensors(graph: fx.GraphModule, image: ImageSpec) -> set[fx.Node]:
+    """Nodes whose value is a float tensor; the others are sizes, lists and constants."""
+    found: set[fx.Node] = set()
+
+    class Recorder(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if isinstance(value, Tensor) and value.is_floating_point() and n.op != "get_attr":
+                found.add(n)
+            return value
+
+    device = next((p.device for p in graph.parameters()), torch.device("cpu"))
+    with torch.no_grad():
+        Recorder(graph).run(torch.zeros((2, *image.shape), device=device))
+    return found
+
+
+def quantized_graph(graph: fx.GraphModule, config: QuantConfig, target: Target, image: ImageSpec) -> fx.GraphModule:
+    """A fake-quantized copy of a float graph, made of Brevitas layers, not yet calibrated.
+
+    Node and layer names stay those of ``graph``; the quantizer of node ``n`` is the module ``quant.n``.
+
+    Args:
+        graph: a float graph in normal form.
+        config: the scheme, checked against the target here.
+        target: placement and types.
+        image: input shape.
+
+    Raises:
+        TargetError: when the target cannot run the scheme.
+    """
+    config.check(target)
+    decided = plan(graph, config, target, image)
+    student = copy.deepcopy(graph)
+    for name, bits in decided.weights.items():
+        layer = student.get_submodule(name)
+        _replace(student, name, _quant_layer(layer, config, bits, target))
+    quantizers = nn.Module()
+    student.add_submodule("quant", quantizers)
+    by_name = {node.name: node for node in student.graph.nodes}
+    for item in decided.activations.values():
+        if item.shares is None:
+            # The input's scale only ever multiplies, so any short number keeps the arithmetic exact.
+            exact = by_name[item.node].op != "placeholder"
+            kind = activation_quantizer(config, item.bits, target, signed=item.signed, exact_scale=exact)
+            quantizers.add_module(item.node, qnn.QuantIdentity(act_quant=kind, return_quant_tensor=False))
+    for item in decided.activations.values():
+        node = by_name[item.node]
+        with student.graph.inserting_after(node):
+            call = student.graph.call_module(f"quant.{item.shares or item.node}", (node,))
+        node.replace_all_uses_with(call, delete_user_cb=lambda user, new=call: user is not new)  # type: ignore[misc]
+    student.graph.lint()
+    student.recompile()
+    return student
+
+
+def _replace(root: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, leaf = path.rpartition(".")
+    setattr(root.get_submodule(parent) if parent else root, leaf, module)
+
+
+def _quant_layer(layer: nn.Module, config: QuantConfig, bits: int, target: Target) -> nn.Module:
+    """The Brevitas twin of a float layer, with its weights. The bias stays float until export."""
+    options = {
+        "bias": True,
+        "weight_quant": weight_quantizer(config, bits, target),
+        "bias_quant": None,
+        "return_quant_tensor": False,
+        "device": layer.weight.device,
+    }
+    # Brevitas layers draw initial weights: keep the caller's random state as it was.
+    with torch.random.fork_rng(devices=[]):
+        if isinstance(layer, nn.Conv2d):
+            twin: nn.Module = qnn.QuantConv2d(
+                layer.in_channels, layer.out_channels, layer.kernel_size, stride=layer.stride, padding=layer.padding,
+                dilation=layer.dilation, groups=layer.groups, **options,
+            )  # fmt: skip
+        else:
+            twin = qnn.QuantLinear(layer.in_features, layer.out_features, **options)
+    with torch.no_grad():
+        twin.weight.copy_(layer.weight)  # type: ignore[operator, arg-type]
+        twin.bias.copy_(layer.bias)  # type: ignore[operator, arg-type]
+    return twin

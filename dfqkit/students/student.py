@@ -1,0 +1,73 @@
+"""A student from start to file: built from a teacher, calibrated, stored, loaded again."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from brevitas.graph.equalize import EqualizeGraph
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, fx
+
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.files import write_bytes
+from dfqkit_export.images import ImageSpec
+from dfqkit_export.targets import Target
+
+from .calibration import calibrate, correct_bias, settle
+from .placement import quantized_graph
+from .scheme import QuantConfig
+
+
+def build_student(graph: fx.GraphModule, config: QuantConfig, target: Target, image: ImageSpec) -> fx.GraphModule:
+    """A fake-quantized copy of a float graph, cross-layer equalized where the scheme asks for it, not calibrated.
+
+    Equalization (Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019, section 4.1)
+    scales pairs of layers against each other without changing the function; layers with ReLU6 between them are left alone.
+    """
+    if config.equalize:
+        graph = EqualizeGraph(iterations=config.equalize, merge_bias=False).apply(copy.deepcopy(graph))
+    return quantized_graph(graph, config, target, image)
+
+
+def calibrate_student(
+    student: fx.GraphModule, batches: Sequence[Tensor], config: QuantConfig, image: ImageSpec
+) -> None:
+    """Find ranges and correct biases on normalised images (n, C, H, W)."""
+    calibrate(student, batches, image, learnable=config.scales == "float")
+    if config.bias_correction:
+        correct_bias(student, batches)
+
+
+def save_student(student: fx.GraphModule, path: Path) -> None:
+    """Write a calibrated student's tensors; there whole or not at all."""
+    write_bytes(path, save({name: value.contiguous().cpu() for name, value in student.state_dict().items()}))
+
+
+def load_student(student: fx.GraphModule, path: Path, config: QuantConfig) -> None:
+    """Load tensors that `save_student` wrote into a student just built with the same scheme.
+
+    Raises:
+        ArtefactError: when the file is damaged or belongs to another model.
+    """
+    try:
+        state = load_file(path)
+        restore(student, state, config)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        message = f"Cannot load the student '{path}': {error}. Quantize again with `dfqkit quantize`."
+        raise ArtefactError(message) from error
+
+
+def restore(student: fx.GraphModule, state: dict[str, Tensor], config: QuantConfig) -> None:
+    """Put tensors into a student, calibrated or just built."""
+    with torch.no_grad():
+        student.load_state_dict({name: value.clone() for name, value in state.items()})
+    settle(student, learnable=config.scales == "float")
+
+
+def snapshot(student: fx.GraphModule) -> dict[str, Tensor]:
+    """A copy of a student's tensors."""
+    return {name: value.detach().clone() for name, value in student.state_dict().items()}

@@ -1,0 +1,110 @@
+"""Context managers that read what a teacher computes, and leave nothing behind.
+
+What belongs here: hooks with a lifetime. A tap is entered, one or several forwards run, it is left: all handles are gone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.hooks import RemovableHandle
+
+from dfqkit_export.errors import TeacherError
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchStatistics:
+    """Statistics of the input of one BatchNorm layer, beside what training left in the layer.
+
+    Attributes:
+        name: the layer's module path.
+        mean: (C,) over batch and positions, with gradient.
+        variance: (C,), biased, with gradient.
+        running_mean: (C,) of the layer.
+        running_variance: (C,) of the layer.
+    """
+
+    name: str
+    mean: Tensor
+    variance: Tensor
+    running_mean: Tensor
+    running_variance: Tensor
+
+
+def batch_norms(model: nn.Module) -> dict[str, _NormBase]:
+    """Every BatchNorm (1d, 2d, 3d, synchronised) of ``model`` that has running statistics, by module path."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _NormBase) and module.running_mean is not None and module.running_var is not None
+    }
+
+
+class BatchNormTap:
+    """Reads the statistics of every BatchNorm input during a forward.
+
+    ``statistics`` holds one entry a call, in forward order, of the last forward; a layer called twice gives two.
+
+    Example:
+        >>> layer = nn.Sequential(nn.BatchNorm2d(2)).eval()
+        >>> with BatchNormTap(layer) as tap:
+        ...     _ = layer(torch.ones(4, 2, 3, 3))
+        >>> [s.name for s in tap.statistics], tap.statistics[0].mean.tolist()
+        (['0'], [1.0, 1.0])
+
+    Raises:
+        TeacherError: when there is no BatchNorm with running statistics, or one is in training mode.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.layers = batch_norms(model)
+        self.statistics: list[BatchStatistics] = []
+        self._handles: list[RemovableHandle] = []
+        if not self.layers:
+            message = (
+                "The model has no BatchNorm layer with running statistics, which this method reads. Found none of them "
+                "(folded, or another normalisation?). Use the checkpoint before folding, or a method that needs no BatchNorm."
+            )
+            raise TeacherError(message)
+
+    def __enter__(self) -> BatchNormTap:
+        training = [name for name, layer in self.layers.items() if layer.training]
+        if training:
+            message = f"BatchNorm '{training[0]}' is in training mode; reading it would change it. Call model.eval() first."
+            raise TeacherError(message)
+        self._handles.append(self.model.register_forward_pre_hook(self._clear))
+        for name, layer in self.layers.items():
+            self._handles.append(layer.register_forward_pre_hook(self._reader(name)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _clear(self, module: nn.Module, inputs: object) -> None:
+        self.statistics.clear()
+
+    def _reader(self, name: str):  # type: ignore[no-untyped-def]
+        def read(module: _NormBase, inputs: tuple[Tensor, ...]) -> None:
+            x = inputs[0].float()
+            dims = [d for d in range(x.dim()) if d != 1]
+            variance, mean = torch.var_mean(x, dim=dims, correction=0)
+            self.statistics.append(
+                BatchStatistics(
+                    name=name,
+                    mean=mean,
+                    variance=variance,
+                    running_mean=module.running_mean,  # type: ignore[arg-type]
+                    running_variance=module.running_var,  # type: ignore[arg-type]
+                )
+            )
+
+        return read

@@ -1,0 +1,157 @@
+"""Reading checkpoints: from a file on disk to a flat dictionary of tensors, and that dictionary's fingerprint.
+
+What belongs here: file formats, the wrappers and prefixes that training scripts leave around a state dict, and
+hashing. Whether the tensors fit a model is `teacher`'s question.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError  # only to name what torch.load(weights_only=True) raises; nothing is unpickled here
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dfqkit_export.errors import TeacherError
+
+__all__ = ["load_weights", "sha256_of_weights"]
+
+_WRAPPERS = ("model_state_dict", "state_dict", "model")
+_MAX_WRAPPERS = 3
+_SHOWN = 3
+_RESAVE = (
+    "Where the model's code is at hand, load it there and save the tensors alone: "
+    "torch.save(model.state_dict(), 'weights.pt') or "
+    "safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')."
+)
+
+
+def load_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read a checkpoint's tensors, without running any code that the file may carry.
+
+    Wrappers `model_state_dict`, `state_dict` and `model` are opened. The prefix `module.` (DataParallel) goes when
+    every name has it; `_orig_mod.` (torch.compile) goes wherever it stands.
+
+    Args:
+        path: A `.safetensors`, `.pt` or `.pth` file.
+
+    Returns:
+        Tensors on the CPU by parameter or buffer name, in the file's own dtypes.
+
+    Raises:
+        TeacherError: The file is absent, of another kind, damaged, empty, or holds anything but tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        msg = f"No weights file at '{path}'. Check the path; a relative one is looked up from {Path.cwd()}."
+        raise TeacherError(msg)
+    suffix = path.suffix.lower()
+    if suffix == ".safetensors":
+        content: object = _read_safetensors(path)
+    elif suffix in {".pt", ".pth"}:
+        content = _read_torch(path)
+    else:
+        msg = f"Weights file '{path}' ends in '{path.suffix}'. Allowed are .safetensors, .pt and .pth. {_RESAVE}"
+        raise TeacherError(msg)
+    state = _tensors(_unwrap(content), path)
+    return {name: tensor.detach() for name, tensor in _strip_prefixes(state).items()}
+
+
+def sha256_of_weights(state: Mapping[str, Tensor]) -> str:
+    """Fingerprint named tensors by name, dtype, shape and bytes; their order and device do not matter.
+
+    Args:
+        state: Tensors by name, of any shape and dtype.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        header = json.dumps([name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape)])
+        digest.update(header.encode() + b"\n")
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        msg = f"Weights file '{path}' is not a readable safetensors file ({error}). Copy or download it again."
+        raise TeacherError(msg) from error
+
+
+def _read_torch(path: Path) -> object:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a TorchScript archive warns before it raises
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"the first is {found[1]}" if found else "for example a whole pickled model"
+        msg = (
+            f"Weights file '{path}' holds Python objects other than tensors ({what}). dfqkit never unpickles code; it "
+            f"reads a state dict. {_RESAVE}"
+        )
+        raise TeacherError(msg) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        msg = (
+            f"Weights file '{path}' cannot be read ({type(error).__name__}: {_first_line(error)}). Allowed is a file "
+            f"that torch.save wrote from a state dict; a TorchScript archive or a truncated download is not. {_RESAVE}"
+        )
+        raise TeacherError(msg) from error
+
+
+def _first_line(error: Exception) -> str:
+    # torch's advice goes on to suggest weights_only=False, which a user of this package must not follow.
+    return (str(error).strip().splitlines() or ["no message"])[0].partition(". ")[0]
+
+
+def _unwrap(content: object) -> object:
+    for _ in range(_MAX_WRAPPERS):
+        if not isinstance(content, Mapping):
+            break
+        wrapper = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if wrapper is None:
+            break
+        content = content[wrapper]
+    return content
+
+
+def _tensors(content: object, path: Path) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping):
+        msg = (
+            f"Weights file '{path}' holds a {type(content).__name__}. Needed is a dictionary of named tensors "
+            f"(a state dict), bare or under one of {', '.join(_WRAPPERS)}. {_RESAVE}"
+        )
+        raise TeacherError(msg)
+    others = [f"{key!r} ({type(value).__name__})" for key, value in content.items() if not _is_entry(key, value)]
+    if others or not content:
+        more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+        found = f"{', '.join(others[:_SHOWN])}{more} beside its tensors" if others else "no tensor at all"
+        msg = (
+            f"Weights file '{path}' holds {found}. Needed is a dictionary of named tensors (a state dict), "
+            f"bare or under one of {', '.join(_WRAPPERS)}. {_RESAVE}"
+        )
+        raise TeacherError(msg)
+    return dict(content)
+
+
+def _is_entry(key: object, value: object) -> bool:
+    return isinstance(key, str) and isinstance(value, Tensor)
+
+
+def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
+    while all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return state

@@ -1,0 +1,295 @@
+"""What an ONNX file became when ONNX Runtime loaded it: which layers run in integer kernels and which in float.
+
+What belongs here: running a file through the runtime's graph optimizer and matching the result with the file's layers.
+Why a layer stayed in float is `diagnosis`' question.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+
+from .diagnosis import SourceGraph, reason_for_float
+from .errors import ArtefactError
+from .metrics import Metric
+from .runtimes.ort import OrtSession
+
+__all__ = ["INTEGER_OPS", "LayerPrecision", "Realised", "load_onnx", "realised_precision"]
+
+# import_module, because protobuf has no type information.
+_DECODE_ERROR: type[Exception] = import_module("google.protobuf.message").DecodeError
+# Kernels of ONNX Runtime's CPU provider that multiply or add integer codes.
+INTEGER_OPS = frozenset(
+    {
+        "ConvInteger",
+        "DynamicQuantizeMatMul",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "QGemm",
+        "QLinearAdd",
+        "QLinearAveragePool",
+        "QLinearConcat",
+        "QLinearConv",
+        "QLinearConvTranspose",
+        "QLinearGlobalAveragePool",
+        "QLinearLeakyRelu",
+        "QLinearMatMul",
+        "QLinearMul",
+        "QLinearReduceMean",
+        "QLinearSigmoid",
+        "QLinearSoftmax",
+        "QLinearWhere",
+    }
+)
+# These integer kernels give float results: always, or (QGemm) where no output scale is given as input 7.
+_FLOAT_RESULT = frozenset({"ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat"})
+_QGEMM_OUTPUT_SCALE = 7
+_BOUNDARY = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
+_MOVES = frozenset(
+    {"Cast", "Constant", "Flatten", "Identity", "ReorderInput", "ReorderOutput", "Reshape", "Squeeze", "Transpose"}
+    | {"Unsqueeze", "Shape"}
+)
+# ONNX Runtime 1.32's layout transformer appends this to the names of the nodes that it rebuilds.
+_TOKEN = re.compile(r"_token_\d+$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPrecision:
+    """How one layer of the file was executed.
+
+    Attributes:
+        name: Name of the node in the file.
+        op: Its ONNX operator.
+        precision: "int8" where an integer kernel computes it, else "float".
+        executed_as: The operator that really runs, "" where the layer is not found in the optimized graph.
+        detail: For float layers the reason, as far as the file tells; "" otherwise.
+    """
+
+    name: str
+    op: str
+    precision: Literal["int8", "float"]
+    executed_as: str
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Realised:
+    """What really ran.
+
+    Attributes:
+        layers: Every Conv, ConvTranspose, Gemm, MatMul that has an activation among its inputs, and every Add of two
+            activations, in the file's order.
+        float_ops: (operator, node name) of what still computes on floats in the optimized graph.
+        nodes: How often each operator occurs in the optimized graph.
+    """
+
+    layers: tuple[LayerPrecision, ...]
+    float_ops: tuple[tuple[str, str], ...]
+    nodes: dict[str, int]
+
+    @property
+    def integer_layers(self) -> int:
+        """How many layers run in integer kernels."""
+        return sum(layer.precision == "int8" for layer in self.layers)
+
+    @property
+    def float_layers(self) -> int:
+        """How many layers run in float."""
+        return len(self.layers) - self.integer_layers
+
+    @property
+    def integer_ops(self) -> float | None:
+        """Share of the layers that run in integer kernels, in [0, 1]; None where the file has no layers."""
+        return self.integer_layers / len(self.layers) if self.layers else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return counts and remaining float operators as JSON can hold them, in the form `Report.precision` takes.
+
+        The layers are not in it; `report.layer_rows` brings those into a report.
+        """
+        return {
+            "integer": self.integer_layers,
+            "float": self.float_layers,
+            "integer_ops": self.integer_ops,
+            "float_ops": [{"op": op, "name": name} for op, name in self.float_ops],
+            "nodes": dict(self.nodes),
+        }
+
+    def metric(self, *, subject: str = "onnxruntime", data: str = "") -> Metric:
+        """Return `integer_ops` in percent as a metric; n counts layers, and there is no sampling error.
+
+        Args:
+            subject: The runtime that was asked.
+            data: What it was measured on; a graph needs no images.
+        """
+        share = self.integer_ops
+        return Metric(
+            name="integer_ops",
+            subject=subject,
+            data=data or "graph",
+            value=None if share is None else 100.0 * share,
+            unit="%",
+            n=len(self.layers),
+            higher_is_better=True,
+        )
+
+
+def realised_precision(path: str | Path) -> Realised:
+    """Load a file into ONNX Runtime with all optimizations and report how each layer is executed.
+
+    Args:
+        path: The ONNX file; layers inside control-flow subgraphs are not looked at.
+
+    Raises:
+        ArtefactError: The file is not a complete ONNX model, or ONNX Runtime does not accept it.
+        RuntimeUnavailableError: onnxruntime is not installed.
+    """
+    source = load_onnx(path)
+    with tempfile.TemporaryDirectory(prefix="dfqkit-") as folder:
+        named = _with_unique_names(source, Path(path), Path(folder))
+        optimized_path = Path(folder) / "optimized.onnx"
+        OrtSession(named, threads=1, optimized_path=optimized_path)
+        optimized = onnx.load(str(optimized_path), load_external_data=False)
+    graph = SourceGraph(source.graph)
+    executed = _match(graph, optimized.graph)
+    layers = tuple(_layer(node, executed.get(node.name), graph) for node in graph.layers())
+    return Realised(
+        layers=layers,
+        float_ops=tuple((node.op_type, _TOKEN.sub("", node.name)) for node in _float_nodes(optimized.graph)),
+        nodes=_count(optimized.graph),
+    )
+
+
+def load_onnx(path: str | Path) -> onnx.ModelProto:
+    """Read an ONNX file, with its external data where it has such.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ArtefactError: It does not exist, is truncated, or is not ONNX.
+    """
+    if not Path(path).is_file():
+        msg = f"Model {str(path)!r} is not a file. Give the path of an .onnx file."
+        raise ArtefactError(msg)
+    try:
+        model = onnx.load(str(path))
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        msg = f"Model {str(path)!r} cannot be read: {error}. Is its external data beside it?"
+        raise ArtefactError(msg) from None
+    except _DECODE_ERROR as error:
+        msg = f"Model {str(path)!r} is not a complete ONNX file ({error}). Export or copy it again."
+        raise ArtefactError(msg) from None
+    if not model.graph.node:
+        msg = f"Model {str(path)!r} holds no operators. Is it an ONNX file, and complete?"
+        raise ArtefactError(msg)
+    return model
+
+
+def _with_unique_names(model: onnx.ModelProto, path: Path, folder: Path) -> Path:
+    names = [node.name for node in model.graph.node]
+    if all(names) and len(set(names)) == len(names):
+        return path
+    taken = set(names)
+    seen: set[str] = set()
+    for index, node in enumerate(model.graph.node):
+        if node.name in seen or not node.name:
+            stem = node.name or node.op_type
+            node.name = next(c for c in _candidates(stem, index) if c not in taken)
+        seen.add(node.name)
+        taken.add(node.name)
+    named = folder / "named.onnx"
+    onnx.save(model, str(named))
+    return named
+
+
+def _candidates(stem: str, index: int) -> Iterator[str]:
+    yield f"{stem}_{index}"
+    for suffix in range(10**6):
+        yield f"{stem}_{index}_{suffix}"
+
+
+def _match(source: SourceGraph, optimized: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    by_name: dict[str, onnx.NodeProto] = {}
+    by_weight: dict[str, onnx.NodeProto] = {}
+    by_output: dict[str, onnx.NodeProto] = {}
+    for node in optimized.node:
+        if node.op_type in _MOVES:
+            if node.input and node.input[0] in by_output:
+                by_output.update(dict.fromkeys(node.output, by_output[node.input[0]]))
+        elif node.op_type not in _BOUNDARY:
+            by_name[_TOKEN.sub("", node.name)] = node
+            by_output.update(dict.fromkeys(node.output, node))
+            # Float convolutions in the blocked layout are named after the output tensor that they replace.
+            by_output[node.name.removesuffix("_nchwc")] = node
+            for tensor in filter(None, node.input):
+                by_weight.setdefault(tensor, node)
+    executed: dict[str, onnx.NodeProto] = {}
+    for layer in source.layers():
+        # Fusions that rename the node keep the name of the weight, or of the last output that they swallowed.
+        candidates = [
+            by_name.get(layer.name),
+            by_weight.get(source.weight_initializer(layer) or ""),
+            *(by_output.get(tensor) for tensor in source.fused_outputs(layer)),
+            *(_adding_convolution(by_output.get(tensor)) for tensor in layer.input if layer.op_type == "Add"),
+        ]
+        found = [node for node in candidates if node is not None]
+        if found:
+            executed[layer.name] = found[0]
+    return executed
+
+
+def _adding_convolution(node: onnx.NodeProto | None) -> onnx.NodeProto | None:
+    # A float convolution takes the other operand of an Add that it swallowed as its fourth input.
+    adds = node is not None and node.op_type in ("Conv", "FusedConv") and len(node.input) > 3
+    return node if adds else None
+
+
+def _layer(node: onnx.NodeProto, executed: onnx.NodeProto | None, graph: SourceGraph) -> LayerPrecision:
+    integer = executed is not None and executed.op_type in INTEGER_OPS
+    if integer:
+        detail = ""
+    elif executed is None:
+        detail = "not found in the optimized graph (fused or folded under another name); counted as float"
+    else:
+        detail = reason_for_float(node, graph)
+    return LayerPrecision(
+        name=node.name,
+        op=node.op_type,
+        precision="int8" if integer else "float",
+        executed_as=executed.op_type if executed is not None else "",
+        detail=detail,
+    )
+
+
+def _float_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16}
+    is_float = {value.name for value in graph.input if value.type.tensor_type.elem_type in floats}
+    for node in graph.node:
+        reads_float = any(name in is_float for name in node.input)
+        if reads_float and node.op_type not in _BOUNDARY | _MOVES | INTEGER_OPS:
+            yield node
+        if _gives_float(node, reads_float):
+            is_float.update(node.output)
+
+
+def _gives_float(node: onnx.NodeProto, reads_float: bool) -> bool:
+    if node.op_type == "DequantizeLinear" or node.op_type in _FLOAT_RESULT:
+        return True
+    if node.op_type == "QGemm":
+        return len(node.input) <= _QGEMM_OUTPUT_SCALE or not node.input[_QGEMM_OUTPUT_SCALE]
+    return reads_float and node.op_type not in INTEGER_OPS | _BOUNDARY | {"Shape"}
+
+
+def _count(graph: onnx.GraphProto) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for node in graph.node:
+        counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    return dict(sorted(counts.items()))

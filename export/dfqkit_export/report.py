@@ -1,0 +1,309 @@
+"""The report: everything that was measured about one exported file, as JSON.
+
+What belongs here: `Report`, its strict JSON form and the comparison of metrics with floors. Text, Markdown and HTML are
+renderings of it and live in `report_text` and `report_html`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from .errors import ArtefactError
+from .metrics import Metric
+
+if TYPE_CHECKING:
+    from .graph import LayerPrecision
+
+__all__ = ["SCHEMA", "Finding", "Floor", "LayerRow", "Report", "check_floors", "layer_rows"]
+
+SCHEMA = 1
+
+Verdict = Literal["ok", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Floor:
+    """The worst value that a metric may have.
+
+    Attributes:
+        metric: Name of the metric.
+        subject: What it must have been measured on.
+        value: Lowest allowed value where higher is better, highest allowed value where lower is better.
+    """
+
+    metric: str
+    subject: str
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One reason why the verdict is "failed".
+
+    Attributes:
+        metric: Name of the metric.
+        subject: What it was measured on.
+        value: The measured value; None where it was not measured.
+        floor: The worst allowed value.
+        message: What happened and what to do, in one or two sentences.
+    """
+
+    metric: str
+    subject: str
+    value: float | None
+    floor: float
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRow:
+    """How well one layer survived, and how it ran.
+
+    Attributes:
+        name: Name of the layer.
+        op: Its operator.
+        sqnr_student_db: SQNR of the student's output against the teacher's, in dB; None where it has no finite value.
+        sqnr_runtime_db: SQNR of the runtime's output against the student's, in dB; None where not measured, or without
+            a finite value (for identical outputs too).
+        precision: "int8" or "float" as the runtime ran it; "" where not known.
+        executed_as: The operator that the runtime ran; "" where not known.
+        detail: Why it ran in float; "" otherwise.
+    """
+
+    name: str
+    op: str
+    sqnr_student_db: float | None = None
+    sqnr_runtime_db: float | None = None
+    precision: str = ""
+    executed_as: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything that was measured about one exported file.
+
+    Attributes:
+        title: What the report is about, usually the recipe's name.
+        verdict: "ok" where every floor holds, else "failed".
+        metrics: All metrics of all subjects.
+        findings: Why the verdict is "failed".
+        layers: One row a layer, in the model's order.
+        precision: What the runtime really executed: `Realised.to_dict()`. Empty where not asked.
+        latency: `Latency.to_dict()`. Empty where not measured.
+        provenance: What made the file: keys such as recipe, teacher, teacher_sha256, seed, command, device, threads and
+            environment; any JSON value.
+        synthesis: `losses`, a list of {"round": int, "terms": {name: value}}, each with "member" where there are
+            several, and `cost`, a mapping; any further JSON value.
+        selection: How the kept state was chosen without real data; any JSON value.
+        recipe: The resolved recipe as text (YAML).
+    """
+
+    title: str
+    verdict: Verdict = "ok"
+    metrics: Sequence[Metric] = ()
+    findings: Sequence[Finding] = ()
+    layers: Sequence[LayerRow] = ()
+    precision: Mapping[str, Any] = field(default_factory=dict)
+    latency: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    synthesis: Mapping[str, Any] = field(default_factory=dict)
+    selection: Mapping[str, Any] = field(default_factory=dict)
+    recipe: str = ""
+
+    def __post_init__(self) -> None:
+        """Make rows tuples, and refuse a verdict that the findings contradict.
+
+        Raises:
+            ArtefactError: The verdict is unknown, or does not fit the findings.
+        """
+        for name in ("metrics", "findings", "layers"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.verdict not in ("ok", "failed") or (self.verdict == "ok") == bool(self.findings):
+            msg = (
+                f"Report {self.title!r} has the verdict {self.verdict!r} with {len(self.findings)} finding(s); allowed "
+                "are 'ok' without findings and 'failed' with at least one."
+            )
+            raise ArtefactError(msg)
+
+    def metric(self, name: str, subject: str) -> Metric | None:
+        """Return the first metric of that name and subject, or None."""
+        return next((m for m in self.metrics if m.name == name and m.subject == subject), None)
+
+    def to_json(self) -> str:
+        """Return the report as JSON text with a `schema` number, two blanks of indentation and a final newline.
+
+        Raises:
+            ArtefactError: Something in it is not finite or has no JSON form; the message names where.
+        """
+        document = {"schema": SCHEMA, **asdict(self)}
+        _check_json(document, "report")
+        return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """Rebuild the report that `to_json` wrote.
+
+        Args:
+            text: The JSON document.
+
+        Raises:
+            ArtefactError: It is not JSON, of an unknown schema, holds NaN, or has missing or unknown fields.
+        """
+        try:
+            document = json.loads(text, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError) as error:
+            msg = f"Report is not valid JSON ({error}). Is report.json complete?"
+            raise ArtefactError(msg) from None
+        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+            found = document.get("schema") if isinstance(document, dict) else type(document).__name__
+            msg = (
+                f"Report has schema {found!r}; this version reads {SCHEMA}. Make it again with this version of dfqkit."
+            )
+            raise ArtefactError(msg)
+        _check_json(document, "report")
+        del document["schema"]
+        rows = {"metrics": Metric, "findings": Finding, "layers": LayerRow}
+        parsed = {
+            key: tuple(_build(rows[key], item, key) for item in _rows(value, key)) if key in rows else value
+            for key, value in document.items()
+        }
+        report: Report = _build(cls, parsed, "report")
+        return report
+
+
+def check_floors(metrics: Iterable[Metric], floors: Iterable[Floor]) -> list[Finding]:
+    """Compare metrics with floors.
+
+    A floor that nothing was measured for fails: a check that cannot be carried out must not pass in silence. Where a
+    metric was measured on several sets of images, each of them must hold.
+
+    Args:
+        metrics: What was measured.
+        floors: The worst allowed values, each for one metric and subject.
+
+    Returns:
+        One finding for each measurement that is on the wrong side of its floor, in the floors' order.
+
+    Raises:
+        ArtefactError: A floor's value is not finite, or it is for a metric that is neither good nor bad.
+    """
+    measured = list(metrics)
+    findings: list[Finding] = []
+    for floor in floors:
+        if not math.isfinite(floor.value):
+            msg = f"Floor of {floor.metric!r} for {floor.subject!r} is {floor.value}; give a finite number."
+            raise ArtefactError(msg)
+        matching = [m for m in measured if (m.name, m.subject) == (floor.metric, floor.subject)]
+        checked = [_check_floor(metric, floor) for metric in matching] or [_check_floor(None, floor)]
+        findings.extend(finding for finding in checked if finding is not None)
+    return findings
+
+
+def layer_rows(
+    layers: Iterable[LayerPrecision],
+    *,
+    student_db: Mapping[str, float | None] | None = None,
+    runtime_db: Mapping[str, float | None] | None = None,
+) -> tuple[LayerRow, ...]:
+    """Join realised precision with per-layer SQNR.
+
+    Args:
+        layers: Layers of the file, in its order.
+        student_db: SQNR of the student's outputs by layer name, in dB.
+        runtime_db: SQNR of the runtime's outputs by layer name, in dB.
+    """
+    return tuple(
+        LayerRow(
+            name=layer.name,
+            op=layer.op,
+            sqnr_student_db=(student_db or {}).get(layer.name),
+            sqnr_runtime_db=(runtime_db or {}).get(layer.name),
+            precision=layer.precision,
+            executed_as=layer.executed_as,
+            detail=layer.detail,
+        )
+        for layer in layers
+    )
+
+
+def _check_floor(metric: Metric | None, floor: Floor) -> Finding | None:
+    name = f"{floor.metric} of {floor.subject}"
+    if metric is None or metric.value is None:
+        message = f"{name} was not measured, but has a floor of {floor.value:g}. Measure it or take the floor out."
+        return Finding(metric=floor.metric, subject=floor.subject, value=None, floor=floor.value, message=message)
+    if metric.higher_is_better is None:
+        msg = f"{name} is neither good nor bad, so it cannot have a floor. Take the floor of {floor.value:g} out."
+        raise ArtefactError(msg)
+    if metric.value >= floor.value if metric.higher_is_better else metric.value <= floor.value:
+        return None
+    side = "below" if metric.higher_is_better else "above"
+    error = f" ± {metric.stderr:.3g}" if metric.stderr is not None else ""
+    unit = f" {metric.unit}" if metric.unit else ""
+    message = (
+        f"{name} is {metric.value:.6g}{error}{unit} on {metric.data} (n = {metric.n}), {side} its floor of "
+        f"{floor.value:g}{unit}."
+    )
+    return Finding(metric=floor.metric, subject=floor.subject, value=metric.value, floor=floor.value, message=message)
+
+
+def _check_json(value: Any, path: str) -> None:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                msg = f"{path} has the key {key!r}; JSON keys are text. Convert it first."
+                raise ArtefactError(msg)
+            _check_json(item, f"{path}.{key}")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _check_json(item, f"{path}[{index}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        msg = f"{path} is {value}, which JSON cannot hold. Use None for a quantity without a finite value."
+        raise ArtefactError(msg)
+    elif value is not None and not isinstance(value, str | int | float):
+        msg = f"{path} is of type {type(value).__name__}, which has no JSON form. Convert it to a plain number or text."
+        raise ArtefactError(msg)
+
+
+def _refuse_constant(name: str) -> None:
+    msg = f"it holds {name}, which is not JSON"
+    raise ValueError(msg)
+
+
+def _rows(value: Any, key: str) -> list[Any]:
+    if not isinstance(value, list):
+        msg = f"Report field {key!r} must be a list, found {type(value).__name__}. Make the report again."
+        raise ArtefactError(msg)
+    return value
+
+
+def _build(cls: type[Any], values: Any, where: str) -> Any:
+    known = [item.name for item in fields(cls)]
+    if not isinstance(values, dict) or set(values) != set(known):
+        found = sorted(values) if isinstance(values, dict) else type(values).__name__
+        msg = f"Report part {where!r} must have exactly the fields {known}, found {found}. Make the report again."
+        raise ArtefactError(msg)
+    hints = get_type_hints(cls)
+    for name, value in values.items():
+        if not _fits(value, hints[name]):
+            msg = f"Report field {where}.{name} is {value!r}, which is not of the type {hints[name]}."
+            raise ArtefactError(msg)
+    return cls(**values)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is Literal:
+        return value in arguments
+    if origin is not None:
+        return isinstance(value, origin)
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    return isinstance(value, hint)

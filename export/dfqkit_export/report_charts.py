@@ -1,0 +1,130 @@
+"""Loss curves as inline SVG.
+
+What belongs here: small multiples, one chart a loss term, because the terms have scales of their own. Colours come from
+the page's stylesheet; members are told apart by dash pattern and a written label, never by colour alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from .report_rows import figure
+
+__all__ = ["loss_charts"]
+
+Points = list[tuple[float, float]]
+
+_WIDTH, _HEIGHT = 320, 150
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 12, 22
+_MAX_POINTS = 240
+_DASHES = ("", "6 3", "2 3", "9 3 2 3")
+
+
+def loss_charts(losses: Any) -> list[str]:
+    """Draw one chart for each loss term.
+
+    Args:
+        losses: List of {"round": int, "terms": {name: value}}, each optionally with "member". Entries and values that
+            do not have this form are left out.
+
+    Returns:
+        One `<figure>` for each term, in order of appearance.
+    """
+    if not isinstance(losses, Sequence):
+        return []
+    curves: dict[str, dict[str, Points]] = {}
+    for entry in losses:
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("terms"), Mapping):
+            continue
+        step, member = _number(entry.get("round")), str(entry.get("member", ""))
+        for name, value in entry["terms"].items():
+            number = _number(value)
+            if step is not None and number is not None:
+                curves.setdefault(str(name), {}).setdefault(member, []).append((step, number))
+    return [_figure(name, members) for name, members in curves.items()]
+
+
+def _number(value: Any) -> float | None:
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if usable else None
+
+
+def _figure(name: str, members: Mapping[str, Points]) -> str:
+    series = {member: _thin(sorted(points)) for member, points in members.items()}
+    everything = [point for points in series.values() for point in points]
+    low_x, high_x = _span([x for x, _ in everything])
+    low_y, high_y = _span([y for _, y in everything])
+    inner_w, inner_h = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+
+    def place(point: tuple[float, float]) -> str:
+        x = _LEFT + inner_w * (point[0] - low_x) / (high_x - low_x)
+        y = _TOP + inner_h * (high_y - point[1]) / (high_y - low_y)
+        return f"{x:.1f},{y:.1f}"
+
+    lines = "".join(
+        f'<polyline class="curve c{index % 4}" stroke-dasharray="{_DASHES[index % 4]}" '
+        f'points="{" ".join(place(point) for point in points)}"><title>{escape(member or name)}</title></polyline>'
+        for index, (member, points) in enumerate(series.items())
+    )
+    grid = "".join(
+        f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{figure(_short(value))}</text>'
+        for value, y in ((high_y, _TOP), ((low_y + high_y) / 2, _TOP + inner_h / 2), (low_y, _TOP + inner_h))
+    )
+    axis = (
+        f'<text class="tick" x="{_LEFT}" y="{_HEIGHT - 5}">{figure(_short(low_x))}</text>'
+        f'<text class="tick" x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 5}" text-anchor="end">'
+        f"round {figure(_short(high_x))}</text>"
+    )
+    label = escape(f"{name}: {_summary(series)}", quote=True)
+    return (
+        f'<figure class="chart"><figcaption>{escape(name)} <span class="quiet">{_ends(series)}</span></figcaption>'
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{grid}{axis}{lines}</svg>'
+        f"{_legend(series)}</figure>"
+    )
+
+
+def _thin(points: Points) -> Points:
+    if len(points) <= _MAX_POINTS:
+        return points
+    step = (len(points) - 1) / (_MAX_POINTS - 1)
+    return [points[round(index * step)] for index in range(_MAX_POINTS)]
+
+
+def _span(values: list[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    if low == high:
+        margin = abs(low) * 0.1 or 1.0
+        return low - margin, high + margin
+    return low, high
+
+
+def _short(value: float) -> float | int:
+    rounded = float(f"{value:.3g}")
+    return int(value) if value == int(value) and abs(value) < 1e6 else rounded
+
+
+def _summary(series: Mapping[str, Points]) -> str:
+    texts = (f"{member or 'value'} from {p[0][1]:.4g} to {p[-1][1]:.4g}" for member, p in series.items())
+    return "; ".join(texts)
+
+
+def _ends(series: Mapping[str, Points]) -> str:
+    if len(series) != 1:
+        return f"{len(series)} members"
+    points = next(iter(series.values()))
+    return f"{figure(_short(points[0][1]))} → {figure(_short(points[-1][1]))}"
+
+
+def _legend(series: Mapping[str, Points]) -> str:
+    if len(series) < 2:
+        return ""
+    keys = "".join(
+        f'<li><svg viewBox="0 0 24 8" aria-hidden="true"><line class="curve c{index % 4}" '
+        f'stroke-dasharray="{_DASHES[index % 4]}" x1="0" x2="24" y1="4" y2="4"/></svg>{escape(member)}</li>'
+        for index, member in enumerate(series)
+    )
+    return f'<ul class="legend">{keys}</ul>'

@@ -1,0 +1,286 @@
+"""A report as one self-contained HTML page.
+
+What belongs here: the page's structure. It is readable without script and in print, needs no network, and everything
+that is interpolated is escaped. What is shown is decided in `report_rows`, how it looks in `report_style`.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Mapping
+from html import escape
+from typing import Any
+
+from .errors import ArtefactError
+from .report import LayerRow, Report
+from .report_charts import loss_charts
+from .report_rows import (
+    MetricGroup,
+    figure,
+    metric_groups,
+    subjects,
+    timing_caption,
+    timing_rows,
+    verdict_sentence,
+)
+from .report_style import SCRIPT, STYLE
+
+__all__ = ["render_html"]
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+# The page works from a file and from a CI artefact; nothing else may be loaded or contacted.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
+_KEY_METRICS = ("top1_drop", "agreement", "integer_ops", "latency", "size")
+_MAX_KEYS = 4
+
+
+def render_html(report: Report, *, sheets: Mapping[str, bytes] | None = None) -> str:
+    """Return the report as one HTML page.
+
+    Args:
+        report: What to show.
+        sheets: Contact sheets of synthetic images by caption, each a PNG file's bytes.
+
+    Raises:
+        ArtefactError: A sheet is not a PNG.
+    """
+    sections = (
+        _provenance(report),
+        _metrics(report),
+        _findings(report),
+        _precision(report),
+        _layers(report.layers),
+        _latency(report),
+        _losses(report),
+        _sheets(sheets or {}),
+        _recipe(report),
+    )
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{escape(report.title)}: {escape(report.verdict)}</title>\n<style>{STYLE}</style>\n</head>\n"
+        "<body>\n<main>\n"
+        f"{_header(report)}\n{''.join(section for section in sections if section)}"
+        "<footer>Made by dfqkit from report.json, which holds the same numbers in full.</footer>\n"
+        f"</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
+    )
+
+
+def _header(report: Report) -> str:
+    mark, word = ("✓", "ok") if report.verdict == "ok" else ("✗", "failed")
+    badge = f'<span class="badge {word}"><span aria-hidden="true">{mark}</span>{word}</span>'
+    return (
+        f'<header><p class="eyebrow">{badge}<span>Proof of a quantized classifier</span></p>'
+        f"<h1>{escape(report.title)}</h1>"
+        f'<p class="verdict">{escape(verdict_sentence(report))}</p>{_key_figures(report)}</header>'
+    )
+
+
+def _key_figures(report: Report) -> str:
+    present = [subject for subject in subjects(report) if subject != "teacher"]
+    shown = "onnxruntime" if "onnxruntime" in present else (present[-1] if present else "teacher")
+    groups = {group.name: group for group in reversed(metric_groups(report)) if shown in group.cells}
+    keys = []
+    for name in [name for name in _KEY_METRICS if name in groups][:_MAX_KEYS]:
+        cell = groups[name].cells[shown]
+        value = f"{cell.number} {cell.unit}".rstrip()
+        notes = "<br>".join(escape(text) for text in (cell.stderr and f"± {cell.stderr}", cell.gap) if text)
+        keys.append(f"<div><dt>{escape(groups[name].title)}</dt><dd>{escape(value)}<small>{notes}</small></dd></div>")
+    return f'<dl class="keys">{"".join(keys)}</dl>' if keys else ""
+
+
+def _section(title: str, body: str, note: str = "") -> str:
+    if not body:
+        return ""
+    lead = f"<p>{escape(note)}</p>" if note else ""
+    return f"<section><h2>{escape(title)}</h2>{lead}{body}</section>\n"
+
+
+def _table(label: str, header: Iterable[tuple[str, str]], rows: Iterable[str], *, sortable: bool = False) -> str:
+    heads = "".join(f'<th scope="col" class="{kind}">{escape(text)}</th>' for text, kind in header)
+    kind = ' class="sortable"' if sortable else ""
+    # tabindex lets a keyboard scroll the box.
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label, quote=True)}"><table{kind}>'
+        f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _facts(values: Mapping[str, Any], *, skip: frozenset[str] = frozenset()) -> str:
+    pairs = "".join(
+        f"<dt>{escape(str(key).replace('_', ' '))}</dt><dd>{_fact(value)}</dd>"
+        for key, value in values.items()
+        if key not in skip
+    )
+    return f'<dl class="facts">{pairs}</dl>' if pairs else ""
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, str):
+        return escape(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return escape(figure(value))
+    return f'<span class="mono">{escape(json.dumps(value, ensure_ascii=False))}</span>'
+
+
+def _provenance(report: Report) -> str:
+    known = dict(report.provenance)
+    command = known.pop("command", None)
+    environment = known.pop("environment", None)
+    body = f"<pre><code>{escape(command)}</code></pre>" if isinstance(command, str) and command else ""
+    body += _facts(known)
+    if isinstance(environment, Mapping) and environment:
+        body += f"<details><summary>Environment</summary>{_facts(environment)}</details>"
+    return _section("Reproduce", body, "What made the file, and the command that makes it again.")
+
+
+def _metrics(report: Report) -> str:
+    columns = subjects(report)
+    header = [("metric", "pin"), *((subject, "num") for subject in columns), ("n", "num"), ("measured on", "")]
+    rows = (_metric_row(group, columns) for group in metric_groups(report))
+    body = _table("Metrics by subject", header, rows) if report.metrics else ""
+    note = "Value ± standard error, below it the distance to the teacher. n counts images, calls or layers."
+    return _section("Metrics", body, note)
+
+
+def _metric_row(group: MetricGroup, columns: list[str]) -> str:
+    cells = []
+    for subject in columns:
+        cell = group.cells.get(subject)
+        if cell is None:
+            cells.append('<td class="num"></td>')
+            continue
+        error = f' <span class="quiet">± {escape(cell.stderr)}</span>' if cell.stderr else ""
+        distance = f"<small>{escape(cell.gap)}</small>" if cell.gap else ""
+        cells.append(f'<td class="num">{escape(cell.number)}{error} {escape(cell.unit)}{distance}</td>')
+    direction = f"<small>{escape(group.direction)}</small>" if group.direction else ""
+    return (
+        f'<tr><th scope="row" class="pin">{escape(group.title)}{direction}</th>{"".join(cells)}'
+        f'<td class="num">{group.n}</td><td class="data">{escape(group.data)}</td></tr>'
+    )
+
+
+def _findings(report: Report) -> str:
+    items = "".join(f"<li><strong>Failed.</strong> {escape(finding.message)}</li>" for finding in report.findings)
+    return _section("Findings", f'<ul class="findings">{items}</ul>') if items else ""
+
+
+def _precision(report: Report) -> str:
+    integer, floats = report.precision.get("integer"), report.precision.get("float")
+    if not isinstance(integer, int) or not isinstance(floats, int) or integer + floats <= 0:
+        return ""
+    share = 100.0 * integer / (integer + floats)
+    bar = f'<div class="share" aria-hidden="true"><i style="width:{share:.1f}%"></i></div>'
+    rest = report.precision.get("float_ops")
+    names = [f"{op.get('op')} {op.get('name')}" for op in rest or [] if isinstance(op, Mapping)]
+    nodes = report.precision.get("nodes")
+    body = bar + (_float_table(report.layers) if floats else "")
+    if names:
+        body += f'<p class="note">Operators left in float: {escape(", ".join(names))}.</p>'
+    if isinstance(nodes, Mapping) and nodes:
+        body += f"<details><summary>Operators in the optimized graph</summary>{_facts(nodes)}</details>"
+    note = (
+        f"{integer} of {integer + floats} layers run in integer kernels, {floats} in float: what the runtime executed."
+    )
+    return _section("Realised precision", body, note)
+
+
+def _float_table(layers: Iterable[LayerRow]) -> str:
+    rows = [
+        f'<tr><th scope="row" class="mono pin">{escape(layer.name)}</th><td>{escape(layer.op)}</td>'
+        f'<td>{escape(layer.executed_as)}</td><td class="wrap">{escape(layer.detail)}</td></tr>'
+        for layer in layers
+        if layer.precision == "float"
+    ]
+    header = [("float layer", "pin"), ("operator", ""), ("executed as", ""), ("why, and what repairs it", "wrap")]
+    return _table("Layers in float", header, rows) if rows else ""
+
+
+def _layers(layers: Iterable[LayerRow]) -> str:
+    rows = list(layers)
+    best = max((value for row in rows for value in (row.sqnr_student_db, row.sqnr_runtime_db) if value), default=1.0)
+    header = [
+        ("#", "num"),
+        ("layer", "pin"),
+        ("operator", ""),
+        ("student, dB", "num"),
+        ("runtime, dB", "num"),
+        ("precision", ""),
+        ("executed as", ""),
+    ]
+    body = _table("Layers", header, (_layer_row(i, row, best) for i, row in enumerate(rows, 1)), sortable=True)
+    note = (
+        "Signal-to-quantization-noise ratio of each layer's output: the student against the teacher, the runtime "
+        "against the student. Lower means more noise; 6 dB is about one bit."
+    )
+    return _section("Layers", body, note) if rows else ""
+
+
+def _layer_row(index: int, row: LayerRow, best: float) -> str:
+    chip = (
+        f'<span class="chip {escape(row.precision, quote=True)}">{escape(row.precision)}</span>'
+        if row.precision
+        else ""
+    )
+    return (
+        f'<tr><td class="num quiet" data-v="{index}">{index}</td>'
+        f'<th scope="row" class="mono pin">{escape(row.name)}</th>'
+        f"<td>{escape(row.op)}</td>{_decibel(row.sqnr_student_db, best)}{_decibel(row.sqnr_runtime_db, best)}"
+        f"<td>{chip}</td><td>{escape(row.executed_as)}</td></tr>"
+    )
+
+
+def _decibel(value: float | None, best: float) -> str:
+    if value is None:
+        return '<td class="num quiet" data-v="">-</td>'
+    width = max(0.0, min(100.0, 100.0 * value / best)) if best > 0 else 0.0
+    bar = f'<span class="bar" aria-hidden="true"><i style="width:{width:.0f}%"></i></span>'
+    return f'<td class="num" data-v="{value:.6g}">{bar}{value:.1f}</td>'
+
+
+def _latency(report: Report) -> str:
+    rows = []
+    for name, cells in timing_rows(report):
+        values = "".join(f'<td class="num">{escape(cell)}</td>' for cell in cells)
+        rows.append(f'<tr><th scope="row" class="pin">{escape(name)}</th>{values}</tr>')
+    columns = ("median", "min", "p10", "p90", "max", "ratio")
+    header = [("session", "pin"), *((name, "num") for name in columns)]
+    return _section("Latency", _table("Latency", header, rows), timing_caption(report)) if rows else ""
+
+
+def _losses(report: Report) -> str:
+    charts = loss_charts(report.synthesis.get("losses"))
+    body = f'<div class="charts">{"".join(charts)}</div>' if charts else ""
+    cost = report.synthesis.get("cost")
+    body += _facts(cost) if isinstance(cost, Mapping) else ""
+    body += _facts(report.synthesis, skip=frozenset({"losses", "cost"}))
+    if report.selection:
+        body += f"<details><summary>Selection without real data</summary>{_facts(report.selection)}</details>"
+    return _section("Synthesis", body, "Loss terms by round, each on its own scale.")
+
+
+def _sheets(sheets: Mapping[str, bytes]) -> str:
+    figures = []
+    for caption, png in sheets.items():
+        if not png.startswith(_PNG):
+            msg = f"Contact sheet {caption!r} is not a PNG file. Encode it as PNG first."
+            raise ArtefactError(msg)
+        data = base64.b64encode(png).decode("ascii")
+        text = escape(caption, quote=True)
+        figures.append(
+            f'<figure><figcaption>{text}</figcaption><img alt="{text}" src="data:image/png;base64,{data}"></figure>'
+        )
+    note = "Made from the teacher's weights alone; no real image was involved."
+    return _section("Synthetic images", f'<div class="sheets">{"".join(figures)}</div>', note) if figures else ""
+
+
+def _recipe(report: Report) -> str:
+    if not report.recipe:
+        return ""
+    return _section(
+        "Recipe",
+        f"<details><summary>Resolved recipe</summary><pre><code>{escape(report.recipe)}</code></pre></details>",
+    )

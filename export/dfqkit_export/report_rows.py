@@ -1,0 +1,230 @@
+"""What the renderings of a report share: grouping of metrics, gaps to the teacher, number formats, the verdict.
+
+What belongs here: turning a `Report` into short texts. No markup, no layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .metrics import Metric
+from .report import Report
+
+__all__ = [
+    "Cell",
+    "MetricGroup",
+    "figure",
+    "gap",
+    "metric_groups",
+    "subjects",
+    "timing_caption",
+    "timing_rows",
+    "verdict_sentence",
+]
+
+TEACHER = "teacher"
+MISSING = "-"
+_DECIMALS = {"%": 2, "points": 2, "dB": 1, "x": 2, "ms": 3}
+_SIZES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+_RATIO_WORDS = {"ms": ("faster", "slower"), "bytes": ("smaller", "larger")}
+_TITLES = {
+    "agreement": "Agreement with the teacher",
+    "integer_ops": "Layers in integer kernels",
+    "kl": "KL from the teacher",
+    "latency": "Latency, median",
+    "logit_max_abs": "Logits, largest difference",
+    "logit_sqnr_db": "Logit SQNR",
+    "size": "File size",
+    "speedup": "Speed-up",
+    "student_agreement": "Agreement with the student",
+    "top1": "Top-1 accuracy",
+    "top1_drop": "Top-1 drop",
+    "top5": "Top-5 accuracy",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One subject's value within a group, as text.
+
+    Attributes:
+        number: The value without its unit.
+        stderr: The standard error to as many decimals, "" where there is none.
+        unit: The unit, "" where there is none.
+        gap: Distance to the teacher's value, "" where there is nothing to compare.
+    """
+
+    number: str
+    stderr: str
+    unit: str
+    gap: str
+
+    def __str__(self) -> str:
+        """Return value, standard error and unit in one line."""
+        return " ".join(text for text in (self.number, self.stderr and f"± {self.stderr}", self.unit) if text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricGroup:
+    """The same metric on the same images for several subjects.
+
+    Attributes:
+        name: Name of the metric.
+        title: The same for readers.
+        data: What it was measured on.
+        n: How many images (or repetitions, or layers) it rests on.
+        direction: "higher is better", "lower is better" or "".
+        cells: One cell a subject.
+    """
+
+    name: str
+    title: str
+    data: str
+    n: int
+    direction: str
+    cells: Mapping[str, Cell]
+
+
+def subjects(report: Report) -> list[str]:
+    """Return the subjects in order of appearance, the teacher first."""
+    seen = list(dict.fromkeys(metric.subject for metric in report.metrics))
+    return sorted(seen, key=lambda subject: subject != TEACHER)
+
+
+def metric_groups(report: Report) -> list[MetricGroup]:
+    """Group metrics by name, data and n, in order of appearance."""
+    groups: dict[tuple[str, str, int], dict[str, Metric]] = {}
+    for metric in report.metrics:
+        groups.setdefault((metric.name, metric.data, metric.n), {})[metric.subject] = metric
+    return [_group(name, data, n, members) for (name, data, n), members in groups.items()]
+
+
+def figure(value: Any, unit: str = "") -> str:
+    """Format a number with its unit; a dash for anything that is not a number.
+
+    Example:
+        >>> figure(91.734, "%"), figure(1_094_400, "bytes"), figure(None)
+        ('91.73 %', '1.09 MB', '-')
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return MISSING
+    if unit == "bytes":
+        for size, name in _SIZES:
+            if abs(value) >= size:
+                return f"{value / size:.3g} {name}"
+        return f"{value:.0f} bytes"
+    if unit in _DECIMALS:
+        number = f"{value:.{_DECIMALS[unit]}f}"
+    else:
+        number = f"{value:d}" if isinstance(value, int) else f"{value:.4g}"
+    return f"{number}x" if unit == "x" else f"{number} {unit}".rstrip()
+
+
+def gap(metric: Metric, teacher: Metric | None) -> str:
+    """Say how far a metric lies from the teacher's.
+
+    Args:
+        metric: A subject's metric.
+        teacher: The same metric of the teacher, or None.
+
+    Returns:
+        A signed difference ("-0.08 points"), a ratio for times and sizes ("3.10x faster"), or "" where there is nothing
+        to compare.
+    """
+    if teacher is None or metric is teacher or metric.value is None or teacher.value is None:
+        return ""
+    if metric.unit in _RATIO_WORDS:
+        if metric.value <= 0 or teacher.value <= 0:
+            return ""
+        ratio, (better, worse) = teacher.value / metric.value, _RATIO_WORDS[metric.unit]
+        return f"{max(ratio, 1 / ratio):.2f}x {better if ratio >= 1 else worse}"
+    difference = metric.value - teacher.value
+    text = figure(difference, "points" if metric.unit == "%" else metric.unit)
+    return text if text.startswith("-") else f"+{text}"
+
+
+def timing_rows(report: Report) -> list[tuple[str, list[str]]]:
+    """Return (name, [median, min, p10, p90, max in ms, ratio]) for each timed session."""
+    timings = report.latency.get("timings")
+    if not isinstance(timings, Mapping):
+        return []
+    keys = ("median", "min", "p10", "p90", "max")
+    return [
+        (
+            str(name),
+            [*(figure(timing.get(key), "ms").removesuffix(" ms") for key in keys), figure(timing.get("ratio"), "x")],
+        )
+        for name, timing in timings.items()
+        if isinstance(timing, Mapping)
+    ]
+
+
+def timing_caption(report: Report) -> str:
+    """Say how latency was measured."""
+    latency = report.latency
+    ratio = f"; ratio against {latency['reference']}, above 1 is faster" if latency.get("reference") else ""
+    return (
+        f"Milliseconds a call of {figure(latency.get('batch'))} image(s), {figure(latency.get('repeats'))} interleaved "
+        f"calls after {figure(latency.get('warmup'))} of warm-up{ratio}. Information only, never a gate."
+    )
+
+
+def verdict_sentence(report: Report) -> str:
+    """Say in one sentence or two what the report found."""
+    if report.verdict == "failed":
+        count = len(report.findings)
+        noun = "check does" if count == 1 else "checks do"
+        return f"{count} {noun} not hold. {report.findings[0].message}"
+    candidates = [subject for subject in subjects(report) if subject != TEACHER]
+    subject = "onnxruntime" if "onnxruntime" in candidates else (candidates[-1] if candidates else TEACHER)
+    parts = [text for text in (_accuracy(report, subject), _integers(report)) if text]
+    return "All checks hold" + (f": {'; '.join(parts)}." if parts else ".")
+
+
+def _accuracy(report: Report, subject: str) -> str:
+    drop, top1 = report.metric("top1_drop", subject), report.metric("top1", subject)
+    if drop is not None and top1 is not None and drop.value is not None:
+        error = f" ± {drop.stderr:.2f}" if drop.stderr is not None else ""
+        change = "loses" if drop.value >= 0 else "gains"
+        return (
+            f"{subject} reaches {figure(top1.value, '%')} top-1 and {change} {abs(drop.value):.2f}{error} points "
+            f"against the teacher, on {top1.n} images of {top1.data}"
+        )
+    agreement = report.metric("agreement", subject)
+    if agreement is not None and agreement.value is not None:
+        return (
+            f"{subject} agrees with the teacher on {figure(agreement.value, '%')} of {agreement.n} images of "
+            f"{agreement.data}"
+        )
+    return ""
+
+
+def _integers(report: Report) -> str:
+    integer, floats = report.precision.get("integer"), report.precision.get("float")
+    if not isinstance(integer, int) or not isinstance(floats, int):
+        return ""
+    return f"{integer} of {integer + floats} layers run in integer kernels"
+
+
+def _group(name: str, data: str, n: int, members: Mapping[str, Metric]) -> MetricGroup:
+    teacher = members.get(TEACHER)
+    better = next((m.higher_is_better for m in members.values() if m.higher_is_better is not None), None)
+    return MetricGroup(
+        name=name,
+        title=_TITLES.get(name, name),
+        data=data,
+        n=n,
+        direction="" if better is None else ("higher is better" if better else "lower is better"),
+        cells={subject: _cell(metric, teacher) for subject, metric in members.items()},
+    )
+
+
+def _cell(metric: Metric, teacher: Metric | None) -> Cell:
+    number, _, unit = figure(metric.value, metric.unit).partition(" ")
+    stderr = ""
+    if metric.stderr is not None and metric.value is not None:
+        decimals = len(number.partition(".")[2]) if "e" not in number else None
+        stderr = f"{metric.stderr:.2g}" if decimals is None else f"{metric.stderr:.{decimals}f}"
+    return Cell(number=number, stderr=stderr, unit=unit, gap=gap(metric, teacher))

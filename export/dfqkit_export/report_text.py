@@ -1,0 +1,119 @@
+"""A report as plain text for a terminal, and as Markdown for a pull request.
+
+What belongs here: layout in characters. What is shown is decided in `report_rows`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from .report import LayerRow, Report
+from .report_rows import figure, metric_groups, subjects, timing_caption, timing_rows, verdict_sentence
+
+__all__ = ["render_markdown", "render_text"]
+
+_WORST = 8
+_TIMING_HEADER = ["session", "median", "min", "p10", "p90", "max", "ratio"]
+_LAYER_HEADER = ["layer", "op", "student dB", "runtime dB", "precision", "executed as"]
+
+
+def render_text(report: Report) -> str:
+    """Return the report as plain text with fixed-width tables, ending in a newline.
+
+    All metrics are shown; of the layers, those that run in float and those with the lowest SQNR.
+
+    Args:
+        report: What to show.
+    """
+    blocks = [f"{report.title}\n{report.verdict.upper()}  {verdict_sentence(report)}"]
+    if report.metrics:
+        blocks.append(_table(*_metric_table(report)))
+    if report.findings:
+        blocks.append("Findings\n" + "\n".join(f"  - {finding.message}" for finding in report.findings))
+    layers = _notable(report.layers)
+    if layers:
+        title = f"Layers: {len(layers)} of {len(report.layers)}, float ones and the lowest SQNR"
+        blocks.append(f"{title}\n" + _table(_LAYER_HEADER, [_layer_cells(layer) for layer in layers]))
+        reasons = [f"  {layer.name}: {layer.detail}" for layer in layers if layer.detail]
+        blocks.extend(["Why float\n" + "\n".join(reasons)] if reasons else [])
+    timings = [[name, *cells] for name, cells in timing_rows(report)]
+    if timings:
+        blocks.append(f"{timing_caption(report)}\n" + _table(_TIMING_HEADER, timings))
+    return "\n\n".join(_printable(block) for block in blocks) + "\n"
+
+
+def render_markdown(report: Report) -> str:
+    """Return the report as GitHub-flavoured Markdown, ending in a newline.
+
+    Args:
+        report: What to show.
+    """
+    sign = "✅ ok" if report.verdict == "ok" else "❌ failed"
+    blocks = [f"### {_md(report.title)}: {sign}", _md(verdict_sentence(report))]
+    if report.metrics:
+        blocks.append(_markdown_table(*_metric_table(report)))
+    if report.findings:
+        blocks.append("**Findings**\n\n" + "\n".join(f"- {_md(finding.message)}" for finding in report.findings))
+    if report.layers:
+        table = _markdown_table(_LAYER_HEADER, [_layer_cells(layer) for layer in report.layers])
+        blocks.append(f"<details><summary>{len(report.layers)} layers</summary>\n\n{table}\n\n</details>")
+    timings = [[name, *cells] for name, cells in timing_rows(report)]
+    if timings:
+        blocks.append(f"{_md(timing_caption(report))}\n\n{_markdown_table(_TIMING_HEADER, timings)}")
+    command = report.provenance.get("command")
+    if isinstance(command, str) and command:
+        blocks.append(f"Reproduce with `{_md(command.replace('`', ''))}`")
+    return "\n\n".join(blocks) + "\n"
+
+
+def _metric_table(report: Report) -> tuple[list[str], list[list[str]]]:
+    columns = subjects(report)
+    rows: list[list[str]] = []
+    for group in metric_groups(report):
+        cells = [group.cells.get(subject) for subject in columns]
+        rows.append([group.title, *(str(cell) if cell else "" for cell in cells), str(group.n), group.data])
+        if any(cell and cell.gap for cell in cells):
+            rows.append(["  against the teacher", *(cell.gap if cell else "" for cell in cells), "", ""])
+    return ["metric", *columns, "n", "data"], rows
+
+
+def _notable(layers: Sequence[LayerRow]) -> list[LayerRow]:
+    known = sorted((layer.sqnr_student_db, i) for i, layer in enumerate(layers) if layer.sqnr_student_db is not None)
+    chosen = {index for _, index in known[:_WORST]} | {
+        i for i, layer in enumerate(layers) if layer.precision == "float"
+    }
+    return [layer for index, layer in enumerate(layers) if index in chosen]
+
+
+def _layer_cells(layer: LayerRow) -> list[str]:
+    decibels = (figure(layer.sqnr_student_db, "dB"), figure(layer.sqnr_runtime_db, "dB"))
+    return [layer.name, layer.op, *decibels, layer.precision, layer.executed_as]
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    ruler = ["-" * width for width in widths]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in (header, ruler, *rows)
+    )
+
+
+def _printable(text: str) -> str:
+    # A name from a foreign file must not move the terminal's cursor.
+    return "".join(character if character == "\n" or character.isprintable() else "?" for character in text)
+
+
+def _markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [
+        [_md(cell) for cell in header],
+        ["---"] * len(header),
+        *([_md(cell.strip()) for cell in row] for row in rows),
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _md(text: str) -> str:
+    escapes: Mapping[str, str] = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "\\|", "\n": " ", "\r": " "}
+    return "".join(escapes.get(character, character) for character in text)

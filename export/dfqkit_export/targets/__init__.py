@@ -1,0 +1,32 @@
+"""What each deployment target accepts, as data: one module a target, one line in the table here.
+
+The same table chooses the student's quantizers before any compute is spent and is the reference that the exported file is
+held against. No runtime is imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from ..errors import TargetError
+from .base import QuantSpace, Target
+from .onnxruntime import ONNXRUNTIME
+from .tensorrt import TENSORRT
+
+TARGETS: dict[str, Target] = {target.name: target for target in (ONNXRUNTIME, TENSORRT)}
+
+__all__ = ["TARGETS", "QuantSpace", "Target", "get_target"]
+
+
+def get_target(name: str) -> Target:
+    """The target called ``name``.
+
+    Raises:
+        TargetError: for an unknown name; gives the nearest and all allowed ones.
+    """
+    if name in TARGETS:
+        return TARGETS[name]
+    near = difflib.get_close_matches(name, TARGETS, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    message = f"Unknown target '{name}'.{hint} Allowed: {', '.join(sorted(TARGETS))}."
+    raise TargetError(message)

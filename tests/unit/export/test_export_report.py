@@ -1,0 +1,399 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pytest
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.graph import LayerPrecision
+from dfqkit_export.metrics import Metric
+from dfqkit_export.report import Finding, Floor, LayerRow, Report, check_floors, layer_rows
+from dfqkit_export.report_charts import loss_charts
+from dfqkit_export.report_html import render_html
+from dfqkit_export.report_rows import figure, metric_groups, verdict_sentence
+from dfqkit_export.report_text import render_markdown, render_text
+
+EVIL = "<script>alert(1)</script>\"'&|`"
+PNG = b"\x89PNG\r\n\x1a\n" + b"rest"
+
+
+def metric(name: str, subject: str, value: float | None, unit: str = "%", **changes: Any) -> Metric:
+    better = name not in {"top1_drop", "kl", "latency", "size"}
+    values: dict[str, Any] = {"data": "real:test", "n": 1000, "higher_is_better": better, **changes}
+    return Metric(name=name, subject=subject, value=value, unit=unit, **values)
+
+
+METRICS = (
+    metric("top1", "teacher", 91.73, stderr=0.87),
+    metric("top1", "student", 91.5, stderr=0.88),
+    metric("top1", "onnxruntime", 91.65, stderr=0.875),
+    metric("top1_drop", "onnxruntime", 0.08, "points", stderr=0.05),
+    metric("latency", "teacher", 3.0, "ms", n=50),
+    metric("latency", "onnxruntime", 1.0, "ms", n=50),
+    metric("size", "teacher", 1_094_400.0, "bytes", n=1),
+    metric("size", "onnxruntime", 312_000.0, "bytes", n=1),
+    metric("logit_sqnr_db", "onnxruntime", None, "dB"),
+)
+LAYERS = (
+    LayerRow(
+        name="conv1",
+        op="Conv",
+        sqnr_student_db=30.25,
+        sqnr_runtime_db=None,
+        precision="int8",
+        executed_as="QLinearConv",
+    ),
+    LayerRow(name="conv2", op="Conv", sqnr_student_db=-3.5, precision="float", executed_as="Conv", detail="because"),
+)
+REPORT = Report(
+    title="digits/dfq-w8a8-ort",
+    metrics=METRICS,
+    layers=LAYERS,
+    precision={
+        "integer": 1,
+        "float": 1,
+        "integer_ops": 0.5,
+        "float_ops": [{"op": "Conv", "name": "conv2"}],
+        "nodes": {"Conv": 1},
+    },
+    latency={
+        "timings": {"teacher": {"median": 3.0, "min": 2.5, "max": 9.0, "p10": 2.6, "p90": 4.0, "ratio": 1.0}},
+        "reference": "teacher",
+        "repeats": 50,
+        "warmup": 5,
+        "batch": 1,
+    },
+    provenance={"command": "dfqkit run digits/dfq-w8a8-ort --seed 3", "seed": 3, "environment": {"python": "3.11"}},
+    synthesis={"losses": [{"round": r, "terms": {"bn": 1.0 / (r + 1)}} for r in range(4)], "cost": {"seconds": 12.5}},
+    selection={"kept": "round 3"},
+    recipe="schema: 1\n",
+)
+
+
+class Page(HTMLParser):
+    """Collect tags, attributes and text; every tag must be closed in order."""
+
+    VOID = frozenset({"meta", "img", "br", "line", "link"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.headings: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self.open and self.open[-1] == "h2":
+            self.headings.append(data)
+
+    def count(self, tag: str) -> int:
+        return sum(found == tag for found, _ in self.tags)
+
+
+def test_json_round_trip() -> None:
+    text = REPORT.to_json()
+    assert Report.from_json(text) == REPORT
+    document = json.loads(text)
+    assert (document["schema"], document["verdict"]) == (1, "ok")
+    assert set(document["metrics"][0]) == {
+        "name", "subject", "data", "value", "unit", "n", "stderr", "higher_is_better",
+    }  # fmt: skip
+
+
+def test_a_failed_report_round_trips() -> None:
+    findings = check_floors(METRICS, [Floor(metric="top1_drop", subject="onnxruntime", value=0.05)])
+    failed = replace(REPORT, verdict="failed", findings=findings)
+    assert Report.from_json(failed.to_json()) == failed
+
+
+@pytest.mark.parametrize(
+    ("part", "where"),
+    [
+        ({"latency": {"a": [1.0, math.nan]}}, r"report\.latency\.a\[1\] is nan"),
+        ({"provenance": {"x": math.inf}}, r"report\.provenance\.x is inf"),
+        ({"provenance": {"x": np.float32(1)}}, "float32"),
+        ({"selection": {1: "x"}}, "key 1"),
+    ],
+)
+def test_what_json_cannot_hold_is_refused_and_located(part: dict[str, Any], where: str) -> None:
+    with pytest.raises(ArtefactError, match=where):
+        replace(REPORT, **part).to_json()
+
+
+def changed(**changes: Any) -> str:
+    return json.dumps({**json.loads(REPORT.to_json()), **changes})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "not valid JSON"),
+        (REPORT.to_json()[:200], "not valid JSON"),
+        ("[1]", "schema 'list'"),
+        (changed(schema=2), "schema 2; this version reads 1"),
+        (changed(extra=1), "exactly the fields"),
+        (changed(metrics={}), "must be a list"),
+        (changed(metrics=[{"name": "top1"}]), "exactly the fields"),
+        (changed(title=5), r"report\.title is 5"),
+        (changed(precision=[]), r"report\.precision"),
+        (changed(verdict="great"), r"report\.verdict"),
+        (changed(verdict="failed"), "0 finding"),
+        (changed(latency={"a": math.nan}), "holds NaN"),
+        (changed(latency={"a": 1}).replace('{"a": 1}', '{"a": 1e999}'), "is inf"),
+        (REPORT.to_json().replace('"value": 91.73', '"value": "<b>"'), r"metrics\.value is '<b>'"),
+        (REPORT.to_json().replace('"n": 1000', '"n": true'), r"metrics\.n is True"),
+        ("[" * 100_000, "not valid JSON"),
+    ],
+)
+def test_foreign_reports_are_refused(text: str, words: str) -> None:
+    with pytest.raises(ArtefactError, match=words):
+        Report.from_json(text)
+
+
+def test_verdict_and_findings_must_agree() -> None:
+    finding = Finding(metric="top1", subject="s", value=1.0, floor=2.0, message="m")
+    with pytest.raises(ArtefactError, match="'ok' with 1 finding"):
+        Report(title="t", findings=[finding])
+
+
+@pytest.mark.parametrize(
+    ("name", "floor", "holds"),
+    [("top1", 91.65, True), ("top1", 91.66, False), ("top1_drop", 0.08, True), ("top1_drop", 0.07, False)],
+)
+def test_floors_follow_the_direction(name: str, floor: float, holds: bool) -> None:
+    findings = check_floors(METRICS, [Floor(metric=name, subject="onnxruntime", value=floor)])
+    assert (findings == []) is holds
+
+
+def test_a_finding_says_what_was_measured() -> None:
+    (finding,) = check_floors(METRICS, [Floor(metric="top1_drop", subject="onnxruntime", value=0.05)])
+    assert (finding.value, finding.floor) == (0.08, 0.05)
+    for words in ("0.08 ± 0.05 points", "real:test", "n = 1000", "above its floor of 0.05"):
+        assert words in finding.message
+
+
+def test_what_was_not_measured_does_not_pass() -> None:
+    floors = [
+        Floor(metric="agreement", subject="onnxruntime", value=99),
+        Floor(metric="logit_sqnr_db", subject="onnxruntime", value=1),
+    ]
+    findings = check_floors(METRICS, floors)
+    assert [finding.value for finding in findings] == [None, None]
+    assert all("was not measured" in finding.message for finding in findings)
+
+
+def test_each_measurement_of_a_metric_must_hold() -> None:
+    both = [metric("top1", "s", 90.0), metric("top1", "s", 50.0, data="other")]
+    (finding,) = check_floors(both, [Floor(metric="top1", subject="s", value=60)])
+    assert finding.value == 50.0
+
+
+def test_floors_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ArtefactError, match="neither good nor bad"):
+        check_floors([metric("size", "s", 1.0, higher_is_better=None)], [Floor(metric="size", subject="s", value=1)])
+    with pytest.raises(ArtefactError, match="finite"):
+        check_floors([], [Floor(metric="size", subject="s", value=math.nan)])
+
+
+def test_layer_rows_join_by_name() -> None:
+    layers = [LayerPrecision(name="a", op="Conv", precision="int8", executed_as="QLinearConv", detail="")]
+    (row,) = layer_rows(layers, student_db={"a": 30.0, "b": 1.0})
+    assert row == LayerRow(name="a", op="Conv", sqnr_student_db=30.0, precision="int8", executed_as="QLinearConv")
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (91.734, "%", "91.73 %"),
+        (-0.5, "points", "-0.50 points"),
+        (1_094_400, "bytes", "1.09 MB"),
+        (12, "bytes", "12 bytes"),
+        (3.0666, "x", "3.07x"),
+        (0.002134567, "nats", "0.002135 nats"),
+        (7, "", "7"),
+        (None, "%", "-"),
+        (True, "%", "-"),
+        ("<b>", "%", "-"),
+    ],
+)
+def test_figures(value: Any, unit: str, text: str) -> None:
+    assert figure(value, unit) == text
+
+
+def test_gaps_are_differences_or_ratios() -> None:
+    gaps = {group.name: group.cells["onnxruntime"].gap for group in metric_groups(REPORT)}
+    assert gaps == {
+        "top1": "-0.08 points",
+        "top1_drop": "",
+        "latency": "3.00x faster",
+        "size": "3.51x smaller",
+        "logit_sqnr_db": "",
+    }
+    slower = replace(REPORT, metrics=(metric("latency", "teacher", 1.0, "ms"), metric("latency", "a", 2.0, "ms")))
+    assert metric_groups(slower)[0].cells["a"].gap == "2.00x slower"
+
+
+def test_standard_errors_have_the_values_decimals() -> None:
+    report = replace(REPORT, metrics=(metric("kl", "s", 0.00213, "nats", stderr=0.00004),))
+    assert str(metric_groups(report)[0].cells["s"]) == "0.00213 ± 0.00004 nats"
+
+
+def test_the_sentence_names_accuracy_and_integer_layers() -> None:
+    sentence = verdict_sentence(REPORT)
+    for words in ("All checks hold", "91.65 % top-1", "loses 0.08 ± 0.05 points", "1 of 2 layers"):
+        assert words in sentence
+    unlabelled = replace(REPORT, metrics=(metric("agreement", "onnxruntime", 99.3),))
+    assert "agrees with the teacher on 99.30 % of 1000 images" in verdict_sentence(unlabelled)
+    assert verdict_sentence(Report(title="t")) == "All checks hold."
+
+
+def test_text_is_a_fixed_width_table() -> None:
+    text = render_text(REPORT)
+    lines = text.splitlines()
+    assert lines[0] == "digits/dfq-w8a8-ort"
+    header = next(line for line in lines if line.startswith("metric"))
+    row = next(line for line in lines if line.startswith("Top-1 accuracy"))
+    assert row.index("91.65 ± 0.88 %") == header.index("onnxruntime")
+    assert "conv2: because" in text
+    assert text.endswith("\n")
+
+
+def test_text_cannot_move_the_cursor() -> None:
+    assert "\x1b" not in render_text(replace(REPORT, title="\x1b[2Jgone"))
+
+
+def test_markdown_shows_metrics_and_escapes() -> None:
+    text = render_markdown(replace(REPORT, title=EVIL))
+    assert "✅ ok" in text
+    assert "<script>" not in text
+    table = [line for line in text.splitlines() if line.startswith("| Top-1 accuracy")]
+    assert table == ["| Top-1 accuracy | 91.73 ± 0.87 % | 91.50 ± 0.88 % | 91.65 ± 0.88 % | 1000 | real:test |"]
+    assert "`dfqkit run digits/dfq-w8a8-ort --seed 3`" in text
+
+
+def test_html_has_every_section_in_order_and_is_well_formed() -> None:
+    page = Page(render_html(REPORT, sheets={"generator 0": PNG}))
+    assert page.open == []
+    titles = [
+        "Reproduce",
+        "Metrics",
+        "Realised precision",
+        "Layers",
+        "Latency",
+        "Synthesis",
+        "Synthetic images",
+        "Recipe",
+    ]
+    assert page.headings == titles
+    assert page.count("h1") == 1
+    assert page.count("table") == 4
+    assert all(attrs.get("scope") for tag, attrs in page.tags if tag == "th")
+
+
+def test_html_needs_no_network() -> None:
+    page = Page(render_html(REPORT, sheets={"generator 0": PNG}))
+    for _, attributes in page.tags:
+        for name in ("src", "href", "action", "data"):
+            value = attributes.get(name)
+            assert value is None or value.startswith("data:image/png;base64,")
+    assert page.count("link") == 0
+    policy = next(attrs["content"] for tag, attrs in page.tags if attrs.get("http-equiv"))
+    assert policy is not None
+    assert "default-src 'none'" in policy
+
+
+def test_html_escapes_everything_that_is_interpolated() -> None:
+    evil_layer = LayerRow(name=EVIL, op=EVIL, precision="float", executed_as=EVIL, detail=EVIL)
+    evil = Report(
+        title=EVIL,
+        verdict="failed",
+        findings=[Finding(metric=EVIL, subject=EVIL, value=1.0, floor=2.0, message=EVIL)],
+        metrics=[metric(EVIL, EVIL, 1.0, EVIL, data=EVIL)],
+        layers=[evil_layer, replace(evil_layer, precision=EVIL)],
+        precision={"integer": 1, "float": 1, "float_ops": [{"op": EVIL, "name": EVIL}], "nodes": {EVIL: 1}},
+        latency={"timings": {EVIL: {"median": EVIL}}, "reference": EVIL, "repeats": EVIL},
+        provenance={"command": EVIL, EVIL: EVIL, "list": [EVIL], "environment": {EVIL: {EVIL: EVIL}}},
+        synthesis={
+            "losses": [{"round": 0, "member": m, "terms": {EVIL: 1.0}} for m in (EVIL, EVIL + "2")],
+            "cost": {EVIL: EVIL},
+        },
+        selection={EVIL: EVIL},
+        recipe=EVIL,
+    )
+    text = render_html(evil, sheets={EVIL: PNG})
+    page = Page(text)
+    assert page.count("script") == 1
+    assert text.count("alert(1)") == text.count("alert(1)&lt;/script&gt;") > 20
+    assert not [attrs for _, attrs in page.tags if any(name.startswith("on") for name in attrs)]
+    assert "<script>" not in render_markdown(evil)
+
+
+def test_html_says_the_verdict_in_words() -> None:
+    findings = check_floors(METRICS, [Floor(metric="top1_drop", subject="onnxruntime", value=0.05)])
+    text = render_html(replace(REPORT, verdict="failed", findings=findings))
+    assert '<span class="badge failed">' in text
+    assert "1 check does not hold" in text
+    assert "Findings" in Page(text).text
+
+
+def test_html_sort_keys_are_numbers_or_empty() -> None:
+    page = Page(render_html(REPORT))
+    keys = [attrs["data-v"] for tag, attrs in page.tags if tag == "td" and "data-v" in attrs]
+    assert keys == ["1", "30.25", "", "2", "-3.5", ""]
+
+
+def test_an_empty_report_still_renders() -> None:
+    report = Report(title="empty")
+    assert Page(render_html(report)).count("table") == 0
+    assert render_text(report) == "empty\nOK  All checks hold.\n"
+    assert render_markdown(report).startswith("### empty")
+
+
+def test_sheets_must_be_png() -> None:
+    with pytest.raises(ArtefactError, match="not a PNG"):
+        render_html(REPORT, sheets={"x": b"GIF89a"})
+
+
+def test_charts_place_points_and_skip_what_is_not_a_number() -> None:
+    losses = [
+        {"round": 0, "terms": {"bn": 2.0, "bad": "x"}},
+        {"round": 1, "terms": {"bn": math.nan}},
+        {"round": 10, "terms": {"bn": 1.0}},
+        "noise",
+    ]
+    (chart,) = loss_charts(losses)
+    # Highest value top left, lowest bottom right of the plotting area.
+    assert 'points="46.0,12.0 310.0,128.0"' in chart
+    assert "from 2 to 1" in chart
+    assert loss_charts(None) == loss_charts([]) == []
+
+
+def test_long_curves_are_thinned_but_keep_their_ends() -> None:
+    (chart,) = loss_charts([{"round": r, "terms": {"bn": float(r)}} for r in range(5000)])
+    points = chart.split('points="')[1].split('"')[0].split()
+    assert len(points) == 240
+    assert (points[0], points[-1]) == ("46.0,128.0", "310.0,12.0")
+
+
+def test_constant_curves_and_members_are_drawn() -> None:
+    (chart,) = loss_charts([{"round": 0, "member": m, "terms": {"bn": 1.0}} for m in ("a", "b")])
+    assert chart.count("<polyline") == 2
+    assert '<ul class="legend">' in chart

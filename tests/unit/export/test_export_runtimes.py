@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
+from dfqkit_export.runtimes.base import Runtime, Session, batched
+from dfqkit_export.runtimes.ort import OrtRuntime, OrtSession
+from onnx import TensorProto, helper
+
+Write = Callable[..., Path]
+
+
+def images(n: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return np.random.default_rng(n).normal(size=(n, 3, 8, 8)).astype(np.float32)
+
+
+def test_the_adapter_fulfils_the_protocols(residual_net: Write) -> None:
+    runtime = OrtRuntime()
+    assert isinstance(runtime, Runtime)
+    assert runtime.available() is None
+    session = runtime.load(residual_net(), threads=1)
+    assert isinstance(session, Session)
+    assert session.run(images(2)).shape == (2, 10)
+
+
+def test_float_models_match_numpy(tmp_path: Path, qdq: Any) -> None:
+    b = qdq()
+    weight = np.random.default_rng(0).normal(size=(192, 5)).astype(np.float32)
+    b.constant("w", weight)
+    path = b.save(tmp_path / "m.onnx", b.node("MatMul", [b.node("Flatten", ["x"]), "w"], "fc"), rank=2)
+    x = images(4)
+    np.testing.assert_allclose(OrtSession(path, threads=1).run(x), x.reshape(4, -1) @ weight, rtol=1e-4, atol=1e-4)
+
+
+def test_prediction_is_deterministic_and_does_not_depend_on_the_batch(residual_net: Write) -> None:
+    path, x = residual_net(), images(7)
+    session = OrtSession(path, threads=1)
+    whole = session.predict(x, batch=7)
+    np.testing.assert_array_equal(session.predict(x, batch=3), whole)
+    np.testing.assert_array_equal(OrtSession(path, threads=1).predict(x), whole)
+    assert whole.dtype == np.float32
+
+
+def test_optimizations_can_be_switched_off(residual_net: Write, tmp_path: Path) -> None:
+    OrtSession(residual_net(), optimized=False, optimized_path=tmp_path / "plain.onnx", threads=1)
+    operators = {node.op_type for node in onnx.load(str(tmp_path / "plain.onnx")).graph.node}
+    assert {"Conv", "Gemm"} <= operators
+    assert "QLinearConv" not in operators
+
+
+@pytest.mark.parametrize("keep", [0, 20, -40])
+def test_truncated_models_are_refused(residual_net: Write, keep: int) -> None:
+    path = residual_net()
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ArtefactError, match="not accepted by ONNX Runtime"):
+        OrtSession(path)
+
+
+def test_what_is_not_a_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.onnx").write_text("hello")
+    with pytest.raises(ArtefactError, match="not accepted"):
+        OrtSession(tmp_path / "text.onnx")
+    with pytest.raises(ArtefactError, match="not a file"):
+        OrtSession(tmp_path / "missing.onnx")
+
+
+def test_models_with_two_inputs_are_refused(tmp_path: Path) -> None:
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2]) for name in "abc"]
+    graph = helper.make_graph([helper.make_node("Add", ["a", "b"], ["c"])], "g", values[:2], values[2:])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), str(tmp_path / "m.onnx")
+    )
+    with pytest.raises(ArtefactError, match=r"2 input\(s\)"):
+        OrtSession(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 9, 8), (2, 1, 8, 8), (3, 8, 8)])
+def test_images_of_another_shape_are_refused(residual_net: Write, shape: tuple[int, ...]) -> None:
+    session = OrtSession(residual_net(), threads=1)
+    with pytest.raises(ArtefactError, match="takes images of shape"):
+        session.run(np.zeros(shape, np.float32))
+
+
+def test_unknown_outputs_are_refused(residual_net: Write) -> None:
+    session = OrtSession(residual_net(), threads=1)
+    with pytest.raises(ArtefactError, match="could not run"):
+        session.outputs(images(1), ["nope"])
+
+
+def test_options_are_checked(residual_net: Write) -> None:
+    with pytest.raises(ArtefactError, match="Threads must be at least 1"):
+        OrtSession(residual_net(), threads=0)
+    with pytest.raises(ArtefactError, match="batch size of at least 1"):
+        list(batched(images(1), 0))
+
+
+def test_a_missing_runtime_says_what_to_install(residual_net: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(RuntimeUnavailableError, match="pip install onnxruntime") as caught:
+        OrtSession(residual_net())
+    assert caught.value.exit_code == 3
