@@ -17,12 +17,26 @@ from torch import Tensor, fx, nn
 
 from . import losses
 from .optimizers import cosine, optimizer_tensors, restore_optimizer, under
+from .students.reference import FeatureTap, measuring_points, reference_graph
 from .students.scheme import QuantConfig
 from .students.student import restore, snapshot
 from .synthesis.base import Losses, Synthesizer
-from .teacher import Teacher
 
 Batch = tuple[Tensor, Tensor]
+
+
+class DistillWeights(BaseModel):
+    """Weights of the students' loss terms."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    response: float = Field(1.0, ge=0, description="tau^2 KL between softened logits (Hinton et al., 2015).")
+    feature: float = Field(
+        0.0,
+        ge=0,
+        description="Mean over all quantized tensors of the relative squared error (FitNets, Romero et al., 2015, without "
+        "projections, which a student of the teacher's own shape does not need).",
+    )
 
 
 class DistillConfig(BaseModel):
@@ -35,6 +49,7 @@ class DistillConfig(BaseModel):
     lr: float = Field(2e-4, gt=0, description="Adam, cosine to 0; for weights, biases and weight scales.")
     lr_ranges: float = Field(1e-3, ge=0, description="Adam, for activation ranges where the scheme lets them learn.")
     temperature: float = Field(4.0, gt=0, description="tau of response distillation (RepDistiller: 4).")
+    weights: DistillWeights = DistillWeights()
     round_every: int = Field(10, ge=1, description="Student steps per round of the synthesizer (DFQ: 10).")
     partners: tuple[str, ...] = Field(
         (), description="Bits of further students of the ensemble, e.g. [w3a3]: other quantization noise than the one deployed."
@@ -52,8 +67,8 @@ class Stream(Protocol):
     def advance(self, students: Sequence[nn.Module]) -> Losses:
         """Play one round against the students; a stored set has nothing to do and returns no losses."""
 
-    def batch(self, n: int) -> Batch:
-        """Normalised images (n, C, H, W) and teacher logits (n, K)."""
+    def batch(self, n: int) -> Tensor:
+        """Normalised images (n, C, H, W)."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """State to continue from."""
@@ -63,27 +78,25 @@ class Stream(Protocol):
 
 
 class LiveStream:
-    """Batches straight from a synthesizer, moved a little and labelled by the teacher.
+    """Batches straight from a synthesizer, moved a little.
 
     Args:
         synthesizer: plays against the students in `advance`.
-        teacher: labels.
         config: gives shifts and flips.
         rng: draws them.
     """
 
-    def __init__(self, synthesizer: Synthesizer, teacher: Teacher, config: DistillConfig, rng: torch.Generator) -> None:
-        self.synthesizer, self.teacher, self.config, self.rng = synthesizer, teacher, config, rng
+    def __init__(self, synthesizer: Synthesizer, config: DistillConfig, rng: torch.Generator) -> None:
+        self.synthesizer, self.config, self.rng = synthesizer, config, rng
 
     def advance(self, students: Sequence[nn.Module]) -> Losses:
         """One round of the synthesizer, the students frozen meanwhile."""
         with frozen(students):
             return self.synthesizer.synthesize(students)
 
-    def batch(self, n: int) -> Batch:
+    def batch(self, n: int) -> Tensor:
         """Fresh and remembered images."""
-        images = _moved(self.synthesizer.sample(n), self.config, self.rng)
-        return images, self.teacher.logits(images)
+        return _moved(self.synthesizer.sample(n), self.config, self.rng)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The synthesizer's state and the augmentation's."""
@@ -137,6 +150,7 @@ class Distiller:
     Args:
         students: calibrated; the first is the one that ships.
         schemes: their schemes.
+        reference: the teacher's float graph; labels every batch.
         stream: where batches come from.
         held_out: images that never train a student, with the teacher's logits; they choose the state that is kept.
         config: the recipe's section.
@@ -146,12 +160,15 @@ class Distiller:
         self,
         students: Sequence[fx.GraphModule],
         schemes: Sequence[QuantConfig],
+        reference: fx.GraphModule,
         stream: Stream,
         held_out: Sequence[Batch],
         config: DistillConfig,
     ) -> None:
         self.students, self.schemes, self.stream = list(students), list(schemes), stream
         self.held_out, self.config = held_out, config
+        self.points = measuring_points(students[0]) if config.weights.feature else []
+        self.reference = reference_graph(reference, self.points)
         self.optimizers = [self._optimizer(student) for student in self.students]
         self.step = 0
         self.curve: list[dict[str, float]] = []
@@ -178,25 +195,38 @@ class Distiller:
         for index, student in enumerate(self.students):
             if index and self.step % config.partner_every:
                 continue
-            loss = self._train(student, self.optimizers[index])
-            terms["distillation" if index == 0 else f"distillation_{config.partners[index - 1]}"] = loss
+            suffix = f"_{config.partners[index - 1]}" if index else ""
+            for name, value in self._train(student, self.optimizers[index]).items():
+                terms[name + suffix] = value
         self.step += 1
         self._update_average()
         if self.step % config.judge_every == 0 or self.step == config.steps:
             self._judge()
-        if len(terms) > len(self.students):
+        if (self.step - 1) % config.round_every == 0:
             self.curve.append({"step": self.step, **terms})
         return terms
 
-    def _train(self, student: fx.GraphModule, optimizer: torch.optim.Adam) -> float:
-        images, logits = self.stream.batch(self.config.batch)
-        loss = losses.kd_kl(student(images), logits, self.config.temperature)
+    def _train(self, student: fx.GraphModule, optimizer: torch.optim.Adam) -> dict[str, float]:
+        """One optimizer step on a fresh batch; returns the loss terms, unweighted."""
+        weights = self.config.weights
+        images = self.stream.batch(self.config.batch)
+        with FeatureTap(self.reference, self.points) as wanted, FeatureTap(student, self.points) as found:
+            with torch.no_grad():
+                logits = self.reference(images)
+            answer = student(images)
+            terms = {}
+            if weights.response:
+                terms["response"] = losses.kd_kl(answer, logits, self.config.temperature)
+            if weights.feature:
+                pairs = [(found.features[name], wanted.features[name]) for name in self.points]
+                terms["feature"] = torch.stack([losses.relative_error(ours, theirs) for ours, theirs in pairs]).mean()
+        loss = torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         for group in optimizer.param_groups:
             group["lr"] = cosine(group["base"], self.step / self.config.steps)
         optimizer.step()
-        return float(loss.detach())
+        return {name: float(term.detach()) for name, term in terms.items()}
 
     def _update_average(self) -> None:
         """Moving average of the deployed student; its decay grows with the steps, so that it starts at the student."""

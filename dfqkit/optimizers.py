@@ -9,12 +9,18 @@ from torch import Tensor
 
 
 def cosine(lr: float, progress: float, *, floor: float = 0.0) -> float:
-    """Cosine from ``lr`` at progress 0 to ``floor * lr`` at progress 1 (Loshchilov and Hutter, SGDR, 2017, equation 5)."""
+    """Cosine from ``lr`` at progress 0 to ``floor * lr`` at progress 1.
+
+    Source: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", 2017, equation 5.
+    """
     return lr * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0))))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Everything an optimizer remembers, as ``<parameter index>.<name>``. Learning rates are the schedule's, not kept."""
+    """Everything an optimizer remembers, as ``<parameter index>.<name>``.
+
+    Learning rates are the schedule's, not kept.
+    """
     return {
         f"{index}.{name}": value if isinstance(value, Tensor) else torch.tensor(value)
         for index, entry in optimizer.state_dict()["state"].items()
@@ -24,11 +30,11 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` returned."""
+    """Put back copies of what `optimizer_tensors` returned; the optimizer works in place, the tensors stay as given."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
+        state.setdefault(int(index), {})[name] = value.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

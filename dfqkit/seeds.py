@@ -21,6 +21,6 @@ def derive(seed: int, *names: str | int, device: torch.device | str = "cpu") -> 
         >>> derive(0, "dfq", 1).initial_seed() == derive(0, "dfq", 2).initial_seed()
         False
     """
-    text = "/".join(map(str, (seed, *names)))
+    text = "/".join(str(name).replace("%", "%25").replace("/", "%2F") for name in (seed, *names))
     number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
     return torch.Generator(device=device).manual_seed(number)

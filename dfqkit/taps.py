@@ -1,16 +1,18 @@
 """Context managers that read what a teacher computes, and leave nothing behind.
 
-What belongs here: hooks with a lifetime. A tap is entered, one or several forwards run, it is left: all handles are gone.
+What belongs here: hooks with a lifetime. A tap is entered, one or several forwards run, it is left: all handles are
+gone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
 from dfqkit_export.errors import TeacherError
@@ -35,12 +37,12 @@ class BatchStatistics:
     running_variance: Tensor
 
 
-def batch_norms(model: nn.Module) -> dict[str, _NormBase]:
+def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
     """Every BatchNorm (1d, 2d, 3d, synchronised) of ``model`` that has running statistics, by module path."""
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, _NormBase) and module.running_mean is not None and module.running_var is not None
+        if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None
     }
 
 
@@ -68,14 +70,17 @@ class BatchNormTap:
         if not self.layers:
             message = (
                 "The model has no BatchNorm layer with running statistics, which this method reads. Found none of them "
-                "(folded, or another normalisation?). Use the checkpoint before folding, or a method that needs no BatchNorm."
+                "(folded, or another normalisation?). Use the checkpoint before folding, or a method that needs no "
+                "BatchNorm."
             )
             raise TeacherError(message)
 
     def __enter__(self) -> BatchNormTap:
         training = [name for name, layer in self.layers.items() if layer.training]
         if training:
-            message = f"BatchNorm '{training[0]}' is in training mode; reading it would change it. Call model.eval() first."
+            message = (
+                f"BatchNorm '{training[0]}' is in training mode; reading it would change it. Call model.eval() first."
+            )
             raise TeacherError(message)
         self._handles.append(self.model.register_forward_pre_hook(self._clear))
         for name, layer in self.layers.items():
@@ -92,8 +97,8 @@ class BatchNormTap:
     def _clear(self, module: nn.Module, inputs: object) -> None:
         self.statistics.clear()
 
-    def _reader(self, name: str):  # type: ignore[no-untyped-def]
-        def read(module: _NormBase, inputs: tuple[Tensor, ...]) -> None:
+    def _reader(self, name: str) -> Callable[[_BatchNorm, tuple[Tensor, ...]], None]:
+        def read(module: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
             x = inputs[0].float()
             dims = [d for d in range(x.dim()) if d != 1]
             variance, mean = torch.var_mean(x, dim=dims, correction=0)

@@ -6,7 +6,9 @@ range, which needs no data at all.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import brevitas.nn as qnn
 import torch
@@ -40,7 +42,7 @@ def calibrate(student: fx.GraphModule, batches: Iterable[Tensor], image: ImageSp
 
 
 def settle(student: fx.GraphModule, *, learnable: bool) -> None:
-    """Make a student whose ranges are known (calibrated or loaded) ready to train: final operators, trainable ranges."""
+    """Make a student whose ranges are known (calibrated or loaded) ready to train: operators, trainable ranges."""
     student.eval()
     _relu6_to_relu(student)
     for node in student.graph.nodes:
@@ -65,23 +67,42 @@ def correct_bias(student: fx.GraphModule, batches: Sequence[Tensor]) -> None:
 def _fix_input_range(student: fx.GraphModule, image: ImageSpec) -> None:
     placeholder = next(n for n in student.graph.nodes if n.op == "placeholder")
     quantizer = student.get_submodule(f"quant.{placeholder.name}")
-    internals = activation_internals(quantizer)
-    low, high = image.bounds()
+    internals: Any = activation_internals(quantizer)
+    proxy: Any = quantizer.act_quant
+    codes = 2 ** int(proxy.bit_width())
+    low, high = (min(image.bounds()[0], 0.0), max(image.bounds()[1], 0.0))
+    shift = getattr(internals.zero_point_impl, "value", None)
     with torch.no_grad():
-        shift = getattr(internals.zero_point_impl, "value", None)  # type: ignore[union-attr]
-        span = max(abs(low), abs(high)) if shift is None else max(high, 0.0) - min(low, 0.0)
-        codes = 2.0 ** float(quantizer.act_quant.bit_width()) - 1  # type: ignore[union-attr, operator]
-        step = short_mantissa(torch.tensor(span / codes) * (1 + 2**-INPUT_MANTISSA), INPUT_MANTISSA)
-        internals.scaling_impl.value.fill_(float(step) * codes)  # type: ignore[union-attr, operator]
-        if shift is not None:
-            shift.fill_(-min(low, 0.0))
+        if shift is None:
+            below, above = (codes // 2, codes // 2 - 1) if proxy.is_signed else (0, codes - 1)
+            step = _short_above(max(high / above, -low / below if below else 0.0))
+        else:
+            step, zero_point = _covering(low, high, codes - 1)
+            shift.fill_(zero_point * step)
+        per_code = float(internals.scaling_impl.value) / float(proxy.scale())
+        internals.scaling_impl.value.fill_(step * round(per_code))
+
+
+def _short_above(step: float) -> float:
+    return float(short_mantissa(torch.tensor(step, dtype=torch.float64), INPUT_MANTISSA, up=True))
+
+
+def _covering(low: float, high: float, codes: int) -> tuple[float, int]:
+    """The smallest short step and the even zero point with which ``codes`` steps reach from ``low`` to ``high``."""
+    step = _short_above((high - low) / codes)
+    while True:
+        zero_point = 2 * math.ceil(-low / step / 2)
+        if (codes - zero_point) * step >= high:
+            return step, zero_point
+        step = _short_above(step * (1 + 2**-INPUT_MANTISSA))
 
 
 def _relu6_to_relu(student: fx.GraphModule) -> None:
     """A calibrated quantizer behind ReLU6 already ends at 6 or below; the runtime fuses ReLU, but not Clip."""
     modules = dict(student.named_modules())
     for node in student.graph.nodes:
-        if node.op == "call_module" and isinstance(modules[str(node.target)], nn.ReLU6):
-            if all(isinstance(modules.get(str(user.target)), qnn.QuantIdentity) for user in node.users):
-                parent, _, leaf = str(node.target).rpartition(".")
-                setattr(student.get_submodule(parent) if parent else student, leaf, nn.ReLU())
+        if node.op != "call_module" or not isinstance(modules[str(node.target)], nn.ReLU6):
+            continue
+        if all(isinstance(modules.get(str(user.target)), qnn.QuantIdentity) for user in node.users):
+            parent, _, leaf = str(node.target).rpartition(".")
+            setattr(student.get_submodule(parent) if parent else student, leaf, nn.ReLU())

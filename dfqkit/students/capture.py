@@ -17,15 +17,18 @@ from torch import Tensor, fx, nn
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.images import ImageSpec
 
+from .folding import add_submodule, fold_batch_norms, with_parameters
+
 aten = torch.ops.aten
 
-#: Operators of the normal form that may carry quantized values; anything else runs, but stays in float.
-SUPPORTED_OPS: frozenset[str] = frozenset(
+_OPS = (
     "conv2d linear batch_norm relu relu_ hardtanh hardtanh_ relu6 silu silu_ hardswish hardswish_ hardsigmoid "
-    "hardsigmoid_ sigmoid sigmoid_ add add_ mul mul_ cat max_pool2d avg_pool2d adaptive_avg_pool2d mean flatten view reshape "
-    "permute transpose contiguous slice pad constant_pad_nd chunk split getitem dropout dropout_ sym_size unsqueeze "
-    "squeeze clone alias detach detach_ feature_dropout alpha_dropout".split()
+    "hardsigmoid_ sigmoid sigmoid_ add add_ mul mul_ cat max_pool2d avg_pool2d adaptive_avg_pool2d mean flatten view "
+    "reshape permute transpose contiguous slice pad constant_pad_nd chunk split getitem dropout dropout_ sym_size "
+    "unsqueeze squeeze clone alias detach detach_ feature_dropout alpha_dropout"
 )
+#: Operators of the normal form that may carry quantized values; anything else runs, but stays in float.
+SUPPORTED_OPS: frozenset[str] = frozenset(_OPS.split())
 
 _DROPOUTS = {
     aten.dropout.default,
@@ -70,9 +73,12 @@ def export_graph(model: nn.Module, image: ImageSpec, *, batch: int = 2) -> fx.Gr
         reason = str(error).strip().splitlines()
         where = next((line.strip() for line in reason if 'File "' in line or "from user code" in line.lower()), "")
         message = (
-            f"The model cannot be captured by torch.export: {type(error).__name__}: {reason[0] if reason else 'no message'}"
-            f"{'; at ' + where if where else ''}. A model must be free of control flow that depends on tensor values and "
-            "must accept any batch size. Rewrite the branch (torch.where, a fixed pooling size), or pass a module without "
+            f"The model cannot be captured by torch.export: {type(error).__name__}: "
+            f"{reason[0] if reason else 'no message'}"
+            f"{'; at ' + where if where else ''}. A model must be free of control flow that depends on tensor values "
+            f"and "
+            "must accept any batch size. Rewrite the branch (torch.where, a fixed pooling size), or pass a module "
+            "without "
             "it; `dfqkit inspect` repeats this check in seconds."
         )
         raise TeacherError(message) from error
@@ -96,7 +102,7 @@ def float_graph(model: nn.Module, image: ImageSpec) -> fx.GraphModule:
     exported = export_graph(model, image)
     builder = _Normaliser(exported)
     graph = builder.build()
-    _fold_batch_norms(graph)
+    fold_batch_norms(graph)
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
     graph.graph.lint()
@@ -124,10 +130,30 @@ class _Normaliser:
         self.root = nn.Module()
         self.graph = fx.Graph()
         self.env: dict[fx.Node, fx.Node] = {}
-        self.named: dict[str, str] = {}  # parameter path -> module name, so that a layer called twice stays one layer
-        self.counts: dict[str, int] = {}
+        self.named: dict[str, str] = {}  # weight and options -> module: a layer called twice stays one layer
+        self.used: set[str] = set()
 
     def build(self) -> fx.GraphModule:
+        for node in self.source.graph.nodes:
+            if node.op == "placeholder":
+                self.env[node] = self.graph.placeholder("image")
+                self.env[node].meta["example_shape"] = tuple(node.meta["val"].shape[1:])
+            elif node.op == "output":
+                result = node.args[0][0] if isinstance(node.args[0], (list, tuple)) else node.args[0]
+                self.graph.output(self._map(result))
+            elif node.op == "get_attr":
+                self.env[node] = node  # resolved where it is used
+            elif node.op == "call_function":
+                self.env[node] = self._convert(node)
+            elif not (node.op == "call_module" and "guards" in str(node.target)):
+                message = f"Unexpected node '{node.name}' ({node.op} {node.target}) in the exported graph."
+                raise TeacherError(message)
+        return fx.GraphModule(self.root, self.graph)
+
+    def _convert(self, node: fx.Node) -> fx.Node:
+        if not isinstance(node.target, torch._ops.OpOverload):
+            return self._copy(node)  # arithmetic on sizes, which has the same names
+        name = op_name(node.target).rstrip("_")
         handlers: dict[str, Callable[[fx.Node], fx.Node]] = {
             "conv2d": self._conv,
             "linear": self._linear,
@@ -137,48 +163,28 @@ class _Normaliser:
             "adaptive_avg_pool2d": self._adaptive_pool,
             "mean": self._mean,
             "hardtanh": self._hardtanh,
-            "add": lambda node: self._binary(node, torch.add),
-            "mul": lambda node: self._binary(node, torch.mul),
-            "cat": lambda node: self.graph.call_function(torch.cat, (self._map(node.args[0]), *node.args[1:])),
-            "view": lambda node: self.graph.call_function(torch.reshape, self._map(node.args)),
-            "reshape": lambda node: self.graph.call_function(torch.reshape, self._map(node.args)),
-            "flatten": lambda node: self.graph.call_function(torch.flatten, self._map(node.args)),
-            "contiguous": lambda node: self.env[node.args[0]],  # type: ignore[index]
-            "clone": lambda node: self.env[node.args[0]],  # type: ignore[index]
+            "add": self._add,
         }
-        modules = {
-            "relu": nn.ReLU,
-            "relu6": nn.ReLU6,
-            "sigmoid": nn.Sigmoid,
-            "hardsigmoid": nn.Hardsigmoid,
+        functions: dict[str, Callable[..., Any]] = {
+            "mul": torch.mul,
+            "cat": torch.cat,
+            "view": torch.reshape,
+            "reshape": torch.reshape,
+            "flatten": torch.flatten,
         }
+        modules = {"relu": nn.ReLU, "relu6": nn.ReLU6, "sigmoid": nn.Sigmoid, "hardsigmoid": nn.Hardsigmoid}
         # x * gate(x) in two steps, so that both the gate and the product can be quantized
         gated: dict[str, type[nn.Module]] = {"silu": nn.Sigmoid, "hardswish": nn.Hardsigmoid}
-        for node in self.source.graph.nodes:
-            if node.op == "placeholder":
-                self.env[node] = self.graph.placeholder("image")
-                self.env[node].meta["example_shape"] = tuple(node.meta["val"].shape[1:])
-            elif node.op == "output":
-                self.graph.output(self._map(node.args[0][0] if isinstance(node.args[0], (list, tuple)) else node.args[0]))
-            elif node.op == "get_attr":
-                self.env[node] = node  # resolved where it is used
-            elif node.op == "call_function":
-                name = op_name(node.target).rstrip("_")
-                if node.target in _DROPOUTS:
-                    self.env[node] = self.env[node.args[0]]
-                elif name in modules:
-                    self.env[node] = self._module(node, modules[name](), name)
-                elif name in gated:
-                    gate = self._module(node, gated[name](), f"{name}_gate")
-                    self.env[node] = self.graph.call_function(torch.mul, (self._map(node.args[0]), gate))
-                elif name in handlers:
-                    self.env[node] = handlers[name](node)
-                else:
-                    self.env[node] = self._copy(node)
-            elif not (node.op == "call_module" and "guards" in str(node.target)):
-                message = f"Unexpected node '{node.name}' ({node.op} {node.target}) in the exported graph."
-                raise TeacherError(message)
-        return fx.GraphModule(self.root, self.graph)
+        if node.target in _DROPOUTS or name in ("contiguous", "clone"):
+            return self._map(node.args[0])  # type: ignore[no-any-return]
+        if name in modules:
+            return self._module(node, modules[name](), name)
+        if name in gated:
+            gate = self._module(node, gated[name](), f"{name}_gate")
+            return self.graph.call_function(torch.mul, (self._map(node.args[0]), gate))
+        if name in functions:
+            return self.graph.call_function(functions[name], self._map(node.args))
+        return handlers.get(name, self._copy)(node)
 
     def _map(self, value: Any) -> Any:
         def one(node: fx.Node) -> fx.Node:
@@ -197,36 +203,50 @@ class _Normaliser:
     def _tensor(self, node: object) -> Tensor | None:
         if not isinstance(node, fx.Node):
             return None
+        if node.op != "get_attr":
+            message = (
+                f"'{node.name}' is computed where a layer takes a stored parameter (bias, BatchNorm statistics). Fold "
+                f"the "
+                "computation into the parameter first."
+            )
+            raise TeacherError(message)
         return _attribute(self.source, str(node.target)).detach().clone()  # type: ignore[no-any-return]
 
     def _unique(self, base: str) -> str:
-        count = self.counts.get(base, 0)
-        self.counts[base] = count + 1
-        return base if count == 0 else f"{base}_{count}"
+        if base.partition(".")[0] == "quant":
+            base = f"model_{base}"  # `quant` holds the quantizers
+        candidate, count = base, 0
+        while candidate in self.used:
+            count += 1
+            candidate = f"{base}_{count}"
+        self.used.add(candidate)
+        return candidate
 
     def _module(self, node: fx.Node, module: nn.Module, name: str) -> fx.Node:
         target = self._unique(name)
-        _add_submodule(self.root, target, module)
+        add_submodule(self.root, target, module)
         return self.graph.call_module(target, (self._map(node.args[0]),))
 
     def _weighted(self, node: fx.Node, make: Callable[[Tensor, Tensor | None], nn.Module]) -> fx.Node:
         weight_node = node.args[1]
         if not isinstance(weight_node, fx.Node) or weight_node.op != "get_attr":
             message = (
-                f"Layer '{node.name}' takes its weight from a computation, not from a parameter. dfqkit quantizes stored "
+                f"Layer '{node.name}' takes its weight from a computation, not from a parameter. dfqkit quantizes "
+                f"stored "
                 "weights: fold the computation (weight norm, dynamic convolution) into the parameter first."
             )
             raise TeacherError(message)
         path = str(weight_node.target)
-        if path not in self.named:
+        key = f"{path} {fx.map_arg(node.args[2:], lambda n: str(n.target))}"  # with two strides it is two layers
+        if key not in self.named:
             base = path.removesuffix(".weight") if path.endswith(".weight") else path.replace(".", "_")
             weight = self._tensor(weight_node)
             if weight is None:
                 message = f"Layer '{node.name}' has no weight tensor at '{path}'."
                 raise TeacherError(message)
-            self.named[path] = self._unique(base)
-            _add_submodule(self.root, self.named[path], make(weight, self._tensor(_argument(node, 2))))
-        return self.graph.call_module(self.named[path], (self._map(node.args[0]),))
+            self.named[key] = self._unique(base)
+            add_submodule(self.root, self.named[key], make(weight, self._tensor(_argument(node, 2))))
+        return self.graph.call_module(self.named[key], (self._map(node.args[0]),))
 
     def _conv(self, node: fx.Node) -> fx.Node:
         stride, padding, dilation = (_pair(_argument(node, i, default)) for i, default in ((3, 1), (4, 0), (5, 1)))
@@ -235,16 +255,16 @@ class _Normaliser:
         def make(weight: Tensor, bias: Tensor | None) -> nn.Module:
             out_channels, in_channels = weight.shape[0], weight.shape[1] * groups
             layer = nn.Conv2d(
-                in_channels, out_channels, weight.shape[2:], stride, padding, dilation, groups, device="meta"
-            )  # type: ignore[arg-type]
-            return _with_parameters(layer, weight, bias, out_channels)
+                in_channels, out_channels, _pair(weight.shape[2:]), stride, padding, dilation, groups, device="meta"
+            )
+            return with_parameters(layer, weight, bias, out_channels)
 
         return self._weighted(node, make)
 
     def _linear(self, node: fx.Node) -> fx.Node:
         def make(weight: Tensor, bias: Tensor | None) -> nn.Module:
             layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-            return _with_parameters(layer, weight, bias, weight.shape[0])
+            return with_parameters(layer, weight, bias, weight.shape[0])
 
         return self._weighted(node, make)
 
@@ -256,6 +276,15 @@ class _Normaliser:
                 "track_running_stats=True, or replace the layer."
             )
             raise TeacherError(message)
+        if isinstance(node.args[0], fx.Node) and not self._foldable(node.args[0]) and node.meta["val"].dim() != 4:
+            message = (
+                f"BatchNorm '{node.name}' works on {node.meta['val'].dim()}-dimensional values and does not follow a "
+                f"linear "
+                "layer directly, so it cannot be folded, and no target has an integer form of it. Put it directly "
+                "behind "
+                "the linear layer."
+            )
+            raise TeacherError(message)
         channels = mean.numel()
         norm = nn.BatchNorm2d(channels, eps=float(_argument(node, 7, 1e-5)), device=mean.device)
         with torch.no_grad():
@@ -264,6 +293,9 @@ class _Normaliser:
         norm.running_mean, norm.running_var = mean, variance
         path = str(node.args[3].target) if isinstance(node.args[3], fx.Node) else node.name
         return self._module(node, norm.eval(), path.removesuffix(".running_mean"))
+
+    def _foldable(self, before: fx.Node) -> bool:
+        return op_name(before.target) in ("conv2d", "linear") and len(before.users) == 1
 
     def _max_pool(self, node: fx.Node) -> fx.Node:
         kernel, stride, padding, dilation, ceil = (
@@ -275,6 +307,9 @@ class _Normaliser:
         kernel, stride, padding, ceil, include = (
             _pair(_argument(node, i, default)) for i, default in ((1, 1), (2, None), (3, 0), (4, False), (5, True))
         )
+        if _argument(node, 6) is not None:
+            message = f"Average pooling '{node.name}' has a divisor_override, which ONNX cannot hold. Leave it out."
+            raise TeacherError(message)
         spatial = node.args[0].meta["val"].shape[2:] if isinstance(node.args[0], fx.Node) else ()
         if tuple(spatial) == (kernel if isinstance(kernel, tuple) else (kernel, kernel)) and padding in (0, (0, 0)):
             return self._module(node, nn.AdaptiveAvgPool2d(1), "global_pool")
@@ -295,7 +330,8 @@ class _Normaliser:
 
     def _mean(self, node: fx.Node) -> fx.Node:
         value = node.args[0].meta["val"] if isinstance(node.args[0], fx.Node) else None
-        dims = tuple(d % value.dim() for d in node.args[1]) if value is not None else ()  # type: ignore[union-attr]
+        asked = _argument(node, 1)
+        dims = tuple(d % value.dim() for d in asked) if value is not None and isinstance(asked, (list, tuple)) else ()
         if value is None or value.dim() != 4 or sorted(dims) != [2, 3]:
             return self._copy(node)
         pooled = self._module(node, nn.AdaptiveAvgPool2d(1), "global_pool")
@@ -307,15 +343,20 @@ class _Normaliser:
             return self._module(node, nn.ReLU6(), "relu6")
         return self._module(node, nn.Hardtanh(float(low), float(high)), "hardtanh")
 
-    def _binary(self, node: fx.Node, function: Callable[..., Tensor]) -> fx.Node:
-        return self.graph.call_function(function, self._map(node.args[:2]))
+    def _add(self, node: fx.Node) -> fx.Node:
+        first, second = self._map(node.args[:2])
+        if _argument(node, 2, 1) != 1:
+            second = self.graph.call_function(torch.mul, (second, _argument(node, 2)))
+        return self.graph.call_function(torch.add, (first, second))
 
     def _copy(self, node: fx.Node) -> fx.Node:
         target = node.target
         if target is operator.getitem or not op_name(target).endswith("_"):
-            return self.graph.call_function(target, self._map(node.args), self._map(node.kwargs))  # type: ignore[arg-type]
+            args, kwargs = self._map(node.args), self._map(node.kwargs)
+            return self.graph.call_function(target, args, kwargs)  # type: ignore[arg-type]
         message = (
-            f"Operator '{op_name(target)}' ('{node.name}') changes its input in place, which the quantized graph cannot "
+            f"Operator '{op_name(target)}' ('{node.name}') changes its input in place, which the quantized graph "
+            f"cannot "
             "hold. Use the functional form in the model."
         )
         raise TeacherError(message)
@@ -331,47 +372,3 @@ def _argument(node: fx.Node, index: int, default: Any = None) -> Any:
         if argument.name in node.kwargs:
             return node.kwargs[argument.name]
     return default
-
-
-def _with_parameters(layer: nn.Module, weight: Tensor, bias: Tensor | None, channels: int) -> nn.Module:
-    """Give a layer made on the meta device its tensors: the global random state is never drawn from."""
-    layer.weight = nn.Parameter(weight)
-    layer.bias = nn.Parameter(torch.zeros(channels, dtype=weight.dtype, device=weight.device) if bias is None else bias)
-    return layer
-
-
-def _add_submodule(root: nn.Module, path: str, module: nn.Module) -> None:
-    *parents, leaf = path.split(".")
-    for part in parents:
-        if not hasattr(root, part):
-            root.add_module(part, nn.Module())
-        root = getattr(root, part)
-    root.add_module(leaf, module)
-
-
-def _fold_batch_norms(graph: fx.GraphModule) -> None:
-    modules = dict(graph.named_modules())
-    calls: dict[str, int] = {}
-    for node in graph.graph.nodes:
-        if node.op == "call_module":
-            calls[str(node.target)] = calls.get(str(node.target), 0) + 1
-    for node in list(graph.graph.nodes):
-        norm = modules.get(str(node.target)) if node.op == "call_module" else None
-        if not isinstance(norm, nn.BatchNorm2d):
-            continue
-        before = node.args[0]
-        layer = modules.get(str(before.target)) if before.op == "call_module" else None
-        scale = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)  # type: ignore[operator]
-        shift = norm.bias.detach() - norm.running_mean * scale  # type: ignore[operator]
-        if isinstance(layer, (nn.Conv2d, nn.Linear)) and len(before.users) == 1 and calls[str(before.target)] == 1:
-            with torch.no_grad():
-                layer.weight.mul_(scale.reshape(-1, *[1] * (layer.weight.dim() - 1)))
-                layer.bias.mul_(scale).add_(shift)  # type: ignore[union-attr]
-            node.replace_all_uses_with(before)
-            graph.graph.erase_node(node)
-            continue
-        channels = scale.numel()
-        affine = nn.Conv2d(channels, channels, 1, groups=channels, device="meta")
-        _with_parameters(affine, scale.reshape(channels, 1, 1, 1).clone(), shift.clone(), channels)
-        affine.affine_norm = True  # stays at 8 bits: its weights are one number a channel
-        _add_submodule(graph, str(node.target), affine.eval())

@@ -1,14 +1,13 @@
 """Where quantizers go on a float graph, as a target wants them.
 
-What belongs here: the rules of placement and the construction of the fake-quantized graph from Brevitas layers. The rules
-follow what ONNX Runtime and TensorRT were seen to fuse; Brevitas' own placement leaves layers in float on both. Which
-quantizer a tensor gets is `scheme`; how its range is found is `calibration`.
+What belongs here: the rules of placement and the construction of the fake-quantized graph from Brevitas layers. The
+rules follow what ONNX Runtime and TensorRT were seen to fuse; Brevitas' own placement leaves layers in float on both.
+Which quantizer a tensor gets is `scheme`; how its range is found is `calibration`.
 """
 
 from __future__ import annotations
 
 import copy
-import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,8 +58,8 @@ class Plan:
 def plan(graph: fx.GraphModule, config: QuantConfig, target: Target, image: ImageSpec) -> Plan:
     """Decide every quantizer of ``graph`` for ``target``.
 
-    An activation that an inner convolution or linear layer multiplies gets the scheme's activation bits, the input of the
-    first and the last layer gets ``first_last`` bits, all others ``elementwise`` bits.
+    An activation that an inner convolution or linear layer multiplies gets the scheme's activation bits, the input of
+    the first and the last layer gets ``first_last`` bits, all others ``elementwise`` bits.
 
     Args:
         graph: a float graph in normal form.
@@ -188,7 +187,7 @@ class _Rules:
         return self._input_wants_quantizer(node)
 
     def _input_wants_quantizer(self, node: fx.Node) -> bool:
-        """Targets that quantize inputs only: those of weighted layers, pooling and the residual branch of an addition."""
+        """Targets that quantize inputs only: those of weighted layers, pooling, and an addition's residual branch."""
         for user in self.consumers(node):
             module = self.module(user)
             if isinstance(module, (*_WEIGHTED, nn.AvgPool2d, nn.AdaptiveAvgPool2d)):
@@ -199,7 +198,9 @@ class _Rules:
 
     def _main_branch(self, addition: fx.Node) -> fx.Node | None:
         """The convolution that an addition fuses into: the last of its inputs that is one."""
-        inputs = [a for a in addition.args if isinstance(a, fx.Node) and self.kind(a) == "weighted" and len(a.users) == 1]
+        inputs = [
+            a for a in addition.args if isinstance(a, fx.Node) and self.kind(a) == "weighted" and len(a.users) == 1
+        ]
         return max(inputs, key=self.nodes.index, default=None)
 
 

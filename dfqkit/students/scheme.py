@@ -35,8 +35,8 @@ class QuantConfig(BaseModel):
         8,
         ge=2,
         le=8,
-        description="Bits of the first and last layer's weights and inputs (common practice since Zhou et al., DoReFa-Net, "
-        "2016, section 3.6); null gives them the bits of all others.",
+        description="Bits of the first and last layer's weights and inputs (common practice since Zhou et al., "
+        "DoReFa-Net, 2016, section 3.6); null gives them the bits of all others.",
     )
     elementwise: int | None = Field(
         8,
@@ -47,21 +47,30 @@ class QuantConfig(BaseModel):
     )
     scales: Literal["power_of_two", "float"] = Field(
         "power_of_two",
-        description="Activation scales. With powers of two every product and sum of the integer network is exact in float32, "
-        "so that torch and the runtime give the same bits; float scales fit ranges closer, but ties round differently in "
-        "each runtime and the differences grow from layer to layer.",
+        description="Activation scales. With powers of two every product and sum of the integer network is exact in "
+        "float32, so that torch and the runtime give the same bits; float scales fit ranges closer, but ties round "
+        "differently "
+        "in each runtime and the differences grow from layer to layer.",
     )
-    weight_range: Literal["max", "mse"] = Field("mse", description="How weight scales start: largest value, or least error.")
+    weight_range: Literal["max", "mse"] = Field(
+        "mse", description="How weight scales start: largest value, or least error."
+    )
     activation_range: Literal["percentile", "mse"] = Field("mse", description="How activation ranges are calibrated.")
-    percentile: float = Field(99.99, gt=50, le=100, description="Share (in percent) of values a calibrated range holds.")
-    equalize: int = Field(0, ge=0, description="Iterations of cross-layer equalization (Nagel et al., 2019); 0 is none.")
+    percentile: float = Field(
+        99.99, gt=50, le=100, description="Share (in percent) of values a calibrated range holds."
+    )
+    equalize: int = Field(
+        0, ge=0, description="Iterations of cross-layer equalization (Nagel et al., 2019); 0 is none."
+    )
     bias_correction: bool = Field(True, description="Empirical bias correction (Nagel et al., 2019, section 4.2).")
 
     @field_validator("bits")
     @classmethod
     def _check_bits(cls, value: str) -> str:
         if not _BITS.fullmatch(value):
-            message = f"'{value}' is not a bit width pair; write w<weights>a<activations> with 2 to 8 bits each, e.g. w4a8"
+            message = (
+                f"'{value}' is not a bit width pair; write w<weights>a<activations> with 2 to 8 bits each, e.g. w4a8"
+            )
             raise ValueError(message)
         return value
 
@@ -83,7 +92,10 @@ class QuantConfig(BaseModel):
 
 
 def weight_quantizer(config: QuantConfig, bits: int, target: Target) -> Any:
-    """Brevitas weight quantizer class: symmetric, one learnable scale an output channel (as LSQ, Esser et al., 2020)."""
+    """Brevitas weight quantizer class: symmetric, one learnable scale an output channel.
+
+    Source: LSQ (Esser et al., "Learned Step Size Quantization", 2020), as Brevitas has it.
+    """
     base = Int8WeightPerChannelFloatMSE if config.weight_range == "mse" else Int8WeightPerChannelFloat
     return base.let(
         bit_width=bits,

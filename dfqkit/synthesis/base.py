@@ -26,8 +26,9 @@ class SynthesizerConfig(BaseModel):
 class Synthesizer(ABC):
     """Makes images a teacher would accept, from the teacher alone.
 
-    The caller owns devices, loops, progress, seeds, storage and train/eval modes; students that are passed in are frozen
-    and in eval mode. A synthesizer draws only from the generator it is given and leaves the teacher as it found it.
+    The caller owns devices, loops, progress, seeds, storage and train/eval modes; students that are passed in are
+    frozen and in eval mode. A synthesizer draws only from the generator it is given and leaves the teacher as it found
+    it.
 
     Attributes:
         Config: the method's configuration class.
@@ -42,6 +43,16 @@ class Synthesizer(ABC):
         self.teacher = teacher
         self.rng = generator
         self.cost = 0
+
+    @classmethod
+    def grading_config(cls, config: SynthesizerConfig) -> SynthesizerConfig:
+        """Configuration of the separate, differently seeded synthesizer whose images grade the result."""
+        return config
+
+    @property
+    @abstractmethod
+    def rounds(self) -> int:
+        """Rounds to run before images are drawn, without a student."""
 
     @abstractmethod
     def synthesize(self, students: Sequence[nn.Module] = ()) -> Losses:

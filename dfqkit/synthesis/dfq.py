@@ -1,8 +1,8 @@
 """DFQ: generator ensembles that play against quantized students.
 
-Source: Choi, Choi, El-Khamy, Lee, "Data-Free Network Quantization With Adversarial Knowledge Distillation", CVPR Workshops
-2020 (arXiv 2005.04136). With generators g_j, students S_i and D(T, S) = mean per-sample KL(softmax T || softmax S), each
-generator minimises
+Source: Choi, Choi, El-Khamy, Lee, "Data-Free Network Quantization With Adversarial Knowledge Distillation", CVPR
+Workshops 2020 (arXiv 2005.04136). With generators g_j, students S_i and D(T, S) = mean per-sample KL(softmax T ||
+softmax S), each generator minimises
 
     L_j = - adversarial * (1/S) sum_i D(T(x), S_i(x))
           + bn * sum over layers and channels of KL(N(batch) || N(running))
@@ -13,9 +13,10 @@ and the students minimise D on what the generators make (that half is `dfqkit.di
 three terms, L_psi of the paper, are minimised: the warm-up.
 
 Differs from the paper as it is known: the three terms of L_psi have weights of their own (the paper: one alpha); the
-adversarial weight is small, because a quantized copy of the teacher is a weak opponent that a strong adversary drives into
-images no camera makes; generators end in a sigmoid (see `generator`); past images are remembered and drawn again, against
-forgetting; gradients are clipped. No author code and no published hyperparameters exist: each default names its origin.
+adversarial weight is small, because a quantized copy of the teacher is a weak opponent that a strong adversary drives
+into images no camera makes; generators end in a sigmoid (see `generator`); past images are remembered and drawn again,
+against forgetting; gradients are clipped. No author code and no published hyperparameters exist: each default names its
+origin.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ from ..taps import BatchNormTap
 from ..teacher import Teacher
 from .base import Losses, Synthesizer, SynthesizerConfig
 from .generator import Generator
-
 
 
 class DFQWeights(BaseModel):
@@ -60,7 +60,9 @@ class DFQConfig(SynthesizerConfig):
     rounds: int = Field(100, ge=0, description="Adversarial rounds that the learning rate's second cosine spans.")
     lr: float = Field(1e-3, gt=0, description="Adam, betas 0.5 and 0.999 (reproduction and CMI scripts agree).")
     clip: float = Field(5.0, gt=0, description="Largest gradient norm (ZSKT).")
-    memory: int = Field(4096, ge=0, description="Past images kept; half of every sample comes from them (CMI keeps all).")
+    memory: int = Field(
+        4096, ge=0, description="Past images kept; half of every sample comes from them (CMI keeps all)."
+    )
     weights: DFQWeights = DFQWeights()
 
 
@@ -76,7 +78,8 @@ class DFQ(Synthesizer):
         self.device = generator.device
         self.tap = BatchNormTap(teacher.model)
         self.generators = [
-            Generator(teacher.image, config.latent, config.width, generator).to(self.device) for _ in range(config.generators)
+            Generator(teacher.image, config.latent, config.width, generator).to(self.device)
+            for _ in range(config.generators)
         ]
         self.optimizers = [torch.optim.Adam(g.parameters(), lr=config.lr, betas=(0.5, 0.999)) for g in self.generators]
         self.warmed = 0
@@ -84,6 +87,19 @@ class DFQ(Synthesizer):
         shape = (config.memory, *teacher.image.shape)
         self.memory = torch.zeros(shape, dtype=torch.uint8, device=self.device)
         self.remembered = 0
+
+    @classmethod
+    def grading_config(cls, config: SynthesizerConfig) -> SynthesizerConfig:
+        """One generator with the batch of one member: as good an image as the ensemble's, at a share of the cost."""
+        fields = config.model_dump()
+        return cls.Config.model_validate(
+            fields | {"generators": 1, "batch": max(2, fields["batch"] // fields["generators"]), "memory": 0}
+        )
+
+    @property
+    def rounds(self) -> int:
+        """Warm-up rounds."""
+        return self.config.warmup
 
     def synthesize(self, students: Sequence[nn.Module] = ()) -> Losses:
         """One round: a warm-up step without students, ``steps`` adversarial steps with them, of every generator."""
@@ -194,4 +210,3 @@ class DFQ(Synthesizer):
         for index, (member, optimizer) in enumerate(zip(self.generators, self.optimizers, strict=True)):
             member.load_state_dict(under(state, f"generator.{index}."))
             restore_optimizer(optimizer, under(state, f"optimizer.{index}."))
-

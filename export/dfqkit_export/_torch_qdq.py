@@ -1,4 +1,7 @@
-"""Torch modules that stand for ONNX nodes while `torch.onnx` walks a student. Imported only by `qdq`, inside functions."""
+"""Torch modules that stand for ONNX nodes while `torch.onnx` walks a student.
+
+Imported only by `qdq`, inside functions, because it needs torch.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,14 @@ class QuantizeDequantize(nn.Module):
         clip_before: float Clip in front of Q instead of an integer Clip behind it.
     """
 
-    def __init__(self, scale: Tensor, zero_point: int, bounds: tuple[int, int], *, signed: bool, clip_before: bool) -> None:
+    scale: Tensor
+    zero_point: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(
+        self, scale: Tensor, zero_point: int, bounds: tuple[int, int], *, signed: bool, clip_before: bool
+    ) -> None:
         super().__init__()
         self.dtype = torch.int8 if signed else torch.uint8
         full = (-128, 127) if signed else (0, 255)
@@ -64,6 +74,13 @@ class QuantizeDequantize(nn.Module):
 class IntegerLayer(nn.Module):
     """A convolution or linear layer whose weights (and bias) are stored as integer codes."""
 
+    weight_codes: Tensor
+    weight_scale: Tensor
+    weight_zero_point: Tensor
+    bias_codes: Tensor
+    bias_scale: Tensor
+    bias_zero_point: Tensor
+
     def __init__(self, layer: QuantWeightBiasInputOutputLayer, input_scale: Tensor | None) -> None:
         super().__init__()
         codes, scale = weight_codes(layer)
@@ -86,13 +103,20 @@ class IntegerLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = _dequantize(self.weight_codes, self.weight_scale, self.weight_zero_point)
-        bias = self.bias if not self.integer_bias else _dequantize(self.bias_codes, self.bias_scale, self.bias_zero_point)
+        bias = (
+            self.bias if not self.integer_bias else _dequantize(self.bias_codes, self.bias_scale, self.bias_zero_point)
+        )
         return self.function(x, weight, bias, **self.options)  # type: ignore[no-any-return]
 
 
 def _dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     return _symbolic(
-        "DequantizeLinear", (codes, scale, zero_point), {"axis": 0}, dtype=torch.float32, shape=codes.shape, version=None
+        "DequantizeLinear",
+        (codes, scale, zero_point),
+        {"axis": 0},
+        dtype=torch.float32,
+        shape=codes.shape,
+        version=None,
     )
 
 
@@ -115,7 +139,8 @@ def bias_codes(bias: Tensor, scale: Tensor) -> Tensor:
     codes = torch.round(bias.double() / scale.double())
     if float(codes.abs().max()) > 2**31 - 1:
         message = (
-            "A bias does not fit int32: its scale (input scale x weight scale) is too small for its size, so a range has "
+            "A bias does not fit int32: its scale (input scale x weight scale) is too small for its size, so a range "
+            "has "
             "collapsed. Calibrate again with more images or a higher percentile."
         )
         raise TargetError(message)
@@ -124,7 +149,7 @@ def bias_codes(bias: Tensor, scale: Tensor) -> Tensor:
 
 def activation_parameters(module: nn.Module) -> tuple[Tensor, int, tuple[int, int], bool]:
     """Scale, zero point, lowest and highest code, and signedness of a Brevitas activation quantizer."""
-    proxy = module.act_quant  # type: ignore[union-attr]
+    proxy: Any = module.act_quant
     bits = int(proxy.bit_width())
     signed = bool(proxy.is_signed)
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
@@ -154,8 +179,8 @@ def with_qdq(graph: fx.GraphModule, target: Target) -> fx.GraphModule:
         space = target.signed_activations
         if signed != space.signed:
             message = (
-                f"Quantizer '{name}' makes {'signed' if signed else 'unsigned'} codes, which target '{target.name}' does not "
-                "take. Build the student for this target."
+                f"Quantizer '{name}' makes {'signed' if signed else 'unsigned'} codes, which target '{target.name}' "
+                "does not take. Build the student for this target."
             )
             raise TargetError(message)
         pair = QuantizeDequantize(scale, zero_point, bounds, signed=signed, clip_before=target.clip_before_quantize)
@@ -165,21 +190,30 @@ def with_qdq(graph: fx.GraphModule, target: Target) -> fx.GraphModule:
         layer = modules.get(str(node.target)) if node.op == "call_module" else None
         if not isinstance(layer, QuantWeightBiasInputOutputLayer) or str(node.target) in done:
             continue
-        scale = input_scale(node, modules) if target.bias == "int32" else None
-        _replace(copied, str(node.target), IntegerLayer(layer, scale))
+        grid = input_scale(node, modules) if target.bias == "int32" else None
+        _replace(copied, str(node.target), IntegerLayer(layer, grid))
         done.add(str(node.target))
     return copied
 
 
-def rounded_biases(graph: fx.GraphModule) -> dict[str, Tensor]:
-    """Each quantized layer's bias on the int32 grid, by layer name, float32."""
+def input_scales(graph: fx.GraphModule) -> dict[str, Tensor]:
+    """Each quantized layer's input scale (scalar), by layer name; of its first call, where it is called twice."""
     modules = dict(graph.named_modules())
-    rounded: dict[str, Tensor] = {}
+    scales: dict[str, Tensor] = {}
     for node in graph.graph.nodes:
         layer = modules.get(str(node.target)) if node.op == "call_module" else None
-        if isinstance(layer, QuantWeightBiasInputOutputLayer):
-            scale = input_scale(node, modules) * weight_codes(layer)[1]
-            rounded[str(node.target)] = bias_codes(layer.bias.detach(), scale).to(scale.dtype) * scale
+        if isinstance(layer, QuantWeightBiasInputOutputLayer) and str(node.target) not in scales:
+            scales[str(node.target)] = input_scale(node, modules)
+    return scales
+
+
+def rounded_biases(graph: fx.GraphModule) -> dict[str, Tensor]:
+    """Each quantized layer's bias on the int32 grid, by layer name, float32."""
+    rounded: dict[str, Tensor] = {}
+    for name, scale_in in input_scales(graph).items():
+        layer: Any = graph.get_submodule(name)
+        scale = scale_in * weight_codes(layer)[1]
+        rounded[name] = bias_codes(layer.bias.detach(), scale).to(scale.dtype) * scale
     return rounded
 
 
@@ -192,7 +226,11 @@ def input_scale(node: fx.Node, modules: dict[str, nn.Module]) -> Tensor:
     source: Any = node.args[0]
     while isinstance(source, fx.Node):
         module = modules.get(str(source.target)) if source.op == "call_module" else None
-        if module is not None and hasattr(module, "act_quant") and not isinstance(module, QuantWeightBiasInputOutputLayer):
+        if (
+            module is not None
+            and hasattr(module, "act_quant")
+            and not isinstance(module, QuantWeightBiasInputOutputLayer)
+        ):
             return module.act_quant.scale().detach().reshape(())  # type: ignore[no-any-return, union-attr, operator]
         if source.target is operator.getitem or source.op in ("call_function", "call_module"):
             source = source.args[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -25,9 +26,11 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder itself may be what is wrong
+            temporary.unlink()
         message = (
-            f"Cannot write '{path}' ({len(data)} bytes): {error.strerror or error}. What was there before is untouched. "
+            f"Cannot write '{path}' ({len(data)} bytes): {error.strerror or error}. What was there before is "
+            f"untouched. "
             "Free space or choose another folder with --out, then resume with --resume."
         )
         raise ArtefactError(message) from error

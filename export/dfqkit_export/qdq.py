@@ -2,8 +2,9 @@
 
 What belongs here: the step from torch to ONNX, and the only import of torch in this package (inside the functions). The
 graph comes as an `fx.GraphModule` whose layers are `torch.nn` or Brevitas modules; what Brevitas learned (scales, zero
-points, integer codes) is read out and written as QuantizeLinear / DequantizeLinear with integer initializers. Everything
-that a file carries is decided here: no custom domain, no stack traces, names taken from the model, dynamic batch.
+points, integer codes) is read out and written as QuantizeLinear / DequantizeLinear with integer initializers.
+Everything that a file carries is decided here: no custom domain, no stack traces, names taken from the model, dynamic
+batch.
 """
 
 from __future__ import annotations
@@ -67,6 +68,13 @@ def integer_bias(graph: fx.GraphModule) -> dict[str, Any]:
     from ._torch_qdq import rounded_biases
 
     return rounded_biases(graph)
+
+
+def input_scales(graph: fx.GraphModule) -> dict[str, Any]:
+    """The scale of each quantized layer's input, by layer name: scalar tensors."""
+    from ._torch_qdq import input_scales as scales
+
+    return scales(graph)
 
 
 def _serialise(graph: fx.GraphModule, metadata: Mapping[str, str], opset: int) -> bytes:

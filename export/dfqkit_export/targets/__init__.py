@@ -1,7 +1,7 @@
 """What each deployment target accepts, as data: one module a target, one line in the table here.
 
-The same table chooses the student's quantizers before any compute is spent and is the reference that the exported file is
-held against. No runtime is imported.
+The same table chooses the student's quantizers before any compute is spent and is the reference that the exported file
+is held against. No runtime is imported.
 """
 
 from __future__ import annotations

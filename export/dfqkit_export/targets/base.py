@@ -43,8 +43,8 @@ class Target:
         bias: ``int32`` with scale input x weight, or ``float``.
         quantize_outputs: True where Q/DQ is wanted behind every operator that computes (Conv, Add, pooling...), False
             where only the inputs of weighted operators and the residual branch of an addition are quantized.
-        clip_before_quantize: True where a sub-8-bit range is cut by a float Clip in front of QuantizeLinear, False where
-            an integer Clip behind it is better.
+        clip_before_quantize: True where a sub-8-bit range is cut by a float Clip in front of QuantizeLinear, False
+            where an integer Clip behind it is better.
         quirks: behaviour a reader must know, each with its source.
     """
 
@@ -71,7 +71,8 @@ class Target:
         ):
             if bits not in space.bits:
                 message = (
-                    f"Target '{self.name}' cannot run {bits}-bit {field}; it takes {', '.join(map(str, space.bits))} bits. "
+                    f"Target '{self.name}' cannot run {bits}-bit {field}; it takes {', '.join(map(str, space.bits))} "
+                    f"bits. "
                     f"Set quant.bits to one of these (w8a8, w4a8, w4a4, ...) or choose another target."
                 )
                 raise TargetError(message)

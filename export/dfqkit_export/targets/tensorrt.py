@@ -19,9 +19,11 @@ TENSORRT = Target(
     quantize_outputs=False,
     clip_before_quantize=True,
     quirks=(
-        "INT8 only, zero point 0, for activations after ReLU too: a uint8 zero point is read as int8 (TensorRT 11 importer).",
+        "INT8 only, zero point 0, for activations after ReLU too: a uint8 zero point is read as int8 (TensorRT 11 "
+        "importer).",
         "A DequantizeLinear on an int32 bias is refused: the bias stays float (TensorRT importer message).",
         "Per-tensor scales are scalars of rank 0; shape [1] makes the convolution run in float (NvInfer.h).",
-        "The residual input of an addition is quantized, the convolution output it is added to is not (developer guide).",
+        "The residual input of an addition is quantized, the convolution output it is added to is not (developer "
+        "guide).",
     ),
 )

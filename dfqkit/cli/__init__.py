@@ -1,0 +1,66 @@
+"""The command line: one module a subcommand, each of which says what it takes and imports what it needs when it runs.
+
+What belongs here: the top-level parser and `main`. No module of this package imports torch before a command needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dfqkit_export._version import __version__
+
+from . import (
+    env_command,
+    inspect_command,
+    list_command,
+    recipe_command,
+    report_command,
+    run_command,
+    stage_commands,
+)
+from .options import Parser
+from .outcome import EXIT_CODES, guarded
+
+__all__ = ["main"]
+
+_DESCRIPTION = (
+    "Quantize a trained vision model without its data, and prove it in the runtime. Begin with `dfqkit list recipes` "
+    "and `dfqkit run RECIPE`, or ask `dfqkit inspect` what a model of your own offers."
+)
+_COMMANDS = (
+    run_command,
+    stage_commands,
+    inspect_command,
+    list_command,
+    recipe_command,
+    report_command,
+    env_command,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Arguments without the program's name; those of the process if None.
+
+    Returns:
+        The exit code (`dfqkit --help` lists them).
+    """
+    return guarded(lambda: _dispatch(argv))
+
+
+def _dispatch(argv: Sequence[str] | None) -> int:
+    parser = _parser()
+    args = parser.parse_args(argv)
+    code: int = args.handler(args)
+    return code
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="dfqkit", description=_DESCRIPTION, epilog=EXIT_CODES)
+    parser.add_argument("--version", action="version", version=f"dfqkit {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for module in _COMMANDS:
+        module.add(commands)
+    return parser

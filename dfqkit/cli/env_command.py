@@ -1,0 +1,41 @@
+"""`dfqkit env`: the facts about this machine and its packages that results depend on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .options import Parser, result, table
+
+if TYPE_CHECKING:
+    from .options import Commands
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    parser: Parser = commands.add_parser(
+        "env",
+        help="print versions and machine, for a bug report",
+        description="Print the versions and the facts about this machine that results depend on.",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    parser.set_defaults(handler=_env)
+
+
+def _env(args: argparse.Namespace) -> int:
+    from dfqkit_export._version import __version__
+    from dfqkit_export.env import environment
+
+    facts = {"dfqkit": __version__, **environment()}
+    result(json.dumps({"schema": 1, **facts}, indent=2) if args.json else table(list(_rows(facts))))
+    return 0
+
+
+def _rows(facts: Mapping[str, Any], parent: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _rows(value, f"{parent}{name} ")
+        else:
+            yield f"{parent}{name}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,0 +1,126 @@
+"""What the subcommands share: the parser's manners, options that several take, and the two ways to say something."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import textwrap
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    Commands = argparse._SubParsersAction["Parser"]
+
+__all__ = ["Parser", "add_compute_options", "add_recipe_options", "note", "result", "table"]
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps lines as they are and leaves the options a column that they fit in."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30)
+        self._action_max_length = 14  # argparse does not count the indentation of subcommands
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that keeps the epilog's lines and takes no abbreviated options; its subparsers are like it."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(
+            **{"allow_abbrev": False, "formatter_class": _Formatter, **settings}
+        )
+        if self.description:
+            self.description = textwrap.fill(self.description, width=100)
+
+    def error(self, message: str) -> NoReturn:
+        """End with 2 and say how to get help, without repeating the whole usage.
+
+        Raises:
+            SystemExit: Always.
+        """
+        self.exit(2, f"error: {message}\nSee `{self.prog} --help`.\n")
+
+
+def add_recipe_options(parser: Parser) -> None:
+    """Add what changes a recipe."""
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="change one value of the recipe, such as distill.steps=200; may be given several times",
+    )
+    parser.add_argument("--seed", type=natural, metavar="N", help="seed of the run (default: the recipe's)")
+
+
+def add_compute_options(parser: Parser) -> None:
+    """Add what says where and how a stage computes."""
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        help="where to compute (default: auto; a run that continues stays where it began)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="threads that torch uses (default: torch's own choice; a run that continues keeps its number)",
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
+
+
+def natural(text: str) -> int:
+    """Read an integer of at least 0.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    if not text.isdecimal():
+        msg = f"takes an integer of at least 0, found '{text}'"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
+def positive(text: str) -> int:
+    """Read an integer of at least 1.
+
+    Raises:
+        argparse.ArgumentTypeError: It is none.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        msg = f"takes an integer of at least 1, found '{text}'"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
+def result(text: str) -> None:
+    """Write a result to stdout, which carries nothing else.
+
+    A reader that has seen enough (`| head`) does not change how the command ends.
+    """
+    try:
+        print(text.rstrip("\n"), flush=True)
+    except BrokenPipeError:
+        discard_stdout()
+
+
+def discard_stdout() -> None:
+    """Send to nowhere what is still to be written, so that the interpreter's last flush does not fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def note(text: str) -> None:
+    """Write a line for people to stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Lay out rows with columns as wide as their longest cell; the last column is free."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)] if rows else []
+    return "\n".join(
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
+        for row in rows
+    )

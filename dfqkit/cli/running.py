@@ -1,0 +1,180 @@
+"""What commands that compute share: beginning a run, opening one, doing its stages, and showing its report."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dfqkit_export.errors import ArtefactError
+
+from .options import note, result
+from .outcome import resumable
+
+if TYPE_CHECKING:
+    from dfqkit_export.report import Report
+
+    from ..recipe import Recipe
+    from ..run.folder import RunFolder
+
+__all__ = ["begin", "carry_out", "chosen_recipe", "read_report", "reopen", "show_report"]
+
+
+def chosen_recipe(args: argparse.Namespace) -> Recipe:
+    """Load the recipe that the arguments `recipe`, `overrides` and `seed` describe."""
+    from ..recipe import load_recipe
+
+    recipe = load_recipe(args.recipe, args.overrides)
+    return recipe if args.seed is None else recipe.with_seed(args.seed)
+
+
+def begin(args: argparse.Namespace, recipe: Recipe) -> RunFolder:
+    """Make the folder of a run, or continue the same run where it is there already.
+
+    Args:
+        args: With `out`, `device`, `threads` and what `chosen_recipe` reads.
+        recipe: The recipe.
+    """
+    import torch
+
+    from ..run.folder import RunFolder
+    from ..run.stages import resolve_device, run_facts
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    facts = {
+        **run_facts(recipe),
+        "device": str(resolve_device(args.device or "auto")),
+        "seed": recipe.seed,
+        "command": _command(args),
+    }
+    out = Path(args.out) if args.out else _default_folder(recipe)
+    return RunFolder.create(out, recipe_text=recipe.to_yaml(), digest=recipe.digest(), facts=facts)
+
+
+def reopen(path: str) -> tuple[RunFolder, Recipe]:
+    """Open a run's folder and the recipe in it.
+
+    Raises:
+        ArtefactError: It is not a run's folder, or its recipe was changed since.
+    """
+    from ..run.folder import RunFolder
+    from ..run.stages import recipe_of
+
+    folder = RunFolder.open(path)
+    recipe = recipe_of(folder)
+    if recipe.digest() != folder.digest:
+        msg = (
+            f"'{folder.path / 'recipe.yaml'}' is not the recipe that this run began with (sha256 {folder.digest[:12]}, "
+            f"now {recipe.digest()[:12]}). Put it back, or begin another run with `dfqkit run RECIPE --out DIR`."
+        )
+        raise ArtefactError(msg)
+    return folder, recipe
+
+
+def carry_out(
+    folder: RunFolder, recipe: Recipe, stages: Sequence[str], args: argparse.Namespace, *, resume: Sequence[str]
+) -> None:
+    """Do stages of a run, on the device and with the threads that it began with if the arguments do not say others.
+
+    Args:
+        folder: The run's folder.
+        recipe: Its recipe.
+        stages: Which ones; those that are complete are skipped.
+        args: With `device`, `threads` and `quiet`.
+        resume: The command that continues it when it is interrupted, in words.
+
+    Raises:
+        ArtefactError: A stage before the first one is not complete, or was tampered with.
+    """
+    from ..progress import Progress
+    from ..run.stages import STAGES, execute
+
+    with resumable(shlex.join(resume)), folder:
+        for before in STAGES[: STAGES.index(stages[0])]:
+            if not folder.done(before):
+                msg = (
+                    f"Stage '{stages[0]}' of '{folder.path}' needs '{before}', which is not complete. Run "
+                    f"`dfqkit {before} {folder.path}` first, or all that is left with `dfqkit run --resume "
+                    f"{folder.path}`."
+                )
+                raise ArtefactError(msg)
+        execute(
+            folder,
+            recipe,
+            stages,
+            device=_settle(folder, args),
+            progress=Progress(quiet=args.quiet),
+            command=str(folder.run_facts().get("command", "")),
+        )
+
+
+def read_report(folder: Path) -> Report:
+    """Read a folder's report.
+
+    Raises:
+        ArtefactError: It is not there, or not a report.
+    """
+    from dfqkit_export.report import Report
+
+    path = folder / "report.json"
+    try:
+        return Report.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"Cannot read '{path}': {error}. `dfqkit validate {folder}` makes the report of a run."
+        raise ArtefactError(msg) from error
+
+
+def show_report(folder: Path, started: float) -> int:
+    """Print a run's report and, for people, its verdict, time and folder; return the exit code.
+
+    Args:
+        folder: The run's folder.
+        started: When the command began (`time.monotonic`).
+    """
+    from dfqkit_export.report_text import render_text
+
+    report = read_report(folder)
+    result(render_text(report))
+    ending(report.verdict, started, folder)
+    return 0 if report.verdict == "ok" else 1
+
+
+def ending(verdict: str, started: float, folder: Path) -> None:
+    """Write the last line: how it ended, how long it took, and where it is."""
+    note(f"{verdict} | {time.monotonic() - started:.0f} s | {folder}")
+
+
+def _settle(folder: RunFolder, args: argparse.Namespace) -> str:
+    """Set the number of threads and return the device; sums depend on both, so a run keeps those it began with."""
+    import torch
+
+    facts = folder.run_facts()
+    wanted = {"device": args.device, "threads": args.threads}
+    for name, value in wanted.items():
+        if value not in (None, "auto") and facts.get(name, value) != value:
+            note(f"This run began with {name} {facts[name]}, not {value}: its result may differ in the last digits.")
+    threads = args.threads or facts.get("threads")
+    if threads:
+        torch.set_num_threads(int(threads))
+    return str(args.device or facts.get("device", "auto"))
+
+
+def _command(args: argparse.Namespace) -> str:
+    """Return what reproduces the run, without where its files go and how it is shown."""
+    words = ["dfqkit", "run", str(args.recipe)]
+    for override in args.overrides:
+        words += ["--set", override]
+    if args.seed is not None:
+        words += ["--seed", str(args.seed)]
+    return shlex.join(words)
+
+
+def _default_folder(recipe: Recipe) -> Path:
+    # The name is a user's text: it must not lead out of runs/.
+    parts = [re.sub(r"[^\w.-]+", "-", part) for part in recipe.name.split("/") if part.strip(". ")]
+    return Path("runs", *parts, f"{time.strftime('%Y%m%d-%H%M%S')}-{recipe.digest()[:8]}")

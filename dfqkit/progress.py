@@ -1,0 +1,181 @@
+"""Progress on stderr: a bar in a terminal, a line for every ten per cent elsewhere, nothing where it is not wanted.
+
+What belongs here: how progress looks. When there is progress is up to the stages, which get a `Progress` and tell it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichDisplay
+
+__all__ = ["Bar", "Progress", "duration", "silent"]
+
+
+class Bar(Protocol):
+    """What a stage tells how far it is."""
+
+    def advance(self, steps: int = 1, /, **terms: float) -> None:
+        """Note that so many more steps are done.
+
+        Args:
+            steps: How many.
+            terms: Loss terms and the like to show, by name; one that is not given keeps its last value.
+        """
+
+
+class Progress:
+    """Shows the progress of one stage after the other.
+
+    Silent if `quiet`, or if the environment has `DFQKIT_PROGRESS=0`. The bar has no colours if it has `NO_COLOR`.
+
+    Args:
+        quiet: Show nothing.
+        stream: Where to show it; stderr if None.
+        clock: Seconds that only grow.
+
+    Example:
+        >>> with Progress(quiet=True).stage("distill", total=2) as bar:
+        ...     bar.advance(1, loss=0.12)
+        ...     bar.advance(1, loss=0.11)
+    """
+
+    def __init__(
+        self, *, quiet: bool = False, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._quiet = quiet or os.environ.get("DFQKIT_PROGRESS") == "0"
+        self._stream = stream
+        self._clock = clock
+
+    @contextmanager
+    def stage(self, name: str, *, total: int, start: int = 0) -> Iterator[Bar]:
+        """Show a stage from its first step, or from where it continues, to its last.
+
+        Args:
+            name: What is shown in front.
+            total: Number of steps, at least 1.
+            start: Steps that were done before; they do not count in the time left.
+        """
+        stream = self._stream or sys.stderr
+        count = _Count(name, total, start, self._clock)
+        if self._quiet:
+            yield count
+        elif stream.isatty() and os.environ.get("TERM") != "dumb":
+            with _display(stream) as display:
+                yield _RichBar(count, display)
+        else:
+            bar = _PlainBar(count, stream)
+            yield bar
+            bar.close()
+
+
+def silent() -> Progress:
+    """Return a `Progress` that shows nothing."""
+    return Progress(quiet=True)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in at most two units.
+
+    Example:
+        >>> duration(5.2), duration(80), duration(7500)
+        ('5 s', '1 min 20 s', '2 h 5 min')
+    """
+    whole = round(seconds)
+    minutes, hours = whole // 60, whole // 3600
+    if hours:
+        return f"{hours} h {minutes % 60} min"
+    return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
+
+
+class _Count:
+    """How far a stage is; a bar that shows nothing."""
+
+    def __init__(self, name: str, total: int, start: int, clock: Callable[[], float]) -> None:
+        self.name, self.total, self.start, self.done = name, max(total, 1), start, start
+        self._clock = clock
+        self._since = clock()
+        self._terms: dict[str, float] = {}
+
+    def advance(self, steps: int = 1, /, **terms: float) -> None:
+        self.done += steps
+        self._terms.update(terms)
+
+    @property
+    def percent(self) -> int:
+        return min(100, 100 * self.done // self.total)
+
+    def terms(self) -> str:
+        return ", ".join(f"{name} {float(value):.4g}" for name, value in self._terms.items())
+
+    def time(self) -> str:
+        """Return the time left or, at the end, the time it took here; empty before the first step."""
+        elapsed, steps = self._clock() - self._since, self.done - self.start
+        if self.done >= self.total:
+            return duration(elapsed)
+        return f"{duration(elapsed / steps * (self.total - self.done))} left" if steps > 0 else ""
+
+
+class _PlainBar:
+    def __init__(self, count: _Count, stream: TextIO) -> None:
+        self._count, self._stream = count, stream
+        self._shown = count.percent
+
+    def advance(self, steps: int = 1, /, **terms: float) -> None:
+        self._count.advance(steps, **terms)
+        if self._count.percent // 10 > self._shown // 10:
+            self._show()
+
+    def close(self) -> None:
+        """Show where a stage ended that did not need all its steps."""
+        if self._count.percent > self._shown:
+            self._show()
+
+    def _show(self) -> None:
+        count = self._count
+        self._shown = count.percent
+        text = f"{count.name} {count.percent} % ({count.done}/{count.total})"
+        text = f"{text} {count.terms()}".rstrip()
+        print(" | ".join(part for part in (text, count.time()) if part), file=self._stream, flush=True)
+
+
+class _RichBar:
+    def __init__(self, count: _Count, display: RichDisplay) -> None:
+        self._count, self._display = count, display
+        self._task = display.add_task(count.name, total=count.total, completed=count.start, **self._fields())
+
+    def advance(self, steps: int = 1, /, **terms: float) -> None:
+        self._count.advance(steps, **terms)
+        self._display.update(self._task, completed=self._count.done, **self._fields())
+
+    def _fields(self) -> dict[str, Any]:
+        return {"terms": self._count.terms(), "time": self._count.time()}
+
+
+def _display(stream: TextIO) -> RichDisplay:
+    # Imported here so that what shows no bar does not pay for it.
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as RichDisplay
+    from rich.table import Column
+
+    def column(text: str, ratio: int | None = None) -> TextColumn:
+        return TextColumn(text, markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=ratio))
+
+    return RichDisplay(
+        column("{task.description}"),
+        BarColumn(bar_width=24),
+        column("{task.completed:.0f}/{task.total:.0f}"),
+        column("{task.fields[time]}"),
+        column("{task.fields[terms]}", ratio=1),  # what the others leave
+        console=Console(file=stream),
+        refresh_per_second=4,
+        expand=True,
+        redirect_stdout=False,  # results go there
+    )

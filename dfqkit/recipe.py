@@ -1,0 +1,308 @@
+"""Recipes: typed, closed, versioned YAML, from a file or from the shipped library.
+
+What belongs here: the schema of a recipe, where one is looked up, and overrides. What its sections mean is documented on
+the configuration classes they are made of.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SerializeAsAny, ValidationError, field_validator, model_validator
+
+from dfqkit_export.errors import RecipeError
+from dfqkit_export.images import ImageSpec
+from dfqkit_export.targets import get_target
+
+SCHEMA = 1
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+class TeacherSection(_Section):
+    """Which network, and its weights."""
+
+    factory: str = Field(description="torchvision:NAME, timm:NAME or package.module:factory.")
+    weights: str | None = Field(None, description="State dict (.safetensors, .pt, .pth); null keeps random weights.")
+    args: dict[str, Any] = Field(default_factory=dict, description="Further keyword arguments of the factory.")
+
+
+class ImageSection(_Section):
+    """What images the network takes."""
+
+    shape: tuple[int, int, int] = Field(description="(C, H, W).")
+    mean: tuple[float, ...] = Field(description="Per channel, on [0, 1].")
+    std: tuple[float, ...] = Field(description="Per channel, on [0, 1].")
+    classes: int = Field(ge=2)
+
+    def spec(self) -> ImageSpec:
+        """The same as an `ImageSpec`."""
+        return ImageSpec(shape=self.shape, mean=self.mean, std=self.std, classes=self.classes)
+
+
+class BankSection(_Section):
+    """How many synthetic images are kept, and for what."""
+
+    calibration: int = Field(1024, ge=1, description="Images that find ranges and correct biases.")
+    held_out: int = Field(512, ge=1, description="Images that choose the state that is kept; never trained on.")
+    grading: int = Field(1024, ge=1, description="Images of a separate synthesizer that grade the result.")
+    batch: int = Field(128, ge=1, description="Images a forward pass in calibration and validation.")
+
+
+class ValidateSection(_Section):
+    """What the result is measured on."""
+
+    data: str | None = Field(
+        None, description="Labelled images: .npz, class folders, .zip with labels.csv, torchvision:NAME:ROOT; or null."
+    )
+    resize: int | None = Field(None, ge=1, description="Shorter side, bicubic, before the crop.")
+    crop: int | None = Field(None, ge=1, description="Centre crop.")
+    limit: int | None = Field(None, ge=1, description="Only so many images, evenly spread.")
+    latency_repeats: int = Field(30, ge=0, description="Timed runs of each file, interleaved; 0 measures none.")
+
+
+class FloorSection(_Section):
+    """The worst value a metric may have; on the wrong side the verdict is ``failed``."""
+
+    metric: str
+    subject: str = "onnxruntime"
+    value: float
+    needs_labels: bool = Field(False, description="Left out where validate.data is null.")
+
+
+class Recipe(_Section):
+    """One result the project stands behind: everything that decides it."""
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    name: str
+    why: str = Field(description="One sentence for the catalogue.")
+    seed: int = Field(0, ge=0)
+    teacher: TeacherSection
+    image: ImageSection
+    target: str = "onnxruntime"
+    synthesis: SerializeAsAny[BaseModel]
+    bank: BankSection = BankSection()
+    quant: SerializeAsAny[BaseModel] = Field(default_factory=lambda: _quant_config()())
+    distill: SerializeAsAny[BaseModel] | None = None
+    validation: Annotated[ValidateSection, Field(alias="validate")] = ValidateSection()
+    floors: tuple[FloorSection, ...] = ()
+    _directory: Path | None = PrivateAttr(None)
+
+    @property
+    def directory(self) -> Path | None:
+        """The folder that the recipe came from, where files it names are looked up first."""
+        return self._directory
+
+    def found_in(self, directory: Path | None) -> Recipe:
+        """The same recipe, its files looked up beside ``directory`` first."""
+        recipe = self.model_copy()
+        recipe._directory = directory
+        return recipe
+
+    @field_validator("synthesis", mode="before")
+    @classmethod
+    def _synthesis(cls, value: Any) -> Any:
+        from .registry import synthesizer
+
+        if isinstance(value, Mapping):
+            if "method" not in value:
+                message = "synthesis needs a method, e.g. method: dfq"
+                raise ValueError(message)
+            return synthesizer(str(value["method"])).Config.model_validate(value)
+        return value
+
+    @field_validator("quant", mode="before")
+    @classmethod
+    def _quant(cls, value: Any) -> Any:
+        return _quant_config().model_validate(value) if isinstance(value, Mapping) else value
+
+    @field_validator("distill", mode="before")
+    @classmethod
+    def _distill(cls, value: Any) -> Any:
+        from .distill import DistillConfig
+
+        return DistillConfig.model_validate(value) if isinstance(value, Mapping) else value
+
+    @model_validator(mode="after")
+    def _fits_target(self) -> Recipe:
+        self.quant.check(get_target(self.target))  # type: ignore[attr-defined]
+        self.image.spec()
+        return self
+
+    def to_yaml(self) -> str:
+        """The resolved recipe; loading it gives an equal one."""
+        data = self.model_dump(mode="json", by_alias=True)
+        return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
+
+    def digest(self) -> str:
+        """sha256 of the resolved recipe, the seed included."""
+        return hashlib.sha256(self.to_yaml().encode()).hexdigest()
+
+    def with_seed(self, seed: int) -> Recipe:
+        """The same recipe with another seed."""
+        return self.model_copy(update={"seed": seed}).found_in(self._directory)
+
+
+def _quant_config() -> Any:
+    from .students.scheme import QuantConfig
+
+    return QuantConfig
+
+
+def library() -> Path:
+    """The folder of shipped recipes: package data where installed, beside the package in a checkout."""
+    installed = Path(str(files("dfqkit"))) / "recipes"
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "recipes"
+
+
+def list_recipes() -> dict[str, Path]:
+    """Shipped recipes by name."""
+    root = library()
+    return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.glob("*/*.yaml"))}
+
+
+def find_recipe(name: str | Path) -> Path:
+    """The file of a recipe: a path, or a name in the shipped library, with or without ``.yaml``.
+
+    Raises:
+        RecipeError: says where it looked, and the nearest name.
+    """
+    path = Path(name)
+    for candidate in (path, path.with_name(path.name + ".yaml")):
+        if candidate.is_file():
+            return candidate
+    shipped = list_recipes()
+    key = str(name).removesuffix(".yaml")
+    if key in shipped:
+        return shipped[key]
+    near = difflib.get_close_matches(key, shipped, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    message = (
+        f"No recipe '{name}': neither a file (looked for {path} and {path}.yaml) nor a shipped recipe.{hint} "
+        f"Shipped: {', '.join(shipped)}."
+    )
+    raise RecipeError(message)
+
+
+def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, override and validate a recipe.
+
+    Args:
+        name: a path or the name of a shipped recipe.
+        overrides: ``section.key=value``, the value typed as in YAML.
+
+    Raises:
+        RecipeError: for unreadable YAML, unknown keys (with the nearest), wrong values; all of them at once.
+    """
+    path = find_recipe(name)
+    return parse_recipe(path.read_text(encoding="utf-8"), str(path), overrides).found_in(path.resolve().parent)
+
+
+def parse_recipe(text: str, where: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Validate the text of a recipe; ``where`` names it in errors."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        message = f"Recipe '{where}' is not valid YAML: {error}"
+        raise RecipeError(message) from error
+    if not isinstance(data, dict):
+        message = f"Recipe '{where}' must be a mapping of sections, found {type(data).__name__}."
+        raise RecipeError(message)
+    for override in overrides:
+        _override(data, override)
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        message = f"Recipe '{where}' is not valid:\n" + "\n".join(_explain(item, data) for item in error.errors())
+        raise RecipeError(message) from error
+
+
+def _override(data: dict[str, Any], override: str) -> None:
+    path, separator, value = override.partition("=")
+    if not separator or not path:
+        message = f"--set takes section.key=value, found '{override}'. Example: --set distill.steps=200"
+        raise RecipeError(message)
+    *parents, leaf = path.split(".")
+    section = data
+    for part in parents:
+        inner = section.setdefault(part, {})
+        if inner is None:
+            inner = section[part] = {}
+        if not isinstance(inner, dict):
+            message = f"--set {override}: '{part}' is a value ({inner!r}), not a section."
+            raise RecipeError(message)
+        section = inner
+    try:
+        section[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        message = f"--set {override}: the value is not valid YAML: {error}"
+        raise RecipeError(message) from error
+
+
+def _explain(item: Any, data: dict[str, Any]) -> str:
+    """One line for one validation error: path, value, what is allowed, the nearest key."""
+    path = [str(part) for part in item["loc"]]
+    where = ".".join(path) or "recipe"
+    if item["type"] == "extra_forbidden":
+        allowed = _allowed_keys(path[:-1], data)
+        near = difflib.get_close_matches(path[-1], allowed, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        return f"  {where}: unknown key.{hint} Allowed here: {', '.join(allowed)}."
+    found = "" if item["type"] == "missing" else f" (found {item['input']!r})"
+    return f"  {where}: {item['msg']}{found}"
+
+
+def _allowed_keys(path: Sequence[str], data: dict[str, Any]) -> list[str]:
+    """Keys of the section at ``path``, found by walking the model classes."""
+    from .distill import DistillConfig
+    from .registry import synthesizer_names
+
+    section: Any = Recipe
+    dynamic: dict[str, Any] = {"quant": _quant_config(), "distill": DistillConfig}
+    method = (data.get("synthesis") or {}).get("method")
+    if method in synthesizer_names():
+        from .registry import synthesizer
+
+        dynamic["synthesis"] = synthesizer(method).Config
+    for depth, part in enumerate(path):
+        if depth == 0 and part in dynamic:
+            section = dynamic[part]
+            continue
+        if part.isdigit():
+            continue
+        field = next((f for name, f in section.model_fields.items() if part in (name, f.alias)), None)
+        inner = [t for t in (field.annotation, *getattr(field.annotation, "__args__", ())) if hasattr(t, "model_fields")] if field else []
+        if not inner:
+            return []
+        section = inner[0]
+    return [field.alias or name for name, field in section.model_fields.items()]
+
+
+def find_file(name: str, recipe_dir: Path | None) -> Path:
+    """A file that a recipe names: absolute, beside the recipe, then under ``DFQKIT_ASSETS``.
+
+    Raises:
+        RecipeError: says everywhere it looked.
+    """
+    places = [Path(name)] if Path(name).is_absolute() else []
+    if not places:
+        if recipe_dir is not None:
+            places.append(recipe_dir / name)
+        if "DFQKIT_ASSETS" in os.environ:
+            places.append(Path(os.environ["DFQKIT_ASSETS"]) / name)
+    for place in places:
+        if place.exists():
+            return place
+    looked = ", ".join(str(place) for place in places) or "nowhere"
+    hint = "" if "DFQKIT_ASSETS" in os.environ else " DFQKIT_ASSETS is not set: set it to the folder that holds the file."
+    message = f"The recipe names '{name}', which does not exist (looked at {looked}).{hint}"
+    raise RecipeError(message)

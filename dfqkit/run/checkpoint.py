@@ -1,0 +1,81 @@
+"""The state from which an interrupted stage continues, as one safetensors file.
+
+What belongs here: the file's form. When it is written and what is in it is up to the stage.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.files import write_bytes
+
+__all__ = ["read_checkpoint", "write_checkpoint"]
+
+SCHEMA = 1
+
+
+def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], scalars: Mapping[str, object], seconds: float) -> None:
+    """Write tensors and scalars as one file; a kill leaves the old file or the new one.
+
+    Args:
+        path: Where.
+        tensors: Any dtype, shape, layout and device; views and shared memory are fine.
+        scalars: What JSON gives back unchanged: text keys; lists, not tuples.
+        seconds: How long the stage took so far.
+
+    Raises:
+        ArtefactError: It cannot be written.
+    """
+    plain = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
+    header = {
+        "schema": str(SCHEMA),
+        "scalars": json.dumps(dict(scalars)),
+        "seconds": repr(seconds),
+        "crc32": str(_checksum(plain)),
+    }
+    write_bytes(path, save(plain, metadata=header))
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], float]:
+    """Return the tensors (on the CPU, contiguous), scalars and seconds that were written.
+
+    Raises:
+        ArtefactError: The file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            # Copied, because safetensors maps the file into memory and the next one replaces it.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - it is not a dict
+        scalars: dict[str, Any] = json.loads(header["scalars"])
+        seconds = float(header["seconds"])
+        if header["schema"] != str(SCHEMA) or int(header["crc32"]) != _checksum(tensors):
+            msg = "its schema or its checksum is wrong"
+            raise ValueError(msg)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        msg = (
+            f"Cannot continue from '{path}': {error}. The file is damaged or of another version: delete it and resume. "
+            f"Stage '{path.stem}' then starts from its beginning; nothing else is lost."
+        )
+        raise ArtefactError(msg) from error
+    return tensors, scalars, seconds
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> int:
+    # safetensors checks sizes, not contents, and a flipped bit would change the result without a word.
+    checksum = 0
+    for name in sorted(tensors):
+        checksum = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, checksum)
+    return checksum

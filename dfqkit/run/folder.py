@@ -1,0 +1,305 @@
+"""One run's folder on disk: what lies in it, what is complete, and where an interrupted stage continues.
+
+What belongs here: `RunFolder`. Everything is written beside, synced and renamed, and a stage is listed in the manifest
+last, so that listed means complete. What the stages do is `stages`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import Tensor
+
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.files import sha256_of_file, write_bytes
+
+from .checkpoint import read_checkpoint, write_checkpoint
+from .manifest import MANIFEST, SCHEMA, differences, lock, read_manifest
+
+__all__ = ["RunFolder"]
+
+_log = logging.getLogger(__name__)
+
+_RECIPE, _LOCK = "recipe.yaml", ".lock"
+# What a kill can leave behind before the manifest is there for the first time.
+_LEFTOVERS = {_LOCK, f".{_RECIPE}.part", f".{MANIFEST}.part"}
+_SHOWN = 5
+
+
+class RunFolder:
+    """A run's folder; enter it (``with``) to keep other processes out while working in it.
+
+    Make one with `create` or `open`. The lock dies with the process, however that ends.
+
+    Attributes:
+        path: The folder.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self._manifest = manifest
+        self._lock: int | None = None
+        self._begun: dict[str, float] = {}
+        self._spent: dict[str, float] = {}
+
+    @classmethod
+    def create(cls, path: str | Path, *, recipe_text: str, digest: str, facts: Mapping[str, object]) -> RunFolder:
+        """Make the folder of a new run, or open that of the same run, which continues it.
+
+        Args:
+            path: Where; missing folders are made, an empty one is used.
+            recipe_text: The resolved recipe as YAML.
+            digest: Its sha256; two runs with the same one are the same run.
+            facts: What the results depend on beside the recipe (versions, device, threads); anything JSON holds.
+
+        Raises:
+            ArtefactError: The folder holds another run or foreign files, or cannot be made.
+        """
+        path = Path(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            names = sorted(entry.name for entry in path.iterdir())
+        except OSError as error:
+            msg = f"Cannot use '{path}' as a run folder: {error.strerror or error}. Choose another one with --out."
+            raise ArtefactError(msg) from error
+        if MANIFEST in names:
+            folder = cls.open(path)
+            if folder.digest != digest:
+                raise ArtefactError(_another_run(folder, recipe_text))
+            return folder
+        foreign = [name for name in names if name not in _LEFTOVERS and not _is_recipe(path / name, recipe_text)]
+        if foreign:
+            more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
+            msg = (
+                f"Folder '{path}' holds files that are not of a run: {', '.join(foreign[:_SHOWN])}{more}. "
+                "A run needs a new or an empty folder: choose another one with --out."
+            )
+            raise ArtefactError(msg)
+        write_bytes(path / _RECIPE, recipe_text.encode())
+        folder = cls(path, {"schema": SCHEMA, "digest": digest, "facts": dict(facts), "stages": {}})
+        folder._write_manifest()
+        return folder
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """Open the folder of a run that was begun before.
+
+        Raises:
+            ArtefactError: It is not a run's folder, its manifest is damaged, or of an unknown schema.
+        """
+        return cls(Path(path), read_manifest(Path(path)))
+
+    @property
+    def digest(self) -> str:
+        """The sha256 of the resolved recipe this run began with."""
+        return str(self._manifest["digest"])
+
+    def run_facts(self) -> dict[str, Any]:
+        """The facts that the run began with."""
+        return dict(self._manifest["facts"])
+
+    def recipe_text(self) -> str:
+        """Return the resolved recipe.
+
+        Raises:
+            ArtefactError: The file is missing or unreadable.
+        """
+        try:
+            return (self.path / _RECIPE).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            msg = f"Cannot read '{self.path / _RECIPE}': {error}. Put it back, or begin anew with another --out."
+            raise ArtefactError(msg) from error
+
+    def done(self, stage: str) -> bool:
+        """Whether a stage is complete and all its files are as it left them.
+
+        A file that is gone makes the stage undone: it is run again and gives the same file.
+
+        Raises:
+            ArtefactError: A file is there but was changed.
+        """
+        entry = self._manifest["stages"].get(stage, {})
+        if entry.get("status") != "complete":
+            return False
+        for name, expected in entry["files"].items():
+            file = self.path / name
+            if not file.is_file():
+                _log.warning("'%s' is gone from '%s': stage '%s' is not complete.", name, self.path, stage)
+                return False
+            found = sha256_of_file(file)
+            if found != expected["sha256"]:
+                msg = (
+                    f"'{file}' is not as stage '{stage}' left it: its sha256 was {expected['sha256']} and is {found}. "
+                    f"Put the original back, or delete the file and run `dfqkit run --resume {self.path}`, which makes "
+                    "it again."
+                )
+                raise ArtefactError(msg)
+        return True
+
+    def begin(self, stage: str) -> None:
+        """Note that a stage starts or continues."""
+        entry = self._manifest["stages"].setdefault(stage, {})
+        if entry.get("status") == "complete":
+            self.clear_state(stage)  # of a stage that is done anew; it must not end where it ended before
+        entry["status"] = "open"
+        self._begun[stage] = time.monotonic()
+        self._write_manifest()
+
+    def finish(self, stage: str, files: Sequence[str], facts: Mapping[str, object]) -> None:
+        """List a stage as complete and drop its saved state.
+
+        Where a stage that is done anew gives other files than before, the stages after it are no longer complete.
+
+        Args:
+            stage: Which one; `begin` was called before.
+            files: What it wrote, as paths in the folder, each already whole on disk (`write_bytes`).
+            facts: What it found out; anything JSON holds, without NaN.
+
+        Raises:
+            ArtefactError: A file is not there.
+        """
+        missing = [name for name in files if not (self.path / name).is_file()]
+        if missing:
+            msg = f"Stage '{stage}' did not leave {', '.join(missing)} in '{self.path}'. Run it again."
+            raise ArtefactError(msg)
+        listed = {name: _listing(self.path / name) for name in sorted(files)}
+        stages = self._manifest["stages"]
+        now = time.monotonic()
+        if stages.get(stage, {}).get("files", listed) != listed:
+            for later in list(stages)[list(stages).index(stage) + 1 :]:
+                self.clear_state(later)
+                del stages[later]
+        stages[stage] = {
+            "status": "complete",
+            "seconds": round(self._spent.get(stage, 0.0) + now - self._begun.get(stage, now), 3),
+            "files": listed,
+            "facts": dict(facts),
+        }
+        self._write_manifest()
+        self.clear_state(stage)
+
+    def rewrite(self, stage: str, name: str, data: bytes) -> None:
+        """Replace a file of a complete stage from which nothing else is made, such as a rendering of the report.
+
+        Raises:
+            ArtefactError: The stage is not complete, or the file cannot be written.
+        """
+        files = self._complete(stage)["files"]
+        if files.pop(name, None) is not None:
+            self._write_manifest()  # a kill between the two leaves the file unlisted, not damaged
+        write_bytes(self.path / name, data)
+        self._complete(stage)["files"][name] = _listing(self.path / name)
+        self._write_manifest()
+
+    def facts(self, stage: str) -> dict[str, Any]:
+        """Return what a complete stage found out.
+
+        Raises:
+            ArtefactError: The stage is not complete.
+        """
+        return dict(self._complete(stage)["facts"])
+
+    def seconds(self, stage: str) -> float:
+        """Return how long a complete stage took, up to its last saved state in processes that were killed.
+
+        Raises:
+            ArtefactError: The stage is not complete.
+        """
+        return float(self._complete(stage)["seconds"])
+
+    def save_state(self, stage: str, tensors: Mapping[str, Tensor], scalars: Mapping[str, object]) -> None:
+        """Replace the state from which an interrupted stage continues (`checkpoint.write_checkpoint`)."""
+        elapsed = time.monotonic() - self._begun[stage] if stage in self._begun else 0.0
+        write_checkpoint(self._state(stage), tensors, scalars, self._spent.get(stage, 0.0) + elapsed)
+
+    def load_state(self, stage: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Return the tensors (on the CPU, contiguous) and scalars that were saved last, or None.
+
+        Raises:
+            ArtefactError: The file is damaged.
+        """
+        if not self._state(stage).exists():
+            return None
+        tensors, scalars, self._spent[stage] = read_checkpoint(self._state(stage))
+        return tensors, scalars
+
+    def clear_state(self, stage: str) -> None:
+        """Forget the saved state of a stage, if any."""
+        self._state(stage).unlink(missing_ok=True)
+        self._spent.pop(stage, None)
+
+    def require_space(self, size: int) -> None:
+        """Refuse to start what cannot be written.
+
+        Args:
+            size: What will be needed, in bytes.
+
+        Raises:
+            ArtefactError: Less is free.
+        """
+        free = shutil.disk_usage(self.path).free
+        if free < size:
+            msg = (
+                f"'{self.path}' has {free / 1e6:,.0f} MB free, and about {size / 1e6:,.0f} MB are needed. Free space, "
+                "or choose a folder on another disk with --out."
+            )
+            raise ArtefactError(msg)
+
+    def __enter__(self) -> RunFolder:
+        self._lock = lock(self.path / _LOCK)
+        try:
+            manifest = read_manifest(self.path)
+            if manifest["digest"] != self.digest:
+                msg = f"Another run was begun in '{self.path}' at the same time. Choose another folder with --out."
+                raise ArtefactError(msg)
+        except ArtefactError:
+            self.__exit__(None, None, None)
+            raise
+        self._manifest = manifest  # another process may have worked here since this one looked
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _complete(self, stage: str) -> dict[str, Any]:
+        entry: dict[str, Any] = self._manifest["stages"].get(stage, {})
+        if entry.get("status") != "complete":
+            msg = f"Stage '{stage}' of '{self.path}' is not complete. Continue with `dfqkit run --resume {self.path}`."
+            raise ArtefactError(msg)
+        return entry
+
+    def _state(self, stage: str) -> Path:
+        return self.path / "state" / f"{stage}.safetensors"
+
+    def _write_manifest(self) -> None:
+        text = json.dumps(self._manifest, indent=2, ensure_ascii=False, allow_nan=False)
+        write_bytes(self.path / MANIFEST, f"{text}\n".encode())
+        self._manifest = json.loads(text)  # so that a resumed run sees the same values as this one
+
+
+def _listing(path: Path) -> dict[str, Any]:
+    return {"sha256": sha256_of_file(path), "size": path.stat().st_size}
+
+
+def _is_recipe(path: Path, text: str) -> bool:
+    return path.name == _RECIPE and path.is_file() and path.read_bytes() == text.encode()
+
+
+def _another_run(folder: RunFolder, recipe_text: str) -> str:
+    differing = differences(folder.recipe_text(), recipe_text)
+    return (
+        f"Folder '{folder.path}' holds another run ({differing or 'another recipe'}). Choose another one with --out, "
+        f"or continue that run with `dfqkit run --resume {folder.path}`."
+    )

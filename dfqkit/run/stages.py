@@ -1,0 +1,409 @@
+"""The stages of a run, in order, each from the files of the one before to files of its own.
+
+What belongs here: what a stage reads, does and writes, and where it can be interrupted. The measuring itself is
+`dfqkit.run.proof`; the folder is `dfqkit.run.folder`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, fx, nn
+
+from dfqkit_export.env import environment
+from dfqkit_export.errors import ArtefactError, RecipeError
+from dfqkit_export.qdq import write_float, write_qdq
+from dfqkit_export.targets import Target, get_target
+
+from ..distill import Batch, Distiller, LiveStream
+from ..imagebank import ImageBank
+from ..progress import Progress
+from ..recipe import Recipe, find_file, parse_recipe
+from ..registry import synthesizer
+from ..seeds import derive
+from ..students.capture import float_graph
+from ..students.freezing import freeze
+from ..students.scheme import QuantConfig
+from ..students.student import build_student, calibrate_student, load_student, restore, save_student, snapshot
+from ..synthesis.base import Synthesizer
+from ..taps import batch_norms
+from ..teacher import Teacher, load_teacher
+from .folder import RunFolder
+
+STAGES = ("synthesize", "quantize", "distill", "export", "validate")
+
+#: Seconds between two checkpoints inside a stage. Taking one changes nothing that is computed.
+CHECKPOINT_SECONDS = 20.0
+
+
+def teacher_of(recipe: Recipe) -> Teacher:
+    """Load and verify the teacher that a recipe names."""
+    section = recipe.teacher
+    weights = None if section.weights is None else find_file(section.weights, recipe.directory)
+    return load_teacher(section.factory, recipe.image.spec(), weights, factory_args=section.args)
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto``, ``cpu`` or ``cuda`` as a device.
+
+    Raises:
+        RecipeError: for an unknown name, or cuda where there is none.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        message = f"Unknown device '{name}'. Allowed: auto, cpu, cuda."
+        raise RecipeError(message)
+    if name == "cuda" and not torch.cuda.is_available():
+        message = "Device 'cuda' was asked for, but torch sees no usable GPU here. Use --device cpu or auto."
+        raise RecipeError(message)
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What every stage needs."""
+
+    folder: RunFolder
+    recipe: Recipe
+    device: torch.device
+    progress: Progress
+    command: str
+    given: Teacher | None = None
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """The teacher, on the run's device."""
+        teacher = self.given or teacher_of(self.recipe)
+        teacher.model.to(self.device)
+        return teacher
+
+    @cached_property
+    def target(self) -> Target:
+        """The deployment target."""
+        return get_target(self.recipe.target)
+
+    @cached_property
+    def graph(self) -> fx.GraphModule:
+        """The teacher as a float graph in normal form."""
+        return float_graph(self.teacher.model, self.teacher.image)
+
+    @property
+    def scheme(self) -> QuantConfig:
+        """The deployed student's scheme."""
+        return self.recipe.quant  # type: ignore[return-value]
+
+    def rng(self, *names: str | int) -> torch.Generator:
+        """A component's random numbers, derived from the run's seed."""
+        return derive(self.recipe.seed, *names, device=self.device)
+
+    def bank(self, name: str) -> ImageBank:
+        """A stored set of this run."""
+        return ImageBank.load(self.folder.path / "images" / f"{name}.safetensors", self.teacher)
+
+    def batches(self, name: str) -> list[Batch]:
+        """A stored set as batches on the run's device."""
+        return list(self.bank(name).batches(self.recipe.bank.batch, self.device))
+
+    def new_synthesizer(self, *, grading: bool = False) -> Synthesizer:
+        """The recipe's synthesizer, or the separate one that only grades."""
+        kind = synthesizer(self.recipe.synthesis.method)  # type: ignore[attr-defined]
+        config = kind.grading_config(self.recipe.synthesis) if grading else self.recipe.synthesis  # type: ignore[arg-type]
+        return kind(config, self.teacher, self.rng("grading" if grading else "synthesis"))  # type: ignore[arg-type]
+
+
+class Checkpoints:
+    """Saves a stage's state now and then, and hands back what an interrupted run left.
+
+    Args:
+        folder: where it is kept.
+        stage: whose state.
+    """
+
+    def __init__(self, folder: RunFolder, stage: str) -> None:
+        self.folder, self.stage, self.last = folder, stage, time.monotonic()
+
+    def restore(self, put_back: Callable[[dict[str, Tensor], dict[str, object]], None]) -> None:
+        """Hand an interrupted run's state to ``put_back``, if there is one."""
+        found = self.folder.load_state(self.stage)
+        if found is not None:
+            put_back(*found)
+
+    def offer(self, state: Callable[[], tuple[dict[str, Tensor], dict[str, object]]]) -> None:
+        """Save, if the last time was long enough ago."""
+        if time.monotonic() - self.last >= CHECKPOINT_SECONDS:
+            self.folder.save_state(self.stage, *state())
+            self.last = time.monotonic()
+
+
+def execute(
+    folder: RunFolder,
+    recipe: Recipe,
+    stages: Sequence[str],
+    *,
+    device: str,
+    progress: Progress,
+    command: str,
+    teacher: Teacher | None = None,
+) -> None:
+    """Run stages of a recipe in order, skipping what is complete.
+
+    Args:
+        folder: the run's folder, made for this recipe.
+        recipe: what to do.
+        stages: names of `STAGES`.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        progress: where progress is shown.
+        command: what reproduces the run; goes into the report.
+        teacher: a teacher already loaded; otherwise the recipe's is.
+
+    Raises:
+        ArtefactError: when a stage before the first of ``stages`` is missing.
+    """
+    context = Context(
+        folder=folder, recipe=recipe, device=resolve_device(device), progress=progress, command=command, given=teacher
+    )
+    for stage in stages:
+        if folder.done(stage):
+            continue
+        for before in STAGES[: STAGES.index(stage)]:
+            if not folder.done(before):
+                message = f"Stage '{stage}' needs '{before}' first. Run: dfqkit {before} {folder.path}"
+                raise ArtefactError(message)
+        folder.begin(stage)
+        files, facts = _RUNNERS[stage](context)
+        folder.finish(stage, files, facts)
+        folder.clear_state(stage)
+
+
+def recipe_of(folder: RunFolder) -> Recipe:
+    """The recipe that a run folder was made for."""
+    from pathlib import Path
+
+    directory = folder.run_facts().get("recipe_dir")
+    recipe = parse_recipe(folder.recipe_text(), str(folder.path / "recipe.yaml"))
+    return recipe.found_in(Path(str(directory)) if directory else None)
+
+
+def run_facts(recipe: Recipe) -> dict[str, object]:
+    """What the manifest records of the machine and the versions."""
+    return {
+        "recipe_dir": None if recipe.directory is None else str(recipe.directory),
+        "environment": environment(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _require_needs(context: Context) -> None:
+    kind = synthesizer(context.recipe.synthesis.method)  # type: ignore[attr-defined]
+    if "batchnorm" in kind.needs and not batch_norms(context.teacher.model):
+        message = (
+            f"Synthesizer '{context.recipe.synthesis.method}' reads BatchNorm statistics, and teacher "  # type: ignore[attr-defined]
+            f"'{context.teacher.name}' has none (folded, or another normalisation?). Use the checkpoint before folding; "
+            "`dfqkit inspect` tells what the teacher offers and which methods would do."
+        )
+        raise RecipeError(message)
+
+
+def _synthesize(context: Context) -> tuple[list[str], dict[str, object]]:
+    """Train the synthesizer without a student, and a separate one for grading; store the images of both."""
+    _require_needs(context)
+    main, grading = context.new_synthesizer(), context.new_synthesizer(grading=True)
+    saved = Checkpoints(context.folder, "synthesize")
+    curve: list[dict[str, float]] = []
+
+    def put_back(tensors: dict[str, Tensor], values: dict[str, object]) -> None:
+        from ..optimizers import under
+
+        main.load_state_dict(under(tensors, "main."))
+        grading.load_state_dict(under(tensors, "grading."))
+        curve.extend(values["curve"])  # type: ignore[arg-type]
+
+    def state() -> tuple[dict[str, Tensor], dict[str, object]]:
+        tensors = {f"main.{k}": v for k, v in main.state_dict().items()}
+        return tensors | {f"grading.{k}": v for k, v in grading.state_dict().items()}, {"curve": curve}
+
+    saved.restore(put_back)
+    with context.progress.stage("synthesize", total=main.rounds, start=len(curve)) as bar:
+        while len(curve) < main.rounds:
+            terms = main.synthesize()
+            grading.synthesize()
+            curve.append(terms)
+            bar.advance(1, **terms)
+            saved.offer(state)
+    sizes = context.recipe.bank
+    source = context.recipe.synthesis.method  # type: ignore[attr-defined]
+    images = context.folder.path / "images"
+    for name, maker, count in (
+        ("calibration", main, sizes.calibration),
+        ("held_out", main, sizes.held_out),
+        ("grading", grading, sizes.grading),
+    ):
+        bank = ImageBank.collect(context.teacher, _drawn(maker, count, sizes.batch), f"{source}:{name}")
+        bank.save(images / f"{name}.safetensors")
+    context.folder.save_state("synthesizer", main.state_dict(), {})
+    files = [f"images/{name}.safetensors" for name in ("calibration", "held_out", "grading")]
+    return [*files, "state/synthesizer.safetensors"], {"curve": _thinned(curve), "cost": main.cost + grading.cost}
+
+
+def _drawn(maker: Synthesizer, count: int, batch: int) -> Iterator[Tensor]:
+    for start in range(0, count, batch):
+        yield maker.sample(min(batch, count - start))
+
+
+def _thinned(curve: Sequence[dict[str, float]], points: int = 200) -> list[dict[str, float]]:
+    stride = max(1, len(curve) // points)
+    return [{"round": index + 1, **terms} for index, terms in enumerate(curve) if index % stride == 0]
+
+
+def _quantize(context: Context) -> tuple[list[str], dict[str, object]]:
+    """Build the ensemble's students, find ranges and correct biases on the calibration set."""
+    batches = [images for images, _ in context.bank("calibration").batches(context.recipe.bank.batch, context.device)]
+    schemes = _schemes(context)
+    files = []
+    with context.progress.stage("quantize", total=len(schemes)) as bar:
+        for index, scheme in enumerate(schemes):
+            student = build_student(context.graph, scheme, context.target, context.teacher.image)
+            # Every member sees the batches in another order and its own half of them once more: another calibration.
+            own = batches if index == 0 else [*batches[index % 2 :: 2], *batches[::-1]]
+            calibrate_student(student, own, scheme, context.teacher.image)
+            files.append("calibrated.safetensors" if index == 0 else f"partner{index}.safetensors")
+            save_student(student, context.folder.path / files[-1])
+            bar.advance(1)
+    return files, {}
+
+
+def _schemes(context: Context) -> list[QuantConfig]:
+    partners = context.recipe.distill.partners if context.recipe.distill else ()  # type: ignore[attr-defined]
+    schemes = [context.scheme, *(context.scheme.model_copy(update={"bits": bits}) for bits in partners)]
+    for scheme in schemes:
+        QuantConfig.model_validate(scheme.model_dump()).check(context.target)
+    return schemes
+
+
+def load_ensemble(context: Context) -> tuple[list[fx.GraphModule], list[QuantConfig]]:
+    """The calibrated students of a run, the deployed one first."""
+    schemes = _schemes(context)
+    students = []
+    for index, scheme in enumerate(schemes):
+        student = build_student(context.graph, scheme, context.target, context.teacher.image)
+        name = "calibrated.safetensors" if index == 0 else f"partner{index}.safetensors"
+        load_student(student, context.folder.path / name, scheme)
+        students.append(student)
+    return students, schemes
+
+
+def _distill(context: Context) -> tuple[list[str], dict[str, object]]:
+    """Play generators against students, keep the deployed student's best state; without a section, keep calibration."""
+    students, schemes = load_ensemble(context)
+    config = context.recipe.distill
+    facts: dict[str, object] = {"kept": "calibration", "judged": [], "curve": [], "cost": 0, "disagreement": None}
+    if config is not None:
+        main = context.new_synthesizer()
+        loaded = context.folder.load_state("synthesizer")
+        if loaded is None:
+            message = f"The synthesizer's state is missing from '{context.folder.path}'. Run `dfqkit synthesize` again."
+            raise ArtefactError(message)
+        main.load_state_dict(loaded[0])
+        before = main.cost
+        stream = LiveStream(main, config, context.rng("augmentation"))  # type: ignore[arg-type]
+        held_out = context.batches("held_out")
+        distiller = Distiller(students, schemes, context.graph, stream, held_out, config)  # type: ignore[arg-type]
+        start_disagreement = distiller.disagreement()
+        saved = Checkpoints(context.folder, "distill")
+        saved.restore(distiller.load_state)
+        with context.progress.stage("distill", total=config.steps, start=distiller.step) as bar:  # type: ignore[attr-defined]
+            while distiller.step < config.steps:  # type: ignore[attr-defined]
+                bar.advance(1, **distiller.run_step())
+                saved.offer(distiller.state)
+        facts = {
+            "judged": distiller.judged,
+            "kept": f"step {_kept_step(distiller)}",
+            "curve": distiller.curve,
+            "cost": main.cost - before,
+            "disagreement": {"before": start_disagreement, "after": distiller.disagreement()},
+        }
+        restore(students[0], distiller.best, context.scheme)
+    freeze(students[0], integer_biases=context.target.bias == "int32")
+    save_student(students[0], context.folder.path / "student.safetensors")
+    return ["student.safetensors"], facts
+
+
+def _kept_step(distiller: Distiller) -> int:
+    return int(min(distiller.judged, key=lambda entry: entry["kl"])["step"])
+
+
+def final_student(context: Context) -> fx.GraphModule:
+    """The run's finished student."""
+    student = build_student(context.graph, context.scheme, context.target, context.teacher.image)
+    load_student(student, context.folder.path / "student.safetensors", context.scheme)
+    return student
+
+
+def _export(context: Context) -> tuple[list[str], dict[str, object]]:
+    """Write the student and the teacher as ONNX."""
+    recipe, path = context.recipe, context.folder.path
+    versions = {f"dfqkit.version.{k}": str(v) for k, v in environment()["packages"].items()}
+    metadata = {
+        "dfqkit.recipe": recipe.name,
+        "dfqkit.recipe_sha256": recipe.digest(),
+        "dfqkit.seed": str(recipe.seed),
+        "dfqkit.synthesizer": recipe.synthesis.method,  # type: ignore[attr-defined]
+        "dfqkit.teacher": context.teacher.name,
+        "dfqkit.teacher_sha256": context.teacher.sha256,
+        "dfqkit.target": recipe.target,
+        "dfqkit.quant": json.dumps(context.scheme.model_dump(mode="json"), sort_keys=True),
+        "dfqkit.image": json.dumps(context.teacher.image.to_dict(), sort_keys=True),
+        **versions,
+    }
+    with context.progress.stage("export", total=2) as bar:
+        write_qdq(final_student(context), context.target, path / "model.onnx", metadata=metadata)
+        bar.advance(1)
+        write_float(context.graph, path / "teacher.onnx", metadata=metadata, opset=context.target.opset)
+        bar.advance(1)
+    return ["model.onnx", "teacher.onnx"], {}
+
+
+def _validate(context: Context) -> tuple[list[str], dict[str, object]]:
+    from .proof import prove
+
+    return prove(context), {}
+
+
+_RUNNERS: dict[str, Callable[[Context], tuple[list[str], dict[str, object]]]] = {
+    "synthesize": _synthesize,
+    "quantize": _quantize,
+    "distill": _distill,
+    "export": _export,
+    "validate": _validate,
+}
+
+
+def plan(recipe: Recipe) -> str:
+    """What `--dry-run` prints: the stages, their cost in image passes, and the resolved recipe."""
+    config, distill, bank = recipe.synthesis, recipe.distill, recipe.bank
+    rounds = getattr(config, "warmup", 0)
+    batch = getattr(config, "batch", bank.batch)
+    lines = [
+        f"recipe      {recipe.name}: {recipe.why}",
+        f"teacher     {recipe.teacher.factory}, weights {recipe.teacher.weights or 'random'}",
+        f"target      {get_target(recipe.target).title}, {recipe.quant.bits}",  # type: ignore[attr-defined]
+        "",
+        f"synthesize  {rounds} rounds of {batch} images, then {bank.calibration} + {bank.held_out} + {bank.grading} stored",
+        f"quantize    {1 + len(distill.partners if distill else ())} student(s), calibrated on {bank.calibration} images",  # type: ignore[attr-defined]
+    ]
+    if distill is None:
+        lines.append("distill     no: the calibrated student ships")
+    else:
+        steps, size = distill.steps, distill.batch  # type: ignore[attr-defined]
+        lines.append(f"distill     {steps} steps of {size} images, a generator round every {distill.round_every}")  # type: ignore[attr-defined]
+    lines += ["export      model.onnx, teacher.onnx", f"validate    {recipe.validation.data or 'synthetic images only'}"]
+    return "\n".join([*lines, "", recipe.to_yaml()])
+
+
+__all__ = ["STAGES", "Context", "execute", "plan", "recipe_of", "resolve_device", "run_facts", "teacher_of"]

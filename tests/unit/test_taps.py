@@ -1,0 +1,103 @@
+"""Reading BatchNorm statistics from a teacher that must not notice."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dfqkit.taps import BatchNormTap, batch_norms
+from dfqkit_export.errors import TeacherError
+from tests._toys import conv_bn, images, toy
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules())
+
+
+def test_statistics_are_those_of_the_input() -> None:
+    model = nn.Sequential(conv_bn(3, 4)).eval()
+    x = images(5)
+    with BatchNormTap(model) as tap:
+        model(x)
+    inner = model[0][0](x).detach().numpy().astype(np.float64)
+    (found,) = tap.statistics
+    assert found.name == "0.1"
+    np.testing.assert_allclose(found.mean.detach(), inner.mean((0, 2, 3)), atol=1e-6)
+    np.testing.assert_allclose(found.variance.detach(), inner.var((0, 2, 3)), rtol=1e-5)
+    assert found.running_mean is model[0][1].running_mean
+
+
+def test_two_dimensional_inputs() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3)).eval()
+    x = torch.tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 5.0]])
+    with BatchNormTap(model) as tap:
+        model(x)
+    assert tap.statistics[0].mean.tolist() == [2.0, 2.0, 4.0]
+    assert tap.statistics[0].variance.tolist() == [1.0, 0.0, 1.0]
+
+
+def test_gradients_reach_the_images() -> None:
+    model = toy("residual").requires_grad_(False)
+    x = images(4).requires_grad_(True)
+    with BatchNormTap(model) as tap:
+        model(x)
+    (gradient,) = torch.autograd.grad(sum(s.variance.sum() for s in tap.statistics), x)
+    assert gradient.abs().sum() > 0
+
+
+def test_only_the_last_forward_is_kept() -> None:
+    model = toy("residual")
+    with BatchNormTap(model) as tap:
+        model(images(4, 1))
+        model(images(4, 2))
+    assert len(tap.statistics) == len(batch_norms(model))
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.norm(x) + 1)
+
+
+def test_a_layer_called_twice_gives_two_entries() -> None:
+    model = Twice().eval()
+    with BatchNormTap(model) as tap:
+        model(images(2))
+    assert [s.name for s in tap.statistics] == ["norm", "norm"]
+    assert not torch.equal(tap.statistics[0].mean, tap.statistics[1].mean)
+
+
+def test_nothing_is_left_behind() -> None:
+    model = toy("residual")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    tap = BatchNormTap(model)
+    assert hooks(model) == 0
+    with tap:
+        model(images(2))
+        assert hooks(model) > 0
+    with pytest.raises(RuntimeError, match="stop"), tap:
+        raise RuntimeError("stop")  # noqa: EM101
+    assert hooks(model) == 0
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert not model.training
+
+
+def test_training_mode_is_refused_and_leaves_no_hooks() -> None:
+    model = toy("residual")
+    model.a1[1].train()
+    with pytest.raises(TeacherError, match=r"'a1.1' is in training mode"), BatchNormTap(model):
+        pass
+    assert hooks(model) == 0
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.Identity(), nn.BatchNorm2d(4, track_running_stats=False), nn.InstanceNorm2d(4, track_running_stats=True)]
+)
+def test_a_model_without_batch_norm_is_refused(norm: nn.Module) -> None:
+    with pytest.raises(TeacherError, match="no BatchNorm layer with running statistics"):
+        BatchNormTap(nn.Sequential(nn.Conv2d(3, 4, 3), norm))
