@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -34,8 +34,8 @@ class DistillWeights(BaseModel):
     feature: float = Field(
         0.0,
         ge=0,
-        description="Mean over all quantized tensors of the relative squared error (FitNets, Romero et al., 2015, without "
-        "projections, which a student of the teacher's own shape does not need).",
+        description="Mean over all quantized tensors of the relative squared error (FitNets, Romero et al., 2015, "
+        "without projections, which a student of the teacher's own shape does not need).",
     )
 
 
@@ -52,12 +52,17 @@ class DistillConfig(BaseModel):
     weights: DistillWeights = DistillWeights()
     round_every: int = Field(10, ge=1, description="Student steps per round of the synthesizer (DFQ: 10).")
     partners: tuple[str, ...] = Field(
-        (), description="Bits of further students of the ensemble, e.g. [w3a3]: other quantization noise than the one deployed."
+        (),
+        description="Bits of further students of the ensemble, e.g. [w3a3]: other noise than the one deployed.",
     )
-    partner_every: int = Field(2, ge=1, description="Partners step once in so many steps: they steer, they do not ship.")
+    partner_every: int = Field(
+        2, ge=1, description="Partners step once in so many steps: they steer, they do not ship."
+    )
     shift: int = Field(0, ge=0, description="Largest random shift of a batch, in pixels.")
     flip: bool = Field(False, description="Mirror half of the batches; not for digits or text.")
-    average: float = Field(0.0, ge=0, lt=1, description="Decay of the moving average of weights that is judged and kept.")
+    average: float = Field(
+        0.0, ge=0, lt=1, description="Decay of the moving average of weights that is judged and kept."
+    )
     judge_every: int = Field(100, ge=1, description="Steps between two looks at the held-out synthetic images.")
 
 
@@ -179,11 +184,15 @@ class Distiller:
         self.judged: list[dict[str, float]] = [{"step": 0, "agreement": agreement, "kl": divergence}]
 
     def _optimizer(self, student: fx.GraphModule) -> torch.optim.Adam:
-        ranges, others = [], []
+        ranges: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
         for name, parameter in student.named_parameters():
             if parameter.requires_grad:
                 (ranges if name.startswith("quant.") else others).append(parameter)
-        groups = [{"params": others, "base": self.config.lr}, {"params": ranges, "base": self.config.lr_ranges}]
+        groups: list[dict[str, Any]] = [
+            {"params": others, "base": self.config.lr},
+            {"params": ranges, "base": self.config.lr_ranges},
+        ]
         return torch.optim.Adam([group for group in groups if group["params"]])
 
     def run_step(self) -> dict[str, float]:
@@ -222,7 +231,7 @@ class Distiller:
                 terms["feature"] = torch.stack([losses.relative_error(ours, theirs) for ours, theirs in pairs]).mean()
         loss = torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         for group in optimizer.param_groups:
             group["lr"] = cosine(group["base"], self.step / self.config.steps)
         optimizer.step()

@@ -52,13 +52,17 @@ class ImageBank:
         codes, logits = [], []
         for batch in images:
             if not bool(torch.isfinite(batch).all()):
-                message = f"Source '{source}' made images that are not finite. Lower its learning rate or its adversarial weight."
+                message = f"Source '{source}' made images that are not finite. Lower its lr or its adversarial weight."
                 raise ArtefactError(message)
             code = (teacher.image.denormalize(batch) * 255).round().clamp(0, 255).to(torch.uint8)
             codes.append(code.cpu())
             logits.append(teacher.logits(teacher.image.normalize(code.to(batch.device).float() / 255)).float().cpu())
         return cls(
-            images=torch.cat(codes), logits=torch.cat(logits), image=teacher.image, teacher=teacher.sha256, source=source
+            images=torch.cat(codes),
+            logits=torch.cat(logits),
+            image=teacher.image,
+            teacher=teacher.sha256,
+            source=source,
         )
 
     def __len__(self) -> int:
@@ -72,13 +76,11 @@ class ImageBank:
 
     def save(self, path: Path) -> None:
         """Write the bank; there whole or not at all."""
-        header = {
-            "schema": str(SCHEMA),
-            "image": json.dumps(self.image.to_dict()),
-            "teacher": self.teacher,
-            "source": self.source,
-        }
-        write_bytes(path, save({"images": self.images.contiguous(), "logits": self.logits.contiguous()}, metadata=header))
+        header = {"schema": SCHEMA, "image": self.image.to_dict(), "teacher": self.teacher, "source": self.source}
+        # One entry: safetensors writes several in an order that differs from process to process.
+        metadata = {"imagebank": json.dumps(header, sort_keys=True)}
+        tensors = {"images": self.images.contiguous(), "logits": self.logits.contiguous()}
+        write_bytes(path, save(tensors, metadata=metadata))
 
     @classmethod
     def load(cls, path: Path, teacher: Teacher | None = None) -> ImageBank:
@@ -93,13 +95,15 @@ class ImageBank:
         """
         try:
             with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
+                header = json.loads((file.metadata() or {}).get("imagebank", "{}"))
                 tensors = {name: file.get_tensor(name) for name in ("images", "logits")}
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, ValueError) as error:
             message = f"Cannot read the image bank '{path}': {error}. Make it again with `dfqkit synthesize`."
             raise ArtefactError(message) from error
-        if header.get("schema") != str(SCHEMA):
-            message = f"Image bank '{path}' has schema {header.get('schema')}; this version reads {SCHEMA}. Make it again."
+        if header.get("schema") != SCHEMA:
+            message = (
+                f"Image bank '{path}' has schema {header.get('schema')}; this version reads {SCHEMA}. Make it again."
+            )
             raise ArtefactError(message)
         if teacher is not None and header["teacher"] != teacher.sha256:
             message = (
@@ -109,7 +113,7 @@ class ImageBank:
             raise ArtefactError(message)
         return cls(
             **tensors,
-            image=ImageSpec.from_dict(json.loads(header["image"])),
+            image=ImageSpec.from_dict(header["image"]),
             teacher=header["teacher"],
             source=header["source"],
         )

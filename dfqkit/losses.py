@@ -119,9 +119,9 @@ def _full(x: Tensor) -> Tensor:
 def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared error of a feature over the feature's own energy, ||s - t||^2 / ||t||^2.
 
-    Source: the hint loss of Romero et al., "FitNets: Hints for Thin Deep Nets", 2015, equation 3, without a regressor and
-    divided by the teacher's energy, so that layers of different size and scale weigh the same. Its negative logarithm is
-    the SQNR that reports show.
+    Source: the hint loss of Romero et al., "FitNets: Hints for Thin Deep Nets", 2015, equation 3, without a regressor
+    and divided by the teacher's energy, so that layers of different size and scale weigh the same. Its negative
+    logarithm is the SQNR that reports show.
 
     Args:
         student: feature (N, ...).

@@ -1,7 +1,7 @@
 """Recipes: typed, closed, versioned YAML, from a file or from the shipped library.
 
-What belongs here: the schema of a recipe, where one is looked up, and overrides. What its sections mean is documented on
-the configuration classes they are made of.
+What belongs here: the schema of a recipe, where one is looked up, and overrides. What its sections mean is
+documented on the configuration classes they are made of.
 """
 
 from __future__ import annotations
@@ -12,14 +12,25 @@ import os
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SerializeAsAny, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from dfqkit_export.errors import RecipeError
-from dfqkit_export.images import ImageSpec
 from dfqkit_export.targets import get_target
+
+if TYPE_CHECKING:
+    from dfqkit_export.images import ImageSpec
 
 SCHEMA = 1
 
@@ -46,6 +57,8 @@ class ImageSection(_Section):
 
     def spec(self) -> ImageSpec:
         """The same as an `ImageSpec`."""
+        from dfqkit_export.images import ImageSpec  # numpy; not needed to list recipes
+
         return ImageSpec(shape=self.shape, mean=self.mean, std=self.std, classes=self.classes)
 
 
@@ -280,7 +293,11 @@ def _allowed_keys(path: Sequence[str], data: dict[str, Any]) -> list[str]:
         if part.isdigit():
             continue
         field = next((f for name, f in section.model_fields.items() if part in (name, f.alias)), None)
-        inner = [t for t in (field.annotation, *getattr(field.annotation, "__args__", ())) if hasattr(t, "model_fields")] if field else []
+        inner = (
+            [t for t in (field.annotation, *getattr(field.annotation, "__args__", ())) if hasattr(t, "model_fields")]
+            if field
+            else []
+        )
         if not inner:
             return []
         section = inner[0]
@@ -303,6 +320,8 @@ def find_file(name: str, recipe_dir: Path | None) -> Path:
         if place.exists():
             return place
     looked = ", ".join(str(place) for place in places) or "nowhere"
-    hint = "" if "DFQKIT_ASSETS" in os.environ else " DFQKIT_ASSETS is not set: set it to the folder that holds the file."
+    hint = (
+        "" if "DFQKIT_ASSETS" in os.environ else " DFQKIT_ASSETS is not set: set it to the folder that holds the file."
+    )
     message = f"The recipe names '{name}', which does not exist (looked at {looked}).{hint}"
     raise RecipeError(message)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from dfqkit.students.calibration import calibrate, correct_bias
 from dfqkit.students.capture import float_graph
@@ -80,7 +81,11 @@ class Depthwise(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = conv_bn(3, 8, stride=2)
-        self.expand, self.depth, self.project = conv_bn(8, 16, kernel=1), conv_bn(16, 16, groups=16), conv_bn(16, 8, kernel=1)
+        self.expand, self.depth, self.project = (
+            conv_bn(8, 16, kernel=1),
+            conv_bn(16, 16, groups=16),
+            conv_bn(16, 8, kernel=1),
+        )
         self.act = nn.ReLU6(inplace=True)
         self.drop = nn.Dropout(0.5)
         self.head = Head(8)
@@ -180,8 +185,9 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
             if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
                 uniform(module.weight, 0.6, 1.4)
                 uniform(module.bias, -0.3, 0.5)
-                uniform(module.running_mean, -0.3, 0.3)
-                uniform(module.running_var, 0.5, 2.0)
+                if module.running_mean is not None:
+                    uniform(module.running_mean, -0.3, 0.3)
+                    uniform(module.running_var, 0.5, 2.0)
             elif isinstance(module, nn.Conv2d | nn.Linear):
                 fan_in = module.weight[0].numel()
                 module.weight.copy_(torch.randn(module.weight.shape, generator=rng) * (2.0 / fan_in) ** 0.5)
@@ -193,6 +199,12 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 def toy(name: str, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         return randomise(TOYS[name](), seed)
+
+
+@functools.lru_cache
+def toy_graph(name: str) -> fx.GraphModule:
+    """A toy's float graph; shared by tests, so that none may change it."""
+    return float_graph(toy(name), IMAGE)
 
 
 def toy_teacher(name: str = "residual", seed: int = 0) -> Teacher:
@@ -209,12 +221,12 @@ def images(n: int, seed: int = 1, image: ImageSpec = IMAGE) -> Tensor:
 
 def student(
     name: str | nn.Module, bits: str = "w8a8", target: str = "onnxruntime", *, frozen: bool = True, **options: object
-) -> torch.fx.GraphModule:
+) -> fx.GraphModule:
     """A toy's fake-quantized student: built, calibrated, bias-corrected and, unless told otherwise, frozen."""
-    model = toy(name) if isinstance(name, str) else name
+    graph = toy_graph(name) if isinstance(name, str) else float_graph(name, IMAGE)
     config = QuantConfig(bits=bits, **options)  # type: ignore[arg-type]
     table = get_target(target)
-    quantized = quantized_graph(float_graph(model, IMAGE), config, table, IMAGE)
+    quantized = quantized_graph(graph, config, table, IMAGE)
     batches = [images(16, seed) for seed in (10, 11)]
     calibrate(quantized, batches, IMAGE, learnable=config.scales == "float")
     if config.bias_correction:

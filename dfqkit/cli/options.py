@@ -28,9 +28,7 @@ class Parser(argparse.ArgumentParser):
     """A parser that keeps the epilog's lines and takes no abbreviated options; its subparsers are like it."""
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(
-            **{"allow_abbrev": False, "formatter_class": _Formatter, **settings}
-        )
+        super().__init__(**{"allow_abbrev": False, "formatter_class": _Formatter, **settings})
         if self.description:
             self.description = textwrap.fill(self.description, width=100)
 

@@ -48,6 +48,6 @@ def _report(args: argparse.Namespace) -> int:
 def _sheets(folder: Path) -> dict[str, bytes]:
     if not (folder / "images").is_dir():
         return {}
-    from ..run.proof import contact_sheets
+    from ..run.sheets import contact_sheets
 
     return contact_sheets(folder / "images")

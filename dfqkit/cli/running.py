@@ -109,7 +109,6 @@ def carry_out(
             stages,
             device=_settle(folder, args),
             progress=Progress(quiet=args.quiet),
-            command=str(folder.run_facts().get("command", "")),
         )
 
 

@@ -23,6 +23,8 @@ __all__ = ["read_checkpoint", "write_checkpoint"]
 
 SCHEMA = 1
 
+_HEADER = "dfqkit"
+
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], scalars: Mapping[str, object], seconds: float) -> None:
     """Write tensors and scalars as one file; a kill leaves the old file or the new one.
@@ -39,13 +41,9 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], scalars: Mapping
     plain = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
-    header = {
-        "schema": str(SCHEMA),
-        "scalars": json.dumps(dict(scalars)),
-        "seconds": repr(seconds),
-        "crc32": str(_checksum(plain)),
-    }
-    write_bytes(path, save(plain, metadata=header))
+    header = {"schema": SCHEMA, "scalars": dict(scalars), "seconds": seconds, "crc32": _checksum(plain)}
+    # One entry, because safetensors writes several in a random order, and equal states shall be equal files.
+    write_bytes(path, save(plain, metadata={_HEADER: json.dumps(header)}))
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], float]:
@@ -56,12 +54,11 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], floa
     """
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+            header = json.loads((file.metadata() or {})[_HEADER])
             # Copied, because safetensors maps the file into memory and the next one replaces it.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - it is not a dict
-        scalars: dict[str, Any] = json.loads(header["scalars"])
-        seconds = float(header["seconds"])
-        if header["schema"] != str(SCHEMA) or int(header["crc32"]) != _checksum(tensors):
+        scalars, seconds = dict(header["scalars"]), float(header["seconds"])
+        if header["schema"] != SCHEMA or header["crc32"] != _checksum(tensors):
             msg = "its schema or its checksum is wrong"
             raise ValueError(msg)
     except (OSError, SafetensorError, KeyError, ValueError) as error:

@@ -200,19 +200,11 @@ class RunFolder:
         self._write_manifest()
 
     def facts(self, stage: str) -> dict[str, Any]:
-        """Return what a complete stage found out.
-
-        Raises:
-            ArtefactError: The stage is not complete.
-        """
+        """Return what a complete stage found out; an ArtefactError if it is not complete."""
         return dict(self._complete(stage)["facts"])
 
     def seconds(self, stage: str) -> float:
-        """Return how long a complete stage took, up to its last saved state in processes that were killed.
-
-        Raises:
-            ArtefactError: The stage is not complete.
-        """
+        """Return how long a complete stage took, up to its last saved state in processes that were killed."""
         return float(self._complete(stage)["seconds"])
 
     def save_state(self, stage: str, tensors: Mapping[str, Tensor], scalars: Mapping[str, object]) -> None:

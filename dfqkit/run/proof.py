@@ -1,13 +1,11 @@
 """The proof: the float teacher, the fake-quantized student and the exported file, on the same images.
 
-What belongs here: which models meet which images, and the report that comes of it. Metrics, the runtime and the renderings
-are `dfqkit_export`'s.
+What belongs here: which models meet which images, and the report that comes of it. Layers are compared in `layers`,
+images shown in `sheets`; metrics, the runtime and the renderings are `dfqkit_export`'s.
 """
 
 from __future__ import annotations
 
-import io
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,28 +13,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from dfqkit_export import latency, metrics
-from dfqkit_export.activations import layer_outputs
 from dfqkit_export.datasets import LabelledImages, load_images
 from dfqkit_export.env import environment
 from dfqkit_export.files import write_bytes
 from dfqkit_export.graph import realised_precision
 from dfqkit_export.metrics import Metric
-from dfqkit_export.report import Floor, LayerRow, Report, check_floors, layer_rows
+from dfqkit_export.report import Floor, Report, check_floors
 from dfqkit_export.report_html import render_html
 from dfqkit_export.runtimes.ort import OrtSession
 
-from ..imagebank import ImageBank
 from ..recipe import Recipe, find_file
 from ..students.freezing import freeze
+from .layers import LAYER_IMAGES, compare_layers
+from .sheets import contact_sheets
 
 if TYPE_CHECKING:
-    from .stages import Context
-
-#: Images of the per-layer comparison: enough for a ratio, few enough to hold every activation in memory.
-LAYER_IMAGES = 32
+    from .context import Context
 
 Images = NDArray[np.float32]
 
@@ -106,7 +101,7 @@ def prove(context: Context) -> list[str]:
         verdict="failed" if findings else "ok",
         metrics=found,
         findings=findings,
-        layers=_layers(student, path, sets[0].batches[0][:LAYER_IMAGES], context.device),
+        layers=compare_layers(student, path, sets[0].batches[0][:LAYER_IMAGES], context.device),
         precision=realised.to_dict(),
         latency=timing.to_dict() if timing else {},
         provenance=_provenance(context),
@@ -129,7 +124,7 @@ def compare(logits: dict[str, NDArray[Any]], grading: GradingSet) -> list[Metric
     found: list[Metric] = []
     reference, data = logits["teacher"], grading.name
     for subject, values in logits.items():
-        where = {"subject": subject, "data": data}
+        where: dict[str, Any] = {"subject": subject, "data": data}
         if grading.labels is not None:
             found.append(metrics.top1(values, grading.labels, **where))
         if subject == "teacher":
@@ -140,19 +135,29 @@ def compare(logits: dict[str, NDArray[Any]], grading: GradingSet) -> list[Metric
         found.append(metrics.kl(reference, values, **where))
         found.append(
             Metric(
-                name="logit_sqnr_db", value=metrics.sqnr_db(reference, values), unit="dB", n=len(values),
-                higher_is_better=True, **where,
-            )  # fmt: skip
+                name="logit_sqnr_db",
+                value=metrics.sqnr_db(reference, values),
+                unit="dB",
+                n=len(values),
+                higher_is_better=True,
+                **where,
+            )
         )
     where = {"subject": "onnxruntime", "data": data}
     found.append(metrics.agreement(logits["student"], logits["onnxruntime"], name="student_agreement", **where))
     if grading.labels is not None:
-        student, runtime = (next(m for m in found if (m.name, m.subject) == ("top1", s)) for s in ("student", "onnxruntime"))
+        student, runtime = (
+            next(m for m in found if (m.name, m.subject) == ("top1", s)) for s in ("student", "onnxruntime")
+        )
         found.append(
             Metric(
-                name="student_top1_gap", value=abs((student.value or 0) - (runtime.value or 0)), unit="points",
-                n=student.n, higher_is_better=False, **where,
-            )  # fmt: skip
+                name="student_top1_gap",
+                value=abs((student.value or 0) - (runtime.value or 0)),
+                unit="points",
+                n=student.n,
+                higher_is_better=False,
+                **where,
+            )
         )
     return found
 
@@ -188,9 +193,14 @@ def _sizes(path: Path) -> list[Metric]:
     files = {"teacher": path / "teacher.onnx", "onnxruntime": path / "model.onnx"}
     return [
         Metric(
-            name="size", subject=subject, data=file.name, value=float(file.stat().st_size), unit="bytes", n=1,
+            name="size",
+            subject=subject,
+            data=file.name,
+            value=float(file.stat().st_size),
+            unit="bytes",
+            n=1,
             higher_is_better=False,
-        )  # fmt: skip
+        )
         for subject, file in files.items()
     ]
 
@@ -203,51 +213,12 @@ def _latency(recipe: Recipe, teacher: OrtSession, quantized: OrtSession, image: 
     return latency.measure(sessions, image, repeats=repeats, reference="teacher")
 
 
-def _layers(student: fx.GraphModule, path: Path, images: Images, device: torch.device) -> tuple[LayerRow, ...]:
-    """Per layer: the student against the teacher, and the runtime against the student, both in dB."""
-    real, runtime = layer_outputs(path / "teacher.onnx", images), layer_outputs(path / "model.onnx", images)
-    torch_side = _student_layers(student, torch.from_numpy(images).to(device))
-    student_db = {n: metrics.sqnr_db(real[n], torch_side[n]) for n in torch_side if n in real}
-    runtime_db = {n: metrics.sqnr_db(torch_side[n], runtime[n]) for n in torch_side if n in runtime}
-    return layer_rows(realised_precision(path / "model.onnx").layers, student_db=student_db, runtime_db=runtime_db)
-
-
-def _student_layers(student: fx.GraphModule, images: Tensor) -> dict[str, NDArray[np.float32]]:
-    """Output of every layer, behind the activation and the quantizer that follow it, as a runtime shows it."""
-    modules = dict(student.named_modules())
-
-    def follows(node: fx.Node) -> bool:
-        return node.op == "call_module" and (
-            str(node.target).startswith("quant.") or isinstance(modules[str(node.target)], (nn.ReLU, nn.ReLU6))
-        )
-
-    wanted: dict[fx.Node, str] = {}
-    for node in student.graph.nodes:
-        if node.target is torch.add or isinstance(modules.get(str(node.target)), (nn.Conv2d, nn.Linear)):
-            last = node
-            while len(last.users) == 1 and follows(next(iter(last.users))):
-                last = next(iter(last.users))
-            wanted[last] = node.name if node.target is torch.add else str(node.target)
-    values: dict[str, NDArray[np.float32]] = {}
-
-    class Recorder(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            if n in wanted:
-                values[wanted[n]] = value.float().cpu().numpy()
-            return value
-
-    with torch.no_grad():
-        Recorder(student).run(images)
-    return values
-
-
 def _provenance(context: Context) -> dict[str, Any]:
     recipe, teacher = context.recipe, context.teacher
     return {
         "recipe": recipe.name,
         "recipe_sha256": recipe.digest(),
-        "command": context.command,
+        "command": context.folder.run_facts().get("command", ""),
         "seed": recipe.seed,
         "teacher": teacher.name,
         "teacher_sha256": teacher.sha256,
@@ -267,7 +238,7 @@ def _synthesis(context: Context) -> dict[str, Any]:
         {"round": int(entry["round"]), "terms": {k: v for k, v in entry.items() if k != "round"}}
         for entry in made.get("curve", [])  # type: ignore[union-attr]
     ]
-    offset = curve[-1]["round"] if curve else 0
+    offset = len(curve) and int(made["curve"][-1]["round"])  # type: ignore[index, call-overload]
     curve += [
         {"round": offset + int(entry["step"]), "terms": {k: v for k, v in entry.items() if k != "step"}}
         for entry in played.get("curve", [])  # type: ignore[union-attr]
@@ -285,34 +256,4 @@ def _selection(context: Context) -> dict[str, Any]:
     }
 
 
-def contact_sheets(folder: Path, *, columns: int = 16, rows: int = 6) -> dict[str, bytes]:
-    """One PNG a stored set: images in the order of the teacher's class, so that a missing class shows."""
-    sheets = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        bank = ImageBank.load(file)
-        confidence, label = bank.logits.softmax(1).max(1)
-        order = torch.argsort(label, stable=True)
-        chosen = order[torch.linspace(0, len(order) - 1, min(len(order), columns * rows)).long()]
-        caption = f"{bank.source}: {len(bank)} images, mean teacher confidence {float(confidence.mean()):.2f}"
-        sheets[caption] = _png(bank.images[chosen], columns)
-    return sheets
-
-
-def _png(images: Tensor, columns: int) -> bytes:
-    """A grid of uint8 images (N, C, H, W), small ones enlarged, as PNG."""
-    from PIL import Image
-
-    count, channels, height, width = images.shape
-    scale = max(1, math.ceil(48 / width))
-    rows = math.ceil(count / columns)
-    sheet = np.full((rows * (height + 1), columns * (width + 1), 3), 255, np.uint8)
-    for index, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
-        top, left = (index // columns) * (height + 1), (index % columns) * (width + 1)
-        sheet[top : top + height, left : left + width] = image if channels == 3 else image[..., :1]
-    picture = Image.fromarray(sheet).resize((sheet.shape[1] * scale, sheet.shape[0] * scale), Image.Resampling.NEAREST)
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()
-
-
-__all__ = ["GradingSet", "compare", "contact_sheets", "prove", "real_images"]
+__all__ = ["GradingSet", "compare", "prove", "real_images"]

@@ -1,144 +1,39 @@
 """The stages of a run, in order, each from the files of the one before to files of its own.
 
-What belongs here: what a stage reads, does and writes, and where it can be interrupted. The measuring itself is
-`dfqkit.run.proof`; the folder is `dfqkit.run.folder`.
+What belongs here: what a stage reads, does and writes. What all of them need is `context`, the measuring `proof`, the
+folder `folder`.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from pathlib import Path
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from dfqkit_export.env import environment
 from dfqkit_export.errors import ArtefactError, RecipeError
 from dfqkit_export.qdq import write_float, write_qdq
-from dfqkit_export.targets import Target, get_target
 
-from ..distill import Batch, Distiller, LiveStream
+from ..distill import Distiller, LiveStream
 from ..imagebank import ImageBank
+from ..optimizers import under
 from ..progress import Progress
-from ..recipe import Recipe, find_file, parse_recipe
+from ..recipe import Recipe, parse_recipe
 from ..registry import synthesizer
-from ..seeds import derive
-from ..students.capture import float_graph
 from ..students.freezing import freeze
 from ..students.scheme import QuantConfig
-from ..students.student import build_student, calibrate_student, load_student, restore, save_student, snapshot
+from ..students.student import build_student, calibrate_student, load_student, restore, save_student
 from ..synthesis.base import Synthesizer
 from ..taps import batch_norms
-from ..teacher import Teacher, load_teacher
+from ..teacher import Teacher
+from .context import Checkpoints, Context, resolve_device, teacher_of
 from .folder import RunFolder
+from .plan import plan
 
 STAGES = ("synthesize", "quantize", "distill", "export", "validate")
-
-#: Seconds between two checkpoints inside a stage. Taking one changes nothing that is computed.
-CHECKPOINT_SECONDS = 20.0
-
-
-def teacher_of(recipe: Recipe) -> Teacher:
-    """Load and verify the teacher that a recipe names."""
-    section = recipe.teacher
-    weights = None if section.weights is None else find_file(section.weights, recipe.directory)
-    return load_teacher(section.factory, recipe.image.spec(), weights, factory_args=section.args)
-
-
-def resolve_device(name: str) -> torch.device:
-    """``auto``, ``cpu`` or ``cuda`` as a device.
-
-    Raises:
-        RecipeError: for an unknown name, or cuda where there is none.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        message = f"Unknown device '{name}'. Allowed: auto, cpu, cuda."
-        raise RecipeError(message)
-    if name == "cuda" and not torch.cuda.is_available():
-        message = "Device 'cuda' was asked for, but torch sees no usable GPU here. Use --device cpu or auto."
-        raise RecipeError(message)
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Context:
-    """What every stage needs."""
-
-    folder: RunFolder
-    recipe: Recipe
-    device: torch.device
-    progress: Progress
-    command: str
-    given: Teacher | None = None
-
-    @cached_property
-    def teacher(self) -> Teacher:
-        """The teacher, on the run's device."""
-        teacher = self.given or teacher_of(self.recipe)
-        teacher.model.to(self.device)
-        return teacher
-
-    @cached_property
-    def target(self) -> Target:
-        """The deployment target."""
-        return get_target(self.recipe.target)
-
-    @cached_property
-    def graph(self) -> fx.GraphModule:
-        """The teacher as a float graph in normal form."""
-        return float_graph(self.teacher.model, self.teacher.image)
-
-    @property
-    def scheme(self) -> QuantConfig:
-        """The deployed student's scheme."""
-        return self.recipe.quant  # type: ignore[return-value]
-
-    def rng(self, *names: str | int) -> torch.Generator:
-        """A component's random numbers, derived from the run's seed."""
-        return derive(self.recipe.seed, *names, device=self.device)
-
-    def bank(self, name: str) -> ImageBank:
-        """A stored set of this run."""
-        return ImageBank.load(self.folder.path / "images" / f"{name}.safetensors", self.teacher)
-
-    def batches(self, name: str) -> list[Batch]:
-        """A stored set as batches on the run's device."""
-        return list(self.bank(name).batches(self.recipe.bank.batch, self.device))
-
-    def new_synthesizer(self, *, grading: bool = False) -> Synthesizer:
-        """The recipe's synthesizer, or the separate one that only grades."""
-        kind = synthesizer(self.recipe.synthesis.method)  # type: ignore[attr-defined]
-        config = kind.grading_config(self.recipe.synthesis) if grading else self.recipe.synthesis  # type: ignore[arg-type]
-        return kind(config, self.teacher, self.rng("grading" if grading else "synthesis"))  # type: ignore[arg-type]
-
-
-class Checkpoints:
-    """Saves a stage's state now and then, and hands back what an interrupted run left.
-
-    Args:
-        folder: where it is kept.
-        stage: whose state.
-    """
-
-    def __init__(self, folder: RunFolder, stage: str) -> None:
-        self.folder, self.stage, self.last = folder, stage, time.monotonic()
-
-    def restore(self, put_back: Callable[[dict[str, Tensor], dict[str, object]], None]) -> None:
-        """Hand an interrupted run's state to ``put_back``, if there is one."""
-        found = self.folder.load_state(self.stage)
-        if found is not None:
-            put_back(*found)
-
-    def offer(self, state: Callable[[], tuple[dict[str, Tensor], dict[str, object]]]) -> None:
-        """Save, if the last time was long enough ago."""
-        if time.monotonic() - self.last >= CHECKPOINT_SECONDS:
-            self.folder.save_state(self.stage, *state())
-            self.last = time.monotonic()
 
 
 def execute(
@@ -148,7 +43,6 @@ def execute(
     *,
     device: str,
     progress: Progress,
-    command: str,
     teacher: Teacher | None = None,
 ) -> None:
     """Run stages of a recipe in order, skipping what is complete.
@@ -159,15 +53,12 @@ def execute(
         stages: names of `STAGES`.
         device: ``auto``, ``cpu`` or ``cuda``.
         progress: where progress is shown.
-        command: what reproduces the run; goes into the report.
         teacher: a teacher already loaded; otherwise the recipe's is.
 
     Raises:
         ArtefactError: when a stage before the first of ``stages`` is missing.
     """
-    context = Context(
-        folder=folder, recipe=recipe, device=resolve_device(device), progress=progress, command=command, given=teacher
-    )
+    context = Context(folder=folder, recipe=recipe, device=resolve_device(device), progress=progress, given=teacher)
     for stage in stages:
         if folder.done(stage):
             continue
@@ -183,16 +74,15 @@ def execute(
 
 def recipe_of(folder: RunFolder) -> Recipe:
     """The recipe that a run folder was made for."""
-    from pathlib import Path
-
     directory = folder.run_facts().get("recipe_dir")
     recipe = parse_recipe(folder.recipe_text(), str(folder.path / "recipe.yaml"))
     return recipe.found_in(Path(str(directory)) if directory else None)
 
 
-def run_facts(recipe: Recipe) -> dict[str, object]:
-    """What the manifest records of the machine and the versions."""
+def run_facts(recipe: Recipe, command: str = "") -> dict[str, object]:
+    """What the manifest records: what reproduces the run, the machine and the versions."""
     return {
+        "command": command,
         "recipe_dir": None if recipe.directory is None else str(recipe.directory),
         "environment": environment(),
         "threads": torch.get_num_threads(),
@@ -204,8 +94,8 @@ def _require_needs(context: Context) -> None:
     if "batchnorm" in kind.needs and not batch_norms(context.teacher.model):
         message = (
             f"Synthesizer '{context.recipe.synthesis.method}' reads BatchNorm statistics, and teacher "  # type: ignore[attr-defined]
-            f"'{context.teacher.name}' has none (folded, or another normalisation?). Use the checkpoint before folding; "
-            "`dfqkit inspect` tells what the teacher offers and which methods would do."
+            f"'{context.teacher.name}' has none (folded, or another normalisation?). Use the checkpoint before "
+            "folding; `dfqkit inspect` tells what the teacher offers and which methods would do."
         )
         raise RecipeError(message)
 
@@ -218,8 +108,6 @@ def _synthesize(context: Context) -> tuple[list[str], dict[str, object]]:
     curve: list[dict[str, float]] = []
 
     def put_back(tensors: dict[str, Tensor], values: dict[str, object]) -> None:
-        from ..optimizers import under
-
         main.load_state_dict(under(tensors, "main."))
         grading.load_state_dict(under(tensors, "grading."))
         curve.extend(values["curve"])  # type: ignore[arg-type]
@@ -384,26 +272,4 @@ _RUNNERS: dict[str, Callable[[Context], tuple[list[str], dict[str, object]]]] = 
 }
 
 
-def plan(recipe: Recipe) -> str:
-    """What `--dry-run` prints: the stages, their cost in image passes, and the resolved recipe."""
-    config, distill, bank = recipe.synthesis, recipe.distill, recipe.bank
-    rounds = getattr(config, "warmup", 0)
-    batch = getattr(config, "batch", bank.batch)
-    lines = [
-        f"recipe      {recipe.name}: {recipe.why}",
-        f"teacher     {recipe.teacher.factory}, weights {recipe.teacher.weights or 'random'}",
-        f"target      {get_target(recipe.target).title}, {recipe.quant.bits}",  # type: ignore[attr-defined]
-        "",
-        f"synthesize  {rounds} rounds of {batch} images, then {bank.calibration} + {bank.held_out} + {bank.grading} stored",
-        f"quantize    {1 + len(distill.partners if distill else ())} student(s), calibrated on {bank.calibration} images",  # type: ignore[attr-defined]
-    ]
-    if distill is None:
-        lines.append("distill     no: the calibrated student ships")
-    else:
-        steps, size = distill.steps, distill.batch  # type: ignore[attr-defined]
-        lines.append(f"distill     {steps} steps of {size} images, a generator round every {distill.round_every}")  # type: ignore[attr-defined]
-    lines += ["export      model.onnx, teacher.onnx", f"validate    {recipe.validation.data or 'synthetic images only'}"]
-    return "\n".join([*lines, "", recipe.to_yaml()])
-
-
-__all__ = ["STAGES", "Context", "execute", "plan", "recipe_of", "resolve_device", "run_facts", "teacher_of"]
+__all__ = ["STAGES", "execute", "plan", "recipe_of", "resolve_device", "run_facts", "teacher_of"]

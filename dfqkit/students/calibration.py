@@ -21,6 +21,8 @@ from .freezing import activation_internals, even_zero_points, short_mantissa
 
 #: Significant bits of the input's scale: rounded up to so few that products with it stay exact (see `freezing`).
 INPUT_MANTISSA = 5
+#: The same for scales behind ReLU6: 1.5 * 2^-6 ends at 5.98.
+RELU6_MANTISSA = 2
 
 
 def calibrate(student: fx.GraphModule, batches: Iterable[Tensor], image: ImageSpec, *, learnable: bool) -> None:
@@ -37,6 +39,7 @@ def calibrate(student: fx.GraphModule, batches: Iterable[Tensor], image: ImageSp
         for batch in batches:
             student(batch)
     _fix_input_range(student, image)
+    _end_at_six(student, exact=not learnable)
     settle(student, learnable=learnable)
     even_zero_points(student)
 
@@ -84,7 +87,7 @@ def _fix_input_range(student: fx.GraphModule, image: ImageSpec) -> None:
 
 
 def _short_above(step: float) -> float:
-    return float(short_mantissa(torch.tensor(step, dtype=torch.float64), INPUT_MANTISSA, up=True))
+    return float(short_mantissa(torch.tensor(step, dtype=torch.float64), INPUT_MANTISSA, rounding=torch.ceil))
 
 
 def _covering(low: float, high: float, codes: int) -> tuple[float, int]:
@@ -97,12 +100,39 @@ def _covering(low: float, high: float, codes: int) -> tuple[float, int]:
         step = _short_above(step * (1 + 2**-INPUT_MANTISSA))
 
 
+def _end_at_six(student: fx.GraphModule, *, exact: bool) -> None:
+    """Let no range behind ReLU6 end above 6: the quantizer's clipping takes over from the activation's.
+
+    A power of two would end at 8 or at 4. Where scales must be exact these keep two significant bits instead, so that
+    divisions by them, the one place where they are not exact, still rarely meet a tie.
+    """
+    for _, quantizer in _behind_relu6(student):
+        internals = activation_internals(quantizer)
+        top = 2.0 ** float(quantizer.act_quant.bit_width()) - 1
+        if quantizer.act_quant.is_signed:
+            top = (top - 1) / 2
+        with torch.no_grad():
+            scale: Tensor = quantizer.act_quant.scale()
+            wanted = torch.minimum(scale, torch.full_like(scale, 6 / top))
+            if exact:
+                wanted = short_mantissa(wanted, RELU6_MANTISSA, rounding=torch.floor)
+            internals.scaling_impl.value.mul_((wanted / scale).reshape(()))  # type: ignore[union-attr, operator]
+
+
 def _relu6_to_relu(student: fx.GraphModule) -> None:
-    """A calibrated quantizer behind ReLU6 already ends at 6 or below; the runtime fuses ReLU, but not Clip."""
+    """The quantizer behind ReLU6 ends at 6 or below by now; the runtime fuses ReLU, but not Clip."""
+    for node, _ in _behind_relu6(student):
+        parent, _, leaf = str(node.target).rpartition(".")
+        setattr(student.get_submodule(parent) if parent else student, leaf, nn.ReLU())
+
+
+def _behind_relu6(student: fx.GraphModule) -> list[tuple[fx.Node, Any]]:
+    """Every ReLU6 that only quantizers read, with its quantizer."""
     modules = dict(student.named_modules())
+    found = []
     for node in student.graph.nodes:
-        if node.op != "call_module" or not isinstance(modules[str(node.target)], nn.ReLU6):
-            continue
-        if all(isinstance(modules.get(str(user.target)), qnn.QuantIdentity) for user in node.users):
-            parent, _, leaf = str(node.target).rpartition(".")
-            setattr(student.get_submodule(parent) if parent else student, leaf, nn.ReLU())
+        if node.op == "call_module" and isinstance(modules[str(node.target)], nn.ReLU6):
+            readers = [modules.get(str(user.target)) for user in node.users]
+            if readers and all(isinstance(reader, qnn.QuantIdentity) for reader in readers):
+                found.append((node, readers[0]))
+    return found

@@ -71,7 +71,9 @@ def export_graph(model: nn.Module, image: ImageSpec, *, batch: int = 2) -> fx.Gr
             return exported.module(check_guards=False)  # type: ignore[return-value]
     except Exception as error:
         reason = str(error).strip().splitlines()
-        where = next((line.strip() for line in reason if 'File "' in line or "from user code" in line.lower()), "")
+        where = next(
+            (" ".join(map(str.strip, reason[i : i + 2])) for i, line in enumerate(reason) if 'File "' in line), ""
+        )
         message = (
             f"The model cannot be captured by torch.export: {type(error).__name__}: "
             f"{reason[0] if reason else 'no message'}"
@@ -111,6 +113,12 @@ def float_graph(model: nn.Module, image: ImageSpec) -> fx.GraphModule:
     return graph
 
 
+def _owners(model: nn.Module) -> set[str]:
+    """Paths of all modules that hold parameters or buffers, and of what these lie in."""
+    paths = (name.split(".")[:-1] for name in model.state_dict())
+    return {".".join(path[:length]) for path in paths for length in range(1, len(path) + 1)}
+
+
 def _attribute(root: nn.Module, path: str) -> Any:
     value: Any = root
     for part in path.split("."):
@@ -132,6 +140,7 @@ class _Normaliser:
         self.env: dict[fx.Node, fx.Node] = {}
         self.named: dict[str, str] = {}  # weight and options -> module: a layer called twice stays one layer
         self.used: set[str] = set()
+        self.reserved = _owners(source)
 
     def build(self) -> fx.GraphModule:
         for node in self.source.graph.nodes:
@@ -212,11 +221,11 @@ class _Normaliser:
             raise TeacherError(message)
         return _attribute(self.source, str(node.target)).detach().clone()  # type: ignore[no-any-return]
 
-    def _unique(self, base: str) -> str:
+    def _unique(self, base: str, *, generated: bool = True) -> str:
         if base.partition(".")[0] == "quant":
             base = f"model_{base}"  # `quant` holds the quantizers
         candidate, count = base, 0
-        while candidate in self.used:
+        while candidate in self.used or (generated and candidate in self.reserved):
             count += 1
             candidate = f"{base}_{count}"
         self.used.add(candidate)
@@ -244,7 +253,7 @@ class _Normaliser:
             if weight is None:
                 message = f"Layer '{node.name}' has no weight tensor at '{path}'."
                 raise TeacherError(message)
-            self.named[key] = self._unique(base)
+            self.named[key] = self._unique(base, generated=False)
             add_submodule(self.root, self.named[key], make(weight, self._tensor(_argument(node, 2))))
         return self.graph.call_module(self.named[key], (self._map(node.args[0]),))
 
@@ -292,7 +301,9 @@ class _Normaliser:
             norm.bias.copy_(torch.zeros_like(mean) if bias is None else bias)
         norm.running_mean, norm.running_var = mean, variance
         path = str(node.args[3].target) if isinstance(node.args[3], fx.Node) else node.name
-        return self._module(node, norm.eval(), path.removesuffix(".running_mean"))
+        target = self._unique(path.removesuffix(".running_mean"), generated=False)
+        add_submodule(self.root, target, norm.eval())
+        return self.graph.call_module(target, (self._map(node.args[0]),))
 
     def _foldable(self, before: fx.Node) -> bool:
         return op_name(before.target) in ("conv2d", "linear") and len(before.users) == 1

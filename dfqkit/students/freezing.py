@@ -6,6 +6,7 @@ that ships are one and the same function. Weights need nothing: their codes are 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,10 +34,10 @@ def freeze(student: fx.GraphModule, *, integer_biases: bool) -> None:
     """
     student.eval()
     with torch.no_grad():
-        scales = input_scales(student) if integer_biases else {}
+        scales, units = input_scales(student) if integer_biases else {}, _output_units(student)
         for name, module in student.named_modules():
             if isinstance(module, QuantWeightBiasInputOutputLayer):
-                _round_weight_scale(module, scales.get(name))
+                _round_weight_scale(module, scales.get(name), units.get(name, 1))
         even_zero_points(student)
         if integer_biases:
             for layer, bias in integer_bias(student).items():
@@ -72,26 +73,48 @@ def activation_internals(module: nn.Module) -> nn.Module | None:
     return internals
 
 
-def _round_weight_scale(layer: QuantWeightBiasInputOutputLayer, input_scale: Tensor | None) -> None:
+def _output_units(student: fx.GraphModule) -> dict[str, int]:
+    """3 for each layer whose output's scale is 3 times a power of two (see `calibration`, ReLU6), by layer name."""
+    modules = dict(student.named_modules())
+    units: dict[str, int] = {}
+    for node in student.graph.nodes:
+        if not isinstance(modules.get(str(node.target)), QuantWeightBiasInputOutputLayer):
+            continue
+        readers = list(node.users)
+        if len(readers) == 1 and isinstance(modules.get(str(readers[0].target)), nn.ReLU):
+            readers = list(readers[0].users)
+        for reader in readers:
+            quantizer: Any = modules.get(str(reader.target))
+            if quantizer is not None and activation_internals(quantizer) is not None:
+                if float(torch.frexp(quantizer.act_quant.scale()).mantissa) == 3 / 4:
+                    units[str(node.target)] = 3
+    return units
+
+
+def _round_weight_scale(layer: QuantWeightBiasInputOutputLayer, input_scale: Tensor | None, unit: int) -> None:
+    """Give a layer's weight scale few significant bits.
+
+    What the runtime multiplies accumulators with is input scale x weight scale / output scale. That is short too, and
+    rounds as the student in torch does, only where the weight scale is a multiple of the output scale's odd part.
+    """
+    bits = SCALE_MANTISSA if unit == 1 else SCALE_MANTISSA - 2
     value = layer.weight_quant.tensor_quant.scaling_impl.value
-    scale = short_mantissa(layer.quant_weight().scale.reshape(-1), SCALE_MANTISSA)
+    scale = short_mantissa(layer.quant_weight().scale.reshape(-1) / unit, bits) * unit
     if input_scale is not None:
         least = layer.bias.abs() / (input_scale * LARGEST_BIAS)
-        scale = torch.maximum(
-            scale, short_mantissa(least if scale.numel() > 1 else least.max(), SCALE_MANTISSA, up=True)
-        )
+        least = least if scale.numel() > 1 else least.max()
+        scale = torch.maximum(scale, short_mantissa(least / unit, bits, rounding=torch.ceil) * unit)
     # Brevitas keeps the largest weight, not the step: an integer apart.
     largest_code = 2 ** (int(layer.weight_quant.bit_width()) - 1) - int(layer.weight_quant.is_narrow_range)
     value.copy_((scale * largest_code).reshape(value.shape))
 
 
-def short_mantissa(x: Tensor, bits: int, *, up: bool = False) -> Tensor:
-    """Positive numbers rounded to ``bits`` significant bits, to the nearest or upwards.
+def short_mantissa(x: Tensor, bits: int, *, rounding: Callable[[Tensor], Tensor] = torch.round) -> Tensor:
+    """Positive numbers rounded to ``bits`` significant bits: to the nearest, or by another ``rounding`` (ceil, floor).
 
     Example:
         >>> short_mantissa(torch.tensor([1.0, 1.2, 3.3]), 3).tolist()
         [1.0, 1.25, 3.5]
     """
     mantissa, exponent = torch.frexp(x)
-    rounded = torch.ceil(mantissa * 2**bits) if up else torch.round(mantissa * 2**bits)
-    return torch.ldexp(rounded / 2**bits, exponent)
+    return torch.ldexp(rounding(mantissa * 2**bits) / 2**bits, exponent)

@@ -246,8 +246,9 @@ def quantized_graph(graph: fx.GraphModule, config: QuantConfig, target: Target, 
     by_name = {node.name: node for node in student.graph.nodes}
     for item in decided.activations.values():
         if item.shares is None:
-            # The input's scale only ever multiplies, so any short number keeps the arithmetic exact.
-            exact = by_name[item.node].op != "placeholder"
+            # The input's scale only ever multiplies, and ReLU6 ends at 6: other short numbers (see calibration).
+            node = by_name[item.node]
+            exact = node.op != "placeholder" and not isinstance(_module(student, node), nn.ReLU6)
             kind = activation_quantizer(config, item.bits, target, signed=item.signed, exact_scale=exact)
             quantizers.add_module(item.node, qnn.QuantIdentity(act_quant=kind, return_quant_tensor=False))
     for item in decided.activations.values():
@@ -258,6 +259,10 @@ def quantized_graph(graph: fx.GraphModule, config: QuantConfig, target: Target, 
     student.graph.lint()
     student.recompile()
     return student
+
+
+def _module(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 def _replace(root: nn.Module, path: str, module: nn.Module) -> None:

@@ -125,7 +125,9 @@ def activation_quantizer(config: QuantConfig, bits: int, target: Target, *, sign
     if config.activation_range == "percentile":
         options["high_percentile_q"] = config.percentile
         if not space.symmetric:
-            options["low_percentile_q"] = 100 - config.percentile
+            options["low_percentile_q"] = max(
+                100 - config.percentile, 1e-6
+            )  # Brevitas takes no 0: it is the smallest value
     if config.scales == "power_of_two" and exact_scale:
         options["restrict_scaling_type"] = RestrictValueType.POWER_OF_TWO
         options["restrict_value_float_to_int_impl"] = CeilSte  # rounding down would cut the calibrated range

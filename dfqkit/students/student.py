@@ -25,8 +25,9 @@ from .scheme import QuantConfig
 def build_student(graph: fx.GraphModule, config: QuantConfig, target: Target, image: ImageSpec) -> fx.GraphModule:
     """A fake-quantized copy of a float graph, cross-layer equalized where the scheme asks for it, not calibrated.
 
-    Equalization (Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019, section 4.1)
-    scales pairs of layers against each other without changing the function; layers with ReLU6 between them are left alone.
+    Equalization (Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019, section
+    4.1) scales pairs of layers against each other without changing the function; layers with ReLU6 between them are
+    left alone.
     """
     if config.equalize:
         graph = EqualizeGraph(iterations=config.equalize, merge_bias=False).apply(copy.deepcopy(graph))

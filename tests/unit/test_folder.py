@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from dfqkit.run.folder import RunFolder
 from dfqkit_export.errors import ArtefactError
-from safetensors.torch import load_file
 
 RECIPE = "schema: 1\nname: toy\nseed: 0\ndistill:\n  steps: 10\n"
 DIGEST = hashlib.sha256(RECIPE.encode()).hexdigest()
@@ -246,6 +247,19 @@ class TestState:
     def test_it_is_a_plain_safetensors_file(self, tmp_path: Path) -> None:
         make(tmp_path).save_state("distill", {"x": torch.arange(3)}, {})
         assert load_file(tmp_path / "state" / "distill.safetensors")["x"].tolist() == [0, 1, 2]
+
+    def test_equal_states_are_equal_files(self, tmp_path: Path) -> None:
+        # In other processes, because safetensors orders its metadata by a hash that every process seeds anew.
+        folder = make(tmp_path)
+        program = (
+            "import torch\nfrom dfqkit.run.folder import RunFolder\n"
+            f"RunFolder.open({str(tmp_path)!r}).save_state('distill', {{'x': torch.arange(3)}}, {{'b': 1, 'a': 2}})"
+        )
+        folder.save_state("distill", {"x": torch.arange(3)}, {"b": 1, "a": 2})
+        path = tmp_path / "state" / "distill.safetensors"
+        mine = path.read_bytes()
+        child(program, expect=0)
+        assert path.read_bytes() == mine
 
     def test_loaded_tensors_outlive_the_file(self, tmp_path: Path) -> None:
         folder = make(tmp_path)

@@ -96,7 +96,8 @@ def test_training_mode_is_refused_and_leaves_no_hooks() -> None:
 
 
 @pytest.mark.parametrize(
-    "norm", [nn.Identity(), nn.BatchNorm2d(4, track_running_stats=False), nn.InstanceNorm2d(4, track_running_stats=True)]
+    "norm",
+    [nn.Identity(), nn.BatchNorm2d(4, track_running_stats=False), nn.InstanceNorm2d(4, track_running_stats=True)],
 )
 def test_a_model_without_batch_norm_is_refused(norm: nn.Module) -> None:
     with pytest.raises(TeacherError, match="no BatchNorm layer with running statistics"):

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
+
 from dfqkit_export import activations
 from dfqkit_export.activations import layer_outputs
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.runtimes.ort import OrtSession
-from onnx import numpy_helper
 
 Write = Callable[..., Path]
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.graph import LayerPrecision, realised_precision
 

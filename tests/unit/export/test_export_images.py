@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from dfqkit_export.errors import ArtefactError, CheckFailedError, DfqkitError, RuntimeUnavailableError, TargetError
 from dfqkit_export.images import ImageSpec
 

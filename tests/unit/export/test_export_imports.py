@@ -5,8 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import dfqkit_export
 import pytest
+
+import dfqkit_export
 
 PACKAGE = Path(dfqkit_export.__file__).parent
 # Modules whose name starts so need torch, and are imported only inside functions.

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from dfqkit_export import latency
 from dfqkit_export.env import _cpu, environment
 from dfqkit_export.errors import ArtefactError

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from dfqkit_export import metrics
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.metrics import Metric

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.graph import LayerPrecision
 from dfqkit_export.metrics import Metric

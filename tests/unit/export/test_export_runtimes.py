@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
+
 from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
 from dfqkit_export.runtimes.base import Runtime, Session, batched
 from dfqkit_export.runtimes.ort import OrtRuntime, OrtSession
-from onnx import TensorProto, helper
 
 Write = Callable[..., Path]
 

@@ -1,0 +1,116 @@
+"""The Python way in: a module goes in, an int8 ONNX file and its report come out.
+
+What belongs here: one function over the same stages that the command line runs.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dfqkit_export.images import ImageSpec
+from dfqkit_export.report import Report
+
+from .progress import Progress, silent
+from .recipe import Recipe, parse_recipe
+from .run.folder import RunFolder
+from .run.stages import STAGES, execute, run_facts
+from .teacher import Teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What `quantize` made.
+
+    Attributes:
+        folder: the run's folder; everything is in it, and `dfqkit run --resume` understands it.
+        model: the int8 ONNX file.
+        report: what was measured.
+    """
+
+    folder: Path
+    model: Path
+    report: Report
+
+    @property
+    def ok(self) -> bool:
+        """Whether every floor holds."""
+        return self.report.verdict == "ok"
+
+
+def quantize(
+    model: nn.Module | Teacher,
+    *,
+    image: ImageSpec | None = None,
+    bits: str = "w8a8",
+    target: str = "onnxruntime",
+    out: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Result:
+    """Quantize a trained classifier without data and measure the result in the runtime.
+
+    Args:
+        model: a trained classifier, which is copied and left as it is; or a `Teacher`.
+        image: what images it takes; not needed with a `Teacher`.
+        bits: weight and activation bits, e.g. ``w8a8``, ``w4a8``, ``w4a4``.
+        target: ``onnxruntime`` or ``tensorrt``.
+        out: folder for the result; a new temporary one by default. A folder that holds the same run continues it.
+        options: further recipe sections, e.g. ``{"seed": 1, "distill": {"steps": 600}, "device": "cuda"}``;
+            ``device`` and ``progress`` (True shows it) are taken here, all else is the recipe's.
+
+    Returns:
+        The file, the report and the folder of both.
+
+    Raises:
+        DfqkitError: anything the caller can mend, in one sentence or two.
+
+    Example:
+        >>> import dfqkit, torchvision  # doctest: +SKIP
+        >>> mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        >>> image = dfqkit.ImageSpec(shape=(3, 224, 224), mean=mean, std=std, classes=1000)
+        >>> result = dfqkit.quantize(my_model, image=image, bits="w8a8", target="onnxruntime")  # doctest: +SKIP
+        >>> result.model, result.report.verdict  # doctest: +SKIP
+    """
+    chosen = dict(options or {})
+    device, shown = str(chosen.pop("device", "auto")), bool(chosen.pop("progress", False))
+    if isinstance(model, Teacher):
+        teacher = model
+    else:
+        if image is None:
+            message = "quantize needs image=ImageSpec(shape=..., mean=..., std=..., classes=...) beside a module."
+            raise TypeError(message)
+        teacher = Teacher.from_module(model, image)
+    recipe = _recipe(teacher, bits, target, chosen)
+    path = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="dfqkit-"))
+    command = f"dfqkit.quantize(model, image=..., bits={bits!r}, target={target!r})"
+    facts = run_facts(recipe, command)
+    folder = RunFolder.create(path, recipe_text=recipe.to_yaml(), digest=recipe.digest(), facts=facts)
+    progress = Progress() if shown else silent()
+    with folder:
+        execute(folder, recipe, STAGES, device=device, progress=progress, teacher=teacher)
+    report = Report.from_json((path / "report.json").read_text(encoding="utf-8"))
+    return Result(folder=path, model=path / "model.onnx", report=report)
+
+
+def _recipe(teacher: Teacher, bits: str, target: str, sections: dict[str, Any]) -> Recipe:
+    """A recipe for a teacher that is at hand; its weights' fingerprint stands in for a file name."""
+    import yaml
+
+    spec = teacher.image.to_dict()
+    data: dict[str, Any] = {
+        "schema": 1,
+        "name": f"{teacher.name}/dfq-{bits}",
+        "why": "made by dfqkit.quantize",
+        "teacher": {"factory": teacher.factory or f"module:{teacher.name}", "weights": f"sha256:{teacher.sha256}"},
+        "image": {key: list(value) if isinstance(value, tuple) else value for key, value in spec.items()},
+        "target": target,
+        "synthesis": {"method": "dfq"},
+    }
+    data |= sections
+    data["quant"] = {"bits": bits} | dict(sections.get("quant", {}))
+    return parse_recipe(yaml.safe_dump(data), "the arguments of dfqkit.quantize")

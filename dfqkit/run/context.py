@@ -1,0 +1,129 @@
+"""What every stage of a run needs, made once: teacher, target, graph, random numbers, stored sets, checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, fx
+
+from dfqkit_export.errors import RecipeError, RuntimeUnavailableError
+from dfqkit_export.targets import Target, get_target
+
+from ..distill import Batch
+from ..imagebank import ImageBank
+from ..progress import Progress
+from ..recipe import Recipe, find_file
+from ..registry import synthesizer
+from ..seeds import derive
+from ..students.capture import float_graph
+from ..students.scheme import QuantConfig
+from ..synthesis.base import Synthesizer
+from ..teacher import Teacher, load_teacher
+from .folder import RunFolder
+
+#: Seconds between two checkpoints inside a stage. Taking one changes nothing that is computed.
+CHECKPOINT_SECONDS = 20.0
+
+
+def teacher_of(recipe: Recipe) -> Teacher:
+    """Load and verify the teacher that a recipe names."""
+    section = recipe.teacher
+    weights = None if section.weights is None else find_file(section.weights, recipe.directory)
+    return load_teacher(section.factory, recipe.image.spec(), weights, factory_args=section.args)
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto``, ``cpu`` or ``cuda`` as a device.
+
+    Raises:
+        RecipeError: for an unknown name.
+        RuntimeUnavailableError: for cuda where there is none.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        message = f"Unknown device '{name}'. Allowed: auto, cpu, cuda."
+        raise RecipeError(message)
+    if name == "cuda" and not torch.cuda.is_available():
+        message = "Device 'cuda' was asked for, but torch sees no usable GPU here. Use --device cpu or auto."
+        raise RuntimeUnavailableError(message)
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What every stage needs."""
+
+    folder: RunFolder
+    recipe: Recipe
+    device: torch.device
+    progress: Progress
+    given: Teacher | None = None
+
+    @cached_property
+    def teacher(self) -> Teacher:
+        """The teacher, on the run's device."""
+        teacher = self.given or teacher_of(self.recipe)
+        teacher.model.to(self.device)
+        return teacher
+
+    @cached_property
+    def target(self) -> Target:
+        """The deployment target."""
+        return get_target(self.recipe.target)
+
+    @cached_property
+    def graph(self) -> fx.GraphModule:
+        """The teacher as a float graph in normal form."""
+        return float_graph(self.teacher.model, self.teacher.image)
+
+    @property
+    def scheme(self) -> QuantConfig:
+        """The deployed student's scheme."""
+        return self.recipe.quant  # type: ignore[return-value]
+
+    def rng(self, *names: str | int) -> torch.Generator:
+        """A component's random numbers, derived from the run's seed."""
+        return derive(self.recipe.seed, *names, device=self.device)
+
+    def bank(self, name: str) -> ImageBank:
+        """A stored set of this run."""
+        return ImageBank.load(self.folder.path / "images" / f"{name}.safetensors", self.teacher)
+
+    def batches(self, name: str) -> list[Batch]:
+        """A stored set as batches on the run's device."""
+        return list(self.bank(name).batches(self.recipe.bank.batch, self.device))
+
+    def new_synthesizer(self, *, grading: bool = False) -> Synthesizer:
+        """The recipe's synthesizer, or the separate one that only grades."""
+        kind = synthesizer(self.recipe.synthesis.method)  # type: ignore[attr-defined]
+        config = kind.grading_config(self.recipe.synthesis) if grading else self.recipe.synthesis  # type: ignore[arg-type]
+        return kind(config, self.teacher, self.rng("grading" if grading else "synthesis"))  # type: ignore[arg-type]
+
+
+class Checkpoints:
+    """Saves a stage's state now and then, and hands back what an interrupted run left.
+
+    Args:
+        folder: where it is kept.
+        stage: whose state.
+    """
+
+    def __init__(self, folder: RunFolder, stage: str) -> None:
+        self.folder, self.stage, self.last = folder, stage, time.monotonic()
+
+    def restore(self, put_back: Callable[[dict[str, Tensor], dict[str, object]], None]) -> None:
+        """Hand an interrupted run's state to ``put_back``, if there is one."""
+        found = self.folder.load_state(self.stage)
+        if found is not None:
+            put_back(*found)
+
+    def offer(self, state: Callable[[], tuple[dict[str, Tensor], dict[str, object]]]) -> None:
+        """Save, if the last time was long enough ago."""
+        if time.monotonic() - self.last >= CHECKPOINT_SECONDS:
+            self.folder.save_state(self.stage, *state())
+            self.last = time.monotonic()

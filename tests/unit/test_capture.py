@@ -1,0 +1,215 @@
+"""The float graph computes what the model computes, in modules that the rest understands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrizations
+
+from dfqkit.students.capture import export_graph, float_graph, op_name
+from dfqkit_export.errors import TeacherError
+from dfqkit_export.images import ImageSpec
+from tests._toys import IMAGE, TOYS, Head, conv_bn, images, randomise, toy
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return float(((found - expected).norm() / expected.norm()).detach())
+
+
+class Net(nn.Module):
+    """A body given as a function, between a stem and a head."""
+
+    def __init__(self, body: Callable[[Net, Tensor], Tensor], **modules: nn.Module) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 8)
+        self.body = body
+        for name, module in modules.items():
+            setattr(self, name, module)
+        self.head = Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(self, self.stem(x)))
+
+
+def net(body: Callable[[Net, Tensor], Tensor], **modules: nn.Module) -> nn.Module:
+    return randomise(Net(body, **modules))
+
+
+def check(model: nn.Module, image: ImageSpec = IMAGE) -> fx.GraphModule:
+    x = images(3, image=image)
+    graph = float_graph(model, image)
+    assert relative_error(graph(x), model(x)) < 1e-5
+    assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm | nn.Dropout) for m in graph.modules())
+    return graph
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_toys_keep_their_function_and_names(name: str) -> None:
+    model = toy(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    graph = check(model)
+    weighted = {n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    found = {n for n, m in graph.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    assert weighted <= found
+    assert found - weighted <= {n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert not {p.data_ptr() for p in graph.parameters()} & {p.data_ptr() for p in model.parameters()}
+
+
+def test_any_batch_size_works() -> None:
+    model = toy("shuffle")
+    graph = float_graph(model, IMAGE)
+    for n in (1, 5, 32):
+        assert relative_error(graph(images(n)), model(images(n))) < 1e-5
+
+
+def test_batch_norm_after_a_convolution_is_folded_and_any_other_is_a_depthwise_convolution() -> None:
+    graph = float_graph(toy("preactivation"), IMAGE)
+    affine = {n: m for n, m in graph.named_modules() if getattr(m, "affine_norm", False)}
+    assert set(affine) == {"norm1", "norm2"}
+    assert all(m.groups == m.out_channels and m.kernel_size == (1, 1) for m in affine.values())
+    assert not any(getattr(m, "affine_norm", False) for m in float_graph(toy("residual"), IMAGE).modules())
+
+
+def test_silu_and_hardswish_become_gate_and_product() -> None:
+    for name, gate in (("squeeze_excite", nn.Sigmoid), ("hard_gate", nn.Hardsigmoid)):
+        graph = float_graph(toy(name), IMAGE)
+        assert any(isinstance(m, gate) for m in graph.modules())
+        assert not any(isinstance(m, nn.SiLU | nn.Hardswish) for m in graph.modules())
+
+
+def scaled_sum(m: Net, x: Tensor) -> Tensor:
+    return torch.add(x, m.other(x), alpha=-2.0)
+
+
+def reused_in_place(m: Net, x: Tensor) -> Tensor:
+    y = torch.relu_(x)
+    return y + x
+
+
+def shared_layer(m: Net, x: Tensor) -> Tensor:
+    return m.norm(m.other(m.norm(m.other(x))))
+
+
+def shared_weight(m: Net, x: Tensor) -> Tensor:
+    wide = nn.functional.conv2d(x, m.other.weight, m.other.bias, padding=2, dilation=2)
+    return m.other(x) + wide
+
+
+def batch_arithmetic(m: Net, x: Tensor) -> Tensor:
+    n, c, h, w = x.size()
+    return m.other(x.reshape(n * 2, c // 2, h, w).relu().reshape(n, c, h, w))
+
+
+def norm_used_twice(m: Net, x: Tensor) -> Tensor:
+    y = m.other(x)
+    return m.norm(y) + y
+
+
+BODIES: dict[str, Callable[[Net, Tensor], Tensor]] = {
+    "add with alpha": scaled_sum,
+    "in place, then used again": reused_in_place,
+    "layer called twice": shared_layer,
+    "weight with two dilations": shared_weight,
+    "arithmetic on the batch size": batch_arithmetic,
+    "batch norm beside its input": norm_used_twice,
+    "mean of everything": lambda m, x: x * x.mean(),
+    "constant": lambda m, x: x * 0.5 + 1.0,
+    "average pool": lambda m, x: nn.functional.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
+    "max pool": lambda m, x: nn.functional.max_pool2d(x, 3, 2, 1, ceil_mode=True),
+    "adaptive pool": lambda m, x: nn.functional.adaptive_avg_pool2d(x, (4, 8)),
+    "hardtanh": lambda m, x: nn.functional.hardtanh(m.other(x), -2.0, 3.0),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_constructions(name: str) -> None:
+    check(net(BODIES[name], other=nn.Conv2d(8, 8, 3, padding=1), norm=nn.BatchNorm2d(8)))
+
+
+def test_a_layer_called_twice_stays_one_layer() -> None:
+    graph = float_graph(net(shared_layer, other=nn.Conv2d(8, 8, 3, padding=1), norm=nn.BatchNorm2d(8)), IMAGE)
+    calls = [n for n in graph.graph.nodes if n.op == "call_module" and n.target == "other"]
+    assert len(calls) == 2
+
+
+def test_module_names_never_clash() -> None:
+    model = net(lambda m, x: m.relu_1(torch.relu(m.quant(torch.relu(x)))), relu_1=conv_bn(8, 8), quant=conv_bn(8, 8))
+    graph = check(model)
+    assert isinstance(graph.get_submodule("model_quant.0"), nn.Conv2d)
+    assert isinstance(graph.get_submodule("relu_1.0"), nn.Conv2d)
+
+
+def test_linear_with_batch_norm_is_folded() -> None:
+    class Mlp(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.pool = conv_bn(3, 8), nn.AdaptiveAvgPool2d(1)
+            self.hidden, self.norm, self.fc = nn.Linear(8, 6), nn.BatchNorm1d(6), nn.Linear(6, IMAGE.classes)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(torch.relu(self.norm(self.hidden(self.pool(self.conv(x)).flatten(1)))))
+
+    check(randomise(Mlp()))
+
+
+def data_dependent(m: Net, x: Tensor) -> Tensor:
+    return x if x.sum() > 0 else -x
+
+
+def test_control_flow_on_values_is_refused_with_the_line() -> None:
+    with pytest.raises(TeacherError, match=r"test_capture\.py.* in data_dependent return x if x\.sum\(\) > 0"):
+        export_graph(net(data_dependent), IMAGE)
+
+
+def flat_norm(m: Net, x: Tensor) -> Tensor:
+    return m.norm(torch.relu(x.flatten(2).transpose(1, 2)).transpose(1, 2)).reshape(x.shape)
+
+
+REFUSED: dict[str, tuple[nn.Module, str]] = {
+    "computed weight": (
+        net(lambda m, x: m.other(x), other=parametrizations.weight_norm(nn.Conv2d(8, 8, 3))),
+        "weight from a computation",
+    ),
+    "computed bias": (net(lambda m, x: nn.functional.conv2d(x, m.other.weight, m.other.bias * 2), other=nn.Conv2d(8, 8, 3)),
+                      "computed where a layer takes a stored parameter"),
+    "no running statistics": (net(lambda m, x: m.n(x), n=nn.BatchNorm2d(8, track_running_stats=False)), "no running statistics"),
+    "batch norm on vectors": (net(flat_norm, norm=nn.BatchNorm1d(8)), "3-dimensional"),
+    "uneven adaptive pooling": (net(lambda m, x: nn.functional.adaptive_avg_pool2d(x, 5)), "use sizes that divide"),
+    "divisor": (net(lambda m, x: nn.functional.avg_pool2d(x, 2, divisor_override=3)), "divisor_override"),
+    "in place": (net(lambda m, x: x.sub_(1.0)), "in place"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_held_is_refused(name: str) -> None:
+    model, message = REFUSED[name]
+    with pytest.raises(TeacherError, match=message):
+        float_graph(model, IMAGE)
+
+
+def test_the_global_random_state_is_left_alone() -> None:
+    model = toy("preactivation")
+    before = torch.get_rng_state()
+    float_graph(model, IMAGE)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_op_names() -> None:
+    assert op_name(torch.ops.aten.add_.Tensor) == "add_"
+    assert op_name(torch.cat) == "cat"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x1_0", "densenet121", "efficientnet_b0"]
+)
+def test_torchvision_models_keep_their_function(name: str) -> None:
+    torchvision = pytest.importorskip("torchvision")
+    image = ImageSpec(shape=(3, 64, 64), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), classes=10)
+    with torch.random.fork_rng(devices=[]):
+        model = randomise(torchvision.models.get_model(name, weights=None, num_classes=10))
+    check(model, image)

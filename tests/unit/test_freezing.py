@@ -1,0 +1,122 @@
+"""A frozen student holds only numbers that the integer file can hold."""
+
+from __future__ import annotations
+
+import math
+
+import brevitas.nn as qnn
+import pytest
+import torch
+from torch import Tensor, fx
+
+from dfqkit.students.freezing import (
+    LARGEST_BIAS,
+    SCALE_MANTISSA,
+    activation_internals,
+    even_zero_points,
+    freeze,
+    short_mantissa,
+)
+from dfqkit_export.qdq import input_scales
+from tests._toys import Residual, images, randomise, student
+
+
+def layers(graph: fx.GraphModule) -> dict[str, qnn.QuantConv2d | qnn.QuantLinear]:
+    return {n: m for n, m in graph.named_modules() if isinstance(m, qnn.QuantConv2d | qnn.QuantLinear)}
+
+
+def tensors(graph: fx.GraphModule) -> dict[str, Tensor]:
+    return {**dict(graph.named_parameters()), **dict(graph.named_buffers())}
+
+
+@pytest.mark.parametrize("bits", [1, 3, 8])
+def test_short_mantissa(bits: int) -> None:
+    x = torch.rand(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 10 + 1e-3
+    nearest, above = short_mantissa(x, bits), short_mantissa(x, bits, rounding=torch.ceil)
+    for found in (nearest, above):
+        mantissa = torch.frexp(found).mantissa * 2**bits
+        assert torch.equal(mantissa, mantissa.round())
+        assert torch.equal(short_mantissa(found, bits), found)
+    assert float(((nearest - x) / x).abs().max()) <= 2.0**-bits
+    assert bool((above >= x).all())
+    assert float(((above - x) / x).max()) <= 2.0 ** (1 - bits)
+
+
+def test_known_values() -> None:
+    assert short_mantissa(torch.tensor([1.0, 1.2, 3.3, 0.3]), 3).tolist() == [1.0, 1.25, 3.5, 0.3125]
+    assert short_mantissa(torch.tensor([1.01, 7.1]), 3, rounding=torch.ceil).tolist() == [1.25, 8.0]
+
+
+@pytest.mark.parametrize("bits", ["w8a8", "w2a4"])
+@pytest.mark.parametrize("name", ["residual", "squeeze_excite"])
+def test_numbers_are_on_their_grids(name: str, bits: str) -> None:
+    graph = student(name, bits)
+    scales = input_scales(graph)
+    for layer_name, layer in layers(graph).items():
+        weight_scale = layer.quant_weight().scale.reshape(-1)
+        mantissa = torch.frexp(weight_scale).mantissa * 2**SCALE_MANTISSA
+        assert torch.equal(mantissa, mantissa.round())
+        codes = layer.bias.double() / (scales[layer_name].double() * weight_scale.double())
+        assert float((codes - codes.round()).abs().max()) < 1e-6 * float(codes.abs().max() + 1)
+        assert float(codes.abs().max()) <= LARGEST_BIAS
+    for module in graph.modules():
+        if activation_internals(module) is not None:
+            assert float(module.act_quant.zero_point()) % 2 == 0
+    assert not any(p.requires_grad for p in graph.parameters())
+    assert not graph.training
+
+
+@pytest.mark.parametrize("name", ["residual", "depthwise", "squeeze_excite"])
+@pytest.mark.parametrize("scales", ["power_of_two", "float"])
+def test_freezing_again_changes_nothing(name: str, scales: str) -> None:
+    graph = student(name, "w4a4", scales=scales)
+    before = {n: v.clone() for n, v in tensors(graph).items()}
+    logits = graph(images(4))
+    freeze(graph, integer_biases=True)
+    assert all(torch.equal(before[n], v) for n, v in tensors(graph).items())
+    assert torch.equal(logits, graph(images(4)))
+
+
+def test_freezing_changes_little() -> None:
+    graph = student("residual", frozen=False)
+    x = images(16)
+    before = graph(x)
+    weights = {n: layer.weight.clone() for n, layer in layers(graph).items()}
+    freeze(graph, integer_biases=True)
+    assert float((graph(x) - before).norm() / before.norm()) < 0.01
+    assert all(torch.equal(weights[n], layer.weight) for n, layer in layers(graph).items())
+
+
+def test_biases_stay_float_where_the_target_wants_them_so() -> None:
+    graph = student("residual", target="tensorrt", frozen=False)
+    before = {n: layer.bias.clone() for n, layer in layers(graph).items()}
+    freeze(graph, integer_biases=False)
+    assert all(torch.equal(before[n], layer.bias) for n, layer in layers(graph).items())
+
+
+def test_zero_points_move_by_one_code_at_most() -> None:
+    graph = student("squeeze_excite", frozen=False)
+    quantizer = graph.get_submodule("quant.down").act_quant
+    internals = activation_internals(graph.get_submodule("quant.down"))
+    scale = float(quantizer.scale())
+    for code in (0, 1, 2, 3, 5, 254, 255):
+        with torch.no_grad():
+            internals.zero_point_impl.value.fill_(code * scale)  # type: ignore[union-attr]
+        even_zero_points(graph)
+        found = float(quantizer.zero_point())
+        assert found % 2 == 0
+        assert abs(found - code) <= 1
+        assert 0 <= found <= 254
+
+
+def test_dead_channels_keep_a_bias_that_fits() -> None:
+    model = randomise(Residual())
+    with torch.no_grad():
+        model.a1[1].weight[:4] = torch.tensor([0.0, 1e-30, 1e-9, 1e-5])
+    graph = student(model)
+    x = images(8)
+    assert float((graph(x) - model(x)).norm() / model(x).norm()) < 0.03
+    layer = graph.get_submodule("a1.0")
+    codes = layer.bias / (input_scales(graph)["a1.0"] * layer.quant_weight().scale.reshape(-1))
+    assert float(codes.abs().max()) <= LARGEST_BIAS
+    assert math.isfinite(float(codes.abs().max()))

@@ -1,0 +1,186 @@
+"""Where quantizers go, as each target wants it."""
+
+from __future__ import annotations
+
+import operator
+
+import brevitas.nn as qnn
+import pytest
+import torch
+from torch import fx, nn
+
+from dfqkit.students.placement import Plan, plan, quantized_graph
+from dfqkit.students.scheme import QuantConfig
+from dfqkit_export.errors import TargetError
+from dfqkit_export.targets import get_target
+from tests._toys import IMAGE, TOYS, images, toy_graph
+
+
+def planned(
+    name: str, target: str = "onnxruntime", bits: str = "w4a4", **options: object
+) -> tuple[fx.GraphModule, Plan]:
+    graph = toy_graph(name)
+    return graph, plan(graph, QuantConfig(bits=bits, **options), get_target(target), IMAGE)  # type: ignore[arg-type]
+
+
+def modules(graph: fx.GraphModule) -> dict[str, nn.Module]:
+    return dict(graph.named_modules())
+
+
+def nodes_of(graph: fx.GraphModule, *kinds: type[nn.Module]) -> list[fx.Node]:
+    found = modules(graph)
+    return [n for n in graph.graph.nodes if n.op == "call_module" and isinstance(found[str(n.target)], kinds)]
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("name", TOYS)
+def test_logits_stay_float_and_the_input_is_quantized(name: str, target: str) -> None:
+    graph, decided = planned(name, target)
+    output = next(n for n in graph.graph.nodes if n.op == "output").args[0]
+    assert output.name not in decided.activations
+    assert decided.activations["image"].bits == 8
+    assert decided.activations["image"].signed
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("name", TOYS)
+def test_a_convolution_and_its_relu_are_not_separated(name: str, target: str) -> None:
+    graph, decided = planned(name, target)
+    for relu in nodes_of(graph, nn.ReLU, nn.ReLU6):
+        before = relu.args[0]
+        if len(before.users) == 1 and (before in nodes_of(graph, nn.Conv2d) or before.target is torch.add):
+            assert before.name not in decided.activations
+            if relu.name in decided.activations:
+                assert not decided.activations[relu.name].signed
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
+@pytest.mark.parametrize("name", TOYS)
+def test_every_weighted_layer_reads_quantized_values(name: str, target: str) -> None:
+    graph, decided = planned(name, target)
+    for layer in nodes_of(graph, nn.Conv2d, nn.Linear):
+        source = layer.args[0]
+        while source.name not in decided.activations:
+            moves = source.op == "call_function" or isinstance(modules(graph)[str(source.target)], nn.MaxPool2d)
+            assert moves, f"{layer} reads {source} unquantized"
+            assert source.target not in (torch.add, torch.mul, torch.cat)
+            source = source.args[0]
+
+
+def test_onnxruntime_quantizes_both_inputs_and_the_output_of_an_addition() -> None:
+    graph, decided = planned("residual")
+    additions = [n for n in graph.graph.nodes if n.target is torch.add]
+    assert len(additions) == 2
+    for addition in additions:
+        for source in addition.args:
+            through = source if source.name in decided.activations else source.args[0]
+            assert through.name in decided.activations
+        (relu,) = addition.users
+        assert relu.name in decided.activations
+
+
+def test_tensorrt_quantizes_only_the_skip_of_an_addition() -> None:
+    graph, decided = planned("residual", "tensorrt")
+    first, second = (n for n in graph.graph.nodes if n.target is torch.add)
+    assert "a2_0" not in decided.activations  # fuses with the addition
+    assert "relu" in decided.activations  # the skip, through max pooling
+    main = max(second.args, key=list(graph.graph.nodes).index)
+    (skip,) = (n for n in second.args if n is not main)
+    assert main.name not in decided.activations
+    assert skip.name in decided.activations
+    assert first.name not in decided.activations
+
+
+def test_bits() -> None:
+    graph, decided = planned("residual", bits="w3a4")
+    weights = decided.weights
+    assert weights == {n: 8 if n in ("stem.0", "head.fc") else 3 for n in weights}
+    bits = {n: a.bits for n, a in decided.activations.items()}
+    assert bits["image"] == 8
+    assert bits["relu"] == 4  # read by a convolution and, as it is, by an addition
+    assert bits["a2_0"] == 8  # read by an addition only
+    assert bits["global_pool"] == 8  # read by the last layer
+    assert len(nodes_of(graph, nn.Conv2d)) + 1 == len(weights)
+
+
+def test_bits_without_exceptions() -> None:
+    _, decided = planned("residual", bits="w3a4", first_last=None, elementwise=None)
+    assert set(decided.weights.values()) == {3}
+    assert {a.bits for a in decided.activations.values()} == {4}
+
+
+def test_standalone_norms_keep_the_bits_of_the_edge() -> None:
+    _, decided = planned("preactivation", bits="w3a4")
+    assert decided.weights == {"stem": 8, "norm1": 8, "conv": 3, "norm2": 8, "head.fc": 8}
+
+
+def test_signs() -> None:
+    _, decided = planned("squeeze_excite")
+    signed = {n: a.signed for n, a in decided.activations.items()}
+    assert not signed["sigmoid"]
+    assert not signed["silu_gate"]
+    assert signed["mul"]  # x * sigmoid(x) is negative for negative x
+    assert signed["down"]
+    _, decided = planned("option_a")
+    (pad,) = (a for n, a in decided.activations.items() if n.startswith("pad"))
+    assert not pad.signed
+    assert not decided.activations["global_pool"].signed
+
+
+@pytest.mark.parametrize(("name", "kinds"), [("shuffle", {"getitem"}), ("option_a", {"pad"})])
+def test_behind_operators_that_only_move_values_the_same_quantizer_serves(name: str, kinds: set[str]) -> None:
+    graph, decided = planned(name)
+    shared = {a.node: a.shares for a in decided.activations.values() if a.shares}
+    assert {n.split("_")[0] for n in shared} == kinds
+    student = quantized_graph(graph, QuantConfig(bits="w4a4"), get_target("onnxruntime"), IMAGE)
+    for node, source in shared.items():
+        calls = [n for n in student.graph.nodes if n.op == "call_module" and n.target == f"quant.{source}"]
+        assert node in {n.args[0].name for n in calls}
+        assert not hasattr(student.quant, node)
+
+
+def test_the_student_is_made_of_brevitas_layers_and_leaves_the_graph_alone() -> None:
+    graph = toy_graph("residual")
+    before = {n: v.clone() for n, v in graph.state_dict().items()}
+    rng = torch.get_rng_state()
+    student = quantized_graph(graph, QuantConfig(), get_target("onnxruntime"), IMAGE)
+    assert torch.equal(rng, torch.get_rng_state())
+    assert not any(isinstance(m, qnn.QuantIdentity) for m in graph.modules())
+    assert all(torch.equal(before[n], v) for n, v in graph.state_dict().items())
+    for name, module in modules(graph).items():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            twin = student.get_submodule(name)
+            assert isinstance(twin, qnn.QuantConv2d | qnn.QuantLinear)
+            assert torch.equal(twin.weight, module.weight)
+            assert torch.equal(twin.bias, module.bias)
+    assert student(images(2)).shape == (2, IMAGE.classes)
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_every_target_uses_its_own_types(name: str) -> None:
+    graph = toy_graph(name)
+    for target, signed in (("onnxruntime", False), ("tensorrt", True)):
+        student = quantized_graph(graph, QuantConfig(), get_target(target), IMAGE)
+        quantizers = [m for m in student.modules() if isinstance(m, qnn.QuantIdentity)]
+        assert quantizers
+        assert all(bool(q.act_quant.is_signed) == signed for q in quantizers)
+
+
+def test_getitem_of_sizes_is_no_tensor() -> None:
+    graph, decided = planned("shuffle")
+    sizes = [n for n in graph.graph.nodes if "sym_size" in n.name or n.target in (operator.mul, operator.floordiv)]
+    assert sizes
+    assert not {n.name for n in sizes} & set(decided.activations)
+
+
+def test_a_scheme_the_target_cannot_run_is_refused_first() -> None:
+    narrow = get_target("onnxruntime")
+    limited = type(narrow)(
+        **{
+            **{f: getattr(narrow, f) for f in narrow.__dataclass_fields__},
+            "weights": type(narrow.weights)(bits=(8,), signed=True, symmetric=True, granularity="per_channel"),
+        }
+    )
+    graph = toy_graph("shuffle")
+    with pytest.raises(TargetError, match=r"cannot run 4-bit weights; it takes 8 bits"):
+        quantized_graph(graph, QuantConfig(bits="w4a8"), limited, IMAGE)
