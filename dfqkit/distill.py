@@ -243,7 +243,7 @@ class Distiller:
             return
         decay = min(self.config.average, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            for name, value in self.students[0].state_dict().items():
+            for name, value in snapshot(self.students[0]).items():
                 if value.is_floating_point():
                     self.average[name].lerp_(value, 1 - decay)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from ..teacher import Teacher, load_teacher
 from .folder import RunFolder
 
 #: Seconds between two checkpoints inside a stage. Taking one changes nothing that is computed.
-CHECKPOINT_SECONDS = 20.0
+CHECKPOINT_SECONDS = float(os.environ.get("DFQKIT_CHECKPOINT_SECONDS", "20"))
 
 
 def teacher_of(recipe: Recipe) -> Teacher:

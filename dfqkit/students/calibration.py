@@ -107,7 +107,7 @@ def _end_at_six(student: fx.GraphModule, *, exact: bool) -> None:
     divisions by them, the one place where they are not exact, still rarely meet a tie.
     """
     for _, quantizer in _behind_relu6(student):
-        internals = activation_internals(quantizer)
+        internals: Any = activation_internals(quantizer)
         top = 2.0 ** float(quantizer.act_quant.bit_width()) - 1
         if quantizer.act_quant.is_signed:
             top = (top - 1) / 2
@@ -116,7 +116,9 @@ def _end_at_six(student: fx.GraphModule, *, exact: bool) -> None:
             wanted = torch.minimum(scale, torch.full_like(scale, 6 / top))
             if exact:
                 wanted = short_mantissa(wanted, RELU6_MANTISSA, rounding=torch.floor)
-            internals.scaling_impl.value.mul_((wanted / scale).reshape(()))  # type: ignore[union-attr, operator]
+            value: Tensor = internals.scaling_impl.value
+            per_code = torch.round(value / scale.reshape(()))  # an integer: the quotient would not be exact
+            value.copy_(wanted.reshape(()) * per_code)
 
 
 def _relu6_to_relu(student: fx.GraphModule) -> None:

@@ -85,9 +85,10 @@ def _output_units(student: fx.GraphModule) -> dict[str, int]:
             readers = list(readers[0].users)
         for reader in readers:
             quantizer: Any = modules.get(str(reader.target))
-            if quantizer is not None and activation_internals(quantizer) is not None:
-                if float(torch.frexp(quantizer.act_quant.scale()).mantissa) == 3 / 4:
-                    units[str(node.target)] = 3
+            if quantizer is None or activation_internals(quantizer) is None:
+                continue
+            if float(torch.frexp(quantizer.act_quant.scale()).mantissa) == 3 / 4:
+                units[str(node.target)] = 3
     return units
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def calibrate_student(
 
 def save_student(student: fx.GraphModule, path: Path) -> None:
     """Write a calibrated student's tensors; there whole or not at all."""
-    write_bytes(path, save({name: value.contiguous().cpu() for name, value in student.state_dict().items()}))
+    write_bytes(path, save({name: value.contiguous().cpu() for name, value in snapshot(student).items()}))
 
 
 def load_student(student: fx.GraphModule, path: Path, config: QuantConfig) -> None:
@@ -71,4 +72,7 @@ def restore(student: fx.GraphModule, state: dict[str, Tensor], config: QuantConf
 
 def snapshot(student: fx.GraphModule) -> dict[str, Tensor]:
     """A copy of a student's tensors."""
-    return {name: value.detach().clone() for name, value in student.state_dict().items()}
+    with warnings.catch_warnings():
+        # Brevitas 0.13 overrides state_dict with positional arguments, of which torch warns.
+        warnings.filterwarnings("ignore", "Positional args are being deprecated", FutureWarning)
+        return {name: value.detach().clone() for name, value in student.state_dict().items()}

@@ -174,9 +174,14 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
         net(lambda m, x: m.other(x), other=parametrizations.weight_norm(nn.Conv2d(8, 8, 3))),
         "weight from a computation",
     ),
-    "computed bias": (net(lambda m, x: nn.functional.conv2d(x, m.other.weight, m.other.bias * 2), other=nn.Conv2d(8, 8, 3)),
-                      "computed where a layer takes a stored parameter"),
-    "no running statistics": (net(lambda m, x: m.n(x), n=nn.BatchNorm2d(8, track_running_stats=False)), "no running statistics"),
+    "computed bias": (
+        net(lambda m, x: nn.functional.conv2d(x, m.other.weight, m.other.bias * 2), other=nn.Conv2d(8, 8, 3)),
+        "computed where a layer takes a stored parameter",
+    ),
+    "no running statistics": (
+        net(lambda m, x: m.norm(x), norm=nn.BatchNorm2d(8, track_running_stats=False)),
+        "no running statistics",
+    ),
     "batch norm on vectors": (net(flat_norm, norm=nn.BatchNorm1d(8)), "3-dimensional"),
     "uneven adaptive pooling": (net(lambda m, x: nn.functional.adaptive_avg_pool2d(x, 5)), "use sizes that divide"),
     "divisor": (net(lambda m, x: nn.functional.avg_pool2d(x, 2, divisor_override=3)), "divisor_override"),

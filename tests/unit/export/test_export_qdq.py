@@ -18,14 +18,17 @@ from dfqkit_export.graph import realised_precision
 from dfqkit_export.qdq import integer_bias, write_float, write_qdq
 from dfqkit_export.runtimes.ort import OrtSession
 from dfqkit_export.targets import get_target
-from tests._toys import IMAGE, TOYS, Head, Residual, conv_bn, images, randomise, student, toy, toy_graph
+from tests._toys import IMAGE, TOYS, Depthwise, Head, Residual, conv_bn, images, randomise, student, toy, toy_graph
 
 BITS = ("w8a8", "w4a8", "w4a4")
+FAST = ("residual", "depthwise", "squeeze_excite", "shuffle")
+SLOW = pytest.mark.slow
 CASES = [
-    pytest.param(name, bits, marks=() if name == "residual" or bits == "w4a4" else pytest.mark.slow)
+    pytest.param(name, bits, marks=() if name == "residual" or (name in FAST and bits == "w4a4") else SLOW)
     for name in TOYS
     for bits in BITS
 ]
+TOY = [pytest.param(name, marks=() if name in FAST else SLOW) for name in TOYS]
 Case = tuple[fx.GraphModule, Path]
 
 
@@ -101,7 +104,7 @@ def test_any_batch_size_runs(exported: Callable[..., Case], name: str) -> None:
         assert np.array_equal(run(path, x), torch_logits(graph, x))
 
 
-@pytest.mark.parametrize("name", TOYS)
+@pytest.mark.parametrize("name", TOY)
 def test_weights_are_integers_in_range(exported: Callable[..., Case], name: str) -> None:
     _, path = exported(name, "w4a4")
     model = onnx.load(path)
@@ -141,12 +144,12 @@ def test_every_layer_of_the_residual_network_runs_in_integers(exported: Callable
 @pytest.mark.parametrize(
     ("name", "left"),
     [
-        ("option_a", {"Pad"}),  # no integer kernel in ONNX Runtime
+        pytest.param("option_a", {"Pad"}, marks=SLOW),  # no integer kernel in ONNX Runtime
         ("depthwise", set()),
         ("squeeze_excite", set()),
-        ("hard_gate", {"HardSigmoid"}),  # no integer kernel in ONNX Runtime
+        pytest.param("hard_gate", {"HardSigmoid"}, marks=SLOW),  # no integer kernel in ONNX Runtime
         ("shuffle", set()),
-        ("preactivation", set()),
+        pytest.param("preactivation", set(), marks=SLOW),
     ],
 )
 def test_what_is_left_in_float(exported: Callable[..., Case], name: str, left: set[str]) -> None:
@@ -168,7 +171,7 @@ def test_metadata_is_sorted(tmp_path: Path) -> None:
     assert [p.key for p in onnx.load(tmp_path / "a.onnx").metadata_props] == ["a", "b"]
 
 
-@pytest.mark.parametrize("name", ["residual", "squeeze_excite"])
+@pytest.mark.parametrize("name", ["residual", pytest.param("squeeze_excite", marks=SLOW)])
 def test_float_scales_agree_closely(exported: Callable[..., Case], name: str) -> None:
     graph, path = exported(name, "w8a8", scales="float")
     x = images(48, seed=5)
@@ -192,12 +195,25 @@ class Awkward(nn.Module):
         return self.head(torch.relu(self.shrink(x)))
 
 
-@pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
+@pytest.mark.parametrize("bits", [pytest.param("w8a8", marks=SLOW), "w4a4"])
 def test_awkward_numbers_are_still_exact(tmp_path: Path, bits: str) -> None:
     graph = student(randomise(Awkward()), bits)
     write_qdq(graph, get_target("onnxruntime"), tmp_path / "m.onnx", metadata={})
     x = images(48, seed=5)
     assert np.array_equal(run(tmp_path / "m.onnx", x), torch_logits(graph, x))
+
+
+@pytest.mark.parametrize("bits", [pytest.param("w8a8", marks=SLOW), "w4a4"])
+def test_relu6_at_its_limit_is_exact(tmp_path: Path, bits: str) -> None:
+    model = randomise(Depthwise())
+    with torch.no_grad():
+        for norm in (model.stem[1], model.expand[1], model.depth[1]):
+            norm.bias += 4
+    graph = student(model, bits)
+    write_qdq(graph, get_target("onnxruntime"), tmp_path / "m.onnx", metadata={})
+    x = images(48, seed=5)
+    assert np.array_equal(run(tmp_path / "m.onnx", x), torch_logits(graph, x))
+    assert realised_precision(tmp_path / "m.onnx").float_ops == ()
 
 
 def test_dead_channels_are_exact_too(tmp_path: Path) -> None:
@@ -210,8 +226,9 @@ def test_dead_channels_are_exact_too(tmp_path: Path) -> None:
     assert np.array_equal(run(tmp_path / "m.onnx", x), torch_logits(graph, x))
 
 
-@pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
-@pytest.mark.parametrize("name", ["residual", "depthwise"])
+@pytest.mark.parametrize(
+    ("name", "bits"), [("residual", "w4a4"), ("residual", "w8a8"), pytest.param("depthwise", "w4a4", marks=SLOW)]
+)
 def test_tensorrt_files(exported: Callable[..., Case], name: str, bits: str) -> None:
     graph, path = exported(name, bits, "tensorrt")
     model = onnx.load(path)
@@ -244,7 +261,7 @@ def test_tensorrt_files(exported: Callable[..., Case], name: str, bits: str) -> 
 
 
 def test_tensorrt_biases_on_the_integer_grid_are_exact_in_onnxruntime(tmp_path: Path) -> None:
-    # ONNX Runtime's optimizer rounds the float bias of a QDQ convolution to int32: free where it is on that grid already.
+    # ONNX Runtime's optimizer rounds a QDQ convolution's float bias to int32: free where it is on that grid already.
     graph = student("residual", "w4a4", "tensorrt")
     with torch.no_grad():
         for layer, bias in integer_bias(graph).items():
@@ -261,7 +278,7 @@ def test_a_student_for_another_target_is_refused(exported: Callable[..., Case], 
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", TOYS)
+@pytest.mark.parametrize("name", TOY)
 def test_the_float_file_computes_what_the_model_computes(tmp_path: Path, name: str) -> None:
     write_float(toy_graph(name), tmp_path / "teacher.onnx", metadata={"teacher": name})
     model = onnx.load(tmp_path / "teacher.onnx")

@@ -1,0 +1,204 @@
+"""The whole path on the digits teacher, as a user runs it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+import dfqkit
+from dfqkit.cli import main
+from dfqkit.recipe import list_recipes, load_recipe
+from dfqkit_export.report import Report
+
+TINY = [
+    "synthesis.warmup=4", "synthesis.batch=16", "synthesis.memory=64", "bank.calibration=64", "bank.held_out=32",
+    "bank.grading=32", "distill.steps=6", "distill.batch=8", "distill.round_every=2", "distill.judge_every=3",
+    "validate.limit=64", "validate.latency_repeats=2", "floors=[]",
+]  # fmt: skip
+
+
+def run(out: Path, *arguments: str, recipe: str = "digits/dfq-w4a4-ort", overrides: list[str] = TINY) -> int:
+    settings = [part for item in overrides for part in ("--set", item)]
+    return main(["run", recipe, "--out", str(out), "-q", "--device", "cpu", *settings, *arguments])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "seed0"
+    assert run(out) == 0
+    return out
+
+
+def test_the_folder_holds_what_the_design_promises(finished: Path) -> None:
+    names = {path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file()}
+    assert {
+        "recipe.yaml", "manifest.json", "model.onnx", "teacher.onnx", "student.safetensors", "report.json",
+        "report.html", "images/calibration.safetensors", "images/grading.safetensors",
+    } <= names  # fmt: skip
+    manifest = json.loads((finished / "manifest.json").read_text())
+    listed = manifest["stages"]["export"]["files"]
+    digest = hashlib.sha256((finished / "model.onnx").read_bytes()).hexdigest()
+    assert digest in json.dumps(listed)
+
+
+def test_report_has_every_subject_and_metric(finished: Path) -> None:
+    document = json.loads((finished / "report.json").read_text())
+    assert document["schema"] == 1
+    assert document["verdict"] == "ok"
+    found = {(metric["subject"], metric["name"]) for metric in document["metrics"]}
+    for subject in ("student", "onnxruntime", "calibrated"):
+        for name in ("top1", "top1_drop", "agreement", "kl", "logit_sqnr_db"):
+            assert (subject, name) in found
+    assert {
+        ("teacher", "top1"), ("onnxruntime", "student_agreement"), ("onnxruntime", "integer_ops"),
+        ("onnxruntime", "latency"), ("teacher", "latency"), ("onnxruntime", "size"),
+    } <= found  # fmt: skip
+    keys = {"name", "subject", "data", "value", "unit", "n", "stderr", "higher_is_better"}
+    assert all(set(metric) == keys for metric in document["metrics"])
+    assert any(row["sqnr_student_db"] for row in document["layers"])
+
+
+def test_every_layer_runs_in_integers_and_the_student_is_the_file(finished: Path) -> None:
+    report = Report.from_json((finished / "report.json").read_text())
+    integer, same = report.metric("integer_ops", "onnxruntime"), report.metric("student_agreement", "onnxruntime")
+    assert integer is not None
+    assert integer.value == 100
+    assert same is not None
+    assert same.value == 100
+
+
+def test_the_file_is_plain_onnx_with_provenance(finished: Path) -> None:
+    model = onnx.load(finished / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    assert {item.domain for item in model.opset_import} <= {"", "ai.onnx"}
+    metadata = {item.key: item.value for item in model.metadata_props}
+    assert metadata["dfqkit.recipe"] == "digits/dfq-w4a4-ort"
+    assert metadata["dfqkit.synthesizer"] == "dfq"
+    assert len(metadata["dfqkit.teacher_sha256"]) == 64
+    session = onnxruntime.InferenceSession(str(finished / "model.onnx"))
+    for batch in (1, 3):
+        assert session.run(None, {"image": np.zeros((batch, 1, 16, 16), np.float32)})[0].shape == (batch, 10)
+
+
+def test_same_seed_gives_the_same_bytes_another_seed_does_not(finished: Path, tmp_path: Path) -> None:
+    assert run(tmp_path / "again") == 0
+    assert (tmp_path / "again" / "model.onnx").read_bytes() == (finished / "model.onnx").read_bytes()
+    assert run(tmp_path / "other", "--seed", "1") == 0
+    assert (tmp_path / "other" / "model.onnx").read_bytes() != (finished / "model.onnx").read_bytes()
+
+
+def test_grading_images_trained_nothing(finished: Path) -> None:
+    from dfqkit.imagebank import ImageBank
+
+    graded = ImageBank.load(finished / "images" / "grading.safetensors")
+    for name in ("calibration", "held_out"):
+        used = {image.numpy().tobytes() for image in ImageBank.load(finished / "images" / f"{name}.safetensors").images}
+        assert not used & {image.numpy().tobytes() for image in graded.images}
+
+
+def test_ensemble_members_differ(finished: Path) -> None:
+    report = json.loads((finished / "report.json").read_text())
+    assert report["synthesis"]["disagreement"]["before"] > 0
+
+
+def test_without_labels_the_synthetic_images_grade(tmp_path: Path) -> None:
+    settings = [item for item in TINY if not item.startswith("validate.limit")]
+    assert run(tmp_path / "out", overrides=[*settings, "validate.data=null", "distill=null"]) == 0
+    report = Report.from_json((tmp_path / "out" / "report.json").read_text())
+    assert {metric.data for metric in report.metrics if metric.name == "agreement"} == {"synthetic:dfq:grading"}
+    assert report.metric("top1", "onnxruntime") is None
+
+
+def test_floors_decide_verdict_and_exit_code(tmp_path: Path) -> None:
+    settings = [item for item in TINY if item != "floors=[]"]
+    floor = "floors=[{metric: agreement, value: 100.1}]"
+    assert run(tmp_path / "out", overrides=[*settings, floor, "distill=null"]) == 1
+    report = Report.from_json((tmp_path / "out" / "report.json").read_text())
+    assert report.verdict == "failed"
+    assert report.findings[0].metric == "agreement"
+
+
+def test_python_interface(tmp_path: Path) -> None:
+    recipe = load_recipe("digits/dfq-w4a4-ort")
+    teacher = dfqkit.load_teacher(
+        recipe.teacher.factory, recipe.image.spec(), recipe.directory / recipe.teacher.weights  # type: ignore[operator]
+    )  # fmt: skip
+    before = {name: tensor.clone() for name, tensor in teacher.model.state_dict().items()}
+    result = dfqkit.quantize(
+        teacher.model, image=recipe.image.spec(), bits="w8a8", target="onnxruntime", out=tmp_path / "out",
+        options={
+            "synthesis": {"method": "dfq", "width": 8, "warmup": 3, "batch": 16, "memory": 0},
+            "bank": {"calibration": 32, "held_out": 16, "grading": 16},
+        },
+    )  # fmt: skip
+    assert result.ok
+    assert result.model.is_file()
+    assert all(torch.equal(before[name], tensor) for name, tensor in teacher.model.state_dict().items())
+
+
+def test_tensorrt_target_writes_its_own_form(tmp_path: Path) -> None:
+    assert run(tmp_path / "out", overrides=[*TINY, "target=tensorrt", "distill=null"]) == 0
+    model = onnx.load(tmp_path / "out" / "model.onnx")
+    types = {item.name: item.data_type for item in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear":
+            assert types[node.input[2]] == onnx.TensorProto.INT8
+        if node.op_type == "DequantizeLinear":
+            assert types.get(node.input[0], onnx.TensorProto.INT8) == onnx.TensorProto.INT8
+
+
+@pytest.mark.parametrize("name", list(list_recipes()))
+def test_every_shipped_recipe_is_valid(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    again = load_recipe(name).to_yaml()
+    assert again == recipe.to_yaml()
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+    overrides = [*TINY, "synthesis.warmup=40", "distill.steps=60", "distill.judge_every=20"]
+    assert run(tmp_path / "whole", "--threads", "1", overrides=overrides) == 0
+    settings = [part for item in overrides for part in ("--set", item)]
+    command = [sys.executable, "-m", "dfqkit.cli", "run", "digits/dfq-w4a4-ort", "-q", "--threads", "1", *settings]
+    environment = os.environ | {
+        "DFQKIT_CHECKPOINT_SECONDS": "0.2",
+        "PYTHONPATH": os.pathsep.join(str(Path(__file__).parents[2] / part) for part in (".", "export")),
+    }
+    moments = random.Random(0)
+    out, kills, finished = tmp_path / "killed", 0, False
+    for _ in range(40):
+        process = subprocess.Popen(
+            [*command, "--out", str(out), "--device", "cpu"], env=environment, stdout=subprocess.DEVNULL
+        )  # fmt: skip
+        time.sleep(moments.uniform(2, 9))
+        if process.poll() is not None:
+            finished = process.returncode == 0
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+        if kills == 10:
+            finished = (
+                subprocess.run(
+                    [*command, "--out", str(out), "--device", "cpu"], env=environment, check=False
+                ).returncode
+                == 0
+            )
+            break
+    assert finished
+    assert kills
+    assert (out / "model.onnx").read_bytes() == (tmp_path / "whole" / "model.onnx").read_bytes()
