@@ -232,5 +232,5 @@ def student(
     if config.bias_correction:
         correct_bias(quantized, batches)
     if frozen:
-        freeze(quantized, integer_biases=table.bias == "int32")
+        freeze(quantized)
     return quantized

@@ -180,7 +180,7 @@ def _calibrated(context: Context) -> fx.GraphModule:
     from .stages import load_ensemble
 
     student = load_ensemble(context)[0][0]
-    freeze(student, integer_biases=context.target.bias == "int32")
+    freeze(student)
     return student
 
 

@@ -217,7 +217,7 @@ def _distill(context: Context) -> tuple[list[str], dict[str, object]]:
             "disagreement": {"before": start_disagreement, "after": distiller.disagreement()},
         }
         restore(students[0], distiller.best, context.scheme)
-    freeze(students[0], integer_biases=context.target.bias == "int32")
+    freeze(students[0])
     save_student(students[0], context.folder.path / "student.safetensors")
     return ["student.safetensors"], facts
 

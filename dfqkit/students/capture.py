@@ -27,6 +27,9 @@ _OPS = (
     "reshape permute transpose contiguous slice pad constant_pad_nd chunk split getitem dropout dropout_ sym_size "
     "unsqueeze squeeze clone alias detach detach_ feature_dropout alpha_dropout"
 )
+#: Largest relative difference of outputs between a model and its graph: folding BatchNorm rounds, nothing else differs.
+LARGEST_ERROR = 1e-3
+
 #: Operators of the normal form that may carry quantized values; anything else runs, but stays in float.
 SUPPORTED_OPS: frozenset[str] = frozenset(_OPS.split())
 
@@ -110,7 +113,27 @@ def float_graph(model: nn.Module, image: ImageSpec) -> fx.GraphModule:
     graph.graph.lint()
     graph.recompile()
     graph.eval()
+    _require_same(model, graph, image)
     return graph
+
+
+def _require_same(model: nn.Module, graph: fx.GraphModule, image: ImageSpec) -> None:
+    """Compare the graph with the model on two random images: a wrong translation must not be found in the accuracy.
+
+    Raises:
+        TeacherError: when the outputs part by more than rounding explains.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    images = torch.randn((2, *image.shape), generator=torch.Generator().manual_seed(0)).to(device)
+    with torch.no_grad():
+        wanted, found = model(images), graph(images)
+    error = float((wanted - found).norm() / wanted.norm().clamp_min(1e-12))
+    if not error < LARGEST_ERROR:
+        message = (
+            f"The captured graph does not compute what the model does: relative error {error:.2g} on two random images, "
+            f"allowed {LARGEST_ERROR}. Some operator was translated wrongly; please report it with the model."
+        )
+        raise TeacherError(message)
 
 
 def _owners(model: nn.Module) -> set[str]:

@@ -25,23 +25,24 @@ SCALE_MANTISSA = 8
 LARGEST_BIAS = 2**20
 
 
-def freeze(student: fx.GraphModule, *, integer_biases: bool) -> None:
+def freeze(student: fx.GraphModule) -> None:
     """Round weight scales, zero points and biases in place; the student is final afterwards.
+
+    Biases become multiples of input scale x weight scale for every target: where a file keeps them in float, ONNX
+    Runtime still rounds them so when it fuses the layer.
 
     Args:
         student: calibrated, and distilled if it is to be.
-        integer_biases: round biases to int32 multiples of input scale x weight scale, as the target stores them.
     """
     student.eval()
     with torch.no_grad():
-        scales, units = input_scales(student) if integer_biases else {}, _output_units(student)
+        scales, units = input_scales(student), _output_units(student)
         for name, module in student.named_modules():
             if isinstance(module, QuantWeightBiasInputOutputLayer):
                 _round_weight_scale(module, scales.get(name), units.get(name, 1))
         even_zero_points(student)
-        if integer_biases:
-            for layer, bias in integer_bias(student).items():
-                student.get_submodule(layer).bias.copy_(bias)  # type: ignore[operator, union-attr]
+        for layer, bias in integer_bias(student).items():
+            student.get_submodule(layer).bias.copy_(bias)  # type: ignore[operator, union-attr]
     for parameter in student.parameters():
         parameter.requires_grad_(False)
 

@@ -54,7 +54,7 @@ def main() -> None:
     config = QuantConfig(bits="w8a8", activation_range="percentile")
     student = build_student(graph, config, target, spec)
     calibrate_student(student, [images], config, spec)
-    freeze(student, integer_biases=True)
+    freeze(student)
     with tempfile.TemporaryDirectory() as folder:
         real, ours, theirs = (Path(folder) / f"{name}.onnx" for name in ("float32", "dfqkit", "quantize_static"))
         write_float(graph, real, metadata={})

@@ -74,7 +74,7 @@ def test_freezing_again_changes_nothing(name: str, scales: str) -> None:
     graph = student(name, "w4a4", scales=scales)
     before = {n: v.clone() for n, v in tensors(graph).items()}
     logits = graph(images(4))
-    freeze(graph, integer_biases=True)
+    freeze(graph)
     assert all(torch.equal(before[n], v) for n, v in tensors(graph).items())
     assert torch.equal(logits, graph(images(4)))
 
@@ -84,16 +84,9 @@ def test_freezing_changes_little() -> None:
     x = images(16)
     before = graph(x).detach()
     weights = {n: layer.weight.clone() for n, layer in layers(graph).items()}
-    freeze(graph, integer_biases=True)
+    freeze(graph)
     assert float((graph(x) - before).norm() / before.norm()) < 0.01
     assert all(torch.equal(weights[n], layer.weight) for n, layer in layers(graph).items())
-
-
-def test_biases_stay_float_where_the_target_wants_them_so() -> None:
-    graph = student("residual", target="tensorrt", frozen=False)
-    before = {n: layer.bias.clone() for n, layer in layers(graph).items()}
-    freeze(graph, integer_biases=False)
-    assert all(torch.equal(before[n], layer.bias) for n, layer in layers(graph).items())
 
 
 def test_zero_points_move_by_one_code_at_most() -> None:
