@@ -195,7 +195,7 @@ def _sizes(path: Path) -> list[Metric]:
         Metric(
             name="size",
             subject=subject,
-            data=file.name,
+            data="file",
             value=float(file.stat().st_size),
             unit="bytes",
             n=1,

@@ -139,7 +139,7 @@ def _provenance(report: Report) -> str:
 
 def _metrics(report: Report) -> str:
     columns = subjects(report)
-    header = [("metric", "pin"), *((subject, "num") for subject in columns), ("n", "num"), ("measured on", "")]
+    header = [("metric", "pin"), *((subject, "num") for subject in columns)]
     rows = (_metric_row(group, columns) for group in metric_groups(report))
     body = _table("Metrics by subject", header, rows) if report.metrics else ""
     note = "Value ± standard error, below it the distance to the teacher. n counts images, calls or layers."
@@ -156,11 +156,9 @@ def _metric_row(group: MetricGroup, columns: list[str]) -> str:
         error = f' <span class="quiet">± {escape(cell.stderr)}</span>' if cell.stderr else ""
         distance = f"<small>{escape(cell.gap)}</small>" if cell.gap else ""
         cells.append(f'<td class="num">{escape(cell.number)}{error} {escape(cell.unit)}{distance}</td>')
-    direction = f"<small>{escape(group.direction)}</small>" if group.direction else ""
-    return (
-        f'<tr><th scope="row" class="pin">{escape(group.title)}{direction}</th>{"".join(cells)}'
-        f'<td class="num">{group.n}</td><td class="data">{escape(group.data)}</td></tr>'
-    )
+    # Beside the name, not in columns of their own: these would be the first to scroll out of sight.
+    about = " · ".join(part for part in (f"{group.data}, n {group.n}", group.direction) if part)
+    return f'<tr><th scope="row" class="pin">{escape(group.title)}<small>{escape(about)}</small></th>{"".join(cells)}</tr>'
 
 
 def _findings(report: Report) -> str:

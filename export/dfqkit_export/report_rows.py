@@ -27,6 +27,7 @@ __all__ = [
 TEACHER = "teacher"
 MISSING = "-"
 _DECIMALS = {"%": 2, "points": 2, "dB": 1, "x": 2, "ms": 3}
+_SMALL = {"nats": 3}  # significant digits of quantities that span many orders of magnitude
 _SIZES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 _RATIO_WORDS = {"ms": ("faster", "slower"), "bytes": ("smaller", "larger")}
 _TITLES = {
@@ -39,6 +40,7 @@ _TITLES = {
     "size": "File size",
     "speedup": "Speed-up",
     "student_agreement": "Agreement with the student",
+    "student_top1_gap": "Top-1 gap to the student",
     "top1": "Top-1 accuracy",
     "top1_drop": "Top-1 drop",
     "top5": "Top-5 accuracy",
@@ -118,7 +120,7 @@ def figure(value: Any, unit: str = "") -> str:
     if unit in _DECIMALS:
         number = f"{value:.{_DECIMALS[unit]}f}"
     else:
-        number = f"{value:d}" if isinstance(value, int) else f"{value:.4g}"
+        number = f"{value:d}" if isinstance(value, int) else f"{value:.{_SMALL.get(unit, 4)}g}"
     return f"{number}x" if unit == "x" else f"{number} {unit}".rstrip()
 
 
@@ -226,5 +228,6 @@ def _cell(metric: Metric, teacher: Metric | None) -> Cell:
     stderr = ""
     if metric.stderr is not None and metric.value is not None:
         decimals = len(number.partition(".")[2]) if "e" not in number else None
-        stderr = f"{metric.stderr:.2g}" if decimals is None else f"{metric.stderr:.{decimals}f}"
+        short = decimals is None or metric.unit in _SMALL
+        stderr = f"{metric.stderr:.2g}" if short else f"{metric.stderr:.{decimals}f}"
     return Cell(number=number, stderr=stderr, unit=unit, gap=gap(metric, teacher))

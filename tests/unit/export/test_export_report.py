@@ -228,7 +228,7 @@ def test_layer_rows_join_by_name() -> None:
         (1_094_400, "bytes", "1.09 MB"),
         (12, "bytes", "12 bytes"),
         (3.0666, "x", "3.07x"),
-        (0.002134567, "nats", "0.002135 nats"),
+        (0.002134567, "nats", "0.00213 nats"),
         (7, "", "7"),
         (None, "%", "-"),
         (True, "%", "-"),
@@ -253,8 +253,10 @@ def test_gaps_are_differences_or_ratios() -> None:
 
 
 def test_standard_errors_have_the_values_decimals() -> None:
-    report = replace(REPORT, metrics=(metric("kl", "s", 0.00213, "nats", stderr=0.00004),))
-    assert str(metric_groups(report)[0].cells["s"]) == "0.00213 ± 0.00004 nats"
+    report = replace(REPORT, metrics=(metric("top1", "s", 91.7341, "%", stderr=0.2753),))
+    assert str(metric_groups(report)[0].cells["s"]) == "91.73 ± 0.28 %"
+    report = replace(REPORT, metrics=(metric("kl", "s", 0.00213, "nats", stderr=0.000041),))
+    assert str(metric_groups(report)[0].cells["s"]) == "0.00213 ± 4.1e-05 nats"
 
 
 def test_the_sentence_names_accuracy_and_integer_layers() -> None:
