@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from types import TracebackType
 from typing import Any
 
 import brevitas.nn as qnn
 import torch
 from brevitas.graph.calibrate import bias_correction_mode, calibration_mode
 from torch import Tensor, fx, nn
+from torch.utils.hooks import RemovableHandle
 
 from dfqkit_export.images import ImageSpec
 
@@ -35,13 +37,58 @@ def calibrate(student: fx.GraphModule, batches: Iterable[Tensor], image: ImageSp
         learnable: whether training may move the ranges; scales that are powers of two cannot move by small steps.
     """
     student.eval()
-    with torch.no_grad(), calibration_mode(student):
+    with torch.no_grad(), _Extremes(student) as extremes, calibration_mode(student):
         for batch in batches:
             student(batch)
+    extremes.include_zero()
     _fix_input_range(student, image)
     _end_at_six(student, exact=not learnable)
     settle(student, learnable=learnable)
     even_zero_points(student)
+
+
+class _Extremes:
+    """Smallest and largest value that each asymmetric quantizer saw, for the ranges that must be widened to hold 0.
+
+    Brevitas takes the width of such a range as largest minus smallest value, which for a tensor on one side of 0 leaves
+    the tensor itself outside: its zero point cannot lie outside the codes.
+    """
+
+    def __init__(self, student: fx.GraphModule) -> None:
+        quantizers = [(m, activation_internals(m)) for m in student.modules()]
+        self.quantizers: list[tuple[Any, Any]] = [
+            (module, internals)
+            for module, internals in quantizers
+            if internals is not None and hasattr(internals.zero_point_impl, "value")
+        ]
+        self.seen: dict[nn.Module, tuple[float, float]] = {}
+        self.handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> _Extremes:
+        self.handles = [module.register_forward_pre_hook(self._read) for module, _ in self.quantizers]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _read(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        low, high = self.seen.get(module, (math.inf, -math.inf))
+        self.seen[module] = min(low, float(inputs[0].min())), max(high, float(inputs[0].max()))
+
+    def include_zero(self) -> None:
+        """Set the range of every tensor that lies on one side of 0 to reach from it to 0."""
+        for module, internals in self.quantizers:
+            low, high = self.seen.get(module, (0.0, 0.0))
+            if low <= 0 <= high:
+                continue
+            scaling = internals.scaling_impl
+            with torch.no_grad():
+                width = torch.full_like(scaling.value, max(high, 0.0) - min(low, 0.0))
+                scaling.value.copy_(scaling.restrict_scaling_pre(width))
+                internals.zero_point_impl.value.fill_(-min(low, 0.0))
 
 
 def settle(student: fx.GraphModule, *, learnable: bool) -> None:

@@ -130,8 +130,8 @@ def _require_same(model: nn.Module, graph: fx.GraphModule, image: ImageSpec) -> 
     error = float((wanted - found).norm() / wanted.norm().clamp_min(1e-12))
     if not error < LARGEST_ERROR:
         message = (
-            f"The captured graph does not compute what the model does: relative error {error:.2g} on two random images, "
-            f"allowed {LARGEST_ERROR}. Some operator was translated wrongly; please report it with the model."
+            f"The captured graph does not compute what the model does: relative error {error:.2g} on two random "
+            f"images, allowed {LARGEST_ERROR}. Some operator was translated wrongly; please report it with the model."
         )
         raise TeacherError(message)
 

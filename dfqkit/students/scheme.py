@@ -120,7 +120,7 @@ def activation_quantizer(config: QuantConfig, bits: int, target: Target, *, sign
         (True, True): (Int8ActPerTensorFloat, Int8ActPerTensorFloatMSE),
         (False, True): (Uint8ActPerTensorFloat, Uint8ActPerTensorFloatMSE),
         (False, False): (ShiftedUint8ActPerTensorFloat, ShiftedUint8ActPerTensorFloatMSE),
-    }[space.signed, space.symmetric]
+    }[space.signed and (signed or bits == 8), space.symmetric]  # below 8 bits, 0 to 2^b - 1 fits int8 too
     options: dict[str, Any] = {"bit_width": bits}
     if config.activation_range == "percentile":
         options["high_percentile_q"] = config.percentile

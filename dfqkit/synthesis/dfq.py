@@ -61,8 +61,8 @@ class DFQConfig(SynthesizerConfig):
     lr: float = Field(
         1e-2,
         gt=0,
-        description="Adam, betas 0.5 and 0.999, cosine, in the warm-up. Ours: the 1e-3 of the reproduction and of the CMI "
-        "scripts needs ten times the steps to the same BatchNorm statistics.",
+        description="Adam, betas 0.5 and 0.999, cosine, in the warm-up. Ours: the 1e-3 of the reproduction and of the "
+        "CMI scripts was four times slower to the same BatchNorm statistics.",
     )
     lr_game: float = Field(1e-3, gt=0, description="The same in the game, where the images should change slowly.")
     clip: float = Field(5.0, gt=0, description="Largest gradient norm (ZSKT).")

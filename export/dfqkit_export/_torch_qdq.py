@@ -177,13 +177,13 @@ def with_qdq(graph: fx.GraphModule, target: Target) -> fx.GraphModule:
             continue
         scale, zero_point, bounds, signed = activation_parameters(module)
         space = target.signed_activations
-        if signed != space.signed:
+        if signed != space.signed and not (space.signed and bounds[1] <= 127 and zero_point == 0):
             message = (
                 f"Quantizer '{name}' makes {'signed' if signed else 'unsigned'} codes, which target '{target.name}' "
                 "does not take. Build the student for this target."
             )
             raise TargetError(message)
-        pair = QuantizeDequantize(scale, zero_point, bounds, signed=signed, clip_before=target.clip_before_quantize)
+        pair = QuantizeDequantize(scale, zero_point, bounds, signed=space.signed, clip_before=target.clip_before_quantize)
         _replace(copied, name, pair)
     done: set[str] = set()
     for node in copied.graph.nodes:

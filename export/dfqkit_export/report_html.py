@@ -158,7 +158,8 @@ def _metric_row(group: MetricGroup, columns: list[str]) -> str:
         cells.append(f'<td class="num">{escape(cell.number)}{error} {escape(cell.unit)}{distance}</td>')
     # Beside the name, not in columns of their own: these would be the first to scroll out of sight.
     about = " · ".join(part for part in (f"{group.data}, n {group.n}", group.direction) if part)
-    return f'<tr><th scope="row" class="pin">{escape(group.title)}<small>{escape(about)}</small></th>{"".join(cells)}</tr>'
+    name = f'<th scope="row" class="pin">{escape(group.title)}<small>{escape(about)}</small></th>'
+    return f"<tr>{name}{''.join(cells)}</tr>"
 
 
 def _findings(report: Report) -> str:

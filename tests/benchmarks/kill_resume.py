@@ -48,9 +48,8 @@ def main() -> int:
         subprocess.run([*command, *resume, "-q"], check=False, stdout=subprocess.DEVNULL)
         found = _digest(folder)
         same += found == wanted
-        print(
-            f"kill {number + 1}: after {moment:.0f} s, model.onnx {found[:16]} {'same' if found == wanted else 'DIFFERS'}"
-        )
+        verdict = "same" if found == wanted else "DIFFERS"
+        print(f"kill {number + 1}: after {moment:.0f} s, model.onnx {found[:16]} {verdict}")
     print(f"{same} of {options.kills} resumed to the same bytes")
     return 0 if same == options.kills else 1
 

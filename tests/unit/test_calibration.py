@@ -143,3 +143,22 @@ def test_bias_correction_removes_the_mean_error() -> None:
     assert float(after.max()) < 0.2 * float(before.max())
     assert all(torch.equal(weights[n], p) for n, p in graph.named_parameters() if n in weights)
     assert not graph.training
+
+
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+@pytest.mark.parametrize("scales", ["power_of_two", "float"])
+def test_a_tensor_on_one_side_of_zero_fits_its_range(sign: float, scales: str) -> None:
+    graph = fresh(scales=scales)
+    name, layer = next(
+        (n.name, graph.get_submodule(str(n.target)))
+        for n in graph.graph.nodes
+        if n.op == "call_module"
+        and n.name in quantizers(graph)
+        and isinstance(graph.get_submodule(str(n.target)), qnn.QuantConv2d)
+    )
+    with torch.no_grad():
+        layer.bias.fill_(sign * 50)  # type: ignore[operator, union-attr]
+        layer.weight.mul_(0.1)  # type: ignore[operator]
+    calibrate(graph, [images(8)], IMAGE, learnable=scales == "float")
+    low, high = ends(graph.get_submodule(f"quant.{name}"))
+    assert low <= -48 if sign < 0 else high >= 48

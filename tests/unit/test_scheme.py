@@ -93,7 +93,7 @@ def test_weights_are_symmetric_narrow_and_per_channel(bits: int, way: str, targe
     [
         ("onnxruntime", False, (0, 15), False),
         ("onnxruntime", True, (0, 15), True),
-        ("tensorrt", False, (-8, 7), False),
+        ("tensorrt", False, (0, 15), False),
         ("tensorrt", True, (-8, 7), False),
     ],
 )
