@@ -7,20 +7,24 @@ step, bit for bit.
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, fx, nn
 
 from . import losses
 from .optimizers import cosine, optimizer_tensors, restore_optimizer, under
 from .students.reference import FeatureTap, measuring_points, reference_graph
-from .students.scheme import QuantConfig
+from .students.scheme import QuantConfig, check_bits
 from .students.student import restore, snapshot
 from .synthesis.base import Losses, Synthesizer
+
+_log = logging.getLogger(__name__)
 
 Batch = tuple[Tensor, Tensor]
 
@@ -28,7 +32,7 @@ Batch = tuple[Tensor, Tensor]
 class DistillWeights(BaseModel):
     """Weights of the students' loss terms."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     response: float = Field(1.0, ge=0, description="tau^2 KL between softened logits (Hinton et al., 2015).")
     feature: float = Field(
@@ -38,11 +42,18 @@ class DistillWeights(BaseModel):
         "without projections, which a student of the teacher's own shape does not need).",
     )
 
+    @model_validator(mode="after")
+    def _some(self) -> DistillWeights:
+        if not any(self.model_dump().values()):
+            message = "all are 0, which trains nothing; give one a value above 0, or set distill to null"
+            raise ValueError(message)
+        return self
+
 
 class DistillConfig(BaseModel):
     """The ``distill`` section of a recipe."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int = Field(600, ge=1, description="Steps of each student.")
     batch: int = Field(64, ge=2, description="Images a student step.")
@@ -64,6 +75,11 @@ class DistillConfig(BaseModel):
         0.0, ge=0, lt=1, description="Decay of the moving average of weights that is judged and kept."
     )
     judge_every: int = Field(100, ge=1, description="Steps between two looks at the held-out synthetic images.")
+
+    @field_validator("partners")
+    @classmethod
+    def _check_bits(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(check_bits(bits) for bits in value)
 
 
 class Stream(Protocol):
@@ -155,7 +171,7 @@ class Distiller:
     Args:
         students: calibrated; the first is the one that ships.
         schemes: their schemes.
-        reference: the teacher's float graph; labels every batch.
+        reference: the float graph that the students were built from (`equalized_graph`); labels every batch.
         stream: where batches come from.
         held_out: images that never train a student, with the teacher's logits; they choose the state that is kept.
         config: the recipe's section.
@@ -196,7 +212,10 @@ class Distiller:
         return torch.optim.Adam([group for group in groups if group["params"]])
 
     def run_step(self) -> dict[str, float]:
-        """One step of every student; a synthesizer round and a look at the held-out images when they are due."""
+        """One step of every student; a synthesizer round and a look at the held-out images when they are due.
+
+        A loss that is no longer finite ends the training: the best state seen stays, and nothing after it could be.
+        """
         config = self.config
         terms: dict[str, float] = {}
         if self.step % config.round_every == 0:
@@ -208,11 +227,23 @@ class Distiller:
             for name, value in self._train(student, self.optimizers[index]).items():
                 terms[name + suffix] = value
         self.step += 1
+        if not all(math.isfinite(value) for value in terms.values()):
+            return self._give_up({name: value for name, value in terms.items() if math.isfinite(value)})
         self._update_average()
-        if self.step % config.judge_every == 0 or self.step == config.steps:
-            self._judge()
         if (self.step - 1) % config.round_every == 0:
             self.curve.append({"step": self.step, **terms})
+        if self.step % config.judge_every == 0 or self.step == config.steps:
+            self._judge()
+        return terms
+
+    def _give_up(self, terms: Losses) -> Losses:
+        _log.warning(
+            "Distillation diverged in step %d of %d; the best state before it is kept. Lower distill.lr or "
+            "synthesis.weights.adversarial.",
+            self.step,
+            self.config.steps,
+        )
+        self.step = self.config.steps
         return terms
 
     def _train(self, student: fx.GraphModule, optimizer: torch.optim.Adam) -> dict[str, float]:
@@ -253,6 +284,9 @@ class Distiller:
         if self.average:
             restore(self.students[0], self.average, self.schemes[0])
         agreement, divergence = judge(self.students[0], self.held_out)
+        if not math.isfinite(divergence):
+            self._give_up({})
+            return
         self.judged.append({"step": self.step, "agreement": agreement, "kl": divergence})
         if divergence < self.best_score:
             self.best_score = divergence
@@ -280,15 +314,18 @@ class Distiller:
         for index, (student, optimizer) in enumerate(zip(self.students, self.optimizers, strict=True)):
             tensors |= {f"student.{index}.{name}": value for name, value in snapshot(student).items()}
             tensors |= {f"optimizer.{index}.{name}": value for name, value in optimizer_tensors(optimizer).items()}
-        return tensors, {"step": self.step, "score": self.best_score, "curve": self.curve, "judged": self.judged}
+        values = {"step": self.step, "score": self.best_score, "curve": list(self.curve), "judged": list(self.judged)}
+        return {name: value.detach().clone() for name, value in tensors.items()}, values
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, object]) -> None:
         """Put back what `state` returned."""
         self.stream.load_state_dict(under(tensors, "stream."))
         self.best = under(tensors, "best.")
-        self.average = under(tensors, "average.")
+        # Changed in place, on the student's device.
+        average = under(tensors, "average.")
+        self.average = {name: value.to(self.average[name], copy=True) for name, value in average.items()}
         for index, (student, optimizer) in enumerate(zip(self.students, self.optimizers, strict=True)):
             restore(student, under(tensors, f"student.{index}."), self.schemes[index])
             restore_optimizer(optimizer, under(tensors, f"optimizer.{index}."))
         self.step, self.best_score = values["step"], values["score"]  # type: ignore[assignment]
-        self.curve, self.judged = values["curve"], values["judged"]  # type: ignore[assignment]
+        self.curve, self.judged = list(values["curve"]), list(values["judged"])  # type: ignore[call-overload]

@@ -97,23 +97,41 @@ class ImageBank:
             with safe_open(path, framework="pt") as file:
                 header = json.loads((file.metadata() or {}).get("imagebank", "{}"))
                 tensors = {name: file.get_tensor(name) for name in ("images", "logits")}
-        except (OSError, SafetensorError, ValueError) as error:
+            schema = header.get("schema")
+        except (OSError, SafetensorError, ValueError, AttributeError) as error:
             message = f"Cannot read the image bank '{path}': {error}. Make it again with `dfqkit synthesize`."
             raise ArtefactError(message) from error
-        if header.get("schema") != SCHEMA:
+        if schema != SCHEMA:
             message = (
-                f"Image bank '{path}' has schema {header.get('schema')}; this version reads {SCHEMA}. Make it again."
+                f"'{path}' is not an image bank that this version reads (schema {schema}, needed {SCHEMA}). Make it "
+                "again with `dfqkit synthesize`."
             )
             raise ArtefactError(message)
-        if teacher is not None and header["teacher"] != teacher.sha256:
+        try:
+            bank = cls(
+                **tensors,
+                image=ImageSpec.from_dict(header["image"]),
+                teacher=str(header["teacher"]),
+                source=str(header["source"]),
+            )
+            bank._require_consistent()
+        except (KeyError, TypeError, ValueError, ArtefactError) as error:
+            message = f"Image bank '{path}' contradicts itself: {error}. Make it again with `dfqkit synthesize`."
+            raise ArtefactError(message) from error
+        if teacher is not None and bank.teacher != teacher.sha256:
             message = (
-                f"Image bank '{path}' was made for another teacher (weights {header['teacher'][:12]}, this one is "
+                f"Image bank '{path}' was made for another teacher (weights {bank.teacher[:12]}, this one is "
                 f"{teacher.sha256[:12]}). Make images for this teacher with `dfqkit synthesize`."
             )
             raise ArtefactError(message)
-        return cls(
-            **tensors,
-            image=ImageSpec.from_dict(header["image"]),
-            teacher=header["teacher"],
-            source=header["source"],
-        )
+        return bank
+
+    def _require_consistent(self) -> None:
+        images, logits = (len(self), *self.image.shape), (len(self), self.image.classes)
+        for name, tensor, shape, dtype in (
+            ("images", self.images, images, torch.uint8),
+            ("logits", self.logits, logits, torch.float32),
+        ):
+            if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+                message = f"its {name} are {tensor.dtype} {tuple(tensor.shape)}, its header asks for {dtype} {shape}"
+                raise ValueError(message)

@@ -36,7 +36,7 @@ SCHEMA = 1
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 
 
 class TeacherSection(_Section):
@@ -45,6 +45,11 @@ class TeacherSection(_Section):
     factory: str = Field(description="torchvision:NAME, timm:NAME or package.module:factory.")
     weights: str | None = Field(None, description="State dict (.safetensors, .pt, .pth); null keeps random weights.")
     args: dict[str, Any] = Field(default_factory=dict, description="Further keyword arguments of the factory.")
+
+    @field_validator("args")
+    @classmethod
+    def _sorted(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return dict(sorted(value.items()))  # their order means nothing, and must not change the digest
 
 
 class ImageSection(_Section):
@@ -128,7 +133,7 @@ class Recipe(_Section):
 
         if isinstance(value, Mapping):
             if "method" not in value:
-                message = "synthesis needs a method, e.g. method: dfq"
+                message = "needs a method, e.g. method: dfq"
                 raise ValueError(message)
             return synthesizer(str(value["method"])).Config.model_validate(value)
         return value
@@ -147,7 +152,11 @@ class Recipe(_Section):
 
     @model_validator(mode="after")
     def _fits_target(self) -> Recipe:
-        self.quant.check(get_target(self.target))  # type: ignore[attr-defined]
+        quant: Any = self.quant
+        distill: Any = self.distill
+        target = get_target(self.target)
+        for bits in (quant.bits, *(distill.partners if distill else ())):
+            quant.model_copy(update={"bits": bits}).check(target)
         self.image.spec()
         return self
 
@@ -190,7 +199,7 @@ def find_recipe(name: str | Path) -> Path:
         RecipeError: says where it looked, and the nearest name.
     """
     path = Path(name)
-    for candidate in (path, path.with_name(path.name + ".yaml")):
+    for candidate in (path, Path(f"{name}.yaml")):
         if candidate.is_file():
             return candidate
     shipped = list_recipes()
@@ -217,7 +226,12 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: for unreadable YAML, unknown keys (with the nearest), wrong values; all of them at once.
     """
     path = find_recipe(name)
-    return parse_recipe(path.read_text(encoding="utf-8"), str(path), overrides).found_in(path.resolve().parent)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        message = f"Cannot read recipe '{path}': {error}. A recipe is a YAML file in UTF-8."
+        raise RecipeError(message) from error
+    return parse_recipe(text, str(path), overrides).found_in(path.resolve().parent)
 
 
 def parse_recipe(text: str, where: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -235,7 +249,9 @@ def parse_recipe(text: str, where: str, overrides: Sequence[str] = ()) -> Recipe
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        message = f"Recipe '{where}' is not valid:\n" + "\n".join(_explain(item, data) for item in error.errors())
+        given = f" with {' '.join(f'--set {override}' for override in overrides)}" if overrides else ""
+        lines = [f"Recipe '{where}'{given} is not valid:", *(_explain(item, data) for item in error.errors())]
+        message = "\n".join([*lines, "`dfqkit recipe schema` prints everything that a recipe may hold."])
         raise RecipeError(message) from error
 
 
@@ -251,7 +267,10 @@ def _override(data: dict[str, Any], override: str) -> None:
         if inner is None:
             inner = section[part] = {}
         if not isinstance(inner, dict):
-            message = f"--set {override}: '{part}' is a value ({inner!r}), not a section."
+            message = (
+                f"--set {override}: '{part}' is a value ({_shown(inner)}), not a section. "
+                f"Set it whole: --set {path[: path.index(part) + len(part)]}=..."
+            )
             raise RecipeError(message)
         section = inner
     try:
@@ -270,8 +289,18 @@ def _explain(item: Any, data: dict[str, Any]) -> str:
         near = difflib.get_close_matches(path[-1], allowed, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         return f"  {where}: unknown key.{hint} Allowed here: {', '.join(allowed)}."
-    found = "" if item["type"] == "missing" else f" (found {item['input']!r})"
-    return f"  {where}: {item['msg']}{found}"
+    if item["type"] == "missing":
+        return f"  {where}: is missing"
+    if item["type"] in ("model_type", "model_attributes_type"):
+        return f"  {where}: must be a section, keys with values (found {_shown(item['input'])})"
+    if item["type"] == "value_error":
+        return f"  {where}: {item['ctx']['error']}"
+    return f"  {where}: {item['msg'].replace('Input should', 'must', 1)} (found {_shown(item['input'])})"
+
+
+def _shown(value: object, length: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= length else f"{text[:length]}..."
 
 
 def _allowed_keys(path: Sequence[str], data: dict[str, Any]) -> list[str]:
@@ -281,7 +310,8 @@ def _allowed_keys(path: Sequence[str], data: dict[str, Any]) -> list[str]:
 
     section: Any = Recipe
     dynamic: dict[str, Any] = {"quant": _quant_config(), "distill": DistillConfig}
-    method = (data.get("synthesis") or {}).get("method")
+    synthesis = data.get("synthesis")
+    method = str(synthesis.get("method")) if isinstance(synthesis, dict) else None
     if method in synthesizer_names():
         from .registry import synthesizer
 
@@ -310,18 +340,17 @@ def find_file(name: str, recipe_dir: Path | None) -> Path:
     Raises:
         RecipeError: says everywhere it looked.
     """
-    places = [Path(name)] if Path(name).is_absolute() else []
-    if not places:
-        if recipe_dir is not None:
-            places.append(recipe_dir / name)
-        if "DFQKIT_ASSETS" in os.environ:
-            places.append(Path(os.environ["DFQKIT_ASSETS"]) / name)
+    absolute, assets = Path(name).is_absolute(), os.environ.get("DFQKIT_ASSETS")
+    folders = [recipe_dir, Path(assets) if assets else None]
+    places = [Path(name)] if absolute else [folder / name for folder in folders if folder is not None]
     for place in places:
         if place.exists():
             return place
-    looked = ", ".join(str(place) for place in places) or "nowhere"
-    hint = (
-        "" if "DFQKIT_ASSETS" in os.environ else " DFQKIT_ASSETS is not set: set it to the folder that holds the file."
-    )
-    message = f"The recipe names '{name}', which does not exist (looked at {looked}).{hint}"
+    message = f"The recipe names '{name}', which does not exist (looked at {', '.join(map(str, places)) or 'nothing'})."
+    if not absolute and Path(name).exists():
+        message += f" There is one in the current folder: name it in full, {Path(name).resolve()}."
+    elif not absolute and not assets:
+        message += " DFQKIT_ASSETS is not set: set it to the folder that holds the file, or name the file in full."
+    else:
+        message += " Put it there, or name another one in full (with --set, for one run)."
     raise RecipeError(message)

@@ -38,7 +38,14 @@ def synthesizer(name: str) -> type[Synthesizer]:
         message = f"Unknown synthesizer '{name}'.{hint} Known: {', '.join(sorted(known))}."
         raise RecipeError(message)
     module, _, attribute = known[name].partition(":")
-    found = getattr(import_module(module), attribute)
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        message = (
+            f"Synthesizer '{name}' ({known[name]}) cannot be imported: {error}. Repair or remove the package that "
+            f"offers it under the entry point '{GROUP}'."
+        )
+        raise RecipeError(message) from error
     if not (isinstance(found, type) and issubclass(found, Synthesizer)):
         message = f"Synthesizer '{name}' ({known[name]}) is not a subclass of dfqkit.synthesis.base.Synthesizer."
         raise RecipeError(message)

@@ -50,7 +50,7 @@ def _run(args: argparse.Namespace) -> int:
         result(plan(recipe))
         return 0
     if not args.resume:
-        folder = begin(args, recipe)
+        folder = begin(args, recipe, validates=True)
     from ..run.stages import STAGES
 
     carry_out(folder, recipe, STAGES, args, resume=["dfqkit", "run", "--resume", str(folder.path)])

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ..recipe import Recipe
     from ..run.folder import RunFolder
 
+_TRIED = 16  # images that show whether a data set has the right form
+
 __all__ = ["begin", "carry_out", "chosen_recipe", "read_report", "reopen", "show_report"]
 
 
@@ -32,17 +34,23 @@ def chosen_recipe(args: argparse.Namespace) -> Recipe:
     return recipe if args.seed is None else recipe.with_seed(args.seed)
 
 
-def begin(args: argparse.Namespace, recipe: Recipe) -> RunFolder:
+def begin(args: argparse.Namespace, recipe: Recipe, *, validates: bool) -> RunFolder:
     """Make the folder of a run, or continue the same run where it is there already.
+
+    What the recipe names is tried first: a run that could not end leaves no folder, which would be in the way of the
+    next attempt, and spends no compute.
 
     Args:
         args: With `out`, `device`, `threads` and what `chosen_recipe` reads.
         recipe: The recipe.
+        validates: Whether the images that it names are needed, too.
     """
     import torch
 
     from ..run.folder import RunFolder
-    from ..run.stages import resolve_device, run_facts
+    from ..run.manifest import MANIFEST
+    from ..run.proof import real_images
+    from ..run.stages import resolve_device, run_facts, teacher_of
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -53,6 +61,10 @@ def begin(args: argparse.Namespace, recipe: Recipe) -> RunFolder:
         "command": _command(args),
     }
     out = Path(args.out) if args.out else _default_folder(recipe)
+    if not (out / MANIFEST).exists():
+        teacher_of(recipe)
+        if validates:
+            real_images(recipe, limit=_TRIED)
     return RunFolder.create(out, recipe_text=recipe.to_yaml(), digest=recipe.digest(), facts=facts)
 
 

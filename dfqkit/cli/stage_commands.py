@@ -52,7 +52,7 @@ def _synthesize(args: argparse.Namespace) -> int:
         folder, recipe = reopen(args.recipe)
     else:
         recipe = chosen_recipe(args)
-        folder = begin(args, recipe)
+        folder = begin(args, recipe, validates=False)
     carry_out(folder, recipe, ["synthesize"], args, resume=["dfqkit", "synthesize", str(folder.path)])
     return _end("synthesize", started, folder.path)
 

@@ -21,10 +21,27 @@ LAYER_IMAGES = 32
 Images = NDArray[np.float32]
 
 
-def compare_layers(student: fx.GraphModule, path: Path, images: Images, device: torch.device) -> tuple[LayerRow, ...]:
-    """Per layer: the student against the teacher, and the runtime against the student, both in dB."""
-    real, runtime = layer_outputs(path / "teacher.onnx", images), layer_outputs(path / "model.onnx", images)
-    torch_side = _student_layers(student, torch.from_numpy(images).to(device))
+def compare_layers(
+    student: fx.GraphModule,
+    path: Path,
+    images: Images,
+    device: torch.device,
+    *,
+    reference: fx.GraphModule | None = None,
+) -> tuple[LayerRow, ...]:
+    """Per layer: the student against the teacher, and the runtime against the student, both in dB.
+
+    Args:
+        student: frozen.
+        path: folder of ``teacher.onnx`` and ``model.onnx``.
+        images: (N, C, H, W), normalised.
+        device: where the student is.
+        reference: takes the place of ``teacher.onnx`` where its features are scaled otherwise (`equalized_graph`).
+    """
+    inputs = torch.from_numpy(images).to(device)
+    real = layer_outputs(path / "teacher.onnx", images) if reference is None else _student_layers(reference, inputs)
+    runtime = layer_outputs(path / "model.onnx", images)
+    torch_side = _student_layers(student, inputs)
     student_db = {n: metrics.sqnr_db(real[n], torch_side[n]) for n in torch_side if n in real}
     runtime_db = {n: metrics.sqnr_db(torch_side[n], runtime[n]) for n in torch_side if n in runtime}
     return layer_rows(realised_precision(path / "model.onnx").layers, student_db=student_db, runtime_db=runtime_db)

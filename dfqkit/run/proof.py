@@ -27,6 +27,7 @@ from dfqkit_export.runtimes.ort import OrtSession
 
 from ..recipe import Recipe, find_file
 from ..students.freezing import freeze
+from ..students.student import equalized_graph
 from .layers import LAYER_IMAGES, compare_layers
 from .sheets import contact_sheets
 
@@ -48,8 +49,12 @@ class GradingSet:
         return sum(len(batch) for batch in self.batches)
 
 
-def real_images(recipe: Recipe) -> LabelledImages | None:
+def real_images(recipe: Recipe, *, limit: int | None = None) -> LabelledImages | None:
     """The labelled images that a recipe names, or None.
+
+    Args:
+        recipe: names them.
+        limit: read fewer than the recipe says, to see whether they are there and fit.
 
     Raises:
         RecipeError: when the file is missing; says where it was looked for.
@@ -61,7 +66,8 @@ def real_images(recipe: Recipe) -> LabelledImages | None:
     source: str | Path = section.data
     if not str(source).startswith("torchvision:"):
         source = find_file(str(source), recipe.directory)
-    return load_images(source, recipe.image.spec(), resize=section.resize, crop=section.crop, limit=section.limit)
+    least = min((bound for bound in (limit, section.limit) if bound is not None), default=None)
+    return load_images(source, recipe.image.spec(), resize=section.resize, crop=section.crop, limit=least)
 
 
 def prove(context: Context) -> list[str]:
@@ -101,7 +107,13 @@ def prove(context: Context) -> list[str]:
         verdict="failed" if findings else "ok",
         metrics=found,
         findings=findings,
-        layers=compare_layers(student, path, sets[0].batches[0][:LAYER_IMAGES], context.device),
+        layers=compare_layers(
+            student,
+            path,
+            sets[0].batches[0][:LAYER_IMAGES],
+            context.device,
+            reference=equalized_graph(context.graph, context.scheme) if context.scheme.equalize else None,
+        ),
         precision=realised.to_dict(),
         latency=timing.to_dict() if timing else {},
         provenance=_provenance(context),

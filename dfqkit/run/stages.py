@@ -25,7 +25,14 @@ from ..recipe import Recipe, parse_recipe
 from ..registry import synthesizer
 from ..students.freezing import freeze
 from ..students.scheme import QuantConfig
-from ..students.student import build_student, calibrate_student, load_student, restore, save_student
+from ..students.student import (
+    build_student,
+    calibrate_student,
+    equalized_graph,
+    load_student,
+    restore,
+    save_student,
+)
 from ..synthesis.base import Synthesizer
 from ..taps import batch_norms
 from ..teacher import Teacher
@@ -170,7 +177,7 @@ def _schemes(context: Context) -> list[QuantConfig]:
     partners = context.recipe.distill.partners if context.recipe.distill else ()  # type: ignore[attr-defined]
     schemes = [context.scheme, *(context.scheme.model_copy(update={"bits": bits}) for bits in partners)]
     for scheme in schemes:
-        QuantConfig.model_validate(scheme.model_dump()).check(context.target)
+        scheme.check(context.target)
     return schemes
 
 
@@ -201,7 +208,8 @@ def _distill(context: Context) -> tuple[list[str], dict[str, object]]:
         before = main.cost
         stream = LiveStream(main, config, context.rng("augmentation"))  # type: ignore[arg-type]
         held_out = context.batches("held_out")
-        distiller = Distiller(students, schemes, context.graph, stream, held_out, config)  # type: ignore[arg-type]
+        reference = equalized_graph(context.graph, context.scheme)
+        distiller = Distiller(students, schemes, reference, stream, held_out, config)  # type: ignore[arg-type]
         start_disagreement = distiller.disagreement()
         saved = Checkpoints(context.folder, "distill")
         saved.restore(distiller.load_state)

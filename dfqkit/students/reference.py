@@ -54,9 +54,9 @@ class FeatureTap:
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> FeatureTap:
+        modules = {name: self.model.get_submodule(f"quant.{name}") for name in self.points}
         self._handles.append(self.model.register_forward_pre_hook(lambda *_: self.features.clear()))
-        for name in self.points:
-            module = self.model.get_submodule(f"quant.{name}")
+        for name, module in modules.items():
             self._handles.append(module.register_forward_hook(self._reader(name)))
         return self
 

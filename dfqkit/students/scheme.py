@@ -28,7 +28,7 @@ _BITS = re.compile(r"w([2-8])a([2-8])")
 class QuantConfig(BaseModel):
     """The ``quant`` section of a recipe."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     bits: str = Field("w8a8", description="Weight and activation bits of every layer but the first and the last: w4a8.")
     first_last: int | None = Field(
@@ -67,12 +67,7 @@ class QuantConfig(BaseModel):
     @field_validator("bits")
     @classmethod
     def _check_bits(cls, value: str) -> str:
-        if not _BITS.fullmatch(value):
-            message = (
-                f"'{value}' is not a bit width pair; write w<weights>a<activations> with 2 to 8 bits each, e.g. w4a8"
-            )
-            raise ValueError(message)
-        return value
+        return check_bits(value)
 
     @property
     def weight_bits(self) -> int:
@@ -89,6 +84,18 @@ class QuantConfig(BaseModel):
         target.require(weight_bits=self.weight_bits, activation_bits=self.activation_bits)
         edge, elementwise = self.first_last or self.weight_bits, self.elementwise or self.activation_bits
         target.require(weight_bits=edge, activation_bits=elementwise)
+
+
+def check_bits(value: str) -> str:
+    """Return a pair of bit widths as it is.
+
+    Raises:
+        ValueError: it is not one.
+    """
+    if not _BITS.fullmatch(value):
+        message = f"'{value}' must be w<weights>a<activations> with 2 to 8 bits each, such as w8a8, w4a8 or w4a4"
+        raise ValueError(message)
+    return value
 
 
 def weight_quantizer(config: QuantConfig, bits: int, target: Target) -> Any:

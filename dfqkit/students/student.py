@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from brevitas import config as brevitas_config
 from brevitas.graph.equalize import EqualizeGraph
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -24,15 +26,21 @@ from .scheme import QuantConfig
 
 
 def build_student(graph: fx.GraphModule, config: QuantConfig, target: Target, image: ImageSpec) -> fx.GraphModule:
-    """A fake-quantized copy of a float graph, cross-layer equalized where the scheme asks for it, not calibrated.
+    """A fake-quantized copy of a float graph, cross-layer equalized where the scheme asks for it, not calibrated."""
+    return quantized_graph(equalized_graph(graph, config), config, target, image)
+
+
+def equalized_graph(graph: fx.GraphModule, config: QuantConfig) -> fx.GraphModule:
+    """The float graph that a scheme quantizes, whose features are those of its students: ``graph`` itself, or a copy.
 
     Equalization (Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019, section
     4.1) scales pairs of layers against each other without changing the function; layers with ReLU6 between them are
     left alone.
     """
-    if config.equalize:
-        graph = EqualizeGraph(iterations=config.equalize, merge_bias=False).apply(copy.deepcopy(graph))
-    return quantized_graph(graph, config, target, image)
+    if not config.equalize:
+        return graph
+    equalized: fx.GraphModule = EqualizeGraph(iterations=config.equalize, merge_bias=False).apply(copy.deepcopy(graph))
+    return equalized
 
 
 def calibrate_student(
@@ -58,16 +66,34 @@ def load_student(student: fx.GraphModule, path: Path, config: QuantConfig) -> No
     try:
         state = load_file(path)
         restore(student, state, config)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        message = f"Cannot load the student '{path}': {error}. Quantize again with `dfqkit quantize`."
+    except (OSError, SafetensorError) as error:
+        message = f"Cannot read the student '{path}': {error}. Quantize again with `dfqkit quantize`."
+        raise ArtefactError(message) from error
+    except RuntimeError as error:
+        wrong = [line.strip() for line in str(error).splitlines()[1:3]]
+        message = (
+            f"The student '{path}' is of another model or scheme: {' '.join(wrong)[:300]} Quantize again with `dfqkit "
+            "quantize`."
+        )
         raise ArtefactError(message) from error
 
 
 def restore(student: fx.GraphModule, state: dict[str, Tensor], config: QuantConfig) -> None:
-    """Put tensors into a student, calibrated or just built."""
-    with torch.no_grad():
+    """Put tensors into a student, calibrated or just built; its parameters stay the same objects."""
+    with torch.no_grad(), _quantizers_kept():
         student.load_state_dict({name: value.clone() for name, value in state.items()})
     settle(student, learnable=config.scales == "float")
+
+
+@contextmanager
+def _quantizers_kept() -> Iterator[None]:
+    """Keep Brevitas from making every quantizer anew on loading: an optimizer would go on with the scales of the old."""
+    before = brevitas_config.REINIT_ON_STATE_DICT_LOAD
+    brevitas_config.REINIT_ON_STATE_DICT_LOAD = False
+    try:
+        yield
+    finally:
+        brevitas_config.REINIT_ON_STATE_DICT_LOAD = before
 
 
 def snapshot(student: fx.GraphModule) -> dict[str, Tensor]:

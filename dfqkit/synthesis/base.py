@@ -18,7 +18,7 @@ Losses = dict[str, float]
 class SynthesizerConfig(BaseModel):
     """Base of every method's section in a recipe: frozen, and closed (an unknown key is an error)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     method: str
 

@@ -39,7 +39,7 @@ from .generator import Generator
 class DFQWeights(BaseModel):
     """Weights of the generators' loss terms."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     adversarial: float = Field(0.05, ge=0, description="Ours: 1 (paper) took a W4A4 ResNet-20 below plain calibration.")
     bn: float = Field(0.03, ge=0, description="On the sum over channels and layers; the known reproduction has 0.01.")

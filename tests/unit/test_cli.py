@@ -201,7 +201,7 @@ class TestRun:
         wanted, settings = stand_in.calls[0]
         assert wanted == list(stages.STAGES)
         assert settings["device"] == "cpu"
-        assert settings["command"] == f"dfqkit run {RECIPE}"
+        assert RunFolder.open("here").run_facts()["command"] == f"dfqkit run {RECIPE}"
 
     def test_a_failed_verdict_is_1(self, capsys: Output, stand_in: StandIn) -> None:
         stand_in.verdict = "failed"

@@ -1,0 +1,335 @@
+"""The training loop on a toy, with a synthesizer that is nothing but its random numbers and an adversarial offset."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, fx, nn
+
+from dfqkit import losses
+from dfqkit.distill import DistillConfig, Distiller, LiveStream, frozen, judge
+from dfqkit.seeds import derive
+from dfqkit.students.reference import FeatureTap
+from dfqkit.students.scheme import QuantConfig
+from dfqkit.students.student import build_student, calibrate_student, equalized_graph, snapshot
+from dfqkit.synthesis.base import Losses, Synthesizer, SynthesizerConfig
+from dfqkit.teacher import Teacher
+from dfqkit_export.targets import get_target
+from tests._toys import IMAGE, images, toy_graph, toy_teacher
+
+TOY = "option_a"
+FAST: dict[str, Any] = {"steps": 8, "batch": 4, "round_every": 3, "judge_every": 3, "lr": 1e-3}
+
+
+class Offset(Synthesizer):
+    """Noise plus an offset that climbs the students' divergence."""
+
+    Config = SynthesizerConfig
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, teacher: Teacher, generator: torch.Generator) -> None:
+        super().__init__(SynthesizerConfig(method="offset"), teacher, generator)
+        self.offset = torch.zeros(IMAGE.shape)
+        self.played = 0
+        self.trainable_seen: list[bool] = []
+        self.break_in_round = -1
+
+    @property
+    def rounds(self) -> int:
+        return 0
+
+    def synthesize(self, students: Sequence[nn.Module] = ()) -> Losses:
+        self.trainable_seen.append(any(p.requires_grad for student in students for p in student.parameters()))
+        if self.played == self.break_in_round:
+            message = "broken"
+            raise RuntimeError(message)
+        offset = self.offset.clone().requires_grad_(True)
+        batch = torch.randn((4, *IMAGE.shape), generator=self.rng) + offset
+        answers = self.teacher.model(batch)
+        loss = -torch.stack([losses.kd_kl(student(batch), answers) for student in students]).mean()
+        loss.backward()
+        assert offset.grad is not None
+        self.offset = (offset - 0.05 * offset.grad.sign()).detach()
+        self.played += 1
+        return {"adversarial": float(loss.detach())}
+
+    def sample(self, n: int) -> Tensor:
+        return torch.randn((n, *IMAGE.shape), generator=self.rng) + self.offset
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"rng": self.rng.get_state(), "offset": self.offset.clone(), "played": torch.tensor(self.played)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.rng.set_state(state["rng"])
+        self.offset, self.played = state["offset"].clone(), int(state["played"])
+
+
+def calibrated(scheme: QuantConfig) -> fx.GraphModule:
+    made = build_student(toy_graph(TOY), scheme, get_target("onnxruntime"), IMAGE)
+    calibrate_student(made, [images(16, 10), images(16, 11)], scheme, IMAGE)
+    return made
+
+
+def held_out() -> list[tuple[Tensor, Tensor]]:
+    with torch.no_grad():
+        return [(batch, toy_graph(TOY)(batch)) for batch in (images(16, 20), images(9, 21))]
+
+
+def distiller(quant: dict[str, Any] | None = None, **changes: Any) -> Distiller:
+    config = DistillConfig.model_validate(FAST | changes)
+    scheme = QuantConfig.model_validate({"bits": "w4a4"} | (quant or {}))
+    schemes = [scheme, *(scheme.model_copy(update={"bits": bits}) for bits in config.partners)]
+    stream = LiveStream(Offset(toy_teacher(TOY), derive(0, "offset")), config, derive(0, "augmentation"))
+    reference = equalized_graph(toy_graph(TOY), scheme)
+    return Distiller([calibrated(item) for item in schemes], schemes, reference, stream, held_out(), config)
+
+
+def synthesizer_of(loop: Distiller) -> Offset:
+    assert isinstance(loop.stream, LiveStream)
+    assert isinstance(loop.stream.synthesizer, Offset)
+    return loop.stream.synthesizer
+
+
+def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def divergence(student: fx.GraphModule) -> float:
+    return judge(student, held_out())[1]
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "average and partner": {"average": 0.9, "partners": ["w3a3"], "partner_every": 2, "shift": 2, "flip": True},
+    "features, learnable ranges": {"weights": {"feature": 1.0}, "quant": {"scales": "float"}, "average": 0.5},
+}
+
+
+@pytest.mark.parametrize("stop", [0, 1, 3, 4, 6, 8])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_state_continues_to_the_same_bits(setting: str, stop: int) -> None:
+    whole, first = distiller(**SETTINGS[setting]), distiller(**SETTINGS[setting])
+    terms = [whole.run_step() for _ in range(8)]
+    for _ in range(stop):
+        first.run_step()
+    tensors, values = first.state()
+    values = json.loads(json.dumps(values, allow_nan=False))
+    kept = {name: value.clone() for name, value in tensors.items()}
+    while first.step < 8:  # what was taken must not change with what it was taken from
+        first.run_step()
+    assert same(kept, tensors)
+    for _ in range(2):  # nor with what it was put into
+        second = distiller(**SETTINGS[setting])
+        second.load_state(tensors, values)
+        assert [second.run_step() for _ in range(8 - stop)] == terms[stop:]
+        for one, two in zip(whole.students, second.students, strict=True):
+            assert same(snapshot(one), snapshot(two))
+        assert same(whole.best, second.best)
+        assert same(whole.average, second.average)
+        assert (whole.curve, whole.judged, whole.best_score) == (second.curve, second.judged, second.best_score)
+        assert same(kept, tensors)
+
+
+def test_training_on_the_game_comes_nearer_to_the_teacher() -> None:
+    loop = distiller(steps=60, batch=16, judge_every=10, lr=3e-3)
+    start = snapshot(loop.students[0])
+    for _ in range(60):
+        loop.run_step()
+    entries = [entry["kl"] for entry in loop.judged]
+    assert loop.best_score == min(entries) < 0.8 * entries[0]
+    assert [entry["step"] for entry in loop.judged] == [0, 10, 20, 30, 40, 50, 60]
+    loop.students[0].load_state_dict(loop.best)
+    assert divergence(loop.students[0]) == loop.best_score
+    assert not same(start, loop.best)
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_calibration_is_kept_where_training_makes_it_worse(average: float) -> None:
+    loop = distiller(steps=6, judge_every=2, lr=30.0, average=average)
+    start = snapshot(loop.students[0])
+    for _ in range(6):
+        loop.run_step()
+    assert all(entry["kl"] > loop.judged[0]["kl"] for entry in loop.judged[1:])
+    assert len(loop.judged) == 4
+    assert loop.best_score == loop.judged[0]["kl"]
+    assert same(loop.best, start)
+
+
+def test_a_training_that_runs_away_ends_with_the_best_state(caplog: pytest.LogCaptureFixture) -> None:
+    loop = distiller(steps=50, judge_every=5, lr=1e30)
+    start, steps = snapshot(loop.students[0]), 0
+    while loop.step < 50:
+        terms = loop.run_step()
+        assert all(math.isfinite(value) for value in terms.values())
+        steps += 1
+    assert steps < 50
+    assert "Distillation diverged in step" in caplog.text
+    assert "Lower distill.lr" in caplog.text
+    assert same(loop.best, start)
+    json.dumps(loop.state()[1], allow_nan=False)
+
+
+def test_what_is_judged_with_an_average_is_the_average() -> None:
+    loop = distiller(steps=4, judge_every=4, average=0.9)
+    expected: dict[str, Tensor] = {}
+    for step in range(1, 5):
+        if not expected:
+            expected = snapshot(loop.students[0])
+        loop.run_step()
+        decay = min(0.9, (1 + step) / (10 + step))
+        for name, value in snapshot(loop.students[0]).items():
+            if value.is_floating_point():
+                expected[name] = decay * expected[name] + (1 - decay) * value
+    for name, value in expected.items():
+        torch.testing.assert_close(loop.average[name], value, rtol=1e-4, atol=1e-6)
+    live = snapshot(loop.students[0])
+    assert not same(live, loop.average)
+    loop.students[0].load_state_dict(loop.average)
+    assert divergence(loop.students[0]) == loop.judged[-1]["kl"]
+
+
+def test_partners_step_now_and_then_and_the_game_is_played_when_it_is_due() -> None:
+    loop = distiller(partners=["w3a3", "w4a4"], partner_every=3, round_every=2, steps=7)
+    moved = []
+    for step in range(7):
+        before = [snapshot(student) for student in loop.students]
+        terms = loop.run_step()
+        moved.append([not same(old, snapshot(student)) for old, student in zip(before, loop.students, strict=True)])
+        assert ("adversarial" in terms) == (step % 2 == 0)
+        assert ("response_w3a3" in terms) == ("response_w4a4" in terms) == (step % 3 == 0)
+    # The cosine has not reached zero in the last step, so the deployed student moves in every one.
+    assert moved == [[True, step % 3 == 0, step % 3 == 0] for step in range(7)]
+    assert synthesizer_of(loop).played == 4
+    assert [entry["step"] for entry in loop.curve] == [1, 3, 5, 7]
+
+
+def test_students_are_frozen_in_the_game_only() -> None:
+    loop = distiller(partners=["w3a3"])
+    flags = [[p.requires_grad for p in student.parameters()] for student in loop.students]
+    loop.stream.advance(loop.students)
+    assert synthesizer_of(loop).trainable_seen == [False]
+    assert synthesizer_of(loop).offset.abs().sum() > 0  # gradients passed through
+    assert all(p.grad is None for student in loop.students for p in student.parameters())
+    assert flags == [[p.requires_grad for p in student.parameters()] for student in loop.students]
+    synthesizer_of(loop).break_in_round = 1
+    with pytest.raises(RuntimeError, match="broken"):
+        loop.stream.advance(loop.students)
+    assert flags == [[p.requires_grad for p in student.parameters()] for student in loop.students]
+    assert any(flag for row in flags for flag in row)
+    assert not all(flag for row in flags for flag in row)  # the input's scale was fixed before and stays fixed
+
+
+def test_frozen_restores_only_what_it_froze() -> None:
+    model = nn.Linear(2, 2)
+    model.bias.requires_grad_(False)
+    with frozen([model, model]):
+        assert not model.weight.requires_grad
+    assert model.weight.requires_grad
+    assert not model.bias.requires_grad
+
+
+def test_a_term_without_weight_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> Tensor:
+        message = "computed"
+        raise AssertionError(message)
+
+    response_only, feature_only = distiller(), distiller(weights={"response": 0, "feature": 1.0})
+    with monkeypatch.context() as patch:
+        patch.setattr(losses, "relative_error", never)
+        assert set(response_only.run_step()) == {"adversarial", "response"}
+    assert response_only.points == []
+    synthesizer_of(feature_only).synthesize = lambda students=(): {}  # type: ignore[method-assign]
+    with monkeypatch.context() as patch:
+        patch.setattr(losses, "kd_kl", never)
+        assert set(feature_only.run_step()) == {"feature"}
+
+
+def test_the_terms_are_the_losses_of_the_batch_that_was_drawn() -> None:
+    loop = distiller(weights={"response": 0.1, "feature": 10.0}, temperature=2.0, round_every=100)
+    loop.run_step()  # with the round
+    probe = distiller(weights={"response": 0.1, "feature": 10.0}, temperature=2.0, round_every=100)
+    probe.load_state(*loop.state())
+    batch = probe.stream.batch(4)
+    with torch.no_grad(), FeatureTap(probe.reference, probe.points) as wanted, FeatureTap(probe.students[0], probe.points) as found:
+        target, answer = probe.reference(batch).double(), probe.students[0](batch).double()
+        p, q = (target / 2).softmax(1), (answer / 2).softmax(1)
+        response = float(4 * (p * (p.log() - q.log())).sum(1).mean())
+        ratios = [
+            float((found.features[n] - wanted.features[n]).square().sum() / wanted.features[n].square().sum())
+            for n in probe.points
+        ]
+    terms = loop.run_step()
+    assert terms["response"] == pytest.approx(response, rel=1e-3, abs=1e-7)
+    assert terms["feature"] == pytest.approx(sum(ratios) / len(ratios), rel=1e-4)
+
+
+@pytest.mark.parametrize("equalize", [0, 5])
+def test_the_feature_loss_falls(equalize: int) -> None:
+    """Equalized students have features on other scales: compared with the plain graph's they would start far off."""
+    quant = {"bits": "w4a4", "equalize": equalize}
+    loop = distiller(quant, weights={"response": 0, "feature": 1.0}, steps=40, batch=16, round_every=100, lr=3e-3)
+    found = [loop.run_step()["feature"] for _ in range(40)]
+    assert found[0] < 0.2
+    assert sum(found[-5:]) < 0.8 * sum(found[:5])
+
+
+def test_augmentation_is_the_seeds_and_only_moves_pixels() -> None:
+    def drawn(seed: int, **changes: Any) -> list[Tensor]:
+        config = DistillConfig.model_validate(FAST | changes)
+        stream = LiveStream(Offset(toy_teacher(TOY), derive(0, "offset")), config, derive(seed, "augmentation"))
+        return [stream.batch(3) for _ in range(12)]
+
+    plain, moved, again, other = drawn(0), drawn(0, shift=2, flip=True), drawn(0, shift=2, flip=True), drawn(1, shift=2)
+    assert all(torch.equal(one, two) for one, two in zip(moved, again, strict=True))
+    assert not all(torch.equal(one, two) for one, two in zip(moved, other, strict=True))
+    candidates = 0
+    for one, two in zip(plain, moved, strict=True):
+        options = [
+            torch.roll(one, (down, right), (2, 3)).flip(mirrored)
+            for down in range(-2, 3)
+            for right in range(-2, 3)
+            for mirrored in ((), (3,))
+        ]
+        candidates += sum(torch.equal(two, option) for option in options)
+    assert candidates == 12  # each batch is exactly one of the 50 motions
+    state = torch.random.get_rng_state()
+    drawn(0, shift=2, flip=True)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_judging_by_hand() -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    teacher = [torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 3.0]])]
+    student = [torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.0, 3.0]])]
+    agreement, kl = judge(Fixed(), list(zip(student, teacher, strict=True)))
+    p, q = torch.cat(teacher).double().softmax(1), torch.cat(student).double().softmax(1)
+    assert agreement == pytest.approx(200 / 3)
+    assert kl == pytest.approx(float((p * (p / q).log()).sum(1).mean()), rel=1e-5)
+
+
+def test_disagreement_by_hand() -> None:
+    alone, pair = distiller(), distiller(partners=["w2a2"])
+    assert alone.disagreement() is None
+    classes = [
+        torch.cat([student(batch).argmax(1) for batch, _ in held_out()]).tolist() for student in pair.students
+    ]  # fmt: skip
+    parted = sum(one != two for one, two in zip(*classes, strict=True))
+    assert pair.disagreement() == pytest.approx(100 * parted / 25)
+    assert parted
+
+
+@pytest.mark.parametrize(
+    "values", [{"step": 1}, {"steps": 0}, {"average": 1.0}, {"lr": math.inf}, {"partners": ["w1a1"]}, {"weights": {"response": 0}}]
+)  # fmt: skip
+def test_the_section_is_closed_and_bounded(values: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(values))):
+        DistillConfig.model_validate(values)
