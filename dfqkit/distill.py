@@ -117,7 +117,7 @@ class LiveStream:
 
     def batch(self, n: int) -> Tensor:
         """Fresh and remembered images."""
-        return _moved(self.synthesizer.sample(n), self.config, self.rng)
+        return _moved(self.synthesizer.training_batch(n), self.config, self.rng)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The synthesizer's state and the augmentation's."""

@@ -124,8 +124,8 @@ def _synthesize(context: Context) -> tuple[list[str], dict[str, object]]:
         return tensors | {f"grading.{k}": v for k, v in grading.state_dict().items()}, {"curve": curve}
 
     saved.restore(put_back)
-    with context.progress.stage("synthesize", total=main.rounds, start=len(curve)) as bar:
-        while len(curve) < main.rounds:
+    with context.progress.stage("synthesize", total=main.warmup_rounds, start=len(curve)) as bar:
+        while len(curve) < main.warmup_rounds:
             terms = main.synthesize()
             grading.synthesize()
             curve.append(terms)
@@ -205,6 +205,7 @@ def _distill(context: Context) -> tuple[list[str], dict[str, object]]:
             message = f"The synthesizer's state is missing from '{context.folder.path}'. Run `dfqkit synthesize` again."
             raise ArtefactError(message)
         main.load_state_dict(loaded[0])
+        main.game_rounds = -(-config.steps // config.round_every)  # type: ignore[attr-defined]
         before = main.cost
         stream = LiveStream(main, config, context.rng("augmentation"))  # type: ignore[arg-type]
         held_out = context.batches("held_out")

@@ -95,7 +95,7 @@ class _Rules:
         output = next(n for n in self.nodes if n.op == "output").args[0]
         self.output: fx.Node = output
         self.first = {n for n in self.weighted_nodes if self._reaches_input(n.args[0])}
-        self.last = {n for n in self.weighted_nodes if n is self._through_structure(output)}
+        self.last = {n for n in self.weighted_nodes if not self._feeds_weighted(n)}
 
     def module(self, node: object) -> nn.Module | None:
         if isinstance(node, fx.Node) and node.op == "call_module":
@@ -123,6 +123,19 @@ class _Rules:
 
     def _reaches_input(self, node: object) -> bool:
         return isinstance(node, fx.Node) and self._through_structure(node).op == "placeholder"
+
+    def _feeds_weighted(self, node: fx.Node) -> bool:
+        """Whether another weighted layer comes after; the last one of a network need not be its last node."""
+        seen, ahead = {node}, list(node.users)
+        while ahead:
+            user = ahead.pop()
+            if user in seen:
+                continue
+            if self.kind(user) == "weighted":
+                return True
+            seen.add(user)
+            ahead.extend(user.users)
+        return False
 
     def nonnegative(self, node: object) -> bool:
         if not isinstance(node, fx.Node):
@@ -258,7 +271,8 @@ def quantized_graph(graph: fx.GraphModule, config: QuantConfig, target: Target, 
         node.replace_all_uses_with(call, delete_user_cb=lambda user, new=call: user is not new)  # type: ignore[misc]
     student.graph.lint()
     student.recompile()
-    return student
+    # Brevitas makes the state of activation quantizers on the CPU, whatever the layers' device.
+    return student.to(next(graph.parameters()).device)
 
 
 def _module(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:

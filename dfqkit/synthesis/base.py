@@ -34,6 +34,7 @@ class Synthesizer(ABC):
         Config: the method's configuration class.
         needs: what the teacher must offer, of "batchnorm", "linear_head", "features", "records", "student".
         cost: teacher forward+backward image passes spent so far.
+        game_rounds: rounds with students that the caller is going to run, for schedules that span them.
     """
 
     Config: ClassVar[type[SynthesizerConfig]]
@@ -43,6 +44,7 @@ class Synthesizer(ABC):
         self.teacher = teacher
         self.rng = generator
         self.cost = 0
+        self.game_rounds = 0
 
     @classmethod
     def grading_config(cls, config: SynthesizerConfig) -> SynthesizerConfig:
@@ -51,7 +53,7 @@ class Synthesizer(ABC):
 
     @property
     @abstractmethod
-    def rounds(self) -> int:
+    def warmup_rounds(self) -> int:
         """Rounds to run before images are drawn, without a student."""
 
     @abstractmethod
@@ -67,7 +69,7 @@ class Synthesizer(ABC):
 
     @abstractmethod
     def sample(self, n: int) -> Tensor:
-        """Draw images.
+        """Draw fresh images, which nothing was or will be trained on.
 
         Args:
             n: how many.
@@ -75,6 +77,10 @@ class Synthesizer(ABC):
         Returns:
             (n, C, H, W), detached, in the teacher's normalised space.
         """
+
+    def training_batch(self, n: int) -> Tensor:
+        """Draw images (n, C, H, W) to train a student on; methods that remember past images mix these in."""
+        return self.sample(n)
 
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:

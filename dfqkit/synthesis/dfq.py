@@ -44,7 +44,9 @@ class DFQWeights(BaseModel):
     adversarial: float = Field(0.05, ge=0, description="Ours: 1 (paper) took a W4A4 ResNet-20 below plain calibration.")
     bn: float = Field(0.03, ge=0, description="On the sum over channels and layers; the known reproduction has 0.01.")
     instance_entropy: float = Field(0.5, ge=0, description="Ours; the reproduction has 0.01 against adversarial 1.")
-    batch_entropy: float = Field(1.0, ge=0, description="Ours for up to 10 classes; 10 to 20 for 100 (CMI issue 2).")
+    batch_entropy: float | None = Field(
+        None, ge=0, description="null: 1 for up to 10 classes (ours), 10 above (CMI's scripts use 20; its issue 2)."
+    )
 
 
 class DFQConfig(SynthesizerConfig):
@@ -57,7 +59,6 @@ class DFQConfig(SynthesizerConfig):
     width: int = Field(64, ge=4, description="Channels of a generator's last hidden map (CMI scripts).")
     warmup: int = Field(300, ge=0, description="Generator steps on L_psi alone before any student exists.")
     steps: int = Field(1, ge=1, description="Steps of each generator in one adversarial round.")
-    rounds: int = Field(100, ge=0, description="Adversarial rounds that the learning rate's second cosine spans.")
     lr: float = Field(
         1e-2,
         gt=0,
@@ -67,7 +68,7 @@ class DFQConfig(SynthesizerConfig):
     lr_game: float = Field(1e-3, gt=0, description="The same in the game, where the images should change slowly.")
     clip: float = Field(5.0, gt=0, description="Largest gradient norm (ZSKT).")
     memory: int = Field(
-        4096, ge=0, description="Past images kept; half of every sample comes from them (CMI keeps all)."
+        8192, ge=0, description="Past images of the game kept; half of every training batch (CMI keeps all)."
     )
     weights: DFQWeights = DFQWeights()
 
@@ -81,6 +82,9 @@ class DFQ(Synthesizer):
     def __init__(self, config: DFQConfig, teacher: Teacher, generator: torch.Generator) -> None:
         super().__init__(config, teacher, generator)
         self.config = config
+        self.weights: dict[str, float] = config.weights.model_dump()
+        if self.weights["batch_entropy"] is None:
+            self.weights["batch_entropy"] = 1.0 if teacher.image.classes <= 10 else 10.0
         self.device = generator.device
         self.tap = BatchNormTap(teacher.model)
         self.generators = [
@@ -103,15 +107,15 @@ class DFQ(Synthesizer):
         )
 
     @property
-    def rounds(self) -> int:
-        """Warm-up rounds."""
+    def warmup_rounds(self) -> int:
+        """Rounds on L_psi alone."""
         return self.config.warmup
 
     def synthesize(self, students: Sequence[nn.Module] = ()) -> Losses:
         """One round: a warm-up step without students, ``steps`` adversarial steps with them, of every generator."""
         config = self.config
         if students:
-            lr, steps = cosine(config.lr_game, self.played / max(config.rounds, 1), floor=0.05), config.steps
+            lr, steps = cosine(config.lr_game, self.played / max(self.game_rounds, 1), floor=0.05), config.steps
         else:
             lr, steps = cosine(config.lr, self.warmed / max(config.warmup, 1), floor=0.05), 1
         total: dict[str, float] = {}
@@ -126,7 +130,7 @@ class DFQ(Synthesizer):
         return total
 
     def _step(self, member: Generator, optimizer: torch.optim.Optimizer, students: Sequence[nn.Module]) -> Losses:
-        weights, n = self.config.weights, max(2, self.config.batch // len(self.generators))
+        n = max(2, self.config.batch // len(self.generators))
         images = member(self._latent(n))
         with self.tap as tap:
             logits = self.teacher.model(images)
@@ -137,10 +141,10 @@ class DFQ(Synthesizer):
                 "instance_entropy": losses.instance_entropy(logits),
                 "batch_entropy": losses.class_balance(logits),
             }
-        if students and weights.adversarial:
+        if students and self.weights["adversarial"]:
             divergences = [losses.kd_kl(student(images), logits) for student in students]
             terms["adversarial"] = -torch.stack(divergences).mean()
-        loss = sum((getattr(weights, name) * term for name, term in terms.items()), torch.zeros((), device=self.device))
+        loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
         gradients = torch.autograd.grad(loss, list(member.parameters()))
         for parameter, gradient in zip(member.parameters(), gradients, strict=True):
             parameter.grad = gradient
@@ -153,16 +157,15 @@ class DFQ(Synthesizer):
         return {name: float(term.detach()) for name, term in terms.items()}
 
     def sample(self, n: int) -> Tensor:
-        """Images (n, C, H, W): half from memory, where there is one, the rest fresh, evenly from all generators."""
-        old = min(n // 2, self.remembered) if self.remembered else 0
-        parts = [self._recall(old)] if old else []
-        fresh = n - old
-        share = -(-fresh // len(self.generators))
+        """Fresh images (n, C, H, W), evenly from all generators."""
+        share = -(-n // len(self.generators))
         with torch.no_grad():
-            made = torch.cat([self._draw(member, share) for member in self.generators])[:fresh]
-        if self.remembered < len(self.memory) or old:
-            self._remember(made)
-        return torch.cat([*parts, made])
+            return torch.cat([self._draw(member, share) for member in self.generators])[:n]
+
+    def training_batch(self, n: int) -> Tensor:
+        """Half from memory, where the game has left something in it, the rest fresh."""
+        old = n // 2 if self.remembered else 0
+        return torch.cat([self._recall(old), self.sample(n - old)]) if old else self.sample(n)
 
     def _draw(self, member: Generator, n: int) -> Tensor:
         """Images in training-mode statistics, as they were optimised, without moving the generator's buffers."""

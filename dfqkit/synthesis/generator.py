@@ -11,7 +11,7 @@ from dfqkit_export.images import ImageSpec
 
 
 class Generator(nn.Module):
-    """Latent vector to image: a linear layer to a quarter-size map, then two times upsample and convolve.
+    """Latent vector to image: a linear layer to a small map, then upsample and convolve, two times or more.
 
     The shape is that of the DCGAN-like generators of the data-free literature (Micaelli and Storkey, "Zero-shot
     Knowledge Transfer via Adversarial Belief Matching", 2019; Fang et al., "Contrastive Model Inversion", 2021).
@@ -20,7 +20,7 @@ class Generator(nn.Module):
     what the teacher saw.
 
     Args:
-        image: output shape (C, H, W) and normalisation; H and W must be divisible by 4.
+        image: output shape (C, H, W) and normalisation.
         latent: dimension of z.
         width: channels of the last hidden map; the first has twice as many.
         rng: draws the initial weights, N(0, 0.02) for convolutions as in DCGAN (Radford et al., 2016).
@@ -30,23 +30,23 @@ class Generator(nn.Module):
         super().__init__()
         channels, height, wide = image.shape
         self.image, self.latent = image, latent
-        self.start = (2 * width, height // 4, wide // 4)
+        # Small images start at a quarter of their size (the literature's two blocks), large ones at about 8 pixels.
+        blocks = max(2, round(math.log2(max(height, wide) / 8)))
+        sizes = [(-(-height // 2**k), -(-wide // 2**k)) for k in range(blocks, -1, -1)]
+        self.start = (2 * width, *sizes[0])
         with torch.random.fork_rng(devices=[]):  # module constructors draw from the global state
-            self.project = nn.Linear(latent, 2 * width * self.start[1] * self.start[2])
-            self.body = nn.Sequential(
-                nn.BatchNorm2d(2 * width),
-                nn.Upsample(scale_factor=2),
-                nn.Conv2d(2 * width, 2 * width, 3, padding=1, bias=False),
-                nn.BatchNorm2d(2 * width),
-                nn.LeakyReLU(0.2, inplace=True),
-                nn.Upsample(size=(height, wide)),
-                nn.Conv2d(2 * width, width, 3, padding=1, bias=False),
-                nn.BatchNorm2d(width),
-                nn.LeakyReLU(0.2, inplace=True),
-                nn.Conv2d(width, channels, 3, padding=1),
-                nn.BatchNorm2d(channels),
-                nn.Sigmoid(),
-            )
+            self.project = nn.Linear(latent, 2 * width * sizes[0][0] * sizes[0][1])
+            layers: list[nn.Module] = [nn.BatchNorm2d(2 * width)]
+            for index, size in enumerate(sizes[1:]):
+                out = width if index == blocks - 1 else 2 * width
+                layers += [
+                    nn.Upsample(size=size),
+                    nn.Conv2d(2 * width, out, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(out),
+                    nn.LeakyReLU(0.2, inplace=True),
+                ]
+            layers += [nn.Conv2d(width, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.Sigmoid()]
+            self.body = nn.Sequential(*layers)
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 if parameter.dim() > 1:

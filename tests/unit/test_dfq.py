@@ -17,7 +17,7 @@ from dfqkit_export.errors import TeacherError
 from dfqkit_export.images import ImageSpec
 from tests._toys import IMAGE, Head, student, toy_teacher
 
-SMALL = DFQConfig(generators=2, batch=16, latent=8, width=4, warmup=6, rounds=6, memory=24)
+SMALL = DFQConfig(generators=2, batch=16, latent=8, width=4, warmup=6, memory=24)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def play(dfq: DFQ, opponent: nn.Module, rounds: list[bool]) -> Iterator[dict[str
     for game in rounds:
         yield dfq.synthesize([opponent] if game else [])
         if game:
-            dfq.sample(6)
+            dfq.training_batch(6)
 
 
 def test_same_seed_same_images(teacher: Teacher, opponent: nn.Module) -> None:
@@ -70,7 +70,7 @@ def test_resuming_is_bitwise_the_same(teacher: Teacher, opponent: nn.Module, sto
     resumed.load_state_dict(state)
     after = list(play(resumed, opponent, rounds[stop:]))
     assert before + after == terms
-    assert torch.equal(resumed.sample(12), straight.sample(12))
+    assert torch.equal(resumed.training_batch(12), straight.training_batch(12))
     assert resumed.cost == straight.cost
     assert torch.equal(resumed.memory, straight.memory)
     assert {n: v.tolist() for n, v in resumed.state_dict().items()} == {
@@ -148,11 +148,22 @@ def test_memory_is_bounded_and_keeps_old_images(teacher: Teacher, opponent: nn.M
     assert 0 < int(kept.sum()) < 16
 
 
-def test_sampling_takes_half_from_memory_in_eight_bits(teacher: Teacher, opponent: nn.Module) -> None:
+def test_fresh_images_are_neither_remembered_nor_repeated(teacher: Teacher, opponent: nn.Module) -> None:
+    dfq = make(teacher)
+    dfq.synthesize([opponent])
+    remembered = dfq.memory.clone()
+    drawn = torch.cat([dfq.sample(8), dfq.sample(8)])
+    assert torch.equal(dfq.memory, remembered)
+    codes = (IMAGE.denormalize(drawn) * 255).round().to(torch.uint8).flatten(1)
+    assert len(torch.unique(codes, dim=0)) == 16
+    assert not (codes[:, None] == remembered.flatten(1)[None]).all(2).any()
+
+
+def test_a_training_batch_takes_half_from_memory_in_eight_bits(teacher: Teacher, opponent: nn.Module) -> None:
     dfq = make(teacher)
     dfq.synthesize([opponent])
     remembered = dfq.memory[: dfq.remembered].clone()
-    old = (IMAGE.denormalize(dfq.sample(8)[:4]) * 255).round().to(torch.uint8)
+    old = (IMAGE.denormalize(dfq.training_batch(8)[:4]) * 255).round().to(torch.uint8)
     assert (old.flatten(1)[:, None] == remembered.flatten(1)[None]).all(2).any(1).all()
 
 

@@ -41,7 +41,7 @@ class Offset(Synthesizer):
         self.break_in_round = -1
 
     @property
-    def rounds(self) -> int:
+    def warmup_rounds(self) -> int:
         return 0
 
     def synthesize(self, students: Sequence[nn.Module] = ()) -> Losses:
