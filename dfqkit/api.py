@@ -15,6 +15,7 @@ from torch import nn
 
 from dfqkit_export.images import ImageSpec
 from dfqkit_export.report import Report
+from dfqkit_export.targets import get_target
 
 from .progress import Progress, silent
 from .recipe import Recipe, parse_recipe
@@ -22,13 +23,21 @@ from .run.folder import RunFolder
 from .run.stages import STAGES, execute, run_facts
 from .teacher import Teacher
 
+#: What fewer than 8 bits need beyond calibration: the values of the shipped W4A4 recipe.
+_DISTILL = {
+    "steps": 500,
+    "lr": 5e-4,
+    "weights": {"response": 0.1, "feature": 10.0},
+    "average": 0.98,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """What `quantize` made.
 
     Attributes:
-        folder: the run's folder; everything is in it, and `dfqkit run --resume` understands it.
+        folder: the run's folder; calling `quantize` again with the same arguments and this folder continues it.
         model: the int8 ONNX file.
         report: what was measured.
     """
@@ -39,7 +48,11 @@ class Result:
 
     @property
     def ok(self) -> bool:
-        """Whether every floor holds."""
+        """Whether every floor holds.
+
+        Unless ``options`` has ``floors``, these are only that the file computes what the student does, and in integer
+        kernels where the target is measured: how good it is, the metrics say.
+        """
         return self.report.verdict == "ok"
 
 
@@ -60,7 +73,7 @@ def quantize(
         bits: weight and activation bits, e.g. ``w8a8``, ``w4a8``, ``w4a4``.
         target: ``onnxruntime`` or ``tensorrt``.
         out: folder for the result; a new temporary one by default. A folder that holds the same run continues it.
-        options: further recipe sections, e.g. ``{"seed": 1, "distill": {"steps": 600}, "device": "cuda"}``;
+        options: further or other recipe sections, e.g. ``{"seed": 1, "distill": {"steps": 600}, "device": "cuda"}``;
             ``device`` and ``progress`` (True shows it) are taken here, all else is the recipe's.
 
     Returns:
@@ -110,7 +123,11 @@ def _recipe(teacher: Teacher, bits: str, target: str, sections: dict[str, Any]) 
         "image": {key: list(value) if isinstance(value, tuple) else value for key, value in spec.items()},
         "target": target,
         "synthesis": {"method": "dfq"},
+        "distill": None if bits == "w8a8" else _DISTILL,
+        "floors": [{"metric": "student_agreement", "value": 99.5}],
     }
+    if get_target(target).runtime == "onnxruntime":
+        data["floors"].append({"metric": "integer_ops", "value": 100.0})
     data |= sections
     data["quant"] = {"bits": bits} | dict(sections.get("quant", {}))
     return parse_recipe(yaml.safe_dump(data), "the arguments of dfqkit.quantize")

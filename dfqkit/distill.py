@@ -17,6 +17,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, fx, nn
 
+from dfqkit_export.errors import ArtefactError
+
 from . import losses
 from .optimizers import cosine, optimizer_tensors, restore_optimizer, under
 from .students.reference import FeatureTap, measuring_points, reference_graph
@@ -196,6 +198,12 @@ class Distiller:
         self.average = snapshot(self.students[0]) if config.average else {}
         self.best = snapshot(self.students[0])
         agreement, divergence = judge(self.students[0], held_out)
+        if not math.isfinite(divergence):
+            message = (
+                "The calibrated student's answers are not finite, so there is nothing to train from. Try more "
+                "calibration images, quant.activation_range: percentile, or more bits."
+            )
+            raise ArtefactError(message)
         self.best_score = divergence
         self.judged: list[dict[str, float]] = [{"step": 0, "agreement": agreement, "kl": divergence}]
 

@@ -106,7 +106,7 @@ def build_model(name: str, classes: int, factory_args: Mapping[str, object] | No
     except USER_CODE_ERRORS as error:
         msg = (
             f"Teacher factory '{name}' failed when called with {_call(arguments)}: {type(error).__name__}: {error}. "
-            "Check teacher.factory_args against the factory's parameters."
+            "Check teacher.args against the factory's parameters."
         )
         raise TeacherError(msg) from error
     if not isinstance(model, nn.Module):

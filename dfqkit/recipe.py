@@ -94,6 +94,7 @@ class FloorSection(_Section):
     metric: str
     subject: str = "onnxruntime"
     value: float
+    data: Literal["", "real", "synthetic"] = Field("", description="Images that it is about; empty for all.")
     needs_labels: bool = Field(False, description="Left out where validate.data is null.")
 
 

@@ -181,8 +181,8 @@ def _advice(expected: dict[str, Tensor], missing: list[str], extra: list[str], w
     if missing and extra and all(key.removeprefix(prefix) in expected for key in extra):
         return f"The file's names carry the prefix '{prefix}': save them without it, or save that part of the model."
     if wrong and not missing and not extra and len(wrong) < 3:
-        return "Only a layer or two differ: check image.classes (and factory_args) against the checkpoint."
-    return "Check that teacher.factory and factory_args are the architecture this checkpoint was trained with."
+        return "Only a layer or two differ: check image.classes (and teacher.args) against the checkpoint."
+    return "Check that teacher.factory and teacher.args are the architecture this checkpoint was trained with."
 
 
 def _freeze(model: nn.Module, image: ImageSpec, name: str, record: dict[str, Any]) -> Teacher:

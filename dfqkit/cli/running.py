@@ -165,14 +165,21 @@ def _settle(folder: RunFolder, args: argparse.Namespace) -> str:
     import torch
 
     facts = folder.run_facts()
-    wanted = {"device": args.device, "threads": args.threads}
+    begun = str(facts.get("device", "cpu"))
+    if args.device not in (None, "auto", begun):
+        msg = (
+            f"This run began on {begun} and cannot continue on {args.device}: random numbers differ between the two. "
+            f"Leave --device out, or begin another run with --out."
+        )
+        raise ArtefactError(msg)
+    wanted = {"threads": args.threads}
     for name, value in wanted.items():
         if value not in (None, "auto") and facts.get(name, value) != value:
             note(f"This run began with {name} {facts[name]}, not {value}: its result may differ in the last digits.")
     threads = args.threads or facts.get("threads")
     if threads:
         torch.set_num_threads(int(threads))
-    return str(args.device or facts.get("device", "auto"))
+    return begun
 
 
 def _command(args: argparse.Namespace) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -52,6 +53,10 @@ def resolve_device(name: str) -> torch.device:
         raise RuntimeUnavailableError(message)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        # TF32 rounds products of codes and scales, and nondeterministic kernels would break resuming.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     return torch.device(name)
 
 
@@ -68,6 +73,8 @@ class Context:
     @cached_property
     def teacher(self) -> Teacher:
         """The teacher, on the run's device."""
+        if self.given is not None and self.device.type != "cpu":
+            return replace(self.given, model=copy.deepcopy(self.given.model).to(self.device))  # theirs stays put
         teacher = self.given or teacher_of(self.recipe)
         teacher.model.to(self.device)
         return teacher

@@ -6,7 +6,9 @@ images shown in `sheets`; metrics, the runtime and the renderings are `dfqkit_ex
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +26,9 @@ from dfqkit_export.metrics import Metric
 from dfqkit_export.report import Floor, Report, check_floors
 from dfqkit_export.report_html import render_html
 from dfqkit_export.runtimes.ort import OrtSession
+from dfqkit_export.targets import Target
 
+from ..imagebank import ImageBank
 from ..recipe import Recipe, find_file
 from ..students.freezing import freeze
 from ..students.student import equalized_graph
@@ -42,11 +46,9 @@ class GradingSet:
     """Images that grade, in batches, and their labels where there are any."""
 
     name: str
-    batches: list[Images]
+    count: int
+    batches: Callable[[], Iterator[Images]]
     labels: NDArray[np.int64] | None
-
-    def __len__(self) -> int:
-        return sum(len(batch) for batch in self.batches)
 
 
 def real_images(recipe: Recipe, *, limit: int | None = None) -> LabelledImages | None:
@@ -80,24 +82,27 @@ def prove(context: Context) -> list[str]:
     sets = _grading_sets(context)
     quantized, teacher = OrtSession(path / "model.onnx"), OrtSession(path / "teacher.onnx")
     found: list[Metric] = []
-    with context.progress.stage("validate", total=sum(len(item) for item in sets)) as bar:
+    with context.progress.stage("validate", total=sum(item.count for item in sets)) as bar:
         for item in sets:
             logits: dict[str, list[Any]] = {"teacher": [], "student": [], "onnxruntime": [], "calibrated": []}
-            for batch in item.batches:
+            for batch in item.batches():
                 logits["teacher"].append(teacher.run(batch))
                 logits["student"].append(_torch_logits(student, batch, context.device))
                 logits["calibrated"].append(_torch_logits(calibrated, batch, context.device))
                 logits["onnxruntime"].append(quantized.run(batch))
                 bar.advance(len(batch))
             found += compare({name: np.concatenate(parts) for name, parts in logits.items()}, item)
+    first = next(sets[0].batches())
     realised = realised_precision(path / "model.onnx")
-    found.append(realised.metric(subject="onnxruntime", data="model.onnx"))
     found += _sizes(path)
-    timing = _latency(recipe, teacher, quantized, sets[0].batches[0][:1])
+    timing = None
+    if context.target.runtime == "onnxruntime":
+        found.append(realised.metric(subject="onnxruntime", data="model.onnx"))
+        timing = _latency(recipe, teacher, quantized, first[:1])
     found += timing.metrics(data="1x" + "x".join(map(str, recipe.image.shape))) if timing else []
     labelled = any(item.labels is not None for item in sets)
     floors = [
-        Floor(metric=floor.metric, subject=floor.subject, value=floor.value)
+        Floor(metric=floor.metric, subject=floor.subject, value=floor.value, data=floor.data)
         for floor in recipe.floors
         if labelled or not floor.needs_labels
     ]
@@ -110,7 +115,7 @@ def prove(context: Context) -> list[str]:
         layers=compare_layers(
             student,
             path,
-            sets[0].batches[0][:LAYER_IMAGES],
+            first[:LAYER_IMAGES],
             context.device,
             reference=equalized_graph(context.graph, context.scheme) if context.scheme.equalize else None,
         ),
@@ -180,11 +185,16 @@ def _grading_sets(context: Context) -> list[GradingSet]:
     sets = []
     real = real_images(context.recipe)
     if real is not None:
-        sets.append(GradingSet(name=f"real:{real.name}", batches=list(real.batches(spec, size)), labels=real.labels))
+        batches = partial(real.batches, spec, size)
+        sets.append(GradingSet(name=f"real:{real.name}", count=len(real), batches=batches, labels=real.labels))
     bank = context.bank("grading")
-    batches = [images.numpy() for images, _ in bank.batches(size)]
-    sets.append(GradingSet(name=f"synthetic:{bank.source}", batches=batches, labels=None))
+    made = partial(_numpy_batches, bank, size)
+    sets.append(GradingSet(name=f"synthetic:{bank.source}", count=len(bank), batches=made, labels=None))
     return sets
+
+
+def _numpy_batches(bank: ImageBank, size: int) -> Iterator[Images]:
+    return (images.numpy() for images, _ in bank.batches(size))
 
 
 def _calibrated(context: Context) -> fx.GraphModule:
@@ -236,12 +246,22 @@ def _provenance(context: Context) -> dict[str, Any]:
         "teacher_sha256": teacher.sha256,
         "weights": teacher.weights_source,
         "target": recipe.target,
+        "measured in": _measured_in(context.target),
         "synthesizer": recipe.synthesis.method,  # type: ignore[attr-defined]
         "device": str(context.device),
         "threads": torch.get_num_threads(),
         "seconds": {stage: context.folder.seconds(stage) for stage in ("synthesize", "quantize", "distill", "export")},
         "environment": environment(),
     }
+
+
+def _measured_in(target: Target) -> str:
+    if target.runtime == "onnxruntime":
+        return "ONNX Runtime, the target itself"
+    return (
+        f"ONNX Runtime on CPU, which computes what the file says; {target.title} itself has not run it, so nothing "
+        "here is about its speed or its fused layers"
+    )
 
 
 def _synthesis(context: Context) -> dict[str, Any]:
@@ -265,6 +285,9 @@ def _selection(context: Context) -> dict[str, Any]:
         "rule": "lowest KL from the teacher on held-out synthetic images, calibration alone being a candidate",
         "kept": played.get("kept"),
         "judged": played.get("judged"),
+        "held_out_classes": torch.bincount(
+            context.bank("held_out").logits.argmax(1), minlength=context.teacher.image.classes
+        ).tolist(),
     }
 
 

@@ -110,6 +110,8 @@ def _require_needs(context: Context) -> None:
 def _synthesize(context: Context) -> tuple[list[str], dict[str, object]]:
     """Train the synthesizer without a student, and a separate one for grading; store the images of both."""
     _require_needs(context)
+    _schemes(context)
+    context.graph  # noqa: B018 - a model that cannot be captured must say so before any compute is spent
     main, grading = context.new_synthesizer(), context.new_synthesizer(grading=True)
     saved = Checkpoints(context.folder, "synthesize")
     curve: list[dict[str, float]] = []

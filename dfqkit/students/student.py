@@ -87,7 +87,7 @@ def restore(student: fx.GraphModule, state: dict[str, Tensor], config: QuantConf
 
 @contextmanager
 def _quantizers_kept() -> Iterator[None]:
-    """Keep Brevitas from making every quantizer anew on loading: an optimizer would go on with the scales of the old."""
+    """Keep Brevitas from making every quantizer anew on loading: an optimizer would go on with the old ones' scales."""
     before = brevitas_config.REINIT_ON_STATE_DICT_LOAD
     brevitas_config.REINIT_ON_STATE_DICT_LOAD = False
     try:

@@ -183,7 +183,9 @@ def with_qdq(graph: fx.GraphModule, target: Target) -> fx.GraphModule:
                 "does not take. Build the student for this target."
             )
             raise TargetError(message)
-        pair = QuantizeDequantize(scale, zero_point, bounds, signed=space.signed, clip_before=target.clip_before_quantize)
+        pair = QuantizeDequantize(
+            scale, zero_point, bounds, signed=space.signed, clip_before=target.clip_before_quantize
+        )
         _replace(copied, name, pair)
     done: set[str] = set()
     for node in copied.graph.nodes:

@@ -88,7 +88,7 @@ def load_images(
         spec: What the images must be after preprocessing.
         resize: Length in pixels that the shorter side is resized to (bicubic), before the crop.
         crop: Side in pixels of the centred square that is cut out.
-        limit: Read only the first `limit` images of the source's order.
+        limit: Read only so many images, evenly spread over the source, so that sorted classes all take part.
 
     Returns:
         The images in a reproducible order: that of the file, or sorted by name for folders.

@@ -34,11 +34,14 @@ class Floor:
         metric: Name of the metric.
         subject: What it must have been measured on.
         value: Lowest allowed value where higher is better, highest allowed value where lower is better.
+        data: Kind of images that it is about, the part of `Metric.data` before the colon ("real", "synthetic"); empty
+            for all.
     """
 
     metric: str
     subject: str
     value: float
+    data: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +202,11 @@ def check_floors(metrics: Iterable[Metric], floors: Iterable[Floor]) -> list[Fin
         if not math.isfinite(floor.value):
             msg = f"Floor of {floor.metric!r} for {floor.subject!r} is {floor.value}; give a finite number."
             raise ArtefactError(msg)
-        matching = [m for m in measured if (m.name, m.subject) == (floor.metric, floor.subject)]
+        matching = [
+            m
+            for m in measured
+            if (m.name, m.subject) == (floor.metric, floor.subject) and floor.data in ("", m.data.partition(":")[0])
+        ]
         checked = [_check_floor(metric, floor) for metric in matching] or [_check_floor(None, floor)]
         findings.extend(finding for finding in checked if finding is not None)
     return findings

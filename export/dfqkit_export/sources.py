@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,13 +34,32 @@ _MAX_ENTRY_BYTES = 256 * 1024 * 1024
 _UNREADABLE = (OSError, ValueError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
+_Item = TypeVar("_Item")
+
+
+def spread(count: int, limit: int | None) -> list[int]:
+    """Return `limit` indices of `count`, first and last among them, at even distances; all of them without a limit.
+
+    Example:
+        >>> spread(9, 3), spread(2, 5)
+        ([0, 4, 8], [0, 1])
+    """
+    if limit is None or limit >= count:
+        return list(range(count))
+    return [round(float(index)) for index in np.linspace(0, count - 1, limit)]
+
+
+def _chosen(items: list[_Item], limit: int | None) -> list[_Item]:
+    return [items[index] for index in spread(len(items), limit)]
+
+
 def read_npz(path: Path, prepare: Preprocess, limit: int | None) -> Labelled:
     """Read `images` (N, H, W, C) or (N, H, W) uint8 and optional integer `labels` from an .npz.
 
     Args:
         path: The file.
         prepare: Preprocessing of each image.
-        limit: Take only the first images.
+        limit: Take only so many images, evenly spread over the source.
 
     Raises:
         ArtefactError: The file is damaged, has no such arrays, or they are of another type or shape.
@@ -63,10 +82,11 @@ def read_npz(path: Path, prepare: Preprocess, limit: int | None) -> Labelled:
             f"({len(images)},), one for each image. Store class indices."
         )
         raise ArtefactError(msg)
-    images = images[:limit]
+    chosen = spread(len(images), limit)
+    images = images[chosen]
     if prepare.active and images.shape[3] == prepare.channels:
         images = _stack(((prepare.apply(image, f"[{i}]"), f"[{i}]") for i, image in enumerate(images)), path.name)
-    return images, None if labels is None else labels[:limit].astype(np.int64)
+    return images, None if labels is None else labels[chosen].astype(np.int64)
 
 
 def read_folder(path: Path, prepare: Preprocess, limit: int | None) -> Labelled:
@@ -75,7 +95,7 @@ def read_folder(path: Path, prepare: Preprocess, limit: int | None) -> Labelled:
     Args:
         path: The folder; hidden entries are skipped.
         prepare: Preprocessing of each image.
-        limit: Take only the first images in sorted order.
+        limit: Take only so many images, evenly spread over the sorted files.
 
     Raises:
         ArtefactError: There are no images, an image is damaged, or images lie both flat and in class folders.
@@ -90,12 +110,13 @@ def read_folder(path: Path, prepare: Preprocess, limit: int | None) -> Labelled:
         )
         raise ArtefactError(msg)
     if flat:
-        return _stack(((prepare.decode(file, file.name), file.name) for file in flat[:limit]), path.name), None
+        return _stack(((prepare.decode(file, file.name), file.name) for file in _chosen(flat, limit)), path.name), None
     found = [
         (file, label)
         for label, folder in _class_folders(folders)
         for file in sorted(entry for entry in folder.iterdir() if _is_image(entry))
-    ][:limit]
+    ]
+    found = _chosen(found, limit)
     if not found:
         msg = f"Folder {str(path)!r} holds no images. Allowed are {', '.join(sorted(_SUFFIXES))}, flat or by class."
         raise ArtefactError(msg)
@@ -110,7 +131,7 @@ def read_zip(path: Path, prepare: Preprocess, limit: int | None) -> Labelled:
     Args:
         path: The file. `labels.csv` has a header with at least `filename` and `label`; a file name may omit its folder.
         prepare: Preprocessing of each image.
-        limit: Take only the first images of labels.csv.
+        limit: Take only so many images, evenly spread over labels.csv.
 
     Raises:
         ArtefactError: The archive or an image is damaged, a listed image is missing or ambiguous, a name leaves the
@@ -119,7 +140,7 @@ def read_zip(path: Path, prepare: Preprocess, limit: int | None) -> Labelled:
     try:
         with zipfile.ZipFile(path) as archive:
             members = [_safe_name(name, path) for name in archive.namelist() if not name.endswith("/")]
-            rows = _label_rows(_entry(archive, _find("labels.csv", members, path)), path)[:limit]
+            rows = _chosen(_label_rows(_entry(archive, _find("labels.csv", members, path)), path), limit)
             names = [_find(_safe_name(name, path), members, path) for name, _ in rows]
             decoded = ((prepare.decode(io.BytesIO(_entry(archive, name)), name), name) for name in names)
             images = _stack(decoded, path.name)
@@ -135,7 +156,7 @@ def read_torchvision(source: str, prepare: Preprocess, limit: int | None) -> Lab
     Args:
         source: `torchvision:NAME:ROOT`, for example `torchvision:CIFAR10:/data`.
         prepare: Preprocessing of each image.
-        limit: Take only the first images.
+        limit: Take only so many images, evenly spread over the source.
 
     Raises:
         ArtefactError: torchvision is not installed, knows no such data set, or does not find it in ROOT.
@@ -161,7 +182,7 @@ def read_torchvision(source: str, prepare: Preprocess, limit: int | None) -> Lab
     except (RuntimeError, OSError, TypeError, ValueError) as error:
         msg = f"torchvision data set {name!r} cannot be read from {root!r} ({error}). Nothing is downloaded."
         raise ArtefactError(msg) from None
-    pairs = [dataset[index] for index in range(len(dataset) if limit is None else min(limit, len(dataset)))]
+    pairs = [dataset[index] for index in spread(len(dataset), limit)]
     decoded = ((prepare.convert(image, f"{name}[{i}]"), f"{name}[{i}]") for i, (image, _) in enumerate(pairs))
     return _stack(decoded, name), np.array([int(label) for _, label in pairs], dtype=np.int64)
 

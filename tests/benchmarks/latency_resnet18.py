@@ -3,12 +3,14 @@
     python tests/benchmarks/latency_resnet18.py
 
 The bar is `onnxruntime.quantization.quantize_static` (QDQ, U8S8, per channel) of the same float file. Weights are
-random: time does not depend on them. Prints medians and the ratio of every round's pair.
+random: time does not depend on them. Prints medians and the
+median of every round's ratio; exits with 1 below 2.8x or slower than 1.03 of quantize_static.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +42,7 @@ class _Reader(CalibrationDataReader):
         return None if batch is None else {"image": batch}
 
 
-def main() -> None:
+def main() -> int:
     """Build the three files and time them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="torchvision:resnet18")
@@ -66,17 +68,22 @@ def main() -> None:
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
         )  # fmt: skip
         sessions = {path.stem: OrtSession(path, threads=options.threads) for path in (real, ours, theirs)}
-        first = images[:1].numpy()
-        timing = measure(sessions, first, repeats=options.repeats, warmup=10, reference="float32")
-        against = measure(sessions, first, repeats=options.repeats, warmup=0, reference="quantize_static")
+        timing = measure(sessions, images[:1].numpy(), repeats=options.repeats, warmup=10, reference="float32")
         print(f"{options.model} at 224, batch 1, {options.threads} thread(s), {options.repeats} interleaved runs")
         for name, entry in timing.timings.items():
             integer = realised_precision(Path(folder) / f"{name}.onnx")
             print(
                 f"{name:16s} median {entry.median:7.2f} ms  {entry.ratio:5.2f}x float32  "
-                f"{against.timings[name].ratio:5.2f}x quantize_static  {integer.integer_layers} integer layers"
+                f"{integer.integer_layers} of {len(integer.layers)} layers in integers"
             )
+    ratios = {name: entry.ratio or 0.0 for name, entry in timing.timings.items()}
+    share = ratios["quantize_static"] / ratios["dfqkit"]
+    good = ratios["dfqkit"] >= 2.8 and share <= 1.03
+    print(
+        f"{'ok' if good else 'MISSED'}: 2.8x float32 asked, {ratios['dfqkit']:.2f}x found; {share:.2f} of quantize_static"
+    )
+    return 0 if good else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -111,8 +111,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("stop", [0, 1, 3, 4, 6, 8])
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize(
+    ("setting", "stop"),
+    [("plain", 0), ("plain", 4), ("average and partner", 1), ("average and partner", 3), ("average and partner", 6),
+     ("features, learnable ranges", 5), ("features, learnable ranges", 8)],
+)  # fmt: skip
 def test_a_state_continues_to_the_same_bits(setting: str, stop: int) -> None:
     whole, first = distiller(**SETTINGS[setting]), distiller(**SETTINGS[setting])
     terms = [whole.run_step() for _ in range(8)]
@@ -128,8 +131,8 @@ def test_a_state_continues_to_the_same_bits(setting: str, stop: int) -> None:
         second = distiller(**SETTINGS[setting])
         second.load_state(tensors, values)
         assert [second.run_step() for _ in range(8 - stop)] == terms[stop:]
-        for one, two in zip(whole.students, second.students, strict=True):
-            assert same(snapshot(one), snapshot(two))
+        for ours, theirs in zip(whole.students, second.students, strict=True):
+            assert same(snapshot(ours), snapshot(theirs))
         assert same(whole.best, second.best)
         assert same(whole.average, second.average)
         assert (whole.curve, whole.judged, whole.best_score) == (second.curve, second.judged, second.best_score)
@@ -137,12 +140,12 @@ def test_a_state_continues_to_the_same_bits(setting: str, stop: int) -> None:
 
 
 def test_training_on_the_game_comes_nearer_to_the_teacher() -> None:
-    loop = distiller(steps=60, batch=16, judge_every=10, lr=3e-3)
+    loop = distiller({"bits": "w2a2", "first_last": None, "elementwise": None}, steps=60, batch=16, judge_every=10)
     start = snapshot(loop.students[0])
     for _ in range(60):
         loop.run_step()
     entries = [entry["kl"] for entry in loop.judged]
-    assert loop.best_score == min(entries) < 0.8 * entries[0]
+    assert loop.best_score == min(entries) < 0.6 * entries[0]
     assert [entry["step"] for entry in loop.judged] == [0, 10, 20, 30, 40, 50, 60]
     loop.students[0].load_state_dict(loop.best)
     assert divergence(loop.students[0]) == loop.best_score
@@ -162,7 +165,7 @@ def test_calibration_is_kept_where_training_makes_it_worse(average: float) -> No
 
 
 def test_a_training_that_runs_away_ends_with_the_best_state(caplog: pytest.LogCaptureFixture) -> None:
-    loop = distiller(steps=50, judge_every=5, lr=1e30)
+    loop = distiller(steps=50, judge_every=5, lr=1e37)
     start, steps = snapshot(loop.students[0]), 0
     while loop.step < 50:
         terms = loop.run_step()
@@ -218,7 +221,7 @@ def test_students_are_frozen_in_the_game_only() -> None:
     assert all(p.grad is None for student in loop.students for p in student.parameters())
     assert flags == [[p.requires_grad for p in student.parameters()] for student in loop.students]
     synthesizer_of(loop).break_in_round = 1
-    with pytest.raises(RuntimeError, match="broken"):
+    with pytest.raises(RuntimeError, match=r"broken"):
         loop.stream.advance(loop.students)
     assert flags == [[p.requires_grad for p in student.parameters()] for student in loop.students]
     assert any(flag for row in flags for flag in row)
@@ -256,7 +259,11 @@ def test_the_terms_are_the_losses_of_the_batch_that_was_drawn() -> None:
     probe = distiller(weights={"response": 0.1, "feature": 10.0}, temperature=2.0, round_every=100)
     probe.load_state(*loop.state())
     batch = probe.stream.batch(4)
-    with torch.no_grad(), FeatureTap(probe.reference, probe.points) as wanted, FeatureTap(probe.students[0], probe.points) as found:
+    with (
+        torch.no_grad(),
+        FeatureTap(probe.reference, probe.points) as wanted,
+        FeatureTap(probe.students[0], probe.points) as found,
+    ):
         target, answer = probe.reference(batch).double(), probe.students[0](batch).double()
         p, q = (target / 2).softmax(1), (answer / 2).softmax(1)
         response = float(4 * (p * (p.log() - q.log())).sum(1).mean())
@@ -269,14 +276,23 @@ def test_the_terms_are_the_losses_of_the_batch_that_was_drawn() -> None:
     assert terms["feature"] == pytest.approx(sum(ratios) / len(ratios), rel=1e-4)
 
 
-@pytest.mark.parametrize("equalize", [0, 5])
-def test_the_feature_loss_falls(equalize: int) -> None:
-    """Equalized students have features on other scales: compared with the plain graph's they would start far off."""
-    quant = {"bits": "w4a4", "equalize": equalize}
-    loop = distiller(quant, weights={"response": 0, "feature": 1.0}, steps=40, batch=16, round_every=100, lr=3e-3)
-    found = [loop.run_step()["feature"] for _ in range(40)]
-    assert found[0] < 0.2
-    assert sum(found[-5:]) < 0.8 * sum(found[:5])
+def test_the_feature_loss_falls() -> None:
+    loop = distiller(weights={"response": 0, "feature": 1.0}, steps=60, batch=16, round_every=100, lr=3e-3)
+    found = [loop.run_step()["feature"] for _ in range(60)]
+    assert sum(found[-10:]) < 0.8 * sum(found[:10])
+
+
+def test_features_of_an_equalized_student_are_compared_on_their_own_scale() -> None:
+    scheme = QuantConfig(bits="w8a8", equalize=10)
+    config = DistillConfig.model_validate(FAST | {"weights": {"response": 0, "feature": 1.0}})
+    found = []
+    for reference in (equalized_graph(toy_graph(TOY), scheme), toy_graph(TOY)):
+        stream = LiveStream(Offset(toy_teacher(TOY), derive(0, "offset")), config, derive(0, "augmentation"))
+        found.append(
+            Distiller([calibrated(scheme)], [scheme], reference, stream, held_out(), config).run_step()["feature"]
+        )
+    assert found[0] < 1e-3
+    assert found[1] > 10 * found[0]
 
 
 def test_augmentation_is_the_seeds_and_only_moves_pixels() -> None:
@@ -317,14 +333,19 @@ def test_judging_by_hand() -> None:
 
 
 def test_disagreement_by_hand() -> None:
-    alone, pair = distiller(), distiller(partners=["w2a2"])
-    assert alone.disagreement() is None
-    classes = [
-        torch.cat([student(batch).argmax(1) for batch, _ in held_out()]).tolist() for student in pair.students
-    ]  # fmt: skip
-    parted = sum(one != two for one, two in zip(*classes, strict=True))
-    assert pair.disagreement() == pytest.approx(100 * parted / 25)
-    assert parted
+    class Pixel(nn.Module):
+        def __init__(self, row: int) -> None:
+            super().__init__()
+            self.row = row
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, 0, self.row, :5]
+
+    loop = distiller()
+    assert loop.disagreement() is None
+    loop.students = [Pixel(row) for row in (3, 4, 5)]  # type: ignore[misc]
+    rows = torch.cat([batch for batch, _ in held_out()])[:, 0, 3:6, :5].argmax(2).tolist()
+    assert loop.disagreement() == pytest.approx(100 * sum(len(set(row)) > 1 for row in rows) / 25)
 
 
 @pytest.mark.parametrize(

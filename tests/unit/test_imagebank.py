@@ -61,7 +61,11 @@ def test_it_comes_back_as_it_was(bank: ImageBank, file: Path, teacher: Teacher) 
 
 
 def test_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "export")]), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "export")]),
+        "OMP_NUM_THREADS": "1",
+    }
     for name, seed in (("one", "1"), ("two", "2")):
         subprocess.run(
             [sys.executable, "-c", PROGRAM, str(tmp_path / name)],
@@ -106,7 +110,7 @@ def test_batches_are_normalised_like_real_images_and_in_order(bank: ImageBank) -
 def test_images_that_are_not_finite_are_refused(value: float, teacher: Teacher) -> None:
     bad = images(2)
     bad[1, 0, 3, 3] = value
-    with pytest.raises(ArtefactError, match="Source 'dfq' made images that are not finite. Lower its lr"):
+    with pytest.raises(ArtefactError, match=r"Source 'dfq' made images that are not finite. Lower its lr"):
         ImageBank.collect(teacher, iter([images(2), bad]), "dfq")
 
 
@@ -121,12 +125,12 @@ def test_another_teachers_bank_is_refused(file: Path, teacher: Teacher) -> None:
 def test_a_truncated_file_is_refused(file: Path, share: float) -> None:
     whole = file.read_bytes()
     file.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(ArtefactError, match="Cannot read the image bank .*bank.safetensors.*dfqkit synthesize"):
+    with pytest.raises(ArtefactError, match=r"Cannot read the image bank .*bank.safetensors.*dfqkit synthesize"):
         ImageBank.load(file)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ArtefactError, match="nowhere.safetensors"):
+    with pytest.raises(ArtefactError, match=r"nowhere.safetensors"):
         ImageBank.load(tmp_path / "nowhere.safetensors")
 
 
@@ -136,11 +140,13 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_other_safetensors_files_are_refused(metadata: dict[str, str] | None, bank: ImageBank, tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
     save_file({"images": bank.images, "logits": bank.logits}, path, metadata)
-    with pytest.raises(ArtefactError, match="other.safetensors"):
+    with pytest.raises(ArtefactError, match=r"other.safetensors"):
         ImageBank.load(path)
 
 
-@pytest.mark.parametrize("change", ["no images", "float images", "fewer logits", "other shape", "no image", "bad image"])
+@pytest.mark.parametrize(
+    "change", ["no images", "float images", "fewer logits", "other shape", "no image", "bad image"]
+)
 def test_a_header_that_its_tensors_contradict_is_refused(change: str, bank: ImageBank, tmp_path: Path) -> None:
     tensors = {"images": bank.images, "logits": bank.logits}
     header = {"schema": 1, "image": IMAGE.to_dict(), "teacher": bank.teacher, "source": "test"}
@@ -158,7 +164,7 @@ def test_a_header_that_its_tensors_contradict_is_refused(change: str, bank: Imag
         header["image"] = {"shape": [3, 16, 16]}
     path = tmp_path / "odd.safetensors"
     save_file(tensors, path, {"imagebank": json.dumps(header)})
-    with pytest.raises(ArtefactError, match="odd.safetensors"):
+    with pytest.raises(ArtefactError, match=r"odd.safetensors"):
         ImageBank.load(path)
 
 

@@ -95,9 +95,9 @@ class TestRefusals:
         assert len(refused("seed=" + "x" * 5000).splitlines()[1]) < 200
 
     def test_unknown_method_and_target_come_with_the_nearest(self) -> None:
-        with pytest.raises(RecipeError, match="Unknown synthesizer 'dqf'. Did you mean 'dfq'"):
+        with pytest.raises(RecipeError, match=r"Unknown synthesizer 'dqf'. Did you mean 'dfq'"):
             parse("synthesis.method=dqf")
-        with pytest.raises(TargetError, match="Did you mean 'onnxruntime'"):
+        with pytest.raises(TargetError, match=r"Did you mean 'onnxruntime'"):
             parse("target=onnxruntim")
 
     @pytest.mark.parametrize("field", ["quant.bits=w8a8", "distill.partners=[w8a8]"])
@@ -113,7 +113,7 @@ class TestRefusals:
         )
         monkeypatch.setitem(targets.TARGETS, "narrow", narrow)
         assert parse("target=narrow", "quant.bits=w4a8", "quant.first_last=4").target == "narrow"
-        with pytest.raises(TargetError, match="'narrow' cannot run 8-bit weights; it takes 4 bits"):
+        with pytest.raises(TargetError, match=r"'narrow' cannot run 8-bit weights; it takes 4 bits"):
             parse("target=narrow", "quant.bits=w4a8", "quant.first_last=4", field)
 
     def test_images_that_contradict_themselves(self) -> None:
@@ -123,7 +123,10 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("a: !!python/object/apply:os.system ['touch hacked']", "not valid YAML: could not determine a constructor"),
+            (
+                "a: !!python/object/apply:os.system ['touch hacked']",
+                "not valid YAML: could not determine a constructor",
+            ),
             ("a: !!python/name:os.system", "not valid YAML"),
             ("a: [", "not valid YAML"),
             ("- a", "must be a mapping of sections, found list"),
@@ -133,7 +136,7 @@ class TestRefusals:
     )
     def test_text_that_is_no_recipe(self, text: str, message: str, tmp_path: Path, monkeypatch: Any) -> None:
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(RecipeError, match="b.yaml") as caught:
+        with pytest.raises(RecipeError, match=r"b.yaml") as caught:
             parse_recipe(text, "b.yaml")
         assert message in str(caught.value)
         assert not list(tmp_path.iterdir())
@@ -171,7 +174,7 @@ class TestOverrides:
 
     @pytest.mark.parametrize("value", ["[1", "a: b: c", "!!python/object/apply:os.getcwd []"])
     def test_a_value_that_is_no_yaml(self, value: str) -> None:
-        with pytest.raises(RecipeError, match="--set why=.*: the value is not valid YAML"):
+        with pytest.raises(RecipeError, match=r"--set why=.*: the value is not valid YAML"):
             parse(f"why={value}")
 
     def test_the_last_one_wins(self) -> None:
@@ -211,7 +214,7 @@ class TestWhere:
 
     @pytest.mark.parametrize("name", ["digits/nope", "digits/dfq-w8a8-otr", ".", "..", "/", "", "digits"])
     def test_an_unknown_name_says_what_there_is(self, name: str) -> None:
-        with pytest.raises(RecipeError, match="Shipped: .*digits/dfq-w8a8-ort") as caught:
+        with pytest.raises(RecipeError, match=r"Shipped: .*digits/dfq-w8a8-ort") as caught:
             find_recipe(name)
         assert ("Did you mean 'digits/dfq-w8a8-ort'" in str(caught.value)) == name.endswith("otr")
 
@@ -241,7 +244,7 @@ class TestWhere:
         monkeypatch.delenv("DFQKIT_ASSETS", raising=False)
         if value is not None:
             monkeypatch.setenv("DFQKIT_ASSETS", value)
-        with pytest.raises(RecipeError, match="DFQKIT_ASSETS is not set"):
+        with pytest.raises(RecipeError, match=r"DFQKIT_ASSETS is not set"):
             find_file("nowhere.pt", None)
         with pytest.raises(RecipeError, match=r"looked at /nowhere.pt\)"):
             find_file(f"{os.sep}nowhere.pt", None)
@@ -258,7 +261,9 @@ class TestIdentity:
     def test_the_digest_does_not_depend_on_the_order_of_keys(self) -> None:
         arguments = {"width": 3, "depth": 2, "act": "relu"}
         one = parse(teacher=SMALLEST["teacher"] | {"args": arguments})
-        turned = {key: dict(reversed(value.items())) if isinstance(value, dict) else value for key, value in SMALLEST.items()}
+        turned = {
+            key: dict(reversed(value.items())) if isinstance(value, dict) else value for key, value in SMALLEST.items()
+        }
         turned["teacher"] = {"args": dict(reversed(arguments.items())), **turned["teacher"]}
         other = parse_recipe(yaml.safe_dump(dict(reversed(turned.items())), sort_keys=False), "b.yaml")
         assert one.digest() == other.digest()

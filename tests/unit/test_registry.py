@@ -60,8 +60,12 @@ def test_own_methods_load_and_say_what_they_need() -> None:
 
 
 def test_names_are_known_without_loading_torch() -> None:
-    program = "import sys; from dfqkit.registry import synthesizer_names; synthesizer_names(); print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment())
+    program = (
+        "import sys; from dfqkit.registry import synthesizer_names; synthesizer_names(); print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment()
+    )
     assert done.stdout.strip() == "False"
 
 
@@ -73,9 +77,9 @@ def environment() -> dict[str, str]:
 
 
 def test_an_unknown_name_comes_with_the_nearest_and_with_all() -> None:
-    with pytest.raises(RecipeError, match="Unknown synthesizer 'dqf'. Did you mean 'dfq'. Known: dfq"):
+    with pytest.raises(RecipeError, match=r"Unknown synthesizer 'dqf'. Did you mean 'dfq'. Known: dfq"):
         synthesizer("dqf")
-    with pytest.raises(RecipeError, match="Unknown synthesizer 'xyz'. Known: dfq"):
+    with pytest.raises(RecipeError, match=r"Unknown synthesizer 'xyz'. Known: dfq"):
         synthesizer("xyz")
 
 
@@ -88,7 +92,7 @@ def test_a_plugin_is_found_and_its_section_is_checked() -> None:
     recipe = load_recipe("digits/dfq-w8a8-ort", ["synthesis={method: noise, strength: 2}"])
     assert recipe.synthesis.model_dump() == {"method": "noise", "strength": 2.0}
     assert "strength: 2.0" in recipe.to_yaml()
-    with pytest.raises(RecipeError, match="synthesis.strenght: unknown key. Did you mean 'strength'"):
+    with pytest.raises(RecipeError, match=r"synthesis.strenght: unknown key. Did you mean 'strength'"):
         load_recipe("digits/dfq-w8a8-ort", ["synthesis={method: noise, strenght: 2}"])
 
 

@@ -66,7 +66,19 @@ def test_a_file_gives_back_every_bit(name: str, options: dict[str, object], tmp_
     assert (tmp_path / "s.safetensors").read_bytes() == (tmp_path / "t.safetensors").read_bytes()
 
 
-def test_a_snapshot_is_a_copy_and_restores(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scales", ["power_of_two", "float"])
+def test_restoring_keeps_the_parameters_that_an_optimizer_holds(scales: str) -> None:
+    """Brevitas makes its quantizers anew on loading, behind the back of the optimizer, unless told not to."""
+    config = QuantConfig.model_validate({"bits": "w4a4", "scales": scales})
+    made = build("option_a", config)
+    held = dict(made.named_parameters())
+    flags = {name: parameter.requires_grad for name, parameter in held.items()}
+    restore(made, snapshot(made), config)
+    assert all(parameter is held[name] for name, parameter in made.named_parameters())
+    assert {name: parameter.requires_grad for name, parameter in made.named_parameters()} == flags
+
+
+def test_a_snapshot_is_a_copy_and_restores() -> None:
     config = QuantConfig(bits="w4a4")
     made = build("option_a", config)
     kept = snapshot(made)
@@ -116,7 +128,9 @@ def test_equalization_keeps_the_function_and_leaves_the_given_graph_alone(name: 
     found = without_quantization(equal, inputs)
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
     with torch.no_grad():
-        torch.testing.assert_close(equalized_graph(graph, QuantConfig(equalize=10))(inputs), found, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            equalized_graph(graph, QuantConfig(equalize=10))(inputs), found, rtol=1e-3, atol=1e-3
+        )
         assert torch.equal(graph(inputs), wanted)
 
 
@@ -154,7 +168,7 @@ def test_equalization_is_the_same_every_time() -> None:
 
 def test_the_scheme_is_checked_against_the_target() -> None:
     narrow = dataclasses.replace(TARGET, weights=dataclasses.replace(TARGET.weights, bits=(8,)))
-    with pytest.raises(TargetError, match="4-bit weights"):
+    with pytest.raises(TargetError, match=r"4-bit weights"):
         build_student(toy_graph("option_a"), QuantConfig(bits="w4a8"), narrow, IMAGE)
 
 

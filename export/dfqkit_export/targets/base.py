@@ -36,6 +36,7 @@ class Target:
     Attributes:
         name: key in recipes and on the command line.
         title: name for people.
+        runtime: key of the runtime that executes it.
         opset: ONNX opset of the exported file.
         weights: types of convolution and linear weights.
         unsigned_activations: types of tensors that cannot be negative (after ReLU, Sigmoid).
@@ -50,6 +51,7 @@ class Target:
 
     name: str
     title: str
+    runtime: str
     opset: int
     weights: QuantSpace
     unsigned_activations: QuantSpace

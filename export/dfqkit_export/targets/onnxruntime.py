@@ -7,6 +7,7 @@ from .base import QuantSpace, Target
 ONNXRUNTIME = Target(
     name="onnxruntime",
     title="ONNX Runtime (CPU)",
+    runtime="onnxruntime",
     opset=18,
     weights=QuantSpace(
         bits=(2, 3, 4, 5, 6, 7, 8), signed=True, symmetric=True, granularity="per_channel", narrow_range=True

@@ -9,6 +9,7 @@ _INT8 = QuantSpace(bits=(2, 3, 4, 5, 6, 7, 8), signed=True, symmetric=True, gran
 TENSORRT = Target(
     name="tensorrt",
     title="NVIDIA TensorRT",
+    runtime="tensorrt",
     opset=18,
     weights=QuantSpace(
         bits=(2, 3, 4, 5, 6, 7, 8), signed=True, symmetric=True, granularity="per_channel", narrow_range=True

@@ -47,11 +47,11 @@ def test_npz_with_labels(tmp_path: Path) -> None:
     assert (loaded.name, len(loaded)) == ("set", 5)
 
 
-def test_npz_grey_without_labels_and_with_limit(tmp_path: Path) -> None:
+def test_npz_grey_without_labels_and_with_a_limit_spread_over_all(tmp_path: Path) -> None:
     images = pixels(5, 6, 6)
     np.savez(tmp_path / "set.npz", images=images)
-    loaded = load_images(tmp_path / "set.npz", GREY, limit=2)
-    np.testing.assert_array_equal(loaded.images[..., 0], images[:2])
+    loaded = load_images(tmp_path / "set.npz", GREY, limit=3)
+    np.testing.assert_array_equal(loaded.images[..., 0], images[[0, 2, 4]])
     assert loaded.labels is None
 
 

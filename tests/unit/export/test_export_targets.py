@@ -58,7 +58,7 @@ def space(*bits: int) -> QuantSpace:
 @pytest.mark.parametrize(("weights", "activations", "field"), [(4, 8, "4-bit weights"), (8, 2, "2-bit activations")])
 def test_bits_that_cannot_run_are_refused(weights: int, activations: int, field: str) -> None:
     target = Target(
-        name="chip", title="Chip", opset=17, weights=space(8), unsigned_activations=space(4, 8),
+        name="chip", title="Chip", runtime="chip", opset=17, weights=space(8), unsigned_activations=space(4, 8),
         signed_activations=space(4, 8), bias="float", quantize_outputs=True, clip_before_quantize=False,
     )  # fmt: skip
     with pytest.raises(TargetError, match=f"Target 'chip' cannot run {field}; it takes .*8 bits"):

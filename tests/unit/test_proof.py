@@ -1,0 +1,252 @@
+"""What a report says of a run: numbers by hand, layers against an independent reading, and the images shown."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, fx, nn
+
+from dfqkit.imagebank import ImageBank
+from dfqkit.recipe import Recipe, load_recipe
+from dfqkit.run.context import resolve_device
+from dfqkit.run.layers import _student_layers, compare_layers
+from dfqkit.run.plan import plan
+from dfqkit.run.proof import GradingSet, compare, real_images
+from dfqkit.run.sheets import contact_sheets
+from dfqkit.students.freezing import freeze
+from dfqkit.students.scheme import QuantConfig
+from dfqkit.students.student import build_student, calibrate_student, equalized_graph
+from dfqkit_export.errors import ArtefactError, RecipeError, RuntimeUnavailableError
+from dfqkit_export.images import ImageSpec
+from dfqkit_export.metrics import Metric
+from dfqkit_export.qdq import write_float, write_qdq
+from dfqkit_export.targets import get_target
+from tests._toys import IMAGE, images, student, toy_graph
+
+
+class TestCompare:
+    LOGITS: dict[str, Any] = {  # noqa: RUF012 - read only
+        "teacher": np.log([[0.5, 0.25, 0.25], [0.2, 0.6, 0.2], [0.1, 0.1, 0.8], [0.6, 0.2, 0.2]]),
+        "student": np.log([[0.5, 0.25, 0.25], [0.6, 0.2, 0.2], [0.1, 0.1, 0.8], [0.6, 0.2, 0.2]]),
+        "onnxruntime": np.log([[0.5, 0.25, 0.25], [0.6, 0.2, 0.2], [0.1, 0.8, 0.1], [0.6, 0.2, 0.2]]),
+    }
+    LABELS = np.array([0, 1, 2, 1])
+
+    def metrics(self, labels: Any = LABELS) -> dict[tuple[str, str], Metric]:
+        batches = [np.zeros((3, 1, 2, 2), np.float32), np.zeros((1, 1, 2, 2), np.float32)]
+        grading = GradingSet(name="real:x", batches=batches, labels=labels)
+        assert len(grading) == 4
+        found = compare(self.LOGITS, grading)
+        assert all(metric.data == "real:x" and metric.n == 4 for metric in found)
+        assert len({(m.name, m.subject) for m in found}) == len(found)
+        return {(m.name, m.subject): m for m in found}
+
+    def test_by_hand(self) -> None:
+        found = self.metrics()
+        # right: teacher images 0-2, student 0 and 2, runtime 0; all are wrong about the last
+        assert {subject: found["top1", subject].value for subject in self.LOGITS} == {
+            "teacher": 75.0, "student": 50.0, "onnxruntime": 25.0,
+        }  # fmt: skip
+        assert found["top1_drop", "student"].value == 25.0
+        assert found["top1_drop", "onnxruntime"].value == 50.0
+        assert found["top1_drop", "onnxruntime"].stderr == pytest.approx(25.0)  # d = 0 1 1 0: std 1/2 over sqrt 4
+        assert found["agreement", "student"].value == 75.0
+        assert found["agreement", "onnxruntime"].value == 50.0
+        assert found["student_agreement", "onnxruntime"].value == 75.0
+        assert found["student_top1_gap", "onnxruntime"].value == 25.0
+        # The second image: 0.2 ln(0.2/0.6) + 0.6 ln(0.6/0.2), a quarter of the images.
+        assert found["kl", "student"].value == pytest.approx(0.4 * np.log(3) / 4)
+        noise = 2 * np.log(3) ** 2
+        signal = float(np.square(self.LOGITS["teacher"]).sum())
+        assert found["logit_sqnr_db", "student"].value == pytest.approx(10 * np.log10(signal / noise))
+        assert found["top1", "teacher"].higher_is_better
+        assert found["top1_drop", "student"].higher_is_better is False
+        assert not [key for key in found if key[1] == "teacher" and key[0] != "top1"]
+
+    def test_without_labels(self) -> None:
+        found = self.metrics(None)
+        assert not {name for name, _ in found} & {"top1", "top1_drop", "student_top1_gap"}
+        assert found["agreement", "onnxruntime"].value == 50.0
+        assert found["student_agreement", "onnxruntime"].value == 75.0
+
+    def test_an_exact_copy_has_no_finite_sqnr(self) -> None:
+        grading = GradingSet(name="x", batches=[], labels=None)
+        found = compare({name: self.LOGITS["teacher"] for name in self.LOGITS}, grading)
+        values = {(m.name, m.subject): m.value for m in found}
+        assert values["logit_sqnr_db", "student"] is None
+        assert values["kl", "student"] == 0
+        assert values["agreement", "student"] == 100
+
+
+class TestRealImages:
+    def recipe(self, *overrides: str) -> Recipe:
+        return load_recipe("digits/dfq-w8a8-ort", overrides)
+
+    def test_they_are_found_beside_the_recipe(self) -> None:
+        found = real_images(self.recipe("validate.limit=20"))
+        assert found is not None
+        assert found.images.shape == (20, 16, 16, 1)
+        assert found.labels is not None
+        assert len(real_images(self.recipe("validate.limit=20"), limit=5) or ()) == 5
+        assert len(real_images(self.recipe("validate.limit=3"), limit=5) or ()) == 3
+        assert len(real_images(self.recipe(), limit=5) or ()) == 5
+
+    def test_none_are_fine_and_wrong_ones_are_named(self, tmp_path: Path) -> None:
+        assert real_images(self.recipe("validate.data=null")) is None
+        with pytest.raises(RecipeError, match=r"names 'nowhere.npz', which does not exist"):
+            real_images(self.recipe("validate.data=nowhere.npz"))
+        np.savez(tmp_path / "a.npz", images=np.zeros((2, 8, 8, 1), np.uint8))
+        with pytest.raises(ArtefactError, match=r"8x8 pixels.*16x16"):
+            real_images(self.recipe(f"validate.data={tmp_path / 'a.npz'}"), limit=1)
+
+
+class TestSheets:
+    @pytest.mark.parametrize("channels", [1, 3])
+    @pytest.mark.parametrize(("count", "shown"), [(1, 1), (5, 5), (16, 16), (17, 17), (200, 96)])
+    def test_the_picture_has_the_right_size_and_every_image_once(
+        self, channels: int, count: int, shown: int, tmp_path: Path
+    ) -> None:
+        size, columns = 10, 16
+        spec = ImageSpec(shape=(channels, size, size), mean=(0.5,) * channels, std=(0.5,) * channels, classes=4)
+        levels = torch.arange(count, dtype=torch.uint8)  # image n is all of level n, and of class n % 4
+        pictures = levels.reshape(-1, 1, 1, 1).expand(-1, channels, size, size).contiguous()
+        logits = 9 * nn.functional.one_hot(levels.long() % 4, 4).float()
+        ImageBank(images=pictures, logits=logits, image=spec, teacher="0" * 64, source="test").save(
+            tmp_path / "grading.safetensors"
+        )
+        ((caption, data),) = contact_sheets(tmp_path).items()
+        assert caption == f"test: {count} images, mean teacher confidence 1.00"
+        picture = Image.open(io.BytesIO(data))
+        picture.load()
+        scale, rows = 5, -(-shown // columns)
+        assert (picture.format, picture.mode) == ("PNG", "RGB")
+        assert picture.size == (columns * (size + 1) * scale, rows * (size + 1) * scale)
+        pixels = np.asarray(picture)[:: scale * (size + 1), :: scale * (size + 1)].reshape(-1, 3)
+        assert (pixels[:, :1] == pixels).all()
+        found = pixels[:shown, 0].tolist()
+        assert len(set(found)) == shown
+        assert [level % 4 for level in found] == sorted(level % 4 for level in found)
+        assert (pixels[shown:] == 255).all()
+
+    def test_an_empty_folder_gives_nothing(self, tmp_path: Path) -> None:
+        assert contact_sheets(tmp_path) == {}
+
+
+class TestLayers:
+    @pytest.mark.parametrize("name", ["residual", "option_a", "depthwise"])
+    def test_outputs_are_those_behind_activation_and_quantizer(self, name: str) -> None:
+        quantized = student(name, "w4a8")
+        inputs = images(4)
+        found = _student_layers(quantized, inputs)
+        weighted = {
+            str(n.target): n for n in quantized.graph.nodes if isinstance(module(quantized, n), nn.Conv2d | nn.Linear)
+        }
+        additions = {n.name: n for n in quantized.graph.nodes if n.target is torch.add}
+        assert set(found) == set(weighted) | set(additions)
+        seen: dict[str, Tensor] = {}
+        handles = [
+            quantized.get_submodule(key).register_forward_hook(keep(seen, key))
+            for key in {str(n.target) for n in quantized.graph.nodes if n.op == "call_module"}
+        ]
+        with torch.no_grad():
+            quantized(inputs)
+        for handle in handles:
+            handle.remove()
+        for key, node in (weighted | additions).items():
+            chain = [node]
+            while len(chain[-1].users) == 1 and passes(quantized, next(iter(chain[-1].users))):
+                chain.append(next(iter(chain[-1].users)))
+            if chain[-1].op == "call_module":
+                assert np.array_equal(found[key], seen[str(chain[-1].target)].numpy())
+
+    @pytest.mark.parametrize("equalize", [0, 10])
+    def test_rows_say_how_far_the_student_is_and_that_the_runtime_is_the_student(
+        self, equalize: int, tmp_path: Path
+    ) -> None:
+        graph, target = toy_graph("option_a"), get_target("onnxruntime")
+        config = QuantConfig(bits="w8a8", equalize=equalize)
+        quantized = build_student(graph, config, target, IMAGE)
+        calibrate_student(quantized, [images(16, 10)], config, IMAGE)
+        freeze(quantized)
+        write_qdq(quantized, target, tmp_path / "model.onnx", metadata={})
+        write_float(graph, tmp_path / "teacher.onnx", metadata={}, opset=target.opset)
+        inputs = images(8).numpy()
+        reference = equalized_graph(graph, config) if equalize else None
+        rows = compare_layers(quantized, tmp_path, inputs, torch.device("cpu"), reference=reference)
+        ours = _student_layers(quantized, torch.from_numpy(inputs))
+        assert {row.name for row in rows} >= {"stem.0", "b1.0", "b2.0", "fc"}
+        floats = _student_layers(reference or graph, torch.from_numpy(inputs))
+        for row in rows:
+            if row.name in ours:
+                wanted = floats[row.name]
+                expected = 10 * np.log10((wanted.astype(float) ** 2).sum() / ((wanted - ours[row.name]) ** 2).sum())
+                assert row.sqnr_student_db == pytest.approx(expected, abs=0.1)
+                assert row.sqnr_student_db > 20
+                assert row.sqnr_runtime_db is None or row.sqnr_runtime_db > 60
+
+
+def module(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def passes(graph: fx.GraphModule, node: fx.Node) -> bool:
+    return str(node.target).startswith("quant.") or isinstance(module(graph, node), nn.ReLU | nn.ReLU6)
+
+
+def keep(seen: dict[str, Tensor], key: str) -> Callable[[nn.Module, object, Tensor], None]:
+    def hook(_: nn.Module, __: object, output: Tensor) -> None:
+        seen.setdefault(key, output)
+
+    return hook
+
+
+class TestDevice:
+    @pytest.mark.parametrize("name", ["gpu", "cuda:0", "", "CPU"])
+    def test_an_unknown_name_lists_the_known(self, name: str) -> None:
+        with pytest.raises(RecipeError, match=f"Unknown device '{name}'. Allowed: auto, cpu, cuda"):
+            resolve_device(name)
+
+    def test_without_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        assert resolve_device("auto") == resolve_device("cpu") == torch.device("cpu")
+        with pytest.raises(RuntimeUnavailableError, match=r"Use --device cpu or auto") as caught:
+            resolve_device("cuda")
+        assert caught.value.exit_code == 3
+
+    def test_with_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda")
+        assert resolve_device("cpu") == torch.device("cpu")
+
+
+class TestPlan:
+    def test_it_names_every_stage_with_its_cost_and_ends_with_the_recipe(self) -> None:
+        recipe = load_recipe("digits/dfq-w4a4-ort", ["distill.partners=[w3a3, w4a4]", "distill.steps=123"])
+        text = plan(recipe)
+        assert text.endswith(recipe.to_yaml())
+        stages = [line.split()[0] for line in text.partition("name: ")[0].splitlines() if line and ":" not in line[:12]]
+        assert [s for s in stages if s in ("synthesize", "quantize", "distill", "export", "validate")] == [
+            "synthesize", "quantize", "distill", "export", "validate",
+        ]  # fmt: skip
+        for part in (
+            "150 rounds of 128 images",
+            "3 student(s)",
+            "123 steps of 64 images",
+            "ONNX Runtime (CPU), w4a4",
+            "test.npz",
+        ):
+            assert part in text
+
+    def test_without_distillation_labels_or_weights(self) -> None:
+        text = plan(load_recipe("digits/dfq-w4a4-ort", ["distill=null", "validate.data=null", "teacher.weights=null"]))
+        assert "no: the calibrated student ships" in text
+        assert "1 student(s)" in text
+        assert "synthetic images only" in text
+        assert "weights random" in text
