@@ -21,10 +21,11 @@ from dfqkit_export.errors import ArtefactError
 
 from . import losses
 from .optimizers import cosine, optimizer_tensors, restore_optimizer, under
-from .students.reference import FeatureTap, measuring_points, reference_graph
+from .students.reference import measuring_points, reference_graph
 from .students.scheme import QuantConfig, check_bits
 from .students.student import restore, snapshot
 from .synthesis.base import Losses, Synthesizer
+from .taps import FeatureTap
 
 _log = logging.getLogger(__name__)
 

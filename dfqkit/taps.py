@@ -6,12 +6,12 @@ gone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
@@ -46,7 +46,21 @@ def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
     }
 
 
-class BatchNormTap:
+class _Tap:
+    """Hooks with a lifetime: put on when entered, all taken off when left, also by an exception."""
+
+    def __init__(self) -> None:
+        self._handles: list[RemovableHandle] = []
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+
+class BatchNormTap(_Tap):
     """Reads the statistics of every BatchNorm input during a forward.
 
     ``statistics`` holds one entry a call, in forward order, of the last forward; a layer called twice gives two.
@@ -63,10 +77,10 @@ class BatchNormTap:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        super().__init__()
         self.model = model
         self.layers = batch_norms(model)
         self.statistics: list[BatchStatistics] = []
-        self._handles: list[RemovableHandle] = []
         if not self.layers:
             message = (
                 "The model has no BatchNorm layer with running statistics, which this method reads. Found none of them "
@@ -87,13 +101,6 @@ class BatchNormTap:
             self._handles.append(layer.register_forward_pre_hook(self._reader(name)))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-
     def _clear(self, module: nn.Module, inputs: object) -> None:
         self.statistics.clear()
 
@@ -111,5 +118,39 @@ class BatchNormTap:
                     running_variance=module.running_var,  # type: ignore[arg-type]
                 )
             )
+
+        return read
+
+
+class FeatureTap(_Tap):
+    """Reads what leaves ``quant.n`` for every point ``n`` during a forward; ``features`` holds the last forward's.
+
+    Args:
+        model: a student or a reference graph.
+        points: node names.
+    """
+
+    def __init__(self, model: fx.GraphModule, points: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.points = model, points
+        self.features: dict[str, Tensor] = {}
+
+    def __enter__(self) -> FeatureTap:
+        modules = {name: self.model.get_submodule(f"quant.{name}") for name in self.points}
+        self._handles.append(self.model.register_forward_pre_hook(lambda *_: self.features.clear()))
+        for name, module in modules.items():
+            self._handles.append(module.register_forward_hook(self._reader(name)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        self.features.clear()
+
+    def _reader(self, name: str) -> Callable[[nn.Module, object, Tensor], None]:
+        def read(module: nn.Module, inputs: object, output: Tensor) -> None:
+            # A quantizer that serves again further down is called twice; its first call is the point itself.
+            self.features.setdefault(name, output)
 
         return read

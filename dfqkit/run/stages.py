@@ -7,6 +7,7 @@ folder `folder`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -40,6 +41,9 @@ from .context import Checkpoints, Context, resolve_device, teacher_of
 from .folder import RunFolder
 from .plan import plan
 
+#: Room for everything that does not grow with the number of images: students, optimizers, ONNX files, reports.
+_MODEL_SPACE = 256 * 2**20
+
 STAGES = ("synthesize", "quantize", "distill", "export", "validate")
 
 
@@ -66,6 +70,7 @@ def execute(
         ArtefactError: when a stage before the first of ``stages`` is missing.
     """
     context = Context(folder=folder, recipe=recipe, device=resolve_device(device), progress=progress, given=teacher)
+    folder.require_space(_space(recipe))
     for stage in stages:
         if folder.done(stage):
             continue
@@ -77,6 +82,13 @@ def execute(
         files, facts = _RUNNERS[stage](context)
         folder.finish(stage, files, facts)
         folder.clear_state(stage)
+
+
+def _space(recipe: Recipe) -> int:
+    """Bytes that a run takes at the most: stored images, the memory in a checkpoint and its successor, and models."""
+    pixels = math.prod(recipe.image.shape)
+    stored = recipe.bank.calibration + recipe.bank.held_out + recipe.bank.grading
+    return pixels * (stored + 2 * getattr(recipe.synthesis, "memory", 0)) + _MODEL_SPACE
 
 
 def recipe_of(folder: RunFolder) -> Recipe:

@@ -1,16 +1,14 @@
 """The float model with the same measuring points as a student, for losses between their features.
 
-What belongs here: the reference graph and the tap that reads both sides.
+What belongs here: the reference graph and its points; what reads both sides is `dfqkit.taps.FeatureTap`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from types import TracebackType
+from collections.abc import Sequence
 
-from torch import Tensor, fx, nn
-from torch.utils.hooks import RemovableHandle
+from torch import fx, nn
 
 
 def measuring_points(student: fx.GraphModule) -> list[str]:
@@ -38,39 +36,3 @@ def reference_graph(graph: fx.GraphModule, points: Sequence[str]) -> fx.GraphMod
     for parameter in reference.parameters():
         parameter.requires_grad_(False)
     return reference.eval()
-
-
-class FeatureTap:
-    """Reads what leaves ``quant.n`` for every point ``n`` during a forward; ``features`` holds the last forward's.
-
-    Args:
-        model: a student or a reference graph.
-        points: node names.
-    """
-
-    def __init__(self, model: fx.GraphModule, points: Sequence[str]) -> None:
-        self.model, self.points = model, points
-        self.features: dict[str, Tensor] = {}
-        self._handles: list[RemovableHandle] = []
-
-    def __enter__(self) -> FeatureTap:
-        modules = {name: self.model.get_submodule(f"quant.{name}") for name in self.points}
-        self._handles.append(self.model.register_forward_pre_hook(lambda *_: self.features.clear()))
-        for name, module in modules.items():
-            self._handles.append(module.register_forward_hook(self._reader(name)))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self.features.clear()
-
-    def _reader(self, name: str) -> Callable[[nn.Module, object, Tensor], None]:
-        def read(module: nn.Module, inputs: object, output: Tensor) -> None:
-            # A quantizer that serves again further down is called twice; its first call is the point itself.
-            self.features.setdefault(name, output)
-
-        return read

@@ -15,10 +15,10 @@ from torch import Tensor, fx, nn
 from dfqkit import losses
 from dfqkit.distill import DistillConfig, Distiller, LiveStream, frozen, judge
 from dfqkit.seeds import derive
-from dfqkit.students.reference import FeatureTap
 from dfqkit.students.scheme import QuantConfig
 from dfqkit.students.student import build_student, calibrate_student, equalized_graph, snapshot
 from dfqkit.synthesis.base import Losses, Synthesizer, SynthesizerConfig
+from dfqkit.taps import FeatureTap
 from dfqkit.teacher import Teacher
 from dfqkit_export.targets import get_target
 from tests._toys import IMAGE, images, toy_graph, toy_teacher
@@ -277,9 +277,14 @@ def test_the_terms_are_the_losses_of_the_batch_that_was_drawn() -> None:
 
 
 def test_the_feature_loss_falls() -> None:
-    loop = distiller(weights={"response": 0, "feature": 1.0}, steps=60, batch=16, round_every=100, lr=3e-3)
+    loop = distiller(weights={"response": 0, "feature": 1.0}, steps=60, batch=16, round_every=100, lr=1e-2)
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # far from the teacher, so that more than the noise of batches can be won back
+        for parameter in loop.students[0].parameters():
+            if parameter.dim() == 4 and parameter.shape[1] > 1:
+                parameter.add_(0.3 * parameter.std() * torch.randn(parameter.shape, generator=rng))
     found = [loop.run_step()["feature"] for _ in range(60)]
-    assert sum(found[-10:]) < 0.8 * sum(found[:10])
+    assert sum(found[-5:]) < 0.6 * sum(found[:5])
 
 
 def test_features_of_an_equalized_student_are_compared_on_their_own_scale() -> None:
@@ -288,11 +293,10 @@ def test_features_of_an_equalized_student_are_compared_on_their_own_scale() -> N
     found = []
     for reference in (equalized_graph(toy_graph(TOY), scheme), toy_graph(TOY)):
         stream = LiveStream(Offset(toy_teacher(TOY), derive(0, "offset")), config, derive(0, "augmentation"))
-        found.append(
-            Distiller([calibrated(scheme)], [scheme], reference, stream, held_out(), config).run_step()["feature"]
-        )
-    assert found[0] < 1e-3
-    assert found[1] > 10 * found[0]
+        loop = Distiller([calibrated(scheme)], [scheme], reference, stream, held_out(), config)
+        found.append(loop.run_step()["feature"])
+    assert found[0] < 0.01
+    assert found[1] > 2 * found[0]
 
 
 def test_augmentation_is_the_seeds_and_only_moves_pixels() -> None:
@@ -349,8 +353,16 @@ def test_disagreement_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"step": 1}, {"steps": 0}, {"average": 1.0}, {"lr": math.inf}, {"partners": ["w1a1"]}, {"weights": {"response": 0}}]
-)  # fmt: skip
+    "values",
+    [
+        {"step": 1},
+        {"steps": 0},
+        {"average": 1.0},
+        {"lr": math.inf},
+        {"partners": ["w1a1"]},
+        {"weights": {"response": 0}},
+    ],
+)
 def test_the_section_is_closed_and_bounded(values: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match=next(iter(values))):
         DistillConfig.model_validate(values)

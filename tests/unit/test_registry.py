@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -57,23 +56,6 @@ def test_own_methods_load_and_say_what_they_need() -> None:
         assert issubclass(kind, Synthesizer)
         assert kind.Config.model_validate({"method": name}).method == name
         assert kind.needs <= {"batchnorm", "linear_head", "features", "records", "student"}
-
-
-def test_names_are_known_without_loading_torch() -> None:
-    program = (
-        "import sys; from dfqkit.registry import synthesizer_names; synthesizer_names(); print('torch' in sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment()
-    )
-    assert done.stdout.strip() == "False"
-
-
-def environment() -> dict[str, str]:
-    import os
-
-    root = Path(__file__).parents[2]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "export")])}
 
 
 def test_an_unknown_name_comes_with_the_nearest_and_with_all() -> None:
