@@ -146,6 +146,7 @@ def _as_head(name: str, layer: Any) -> LinearHead:
 def _capture(teacher: Teacher) -> tuple[dict[str, int], tuple[str, ...], str | None]:
     # Imported here because the students' half brings Brevitas, which `import dfqkit` must not load.
     from dfqkit.students import capture
+    from dfqkit.students.normal_form import SUPPORTED_OPS, op_name
 
     constants = _BatchConstants(capture.__file__)
     try:
@@ -153,8 +154,8 @@ def _capture(teacher: Teacher) -> tuple[dict[str, int], tuple[str, ...], str | N
             graph = capture.export_graph(teacher.model, teacher.image)
     except TeacherError as error:
         return {}, (), _capture_problem(error, constants)
-    counts = Counter(capture.op_name(node.target) for node in graph.graph.nodes if node.op == "call_function")
-    return dict(counts), tuple(sorted(set(counts) - capture.SUPPORTED_OPS)), None
+    counts = Counter(op_name(node.target) for node in graph.graph.nodes if node.op == "call_function")
+    return dict(counts), tuple(sorted(set(counts) - SUPPORTED_OPS)), None
 
 
 class _BatchConstants(logging.Handler):

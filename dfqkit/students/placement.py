@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from dfqkit_export.images import ImageSpec
 from dfqkit_export.targets import Target
 
-from .capture import op_name
+from .normal_form import op_name
 from .scheme import QuantConfig, activation_quantizer, weight_quantizer
 
 _WEIGHTED = (nn.Conv2d, nn.Linear)

@@ -1,0 +1,319 @@
+"""The normal form of a captured graph: modules and functions that quantizer, equalizer and ONNX writer understand.
+
+What belongs here: the translation of ATen operators, one method an operator family. Capturing is `capture`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from dfqkit_export.errors import TeacherError
+
+from .folding import add_submodule, with_parameters
+
+aten = torch.ops.aten
+
+_OPS = (
+    "conv2d linear batch_norm relu relu_ hardtanh hardtanh_ relu6 silu silu_ hardswish hardswish_ hardsigmoid "
+    "hardsigmoid_ sigmoid sigmoid_ add add_ mul mul_ cat max_pool2d avg_pool2d adaptive_avg_pool2d mean flatten view "
+    "reshape permute transpose contiguous slice pad constant_pad_nd chunk split getitem dropout dropout_ sym_size "
+    "unsqueeze squeeze clone alias detach detach_ feature_dropout alpha_dropout"
+)
+
+#: Operators of the normal form that may carry quantized values; anything else runs, but stays in float.
+SUPPORTED_OPS: frozenset[str] = frozenset(_OPS.split())
+
+_DROPOUTS = {
+    aten.dropout.default,
+    aten.dropout_.default,
+    aten.feature_dropout.default,
+    aten.alpha_dropout.default,
+    aten.alias.default,
+    aten.detach.default,
+    aten.detach_.default,
+}
+
+
+def op_name(target: object) -> str:
+    """The short operator name of an fx target: ``aten.add_.Tensor`` gives ``add_``."""
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target.overloadpacket.__name__)
+    return str(getattr(target, "__name__", target))
+
+
+def _owners(model: nn.Module) -> set[str]:
+    """Paths of all modules that hold parameters or buffers, and of what these lie in."""
+    paths = (name.split(".")[:-1] for name in model.state_dict())
+    return {".".join(path[:length]) for path in paths for length in range(1, len(path) + 1)}
+
+
+def _attribute(root: nn.Module, path: str) -> Any:
+    value: Any = root
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _pair(value: Any) -> Any:
+    return tuple(value) if isinstance(value, (list, tuple)) else value
+
+
+class Normaliser:
+    """Rebuilds an exported graph node by node. One method an operator family."""
+
+    def __init__(self, source: fx.GraphModule) -> None:
+        self.source = source
+        self.root = nn.Module()
+        self.graph = fx.Graph()
+        self.env: dict[fx.Node, fx.Node] = {}
+        self.named: dict[str, str] = {}  # weight and options -> module: a layer called twice stays one layer
+        self.used: set[str] = set()
+        self.reserved = _owners(source)
+
+    def build(self) -> fx.GraphModule:
+        """The rebuilt graph; BatchNorms are modules of their own in it."""
+        for node in self.source.graph.nodes:
+            if node.op == "placeholder":
+                self.env[node] = self.graph.placeholder("image")
+                self.env[node].meta["example_shape"] = tuple(node.meta["val"].shape[1:])
+            elif node.op == "output":
+                result = node.args[0][0] if isinstance(node.args[0], (list, tuple)) else node.args[0]
+                self.graph.output(self._map(result))
+            elif node.op == "get_attr":
+                self.env[node] = node  # resolved where it is used
+            elif node.op == "call_function":
+                self.env[node] = self._convert(node)
+            elif not (node.op == "call_module" and "guards" in str(node.target)):
+                message = f"Unexpected node '{node.name}' ({node.op} {node.target}) in the exported graph."
+                raise TeacherError(message)
+        return fx.GraphModule(self.root, self.graph)
+
+    def _convert(self, node: fx.Node) -> fx.Node:
+        if not isinstance(node.target, torch._ops.OpOverload):
+            return self._copy(node)  # arithmetic on sizes, which has the same names
+        name = op_name(node.target).rstrip("_")
+        handlers: dict[str, Callable[[fx.Node], fx.Node]] = {
+            "conv2d": self._conv,
+            "linear": self._linear,
+            "batch_norm": self._batch_norm,
+            "max_pool2d": self._max_pool,
+            "avg_pool2d": self._avg_pool,
+            "adaptive_avg_pool2d": self._adaptive_pool,
+            "mean": self._mean,
+            "hardtanh": self._hardtanh,
+            "add": self._add,
+        }
+        functions: dict[str, Callable[..., Any]] = {
+            "mul": torch.mul,
+            "cat": torch.cat,
+            "view": torch.reshape,
+            "reshape": torch.reshape,
+            "flatten": torch.flatten,
+        }
+        modules = {"relu": nn.ReLU, "relu6": nn.ReLU6, "sigmoid": nn.Sigmoid, "hardsigmoid": nn.Hardsigmoid}
+        # x * gate(x) in two steps, so that both the gate and the product can be quantized
+        gated: dict[str, type[nn.Module]] = {"silu": nn.Sigmoid, "hardswish": nn.Hardsigmoid}
+        if node.target in _DROPOUTS or name in ("contiguous", "clone"):
+            return self._map(node.args[0])  # type: ignore[no-any-return]
+        if name in modules:
+            return self._module(node, modules[name](), name)
+        if name in gated:
+            gate = self._module(node, gated[name](), f"{name}_gate")
+            return self.graph.call_function(torch.mul, (self._map(node.args[0]), gate))
+        if name in functions:
+            return self.graph.call_function(functions[name], self._map(node.args))
+        return handlers.get(name, self._copy)(node)
+
+    def _map(self, value: Any) -> Any:
+        def one(node: fx.Node) -> fx.Node:
+            mapped = self.env[node]
+            return self._constant(mapped) if mapped.graph is not self.graph else mapped
+
+        return fx.map_arg(value, one)
+
+    def _constant(self, node: fx.Node) -> fx.Node:
+        name = "constant_" + str(node.target).replace(".", "_")
+        tensor = _attribute(self.source, str(node.target)).detach().clone()
+        if not hasattr(self.root, name):
+            self.root.register_buffer(name, tensor)
+        return self.graph.get_attr(name)
+
+    def _tensor(self, node: object) -> Tensor | None:
+        if not isinstance(node, fx.Node):
+            return None
+        if node.op != "get_attr":
+            message = (
+                f"'{node.name}' is computed where a layer takes a stored parameter (bias, BatchNorm statistics). Fold "
+                f"the "
+                "computation into the parameter first."
+            )
+            raise TeacherError(message)
+        return _attribute(self.source, str(node.target)).detach().clone()  # type: ignore[no-any-return]
+
+    def _unique(self, base: str, *, generated: bool = True) -> str:
+        if base.partition(".")[0] == "quant":
+            base = f"model_{base}"  # `quant` holds the quantizers
+        candidate, count = base, 0
+        while candidate in self.used or (generated and candidate in self.reserved):
+            count += 1
+            candidate = f"{base}_{count}"
+        self.used.add(candidate)
+        return candidate
+
+    def _module(self, node: fx.Node, module: nn.Module, name: str) -> fx.Node:
+        target = self._unique(name)
+        add_submodule(self.root, target, module)
+        return self.graph.call_module(target, (self._map(node.args[0]),))
+
+    def _weighted(self, node: fx.Node, make: Callable[[Tensor, Tensor | None], nn.Module]) -> fx.Node:
+        weight_node = node.args[1]
+        if not isinstance(weight_node, fx.Node) or weight_node.op != "get_attr":
+            message = (
+                f"Layer '{node.name}' takes its weight from a computation, not from a parameter. dfqkit quantizes "
+                f"stored "
+                "weights: fold the computation (weight norm, dynamic convolution) into the parameter first."
+            )
+            raise TeacherError(message)
+        path = str(weight_node.target)
+        key = f"{path} {fx.map_arg(node.args[2:], lambda n: str(n.target))}"  # with two strides it is two layers
+        if key not in self.named:
+            base = path.removesuffix(".weight") if path.endswith(".weight") else path.replace(".", "_")
+            weight = self._tensor(weight_node)
+            if weight is None:
+                message = f"Layer '{node.name}' has no weight tensor at '{path}'."
+                raise TeacherError(message)
+            self.named[key] = self._unique(base, generated=False)
+            add_submodule(self.root, self.named[key], make(weight, self._tensor(_argument(node, 2))))
+        return self.graph.call_module(self.named[key], (self._map(node.args[0]),))
+
+    def _conv(self, node: fx.Node) -> fx.Node:
+        stride, padding, dilation = (_pair(_argument(node, i, default)) for i, default in ((3, 1), (4, 0), (5, 1)))
+        groups = _argument(node, 6, 1)
+
+        def make(weight: Tensor, bias: Tensor | None) -> nn.Module:
+            out_channels, in_channels = weight.shape[0], weight.shape[1] * groups
+            layer = nn.Conv2d(
+                in_channels, out_channels, _pair(weight.shape[2:]), stride, padding, dilation, groups, device="meta"
+            )
+            return with_parameters(layer, weight, bias, out_channels)
+
+        return self._weighted(node, make)
+
+    def _linear(self, node: fx.Node) -> fx.Node:
+        def make(weight: Tensor, bias: Tensor | None) -> nn.Module:
+            layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+            return with_parameters(layer, weight, bias, weight.shape[0])
+
+        return self._weighted(node, make)
+
+    def _batch_norm(self, node: fx.Node) -> fx.Node:
+        weight, bias, mean, variance = (self._tensor(_argument(node, i)) for i in range(1, 5))
+        if mean is None or variance is None:
+            message = (
+                f"BatchNorm '{node.name}' has no running statistics, so it cannot be folded. Train the model with "
+                "track_running_stats=True, or replace the layer."
+            )
+            raise TeacherError(message)
+        if isinstance(node.args[0], fx.Node) and not self._foldable(node.args[0]) and node.meta["val"].dim() != 4:
+            message = (
+                f"BatchNorm '{node.name}' works on {node.meta['val'].dim()}-dimensional values and does not follow a "
+                f"linear "
+                "layer directly, so it cannot be folded, and no target has an integer form of it. Put it directly "
+                "behind "
+                "the linear layer."
+            )
+            raise TeacherError(message)
+        channels = mean.numel()
+        norm = nn.BatchNorm2d(channels, eps=float(_argument(node, 7, 1e-5)), device=mean.device)
+        with torch.no_grad():
+            norm.weight.copy_(torch.ones_like(mean) if weight is None else weight)
+            norm.bias.copy_(torch.zeros_like(mean) if bias is None else bias)
+        norm.running_mean, norm.running_var = mean, variance
+        path = str(node.args[3].target) if isinstance(node.args[3], fx.Node) else node.name
+        target = self._unique(path.removesuffix(".running_mean"), generated=False)
+        add_submodule(self.root, target, norm.eval())
+        return self.graph.call_module(target, (self._map(node.args[0]),))
+
+    def _foldable(self, before: fx.Node) -> bool:
+        return op_name(before.target) in ("conv2d", "linear") and len(before.users) == 1
+
+    def _max_pool(self, node: fx.Node) -> fx.Node:
+        kernel, stride, padding, dilation, ceil = (
+            _pair(_argument(node, i, default)) for i, default in ((1, 1), (2, None), (3, 0), (4, 1), (5, False))
+        )
+        return self._module(node, nn.MaxPool2d(kernel, stride or kernel, padding, dilation, ceil_mode=ceil), "max_pool")
+
+    def _avg_pool(self, node: fx.Node) -> fx.Node:
+        kernel, stride, padding, ceil, include = (
+            _pair(_argument(node, i, default)) for i, default in ((1, 1), (2, None), (3, 0), (4, False), (5, True))
+        )
+        if _argument(node, 6) is not None:
+            message = f"Average pooling '{node.name}' has a divisor_override, which ONNX cannot hold. Leave it out."
+            raise TeacherError(message)
+        spatial = node.args[0].meta["val"].shape[2:] if isinstance(node.args[0], fx.Node) else ()
+        if tuple(spatial) == (kernel if isinstance(kernel, tuple) else (kernel, kernel)) and padding in (0, (0, 0)):
+            return self._module(node, nn.AdaptiveAvgPool2d(1), "global_pool")
+        return self._module(node, nn.AvgPool2d(kernel, stride or kernel, padding, ceil, include), "avg_pool")
+
+    def _adaptive_pool(self, node: fx.Node) -> fx.Node:
+        size = tuple(node.args[1])  # type: ignore[arg-type]
+        spatial = tuple(node.args[0].meta["val"].shape[2:])  # type: ignore[union-attr]
+        if size == (1, 1):
+            return self._module(node, nn.AdaptiveAvgPool2d(1), "global_pool")
+        if size == spatial:
+            return self._map(node.args[0])  # type: ignore[no-any-return]
+        if all(have % want == 0 for have, want in zip(spatial, size, strict=True)):
+            kernel = tuple(have // want for have, want in zip(spatial, size, strict=True))
+            return self._module(node, nn.AvgPool2d(kernel, kernel), "avg_pool")  # type: ignore[arg-type]
+        message = f"Adaptive pooling from {spatial} to {size} ('{node.name}') has no ONNX form: use sizes that divide."
+        raise TeacherError(message)
+
+    def _mean(self, node: fx.Node) -> fx.Node:
+        value = node.args[0].meta["val"] if isinstance(node.args[0], fx.Node) else None
+        asked = _argument(node, 1)
+        dims = tuple(d % value.dim() for d in asked) if value is not None and isinstance(asked, (list, tuple)) else ()
+        if value is None or value.dim() != 4 or sorted(dims) != [2, 3]:
+            return self._copy(node)
+        pooled = self._module(node, nn.AdaptiveAvgPool2d(1), "global_pool")
+        return pooled if _argument(node, 2, False) else self.graph.call_function(torch.flatten, (pooled, 1))
+
+    def _hardtanh(self, node: fx.Node) -> fx.Node:
+        low, high = _argument(node, 1, -1.0), _argument(node, 2, 1.0)
+        if (low, high) == (0, 6):
+            return self._module(node, nn.ReLU6(), "relu6")
+        return self._module(node, nn.Hardtanh(float(low), float(high)), "hardtanh")
+
+    def _add(self, node: fx.Node) -> fx.Node:
+        first, second = self._map(node.args[:2])
+        if _argument(node, 2, 1) != 1:
+            second = self.graph.call_function(torch.mul, (second, _argument(node, 2)))
+        return self.graph.call_function(torch.add, (first, second))
+
+    def _copy(self, node: fx.Node) -> fx.Node:
+        target = node.target
+        if target is operator.getitem or not op_name(target).endswith("_"):
+            args, kwargs = self._map(node.args), self._map(node.kwargs)
+            return self.graph.call_function(target, args, kwargs)  # type: ignore[arg-type]
+        message = (
+            f"Operator '{op_name(target)}' ('{node.name}') changes its input in place, which the quantized graph "
+            f"cannot "
+            "hold. Use the functional form in the model."
+        )
+        raise TeacherError(message)
+
+
+def _argument(node: fx.Node, index: int, default: Any = None) -> Any:
+    """Positional argument ``index`` of an ATen call, looking at keyword arguments and the operator's own default."""
+    if index < len(node.args):
+        return node.args[index]
+    schema = getattr(node.target, "_schema", None)
+    if schema is not None and index < len(schema.arguments):
+        argument = schema.arguments[index]
+        if argument.name in node.kwargs:
+            return node.kwargs[argument.name]
+    return default
