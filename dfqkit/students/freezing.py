@@ -15,9 +15,10 @@ from torch import Tensor, fx, nn
 
 from dfqkit_export.qdq import input_scales, integer_bias
 
-#: Bits of mantissa that a weight scale keeps. With activation scales that are powers of two, a product of integer
-#: accumulator and scale then fits float32's 24 bits exactly for accumulators up to 2^16.
-SCALE_MANTISSA = 8
+#: Significant bits of a weight's code and its scale together. With activation scales that are powers of two, the
+#: product of integer accumulator and scale then fits float32's 24 bits for accumulators up to 2^20 at 8 bits and 2^16
+#: at 4 bits: more than real layers reach.
+CODE_AND_SCALE_BITS = 12
 
 #: Largest bias code. A dead channel (BatchNorm trained to gamma 0) has weights, and so a weight scale, of nearly zero,
 #: in units of which its bias would not fit int32; its scale is raised, at the cost of weights that hardly add to the
@@ -99,15 +100,18 @@ def _round_weight_scale(layer: QuantWeightBiasInputOutputLayer, input_scale: Ten
     What the runtime multiplies accumulators with is input scale x weight scale / output scale. That is short too, and
     rounds as the student in torch does, only where the weight scale is a multiple of the output scale's odd part.
     """
-    bits = SCALE_MANTISSA if unit == 1 else SCALE_MANTISSA - 2
+    weight_bits = int(layer.weight_quant.bit_width())
+    bits = CODE_AND_SCALE_BITS - weight_bits - (0 if unit == 1 else 2)
     value = layer.weight_quant.tensor_quant.scaling_impl.value
-    scale = short_mantissa(layer.quant_weight().scale.reshape(-1) / unit, bits) * unit
+    # So few bits as 8-bit codes leave could cut the largest weights if rounded down.
+    rounding = torch.ceil if weight_bits > 4 else torch.round
+    scale = short_mantissa(layer.quant_weight().scale.reshape(-1) / unit, bits, rounding=rounding) * unit
     if input_scale is not None:
         least = layer.bias.abs() / (input_scale * LARGEST_BIAS)
         least = least if scale.numel() > 1 else least.max()
         scale = torch.maximum(scale, short_mantissa(least / unit, bits, rounding=torch.ceil) * unit)
     # Brevitas keeps the largest weight, not the step: an integer apart.
-    largest_code = 2 ** (int(layer.weight_quant.bit_width()) - 1) - int(layer.weight_quant.is_narrow_range)
+    largest_code = 2 ** (weight_bits - 1) - int(layer.weight_quant.is_narrow_range)
     value.copy_((scale * largest_code).reshape(value.shape))
 
 

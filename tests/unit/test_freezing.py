@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx
 
 from dfqkit.students.freezing import (
+    CODE_AND_SCALE_BITS,
     LARGEST_BIAS,
-    SCALE_MANTISSA,
     activation_internals,
     even_zero_points,
     freeze,
@@ -54,7 +54,7 @@ def test_numbers_are_on_their_grids(name: str, bits: str) -> None:
     scales = input_scales(graph)
     for layer_name, layer in layers(graph).items():
         weight_scale = layer.quant_weight().scale.reshape(-1)
-        mantissa = torch.frexp(weight_scale).mantissa * 2**SCALE_MANTISSA
+        mantissa = torch.frexp(weight_scale).mantissa * 2 ** (CODE_AND_SCALE_BITS - int(layer.weight_quant.bit_width()))
         assert torch.equal(mantissa, mantissa.round())
         codes = layer.bias.double() / (scales[layer_name].double() * weight_scale.double())
         assert float((codes - codes.round()).abs().max()) < 1e-6 * float(codes.abs().max() + 1)
@@ -85,7 +85,7 @@ def test_freezing_changes_little() -> None:
     before = graph(x).detach()
     weights = {n: layer.weight.clone() for n, layer in layers(graph).items()}
     freeze(graph)
-    assert float((graph(x) - before).norm() / before.norm()) < 0.01
+    assert float((graph(x) - before).norm() / before.norm()) < 0.03  # 8-bit scales keep 4 significant bits
     assert all(torch.equal(weights[n], layer.weight) for n, layer in layers(graph).items())
 
 
@@ -126,6 +126,6 @@ def test_scales_divide_without_rounding_behind_relu6() -> None:
     scale = float(graph.get_submodule("quant.relu6_1").act_quant.scale())
     assert math.frexp(scale)[0] == 0.75
     quotients = graph.get_submodule("expand.0").quant_weight().scale / scale
-    mantissa = torch.frexp(quotients).mantissa * 2**SCALE_MANTISSA
+    mantissa = torch.frexp(quotients).mantissa * 2 ** (CODE_AND_SCALE_BITS - 4)
     assert torch.equal(mantissa, mantissa.round())
     assert torch.equal(quotients * scale, graph.get_submodule("expand.0").quant_weight().scale)
