@@ -23,7 +23,7 @@ from .run.folder import RunFolder
 from .run.stages import STAGES, execute, run_facts
 from .teacher import Teacher
 
-#: What fewer than 8 bits need beyond calibration: the values of the shipped W4A4 recipe.
+#: What fewer than 8 bits need beyond calibration; after the shipped W4A4 recipe, without a partner.
 _DISTILL = {
     "steps": 500,
     "lr": 5e-4,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import fx, nn
+from torch import nn
 
 from dfqkit_export import latency, metrics
 from dfqkit_export.datasets import LabelledImages, load_images
@@ -74,11 +74,12 @@ def real_images(recipe: Recipe, *, limit: int | None = None) -> LabelledImages |
 
 def prove(context: Context) -> list[str]:
     """Measure everything, write ``report.json`` and ``report.html``; returns the names of both."""
-    from .stages import final_student
+    from .stages import CALIBRATED, FINAL, stored_student
 
     recipe, path = context.recipe, context.folder.path
-    student = final_student(context)
-    calibrated = _calibrated(context)
+    student = stored_student(context, context.scheme, FINAL)
+    calibrated = stored_student(context, context.scheme, CALIBRATED)  # the bar that distillation must clear
+    freeze(calibrated)
     sets = _grading_sets(context)
     quantized, teacher = OrtSession(path / "model.onnx"), OrtSession(path / "teacher.onnx")
     found: list[Metric] = []
@@ -195,15 +196,6 @@ def _grading_sets(context: Context) -> list[GradingSet]:
 
 def _numpy_batches(bank: ImageBank, size: int) -> Iterator[Images]:
     return (images.numpy() for images, _ in bank.batches(size))
-
-
-def _calibrated(context: Context) -> fx.GraphModule:
-    """What calibration alone would have shipped: the bar that distillation must clear."""
-    from .stages import load_ensemble
-
-    student = load_ensemble(context)[0][0]
-    freeze(student)
-    return student
 
 
 def _torch_logits(model: nn.Module, images: Images, device: torch.device) -> NDArray[Any]:

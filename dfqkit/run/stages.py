@@ -44,6 +44,9 @@ from .plan import plan
 #: Room for everything that does not grow with the number of images: students, optimizers, ONNX files, reports.
 _MODEL_SPACE = 256 * 2**20
 
+#: Files of the deployed student: after calibration, and finished.
+CALIBRATED, FINAL = "calibrated.safetensors", "student.safetensors"
+
 STAGES = ("synthesize", "quantize", "distill", "export", "validate")
 
 
@@ -81,7 +84,6 @@ def execute(
         folder.begin(stage)
         files, facts = _RUNNERS[stage](context)
         folder.finish(stage, files, facts)
-        folder.clear_state(stage)
 
 
 def _space(recipe: Recipe) -> int:
@@ -181,7 +183,7 @@ def _quantize(context: Context) -> tuple[list[str], dict[str, object]]:
             # Every member sees the batches in another order and its own half of them once more: another calibration.
             own = batches if index == 0 else [*batches[index % 2 :: 2], *batches[::-1]]
             calibrate_student(student, own, scheme, context.teacher.image)
-            files.append("calibrated.safetensors" if index == 0 else f"partner{index}.safetensors")
+            files.append(_calibrated_file(index))
             save_student(student, context.folder.path / files[-1])
             bar.advance(1)
     return files, {}
@@ -195,21 +197,22 @@ def _schemes(context: Context) -> list[QuantConfig]:
     return schemes
 
 
-def load_ensemble(context: Context) -> tuple[list[fx.GraphModule], list[QuantConfig]]:
-    """The calibrated students of a run, the deployed one first."""
-    schemes = _schemes(context)
-    students = []
-    for index, scheme in enumerate(schemes):
-        student = build_student(context.graph, scheme, context.target, context.teacher.image)
-        name = "calibrated.safetensors" if index == 0 else f"partner{index}.safetensors"
-        load_student(student, context.folder.path / name, scheme)
-        students.append(student)
-    return students, schemes
+def stored_student(context: Context, scheme: QuantConfig, name: str) -> fx.GraphModule:
+    """The student that a stage of this run left in file ``name``."""
+    student = build_student(context.graph, scheme, context.target, context.teacher.image)
+    load_student(student, context.folder.path / name, scheme)
+    return student
+
+
+def _calibrated_file(index: int) -> str:
+    """Where the ensemble's member ``index`` lies after calibration; member 0 is the deployed one."""
+    return CALIBRATED if index == 0 else f"partner{index}.safetensors"
 
 
 def _distill(context: Context) -> tuple[list[str], dict[str, object]]:
     """Play generators against students, keep the deployed student's best state; without a section, keep calibration."""
-    students, schemes = load_ensemble(context)
+    schemes = _schemes(context)
+    students = [stored_student(context, scheme, _calibrated_file(index)) for index, scheme in enumerate(schemes)]
     config = context.recipe.distill
     facts: dict[str, object] = {"kept": "calibration", "judged": [], "curve": [], "cost": 0, "disagreement": None}
     if config is not None:
@@ -241,19 +244,12 @@ def _distill(context: Context) -> tuple[list[str], dict[str, object]]:
         }
         restore(students[0], distiller.best, context.scheme)
     freeze(students[0])
-    save_student(students[0], context.folder.path / "student.safetensors")
-    return ["student.safetensors"], facts
+    save_student(students[0], context.folder.path / FINAL)
+    return [FINAL], facts
 
 
 def _kept_step(distiller: Distiller) -> int:
     return int(min(distiller.judged, key=lambda entry: entry["kl"])["step"])
-
-
-def final_student(context: Context) -> fx.GraphModule:
-    """The run's finished student."""
-    student = build_student(context.graph, context.scheme, context.target, context.teacher.image)
-    load_student(student, context.folder.path / "student.safetensors", context.scheme)
-    return student
 
 
 def _export(context: Context) -> tuple[list[str], dict[str, object]]:
@@ -273,7 +269,9 @@ def _export(context: Context) -> tuple[list[str], dict[str, object]]:
         **versions,
     }
     with context.progress.stage("export", total=2) as bar:
-        write_qdq(final_student(context), context.target, path / "model.onnx", metadata=metadata)
+        write_qdq(
+            stored_student(context, context.scheme, FINAL), context.target, path / "model.onnx", metadata=metadata
+        )
         bar.advance(1)
         write_float(context.graph, path / "teacher.onnx", metadata=metadata, opset=context.target.opset)
         bar.advance(1)

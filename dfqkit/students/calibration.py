@@ -171,8 +171,7 @@ def _end_at_six(student: fx.GraphModule, *, exact: bool) -> None:
 def _relu6_to_relu(student: fx.GraphModule) -> None:
     """The quantizer behind ReLU6 ends at 6 or below by now; the runtime fuses ReLU, but not Clip."""
     for node, _ in _behind_relu6(student):
-        parent, _, leaf = str(node.target).rpartition(".")
-        setattr(student.get_submodule(parent) if parent else student, leaf, nn.ReLU())
+        student.set_submodule(str(node.target), nn.ReLU())
 
 
 def _behind_relu6(student: fx.GraphModule) -> list[tuple[fx.Node, Any]]:

@@ -253,7 +253,7 @@ def quantized_graph(graph: fx.GraphModule, config: QuantConfig, target: Target, 
     student = copy.deepcopy(graph)
     for name, bits in decided.weights.items():
         layer = student.get_submodule(name)
-        _replace(student, name, _quant_layer(layer, config, bits, target))
+        student.set_submodule(name, _quant_layer(layer, config, bits, target))
     quantizers = nn.Module()
     student.add_submodule("quant", quantizers)
     by_name = {node.name: node for node in student.graph.nodes}
@@ -277,11 +277,6 @@ def quantized_graph(graph: fx.GraphModule, config: QuantConfig, target: Target, 
 
 def _module(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
     return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
-
-
-def _replace(root: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, leaf = path.rpartition(".")
-    setattr(root.get_submodule(parent) if parent else root, leaf, module)
 
 
 def _quant_layer(layer: nn.Module, config: QuantConfig, bits: int, target: Target) -> nn.Module:

@@ -164,7 +164,7 @@ def with_onnx_pooling(graph: fx.GraphModule) -> fx.GraphModule:
     copied = copy.deepcopy(graph).cpu().eval()
     for name, module in list(copied.named_modules()):
         if isinstance(module, nn.AdaptiveAvgPool2d):
-            _replace(copied, name, GlobalAveragePool())
+            copied.set_submodule(name, GlobalAveragePool())
     return copied
 
 
@@ -186,14 +186,14 @@ def with_qdq(graph: fx.GraphModule, target: Target) -> fx.GraphModule:
         pair = QuantizeDequantize(
             scale, zero_point, bounds, signed=space.signed, clip_before=target.clip_before_quantize
         )
-        _replace(copied, name, pair)
+        copied.set_submodule(name, pair)
     done: set[str] = set()
     for node in copied.graph.nodes:
         layer = modules.get(str(node.target)) if node.op == "call_module" else None
         if not isinstance(layer, QuantWeightBiasInputOutputLayer) or str(node.target) in done:
             continue
         grid = input_scale(node, modules) if target.bias == "int32" else None
-        _replace(copied, str(node.target), IntegerLayer(layer, grid))
+        copied.set_submodule(str(node.target), IntegerLayer(layer, grid))
         done.add(str(node.target))
     return copied
 
@@ -240,8 +240,3 @@ def input_scale(node: fx.Node, modules: dict[str, nn.Module]) -> Tensor:
             break
     message = f"Layer '{node.target}' has no quantized input, so its bias cannot be stored as int32."
     raise TargetError(message)
-
-
-def _replace(root: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, leaf = path.rpartition(".")
-    setattr(root.get_submodule(parent) if parent else root, leaf, module)
