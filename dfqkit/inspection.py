@@ -14,21 +14,20 @@ import sysconfig
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dfqkit.anatomy import layer_calls, linear_head, provides
 from dfqkit.facts import LinearHead, TeacherFacts
 from dfqkit.teacher import Teacher
 from dfqkit_export.errors import TeacherError
 
 __all__ = ["LinearHead", "TeacherFacts", "inspect_teacher"]
 
-_SUPPLIED = frozenset({"student"})  # needs that the pipeline meets, whatever the teacher
+_SUPPLIED = frozenset({"student", "images"})  # needs that the pipeline or the recipe meets, whatever the teacher
 _NORM_NAMES = ("bn", "norm")
 _ADVICE = (
     "Capture needs a forward without branches, loops or Python numbers that depend on tensor values, for any batch "
@@ -38,43 +37,42 @@ _ADVICE = (
 
 
 def inspect_teacher(teacher: Teacher) -> TeacherFacts:
-    """Read off a teacher what synthesis and quantization will find; two forwards and one capture, no training.
+    """Read off a teacher what synthesis and quantization will find; a few forwards and one capture, no training.
 
     Args:
         teacher: The teacher; it is left as it is.
     """
-    run = _run_once(teacher)
-    norms = {name: layer for name, layer in run.layers.items() if isinstance(layer, nn.modules.batchnorm._BatchNorm)}
+    with FlopCounterMode(display=False) as counter:
+        calls, _ = layer_calls(teacher)
+    layers = {call.name: call.layer for call in calls}
+    head = linear_head(teacher)
+    norms = {name: layer for name, layer in layers.items() if isinstance(layer, nn.modules.batchnorm._BatchNorm)}
     with_statistics = tuple(name for name, layer in norms.items() if layer.running_mean is not None)
     bare = tuple(name for name in norms if name not in with_statistics)
     operators, unsupported, problem = _capture(teacher)
-    provides = frozenset(
-        name
-        for name, there in (
-            ("batchnorm", bool(with_statistics)),
-            ("linear_head", run.head is not None),
-            ("features", run.has_features),
-        )
-        if there
-    )
+    offered = provides(teacher)
     return TeacherFacts(
         name=teacher.name,
         sha256=teacher.sha256,
         parameters=sum(parameter.numel() for parameter in teacher.model.parameters()),
-        multiply_adds=run.multiply_adds,
-        convolutions=sum(isinstance(layer, nn.modules.conv._ConvNd) for layer in run.layers.values()),
-        linear_layers=sum(isinstance(layer, nn.Linear) for layer in run.layers.values()),
-        batchnorm=_batchnorm_state(run.layers, with_statistics, bare),
+        multiply_adds=counter.get_total_flops() // 2,  # torch counts a multiply-add as two operations
+        convolutions=sum(isinstance(layer, nn.modules.conv._ConvNd) for layer in layers.values()),
+        linear_layers=sum(isinstance(layer, nn.Linear) for layer in layers.values()),
+        batchnorm=_batchnorm_state(layers, with_statistics, bare),
         batchnorm_layers=with_statistics,
         batchnorm_bare=bare,
         batchnorm_untrained=tuple(name for name in with_statistics if _is_untrained(norms[name])),
-        head=run.head,
+        head=None if head is None else _as_head(*head),
         operators=operators,
         unsupported=unsupported,
         capture_problem=problem,
-        provides=provides,
-        synthesizers=_synthesizers(provides),
+        provides=offered,
+        synthesizers=_synthesizers(offered),
     )
+
+
+def _as_head(name: str, layer: nn.Linear) -> LinearHead:
+    return LinearHead(name=name, in_features=layer.in_features, out_features=layer.out_features)
 
 
 def _batchnorm_state(layers: Mapping[str, nn.Module], with_statistics: tuple[str, ...], bare: tuple[str, ...]) -> str:
@@ -91,56 +89,6 @@ def _batchnorm_state(layers: Mapping[str, nn.Module], with_statistics: tuple[str
 def _is_untrained(norm: nn.Module) -> bool:
     mean, variance = norm.running_mean, norm.running_var
     return isinstance(mean, Tensor) and isinstance(variance, Tensor) and not mean.any() and bool((variance == 1).all())
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Run:
-    layers: Mapping[str, nn.Module]  # those that were called
-    head: LinearHead | None
-    has_features: bool
-    multiply_adds: int
-
-
-def _run_once(teacher: Teacher) -> _Run:
-    """Run one image and see which layers it meets.
-
-    The head is the linear layer whose output is the logits, so a name or a position is never guessed. A network that
-    ends in a 1x1 convolution per class (SqueezeNet) has features but no linear head.
-    """
-    calls: list[tuple[str, nn.Module, Any]] = []
-
-    def watch(name: str, layer: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        return layer.register_forward_hook(lambda module, _, output: calls.append((name, module, output)))
-
-    handles = [watch(name, layer) for name, layer in teacher.model.named_modules()]
-    device = next((parameter.device for parameter in teacher.model.parameters()), torch.device("cpu"))
-    low, high = teacher.image.bounds()
-    x = torch.full((1, *teacher.image.shape), (low + high) / 2, device=device)
-    try:
-        with FlopCounterMode(display=False) as counter:
-            logits = teacher.logits(x)
-    finally:
-        for handle in handles:
-            handle.remove()
-    weighted = [call for call in calls if isinstance(call[1], nn.Linear | nn.Conv2d)]
-    last = weighted[-1][1] if weighted else None
-    head = next(
-        (_as_head(name, layer) for name, layer, output in reversed(calls) if _gives(layer, output, logits)), None
-    )
-    return _Run(
-        layers={name: layer for name, layer, _ in calls},
-        head=head,
-        has_features=head is not None or (isinstance(last, nn.Conv2d) and last.out_channels == logits.shape[1]),
-        multiply_adds=counter.get_total_flops() // 2,  # torch counts a multiply-add as two operations
-    )
-
-
-def _gives(layer: nn.Module, output: Any, logits: Tensor) -> bool:
-    return isinstance(layer, nn.Linear) and output.shape == logits.shape and torch.equal(output, logits)
-
-
-def _as_head(name: str, layer: Any) -> LinearHead:
-    return LinearHead(name=name, in_features=layer.in_features, out_features=layer.out_features)
 
 
 def _capture(teacher: Teacher) -> tuple[dict[str, int], tuple[str, ...], str | None]:

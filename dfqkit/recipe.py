@@ -71,8 +71,15 @@ class BankSection(_Section):
     """How many synthetic images are kept, and for what."""
 
     calibration: int = Field(1024, ge=1, description="Images that find ranges and correct biases.")
+    training: int | None = Field(
+        None, ge=1, description="Images that methods which make a set make to train on; null: as many as calibration."
+    )
     held_out: int = Field(512, ge=1, description="Images that choose the state that is kept; never trained on.")
-    grading: int = Field(1024, ge=1, description="Images of a separate synthesizer that grade the result.")
+    grading: int = Field(
+        1024,
+        ge=0,
+        description="Images of a separate synthesizer that grade the result; 0: only validate.data grades.",
+    )
     batch: int = Field(128, ge=1, description="Images a forward pass in calibration and validation.")
 
 
@@ -133,6 +140,8 @@ class Recipe(_Section):
         from .registry import synthesizer
 
         if isinstance(value, Mapping):
+            if "sources" in value and "method" not in value:
+                value = {"method": "mixture", **value}
             if "method" not in value:
                 message = "needs a method, e.g. method: dfq"
                 raise ValueError(message)
@@ -156,6 +165,9 @@ class Recipe(_Section):
         quant: Any = self.quant
         distill: Any = self.distill
         target = get_target(self.target)
+        if not self.bank.grading and self.validation.data is None:
+            message = "bank.grading is 0 and validate.data is null: nothing would grade the result; set one of them"
+            raise ValueError(message)
         for bits in (quant.bits, *(distill.partners if distill else ())):
             quant.model_copy(update={"bits": bits}).check(target)
         self.image.spec()

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from types import TracebackType
+from typing import Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -118,6 +120,61 @@ class BatchNormTap(_Tap):
                     running_variance=module.running_var,  # type: ignore[arg-type]
                 )
             )
+
+        return read
+
+
+class LayerTap(_Tap):
+    """Reads what enters or leaves layers during a forward, with gradient; ``values`` holds the last forward's.
+
+    Args:
+        model: any module.
+        names: module paths, as `Module.named_modules` gives them.
+        side: ``input`` for a layer's first argument, ``output`` for its result.
+
+    Raises:
+        TeacherError: for a name that the model does not have.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str], side: Literal["input", "output"] = "output") -> None:
+        super().__init__()
+        self.model, self.side = model, side
+        known = dict(model.named_modules())
+        missing = [name for name in names if name not in known]
+        if missing:
+            near = get_close_matches(missing[0], known, n=3, cutoff=0.5)
+            message = (
+                f"The model has no layer '{missing[0]}'. "
+                f"{'Near: ' + ', '.join(near) if near else 'It has ' + ', '.join(name for name in known if name)}."
+            )
+            raise TeacherError(message)
+        self.layers = {name: known[name] for name in names}
+        self.values: dict[str, Tensor] = {}
+
+    def __enter__(self) -> LayerTap:
+        self._handles.append(self.model.register_forward_pre_hook(lambda *_: self.values.clear()))
+        for name, layer in self.layers.items():
+            if self.side == "input":
+                self._handles.append(layer.register_forward_pre_hook(self._input_reader(name)))
+            else:
+                self._handles.append(layer.register_forward_hook(self._output_reader(name)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        super().__exit__(kind, error, trace)
+        self.values.clear()
+
+    def _input_reader(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def read(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            self.values.setdefault(name, inputs[0])
+
+        return read
+
+    def _output_reader(self, name: str) -> Callable[[nn.Module, object, Tensor], None]:
+        def read(module: nn.Module, inputs: object, output: Tensor) -> None:
+            self.values.setdefault(name, output)
 
         return read
 

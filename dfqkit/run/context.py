@@ -23,7 +23,9 @@ from ..registry import synthesizer
 from ..seeds import derive
 from ..students.capture import float_graph
 from ..students.scheme import QuantConfig
-from ..synthesis.base import Synthesizer
+from ..students.student import build_student, calibrate_student
+from ..synthesis.base import Demand, Synthesizer, SynthesizerConfig
+from ..synthesis.building import build_synthesizer
 from ..teacher import Teacher, load_teacher
 from .folder import RunFolder
 
@@ -108,9 +110,41 @@ class Context:
 
     def new_synthesizer(self, *, grading: bool = False) -> Synthesizer:
         """The recipe's synthesizer, or the separate one that only grades."""
-        kind = synthesizer(self.recipe.synthesis.method)  # type: ignore[attr-defined]
-        config = kind.grading_config(self.recipe.synthesis) if grading else self.recipe.synthesis  # type: ignore[arg-type]
-        return kind(config, self.teacher, self.rng("grading" if grading else "synthesis"))  # type: ignore[arg-type]
+        bank, config = self.recipe.bank, self.synthesis
+        if grading:
+            config = synthesizer(config.method).grading_config(config)
+            demand = Demand(training=0, fresh=bank.grading)
+        else:
+            training = max(bank.calibration, bank.training or 0)
+            demand = Demand(training=training, fresh=bank.held_out, game_rounds=self._game_rounds)
+        return build_synthesizer(config, self.teacher, self.rng("grading" if grading else "synthesis"), demand)
+
+    @property
+    def synthesis(self) -> SynthesizerConfig:
+        """The recipe's section, the files that it names found."""
+        config: SynthesizerConfig = self.recipe.synthesis  # type: ignore[assignment]
+        return config.resolved(lambda name: str(find_file(name, self.recipe.directory)))
+
+    @property
+    def _game_rounds(self) -> int:
+        config = self.recipe.distill
+        return 0 if config is None else -(-config.steps // config.round_every)  # type: ignore[attr-defined]
+
+    @cached_property
+    def opponents(self) -> list[fx.GraphModule]:
+        """What a method that cannot do without a student plays against before there is one.
+
+        A student of the recipe's scheme, calibrated on Gaussian noise. Only the opponent is: what ships is calibrated
+        on the images that come of it.
+        """
+        if "student" not in synthesizer(self.synthesis.method).needs_of(self.synthesis):
+            return []
+        student = build_student(self.graph, self.scheme, self.target, self.teacher.image)
+        low, high = self.teacher.image.bounds()
+        shape = (self.recipe.bank.batch, *self.teacher.image.shape)
+        noise = torch.randn(shape, generator=self.rng("opponent"), device=self.device).clamp(low, high)
+        calibrate_student(student, [noise], self.scheme, self.teacher.image)
+        return [student]
 
 
 class Checkpoints:

@@ -188,6 +188,8 @@ def _grading_sets(context: Context) -> list[GradingSet]:
     if real is not None:
         batches = partial(real.batches, spec, size)
         sets.append(GradingSet(name=f"real:{real.name}", count=len(real), batches=batches, labels=real.labels))
+    if not context.recipe.bank.grading:
+        return sets
     bank = context.bank("grading")
     made = partial(_numpy_batches, bank, size)
     sets.append(GradingSet(name=f"synthetic:{bank.source}", count=len(bank), batches=made, labels=None))

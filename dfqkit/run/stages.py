@@ -15,15 +15,14 @@ import torch
 from torch import Tensor, fx
 
 from dfqkit_export.env import environment
-from dfqkit_export.errors import ArtefactError, RecipeError
+from dfqkit_export.errors import ArtefactError
 from dfqkit_export.qdq import write_float, write_qdq
 
-from ..distill import Distiller, LiveStream
+from ..distill import Distiller, LiveStream, frozen
 from ..imagebank import ImageBank
 from ..optimizers import under
 from ..progress import Progress
 from ..recipe import Recipe, parse_recipe
-from ..registry import synthesizer
 from ..students.freezing import freeze
 from ..students.scheme import QuantConfig
 from ..students.student import (
@@ -34,8 +33,6 @@ from ..students.student import (
     restore,
     save_student,
 )
-from ..synthesis.base import Synthesizer
-from ..taps import batch_norms
 from ..teacher import Teacher
 from .context import Checkpoints, Context, resolve_device, teacher_of
 from .folder import RunFolder
@@ -110,61 +107,58 @@ def run_facts(recipe: Recipe, command: str = "") -> dict[str, object]:
     }
 
 
-def _require_needs(context: Context) -> None:
-    kind = synthesizer(context.recipe.synthesis.method)  # type: ignore[attr-defined]
-    if "batchnorm" in kind.needs and not batch_norms(context.teacher.model):
-        message = (
-            f"Synthesizer '{context.recipe.synthesis.method}' reads BatchNorm statistics, and teacher "  # type: ignore[attr-defined]
-            f"'{context.teacher.name}' has none (folded, or another normalisation?). Use the checkpoint before "
-            "folding; `dfqkit inspect` tells what the teacher offers and which methods would do."
-        )
-        raise RecipeError(message)
-
-
 def _synthesize(context: Context) -> tuple[list[str], dict[str, object]]:
-    """Train the synthesizer without a student, and a separate one for grading; store the images of both."""
-    _require_needs(context)
+    """Run the synthesizer's warm-up, and that of a separate one for grading; store the images of both."""
     _schemes(context)
     context.graph  # noqa: B018 - a model that cannot be captured must say so before any compute is spent
-    main, grading = context.new_synthesizer(), context.new_synthesizer(grading=True)
+    sizes = context.recipe.bank
+    makers = {"main": context.new_synthesizer()}
+    if sizes.grading:
+        makers["grading"] = context.new_synthesizer(grading=True)
     saved = Checkpoints(context.folder, "synthesize")
+    done = dict.fromkeys(makers, 0)
     curve: list[dict[str, float]] = []
 
     def put_back(tensors: dict[str, Tensor], values: dict[str, object]) -> None:
-        main.load_state_dict(under(tensors, "main."))
-        grading.load_state_dict(under(tensors, "grading."))
+        for name, maker in makers.items():
+            maker.load_state_dict(under(tensors, f"{name}."))
+        done.update(values["done"])  # type: ignore[call-overload]
         curve.extend(values["curve"])  # type: ignore[arg-type]
 
     def state() -> tuple[dict[str, Tensor], dict[str, object]]:
-        tensors = {f"main.{k}": v for k, v in main.state_dict().items()}
-        return tensors | {f"grading.{k}": v for k, v in grading.state_dict().items()}, {"curve": curve}
+        tensors = {f"{name}.{key}": t for name, maker in makers.items() for key, t in maker.state_dict().items()}
+        return tensors, {"curve": curve, "done": done}
 
     saved.restore(put_back)
-    with context.progress.stage("synthesize", total=main.warmup_rounds, start=len(curve)) as bar:
-        while len(curve) < main.warmup_rounds:
-            terms = main.synthesize()
-            grading.synthesize()
-            curve.append(terms)
-            bar.advance(1, **terms)
-            saved.offer(state)
-    sizes = context.recipe.bank
+    total = sum(maker.warmup_rounds for maker in makers.values())
+    with context.progress.stage("synthesize", total=total, start=sum(done.values())) as bar, frozen(context.opponents):
+        for name, maker in makers.items():
+            while done[name] < maker.warmup_rounds:
+                terms = maker.synthesize(context.opponents)
+                done[name] += 1
+                if name == "main":
+                    curve.append(terms)
+                bar.advance(1, **terms)
+                saved.offer(state)
     source = context.recipe.synthesis.method  # type: ignore[attr-defined]
-    images = context.folder.path / "images"
-    for name, maker, count in (
-        ("calibration", main, sizes.calibration),
-        ("held_out", main, sizes.held_out),
-        ("grading", grading, sizes.grading),
+    main, files = makers["main"], []
+    for name, draw, count in (
+        ("calibration", main.training_batch, sizes.calibration),
+        ("held_out", main.sample, sizes.held_out),
+        ("grading", makers.get("grading", main).sample, sizes.grading),
     ):
-        bank = ImageBank.collect(context.teacher, _drawn(maker, count, sizes.batch), f"{source}:{name}")
-        bank.save(images / f"{name}.safetensors")
+        if count:
+            bank = ImageBank.collect(context.teacher, _drawn(draw, count, sizes.batch), f"{source}:{name}")
+            files.append(f"images/{name}.safetensors")
+            bank.save(context.folder.path / files[-1])
     context.folder.save_state("synthesizer", main.state_dict(), {})
-    files = [f"images/{name}.safetensors" for name in ("calibration", "held_out", "grading")]
-    return [*files, "state/synthesizer.safetensors"], {"curve": _thinned(curve), "cost": main.cost + grading.cost}
+    facts = {"curve": _thinned(curve), "cost": sum(maker.cost for maker in makers.values())}
+    return [*files, "state/synthesizer.safetensors"], facts
 
 
-def _drawn(maker: Synthesizer, count: int, batch: int) -> Iterator[Tensor]:
+def _drawn(draw: Callable[[int], Tensor], count: int, batch: int) -> Iterator[Tensor]:
     for start in range(0, count, batch):
-        yield maker.sample(min(batch, count - start))
+        yield draw(min(batch, count - start))
 
 
 def _thinned(curve: Sequence[dict[str, float]], points: int = 200) -> list[dict[str, float]]:
@@ -222,7 +216,6 @@ def _distill(context: Context) -> tuple[list[str], dict[str, object]]:
             message = f"The synthesizer's state is missing from '{context.folder.path}'. Run `dfqkit synthesize` again."
             raise ArtefactError(message)
         main.load_state_dict(loaded[0])
-        main.game_rounds = -(-config.steps // config.round_every)  # type: ignore[attr-defined]
         before = main.cost
         stream = LiveStream(main, config, context.rng("augmentation"))  # type: ignore[arg-type]
         held_out = context.batches("held_out")

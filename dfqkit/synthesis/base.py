@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from ..teacher import Teacher
 
@@ -21,6 +23,35 @@ class SynthesizerConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     method: str
+    low_pass: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Gaussian low-pass on every image that is drawn, D0 as a share of the image's size (SynQ: 20 to "
+        "100 of 224 pixels); null leaves images as they are.",
+    )
+
+    def resolved(self, find: Callable[[str], str]) -> Self:
+        """The same, with every file that it names found by ``find``; methods that read files override this."""
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """What the caller is going to ask of a synthesizer, for schedules and for methods that make a set beforehand.
+
+    Attributes:
+        training: different images that `Synthesizer.training_batch` should draw from.
+        fresh: images that `Synthesizer.sample` will be asked for, in all.
+        game_rounds: rounds with students after the warm-up.
+    """
+
+    training: int = 256
+    fresh: int = 0
+    game_rounds: int = 0
+
+
+NO_DEMAND = Demand()
 
 
 class Synthesizer(ABC):
@@ -32,54 +63,87 @@ class Synthesizer(ABC):
 
     Attributes:
         Config: the method's configuration class.
-        needs: what the teacher must offer, of "batchnorm", "linear_head", "features", "records", "student".
+        needs: what the method cannot do without, of "batchnorm" (layers with running statistics), "linear_head" (a
+            linear layer that gives the logits), "features" (what enters the last layer), "student" (one to play
+            against, in the warm-up too), "records" and "images" (files that the configuration names).
         cost: teacher forward+backward image passes spent so far.
-        game_rounds: rounds with students that the caller is going to run, for schedules that span them.
     """
 
     Config: ClassVar[type[SynthesizerConfig]]
     needs: ClassVar[frozenset[str]]
 
-    def __init__(self, config: SynthesizerConfig, teacher: Teacher, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        config: SynthesizerConfig,
+        teacher: Teacher,
+        generator: torch.Generator,
+        demand: Demand = NO_DEMAND,
+    ) -> None:
         self.teacher = teacher
         self.rng = generator
+        self.demand = demand
+        self.device = generator.device
         self.cost = 0
-        self.game_rounds = 0
+
+    @classmethod
+    def needs_of(cls, config: SynthesizerConfig) -> frozenset[str]:
+        """What this configuration needs; less or more than ``needs`` where options decide."""
+        return cls.needs
 
     @classmethod
     def grading_config(cls, config: SynthesizerConfig) -> SynthesizerConfig:
         """Configuration of the separate, differently seeded synthesizer whose images grade the result."""
         return config
 
+    @classmethod
+    def at_cost(cls, config: SynthesizerConfig, passes: int, demand: Demand) -> SynthesizerConfig:
+        """The same method sized to a budget, as comparisons at equal cost need it.
+
+        Args:
+            config: what to size; everything that does not decide the cost stays.
+            passes: teacher forward+backward image passes that the warm-up may take, at the most; a method whose
+                smallest unit is larger than that takes one unit.
+            demand: what will be asked of it.
+
+        Returns:
+            A configuration; the same one where a method has no cost (`images`, `noise`).
+        """
+        return config
+
     @property
     @abstractmethod
     def warmup_rounds(self) -> int:
-        """Rounds to run before images are drawn, without a student."""
+        """Rounds to run before images are drawn."""
 
     @abstractmethod
     def synthesize(self, students: Sequence[nn.Module] = ()) -> Losses:
         """Run one round of the method's own optimisation.
 
         Args:
-            students: fake-quantized models to play against, or none.
+            students: models to play against, or none; methods that need one get one in every round.
 
         Returns:
             The round's loss terms, by the name of the weight that scales them, unweighted.
         """
 
+    @property
+    def available(self) -> int | None:
+        """Fresh images that `sample` can give now; None for any number."""
+        return None
+
     @abstractmethod
     def sample(self, n: int) -> Tensor:
-        """Draw fresh images, which nothing was or will be trained on.
+        """Draw fresh images, which nothing was or will be trained on and which no other call returns.
 
         Args:
-            n: how many.
+            n: how many; at most `available`.
 
         Returns:
             (n, C, H, W), detached, in the teacher's normalised space.
         """
 
     def training_batch(self, n: int) -> Tensor:
-        """Draw images (n, C, H, W) to train a student on; methods that remember past images mix these in."""
+        """Draw images (n, C, H, W) to calibrate or train a student on; methods that keep a set draw from it."""
         return self.sample(n)
 
     @abstractmethod

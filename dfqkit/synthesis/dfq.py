@@ -32,7 +32,7 @@ from .. import losses
 from ..optimizers import cosine, optimizer_tensors, restore_optimizer, under
 from ..taps import BatchNormTap
 from ..teacher import Teacher
-from .base import Losses, Synthesizer, SynthesizerConfig
+from .base import NO_DEMAND, Demand, Losses, Synthesizer, SynthesizerConfig
 from .generator import Generator
 
 
@@ -79,13 +79,18 @@ class DFQ(Synthesizer):
     Config = DFQConfig
     needs: ClassVar[frozenset[str]] = frozenset({"batchnorm"})
 
-    def __init__(self, config: DFQConfig, teacher: Teacher, generator: torch.Generator) -> None:
-        super().__init__(config, teacher, generator)
+    def __init__(
+        self,
+        config: DFQConfig,
+        teacher: Teacher,
+        generator: torch.Generator,
+        demand: Demand = NO_DEMAND,
+    ) -> None:
+        super().__init__(config, teacher, generator, demand)
         self.config = config
         self.weights: dict[str, float] = config.weights.model_dump()
         if self.weights["batch_entropy"] is None:
             self.weights["batch_entropy"] = 1.0 if teacher.image.classes <= 10 else 10.0
-        self.device = generator.device
         self.tap = BatchNormTap(teacher.model)
         self.generators = [
             Generator(teacher.image, config.latent, config.width, generator).to(self.device)
@@ -106,6 +111,12 @@ class DFQ(Synthesizer):
             fields | {"generators": 1, "batch": max(2, fields["batch"] // fields["generators"]), "memory": 0}
         )
 
+    @classmethod
+    def at_cost(cls, config: SynthesizerConfig, passes: int, demand: Demand) -> SynthesizerConfig:
+        """As many warm-up steps of all generators as the budget allows."""
+        fields = config.model_dump()
+        return config.model_copy(update={"warmup": max(1, passes // fields["batch"])})
+
     @property
     def warmup_rounds(self) -> int:
         """Rounds on L_psi alone."""
@@ -115,7 +126,7 @@ class DFQ(Synthesizer):
         """One round: a warm-up step without students, ``steps`` adversarial steps with them, of every generator."""
         config = self.config
         if students:
-            lr, steps = cosine(config.lr_game, self.played / max(self.game_rounds, 1), floor=0.05), config.steps
+            lr, steps = cosine(config.lr_game, self.played / max(self.demand.game_rounds, 1), floor=0.05), config.steps
         else:
             lr, steps = cosine(config.lr, self.warmed / max(config.warmup, 1), floor=0.05), 1
         total: dict[str, float] = {}

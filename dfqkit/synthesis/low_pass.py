@@ -1,0 +1,1 @@
+"""A Gaussian low-pass over what any source draws (SynQ)."""

@@ -1,0 +1,201 @@
+"""Methods that optimise one batch of images after another and keep what comes out.
+
+What belongs here: the set that grows, its two halves, and what is a round. How a batch is made is the method's.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from dfqkit_export.errors import ArtefactError
+
+from ..optimizers import under
+from ..teacher import Teacher
+from .base import NO_DEMAND, Demand, Losses, Synthesizer, SynthesizerConfig
+
+
+class PoolConfig(SynthesizerConfig):
+    """What all of these methods have in a recipe; a method gives ``steps`` its own default."""
+
+    batch: int = Field(128, ge=2, description="Images that are optimised together.")
+    steps: int = Field(500, ge=1, description="Optimiser steps a batch.")
+    game_steps: int | None = Field(None, ge=1, description="The same for a batch made in a game; null: steps.")
+    memory: int = Field(65536, ge=1, description="Training images kept; beyond, new ones replace random old ones.")
+
+
+class PoolSynthesizer(Synthesizer):
+    """Base of the methods that make a set.
+
+    A round is one optimiser step of the batch at hand, so that an interruption loses little; in a game, after the
+    warm-up and against students, it is a whole new batch for the training set (or nothing, for methods that take no
+    notice of students). Of every finished batch a share goes to the fresh images, the rest to the training images; no
+    image is ever in both. Images are kept with 8 bits a channel.
+
+    A subclass gives `_begin`, `_step`, `_finish`, and for what they keep between steps `_tensors` and `_load_tensors`.
+
+    Attributes:
+        plays: whether students change what is made.
+        passes_per_step: teacher forward+backward passes an image costs in one step.
+    """
+
+    plays: ClassVar[bool] = False
+    passes_per_step: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        config: PoolConfig,
+        teacher: Teacher,
+        generator: torch.Generator,
+        demand: Demand = NO_DEMAND,
+    ) -> None:
+        super().__init__(config, teacher, generator, demand)
+        self.pool_config = config
+        self.at = 0
+        self.finished = 0
+        self.made = 0
+        empty = torch.zeros((0, *teacher.image.shape), dtype=torch.uint8, device=self.device)
+        self.training, self.fresh = empty, empty.clone()
+        self.order = torch.zeros(0, dtype=torch.int64, device=self.device)
+
+    @classmethod
+    def at_cost(cls, config: SynthesizerConfig, passes: int, demand: Demand) -> SynthesizerConfig:
+        """As many steps a batch as the budget allows for all batches that the demand needs."""
+        batch = config.model_dump()["batch"]
+        images = _batches(batch, demand) * batch * cls.passes_per_step
+        return config.model_copy(update={"steps": max(1, passes // images)})
+
+    @property
+    def batches(self) -> int:
+        """Batches that meet the demand."""
+        return _batches(self.pool_config.batch, self.demand)
+
+    @property
+    def warmup_rounds(self) -> int:
+        """Steps until the demand is met."""
+        return self.batches * self.pool_config.steps
+
+    @property
+    def available(self) -> int:
+        """Fresh images left."""
+        return len(self.fresh)
+
+    def synthesize(self, students: Sequence[nn.Module] = ()) -> Losses:
+        """One step of the batch at hand; in a game a whole batch, or nothing."""
+        config = self.pool_config
+        if not students or self.finished < self.batches:
+            return self._advance(students, config.steps, game=False)
+        if not self.plays:
+            return {}
+        while True:
+            terms = self._advance(students, config.game_steps or config.steps, game=True)
+            if not self.at:
+                return terms
+
+    def _advance(self, students: Sequence[nn.Module], steps: int, *, game: bool) -> Losses:
+        if not self.at:
+            self._begin()
+        terms = self._step(students, self.at, steps)
+        self.cost += self.pool_config.batch * self.passes_per_step
+        self.at += 1
+        if self.at >= steps:
+            self.at = 0
+            self.finished += 1
+            self._keep(self._finish().detach(), game=game)
+        return terms
+
+    def _keep(self, images: Tensor, *, game: bool) -> None:
+        codes = (self.teacher.image.denormalize(images) * 255).round().clamp(0, 255).to(torch.uint8)
+        total = self.demand.training + self.demand.fresh
+        count = torch.arange(self.made, self.made + len(codes), device=self.device)
+        # Spread evenly, so that both halves hold images of every batch.
+        share = (self.demand.fresh, total) if total else (1, 1)
+        fresh = (count + 1) * share[0] // share[1] > count * share[0] // share[1]
+        if game:
+            fresh = torch.zeros_like(fresh)
+        else:
+            self.made += len(codes)
+        self.fresh = torch.cat([self.fresh, codes[fresh]])
+        self.training = torch.cat([self.training, codes[~fresh]])
+        excess = len(self.training) - self.pool_config.memory
+        if excess > 0:
+            kept = torch.randperm(len(self.training), generator=self.rng, device=self.device)[:-excess]
+            self.training, self.order = self.training[kept.sort().values], self.order[:0]
+
+    def sample(self, n: int) -> Tensor:
+        """The next ``n`` images that are in no training set; each is given once."""
+        if n > len(self.fresh):
+            message = (
+                f"Asked for {n} fresh images, but {len(self.fresh)} are left of {self.made} made. Run more rounds "
+                "first, or ask for more when the synthesizer is made (Demand.fresh)."
+            )
+            raise ArtefactError(message)
+        codes, self.fresh = self.fresh[:n], self.fresh[n:]
+        return self._decoded(codes)
+
+    def training_batch(self, n: int) -> Tensor:
+        """Images of the training set, every one once before any comes again."""
+        if not len(self.training):
+            message = "There are no training images yet. Run the warm-up first, with Demand.training above 0."
+            raise ArtefactError(message)
+        parts: list[Tensor] = []
+        while n:
+            if not len(self.order):
+                self.order = torch.randperm(len(self.training), generator=self.rng, device=self.device)
+            parts.append(self.order[:n])
+            self.order = self.order[n:]
+            n -= len(parts[-1])
+        return self._decoded(self.training[torch.cat(parts)])
+
+    def _decoded(self, codes: Tensor) -> Tensor:
+        return self.teacher.image.normalize(codes.float() / 255)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Both halves, the batch at hand, the counters and the random state."""
+        state = {
+            "pool.counters": torch.tensor([self.at, self.finished, self.made, self.cost]),
+            "pool.training": self.training,
+            "pool.fresh": self.fresh,
+            "pool.order": self.order,
+            "rng": self.rng.get_state(),
+            **{f"batch.{name}": value for name, value in self._tensors().items()},
+        }
+        return {name: value.detach().clone() for name, value in state.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue exactly where `state_dict` was taken."""
+        self.at, self.finished, self.made, self.cost = state["pool.counters"].tolist()
+        self.training, self.fresh, self.order = (state[f"pool.{n}"].clone() for n in ("training", "fresh", "order"))
+        if self.at:
+            self._begin()
+        self._load_tensors(under(state, "batch."))
+        self.rng.set_state(state["rng"].cpu())
+
+    @abstractmethod
+    def _begin(self) -> None:
+        """Draw what a new batch starts from."""
+
+    @abstractmethod
+    def _step(self, students: Sequence[nn.Module], step: int, steps: int) -> Losses:
+        """One optimiser step on the batch at hand, the ``step``-th of ``steps``, counted from 0."""
+
+    @abstractmethod
+    def _finish(self) -> Tensor:
+        """The finished batch, normalised (n, C, H, W)."""
+
+    @abstractmethod
+    def _tensors(self) -> dict[str, Tensor]:
+        """What outlives batches, and within a batch (``self.at`` above 0) what `_step` needs to go on."""
+
+    @abstractmethod
+    def _load_tensors(self, state: dict[str, Tensor]) -> None:
+        """Put back what `_tensors` returned; within a batch, `_begin` was called just before."""
+
+
+def _batches(batch: int, demand: Demand) -> int:
+    return max(1, -(-(demand.training + demand.fresh) // batch))
