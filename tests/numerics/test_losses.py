@@ -1,140 +1,139 @@
-"""Loss terms against closed forms, float64 numpy and numerical gradients."""
+"""What holds for every loss term: its gradient, its number format, zero inputs, and that it is documented."""
 
 from __future__ import annotations
 
-import math
+import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from dfqkit import losses
+from tests._arrays import draw
+
+NOT_LOSSES = {"fsp_matrix", "attention_map"}
 
 
-def logits(n: int = 6, k: int = 10, seed: int = 0, scale: float = 3.0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return (torch.randn(n, k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale).to(dtype)
+@dataclass(frozen=True)
+class Term:
+    """A term as a function of ``x``, the side under test, and ``y``, the side held fixed; both of ``shape``."""
+
+    value: Callable[[Tensor, Tensor], Tensor]
+    shape: tuple[int, ...] = (3, 4)
 
 
-def softmax(x: np.ndarray) -> np.ndarray:
-    e = np.exp(x - x.max(1, keepdims=True))
-    return e / e.sum(1, keepdims=True)
+def labels(x: Tensor) -> Tensor:
+    return torch.arange(len(x)) % x.shape[1]
 
 
-def column(*values: float) -> list[Tensor]:
-    return [torch.tensor([value]) for value in values]
+def statistics(term: Callable[..., Tensor]) -> Term:
+    return Term(lambda x, y: term(x[0], x[1].square(), y[0], y[1].square()), (2, 5))
 
 
-@pytest.mark.parametrize(("statistics", "expected"), [((0, 1, 0, 1), 0), ((1, 1, 0, 1), 0.5), ((0, 4, 0, 1), 0.8069)])
-def test_bn_kl_closed_form(statistics: tuple[float, ...], expected: float) -> None:
-    assert float(losses.bn_kl(*column(*map(float, statistics)))) == pytest.approx(expected, abs=5e-5)
-
-
-def test_bn_kl_sums_over_channels_and_takes_the_batch_first() -> None:
-    mean, variance, running_mean, running_variance = np.random.default_rng(0).uniform(0.2, 2, (4, 7))
-    expected = np.sum(
-        np.log(np.sqrt(running_variance / variance))
-        + (variance + (mean - running_mean) ** 2) / (2 * running_variance)
-        - 0.5
-    )
-    found = losses.bn_kl(*(torch.from_numpy(v) for v in (mean, variance, running_mean, running_variance)))
-    assert float(found) == pytest.approx(expected, rel=1e-12)
-
-
-def test_bn_kl_stays_finite_for_dead_channels() -> None:
-    found = losses.bn_kl(*column(0.0, 0.0, 0.0, 0.0))
-    assert float(found) == 0.0
-    assert math.isfinite(float(losses.bn_kl(*column(0.1, 0.0, 0.0, 1.0))))
-
-
-@pytest.mark.parametrize("temperature", [1.0, 4.0, 20.0])
-def test_kd_kl_against_numpy(temperature: float) -> None:
-    student, teacher = logits(seed=1), logits(seed=2)
-    p, q = (softmax(x.numpy().astype(np.float64) / temperature) for x in (teacher, student))
-    expected = temperature**2 * np.mean(np.sum(p * (np.log(p) - np.log(q)), 1))
-    assert float(losses.kd_kl(student, teacher, temperature)) == pytest.approx(expected, rel=1e-5)
-
-
-def test_kd_kl_of_identical_logits_is_zero_and_rows_may_shift() -> None:
-    x = logits()
-    assert float(losses.kd_kl(x, x)) == pytest.approx(0, abs=1e-7)
-    shift = torch.arange(6.0).unsqueeze(1)
-    assert float(losses.kd_kl(x + shift, x)) == pytest.approx(0, abs=1e-6)
-
-
-def test_kd_kl_at_infinite_temperature_is_centred_mse() -> None:
-    student, teacher = logits(seed=1, dtype=torch.float64), logits(seed=2, dtype=torch.float64)
-    difference = student - teacher
-    centred = difference - difference.mean(1, keepdim=True)
-    expected = centred.square().sum(1).mean() / (2 * 10)
-    assert float(losses.kd_kl(student, teacher, 1e4)) == pytest.approx(float(expected), rel=1e-3)
-
-
-def test_class_balance_bounds() -> None:
-    even = 50 * torch.eye(10)
-    assert float(losses.class_balance(even)) == pytest.approx(-math.log(10), abs=1e-5)
-    collapsed = 50 * torch.eye(10)[:1].expand(8, 10)
-    assert float(losses.class_balance(collapsed)) == pytest.approx(0, abs=1e-5)
-
-
-def test_instance_entropy_bounds() -> None:
-    assert float(losses.instance_entropy(torch.zeros(3, 10))) == pytest.approx(math.log(10), rel=1e-6)
-    assert float(losses.instance_entropy(200 * torch.eye(10))) == pytest.approx(0, abs=1e-6)
-    p = softmax(logits().numpy().astype(np.float64))
-    assert float(losses.instance_entropy(logits())) == pytest.approx(-np.mean(np.sum(p * np.log(p), 1)), rel=1e-5)
-
-
-def test_logit_differences_against_numpy() -> None:
-    a, b = logits(seed=1), logits(seed=2)
-    assert float(losses.logit_l1(a, b)) == pytest.approx(np.abs(a.numpy() - b.numpy()).mean(), rel=1e-5)
-    assert float(losses.logit_mse(a, b)) == pytest.approx(((a.numpy() - b.numpy()) ** 2).mean(), rel=1e-5)
-
-
-TERMS: dict[str, Callable[[Tensor], Tensor]] = {
-    "kd_kl student": lambda x: losses.kd_kl(x, logits(3, 4, 9, dtype=x.dtype), 2.0),
-    "kd_kl teacher": lambda x: losses.kd_kl(logits(3, 4, 9, dtype=x.dtype), x, 2.0),
-    "logit_l1": lambda x: losses.logit_l1(x, logits(3, 4, 9, dtype=x.dtype)),
-    "logit_mse": lambda x: losses.logit_mse(x, logits(3, 4, 9, dtype=x.dtype)),
-    "instance_entropy": losses.instance_entropy,
-    "class_balance": losses.class_balance,
-    "bn_kl": lambda x: losses.bn_kl(x[0], x[1].exp(), torch.zeros(4).to(x), torch.ones(4).to(x)),
+MAPS = (2, 3, 4, 4)
+IMAGES = (2, 3, 5, 4)
+TERMS: dict[str, Term] = {
+    "kd_kl": Term(lambda x, y: losses.kd_kl(x, y, 2.0)),
+    "kd_kl of the teacher": Term(lambda x, y: losses.kd_kl(y, x, 2.0)),
+    "logit_l1": Term(losses.logit_l1),
+    "logit_mse": Term(losses.logit_mse),
+    "js_divergence": Term(lambda x, y: losses.js_divergence(x, y, 2.0)),
+    "js_divergence of the teacher": Term(lambda x, y: losses.js_divergence(y, x, 2.0)),
+    "competition": Term(losses.competition),
+    "agreeing_kl": Term(lambda x, y: losses.agreeing_kl(x, x + 0.1 * y)),
+    "soft_cross_entropy": Term(lambda x, y: losses.soft_cross_entropy(x, y.softmax(1), 2.0)),
+    "soft_cross_entropy of the target": Term(lambda x, y: losses.soft_cross_entropy(y, x.softmax(1))),
+    "pseudo_label": Term(lambda x, y: losses.pseudo_label(x)),
+    "instance_entropy": Term(lambda x, y: losses.instance_entropy(x)),
+    "class_balance": Term(lambda x, y: losses.class_balance(x)),
+    "hard_sample": Term(lambda x, y: losses.hard_sample(x, labels(x), 2.0)),
+    "hard_sample below 1": Term(lambda x, y: losses.hard_sample(x, labels(x), 0.5)),
+    "soft_label_error": Term(lambda x, y: losses.soft_label_error(x, labels(x), y[:, 0].sigmoid())),
+    "bn_kl": statistics(losses.bn_kl),
+    "bn_l2": statistics(losses.bn_l2),
+    "bn_mse": statistics(losses.bn_mse),
+    "bn_std": statistics(losses.bn_std),
+    "tv_l1": Term(lambda x, y: losses.tv_l1(x), IMAGES),
+    "tv_l2": Term(lambda x, y: losses.tv_l2(x), IMAGES),
+    "l2_batch": Term(lambda x, y: losses.l2_batch(x), IMAGES),
+    "l2_image": Term(lambda x, y: losses.l2_image(x), IMAGES),
+    "activation_l1": Term(lambda x, y: losses.activation_l1(x)),
+    "relative_error": Term(losses.relative_error),
+    "hint": Term(losses.hint),
+    "fsp": Term(lambda x, y: losses.fsp((x[:, :2], x[..., :2, :]), (y[:, :2], y)), MAPS),
+    "attention": Term(losses.attention, MAPS),
+    "attention to a smaller teacher": Term(lambda x, y: losses.attention(x, y[..., :3, :2]), MAPS),
+    "info_nce": Term(lambda x, y: losses.info_nce(x, y, 0.5)),
+    "info_nce with a cache": Term(lambda x, y: losses.info_nce(x[:2], y[:2], 0.5, x[2:], y[2:]), (5, 4)),
+    "cosine_margin": Term(lambda x, y: losses.cosine_margin(x, y[0], 0.9, 1.1), (5, 4)),
 }
 
 
-@pytest.mark.parametrize("term", TERMS)
-def test_gradients(term: str) -> None:
-    x = logits(3, 4, 5, scale=1.0, dtype=torch.float64).requires_grad_(True)
-    assert torch.autograd.gradcheck(TERMS[term], (x,))
+def test_every_public_term_is_named_and_tested_here() -> None:
+    functions = {name for name, value in vars(losses).items() if inspect.isfunction(value) and name[0] != "_"}
+    assert functions == set(losses.__all__)
+    assert {name.split(" ")[0] for name in TERMS} == functions - NOT_LOSSES
 
 
-@pytest.mark.parametrize("term", TERMS)
-def test_half_precision_is_computed_in_float32(term: str) -> None:
-    x = logits(3, 4, 5, scale=1.0).bfloat16()
-    assert TERMS[term](x).dtype == torch.float32
+@pytest.mark.parametrize("name", losses.__all__)
+def test_every_term_says_what_better_means(name: str) -> None:
+    text = inspect.getdoc(getattr(losses, name)) or ""
+    assert ("Not a loss" if name in NOT_LOSSES else "Lower is better") in text
+    assert "Args:" in text
 
 
-def descend(term: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    x = x.clone().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(term(x), x)
-    return (x - 0.1 * gradient).detach()
+# Its sums are in float32, too coarse for differences of 1e-6: its gradient has a closed form in test_losses_features.
+@pytest.mark.parametrize("name", [name for name in TERMS if name != "relative_error"])
+def test_gradients(name: str) -> None:
+    term = TERMS[name]
+    x = draw(*term.shape, seed=5, dtype=torch.float64).requires_grad_(True)
+    y = draw(*term.shape, seed=6, dtype=torch.float64)
+    assert float(torch.autograd.grad(term.value(x, y), x)[0].abs().sum()) > 1e-4, "nothing to check"
+    assert torch.autograd.gradcheck(lambda v: term.value(v, y), (x,))
 
 
-def test_descending_each_term_moves_what_it_names() -> None:
-    x, target = logits(seed=1), logits(seed=2)
-    assert losses.kd_kl(descend(lambda s: losses.kd_kl(s, target), x), target) < losses.kd_kl(x, target)
-    sure = descend(losses.instance_entropy, x).softmax(1).max(1).values
-    assert sure.mean() > x.softmax(1).max(1).values.mean()
+@pytest.mark.parametrize("name", TERMS)
+def test_values_are_scalars_and_half_precision_is_computed_in_float32(name: str) -> None:
+    term = TERMS[name]
+    x, y = draw(*term.shape, seed=5).bfloat16(), draw(*term.shape, seed=6).bfloat16()
+    for half in (torch.bfloat16, torch.float16):
+        found = term.value(x.to(half), y.to(half))
+        assert found.dtype == torch.float32
+        assert found.shape == ()
+    if name not in ("agreeing_kl", "bn_kl", "bn_l2", "bn_mse", "bn_std"):  # the table computes before the term does
+        assert float(term.value(x, y)) == pytest.approx(float(term.value(x.float(), y.float())), abs=0.02)
+    expected = torch.float32 if name == "relative_error" else torch.float64
+    assert term.value(x.double(), y.double()).dtype == expected
 
-    def spread(v: Tensor) -> Tensor:
-        return v.softmax(1).mean(0).std()
 
-    assert spread(descend(losses.class_balance, x)) < spread(x)
-    wide = torch.randn(64, 3, generator=torch.Generator().manual_seed(0)) * 2 + 1
+@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize("other", ["zero", "drawn"])
+def test_zero_inputs_have_finite_values_and_gradients(name: str, other: str) -> None:
+    term = TERMS[name]
+    x = torch.zeros(term.shape, requires_grad=True)
+    y = torch.zeros(term.shape) if other == "zero" else draw(*term.shape, seed=6)
+    value = term.value(x, y)
+    (gradient,) = torch.autograd.grad(value, x)
+    assert torch.isfinite(value)
+    assert torch.isfinite(gradient).all()
 
-    def distance(v: Tensor) -> Tensor:
-        return losses.bn_kl(v.mean(0), v.var(0, correction=0), torch.zeros(3), torch.ones(3))
 
-    moved = descend(lambda v: 64 * distance(v), wide)
-    assert moved.mean(0).abs().sum() < wide.mean(0).abs().sum()
-    assert (moved.var(0) - 1).abs().sum() < (wide.var(0) - 1).abs().sum()
+@pytest.mark.parametrize("name", TERMS)
+def test_equal_sides_have_finite_gradients(name: str) -> None:
+    """Where a norm of a difference vanishes its slope is 0 / 0 unless somebody minds."""
+    term = TERMS[name]
+    x = draw(*term.shape, seed=5).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(term.value(x, x.detach().clone()), x)
+    assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_the_arguments_are_left_alone(name: str) -> None:
+    term = TERMS[name]
+    x, y = draw(*term.shape, seed=5), draw(*term.shape, seed=6)
+    before = x.clone(), y.clone()
+    term.value(x, y)
+    assert torch.equal(x, before[0])
+    assert torch.equal(y, before[1])
