@@ -186,6 +186,28 @@ class RunFolder:
         self._write_manifest()
         self.clear_state(stage)
 
+    def adopt(self, stage: str, source: RunFolder) -> None:
+        """Take over a complete stage of another run: copies of its files, and what it found out.
+
+        That the stage is the same in both runs is up to the caller.
+
+        Raises:
+            ArtefactError: The stage is not complete there, or a file cannot be read or written.
+        """
+        entry = source._complete(stage)
+        for name, expected in entry["files"].items():
+            try:
+                data = (source.path / name).read_bytes()
+            except OSError as error:
+                msg = f"Cannot take over '{source.path / name}': {error.strerror or error}. Run stage '{stage}' again."
+                raise ArtefactError(msg) from error
+            write_bytes(self.path / name, data)
+            if _listing(self.path / name) != expected:
+                msg = f"'{source.path / name}' is not as stage '{stage}' left it. Delete it and run the stage again."
+                raise ArtefactError(msg)
+        self._manifest["stages"][stage] = entry
+        self._write_manifest()
+
     def rewrite(self, stage: str, name: str, data: bytes) -> None:
         """Replace a file of a complete stage from which nothing else is made, such as a rendering of the report.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from dfqkit_export.errors import ArtefactError
+from dfqkit_export.errors import ArtefactError, BusyError
 
 __all__ = ["MANIFEST", "SCHEMA", "differences", "lock", "read_manifest"]
 
@@ -94,7 +94,8 @@ def lock(path: Path) -> int:
         The open descriptor.
 
     Raises:
-        ArtefactError: Another process has it, or the file cannot be made.
+        BusyError: Another process has it.
+        ArtefactError: The file cannot be made.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -114,7 +115,7 @@ def lock(path: Path) -> int:
             f"Another process (pid {holder}) is working in '{path.parent}'. Wait until it ends or stop it, or choose "
             "another folder with --out."
         )
-        raise ArtefactError(msg) from None
+        raise BusyError(msg) from None
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     return descriptor

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 __all__ = [
     "ArtefactError",
+    "BusyError",
     "CheckFailedError",
     "DfqkitError",
     "RecipeError",
@@ -44,6 +45,10 @@ class TargetError(DfqkitError):
 
 class ArtefactError(DfqkitError):
     """A file (images, model, report) that is missing, damaged, of another version, or not what it claims to be."""
+
+
+class BusyError(ArtefactError):
+    """A folder in which another process is working."""
 
 
 class RuntimeUnavailableError(DfqkitError):

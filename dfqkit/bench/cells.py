@@ -1,0 +1,203 @@
+"""One entry of a comparison: its synthesis, its student, its file, and what the runtime makes of the test images.
+
+What belongs here: doing the work and keeping it, each step in a run's folder, so that an interrupted comparison goes on
+where it was and two processes can share one (each leaves alone what the other is working on).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dfqkit_export import metrics
+from dfqkit_export.datasets import LabelledImages
+from dfqkit_export.errors import ArtefactError, BusyError
+from dfqkit_export.files import write_bytes
+from dfqkit_export.graph import realised_precision
+from dfqkit_export.runtimes.ort import OrtSession
+
+from ..imagebank import ImageBank
+from ..progress import Progress
+from ..recipe import Recipe
+from ..run.folder import RunFolder
+from ..run.proof import real_images
+from ..run.stages import STAGES, execute, run_facts, teacher_of
+from ..teacher import Teacher
+from .grid import Cell, Grid
+from .imagestats import MOST, image_statistics
+
+#: The stage of a cell's folder that holds what was measured.
+MEASURED = "bench"
+
+_BATCH = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """A comparison at work.
+
+    Attributes:
+        grid: what is compared.
+        out: folder of everything.
+        teacher: the teacher of all contestants.
+        test: labelled images, which measure and do nothing else.
+        device: where synthesis and calibration compute.
+        progress: where it is shown.
+    """
+
+    grid: Grid
+    out: Path
+    teacher: Teacher
+    test: LabelledImages
+    device: str
+    progress: Progress
+
+    @classmethod
+    def prepare(cls, grid: Grid, out: Path, *, device: str, progress: Progress) -> Bench:
+        """Load what all cells share, and build every cell's recipe once, so that mistakes show before any compute."""
+        base = next(iter(grid.contestants.values()))
+        for cell in grid.calibrated() + grid.distilled(list(grid.contestants)):
+            grid.recipe(cell)
+        test = real_images(base)
+        if test is None or test.labels is None:
+            message = "A comparison needs labelled images (validate.data); these have no labels."
+            raise ArtefactError(message)
+        return cls(grid=grid, out=out, teacher=teacher_of(base), test=test, device=device, progress=progress)
+
+    def do(self, cells: Sequence[Cell], tell: Callable[[str], None]) -> list[dict[str, Any]]:
+        """Do every cell that is not done; returns the results in the order of the cells.
+
+        Cells that another process works on are waited for at the end, by trying to do them.
+
+        Args:
+            cells: which ones.
+            tell: gets one line a cell.
+        """
+        found: dict[Cell, dict[str, Any]] = {}
+        busy: list[Cell] = []
+        for cell in cells:
+            try:
+                found[cell] = self._cell(cell)
+            except BusyError:
+                busy.append(cell)
+                continue
+            tell(f"[{len(found)}/{len(cells)}] {_line(found[cell])}")
+        if busy:
+            names = ", ".join(cell.folder for cell in busy[:3])
+            message = (
+                f"Another process is still working on {len(busy)} cells ({names}{', ...' if len(busy) > 3 else ''}). "
+                "Everything else is done: run the same command again when it has ended."
+            )
+            raise BusyError(message)
+        return [found[cell] for cell in cells]
+
+    def _cell(self, cell: Cell) -> dict[str, Any]:
+        path = self.out / "cells" / cell.folder
+        folder = self._open(path, self.grid.recipe(cell))
+        if not folder.done(MEASURED):
+            with folder:
+                if not folder.done(MEASURED):
+                    self._measure(cell, folder)
+        result: dict[str, Any] = json.loads((path / "cell.json").read_text(encoding="utf-8"))
+        return result
+
+    def _measure(self, cell: Cell, folder: RunFolder) -> None:
+        recipe = self.grid.recipe(cell)
+        source = self._synthesis(cell.contestant, cell.seed)
+        if not folder.done("synthesize"):
+            folder.adopt("synthesize", source)
+        stages = STAGES[1 : STAGES.index("validate")]
+        execute(folder, recipe, stages, device=self.device, progress=self.progress, teacher=self.teacher)
+        folder.begin(MEASURED)
+        logits = _run(folder.path / "model.onnx", self.test, self.teacher)
+        reference = self._reference(folder)
+        labels: Any = self.test.labels  # `prepare` saw that there are some
+        where: dict[str, Any] = {"subject": "onnxruntime", "data": f"real:{self.test.name}"}
+        played = folder.facts("distill").get("cost", 0)
+        result = {
+            **asdict(cell),
+            "method": recipe.synthesis.method,  # type: ignore[attr-defined]
+            "metrics": [
+                asdict(metric)
+                for metric in (
+                    metrics.top1(logits, labels, **where),
+                    metrics.paired_drop(reference, logits, labels, **where),
+                    metrics.agreement(reference, logits, **where),
+                    metrics.kl(reference, logits, **where),
+                    realised_precision(folder.path / "model.onnx").metric(subject="onnxruntime", data="model.onnx"),
+                )
+            ],
+            "teacher_top1": metrics.top1(reference, labels, subject="teacher", data=where["data"]).value,
+            "cost": {"synthesis": source.facts("synthesize")["cost"], "game": played},
+            "seconds": {"synthesis": source.seconds("synthesize"), "game": folder.seconds("distill")},
+            "images": self._image_statistics(source),
+            "recipe": f"cells/{cell.folder}/recipe.yaml",
+            "recipe_sha256": recipe.digest(),
+        }
+        write_bytes(folder.path / "cell.json", (json.dumps(result, indent=2) + "\n").encode())
+        folder.finish(MEASURED, ["cell.json"], {})
+
+    def _synthesis(self, contestant: str, seed: int) -> RunFolder:
+        """The finished synthesis of a contestant and a seed."""
+        recipe = self.grid.synthesis_recipe(contestant, seed)
+        folder = self._open(self.out / "synthesis" / contestant / f"s{seed}", recipe)
+        if not folder.done("synthesize"):
+            with folder:
+                if not folder.done("synthesize"):
+                    execute(
+                        folder,
+                        recipe,
+                        ["synthesize"],
+                        device=self.device,
+                        progress=self.progress,
+                        teacher=self.teacher,
+                    )
+        return folder
+
+    def _open(self, path: Path, recipe: Recipe) -> RunFolder:
+        return RunFolder.create(path, recipe_text=recipe.to_yaml(), digest=recipe.digest(), facts=run_facts(recipe))
+
+    def _reference(self, folder: RunFolder) -> NDArray[np.float32]:
+        """The teacher's logits on the test images, run once."""
+        path = self.out / f"teacher-{self.teacher.sha256[:12]}-{self.test.sha256[:12]}.npy"
+        if path.exists():
+            loaded: NDArray[np.float32] = np.load(path, allow_pickle=False)
+            return loaded
+        logits = _run(folder.path / "teacher.onnx", self.test, self.teacher)
+        part = path.with_suffix(".part.npy")
+        np.save(part, logits, allow_pickle=False)
+        part.replace(path)
+        return logits
+
+    def _image_statistics(self, source: RunFolder) -> dict[str, float | None]:
+        bank = ImageBank.load(source.path / "images" / "calibration.safetensors", self.teacher)
+        device = next(self.teacher.model.parameters()).device
+        images, _ = next(iter(bank.batches(MOST, device)))
+        return image_statistics(self.teacher, images)
+
+    def real_statistics(self) -> dict[str, float | None]:
+        """The same numbers of the first test images, as the yardstick."""
+        device = next(self.teacher.model.parameters()).device
+        images = next(self.test.batches(self.teacher.image, MOST))
+        return image_statistics(self.teacher, torch.from_numpy(images).to(device))
+
+
+def _run(path: Path, test: LabelledImages, teacher: Teacher) -> NDArray[np.float32]:
+    session = OrtSession(path)
+    return np.concatenate([session.run(batch) for batch in test.batches(teacher.image, _BATCH)])
+
+
+def _line(result: dict[str, Any]) -> str:
+    values = {metric["name"]: metric["value"] for metric in result["metrics"]}
+    return (
+        f"{result['contestant']} {result['bits']} {result['mode']} seed {result['seed']}: drop "
+        f"{values['top1_drop']:.2f}, agreement {values['agreement']:.2f} %, {result['cost']['synthesis']} passes, "
+        f"{result['seconds']['synthesis']:.0f} s"
+    )

@@ -1,0 +1,162 @@
+"""What came out of a comparison, as one document: JSON, and the Markdown of its tables.
+
+What belongs here: means and spreads over seeds, the order of the rows, and their text. The page with plots is `page`.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+SCHEMA = 1
+
+#: Columns of the image table: key of `imagestats.image_statistics`, heading, digits.
+IMAGE_COLUMNS = (
+    ("class_coverage", "classes seen", 2),
+    ("class_evenness", "evenness", 2),
+    ("confidence", "confidence", 2),
+    ("bn_distance", "BN distance", 3),
+    ("diversity", "diversity", 2),
+)
+
+
+def document(
+    cells: Sequence[Mapping[str, Any]], *, real: Mapping[str, float | None], provenance: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything that was measured, with its rows.
+
+    Args:
+        cells: results of `cells.Bench.do`.
+        real: image statistics of real images.
+        provenance: command, teacher, data, budget, environment.
+    """
+    return {
+        "schema": SCHEMA,
+        "provenance": dict(provenance),
+        "teacher_top1": cells[0]["teacher_top1"],
+        "rows": rows(cells),
+        "images": image_rows(cells, real),
+        "cells": [dict(cell) for cell in cells],
+    }
+
+
+def rows(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row a contestant, scheme and mode, the smallest drop first within a scheme and mode."""
+    groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for cell in cells:
+        groups.setdefault((cell["bits"], cell["mode"], cell["contestant"]), []).append(cell)
+    found = []
+    for (bits, mode, contestant), members in groups.items():
+        row: dict[str, Any] = {"contestant": contestant, "method": members[0]["method"], "bits": bits, "mode": mode}
+        row["n"] = len(members)
+        row["seeds"] = [cell["seed"] for cell in members]
+        for name in ("top1", "top1_drop", "agreement", "kl", "integer_ops"):
+            row[name] = spread([_metric(cell, name)["value"] for cell in members])
+        row["drop_stderr"] = statistics.mean(_metric(cell, "top1_drop")["stderr"] or 0.0 for cell in members)
+        for name in ("synthesis", "game"):
+            row[f"{name}_passes"] = spread([cell["cost"][name] for cell in members])
+            row[f"{name}_seconds"] = spread([cell["seconds"][name] for cell in members])
+        found.append(row)
+    order = {bits: index for index, bits in enumerate(dict.fromkeys(row["bits"] for row in found))}
+    return sorted(found, key=lambda row: (row["mode"], order[row["bits"]], row["top1_drop"]["mean"]))
+
+
+def image_rows(cells: Sequence[Mapping[str, Any]], real: Mapping[str, float | None]) -> list[dict[str, Any]]:
+    """Image statistics, one row a contestant over its seeds, and real images last."""
+    groups: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for cell in cells:
+        groups.setdefault(cell["contestant"], {})[cell["seed"]] = cell["images"]
+    found = [
+        {"contestant": name, **{key: spread([s[key] for s in by_seed.values()]) for key, _, _ in IMAGE_COLUMNS}}
+        for name, by_seed in groups.items()
+    ]
+    return [*found, {"contestant": "real images", **{key: spread([real[key]]) for key, _, _ in IMAGE_COLUMNS}}]
+
+
+def spread(values: Sequence[float | None]) -> dict[str, Any]:
+    """Mean, sample standard deviation (None for one value) and the values."""
+    known = [value for value in values if value is not None]
+    return {
+        "mean": statistics.mean(known) if known else None,
+        "stdev": statistics.stdev(known) if len(known) > 1 else None,
+        "values": list(values),
+    }
+
+
+def text_of(entry: Mapping[str, Any], digits: int = 2) -> str:
+    """Mean ± standard deviation, as far as there are values."""
+    if entry["mean"] is None:
+        return "-"
+    mean = f"{entry['mean']:,.{digits}f}"
+    return mean if entry["stdev"] is None else f"{mean} ± {entry['stdev']:,.{digits}f}"
+
+
+def sections(rows_: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
+    """Rows by (bits, mode), in order."""
+    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows_:
+        found.setdefault((row["bits"], row["mode"]), []).append(row)
+    return found
+
+
+def markdown(data: Mapping[str, Any]) -> str:
+    """The document's tables."""
+    provenance = data["provenance"]
+    lines = [f"# {provenance['title']}", "", *_facts(data), ""]
+    for (bits, mode), members in sections(data["rows"]).items():
+        lines += [
+            f"## {bits}, {mode}",
+            "",
+            "| source | top-1 % | drop | agreement % | n | passes | seconds |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        for row in members:
+            passes, seconds = _total(row, "passes"), _total(row, "seconds")
+            lines.append(
+                f"| {row['contestant']} | {text_of(row['top1'])} | {text_of(row['top1_drop'])} | "
+                f"{text_of(row['agreement'])} | {row['n']} | {passes:,.0f} | {seconds:,.0f} |"
+            )
+        lines.append("")
+    headings = " | ".join(heading for _, heading, _ in IMAGE_COLUMNS)
+    lines += ["## The images", "", f"| source | {headings} |", "| --- |" + " --- |" * len(IMAGE_COLUMNS)]
+    for row in data["images"]:
+        values = " | ".join(text_of(row[key], digits) for key, _, digits in IMAGE_COLUMNS)
+        lines.append(f"| {row['contestant']} | {values} |")
+    return "\n".join([*lines, "", *NOTES, ""])
+
+
+NOTES = (
+    "Top-1 is measured in ONNX Runtime on the exported file; drop is in points against the float teacher on the same "
+    "images; ± is the standard deviation over seeds. Passes are teacher forward+backward image passes, seconds are "
+    "wall time of synthesis (and of the game, where the student was distilled), on the machine below.",
+    "",
+    "Images: classes seen is the share of classes that the teacher sees at least once, evenness the entropy of its "
+    "predictions over that of an even spread, confidence its mean largest probability, BN distance the mean KL "
+    "divergence of the BatchNorm inputs from the running statistics, diversity the mean cosine distance of two images' "
+    "features.",
+)
+
+
+def _facts(data: Mapping[str, Any]) -> list[str]:
+    provenance = data["provenance"]
+    packages = provenance["environment"]["packages"]
+    return [
+        f"Teacher {provenance['teacher']} ({data['teacher_top1']:.2f} % on {provenance['data']}), target "
+        f"{provenance['target']}, {provenance['images']} images for calibration, "
+        + (f"{provenance['passes']:,} passes a synthesis." if provenance["passes"] else "each recipe's own budget."),
+        "",
+        f"    {provenance['command']}",
+        "",
+        f"{provenance['environment']['cpu']['model']}, {provenance['threads']} thread(s); "
+        + ", ".join(f"{name} {packages[name]}" for name in ("torch", "brevitas", "onnxruntime") if name in packages)
+        + ".",
+    ]
+
+
+def _metric(cell: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    return next(metric for metric in cell["metrics"] if metric["name"] == name)  # type: ignore[no-any-return]
+
+
+def _total(row: Mapping[str, Any], what: str) -> float:
+    return float(row[f"synthesis_{what}"]["mean"] + row[f"game_{what}"]["mean"])

@@ -1,0 +1,258 @@
+"""What every registered synthesizer keeps, whatever its method: one battery over the registry, on the digits teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from dfqkit.recipe import load_recipe
+from dfqkit.registry import synthesizer
+from dfqkit.run.context import teacher_of
+from dfqkit.seeds import derive
+from dfqkit.students.capture import float_graph
+from dfqkit.students.scheme import QuantConfig
+from dfqkit.students.student import build_student, calibrate_student
+from dfqkit.synthesis import METHODS
+from dfqkit.synthesis.base import Demand, Synthesizer, SynthesizerConfig
+from dfqkit.synthesis.building import TEACHERS_PART, build_synthesizer
+from dfqkit.teacher import Teacher
+from dfqkit_export.errors import RecipeError
+from dfqkit_export.images import ImageSpec
+from dfqkit_export.targets import get_target
+from tests._toys import Head
+
+#: A small configuration of every method, and the loss term that must fall on it (None where nothing is optimised).
+SMALL: dict[str, tuple[dict[str, Any], str | None]] = {
+    "bank": ({"path": "{bank}"}, None),
+    "cmi": ({"batch": 16, "steps": 30, "width": 8, "latent": 16}, "bn"),
+    "dafl": ({"batch": 64, "warmup": 40, "width": 8, "latent": 32}, "one_hot"),
+    "deepinversion": ({"batch": 16, "steps": 40}, "bn"),
+    "deepinversion-adaptive": ({"batch": 16, "steps": 40}, "bn"),
+    "dfq": ({"batch": 32, "warmup": 40, "width": 8, "latent": 32, "memory": 64}, "bn"),
+    "fastdfkd": ({"batch": 16, "steps": 5, "width": 8, "latent": 16, "warmup_batches": 20}, "bn"),
+    "genie": ({"batch": 16, "steps": 40, "width": 8, "latent": 16}, "bn"),
+    "images": ({"path": "{images}"}, None),
+    "metadata": ({"records": "{records}", "batch": 16, "steps": 40}, "records"),
+    "mixture": (
+        {
+            "sources": [
+                {"method": "dfq", "share": 0.6, "batch": 32, "warmup": 20, "width": 8, "latent": 32, "memory": 64},
+                {"method": "images", "share": 0.4, "path": "{images}"},
+            ]
+        },
+        None,
+    ),
+    "noise": ({"accept_noise": True}, None),
+    "soft-targets": ({"batch": 16, "steps": 60}, "soft_target"),
+    "zeroq": ({"batch": 16, "steps": 40}, "bn"),
+    "zskd": ({"batch": 16, "steps": 60}, "soft_target"),
+    "zskt": ({"batch": 32, "warmup": 40, "width": 8, "latent": 32, "memory": 64}, "adversarial"),
+}
+
+DEMAND = Demand(training=16, fresh=16, game_rounds=4)
+
+#: Methods whose images are the same for every seed, up to their order.
+STORED = ("bank", "images")
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Teacher:
+    return teacher_of(load_recipe("digits/dfq-w8a8-ort"))
+
+
+@pytest.fixture(scope="module")
+def opponent(teacher: Teacher) -> fx.GraphModule:
+    graph = float_graph(teacher.model, teacher.image)
+    scheme = QuantConfig.model_validate({"bits": "w4a4"})
+    student = build_student(graph, scheme, get_target("onnxruntime"), teacher.image)
+    noise = torch.randn((32, *teacher.image.shape), generator=torch.Generator().manual_seed(0))
+    calibrate_student(student, [noise], scheme, teacher.image)
+    return student.requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def files(teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What configurations name: similar images, a stored set, activation records."""
+    from dfqkit.imagebank import ImageBank
+
+    folder = tmp_path_factory.mktemp("files")
+    rng = np.random.default_rng(0)
+    channels, height, width = teacher.image.shape
+    np.savez(folder / "images.npz", images=rng.integers(0, 256, (64, height, width, channels), dtype=np.uint8))
+    normalised = torch.randn((64, *teacher.image.shape), generator=torch.Generator().manual_seed(1))
+    ImageBank.collect(teacher, iter([normalised]), "noise:test").save(folder / "bank.safetensors")
+    records = Path(__file__).parents[2] / "recipes" / "digits" / "records.safetensors"
+    return {
+        "images": str(folder / "images.npz"),
+        "bank": str(folder / "bank.safetensors"),
+        "records": str(records),
+    }
+
+
+def config_of(name: str, files: dict[str, str], **changes: Any) -> SynthesizerConfig:
+    def filled(value: Any) -> Any:
+        if isinstance(value, str):
+            return value.format(**files)
+        if isinstance(value, dict):
+            return {key: filled(inner) for key, inner in value.items()}
+        return [filled(inner) for inner in value] if isinstance(value, list) else value
+
+    return synthesizer(name).Config.model_validate({"method": name, **filled(SMALL[name][0]), **changes})
+
+
+Make = Callable[..., Synthesizer]
+
+
+@pytest.fixture
+def make(teacher: Teacher, files: dict[str, str]) -> Make:
+    def build(name: str, seed: int = 0, **changes: Any) -> Synthesizer:
+        return build_synthesizer(config_of(name, files, **changes), teacher, derive(seed, "contract"), DEMAND)
+
+    return build
+
+
+def students_of(made: Synthesizer, name: str, opponent: nn.Module) -> list[nn.Module]:
+    return [opponent] if "student" in synthesizer(name).needs else []
+
+
+def warm(made: Synthesizer, students: Sequence[nn.Module], rounds: int | None = None) -> list[dict[str, float]]:
+    return [made.synthesize(students) for _ in range(made.warmup_rounds if rounds is None else rounds)]
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def test_every_method_is_in_the_battery() -> None:
+    assert set(SMALL) == set(METHODS)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_images_are_images(name: str, make: Make, teacher: Teacher, opponent: nn.Module) -> None:
+    made = make(name)
+    warm(made, students_of(made, name, opponent))
+    assert made.available is None or made.available >= DEMAND.fresh
+    low, high = teacher.image.bounds()
+    for images in (made.training_batch(8), made.sample(5), made.sample(11), made.training_batch(3)):
+        assert images.shape[1:] == teacher.image.shape
+        assert images.dtype == torch.float32
+        assert not images.requires_grad
+        assert bool(torch.isfinite(images).all())
+        assert low - 1e-4 <= float(images.min()) <= float(images.max()) <= high + 1e-4
+        assert float(images.std()) > 1e-3, "all alike"
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_fresh_images_are_never_trained_on(name: str, make: Make, opponent: nn.Module) -> None:
+    made = make(name)
+    warm(made, students_of(made, name, opponent))
+    trained = torch.cat([made.training_batch(16) for _ in range(2)]).flatten(1)
+    fresh = made.sample(16).flatten(1)
+    more = made.training_batch(16).flatten(1)
+    distance = torch.cdist(fresh, torch.cat([trained, more]))
+    assert float(distance.min()) > 1e-3
+    assert len(torch.unique(fresh, dim=0)) == len(fresh)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_teacher_student_and_global_state_are_untouched(
+    name: str, make: Make, teacher: Teacher, opponent: nn.Module
+) -> None:
+    models = {"teacher": teacher.model, "student": opponent}
+    before = {key: {n: v.clone() for n, v in tensors(m).items()} for key, m in models.items()}
+    forwards = {key: [m.forward for m in model.modules()] for key, model in models.items()}
+    rng = torch.get_rng_state()
+    made = make(name)
+    warm(made, students_of(made, name, opponent))
+    made.synthesize([opponent])
+    made.sample(4)
+    made.training_batch(4)
+    assert torch.equal(rng, torch.get_rng_state())
+    for key, model in models.items():
+        assert all(torch.equal(before[key][n], v) for n, v in tensors(model).items())
+        assert all(p.grad is None and not p.requires_grad for p in model.parameters())
+        assert not any(m._forward_pre_hooks or m._forward_hooks or m._backward_hooks for m in model.modules())
+        assert forwards[key] == [m.forward for m in model.modules()]
+    assert not any(m.training for m in teacher.model.modules())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_same_seed_same_images(name: str, make: Make, opponent: nn.Module) -> None:
+    drawn = []
+    for seed in (0, 0, 1):
+        made = make(name, seed)
+        warm(made, students_of(made, name, opponent))
+        made.synthesize([opponent])
+        drawn.append((made.training_batch(8), made.sample(8)))
+    assert all(torch.equal(a, b) for a, b in zip(drawn[0], drawn[1], strict=True))
+    if name not in STORED:
+        assert not torch.equal(drawn[0][1], drawn[2][1])
+
+
+@pytest.mark.parametrize("part", [0.3, 1.0])
+@pytest.mark.parametrize("name", SMALL)
+def test_a_saved_state_continues_identically(name: str, part: float, make: Make, opponent: nn.Module) -> None:
+    straight, first, resumed = make(name), make(name), make(name, 7)
+    students = students_of(straight, name, opponent)
+    total = straight.warmup_rounds
+    stop = int(total * part)
+    terms = warm(straight, students)
+    before = warm(first, students, stop)
+    state = first.state_dict()
+    kept = {key: value.clone() for key, value in state.items()}
+    assert all(isinstance(value, Tensor) for value in state.values())
+    resumed.load_state_dict({key: value.contiguous() for key, value in state.items()})
+    assert before + warm(resumed, students, total - stop) == terms
+    assert resumed.synthesize([opponent]) == straight.synthesize([opponent])
+    assert torch.equal(resumed.training_batch(12), straight.training_batch(12))
+    assert torch.equal(resumed.sample(6), straight.sample(6))
+    assert (resumed.cost, resumed.available) == (straight.cost, straight.available)
+    assert all(torch.equal(state[key], kept[key]) for key in kept), "resuming changed the state it started from"
+
+
+@pytest.mark.parametrize("name", [name for name, (_, term) in SMALL.items() if term])
+def test_the_loss_falls(name: str, make: Make, opponent: nn.Module) -> None:
+    made, term = make(name), SMALL[name][1]
+    assert term is not None
+    values = [terms[term] for terms in warm(made, students_of(made, name, opponent))]
+    steps = SMALL[name][0].get("steps", len(values))
+    first, last = (values[:3], values[-3:]) if name == "fastdfkd" else (values[:3], values[steps - 3 : steps])
+    assert sum(last) < sum(first)
+
+
+@pytest.mark.parametrize("name", [name for name, (_, term) in SMALL.items() if term])
+def test_a_budget_is_kept(name: str, make: Make, teacher: Teacher, files: dict[str, str], opponent: nn.Module) -> None:
+    config = config_of(name, files)
+    sized = synthesizer(name).at_cost(config, 2000, DEMAND)
+    made = build_synthesizer(sized, teacher, derive(0, "budget"), DEMAND)
+    warm(made, students_of(made, name, opponent))
+    assert 800 <= made.cost <= 2000
+    assert made.available is None or made.available >= DEMAND.fresh
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_any_source_can_be_low_passed(name: str, make: Make, opponent: nn.Module) -> None:
+    plain, smooth = make(name), make(name, low_pass=0.15)
+    for made in (plain, smooth):
+        warm(made, students_of(made, name, opponent))
+
+    def roughness(images: Tensor) -> float:
+        return float((images[..., 1:] - images[..., :-1]).abs().mean())
+
+    assert roughness(smooth.sample(8)) < 0.9 * roughness(plain.sample(8))
+
+
+def test_what_a_teacher_lacks_is_said_before_any_compute() -> None:
+    image = ImageSpec(shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.5,) * 3, classes=5)
+    folded = Teacher.from_module(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), Head(4)), image, "folded")
+    for name in METHODS:
+        kind = synthesizer(name)
+        if "batchnorm" in kind.needs & TEACHERS_PART:
+            with pytest.raises(RecipeError, match=r"'folded' does not have.*Use one of .*zskt"):
+                build_synthesizer(kind.Config.model_validate({"method": name}), folded, derive(0), DEMAND)
