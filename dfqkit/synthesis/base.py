@@ -44,11 +44,14 @@ class Demand:
         training: different images that `Synthesizer.training_batch` should draw from.
         fresh: images that `Synthesizer.sample` will be asked for, in all.
         game_rounds: rounds with students after the warm-up.
+        beside: what the run's other synthesizer of the same configuration is asked for, the one that grades or, for
+            that one, the main one; None where it is not known. Sources of a limited number of images leave that many.
     """
 
     training: int = 256
     fresh: int = 0
     game_rounds: int = 0
+    beside: Demand | None = None
 
 
 NO_DEMAND = Demand()
@@ -66,11 +69,13 @@ class Synthesizer(ABC):
         needs: what the method cannot do without, of "batchnorm" (layers with running statistics), "linear_head" (a
             linear layer that gives the logits), "features" (what enters the last layer), "student" (one to play
             against, in the warm-up too), "records" and "images" (files that the configuration names).
+        warning: what every report about its images must open with; None for most methods.
         cost: teacher forward+backward image passes spent so far.
     """
 
     Config: ClassVar[type[SynthesizerConfig]]
     needs: ClassVar[frozenset[str]]
+    warning: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -89,6 +94,11 @@ class Synthesizer(ABC):
     def needs_of(cls, config: SynthesizerConfig) -> frozenset[str]:
         """What this configuration needs; less or more than ``needs`` where options decide."""
         return cls.needs
+
+    @classmethod
+    def warnings_of(cls, config: SynthesizerConfig) -> tuple[str, ...]:
+        """What reports about images of this configuration must open with, from ``warning``."""
+        return () if cls.warning is None else (cls.warning,)
 
     @classmethod
     def grading_config(cls, config: SynthesizerConfig) -> SynthesizerConfig:

@@ -14,8 +14,8 @@ three terms, L_psi of the paper, are minimised: the warm-up.
 
 Differs from the paper as it is known: the three terms of L_psi have weights of their own (the paper: one alpha); the
 adversarial weight is small, because a quantized copy of the teacher is a weak opponent that a strong adversary drives
-into images no camera makes; generators end in a sigmoid (see `generator`); past images are remembered and drawn again,
-against forgetting; gradients are clipped. No author code and no published hyperparameters exist: each default names its
+into images no camera makes; generators end in a sigmoid (see `generator`); gradients are clipped; and what `online`
+says of all methods with generators. No author code and no published hyperparameters exist: each default names its
 origin.
 """
 
@@ -29,11 +29,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from .. import losses
-from ..optimizers import cosine, optimizer_tensors, restore_optimizer, under
 from ..taps import BatchNormTap
 from ..teacher import Teacher
-from .base import NO_DEMAND, Demand, Losses, Synthesizer, SynthesizerConfig
-from .generator import Generator
+from .base import NO_DEMAND, Demand
+from .online import OnlineConfig, OnlineSynthesizer
 
 
 class DFQWeights(BaseModel):
@@ -49,16 +48,12 @@ class DFQWeights(BaseModel):
     )
 
 
-class DFQConfig(SynthesizerConfig):
+class DFQConfig(OnlineConfig):
     """The ``synthesis`` section of a recipe with ``method: dfq``."""
 
     method: Literal["dfq"] = "dfq"
     generators: int = Field(2, ge=1, le=16, description="G of the paper.")
-    batch: int = Field(128, ge=2, description="Images a generator step, over all generators.")
-    latent: int = Field(256, ge=1, description="Dimension of z (CMI scripts).")
-    width: int = Field(64, ge=4, description="Channels of a generator's last hidden map (CMI scripts).")
     warmup: int = Field(300, ge=0, description="Generator steps on L_psi alone before any student exists.")
-    steps: int = Field(1, ge=1, description="Steps of each generator in one adversarial round.")
     lr: float = Field(
         1e-2,
         gt=0,
@@ -66,14 +61,10 @@ class DFQConfig(SynthesizerConfig):
         "CMI scripts was four times slower to the same BatchNorm statistics.",
     )
     lr_game: float = Field(1e-2, gt=0, description="The same in the game; 1e-3 (and a w3a3 partner) was worse.")
-    clip: float = Field(5.0, gt=0, description="Largest gradient norm (ZSKT).")
-    memory: int = Field(
-        8192, ge=0, description="Past images of the game kept; half of every training batch (CMI keeps all)."
-    )
     weights: DFQWeights = DFQWeights()
 
 
-class DFQ(Synthesizer):
+class DFQ(OnlineSynthesizer):
     """An ensemble of generators trained on a teacher's BatchNorm statistics and against quantized students."""
 
     Config = DFQConfig
@@ -86,63 +77,13 @@ class DFQ(Synthesizer):
         generator: torch.Generator,
         demand: Demand = NO_DEMAND,
     ) -> None:
-        super().__init__(config, teacher, generator, demand)
-        self.config = config
-        self.weights: dict[str, float] = config.weights.model_dump()
-        if self.weights["batch_entropy"] is None:
-            self.weights["batch_entropy"] = 1.0 if teacher.image.classes <= 10 else 10.0
         self.tap = BatchNormTap(teacher.model)
-        self.generators = [
-            Generator(teacher.image, config.latent, config.width, generator).to(self.device)
-            for _ in range(config.generators)
-        ]
-        self.optimizers = [torch.optim.Adam(g.parameters(), lr=config.lr, betas=(0.5, 0.999)) for g in self.generators]
-        self.warmed = 0
-        self.played = 0
-        shape = (config.memory, *teacher.image.shape)
-        self.memory = torch.zeros(shape, dtype=torch.uint8, device=self.device)
-        self.remembered = 0
+        super().__init__(config, teacher, generator, demand)
+        self.weights = config.weights.model_dump()
+        if config.weights.batch_entropy is None:
+            self.weights["batch_entropy"] = 1.0 if teacher.image.classes <= 10 else 10.0
 
-    @classmethod
-    def grading_config(cls, config: SynthesizerConfig) -> SynthesizerConfig:
-        """One generator with the batch of one member: as good an image as the ensemble's, at a share of the cost."""
-        fields = config.model_dump()
-        return cls.Config.model_validate(
-            fields | {"generators": 1, "batch": max(2, fields["batch"] // fields["generators"]), "memory": 0}
-        )
-
-    @classmethod
-    def at_cost(cls, config: SynthesizerConfig, passes: int, demand: Demand) -> SynthesizerConfig:
-        """As many warm-up steps of all generators as the budget allows."""
-        fields = config.model_dump()
-        return config.model_copy(update={"warmup": max(1, passes // fields["batch"])})
-
-    @property
-    def warmup_rounds(self) -> int:
-        """Rounds on L_psi alone."""
-        return self.config.warmup
-
-    def synthesize(self, students: Sequence[nn.Module] = ()) -> Losses:
-        """One round: a warm-up step without students, ``steps`` adversarial steps with them, of every generator."""
-        config = self.config
-        if students:
-            lr, steps = cosine(config.lr_game, self.played / max(self.demand.game_rounds, 1), floor=0.05), config.steps
-        else:
-            lr, steps = cosine(config.lr, self.warmed / max(config.warmup, 1), floor=0.05), 1
-        total: dict[str, float] = {}
-        for _ in range(steps):
-            for member, optimizer in zip(self.generators, self.optimizers, strict=True):
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                for name, value in self._step(member, optimizer, students).items():
-                    total[name] = total.get(name, 0.0) + value / (steps * len(self.generators))
-        self.played += bool(students)
-        self.warmed += not students
-        return total
-
-    def _step(self, member: Generator, optimizer: torch.optim.Optimizer, students: Sequence[nn.Module]) -> Losses:
-        n = max(2, self.config.batch // len(self.generators))
-        images = member(self._latent(n))
+    def _terms(self, images: Tensor, students: Sequence[nn.Module]) -> dict[str, Tensor]:
         with self.tap as tap:
             logits = self.teacher.model(images)
             terms = {
@@ -155,75 +96,4 @@ class DFQ(Synthesizer):
         if students and self.weights["adversarial"]:
             divergences = [losses.kd_kl(student(images), logits) for student in students]
             terms["adversarial"] = -torch.stack(divergences).mean()
-        loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
-        gradients = torch.autograd.grad(loss, list(member.parameters()))
-        for parameter, gradient in zip(member.parameters(), gradients, strict=True):
-            parameter.grad = gradient
-        nn.utils.clip_grad_norm_(member.parameters(), self.config.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        self.cost += n
-        if students:
-            self._remember(images.detach())
-        return {name: float(term.detach()) for name, term in terms.items()}
-
-    def sample(self, n: int) -> Tensor:
-        """Fresh images (n, C, H, W), evenly from all generators."""
-        share = -(-n // len(self.generators))
-        with torch.no_grad():
-            return torch.cat([self._draw(member, share) for member in self.generators])[:n]
-
-    def training_batch(self, n: int) -> Tensor:
-        """Half from memory, where the game has left something in it, the rest fresh."""
-        old = n // 2 if self.remembered else 0
-        return torch.cat([self._recall(old), self.sample(n - old)]) if old else self.sample(n)
-
-    def _draw(self, member: Generator, n: int) -> Tensor:
-        """Images in training-mode statistics, as they were optimised, without moving the generator's buffers."""
-        kept = {name: buffer.clone() for name, buffer in member.named_buffers()}
-        images: Tensor = member(self._latent(max(n, 2)))[:n]
-        for name, buffer in member.named_buffers():
-            buffer.copy_(kept[name])
-        return images
-
-    def _latent(self, n: int) -> Tensor:
-        return torch.randn((n, self.config.latent), generator=self.rng, device=self.device)
-
-    def _remember(self, images: Tensor) -> None:
-        """Keep images, 8 bits a channel; a full memory replaces entries drawn at random."""
-        if not len(self.memory):
-            return
-        codes = (self.teacher.image.denormalize(images) * 255).round().clamp(0, 255).to(torch.uint8)
-        free = len(self.memory) - self.remembered
-        added = codes[:free]
-        self.memory[self.remembered : self.remembered + len(added)] = added
-        self.remembered += len(added)
-        rest = codes[free:]
-        if len(rest):
-            slots = torch.randperm(len(self.memory), generator=self.rng, device=self.device)[: len(rest)]
-            self.memory[slots] = rest[: len(slots)]
-
-    def _recall(self, n: int) -> Tensor:
-        index = torch.randint(self.remembered, (n,), generator=self.rng, device=self.device)
-        return self.teacher.image.normalize(self.memory[index].float() / 255)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Generators, their optimizers, the memory, the counters and the random state."""
-        state = {
-            "counters": torch.tensor([self.warmed, self.played, self.cost, self.remembered]),
-            "rng": self.rng.get_state(),
-            "memory": self.memory[: self.remembered],
-        }
-        for index, (member, optimizer) in enumerate(zip(self.generators, self.optimizers, strict=True)):
-            state |= {f"generator.{index}.{name}": value for name, value in member.state_dict().items()}
-            state |= {f"optimizer.{index}.{name}": value for name, value in optimizer_tensors(optimizer).items()}
-        return {name: value.detach().clone() for name, value in state.items()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue exactly where `state_dict` was taken."""
-        self.warmed, self.played, self.cost, self.remembered = state["counters"].tolist()
-        self.rng.set_state(state["rng"].cpu())
-        self.memory[: self.remembered] = state["memory"]
-        for index, (member, optimizer) in enumerate(zip(self.generators, self.optimizers, strict=True)):
-            member.load_state_dict(under(state, f"generator.{index}."))
-            restore_optimizer(optimizer, under(state, f"optimizer.{index}."))
+        return terms

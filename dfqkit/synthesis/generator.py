@@ -22,7 +22,9 @@ class Generator(nn.Module):
     Args:
         image: output shape (C, H, W) and normalisation.
         latent: dimension of z.
-        width: channels of the last hidden map; the first has twice as many.
+        width: channels of the second block's map, which is the last one of images up to 45 pixels. The maps before have
+            twice as many; after it every block halves them, down to a quarter, since at 224 pixels wide maps would cost
+            many times what the teacher does.
         rng: draws the initial weights, N(0, 0.02) for convolutions as in DCGAN (Radford et al., 2016).
     """
 
@@ -36,16 +38,16 @@ class Generator(nn.Module):
         self.start = (2 * width, *sizes[0])
         with torch.random.fork_rng(devices=[]):  # module constructors draw from the global state
             self.project = nn.Linear(latent, 2 * width * sizes[0][0] * sizes[0][1])
+            maps = [2 * width, *(max(2 * width // 2**k, width // 4, 1) for k in range(blocks))]
             layers: list[nn.Module] = [nn.BatchNorm2d(2 * width)]
-            for index, size in enumerate(sizes[1:]):
-                out = width if index == blocks - 1 else 2 * width
+            for size, into, out in zip(sizes[1:], maps, maps[1:], strict=False):
                 layers += [
                     nn.Upsample(size=size),
-                    nn.Conv2d(2 * width, out, 3, padding=1, bias=False),
+                    nn.Conv2d(into, out, 3, padding=1, bias=False),
                     nn.BatchNorm2d(out),
                     nn.LeakyReLU(0.2, inplace=True),
                 ]
-            layers += [nn.Conv2d(width, channels, 3, padding=1), nn.BatchNorm2d(channels), nn.Sigmoid()]
+            layers += [nn.Conv2d(maps[-1], channels, 3, padding=1), nn.BatchNorm2d(channels), nn.Sigmoid()]
             self.body = nn.Sequential(*layers)
         with torch.no_grad():
             for name, parameter in self.named_parameters():

@@ -1,1 +1,108 @@
-"""A Gaussian low-pass over what any source draws (SynQ)."""
+"""A Gaussian low-pass over what any source draws.
+
+Source: the filter of SynQ (Kim, Kim, Kang, "SynQ: Accurate Zero-shot Quantization by Synthesis-aware Fine-tuning", ICLR
+2025) as its published code has it, and nothing else of that method. With D(u, v) the distance of a frequency from the
+zero frequency in the image's 2-D Fourier transform, every channel's transform is multiplied by
+
+    exp(-D^2 / (2 D0^2)),        D0 = low_pass * min(H, W)
+
+and transformed back. Finished images lose the high-frequency noise that optimising pixels leaves in them; the mean of
+every channel stays. Needs nothing of the teacher and costs no pass.
+
+Differs from it: D0 is a share of the image's smaller side, so that one recipe serves several image sizes (20 to 100 of
+224 pixels, which the code uses, are 0.09 to 0.45); what overshoots is cut off at the bounds of an image, because a
+stored image cannot hold it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dfqkit_export.images import ImageSpec
+
+from .base import Losses, Synthesizer, SynthesizerConfig
+
+
+def low_pass_response(height: int, width: int, cutoff: float, device: torch.device | str = "cpu") -> Tensor:
+    """What `torch.fft.rfft2` of an image is multiplied by.
+
+    Args:
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        cutoff: D0, the distance at which exp(-1/2) is left, in steps of the discrete frequency, above 0.
+        device: where it is used.
+
+    Returns:
+        (height, width // 2 + 1), 1 at the zero frequency.
+    """
+    rows = torch.fft.fftfreq(height, 1 / height, device=device)
+    columns = torch.fft.rfftfreq(width, 1 / width, device=device)
+    return torch.exp(-(rows[:, None] ** 2 + columns[None] ** 2) / (2 * cutoff**2))
+
+
+def low_passed(images: Tensor, response: Tensor, image: ImageSpec) -> Tensor:
+    """Filter normalised images (n, C, H, W) and cut off what lies outside of an image's bounds."""
+    filtered: Tensor = torch.fft.irfft2(torch.fft.rfft2(images) * response, s=images.shape[-2:])
+    plain: Tensor = image.denormalize(filtered)
+    return image.normalize(plain.clamp(0, 1))
+
+
+class LowPassed(Synthesizer):
+    """Another synthesizer whose images are filtered when they are drawn; all else is its own.
+
+    Args:
+        made: the synthesizer.
+        low_pass: D0 as a share of the image's smaller side, above 0.
+    """
+
+    Config = SynthesizerConfig
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, made: Synthesizer, low_pass: float) -> None:
+        # Not the base's: a second count of the cost and a second random state would go stale.
+        self.made = made
+        self.teacher, self.rng, self.demand, self.device = made.teacher, made.rng, made.demand, made.device
+        # A class attribute hides what __getattr__ would find.
+        vars(self).update(Config=made.Config, needs=made.needs, warning=made.warning)
+        _, height, width = made.teacher.image.shape
+        self.response = low_pass_response(height, width, low_pass * min(height, width), made.device)
+
+    def __getattr__(self, name: str) -> Any:
+        """Whatever else the synthesizer has."""
+        if name == "made":  # asked for before __init__ has run, as copying does
+            raise AttributeError(name)
+        return getattr(self.made, name)
+
+    @property
+    def warmup_rounds(self) -> int:
+        """The synthesizer's."""
+        return self.made.warmup_rounds
+
+    @property
+    def available(self) -> int | None:
+        """The synthesizer's."""
+        return self.made.available
+
+    def synthesize(self, students: Sequence[nn.Module] = ()) -> Losses:
+        """The synthesizer's round; what it optimises is not filtered."""
+        return self.made.synthesize(students)
+
+    def sample(self, n: int) -> Tensor:
+        """The synthesizer's fresh images, filtered."""
+        return low_passed(self.made.sample(n), self.response, self.teacher.image)
+
+    def training_batch(self, n: int) -> Tensor:
+        """The synthesizer's training images, filtered."""
+        return low_passed(self.made.training_batch(n), self.response, self.teacher.image)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The synthesizer's."""
+        return self.made.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """The synthesizer's."""
+        self.made.load_state_dict(state)

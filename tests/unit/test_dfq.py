@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from dfqkit.losses import kd_kl
+from dfqkit.losses import bn_kl, class_balance, instance_entropy, kd_kl
 from dfqkit.seeds import derive
 from dfqkit.synthesis.dfq import DFQ, DFQConfig, DFQWeights
+from dfqkit.synthesis.generator import Generator
+from dfqkit.taps import BatchNormTap
 from dfqkit.teacher import Teacher
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.images import ImageSpec
@@ -44,6 +47,37 @@ def play(dfq: DFQ, opponent: nn.Module, rounds: list[bool]) -> Iterator[dict[str
         yield dfq.synthesize([opponent] if game else [])
         if game:
             dfq.training_batch(6)
+
+
+def test_the_rounds_are_the_papers_in_a_straight_line(teacher: Teacher, opponent: nn.Module) -> None:
+    """Every weight and every image to the bit: the order of draws and of operations is part of a recipe's result."""
+    dfq = make(teacher, 3, memory=0)
+    for students in ([], [], [opponent]):
+        dfq.synthesize(students)
+
+    rng = derive(3, "dfq")
+    members = [Generator(IMAGE, 8, 4, rng) for _ in range(2)]
+    adams = [torch.optim.Adam(member.parameters(), betas=(0.5, 0.999)) for member in members]
+    for game, done in ((False, 0), (False, 1 / 6), (True, 0)):
+        for member, adam in zip(members, adams, strict=True):
+            adam.param_groups[0]["lr"] = 1e-2 * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * done)))
+            images = member(torch.randn((8, 8), generator=rng))
+            with BatchNormTap(teacher.model) as tap:
+                logits = teacher.model(images)
+            layers = [bn_kl(s.mean, s.variance, s.running_mean, s.running_variance) for s in tap.statistics]
+            terms = [0.03 * torch.stack(layers).sum(), 0.5 * instance_entropy(logits), 1.0 * class_balance(logits)]
+            if game:
+                terms.append(-0.05 * kd_kl(opponent(images), logits))
+            torch.stack(terms).sum().backward()
+            nn.utils.clip_grad_norm_(member.parameters(), 5.0)
+            adam.step()
+            adam.zero_grad()
+    for ours, theirs in zip(members, dfq.generators, strict=True):
+        found = theirs.state_dict()
+        assert all(torch.equal(value, found[name]) for name, value in ours.state_dict().items())
+    with torch.no_grad():
+        drawn = torch.cat([member(torch.randn((3, 8), generator=rng)) for member in members])[:5]
+    assert torch.equal(drawn, dfq.sample(5))
 
 
 def test_same_seed_same_images(teacher: Teacher, opponent: nn.Module) -> None:

@@ -1,0 +1,249 @@
+"""Methods that train generators and draw from them for as long as images are needed.
+
+What belongs here: what such methods share, which is everything but the loss: the generators and their optimizers, the
+two kinds of round, the memory of the game's images, drawing, and the state. A method is its configuration, its terms
+(`OnlineSynthesizer._terms`) and their weights.
+
+Common to all of them, and not of any paper: several generators where wanted, each with a share of the batch; a warm-up
+before there is a student to train, since calibration needs images first; past images of the game are remembered and
+drawn again, against forgetting; drawing leaves the generators' BatchNorm layers as they were; a learning rate that
+falls to a twentieth, not to 0, so that the last rounds still count.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from ..optimizers import cosine, optimizer_tensors, restore_optimizer, under
+from ..teacher import Teacher
+from .base import NO_DEMAND, Demand, Losses, Synthesizer, SynthesizerConfig
+from .generator import Generator
+
+
+class OnlineConfig(SynthesizerConfig):
+    """What all of these methods have in a recipe; a method gives its own defaults."""
+
+    generators: int = Field(1, ge=1, le=16, description="Networks, each with its own share of a batch (papers: 1).")
+    batch: int = Field(128, ge=2, description="Images a generator step, over all generators (ZSKT: 128).")
+    latent: int = Field(256, ge=1, description="Dimension of z (CMI scripts).")
+    width: int = Field(64, ge=4, description="Channels of a generator's second block (CMI scripts); see Generator.")
+    warmup: int = Field(300, ge=0, description="Generator steps before images are drawn. Ours.")
+    steps: int = Field(1, ge=1, description="Steps of each generator in one round of the game (ZSKT: 1).")
+    lr: float = Field(1e-3, gt=0, description="Adam, cosine, in the warm-up (ZSKT; CMI scripts).")
+    lr_game: float = Field(1e-3, gt=0, description="The same in the game.")
+    clip: float = Field(5.0, gt=0, description="Largest gradient norm (ZSKT).")
+    memory: int = Field(
+        8192, ge=0, description="Past images of the game kept; half of every training batch (CMI keeps all)."
+    )
+    ema: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Images are drawn from a moving average of each generator's weights with this decay, against drift "
+        "in the game (the idea of MAD, NeurIPS 2022, decay 0.95); 0 draws from the generators themselves.",
+    )
+
+
+class OnlineSynthesizer(Synthesizer):
+    """Base of the methods that train generators.
+
+    A round of the warm-up is one step of every generator, a round of the game ``config.steps``. A method that needs a
+    student is given one in the warm-up too; for all others students mean that the game is on.
+
+    A subclass sets ``weights`` and gives `_terms`; what it keeps between steps goes through `_tensors` and
+    `_load_tensors`.
+
+    Attributes:
+        betas: of Adam.
+        weights: of every term that `_terms` may return.
+        averages: what images are drawn from; the generators themselves where ``ema`` is 0.
+    """
+
+    betas: ClassVar[tuple[float, float]] = (0.5, 0.999)
+    weights: dict[str, float]
+
+    def __init__(
+        self,
+        config: OnlineConfig,
+        teacher: Teacher,
+        generator: torch.Generator,
+        demand: Demand = NO_DEMAND,
+    ) -> None:
+        super().__init__(config, teacher, generator, demand)
+        self.config = config
+        self.generators = [
+            Generator(teacher.image, config.latent, config.width, generator).to(self.device)
+            for _ in range(config.generators)
+        ]
+        self.optimizers = [torch.optim.Adam(g.parameters(), lr=config.lr, betas=self.betas) for g in self.generators]
+        self.averages = self.generators
+        if config.ema:
+            self.averages = [copy.deepcopy(member).requires_grad_(False) for member in self.generators]
+        self.warmed = 0
+        self.played = 0
+        shape = (config.memory, *teacher.image.shape)
+        self.memory = torch.zeros(shape, dtype=torch.uint8, device=self.device)
+        self.remembered = 0
+
+    @classmethod
+    def grading_config(cls, config: SynthesizerConfig) -> SynthesizerConfig:
+        """One generator with the batch of one member: as good an image as the ensemble's, at a share of the cost."""
+        fields = config.model_dump()
+        share = _share(fields["batch"], fields["generators"])
+        return cls.Config.model_validate(fields | {"generators": 1, "batch": share, "memory": 0})
+
+    @classmethod
+    def at_cost(cls, config: SynthesizerConfig, passes: int, demand: Demand) -> SynthesizerConfig:
+        """As many warm-up steps of all generators as the budget allows."""
+        fields = config.model_dump()
+        images = fields["generators"] * _share(fields["batch"], fields["generators"])
+        return config.model_copy(update={"warmup": max(1, passes // images)})
+
+    @property
+    def warmup_rounds(self) -> int:
+        """Rounds before images are drawn."""
+        return self.config.warmup
+
+    def synthesize(self, students: Sequence[nn.Module] = ()) -> Losses:
+        """One round of every generator: a step of the warm-up, or ``steps`` steps of the game."""
+        config = self.config
+        game = bool(students) and ("student" not in self.needs or self.warmed >= config.warmup)
+        if game:
+            lr, steps = cosine(config.lr_game, self.played / max(self.demand.game_rounds, 1), floor=0.05), config.steps
+        else:
+            lr, steps = cosine(config.lr, self.warmed / max(config.warmup, 1), floor=0.05), 1
+        total: dict[str, float] = {}
+        for _ in range(steps):
+            for index, optimizer in enumerate(self.optimizers):
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                images, terms = self._step(index, students)
+                if game:
+                    self._remember(images)
+                for name, value in terms.items():
+                    total[name] = total.get(name, 0.0) + value / (steps * len(self.generators))
+        self.played += game
+        self.warmed += not game
+        return total
+
+    def _step(self, index: int, students: Sequence[nn.Module]) -> tuple[Tensor, Losses]:
+        """One optimiser step of one generator; the images it was taken on, detached, and the terms."""
+        member, optimizer = self.generators[index], self.optimizers[index]
+        n = _share(self.config.batch, len(self.generators))
+        images = member(self._latent(n))
+        terms = self._terms(images, students)
+        loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
+        gradients = torch.autograd.grad(loss, list(member.parameters()))
+        for parameter, gradient in zip(member.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        nn.utils.clip_grad_norm_(member.parameters(), self.config.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        self._follow(index)
+        self.cost += n
+        return images.detach(), {name: float(term.detach()) for name, term in terms.items()}
+
+    @abstractmethod
+    def _terms(self, images: Tensor, students: Sequence[nn.Module]) -> dict[str, Tensor]:
+        """The loss terms of one generator's images, unweighted; runs the teacher once.
+
+        Args:
+            images: (n, C, H, W), normalised, with gradient.
+            students: any classifiers of the same images and classes, in eval mode, perhaps none.
+        """
+
+    def _follow(self, index: int) -> None:
+        """Move the average towards its generator; the decay grows with the rounds, so that the start is forgotten."""
+        if self.config.ema:
+            rounds = self.warmed + self.played
+            decay = min(self.config.ema, (1 + rounds) / (10 + rounds))
+            with torch.no_grad():
+                new = self.generators[index].parameters()
+                for kept, value in zip(self.averages[index].parameters(), new, strict=True):
+                    kept.lerp_(value, 1 - decay)
+
+    def sample(self, n: int) -> Tensor:
+        """Fresh images (n, C, H, W), evenly from all generators."""
+        share = -(-n // len(self.averages))
+        with torch.no_grad():
+            return torch.cat([self._draw(member, share) for member in self.averages])[:n]
+
+    def training_batch(self, n: int) -> Tensor:
+        """Half from memory, where the game has left something in it, the rest fresh."""
+        old = n // 2 if self.remembered else 0
+        return torch.cat([self._recall(old), self.sample(n - old)]) if old else self.sample(n)
+
+    def _draw(self, member: Generator, n: int) -> Tensor:
+        """Images in training-mode statistics, as they were optimised, without moving the generator's buffers."""
+        kept = {name: buffer.clone() for name, buffer in member.named_buffers()}
+        images: Tensor = member(self._latent(max(n, 2)))[:n]
+        for name, buffer in member.named_buffers():
+            buffer.copy_(kept[name])
+        return images
+
+    def _latent(self, n: int) -> Tensor:
+        return torch.randn((n, self.config.latent), generator=self.rng, device=self.device)
+
+    def _remember(self, images: Tensor) -> None:
+        """Keep images, 8 bits a channel; a full memory replaces entries drawn at random."""
+        if not len(self.memory):
+            return
+        codes = (self.teacher.image.denormalize(images) * 255).round().clamp(0, 255).to(torch.uint8)
+        free = len(self.memory) - self.remembered
+        added = codes[:free]
+        self.memory[self.remembered : self.remembered + len(added)] = added
+        self.remembered += len(added)
+        rest = codes[free:]
+        if len(rest):
+            slots = torch.randperm(len(self.memory), generator=self.rng, device=self.device)[: len(rest)]
+            self.memory[slots] = rest[: len(slots)]
+
+    def _recall(self, n: int) -> Tensor:
+        index = torch.randint(self.remembered, (n,), generator=self.rng, device=self.device)
+        return self.teacher.image.normalize(self.memory[index].float() / 255)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Generators, their averages and optimizers, the memory, the counters and the random state."""
+        state = {
+            "counters": torch.tensor([self.warmed, self.played, self.cost, self.remembered]),
+            "rng": self.rng.get_state(),
+            "memory": self.memory[: self.remembered],
+            **{f"method.{name}": value for name, value in self._tensors().items()},
+        }
+        for index, (member, optimizer) in enumerate(zip(self.generators, self.optimizers, strict=True)):
+            state |= {f"generator.{index}.{name}": value for name, value in member.state_dict().items()}
+            state |= {f"optimizer.{index}.{name}": value for name, value in optimizer_tensors(optimizer).items()}
+            if self.config.ema:
+                state |= {f"average.{index}.{name}": v for name, v in self.averages[index].state_dict().items()}
+        return {name: value.detach().clone() for name, value in state.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue exactly where `state_dict` was taken."""
+        self.warmed, self.played, self.cost, self.remembered = state["counters"].tolist()
+        self.rng.set_state(state["rng"].cpu())
+        self.memory[: self.remembered] = state["memory"]
+        for index, (member, optimizer) in enumerate(zip(self.generators, self.optimizers, strict=True)):
+            member.load_state_dict(under(state, f"generator.{index}."))
+            restore_optimizer(optimizer, under(state, f"optimizer.{index}."))
+            if self.config.ema:
+                self.averages[index].load_state_dict(under(state, f"average.{index}."))
+        self._load_tensors(under(state, "method."))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """What the method keeps between steps beside all this."""
+        return {}
+
+    def _load_tensors(self, state: dict[str, Tensor]) -> None:
+        """Put back what `_tensors` returned."""
+
+
+def _share(batch: int, generators: int) -> int:
+    """Images of one generator's step; BatchNorm needs two."""
+    return max(2, batch // generators)

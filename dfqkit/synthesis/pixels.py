@@ -1,0 +1,282 @@
+"""Methods whose images are optimised directly: a batch of pixels under Adam.
+
+What belongs here: where the pixels start, what the teacher sees of them (shifted, mirrored), the optimiser step, its
+stages and learning rate, and the best batch so far. What is minimised is the method's.
+
+Differs from the known author scripts of the family in two points (Yin et al., "Dreaming to Distill", 2020; their code
+keeps a reference, compares an image with the loss of its predecessor, and carries the best loss over to the next
+stage): the best batch is a copy, it belongs to the loss that it was judged by, and every stage judges anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from dfqkit_export.datasets import load_images
+
+from ..optimizers import cosine, optimizer_tensors, restore_optimizer, under
+from ..teacher import Teacher
+from .base import NO_DEMAND, Demand, Losses, SynthesizerConfig
+from .pool import PoolConfig, PoolSynthesizer
+
+_log = logging.getLogger(__name__)
+
+
+class PixelConfig(PoolConfig):
+    """What all of these methods have in a recipe; a method gives fields its own defaults."""
+
+    lr: float = Field(0.1, gt=0, description="Adam on the pixels, in normalised units.")
+    decay: Literal["constant", "cosine", "plateau"] = Field(
+        "constant", description="Learning rate over a stage: cosine to 0; plateau: a tenth when the loss stops falling."
+    )
+    patience: float = Field(0.05, gt=0, le=1, description="Share of a stage without a new best that is a plateau.")
+    warmup: int = Field(
+        0, ge=0, description="Steps over which the rate first rises linearly; at most a tenth of the stage."
+    )
+    jitter: int = Field(0, ge=0, description="Circular shift of the batch in every step, up to so many pixels.")
+    flip: bool = Field(False, description="Mirror the whole batch in half of the steps.")
+    clamp: bool = Field(True, description="Keep pixels within [0, 1] after every step.")
+    start: Literal["normal", "uniform"] = Field(
+        "normal", description="N(0, 1) in the normalised space, clamped as above, or U(0, 1) in pixels."
+    )
+    start_from: str | None = Field(
+        None,
+        description="Similar images (.npz, .zip, a folder, torchvision:NAME:ROOT) that batches start from instead of "
+        "noise, so that the inversion enriches them; have as many as images are needed. Images that grade always "
+        "start from noise.",
+    )
+    start_resize: int | None = Field(None, ge=1, description="Shorter side of those, bicubic, before the crop.")
+    start_crop: int | None = Field(None, ge=1, description="Centre crop of those.")
+
+    def resolved(self, find: Callable[[str], str]) -> Self:
+        """The same, with ``start_from`` found."""
+        if self.start_from is None or self.start_from.startswith("torchvision:"):
+            return self
+        return self.model_copy(update={"start_from": find(self.start_from)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Steps ``start`` to ``stop`` of a batch, with an optimiser of their own and a best batch of their own."""
+
+    start: int
+    stop: int
+    jitter: int
+    clamp: bool
+    betas: tuple[float, float] = (0.9, 0.999)
+    shrink: int = 1
+
+
+class Deck:
+    """Numbers below ``size`` in random order, every one once before any comes again; ``rest`` is its whole state."""
+
+    def __init__(self, size: int, rng: torch.Generator) -> None:
+        self.size, self.rng = size, rng
+        self.rest = torch.zeros(0, dtype=torch.int64, device=rng.device)
+
+    def deal(self, n: int) -> Tensor:
+        """The next ``n`` of them, int64 (n,)."""
+        while len(self.rest) < n:
+            more = torch.randperm(self.size, generator=self.rng, device=self.rng.device)
+            self.rest = torch.cat([self.rest, more])
+        dealt, self.rest = self.rest[:n], self.rest[n:]
+        return dealt
+
+
+class PixelSynthesizer(PoolSynthesizer):
+    """Base of the methods that optimise pixels.
+
+    The batch at hand is ``self.x``, a leaf (batch, C, H, W) in the normalised space. In every step the teacher sees
+    ``_transform(x)``, shrunk, shifted and mirrored as the stage and the configuration say; the sum of
+    ``self.weights[name] * term`` over all terms is minimised. Losses are of the batch before the step.
+
+    A subclass sets ``self.weights`` in ``__init__`` and gives
+
+    - `_terms` ``(images, students)``: loss terms of what the teacher sees; runs the teacher, once.
+
+    and where it needs to
+
+    - `_image_terms` ``(x)``: priors on the batch itself, before any transformation;
+    - `_start` ``()``: what a batch starts from;
+    - `_draw` ``()``: labels and the like of a new batch, after ``self.x`` is there (`_assigned_labels`);
+    - `_transform` ``(images)``: what happens to them in front of the teacher (crops);
+    - `_lr` ``(step, steps)``: learning rate, counted within the stage;
+    - `_stages` ``(steps)``: the stages of a batch of so many steps;
+    - `_extra_tensors`, `_load_extra_tensors`: what it keeps beyond this, of the batch or longer.
+
+    Attributes:
+        x: the batch at hand.
+        weights: factor of each term, by its name; leave terms of weight 0 out of what `_terms` returns.
+        low: smallest pixel a channel, normalised, (1, C, 1, 1).
+        high: the largest.
+        classes: deals class labels evenly.
+    """
+
+    def __init__(
+        self,
+        config: PixelConfig,
+        teacher: Teacher,
+        generator: torch.Generator,
+        demand: Demand = NO_DEMAND,
+    ) -> None:
+        super().__init__(config, teacher, generator, demand)
+        self.pixels = config
+        self.weights: dict[str, float] = {}
+        black = torch.zeros((1, teacher.image.shape[0], 1, 1), device=self.device)
+        self.low, self.high = teacher.image.normalize(black), teacher.image.normalize(black + 1)
+        self.classes = Deck(teacher.image.classes, generator)
+        self.starts: Tensor | None = None
+        self.places = Deck(0, generator)
+        if config.start_from is not None:
+            self.starts = self._read(config.start_from)
+            self.places = Deck(len(self.starts), generator)
+        self.x = torch.zeros(0)
+        self.optimizer: torch.optim.Optimizer
+        self.best, self.best_loss = torch.zeros(0), math.inf
+        self.reduced, self.waited = 1.0, 0
+
+    @classmethod
+    def grading_config(cls, config: SynthesizerConfig) -> SynthesizerConfig:
+        """Starts from noise, so that no given image is in what trains and in what grades."""
+        return config.model_copy(update={"start_from": None})
+
+    @abstractmethod
+    def _terms(self, images: Tensor, students: Sequence[nn.Module]) -> dict[str, Tensor]:
+        """Unweighted scalar terms of what the teacher sees, with gradient to ``images``."""
+
+    def _image_terms(self, x: Tensor) -> dict[str, Tensor]:
+        """Unweighted scalar priors on the batch itself."""
+        return {}
+
+    def _start(self) -> Tensor:
+        """The next given images, or noise; normalised (batch, C, H, W)."""
+        if self.starts is not None:
+            index = self.places.deal(self.pixels.batch)
+            return self.teacher.image.normalize(self.starts[index].float() / 255)
+        shape = (self.pixels.batch, *self.teacher.image.shape)
+        if self.pixels.start == "uniform":
+            return self.teacher.image.normalize(torch.rand(shape, generator=self.rng, device=self.device))
+        noise = torch.randn(shape, generator=self.rng, device=self.device)
+        return noise.clamp(self.low, self.high) if self.pixels.clamp else noise
+
+    def _draw(self) -> None:
+        """Draw what else belongs to a new batch."""
+
+    def _assigned_labels(self) -> Tensor:
+        """Labels int64 (batch,) for a new batch: evenly over the classes; of given images, what the teacher sees."""
+        if self.starts is not None:
+            return self.teacher.logits(self.x.detach()).argmax(1)
+        return self.classes.deal(self.pixels.batch)
+
+    def _transform(self, images: Tensor) -> Tensor:
+        """What happens to the batch in front of the teacher, before it is shifted and mirrored."""
+        return images
+
+    def _stages(self, steps: int) -> tuple[Stage, ...]:
+        """All stages of a batch of ``steps`` steps, in order and without gaps."""
+        return (Stage(start=0, stop=steps, jitter=self.pixels.jitter, clamp=self.pixels.clamp),)
+
+    def _lr(self, step: int, steps: int) -> float:
+        """Learning rate of the ``step``-th of the ``steps`` of a stage, counted from 0."""
+        config = self.pixels
+        rise = min(config.warmup, steps // 10)
+        if step < rise:
+            return config.lr * (step + 1) / rise
+        if config.decay == "cosine":
+            return cosine(config.lr, (step - rise) / (steps - rise))
+        return max(config.lr * self.reduced, min(config.lr, 1e-4))
+
+    def _extra_tensors(self) -> dict[str, Tensor]:
+        """What the method keeps beyond pixels; of the batch only where ``self.at`` is above 0."""
+        return {}
+
+    def _load_extra_tensors(self, state: dict[str, Tensor]) -> None:
+        """Put back what `_extra_tensors` returned."""
+
+    def _begin(self) -> None:
+        self.x = self._start().detach().requires_grad_(True)
+        self._draw()
+        self._restart()
+
+    def _restart(self) -> None:
+        self.optimizer = torch.optim.Adam([self.x], lr=self.pixels.lr)
+        self.best, self.best_loss = self.x.detach().clone(), math.inf
+        self.reduced, self.waited = 1.0, 0
+
+    def _step(self, students: Sequence[nn.Module], step: int, steps: int) -> Losses:
+        stage = next(stage for stage in self._stages(steps) if step < stage.stop)
+        if step == stage.start:
+            self._restart()
+        terms = self._terms(self._seen(stage), students) | self._image_terms(self.x)
+        values = torch.stack(list(terms.values()))
+        loss = (values * values.new_tensor([self.weights[name] for name in terms])).sum()
+        (gradient,) = torch.autograd.grad(loss, [self.x])
+        *found, total = torch.cat([values.detach(), loss.detach()[None]]).tolist()
+        self.waited += 1
+        if total < self.best_loss:
+            self.best.copy_(self.x.detach())
+            self.best_loss, self.waited = total, 0
+        elif self.pixels.decay == "plateau" and self.waited > self.pixels.patience * (stage.stop - stage.start):
+            self.reduced, self.waited = 0.1 * self.reduced, 0
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lr(step - stage.start, stage.stop - stage.start)
+            group["betas"] = stage.betas
+        self.x.grad = gradient
+        self.optimizer.step()
+        self.x.grad = None
+        if stage.clamp:
+            with torch.no_grad():
+                self.x.clamp_(self.low, self.high)
+        return dict(zip(terms, found, strict=True))
+
+    def _seen(self, stage: Stage) -> Tensor:
+        images = self._transform(self.x)
+        if stage.shrink > 1:
+            images = nn.functional.avg_pool2d(images, stage.shrink)
+        if stage.jitter:
+            shift = torch.randint(-stage.jitter, stage.jitter + 1, (2,), generator=self.rng, device=self.device)
+            images = images.roll(shift.tolist(), (2, 3))
+        if self.pixels.flip and float(torch.rand(1, generator=self.rng, device=self.device)) < 0.5:
+            images = images.flip(3)
+        return images
+
+    def _finish(self) -> Tensor:
+        return self.best
+
+    def _tensors(self) -> dict[str, Tensor]:
+        state = {"classes": self.classes.rest, "places": self.places.rest}
+        state |= {f"extra.{name}": value for name, value in self._extra_tensors().items()}
+        if self.at:
+            numbers = torch.tensor([self.best_loss, self.reduced, self.waited], dtype=torch.float64)
+            state |= {"x": self.x, "best": self.best, "numbers": numbers}
+            state |= {f"adam.{name}": value for name, value in optimizer_tensors(self.optimizer).items()}
+        return state
+
+    def _load_tensors(self, state: dict[str, Tensor]) -> None:
+        self.classes.rest, self.places.rest = state["classes"].clone(), state["places"].clone()
+        self._load_extra_tensors({name: value.clone() for name, value in under(state, "extra.").items()})
+        if self.at:
+            self.x = state["x"].clone().requires_grad_(True)
+            self._restart()
+            self.best = state["best"].clone()
+            self.best_loss, self.reduced, waited = state["numbers"].tolist()
+            self.waited = int(waited)
+            restore_optimizer(self.optimizer, under(state, "adam."))
+
+    def _read(self, source: str) -> Tensor:
+        config = self.pixels
+        found = load_images(source, self.teacher.image, resize=config.start_resize, crop=config.start_crop)
+        needed = self.batches * config.batch
+        if len(found) < needed:
+            _log.warning("%d images to start from, %d are made: some start from the same.", len(found), needed)
+        return torch.from_numpy(found.images.transpose(0, 3, 1, 2).copy()).to(self.device)

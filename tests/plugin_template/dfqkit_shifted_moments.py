@@ -1,0 +1,119 @@
+"""Shifted moments: pixels that meet the teacher's BatchNorm statistics with every batch's own mean shift.
+
+What belongs here: one method. Say where it comes from, its loss with signs, what it needs of the teacher, and what
+differs from the source. This one is made up, as a template that really works. For a batch x, with (m, v) mean and
+biased variance of a BatchNorm layer's input and (mu, var) what training left there,
+
+    L(x) = bn * mean over layers of [ mean_c (m - mu - d)^2 + mean_c (v - var)^2 ] + one_hot * CE(T(x), own argmax),
+
+where d = shift * sqrt(var) * e and e ~ N(0, 1) is drawn anew for every layer, channel and batch: batches that all met
+the same statistics would all be alike. Needs BatchNorm layers with running statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from dfqkit import losses
+from dfqkit.optimizers import optimizer_tensors, restore_optimizer, under
+from dfqkit.synthesis.base import NO_DEMAND, Demand, Losses
+from dfqkit.synthesis.pool import PoolConfig, PoolSynthesizer
+from dfqkit.taps import BatchNormTap
+from dfqkit.teacher import Teacher
+
+
+class ShiftedMomentsWeights(BaseModel):
+    """Weights of the loss terms; `synthesize` returns the terms unweighted under the same names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    bn: float = Field(1.0, ge=0, description="Ours.")
+    one_hot: float = Field(0.1, ge=0, description="Ours.")
+
+
+class ShiftedMomentsConfig(PoolConfig):
+    """The ``synthesis`` section of a recipe; every field says where its default comes from."""
+
+    method: Literal["shifted-moments"] = "shifted-moments"
+    steps: int = Field(200, ge=1, description="Optimiser steps a batch. Ours.")
+    lr: float = Field(0.1, gt=0, description="Adam on normalised pixels. Ours.")
+    shift: float = Field(0.1, ge=0, description="Of every mean, in standard deviations of the layer. Ours.")
+    weights: ShiftedMomentsWeights = ShiftedMomentsWeights()
+
+
+class ShiftedMoments(PoolSynthesizer):
+    """Pixels matched to BatchNorm statistics whose means are shifted at random for every batch."""
+
+    Config = ShiftedMomentsConfig
+    needs: ClassVar[frozenset[str]] = frozenset({"batchnorm"})
+
+    def __init__(
+        self,
+        config: ShiftedMomentsConfig,
+        teacher: Teacher,
+        generator: torch.Generator,
+        demand: Demand = NO_DEMAND,
+    ) -> None:
+        super().__init__(config, teacher, generator, demand)
+        self.config = config
+        self.tap = BatchNormTap(teacher.model)
+        black_and_white = torch.tensor([0.0, 1.0], device=self.device).reshape(2, 1, 1, 1)
+        self.low, self.high = teacher.image.normalize(black_and_white.expand(2, teacher.image.shape[0], 1, 1))
+        self.shifts: list[Tensor] = []
+
+    # PoolSynthesizer does the rest: what a round is, which images are fresh and which train, storage and counting.
+
+    def _begin(self) -> None:
+        """Start a batch. Random numbers come from ``self.rng`` alone, on ``self.device``."""
+        shape = (self.config.batch, *self.teacher.image.shape)
+        self.pixels = torch.randn(shape, generator=self.rng, device=self.device).requires_grad_(True)
+        self.optimizer = torch.optim.Adam([self.pixels], lr=self.config.lr)
+        self.shifts = []
+
+    def _step(self, students: Sequence[nn.Module], step: int, steps: int) -> Losses:
+        """One optimiser step. Gradients are taken for the pixels only, so that the teacher stays as it was."""
+        weights = self.config.weights
+        with self.tap as tap:
+            logits = self.teacher.model(self.pixels)
+            statistics = list(tap.statistics)
+        if not self.shifts:
+            self.shifts = [
+                self.config.shift * torch.randn(len(s.mean), generator=self.rng, device=self.device) for s in statistics
+            ]
+        matched = [
+            losses.bn_mse(s.mean, s.variance, s.running_mean + shift * s.running_variance.sqrt(), s.running_variance)
+            for s, shift in zip(statistics, self.shifts, strict=True)
+        ]
+        terms = {"bn": torch.stack(matched).mean(), "one_hot": losses.pseudo_label(logits)}
+        loss = weights.bn * terms["bn"] + weights.one_hot * terms["one_hot"]
+        (self.pixels.grad,) = torch.autograd.grad(loss, [self.pixels])
+        self.optimizer.step()
+        with torch.no_grad():
+            self.pixels.copy_(torch.clamp(self.pixels, self.low, self.high))
+        return {name: float(term.detach()) for name, term in terms.items()}
+
+    def _finish(self) -> Tensor:
+        """The finished batch."""
+        return self.pixels
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """What the next step needs: an interrupted run goes on bit for bit."""
+        if not self.at:
+            return {}
+        state = {"pixels": self.pixels} | {f"shift.{index}": shift for index, shift in enumerate(self.shifts)}
+        return state | {f"optimizer.{name}": value for name, value in optimizer_tensors(self.optimizer).items()}
+
+    def _load_tensors(self, state: dict[str, Tensor]) -> None:
+        """Put back what `_tensors` gave."""
+        if not self.at:
+            return
+        with torch.no_grad():
+            self.pixels.copy_(state["pixels"])
+        shifts = under(state, "shift.")
+        self.shifts = [shifts[str(index)].to(self.device) for index in range(len(shifts))]
+        restore_optimizer(self.optimizer, under(state, "optimizer."))
