@@ -55,7 +55,7 @@ def resolve_factory(name: str) -> Callable[..., nn.Module]:
     """
     source, separator, factory = name.partition(":")
     if not (separator and source and factory):
-        msg = f"Teacher factory '{name}' has no '<where>:<name>' form. {_FORMS}"
+        msg = f"Factory '{name}' has no '<where>:<name>' form. {_FORMS}"
         raise TeacherError(msg)
     if source == "torchvision":
         models = _import_package("torchvision.models", "pip install torchvision")
@@ -68,7 +68,9 @@ def resolve_factory(name: str) -> Callable[..., nn.Module]:
     return _attribute(name, _import_module(name, source), factory)
 
 
-def build_model(name: str, classes: int, factory_args: Mapping[str, object] | None = None) -> nn.Module:
+def build_model(
+    name: str, classes: int, factory_args: Mapping[str, object] | None = None, *, seed: int = _RANDOM_SEED
+) -> nn.Module:
     """Make the architecture with random weights that are the same in every process.
 
     The number of classes goes to the factory's `num_classes` or `classes` unless `factory_args` has one. The global
@@ -79,6 +81,7 @@ def build_model(name: str, classes: int, factory_args: Mapping[str, object] | No
         name: A factory string, see `resolve_factory`.
         classes: Number of classes.
         factory_args: Further keyword arguments for the factory.
+        seed: Other seeds give other random weights.
 
     Returns:
         The new module, on the CPU.
@@ -92,26 +95,26 @@ def build_model(name: str, classes: int, factory_args: Mapping[str, object] | No
     downloads = [key for key in _DOWNLOADS if arguments.get(key)] if name.startswith(("torchvision:", "timm:")) else []
     if downloads:
         msg = (
-            f"Teacher factory '{name}' is given {', '.join(downloads)}, which would fetch weights. Factories make the "
-            "architecture only. Remove the argument and name a local .safetensors, .pt or .pth file as "
-            "the teacher's weights."
+            f"Factory '{name}' is given {', '.join(downloads)}, which would fetch weights. Factories make the "
+            "architecture only. Remove the argument and name a local .safetensors, .pt or .pth file "
+            "with the weights."
         )
         raise TeacherError(msg)
     if not any(key in arguments for key in _CLASS_ARGUMENTS):
         arguments |= _class_argument(name, factory, classes)
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(_RANDOM_SEED)
+            torch.default_generator.manual_seed(seed)
             model = factory(**arguments)
     except USER_CODE_ERRORS as error:
         msg = (
-            f"Teacher factory '{name}' failed when called with {_call(arguments)}: {type(error).__name__}: {error}. "
-            "Check teacher.args against the factory's parameters."
+            f"Factory '{name}' failed when called with {_call(arguments)}: {type(error).__name__}: {error}. "
+            "Check its args against the factory's parameters."
         )
         raise TeacherError(msg) from error
     if not isinstance(model, nn.Module):
         msg = (
-            f"Teacher factory '{name}' returned a {type(model).__name__}; a torch.nn.Module is needed. "
+            f"Factory '{name}' returned a {type(model).__name__}; a torch.nn.Module is needed. "
             "Name a function or class that makes the model itself."
         )
         raise TeacherError(msg)
@@ -122,7 +125,7 @@ def _import_package(package: str, command: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        msg = f"This teacher needs the package '{package.partition('.')[0]}', which cannot be imported ({error}). "
+        msg = f"This factory needs the package '{package.partition('.')[0]}', which cannot be imported ({error}). "
         msg += f"Install it: {command}"
         raise TeacherError(msg) from error
 
@@ -132,7 +135,7 @@ def _import_module(name: str, module: str) -> ModuleType:
         return importlib.import_module(module)
     except USER_CODE_ERRORS as error:
         msg = (
-            f"Teacher factory '{name}': module '{module}' cannot be imported ({type(error).__name__}: {error}). It "
+            f"Factory '{name}': module '{module}' cannot be imported ({type(error).__name__}: {error}). It "
             f"must be installed or lie in a folder named in PYTHONPATH. {_FORMS}"
         )
         raise TeacherError(msg) from error
@@ -145,7 +148,7 @@ def _attribute(name: str, module: ModuleType, factory: str) -> Callable[..., nn.
         _require_known(name, factory, public)
     if isinstance(found, nn.Module) or not callable(found):
         msg = (
-            f"Teacher factory '{name}' is a {type(found).__name__}, not a function or class that makes a model. "
+            f"Factory '{name}' is a {type(found).__name__}, not a function or class that makes a model. "
             "Wrap it in a function without arguments, or use Teacher.from_module in Python."
         )
         raise TeacherError(msg)
@@ -161,7 +164,7 @@ def _require_known(name: str, factory: str, known: Iterable[str]) -> None:
     hint = (
         f"Nearest: {', '.join(near)}." if near else f"It has {len(known)} factories, among them {', '.join(known[:5])}."
     )
-    msg = f"Teacher factory '{name}' does not exist: no '{factory}' in '{name.partition(':')[0]}'. {hint}"
+    msg = f"Factory '{name}' does not exist: no '{factory}' in '{name.partition(':')[0]}'. {hint}"
     raise TeacherError(msg)
 
 

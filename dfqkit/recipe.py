@@ -117,6 +117,7 @@ class Recipe(_Section):
     target: str = "onnxruntime"
     synthesis: SerializeAsAny[BaseModel]
     bank: BankSection = BankSection()
+    student: SerializeAsAny[BaseModel] | None = None
     quant: SerializeAsAny[BaseModel] = Field(default_factory=lambda: _quant_config()())
     distill: SerializeAsAny[BaseModel] | None = None
     validation: Annotated[ValidateSection, Field(alias="validate")] = ValidateSection()
@@ -147,6 +148,13 @@ class Recipe(_Section):
                 raise ValueError(message)
             return synthesizer(str(value["method"])).Config.model_validate(value)
         return value
+
+    @field_validator("student", mode="before")
+    @classmethod
+    def _student(cls, value: Any) -> Any:
+        from .shrink import StudentConfig
+
+        return StudentConfig.model_validate(value) if isinstance(value, Mapping) else value
 
     @field_validator("quant", mode="before")
     @classmethod
@@ -319,16 +327,20 @@ def _shown(value: object, length: int = 80) -> str:
 def _allowed_keys(path: Sequence[str], data: dict[str, Any]) -> list[str]:
     """Keys of the section at ``path``, found by walking the model classes."""
     from .distill import DistillConfig
-    from .registry import synthesizer_names
+    from .registry import synthesizer, synthesizer_names
+    from .shrink import StudentConfig
 
     section: Any = Recipe
-    dynamic: dict[str, Any] = {"quant": _quant_config(), "distill": DistillConfig}
+    dynamic: dict[str, Any] = {"quant": _quant_config(), "distill": DistillConfig, "student": StudentConfig}
     synthesis = data.get("synthesis")
-    method = str(synthesis.get("method")) if isinstance(synthesis, dict) else None
-    if method in synthesizer_names():
-        from .registry import synthesizer
-
-        dynamic["synthesis"] = synthesizer(method).Config
+    if list(path[:2]) == ["synthesis", "sources"] and len(path) > 2 and isinstance(synthesis, dict):
+        # A source has the keys of its own method, and a share.
+        own = _allowed_keys(["synthesis", *path[3:]], {"synthesis": synthesis["sources"][int(path[2])]})
+        return own if len(path) > 3 else [*own, "share"]
+    if isinstance(synthesis, dict):
+        method = str(synthesis.get("method", "mixture"))
+        if method in synthesizer_names():
+            dynamic["synthesis"] = synthesizer(method).Config
     for depth, part in enumerate(path):
         if depth == 0 and part in dynamic:
             section = dynamic[part]

@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from dfqkit_export._version import __version__
 
 from . import (
+    bank_command,
+    bench_command,
     env_command,
     inspect_command,
     list_command,
     recipe_command,
+    record_command,
     report_command,
     run_command,
     stage_commands,
@@ -33,7 +36,10 @@ _COMMANDS = (
     inspect_command,
     list_command,
     recipe_command,
+    record_command,
     report_command,
+    bank_command,
+    bench_command,
     env_command,
 )
 

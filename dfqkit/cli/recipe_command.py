@@ -48,6 +48,7 @@ def _schema(args: argparse.Namespace) -> int:
     from ..distill import DistillConfig
     from ..recipe import Recipe
     from ..registry import synthesizers
+    from ..shrink import StudentConfig
     from ..students.scheme import QuantConfig
 
     known = {name: method.Config for name, method in synthesizers().items()}
@@ -59,8 +60,12 @@ def _schema(args: argparse.Namespace) -> int:
     references = [_define(definitions, config.model_json_schema(by_alias=True)) for config in known.values()]
     properties["synthesis"] = references[0] if len(references) == 1 else {"anyOf": references}
     properties["quant"] = _define(definitions, QuantConfig.model_json_schema(by_alias=True))
-    distill = _define(definitions, DistillConfig.model_json_schema(by_alias=True))
-    properties["distill"] = {"anyOf": [distill, {"type": "null"}], "default": None}
+    sections = {
+        name: kind.model_json_schema() for name, kind in (("student", StudentConfig), ("distill", DistillConfig))
+    }
+    for name, schema in sections.items():
+        section = _define(definitions, schema)
+        properties[name] = {"anyOf": [section, {"type": "null"}], "default": None}
     result(json.dumps(document, indent=2))
     return 0
 

@@ -47,6 +47,7 @@ def begin(args: argparse.Namespace, recipe: Recipe, *, validates: bool) -> RunFo
     """
     import torch
 
+    from ..run.context import resolved_synthesis
     from ..run.folder import RunFolder
     from ..run.manifest import MANIFEST
     from ..run.proof import real_images
@@ -63,6 +64,7 @@ def begin(args: argparse.Namespace, recipe: Recipe, *, validates: bool) -> RunFo
     out = Path(args.out) if args.out else _default_folder(recipe)
     if not (out / MANIFEST).exists():
         teacher_of(recipe)
+        resolved_synthesis(recipe)
         if validates:
             real_images(recipe, limit=_TRIED)
     return RunFolder.create(out, recipe_text=recipe.to_yaml(), digest=recipe.digest(), facts=facts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["CifarResNet", "cifar_resnet20", "cifar_resnet32", "cifar_resnet56"]
+__all__ = ["CifarResNet", "cifar_resnet8", "cifar_resnet20", "cifar_resnet32", "cifar_resnet56"]
 
 
 class _Block(nn.Module):
@@ -67,6 +67,11 @@ class CifarResNet(nn.Module):
         out = self.layer3(self.layer2(self.layer1(out)))
         logits: Tensor = self.linear(torch.flatten(self.pool(out), 1))
         return logits
+
+
+def cifar_resnet8(classes: int = 10) -> CifarResNet:
+    """Make a ResNet-8 (0.08 M parameters), the family's smallest and a usual student, with random weights."""
+    return CifarResNet(1, classes)
 
 
 def cifar_resnet20(classes: int = 10) -> CifarResNet:

@@ -42,18 +42,20 @@ class DigitsCnn(nn.Module):
 
     Args:
         classes: Number of classes.
+        width: Multiplier of all channels, e.g. 0.5 for a student of half the width.
     """
 
-    def __init__(self, classes: int = 10) -> None:
+    def __init__(self, classes: int = 10, width: float = 1.0) -> None:
         """Build the layers with random weights."""
         super().__init__()
-        self.conv = nn.Conv2d(1, 16, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(16)
-        self.stage1 = _Block(16, 16, 1)
-        self.stage2 = _Block(16, 24, 2)
-        self.stage3 = _Block(24, 40, 2)
+        first, second, third = (max(1, round(width * channels)) for channels in (16, 24, 40))
+        self.conv = nn.Conv2d(1, first, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(first)
+        self.stage1 = _Block(first, first, 1)
+        self.stage2 = _Block(first, second, 2)
+        self.stage3 = _Block(second, third, 2)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(40, classes)
+        self.fc = nn.Linear(third, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map normalised images (N, 1, 16, 16) to logits (N, classes)."""
@@ -63,6 +65,6 @@ class DigitsCnn(nn.Module):
         return logits
 
 
-def digits_cnn(classes: int = 10) -> DigitsCnn:
-    """Make the digits network (0.04 M parameters) with random weights."""
-    return DigitsCnn(classes)
+def digits_cnn(classes: int = 10, width: float = 1.0) -> DigitsCnn:
+    """Make the digits network (0.04 M parameters at width 1) with random weights."""
+    return DigitsCnn(classes, width)

@@ -7,20 +7,21 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from dfqkit_export.errors import RecipeError, RuntimeUnavailableError
 from dfqkit_export.targets import Target, get_target
 
-from ..distill import Batch
 from ..imagebank import ImageBank
+from ..loop import Batch, LoopConfig
 from ..progress import Progress
 from ..recipe import Recipe, find_file
 from ..registry import synthesizer
 from ..seeds import derive
+from ..shrink import StudentConfig, load_float_student, new_float_student
 from ..students.capture import float_graph
 from ..students.scheme import QuantConfig
 from ..students.student import build_student, calibrate_student
@@ -28,6 +29,9 @@ from ..synthesis.base import Demand, Synthesizer, SynthesizerConfig
 from ..synthesis.building import build_synthesizer
 from ..teacher import Teacher, load_teacher
 from .folder import RunFolder
+
+#: File of the smaller float student that is quantized in the teacher's place, where a recipe asks for one.
+FLOAT_STUDENT = "float_student.safetensors"
 
 #: Seconds between two checkpoints inside a stage. Taking one changes nothing that is computed.
 CHECKPOINT_SECONDS = float(os.environ.get("DFQKIT_CHECKPOINT_SECONDS", "20"))
@@ -62,6 +66,33 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def resolved_synthesis(recipe: Recipe) -> SynthesizerConfig:
+    """A recipe's section, the files that it names found."""
+    config: SynthesizerConfig = recipe.synthesis  # type: ignore[assignment]
+    return config.resolved(lambda name: str(find_file(name, recipe.directory)))
+
+
+def provisional_student(
+    recipe: Recipe, teacher: Teacher, device: torch.device, graph: fx.GraphModule | None = None
+) -> fx.GraphModule:
+    """A student of the recipe's scheme, calibrated on Gaussian noise, for methods that need one before there is one.
+
+    Args:
+        recipe: gives scheme, target, batch and seed.
+        teacher: on ``device``.
+        device: where to compute.
+        graph: the teacher as a float graph, where that was made before.
+    """
+    scheme: QuantConfig = recipe.quant  # type: ignore[assignment]
+    graph = graph or float_graph(teacher.model, teacher.image)
+    student = build_student(graph, scheme, get_target(recipe.target), teacher.image)
+    low, high = teacher.image.bounds()
+    shape, rng = (recipe.bank.batch, *teacher.image.shape), derive(recipe.seed, "opponent", device=device)
+    noise = torch.randn(shape, generator=rng, device=device).clamp(low, high)
+    calibrate_student(student, [noise], scheme, teacher.image)
+    return student
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """What every stage needs."""
@@ -87,9 +118,33 @@ class Context:
         return get_target(self.recipe.target)
 
     @cached_property
-    def graph(self) -> fx.GraphModule:
+    def teacher_graph(self) -> fx.GraphModule:
         """The teacher as a float graph in normal form."""
         return float_graph(self.teacher.model, self.teacher.image)
+
+    @cached_property
+    def graph(self) -> fx.GraphModule:
+        """The float graph that is quantized: the teacher's, or that of the smaller student that was trained for it.
+
+        Raises:
+            ArtefactError: when the recipe has a student and it is not trained yet.
+        """
+        if self.student_section is None:
+            return self.teacher_graph
+        student = self.untrained_student()
+        load_float_student(student, self.folder.path / FLOAT_STUDENT)
+        return float_graph(student, self.teacher.image)
+
+    @property
+    def student_section(self) -> StudentConfig | None:
+        """The recipe's smaller float student, or None where the teacher itself is quantized."""
+        return self.recipe.student  # type: ignore[return-value]
+
+    def untrained_student(self) -> nn.Module:
+        """The smaller float student as it starts, in eval mode; there must be such a section."""
+        section, directory = self.recipe.student, self.recipe.directory
+        find = partial(find_file, recipe_dir=directory)
+        return new_float_student(section, self.teacher, self.recipe.seed, find)  # type: ignore[arg-type]
 
     @property
     def scheme(self) -> QuantConfig:
@@ -111,24 +166,24 @@ class Context:
     def new_synthesizer(self, *, grading: bool = False) -> Synthesizer:
         """The recipe's synthesizer, or the separate one that only grades."""
         bank, config = self.recipe.bank, self.synthesis
+        main = Demand(
+            training=max(bank.calibration, bank.training or 0), fresh=bank.held_out, game_rounds=self._game_rounds
+        )
+        graded = Demand(training=0, fresh=bank.grading)
         if grading:
             config = synthesizer(config.method).grading_config(config)
-            demand = Demand(training=0, fresh=bank.grading)
-        else:
-            training = max(bank.calibration, bank.training or 0)
-            demand = Demand(training=training, fresh=bank.held_out, game_rounds=self._game_rounds)
+        demand = replace(graded, beside=main) if grading else replace(main, beside=graded)
         return build_synthesizer(config, self.teacher, self.rng("grading" if grading else "synthesis"), demand)
 
     @property
     def synthesis(self) -> SynthesizerConfig:
         """The recipe's section, the files that it names found."""
-        config: SynthesizerConfig = self.recipe.synthesis  # type: ignore[assignment]
-        return config.resolved(lambda name: str(find_file(name, self.recipe.directory)))
+        return resolved_synthesis(self.recipe)
 
     @property
     def _game_rounds(self) -> int:
-        config = self.recipe.distill
-        return 0 if config is None else -(-config.steps // config.round_every)  # type: ignore[attr-defined]
+        sections = (self.recipe.student, self.recipe.distill)
+        return sum(section.rounds for section in sections if isinstance(section, LoopConfig))
 
     @cached_property
     def opponents(self) -> list[fx.GraphModule]:
@@ -139,12 +194,7 @@ class Context:
         """
         if "student" not in synthesizer(self.synthesis.method).needs_of(self.synthesis):
             return []
-        student = build_student(self.graph, self.scheme, self.target, self.teacher.image)
-        low, high = self.teacher.image.bounds()
-        shape = (self.recipe.bank.batch, *self.teacher.image.shape)
-        noise = torch.randn(shape, generator=self.rng("opponent"), device=self.device).clamp(low, high)
-        calibrate_student(student, [noise], self.scheme, self.teacher.image)
-        return [student]
+        return [provisional_student(self.recipe, self.teacher, self.device, self.teacher_graph)]
 
 
 class Checkpoints:

@@ -12,6 +12,7 @@ from ..recipe import Recipe
 def plan(recipe: Recipe) -> str:
     """What `--dry-run` prints: the stages, their cost in image passes, and the resolved recipe."""
     config: Any = recipe.synthesis
+    student: Any = recipe.student
     distill: Any = recipe.distill
     quant: Any = recipe.quant
     bank = recipe.bank
@@ -24,8 +25,15 @@ def plan(recipe: Recipe) -> str:
         "",
         f"synthesize  {rounds} rounds of {batch} images; stores {bank.calibration} for calibration, "
         f"{bank.held_out} held out, {bank.grading} for grading",
-        f"quantize    {1 + len(distill.partners if distill else ())} student(s)",
     ]
+    if student is None:
+        lines.append("train       no: the teacher itself is quantized")
+    else:
+        lines.append(
+            f"train       {student.factory}, {student.steps} steps of {student.batch} images, a generator round every "
+            f"{student.round_every}"
+        )
+    lines.append(f"quantize    {1 + len(distill.partners if distill else ())} student(s)")
     if distill is None:
         lines.append("distill     no: the calibrated student ships")
     else:

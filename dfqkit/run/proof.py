@@ -1,7 +1,8 @@
 """The proof: the float teacher, the fake-quantized student and the exported file, on the same images.
 
 What belongs here: which models meet which images, and the report that comes of it. Layers are compared in `layers`,
-images shown in `sheets`; metrics, the runtime and the renderings are `dfqkit_export`'s.
+images shown in `sheets`, `provenance` says what stands beside the numbers; metrics, the runtime and the renderings are
+`dfqkit_export`'s.
 """
 
 from __future__ import annotations
@@ -19,20 +20,19 @@ from torch import nn
 
 from dfqkit_export import latency, metrics
 from dfqkit_export.datasets import LabelledImages, load_images
-from dfqkit_export.env import environment
 from dfqkit_export.files import write_bytes
 from dfqkit_export.graph import realised_precision
 from dfqkit_export.metrics import Metric
 from dfqkit_export.report import Floor, Report, check_floors
 from dfqkit_export.report_html import render_html
 from dfqkit_export.runtimes.ort import OrtSession
-from dfqkit_export.targets import Target
 
 from ..imagebank import ImageBank
 from ..recipe import Recipe, find_file
 from ..students.freezing import freeze
 from ..students.student import equalized_graph
 from .layers import LAYER_IMAGES, compare_layers
+from .provenance import provenance, selection, synthesis, warnings_of
 from .sheets import contact_sheets
 
 if TYPE_CHECKING:
@@ -74,22 +74,27 @@ def real_images(recipe: Recipe, *, limit: int | None = None) -> LabelledImages |
 
 def prove(context: Context) -> list[str]:
     """Measure everything, write ``report.json`` and ``report.html``; returns the names of both."""
-    from .stages import CALIBRATED, FINAL, stored_student
+    from .training import CALIBRATED, FINAL, stored_student
 
     recipe, path = context.recipe, context.folder.path
     student = stored_student(context, context.scheme, FINAL)
     calibrated = stored_student(context, context.scheme, CALIBRATED)  # the bar that distillation must clear
     freeze(calibrated)
+    smaller = context.student_section is not None  # then the network that was quantized is not the teacher
     sets = _grading_sets(context)
     quantized, teacher = OrtSession(path / "model.onnx"), OrtSession(path / "teacher.onnx")
     found: list[Metric] = []
     with context.progress.stage("validate", total=sum(item.count for item in sets)) as bar:
         for item in sets:
             logits: dict[str, list[Any]] = {"teacher": [], "student": [], "onnxruntime": [], "calibrated": []}
+            if smaller:
+                logits["float_student"] = []
             for batch in item.batches():
                 logits["teacher"].append(teacher.run(batch))
                 logits["student"].append(_torch_logits(student, batch, context.device))
                 logits["calibrated"].append(_torch_logits(calibrated, batch, context.device))
+                if smaller:
+                    logits["float_student"].append(_torch_logits(context.graph, batch, context.device))
                 logits["onnxruntime"].append(quantized.run(batch))
                 bar.advance(len(batch))
             found += compare({name: np.concatenate(parts) for name, parts in logits.items()}, item)
@@ -118,14 +123,15 @@ def prove(context: Context) -> list[str]:
             path,
             first[:LAYER_IMAGES],
             context.device,
-            reference=equalized_graph(context.graph, context.scheme) if context.scheme.equalize else None,
+            reference=equalized_graph(context.graph, context.scheme) if context.scheme.equalize or smaller else None,
         ),
         precision=realised.to_dict(),
         latency=timing.to_dict() if timing else {},
-        provenance=_provenance(context),
-        synthesis=_synthesis(context),
-        selection=_selection(context),
+        provenance=provenance(context),
+        synthesis=synthesis(context),
+        selection=selection(context),
         recipe=recipe.to_yaml(),
+        warnings=warnings_of(recipe),
     )
     write_bytes(path / "report.json", report.to_json().encode())
     write_bytes(path / "report.html", render_html(report, sheets=contact_sheets(path / "images")).encode())
@@ -227,62 +233,6 @@ def _latency(recipe: Recipe, teacher: OrtSession, quantized: OrtSession, image: 
         return None
     sessions = {"teacher": teacher, "onnxruntime": quantized}
     return latency.measure(sessions, image, repeats=repeats, reference="teacher")
-
-
-def _provenance(context: Context) -> dict[str, Any]:
-    recipe, teacher = context.recipe, context.teacher
-    return {
-        "recipe": recipe.name,
-        "recipe_sha256": recipe.digest(),
-        "command": context.folder.run_facts().get("command", ""),
-        "seed": recipe.seed,
-        "teacher": teacher.name,
-        "teacher_sha256": teacher.sha256,
-        "weights": teacher.weights_source,
-        "target": recipe.target,
-        "measured in": _measured_in(context.target),
-        "synthesizer": recipe.synthesis.method,  # type: ignore[attr-defined]
-        "device": str(context.device),
-        "threads": torch.get_num_threads(),
-        "seconds": {stage: context.folder.seconds(stage) for stage in ("synthesize", "quantize", "distill", "export")},
-        "environment": environment(),
-    }
-
-
-def _measured_in(target: Target) -> str:
-    if target.runtime == "onnxruntime":
-        return "ONNX Runtime, the target itself"
-    return (
-        f"ONNX Runtime on CPU, which computes what the file says; {target.title} itself has not run it, so nothing "
-        "here is about its speed or its fused layers"
-    )
-
-
-def _synthesis(context: Context) -> dict[str, Any]:
-    made, played = context.folder.facts("synthesize"), context.folder.facts("distill")
-    curve = [
-        {"round": int(entry["round"]), "terms": {k: v for k, v in entry.items() if k != "round"}}
-        for entry in made.get("curve", [])  # type: ignore[union-attr]
-    ]
-    offset = len(curve) and int(made["curve"][-1]["round"])  # type: ignore[index, call-overload]
-    curve += [
-        {"round": offset + int(entry["step"]), "terms": {k: v for k, v in entry.items() if k != "step"}}
-        for entry in played.get("curve", [])  # type: ignore[union-attr]
-    ]
-    cost = {"synthesis_image_passes": made.get("cost", 0), "game_image_passes": played.get("cost", 0)}
-    return {"losses": curve, "cost": cost, "disagreement": played.get("disagreement")}
-
-
-def _selection(context: Context) -> dict[str, Any]:
-    played = context.folder.facts("distill")
-    return {
-        "rule": "lowest KL from the teacher on held-out synthetic images, calibration alone being a candidate",
-        "kept": played.get("kept"),
-        "judged": played.get("judged"),
-        "held_out_classes": torch.bincount(
-            context.bank("held_out").logits.argmax(1), minlength=context.teacher.image.classes
-        ).tolist(),
-    }
 
 
 __all__ = ["GradingSet", "compare", "prove", "real_images"]

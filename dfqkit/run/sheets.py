@@ -1,43 +1,26 @@
-"""Contact sheets: what the synthetic images of a run look like, one PNG a stored set."""
+"""Contact sheets of a run's report: one for each stored set of images."""
 
 from __future__ import annotations
 
-import io
-import math
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor
+from dfqkit_export.imageset import ImageSet
 
-from ..imagebank import ImageBank
+from ..imagebank.sheet import SheetForm, contact_sheet
+
+#: Smaller than those of `dfqkit bank sheet`: a page holds several, and they are part of its file.
+_FORM = SheetForm(columns=12, rows=20, most=96)
 
 
-def contact_sheets(folder: Path, *, columns: int = 16, rows: int = 6) -> dict[str, bytes]:
-    """One PNG a stored set: images in the order of the teacher's class, so that a missing class shows."""
+def contact_sheets(folder: Path) -> dict[str, bytes]:
+    """One PNG a stored set, by its caption: a row for each class, so that a missing one shows."""
     sheets = {}
     for file in sorted(folder.glob("*.safetensors")):
-        bank = ImageBank.load(file)
-        confidence, label = bank.logits.softmax(1).max(1)
-        order = torch.argsort(label, stable=True)
-        chosen = order[torch.linspace(0, len(order) - 1, min(len(order), columns * rows)).long()]
-        caption = f"{bank.source}: {len(bank)} images, mean teacher confidence {float(confidence.mean()):.2f}"
-        sheets[caption] = _png(bank.images[chosen], columns)
+        images = ImageSet.open(file)
+        labels, confidence = images.answers()
+        caption = f"{images.source}: {len(images)} images, mean teacher confidence {float(confidence.mean()):.2f}"
+        empty = images.spec.classes - len(set(labels.tolist()))
+        if empty:
+            caption += f", {empty} of {images.spec.classes} classes without any"
+        sheets[caption] = contact_sheet(images, _FORM)
     return sheets
-
-
-def _png(images: Tensor, columns: int) -> bytes:
-    """A grid of uint8 images (N, C, H, W), small ones enlarged, as PNG."""
-    from PIL import Image
-
-    count, channels, height, width = images.shape
-    scale = max(1, math.ceil(48 / width))
-    rows = math.ceil(count / columns)
-    sheet = np.full((rows * (height + 1), columns * (width + 1), 3), 255, np.uint8)
-    for index, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
-        top, left = (index // columns) * (height + 1), (index % columns) * (width + 1)
-        sheet[top : top + height, left : left + width] = image if channels == 3 else image[..., :1]
-    picture = Image.fromarray(sheet).resize((sheet.shape[1] * scale, sheet.shape[0] * scale), Image.Resampling.NEAREST)
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG", optimize=True)
-    return buffer.getvalue()

@@ -1,7 +1,7 @@
 """The stages of a run, in order, each from the files of the one before to files of its own.
 
-What belongs here: what a stage reads, does and writes. What all of them need is `context`, the measuring `proof`, the
-folder `folder`.
+What belongs here: what a stage reads, does and writes; those that make students are `training`, the measuring is
+`proof`. What all of them need is `context`, the folder `folder`.
 """
 
 from __future__ import annotations
@@ -12,39 +12,28 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from dfqkit_export.env import environment
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.qdq import write_float, write_qdq
 
-from ..distill import Distiller, LiveStream, frozen
 from ..imagebank import ImageBank
 from ..optimizers import under
 from ..progress import Progress
 from ..recipe import Recipe, parse_recipe
-from ..students.freezing import freeze
-from ..students.scheme import QuantConfig
-from ..students.student import (
-    build_student,
-    calibrate_student,
-    equalized_graph,
-    load_student,
-    restore,
-    save_student,
-)
+from ..stream import frozen
 from ..teacher import Teacher
 from .context import Checkpoints, Context, resolve_device, teacher_of
 from .folder import RunFolder
 from .plan import plan
+from .provenance import warnings_of
+from .training import FINAL, distill, quantize, require_trainable, stored_student, train
 
 #: Room for everything that does not grow with the number of images: students, optimizers, ONNX files, reports.
 _MODEL_SPACE = 256 * 2**20
 
-#: Files of the deployed student: after calibration, and finished.
-CALIBRATED, FINAL = "calibrated.safetensors", "student.safetensors"
-
-STAGES = ("synthesize", "quantize", "distill", "export", "validate")
+STAGES = ("synthesize", "train", "quantize", "distill", "export", "validate")
 
 
 def execute(
@@ -109,8 +98,7 @@ def run_facts(recipe: Recipe, command: str = "") -> dict[str, object]:
 
 def _synthesize(context: Context) -> tuple[list[str], dict[str, object]]:
     """Run the synthesizer's warm-up, and that of a separate one for grading; store the images of both."""
-    _schemes(context)
-    context.graph  # noqa: B018 - a model that cannot be captured must say so before any compute is spent
+    require_trainable(context)
     sizes = context.recipe.bank
     makers = {"main": context.new_synthesizer()}
     if sizes.grading:
@@ -166,85 +154,6 @@ def _thinned(curve: Sequence[dict[str, float]], points: int = 200) -> list[dict[
     return [{"round": index + 1, **terms} for index, terms in enumerate(curve) if index % stride == 0]
 
 
-def _quantize(context: Context) -> tuple[list[str], dict[str, object]]:
-    """Build the ensemble's students, find ranges and correct biases on the calibration set."""
-    batches = [images for images, _ in context.bank("calibration").batches(context.recipe.bank.batch, context.device)]
-    schemes = _schemes(context)
-    files = []
-    with context.progress.stage("quantize", total=len(schemes)) as bar:
-        for index, scheme in enumerate(schemes):
-            student = build_student(context.graph, scheme, context.target, context.teacher.image)
-            # Every member sees the batches in another order and its own half of them once more: another calibration.
-            own = batches if index == 0 else [*batches[index % 2 :: 2], *batches[::-1]]
-            calibrate_student(student, own, scheme, context.teacher.image)
-            files.append(_calibrated_file(index))
-            save_student(student, context.folder.path / files[-1])
-            bar.advance(1)
-    return files, {}
-
-
-def _schemes(context: Context) -> list[QuantConfig]:
-    partners = context.recipe.distill.partners if context.recipe.distill else ()  # type: ignore[attr-defined]
-    schemes = [context.scheme, *(context.scheme.model_copy(update={"bits": bits}) for bits in partners)]
-    for scheme in schemes:
-        scheme.check(context.target)
-    return schemes
-
-
-def stored_student(context: Context, scheme: QuantConfig, name: str) -> fx.GraphModule:
-    """The student that a stage of this run left in file ``name``."""
-    student = build_student(context.graph, scheme, context.target, context.teacher.image)
-    load_student(student, context.folder.path / name, scheme)
-    return student
-
-
-def _calibrated_file(index: int) -> str:
-    """Where the ensemble's member ``index`` lies after calibration; member 0 is the deployed one."""
-    return CALIBRATED if index == 0 else f"partner{index}.safetensors"
-
-
-def _distill(context: Context) -> tuple[list[str], dict[str, object]]:
-    """Play generators against students, keep the deployed student's best state; without a section, keep calibration."""
-    schemes = _schemes(context)
-    students = [stored_student(context, scheme, _calibrated_file(index)) for index, scheme in enumerate(schemes)]
-    config = context.recipe.distill
-    facts: dict[str, object] = {"kept": "calibration", "judged": [], "curve": [], "cost": 0, "disagreement": None}
-    if config is not None:
-        main = context.new_synthesizer()
-        loaded = context.folder.load_state("synthesizer")
-        if loaded is None:
-            message = f"The synthesizer's state is missing from '{context.folder.path}'. Run `dfqkit synthesize` again."
-            raise ArtefactError(message)
-        main.load_state_dict(loaded[0])
-        before = main.cost
-        stream = LiveStream(main, config, context.rng("augmentation"))  # type: ignore[arg-type]
-        held_out = context.batches("held_out")
-        reference = equalized_graph(context.graph, context.scheme)
-        distiller = Distiller(students, schemes, reference, stream, held_out, config)  # type: ignore[arg-type]
-        start_disagreement = distiller.disagreement()
-        saved = Checkpoints(context.folder, "distill")
-        saved.restore(distiller.load_state)
-        with context.progress.stage("distill", total=config.steps, start=distiller.step) as bar:  # type: ignore[attr-defined]
-            while distiller.step < config.steps:  # type: ignore[attr-defined]
-                bar.advance(1, **distiller.run_step())
-                saved.offer(distiller.state)
-        facts = {
-            "judged": distiller.judged,
-            "kept": f"step {_kept_step(distiller)}",
-            "curve": distiller.curve,
-            "cost": main.cost - before,
-            "disagreement": {"before": start_disagreement, "after": distiller.disagreement()},
-        }
-        restore(students[0], distiller.best, context.scheme)
-    freeze(students[0])
-    save_student(students[0], context.folder.path / FINAL)
-    return [FINAL], facts
-
-
-def _kept_step(distiller: Distiller) -> int:
-    return int(min(distiller.judged, key=lambda entry: entry["kl"])["step"])
-
-
 def _export(context: Context) -> tuple[list[str], dict[str, object]]:
     """Write the student and the teacher as ONNX."""
     recipe, path = context.recipe, context.folder.path
@@ -261,12 +170,16 @@ def _export(context: Context) -> tuple[list[str], dict[str, object]]:
         "dfqkit.image": json.dumps(context.teacher.image.to_dict(), sort_keys=True),
         **versions,
     }
+    if warnings := warnings_of(recipe):
+        metadata["dfqkit.warnings"] = json.dumps(warnings)
+    if context.student_section is not None:
+        metadata["dfqkit.student"] = context.student_section.factory
     with context.progress.stage("export", total=2) as bar:
         write_qdq(
             stored_student(context, context.scheme, FINAL), context.target, path / "model.onnx", metadata=metadata
         )
         bar.advance(1)
-        write_float(context.graph, path / "teacher.onnx", metadata=metadata, opset=context.target.opset)
+        write_float(context.teacher_graph, path / "teacher.onnx", metadata=metadata, opset=context.target.opset)
         bar.advance(1)
     return ["model.onnx", "teacher.onnx"], {}
 
@@ -279,8 +192,9 @@ def _validate(context: Context) -> tuple[list[str], dict[str, object]]:
 
 _RUNNERS: dict[str, Callable[[Context], tuple[list[str], dict[str, object]]]] = {
     "synthesize": _synthesize,
-    "quantize": _quantize,
-    "distill": _distill,
+    "train": train,
+    "quantize": quantize,
+    "distill": distill,
     "export": _export,
     "validate": _validate,
 }

@@ -105,6 +105,8 @@ class Report:
             several, and `cost`, a mapping; any further JSON value.
         selection: How the kept state was chosen without real data; any JSON value.
         recipe: The resolved recipe as text (YAML).
+        warnings: What a reader must know before any number, each a sentence or two; shown first. Reports written before
+            there were warnings have none.
     """
 
     title: str
@@ -118,14 +120,18 @@ class Report:
     synthesis: Mapping[str, Any] = field(default_factory=dict)
     selection: Mapping[str, Any] = field(default_factory=dict)
     recipe: str = ""
+    warnings: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         """Make rows tuples, and refuse a verdict that the findings contradict.
 
         Raises:
-            ArtefactError: The verdict is unknown, or does not fit the findings.
+            ArtefactError: The verdict is unknown, or does not fit the findings, or a warning is not text.
         """
-        for name in ("metrics", "findings", "layers"):
+        if isinstance(self.warnings, str) or not all(isinstance(warning, str) for warning in self.warnings):
+            msg = f"Report {self.title!r} has the warnings {self.warnings!r}; give a list of texts."
+            raise ArtefactError(msg)
+        for name in ("metrics", "findings", "layers", "warnings"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.verdict not in ("ok", "failed") or (self.verdict == "ok") == bool(self.findings):
             msg = (
@@ -171,6 +177,7 @@ class Report:
             raise ArtefactError(msg)
         _check_json(document, "report")
         del document["schema"]
+        document.setdefault("warnings", [])
         rows = {"metrics": Metric, "findings": Finding, "layers": LayerRow}
         parsed = {
             key: tuple(_build(rows[key], item, key) for item in _rows(value, key)) if key in rows else value

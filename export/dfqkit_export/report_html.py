@@ -53,7 +53,7 @@ def render_html(report: Report, *, sheets: Mapping[str, bytes] | None = None) ->
         _layers(report.layers),
         _latency(report),
         _losses(report),
-        _sheets(sheets or {}),
+        _sheets(sheets or {}, data_free=report.synthesis.get("data_free") is not False),
         _recipe(report),
     )
     return (
@@ -63,10 +63,15 @@ def render_html(report: Report, *, sheets: Mapping[str, bytes] | None = None) ->
         '<meta name="color-scheme" content="light dark">\n'
         f"<title>{escape(report.title)}: {escape(report.verdict)}</title>\n<style>{STYLE}</style>\n</head>\n"
         "<body>\n<main>\n"
-        f"{_header(report)}\n{''.join(section for section in sections if section)}"
+        f"{_warnings(report)}{_header(report)}\n{''.join(section for section in sections if section)}"
         "<footer>Made by dfqkit from report.json, which holds the same numbers in full.</footer>\n"
         f"</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
+
+
+def _warnings(report: Report) -> str:
+    items = "".join(f"<li><strong>Warning.</strong> {escape(warning)}</li>" for warning in report.warnings)
+    return f'<aside class="warnings" aria-label="Warnings"><ul class="findings">{items}</ul></aside>\n' if items else ""
 
 
 def _header(report: Report) -> str:
@@ -261,7 +266,7 @@ def _losses(report: Report) -> str:
     return _section("Synthesis", body, "Loss terms by round, each on its own scale.")
 
 
-def _sheets(sheets: Mapping[str, bytes]) -> str:
+def _sheets(sheets: Mapping[str, bytes], *, data_free: bool) -> str:
     figures = []
     for caption, png in sheets.items():
         if not png.startswith(_PNG):
@@ -273,7 +278,13 @@ def _sheets(sheets: Mapping[str, bytes]) -> str:
             f'<figure><figcaption>{text}</figcaption><img alt="{text}" src="data:image/png;base64,{data}"></figure>'
         )
     note = "Made from the teacher's weights alone; no real image was involved."
-    return _section("Synthetic images", f'<div class="sheets">{"".join(figures)}</div>', note) if figures else ""
+    if not data_free:
+        note = "Not data-free: the recipe names images that were used as they are, all of these or some of them."
+    return (
+        _section("Synthetic images" if data_free else "Images", f'<div class="sheets">{"".join(figures)}</div>', note)
+        if figures
+        else ""
+    )
 
 
 def _recipe(report: Report) -> str:

@@ -98,6 +98,7 @@ thead button::after { content: " \\2195"; opacity: .55 }
   background: var(--soft); border: 1px solid var(--rule);
 }
 .share i { display: block; background: var(--accent) }
+.warnings { margin: 0 0 2rem; font-size: 1.05rem }
 .findings { list-style: none; margin: .8rem 0 0; padding: 0; display: grid; gap: .6rem }
 .findings li {
   padding: .7rem 1rem; border: 1px solid var(--bad); border-left-width: 4px; border-radius: 6px;

@@ -20,12 +20,13 @@ _LAYER_HEADER = ["layer", "op", "student dB", "runtime dB", "precision", "execut
 def render_text(report: Report) -> str:
     """Return the report as plain text with fixed-width tables, ending in a newline.
 
-    All metrics are shown; of the layers, those that run in float and those with the lowest SQNR.
+    Warnings come first. All metrics are shown; of the layers, those that run in float and those with the lowest SQNR.
 
     Args:
         report: What to show.
     """
-    blocks = [f"{report.title}\n{report.verdict.upper()}  {verdict_sentence(report)}"]
+    warnings = ["\n".join(f"WARNING  {warning}" for warning in report.warnings)] if report.warnings else []
+    blocks = [*warnings, f"{report.title}\n{report.verdict.upper()}  {verdict_sentence(report)}"]
     if report.metrics:
         blocks.append(_table(*_metric_table(report)))
     if report.findings:
@@ -49,7 +50,8 @@ def render_markdown(report: Report) -> str:
         report: What to show.
     """
     sign = "✅ ok" if report.verdict == "ok" else "❌ failed"
-    blocks = [f"### {_md(report.title)}: {sign}", _md(verdict_sentence(report))]
+    warnings = "\n".join(f"> ⚠️ **Warning.** {_md(warning)}\n>" for warning in report.warnings).removesuffix("\n>")
+    blocks = [*filter(None, [warnings]), f"### {_md(report.title)}: {sign}", _md(verdict_sentence(report))]
     if report.metrics:
         blocks.append(_markdown_table(*_metric_table(report)))
     if report.findings:

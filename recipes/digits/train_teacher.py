@@ -9,6 +9,7 @@ recipe for this teacher must say: shape [1, 16, 16], mean [0.3], std [0.32], cla
 
 Run: `python recipes/digits/train_teacher.py` (needs scikit-learn; under a minute on one CPU thread). Writes
 `teacher.safetensors` (weights) and `test.npz` (`images` uint8 (N, 16, 16), `labels` int64), prints the test accuracy.
+With `--training-images FILE` it writes the 1,257 others to that .npz and ends, for `dfqkit record`.
 """
 
 from __future__ import annotations
@@ -94,12 +95,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write to")
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--training-images", type=Path, help=".npz to write the training images to, without training")
     arguments = parser.parse_args()
 
     images, labels = load_images()
     train_images, test_images, train_labels, test_labels = train_test_split(
         images, labels, test_size=TEST_SHARE, stratify=labels, random_state=0
     )
+    if arguments.training_images:
+        np.savez_compressed(arguments.training_images, images=train_images, labels=train_labels)
+        return
     model = train(to_inputs(train_images), torch.from_numpy(train_labels), epochs=arguments.epochs, seed=arguments.seed)
 
     arguments.out.mkdir(parents=True, exist_ok=True)

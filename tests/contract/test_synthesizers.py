@@ -1,4 +1,4 @@
-"""What every registered synthesizer keeps, whatever its method: one battery over the registry, on the digits teacher."""
+"""What every registered synthesizer keeps, whatever its method: one battery over the registry, on digits."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SMALL: dict[str, tuple[dict[str, Any], str | None]] = {
     "fastdfkd": ({"batch": 16, "steps": 5, "width": 8, "latent": 16, "warmup_batches": 20}, "bn"),
     "genie": ({"batch": 16, "steps": 40, "width": 8, "latent": 16}, "bn"),
     "images": ({"path": "{images}"}, None),
-    "metadata": ({"records": "{records}", "batch": 16, "steps": 40}, "records"),
+    "metadata": ({"records": "{records}", "batch": 16, "steps": 40}, "all"),
     "mixture": (
         {
             "sources": [
@@ -49,9 +49,9 @@ SMALL: dict[str, tuple[dict[str, Any], str | None]] = {
         None,
     ),
     "noise": ({"accept_noise": True}, None),
-    "soft-targets": ({"batch": 16, "steps": 60}, "soft_target"),
+    "soft-targets": ({"batch": 16, "steps": 60}, "kl"),
     "zeroq": ({"batch": 16, "steps": 40}, "bn"),
-    "zskd": ({"batch": 16, "steps": 60}, "soft_target"),
+    "zskd": ({"batch": 16, "steps": 60}, "soft_label"),
     "zskt": ({"batch": 32, "warmup": 40, "width": 8, "latent": 32, "memory": 64}, "adversarial"),
 }
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -13,61 +12,20 @@ from pydantic import ValidationError
 from torch import Tensor, fx, nn
 
 from dfqkit import losses
-from dfqkit.distill import DistillConfig, Distiller, LiveStream, frozen, judge
+from dfqkit.distill import DistillConfig, Distiller
+from dfqkit.loop import judge
 from dfqkit.seeds import derive
+from dfqkit.stream import LiveStream, frozen
 from dfqkit.students.scheme import QuantConfig
 from dfqkit.students.student import build_student, calibrate_student, equalized_graph, snapshot
-from dfqkit.synthesis.base import Losses, Synthesizer, SynthesizerConfig
 from dfqkit.taps import FeatureTap
-from dfqkit.teacher import Teacher
+from dfqkit_export.errors import RecipeError
 from dfqkit_export.targets import get_target
+from tests._offset import Offset
 from tests._toys import IMAGE, images, toy_graph, toy_teacher
 
 TOY = "option_a"
 FAST: dict[str, Any] = {"steps": 8, "batch": 4, "round_every": 3, "judge_every": 3, "lr": 1e-3}
-
-
-class Offset(Synthesizer):
-    """Noise plus an offset that climbs the students' divergence."""
-
-    Config = SynthesizerConfig
-    needs: ClassVar[frozenset[str]] = frozenset()
-
-    def __init__(self, teacher: Teacher, generator: torch.Generator) -> None:
-        super().__init__(SynthesizerConfig(method="offset"), teacher, generator)
-        self.offset = torch.zeros(IMAGE.shape)
-        self.played = 0
-        self.trainable_seen: list[bool] = []
-        self.break_in_round = -1
-
-    @property
-    def warmup_rounds(self) -> int:
-        return 0
-
-    def synthesize(self, students: Sequence[nn.Module] = ()) -> Losses:
-        self.trainable_seen.append(any(p.requires_grad for student in students for p in student.parameters()))
-        if self.played == self.break_in_round:
-            message = "broken"
-            raise RuntimeError(message)
-        offset = self.offset.clone().requires_grad_(True)
-        batch = torch.randn((4, *IMAGE.shape), generator=self.rng) + offset
-        answers = self.teacher.model(batch)
-        loss = -torch.stack([losses.kd_kl(student(batch), answers) for student in students]).mean()
-        loss.backward()
-        assert offset.grad is not None
-        self.offset = (offset - 0.05 * offset.grad.sign()).detach()
-        self.played += 1
-        return {"adversarial": float(loss.detach())}
-
-    def sample(self, n: int) -> Tensor:
-        return torch.randn((n, *IMAGE.shape), generator=self.rng) + self.offset
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {"rng": self.rng.get_state(), "offset": self.offset.clone(), "played": torch.tensor(self.played)}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.rng.set_state(state["rng"])
-        self.offset, self.played = state["offset"].clone(), int(state["played"])
 
 
 def calibrated(scheme: QuantConfig) -> fx.GraphModule:
@@ -107,6 +65,7 @@ def divergence(student: fx.GraphModule) -> float:
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "average and partner": {"average": 0.9, "partners": ["w3a3"], "partner_every": 2, "shift": 2, "flip": True},
+    "harder": {"harder": 0.01},
     "features, learnable ranges": {"weights": {"feature": 1.0}, "quant": {"scales": "float"}, "average": 0.5},
 }
 
@@ -114,7 +73,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     ("setting", "stop"),
     [("plain", 0), ("plain", 4), ("average and partner", 1), ("average and partner", 3), ("average and partner", 6),
-     ("features, learnable ranges", 5), ("features, learnable ranges", 8)],
+     ("harder", 4), ("features, learnable ranges", 5), ("features, learnable ranges", 8)],
 )  # fmt: skip
 def test_a_state_continues_to_the_same_bits(setting: str, stop: int) -> None:
     whole, first = distiller(**SETTINGS[setting]), distiller(**SETTINGS[setting])
@@ -366,3 +325,71 @@ def test_disagreement_by_hand() -> None:
 def test_the_section_is_closed_and_bounded(values: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match=next(iter(values))):
         DistillConfig.model_validate(values)
+
+
+def test_layers_can_be_named_and_all_terms_be_used_together() -> None:
+    points = distiller(weights={"feature": 1.0}).points
+    weights = {"response": 0.1, "feature": 1.0, "relation": 1.0, "attention": 1.0, "logit_l1": 1.0, "logit_mse": 1.0}
+    first, second, third = points[:3]
+    loop = distiller(weights=weights, layers=[first, {"teacher": second, "student": third}], partners=["w3a3"])
+    assert loop.points == [first, third]
+    assert loop.objectives[0].teacher_names == [first, second]
+    before = snapshot(loop.students[0])
+    terms = loop.run_step()
+    assert set(weights) < set(terms)
+    assert all(math.isfinite(value) and value > 0 for name, value in terms.items() if name in weights)
+    assert not same(before, snapshot(loop.students[0]))
+
+
+def test_a_projection_of_a_quantized_student_is_trained_and_resumed() -> None:
+    loop = distiller(weights={"feature": 1.0})
+    with torch.no_grad(), FeatureTap(loop.students[0], loop.points) as tap:
+        loop.students[0](images(1))
+        shapes = {name: value.shape for name, value in tap.features.items() if value.dim() == 4}
+    one = next(iter(shapes))
+    other = next(name for name in shapes if shapes[name][1] != shapes[one][1])
+    settings: dict[str, Any] = {
+        "weights": {"feature": 1.0, "relation": 1.0},
+        "layers": [{"teacher": one, "student": other}, {"teacher": other, "student": one}],
+    }
+    whole, first, second = (distiller(**settings) for _ in range(3))
+    assert len(list(whole.objectives[0].parameters())) == 4
+    start = [parameter.detach().clone() for parameter in whole.objectives[0].parameters()]
+    terms = [whole.run_step() for _ in range(6)]
+    assert not any(torch.equal(a, b) for a, b in zip(start, whole.objectives[0].parameters(), strict=True))
+    for _ in range(3):
+        first.run_step()
+    second.load_state(*first.state())
+    assert [second.run_step() for _ in range(3)] == terms[3:]
+    assert same(whole.objectives[0].state_dict(), second.objectives[0].state_dict())
+
+
+def test_a_layer_that_is_not_quantized_is_refused_with_those_that_are() -> None:
+    with pytest.raises(RecipeError, match=r"distill.layers names 'relu_99', but the quantized graph.*There are: "):
+        distiller(weights={"attention": 1.0}, layers=["relu_99"])
+
+
+@pytest.mark.parametrize("weights", [{"response": 1.0}, {"response": 0.1, "feature": 10.0}])
+def test_a_batch_is_made_harder_along_the_sign_of_its_gradient(weights: dict[str, float]) -> None:
+    loop, probe = (distiller(weights=weights, temperature=1.0, harder=0.05, round_every=100) for _ in range(2))
+    probe.stream.advance(probe.students)
+    batch = probe.stream.batch(4).requires_grad_(True)
+
+    def found(images_: Tensor) -> tuple[Tensor, Tensor]:
+        with FeatureTap(probe.reference, probe.points) as wanted, FeatureTap(probe.students[0], probe.points) as ours:
+            with torch.no_grad():
+                target = probe.reference(images_)
+            response = losses.kd_kl(probe.students[0](images_), target)
+            errors = [losses.relative_error(ours.features[n], wanted.features[n]) for n in probe.points]
+        return response, torch.stack(errors).mean() if errors else torch.zeros(())
+
+    response, feature = found(batch)
+    loss = weights["response"] * response + weights.get("feature", 0.0) * feature
+    (gradient,) = torch.autograd.grad(loss, batch)
+    with torch.no_grad():
+        harder = found(batch.detach() + 0.05 * gradient.sign())
+    assert harder[0] > response.detach()
+    terms = loop.run_step()
+    assert terms["response"] == pytest.approx(float(response.detach() + harder[0]) / 2, rel=1e-3)
+    if "feature" in weights:
+        assert terms["feature"] == pytest.approx(float(feature.detach() + harder[1]) / 2, rel=1e-3)

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.utils.data import DataLoader
 
-from dfqkit.imagebank import ImageBank
+from dfqkit.imagebank import BankDataset, ImageBank
 from dfqkit.teacher import Teacher
 from dfqkit_export.datasets import LabelledImages
 from dfqkit_export.errors import ArtefactError
@@ -172,3 +173,40 @@ def test_a_bank_made_of_views_is_saved_whole(bank: ImageBank, tmp_path: Path) ->
     turned = dataclasses.replace(bank, images=bank.images.flip(3).transpose(2, 3))
     turned.save(tmp_path / "v.safetensors")
     assert torch.equal(ImageBank.load(tmp_path / "v.safetensors").images, turned.images)
+
+
+class TestDataset:
+    def test_it_gives_what_batches_gives(self, bank: ImageBank, file: Path) -> None:
+        data = BankDataset(file)
+        assert len(data) == 7
+        images, logits = (torch.stack(part) for part in zip(*(data[index] for index in range(7)), strict=True))
+        assert torch.equal(images, next(bank.batches(7))[0])
+        assert torch.equal(logits, bank.logits)
+        assert torch.equal(data[-1][0], images[6])
+        with pytest.raises(IndexError, match=r"allowed are 0 to 6"):
+            _ = data[7]
+
+    @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_a_loader_gives_every_image_once(self, workers: int, bank: ImageBank, file: Path) -> None:
+        data = BankDataset(file)
+        _ = data[0]  # its file is open when the workers begin
+        rng = torch.Generator().manual_seed(0)
+        parts = list(DataLoader(data, batch_size=3, shuffle=True, num_workers=workers, generator=rng))
+        assert [len(images) for images, _ in parts] == [3, 3, 1]
+        images, logits = (torch.cat(part) for part in zip(*parts, strict=True))
+        order = [int((bank.logits == row).all(1).nonzero()) for row in logits]
+        assert sorted(order) == list(range(7))
+        assert order != sorted(order)
+        assert torch.equal(images, next(bank.batches(7))[0][order])
+
+    def test_it_refuses_what_is_no_bank(self, tmp_path: Path) -> None:
+        with pytest.raises(ArtefactError, match=r"it has no set.json"):
+            BankDataset(tmp_path)
+
+
+def test_the_package_has_no_other_names() -> None:
+    import dfqkit.imagebank as package
+
+    with pytest.raises(AttributeError, match=r"no attribute 'nothing'"):
+        _ = package.nothing

@@ -65,6 +65,7 @@ def test_resnet20_reaches_its_published_accuracy(assets: Path) -> None:
 @pytest.mark.parametrize(
     ("factory", "millions"),
     [
+        (models.cifar_resnet8, 0.08),
         (models.cifar_resnet20, 0.27),
         (models.cifar_resnet32, 0.46),
         (models.cifar_resnet56, 0.85),
@@ -86,16 +87,19 @@ def test_parameter_counts_are_those_of_the_papers(factory: type[nn.Module], mill
 
 def test_digits_network_is_small() -> None:
     assert parameters(models.digits_cnn()) < 60_000
+    assert parameters(models.digits_cnn(width=0.5)) < parameters(models.digits_cnn()) / 3
 
 
 @pytest.mark.parametrize(
     ("model", "shape"),
     [
+        (models.cifar_resnet8(7), (3, 32, 32)),
         (models.cifar_resnet20(7), (3, 32, 32)),
         (models.wrn(10, 1, 7), (3, 32, 32)),
         (models.mobilenet_v1(0.25, 7), (3, 64, 64)),
         (models.fd_mobilenet(0.25, 7), (3, 64, 64)),
         (models.digits_cnn(7), (1, 16, 16)),
+        (models.digits_cnn(7, width=0.5), (1, 16, 16)),
     ],
     ids=["cifar_resnet", "wrn", "mobilenet_v1", "fd_mobilenet", "digits"],
 )

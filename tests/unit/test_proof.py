@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,21 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor, fx, nn
 
-from dfqkit.imagebank import ImageBank
 from dfqkit.recipe import Recipe, load_recipe
 from dfqkit.run.context import resolve_device
 from dfqkit.run.layers import _student_layers, compare_layers
 from dfqkit.run.plan import plan
 from dfqkit.run.proof import GradingSet, compare, real_images
-from dfqkit.run.sheets import contact_sheets
 from dfqkit.students.freezing import freeze
 from dfqkit.students.scheme import QuantConfig
 from dfqkit.students.student import build_student, calibrate_student, equalized_graph
 from dfqkit_export.errors import ArtefactError, RecipeError, RuntimeUnavailableError
-from dfqkit_export.images import ImageSpec
 from dfqkit_export.metrics import Metric
 from dfqkit_export.qdq import write_float, write_qdq
 from dfqkit_export.targets import get_target
@@ -103,38 +98,6 @@ class TestRealImages:
         np.savez(tmp_path / "a.npz", images=np.zeros((2, 8, 8, 1), np.uint8))
         with pytest.raises(ArtefactError, match=r"8x8 pixels.*16x16"):
             real_images(self.recipe(f"validate.data={tmp_path / 'a.npz'}"), limit=1)
-
-
-class TestSheets:
-    @pytest.mark.parametrize("channels", [1, 3])
-    @pytest.mark.parametrize(("count", "shown"), [(1, 1), (5, 5), (16, 16), (17, 17), (200, 96)])
-    def test_the_picture_has_the_right_size_and_every_image_once(
-        self, channels: int, count: int, shown: int, tmp_path: Path
-    ) -> None:
-        size, columns = 10, 16
-        spec = ImageSpec(shape=(channels, size, size), mean=(0.5,) * channels, std=(0.5,) * channels, classes=4)
-        levels = torch.arange(count, dtype=torch.uint8)  # image n is all of level n, and of class n % 4
-        pictures = levels.reshape(-1, 1, 1, 1).expand(-1, channels, size, size).contiguous()
-        logits = 9 * nn.functional.one_hot(levels.long() % 4, 4).float()
-        ImageBank(images=pictures, logits=logits, image=spec, teacher="0" * 64, source="test").save(
-            tmp_path / "grading.safetensors"
-        )
-        ((caption, data),) = contact_sheets(tmp_path).items()
-        assert caption == f"test: {count} images, mean teacher confidence 1.00"
-        picture = Image.open(io.BytesIO(data))
-        picture.load()
-        scale, rows = 5, -(-shown // columns)
-        assert (picture.format, picture.mode) == ("PNG", "RGB")
-        assert picture.size == (columns * (size + 1) * scale, rows * (size + 1) * scale)
-        pixels = np.asarray(picture)[:: scale * (size + 1), :: scale * (size + 1)].reshape(-1, 3)
-        assert (pixels[:, :1] == pixels).all()
-        found = pixels[:shown, 0].tolist()
-        assert len(set(found)) == shown
-        assert [level % 4 for level in found] == sorted(level % 4 for level in found)
-        assert (pixels[shown:] == 255).all()
-
-    def test_an_empty_folder_gives_nothing(self, tmp_path: Path) -> None:
-        assert contact_sheets(tmp_path) == {}
 
 
 class TestLayers:
@@ -241,6 +204,13 @@ class TestPlan:
             "test.npz",
         ):
             assert part in text
+
+    def test_a_smaller_student_is_trained_first(self) -> None:
+        assert "train       no: the teacher itself is quantized" in plan(load_recipe("digits/dfq-w4a4-ort"))
+        section = "student={factory: 'dfqkit.models:digits_cnn', args: {width: 0.5}, steps: 77, batch: 32}"
+        text = plan(load_recipe("digits/dfq-w4a4-ort", [section]))
+        assert "train       dfqkit.models:digits_cnn, 77 steps of 32 images, a generator round every 10" in text
+        assert text.index("\nsynthesize ") < text.index("\ntrain ") < text.index("\nquantize ")
 
     def test_without_distillation_labels_or_weights(self) -> None:
         text = plan(load_recipe("digits/dfq-w4a4-ort", ["distill=null", "validate.data=null", "teacher.weights=null"]))

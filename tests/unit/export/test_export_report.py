@@ -400,3 +400,47 @@ def test_constant_curves_and_members_are_drawn() -> None:
     (chart,) = loss_charts([{"round": 0, "member": m, "terms": {"bn": 1.0}} for m in ("a", "b")])
     assert chart.count("<polyline") == 2
     assert '<ul class="legend">' in chart
+
+
+WARNED = replace(REPORT, warnings=[f"All of it is noise. {EVIL}", "And more."])
+
+
+def test_warnings_round_trip_and_reports_from_before_have_none() -> None:
+    assert Report.from_json(WARNED.to_json()) == WARNED
+    document = json.loads(REPORT.to_json())
+    assert document.pop("warnings") == []
+    assert Report.from_json(json.dumps(document)) == REPORT
+
+
+@pytest.mark.parametrize("warnings", ["noise", [1], [None], {"a": 1}, 3])
+def test_warnings_must_be_a_list_of_texts(warnings: Any) -> None:
+    with pytest.raises(ArtefactError, match="warnings"):
+        Report.from_json(changed(warnings=warnings))
+
+
+def test_warnings_come_first_in_every_rendering() -> None:
+    text = render_text(WARNED)
+    assert text.startswith("WARNING  All of it is noise.")
+    assert text.index("WARNING  And more.") < text.index(REPORT.title)
+    markdown = render_markdown(WARNED)
+    assert markdown.startswith("> ⚠️ **Warning.** All of it is noise. &lt;script")
+    assert markdown.index("And more.") < markdown.index(REPORT.title)
+    page = render_html(WARNED)
+    body = page[page.index("<main>") :]
+    assert body.index("All of it is noise. &lt;script") < body.index("<h1>")
+    assert page.count("<strong>Warning.</strong>") == 2
+    assert "<script>alert" not in page
+    Page(page)
+
+
+def test_without_warnings_nothing_is_added() -> None:
+    assert "WARNING" not in render_text(REPORT)
+    assert "arning" not in render_markdown(REPORT)
+    assert "<aside" not in render_html(REPORT)
+
+
+def test_sheets_say_whether_the_images_are_synthetic() -> None:
+    assert "no real image was involved" in render_html(REPORT, sheets={"a": PNG})
+    page = render_html(replace(REPORT, synthesis={"data_free": False}), sheets={"a": PNG})
+    assert "no real image was involved" not in page
+    assert "Not data-free" in page

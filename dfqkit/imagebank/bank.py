@@ -1,6 +1,7 @@
-"""ImageBank: a set of synthetic images with the teacher's answers, as one portable file.
+"""ImageBank: a set of synthetic images with the teacher's answers, in memory.
 
-What belongs here: the set in memory, its file, and its batches. Who makes the images is `synthesis`.
+What belongs here: how images become a bank, and a bank one file. How files are read is `dfqkit_export.imageset`; who
+makes the images is `synthesis`.
 """
 
 from __future__ import annotations
@@ -10,18 +11,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import write_bytes
 from dfqkit_export.images import ImageSpec
+from dfqkit_export.imageset import ImageSet
+from dfqkit_export.setfile import HEADER, SCHEMA
 
-from .teacher import Teacher
-
-SCHEMA = 1
+from ..teacher import Teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,7 @@ class ImageBank:
         """Write the bank; there whole or not at all."""
         header = {"schema": SCHEMA, "image": self.image.to_dict(), "teacher": self.teacher, "source": self.source}
         # One entry: safetensors writes several in an order that differs from process to process.
-        metadata = {"imagebank": json.dumps(header, sort_keys=True)}
+        metadata = {HEADER: json.dumps(header, sort_keys=True)}
         tensors = {"images": self.images.contiguous(), "logits": self.logits.contiguous()}
         write_bytes(path, save(tensors, metadata=metadata))
 
@@ -87,51 +88,41 @@ class ImageBank:
         """Read a bank.
 
         Args:
-            path: file that `save` wrote.
+            path: file that `save` wrote, or the folder of a set, which is then held in memory whole.
             teacher: when given, the bank must have been made for it.
 
         Raises:
             ArtefactError: for a missing or damaged file, an unknown schema, or another teacher's bank.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = json.loads((file.metadata() or {}).get("imagebank", "{}"))
-                tensors = {name: file.get_tensor(name) for name in ("images", "logits")}
-            schema = header.get("schema")
-        except (OSError, SafetensorError, ValueError, AttributeError) as error:
-            message = f"Cannot read the image bank '{path}': {error}. Make it again with `dfqkit synthesize`."
-            raise ArtefactError(message) from error
-        if schema != SCHEMA:
-            message = (
-                f"'{path}' is not an image bank that this version reads (schema {schema}, needed {SCHEMA}). Make it "
-                "again with `dfqkit synthesize`."
-            )
-            raise ArtefactError(message)
-        try:
-            bank = cls(
-                **tensors,
-                image=ImageSpec.from_dict(header["image"]),
-                teacher=str(header["teacher"]),
-                source=str(header["source"]),
-            )
-            bank._require_consistent()
-        except (KeyError, TypeError, ValueError, ArtefactError) as error:
-            message = f"Image bank '{path}' contradicts itself: {error}. Make it again with `dfqkit synthesize`."
-            raise ArtefactError(message) from error
-        if teacher is not None and bank.teacher != teacher.sha256:
-            message = (
-                f"Image bank '{path}' was made for another teacher (weights {bank.teacher[:12]}, this one is "
-                f"{teacher.sha256[:12]}). Make images for this teacher with `dfqkit synthesize`."
-            )
-            raise ArtefactError(message)
-        return bank
+        stored = ImageSet.open(path)
+        if teacher is not None:
+            require_teacher(stored, teacher)
+        shards = list(stored.each_shard())
+        images, logits = shards[0] if len(shards) == 1 else _joined(stored, shards)
+        return cls(
+            images=torch.from_numpy(images),
+            logits=torch.from_numpy(logits),
+            image=stored.spec,
+            teacher=stored.teacher,
+            source=stored.source,
+        )
 
-    def _require_consistent(self) -> None:
-        images, logits = (len(self), *self.image.shape), (len(self), self.image.classes)
-        for name, tensor, shape, dtype in (
-            ("images", self.images, images, torch.uint8),
-            ("logits", self.logits, logits, torch.float32),
-        ):
-            if tuple(tensor.shape) != shape or tensor.dtype != dtype:
-                message = f"its {name} are {tensor.dtype} {tuple(tensor.shape)}, its header asks for {dtype} {shape}"
-                raise ValueError(message)
+
+def require_teacher(stored: ImageSet, teacher: Teacher) -> None:
+    """Refuse a set that was made for another teacher.
+
+    Raises:
+        ArtefactError: says for which.
+    """
+    if stored.teacher != teacher.sha256:
+        message = (
+            f"Image bank '{stored.path}' was made for another teacher (weights {stored.teacher[:12]}, this one is "
+            f"{teacher.sha256[:12]}). Make images for this teacher with `dfqkit synthesize`."
+        )
+        raise ArtefactError(message)
+
+
+def _joined(stored: ImageSet, shards: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    if not shards:
+        return stored.take([])
+    return np.concatenate([images for images, _ in shards]), np.concatenate([logits for _, logits in shards])

@@ -1,0 +1,127 @@
+"""`dfqkit bank`: what is in a stored set of images, whether it is whole, and its images in other forms."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .options import Parser, note, result, table
+
+if TYPE_CHECKING:
+    from dfqkit_export.imageset import ImageSet
+
+    from .options import Commands
+
+_SET = "folder of a set (`dfqkit synthesize RECIPE --n N --out DIR`), or one file from a run's images folder"
+
+
+def add(commands: Commands) -> None:
+    """Add the command and its verbs."""
+    text = "look into a stored set of images, verify or export it"
+    parser: Parser = commands.add_parser("bank", help=text, description=f"{text.capitalize()}.")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    info = _verb(verbs, "info", "say what is in a set", _info)
+    info.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    _verb(verbs, "verify", "hash every file of a set and compare with its list", _verify)
+    export = _verb(verbs, "export", "write a set's images in another form", _export)
+    form = export.add_mutually_exclusive_group(required=True)
+    form.add_argument("--npz", type=Path, metavar="FILE", help="images uint8 NHWC, logits and labels in one npz")
+    form.add_argument("--png", type=Path, metavar="FOLDER", help="new folder with CLASS/INDEX.png")
+    sheet = _verb(verbs, "sheet", "draw a set's images, one row a class, with the teacher's confidence", _sheet)
+    sheet.add_argument("--out", type=Path, metavar="FILE", default=Path("sheet.png"), help="(default: sheet.png)")
+
+
+def _verb(verbs: Commands, name: str, text: str, handler: Any) -> Parser:
+    parser: Parser = verbs.add_parser(name, help=text, description=f"{text.capitalize()}.")
+    parser.add_argument("path", type=Path, metavar="DIR", help=_SET)
+    parser.set_defaults(handler=handler)
+    return parser
+
+
+def _info(args: argparse.Namespace) -> int:
+    facts = described(_opened(args))
+    if args.json:
+        result(json.dumps({"schema": 1, **facts}, indent=2))
+        return 0
+    result(table([(name.replace("_", " "), _shown(value)) for name, value in facts.items() if value is not None]))
+    return 0
+
+
+def described(images: ImageSet) -> dict[str, Any]:
+    """What one wants to know of a set before using it; None where it does not say."""
+    import numpy as np
+
+    labels, confidence = images.answers()
+    counts = np.bincount(labels, minlength=images.spec.classes)
+    facts, teacher = images.facts, images.facts.get("teacher", {})
+    return {
+        "images": len(images),
+        "unfinished": None if images.complete else f"{images.wanted} were asked for",
+        "shape": list(images.spec.shape),
+        "classes": images.spec.classes,
+        "empty_classes": int((counts == 0).sum()),
+        "images_a_class": {"least": int(counts.min()), "mean": float(counts.mean()), "most": int(counts.max())},
+        "teacher_confidence": round(float(confidence.mean()), 4) if len(images) else None,
+        "source": images.source,
+        "teacher": teacher.get("name"),
+        "teacher_sha256": images.teacher,
+        "seed": facts.get("seed"),
+        "cost_in_teacher_passes": facts.get("cost"),
+        "command": facts.get("command"),
+        "files": len(images.shards),
+        "digest": images.digest,
+        "warnings": facts.get("warnings") or None,
+    }
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {number:g}" for name, number in value.items())
+    if isinstance(value, list):
+        return ("\n" if value and isinstance(value[0], str) else "x").join(map(str, value))
+    return str(value)
+
+
+def _verify(args: argparse.Namespace) -> int:
+    images = _opened(args)
+    images.verify()
+    unfinished = "" if images.complete else f" (unfinished: {images.wanted} were asked for)"
+    what = "as they were written" if images.facts else "readable; a lone file has no list to compare with"
+    result(f"ok: {len(images)} images in {len(images.shards)} file(s), {what}{unfinished}")
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from ..imagebank.exports import write_class_folders, write_npz
+
+    images = _opened(args)
+    if args.npz is not None:
+        write_npz(images, args.npz)
+    else:
+        write_class_folders(images, args.png)
+        missing = described(images)["empty_classes"]
+        if missing:
+            note(
+                f"{missing} of {images.spec.classes} classes have no images and no folder: a folder's name is its "
+                "class, not its place among the folders."
+            )
+    note(f"Wrote {len(images)} images to {args.npz or args.png}")
+    return 0
+
+
+def _sheet(args: argparse.Namespace) -> int:
+    from dfqkit_export.files import write_bytes
+
+    from ..imagebank.sheet import contact_sheet
+
+    write_bytes(args.out, contact_sheet(_opened(args)))
+    note(f"Wrote {args.out}")
+    return 0
+
+
+def _opened(args: argparse.Namespace) -> ImageSet:
+    from dfqkit_export.imageset import ImageSet
+
+    return ImageSet.open(args.path)

@@ -1,0 +1,131 @@
+"""What a synthesizer costs beyond the teacher: wall time of a warm-up round over that of the bare teacher.
+
+    python tests/benchmarks/step_cost.py --repeats 15 --out step_cost.json
+
+The teacher is a CIFAR ResNet-20; its weights come from DFQKIT_ASSETS, else they are random. A round of every registered
+synthesizer is timed in turn with as many bare forward and backward passes to the input as the round counts as its cost,
+in the same batches; the figure is the median of the ratios. Methods that need a student play against a copy of the
+teacher, whose passes are on top. Exits with 1 if a method that optimises pixels without a student is above --limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from dfqkit.registry import synthesizers
+from dfqkit.seeds import derive
+from dfqkit.synthesis.base import Demand, Synthesizer
+from dfqkit.synthesis.pixels import PixelSynthesizer
+from dfqkit.teacher import Teacher, load_teacher
+from dfqkit_export.errors import DfqkitError
+from dfqkit_export.images import ImageSpec
+
+IMAGE = ImageSpec(shape=(3, 32, 32), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), classes=10)
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds that it takes."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def bare_pass(teacher: Teacher, batch: int, device: torch.device) -> Callable[[], object]:
+    """A forward and a backward to the input, which nothing can do with less."""
+    x = torch.randn((batch, *IMAGE.shape), generator=derive(1, "bare", device=device), device=device)
+    x.requires_grad_(True)
+    return lambda: torch.autograd.grad(teacher.model(x).sum(), x)
+
+
+def measure(kind: type[Synthesizer], teacher: Teacher, options: argparse.Namespace) -> dict[str, Any]:
+    """Ratios of one method."""
+    device, batch = torch.device(options.device), options.batch
+    fields = {"batch": batch} if "batch" in kind.Config.model_fields else {}
+    config = kind.Config.model_validate(fields)
+    made = kind(config, teacher, derive(0, "step", device=device), Demand(training=batch, fresh=0))
+    students = [copy.deepcopy(teacher.model)] if "student" in kind.needs_of(config) else []
+    made.synthesize(students)
+    before = made.cost
+    made.synthesize(students)
+    passes = max(1, round((made.cost - before) / batch))
+    if made.cost == before or made.warmup_rounds < 2 + options.repeats:
+        return {"left_out": "has no warm-up to speak of"}
+    bare = bare_pass(teacher, batch, device)
+    bare()
+    ratios, seconds = [], []
+    for _ in range(options.repeats):
+        plain = sum(timed(bare, device) for _ in range(passes))
+        seconds.append(timed(lambda: made.synthesize(students), device))
+        ratios.append(seconds[-1] / plain)
+    return {
+        "ratio": statistics.median(ratios),
+        "quartiles": statistics.quantiles(ratios, n=4)[::2],
+        "seconds": statistics.median(seconds),
+        "passes": passes,
+        "student": bool(students),
+        "pixels": issubclass(kind, PixelSynthesizer),
+    }
+
+
+def main() -> int:
+    """Measure all of them, print a table, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", help="only these")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--limit", type=float, default=1.15)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    assets = os.environ.get("DFQKIT_ASSETS")
+    weights = Path(assets) / "cifar10_resnet20.safetensors" if assets else None
+    teacher = load_teacher("dfqkit.models:cifar_resnet20", IMAGE, weights)
+    teacher.model.to(options.device)
+    found: dict[str, dict[str, Any]] = {}
+    print(f"{'method':24s} {'ratio':>6s}  {'quartiles':>13s}  {'seconds':>8s}  passes")
+    for name, kind in synthesizers().items():
+        if options.methods and name not in options.methods:
+            continue
+        try:
+            found[name] = measure(kind, teacher, options)
+        except (DfqkitError, ValidationError) as error:
+            found[name] = {"left_out": str(error).replace("\n", " ")}
+        row = found[name]
+        if "left_out" in row:
+            print(f"{name:24s} left out: {row['left_out'][:90]}")
+            continue
+        low, high = row["quartiles"]
+        against = "  (against a student)" if row["student"] else ""
+        print(
+            f"{name:24s} {row['ratio']:6.3f}  {low:5.3f}..{high:5.3f}  {row['seconds']:8.3f}  {row['passes']}{against}"
+        )
+    if options.out:
+        setting = {name: getattr(options, name) for name in ("repeats", "batch", "threads", "device", "limit")}
+        document = {"teacher": teacher.sha256, "torch": torch.__version__, **setting, "methods": found}
+        options.out.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    above = [n for n, row in found.items() if row.get("pixels") and not row["student"] and row["ratio"] > options.limit]
+    if above:
+        print(f"above {options.limit}: {', '.join(above)}", file=sys.stderr)
+    return 1 if above else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

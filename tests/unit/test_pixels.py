@@ -1,0 +1,255 @@
+"""Pixels under Adam: where they start, what the teacher sees, the best that is kept, and going on where it stopped."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dfqkit.seeds import derive
+from dfqkit.synthesis.base import Demand
+from dfqkit.synthesis.pixels import Deck, PixelConfig, PixelSynthesizer, Stage
+from dfqkit.teacher import Teacher
+from dfqkit_export.errors import ArtefactError
+from tests._toys import IMAGE, toy_teacher
+
+SMALL = PixelConfig(method="probe", batch=4, steps=8)
+DEMAND = Demand(training=6, fresh=2)
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Teacher:
+    return toy_teacher("residual")
+
+
+class Probe(PixelSynthesizer):
+    """Cross entropy with assigned labels, and a record of everything."""
+
+    def __init__(self, config: PixelConfig, teacher: Teacher, generator: torch.Generator, demand: Demand) -> None:
+        super().__init__(config, teacher, generator, demand)
+        self.weights = {"ce": 1.0, "size": 0.0}
+        self.labels = torch.zeros(0, dtype=torch.int64)
+        self.seen: list[Tensor] = []
+        self.before: list[Tensor] = []
+
+    def _draw(self) -> None:
+        self.labels = self._assigned_labels()
+
+    def _terms(self, images: Tensor, students: Sequence[nn.Module]) -> dict[str, Tensor]:
+        self.seen.append(images.detach().clone())
+        return {"ce": nn.functional.cross_entropy(self.teacher.model(images), self.labels)}
+
+    def _image_terms(self, x: Tensor) -> dict[str, Tensor]:
+        self.before.append(x.detach().clone())
+        return {"size": x.square().mean()}
+
+    def _extra_tensors(self) -> dict[str, Tensor]:
+        return {"labels": self.labels} if self.at else {}
+
+    def _load_extra_tensors(self, state: dict[str, Tensor]) -> None:
+        self.labels = state.get("labels", self.labels)
+
+
+class Staged(Probe):
+    """Two stages, the first on half of the size."""
+
+    def _stages(self, steps: int) -> tuple[Stage, ...]:
+        first = Stage(start=0, stop=steps // 2, jitter=0, clamp=False, betas=(0.5, 0.9), shrink=2)
+        return first, Stage(start=steps // 2, stop=steps, jitter=0, clamp=True)
+
+
+def probe(teacher: Teacher, seed: int = 0, kind: type[Probe] = Probe, **changes: object) -> Probe:
+    return kind(SMALL.model_copy(update=changes), teacher, derive(seed, "probe"), DEMAND)
+
+
+def codes(images: Tensor) -> Tensor:
+    return (IMAGE.denormalize(images) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def test_the_best_batch_is_the_one_that_was_judged_best(teacher: Teacher) -> None:
+    made = probe(teacher, lr=0.5)
+    values = iter([5.0, 4.0, 1.0, 3.0, 2.0, 6.0, 7.0, 8.0])
+    made._terms = lambda images, students: {"ce": images.mean() * 1e-6 + next(values)}  # type: ignore[method-assign]
+    for _ in range(8):
+        made.synthesize()
+        if made.at:
+            best = min(made.at, 3) - 1
+            assert torch.equal(made.best, made.before[best])
+            assert not torch.equal(made.best, made.x), "a reference, or compared with the successor"
+    stored = torch.cat([made.training, made.fresh]).flatten(1)
+    wanted = codes(made.before[2]).flatten(1)
+    assert {tuple(row) for row in stored.tolist()} == {tuple(row) for row in wanted.tolist()}
+
+
+def test_a_step_is_adam_on_the_weighted_sum(teacher: Teacher) -> None:
+    made = probe(teacher, lr=0.1, clamp=False)
+    made.weights = {"ce": 0.5, "size": 2.0}
+    terms = made.synthesize()
+    x = made.before[0].clone().requires_grad_(True)
+    ce, size = nn.functional.cross_entropy(teacher.model(x), made.labels), x.square().mean()
+    adam = torch.optim.Adam([x], lr=0.1)
+    (0.5 * ce + 2.0 * size).backward()
+    adam.step()
+    assert terms == {"ce": ce.item(), "size": size.item()}
+    assert torch.allclose(made.x, x, atol=1e-6)
+
+
+def test_every_stage_has_its_own_adam_and_its_own_best(teacher: Teacher) -> None:
+    made = probe(teacher, kind=Staged, lr=0.3)
+    shapes, betas, ages = [], [], []
+    for step in range(7):
+        loss = made.synthesize()["ce"]
+        shapes.append(tuple(made.seen[-1].shape[2:]))
+        betas.append(made.optimizer.param_groups[0]["betas"])
+        ages.append(int(made.optimizer.state[made.x]["step"]))
+        if step == 4:
+            assert made.best_loss == loss, "the first stage's best was carried over"
+    assert shapes == [(8, 8)] * 4 + [(16, 16)] * 3
+    assert betas == [(0.5, 0.9)] * 4 + [(0.9, 0.999)] * 3
+    assert ages == [1, 2, 3, 4, 1, 2, 3]
+    assert torch.equal(made.seen[0], nn.functional.avg_pool2d(made.before[0], 2))
+    assert float((made.before[3] - made.high).max()) > 0, "clamped in a stage that does not"
+    assert torch.equal(made.x.clamp(made.low, made.high), made.x)
+
+
+def test_learning_rates(teacher: Teacher) -> None:
+    constant = probe(teacher, lr=0.2)
+    assert [constant._lr(k, 40) for k in range(40)] == [0.2] * 40
+    rising = probe(teacher, lr=0.2, decay="cosine", warmup=4)
+    rates = [rising._lr(k, 40) for k in range(40)]
+    assert rates[:4] == pytest.approx([0.05, 0.1, 0.15, 0.2])
+    assert rates[4:] == pytest.approx([0.1 * (1 + math.cos(math.pi * k / 36)) for k in range(36)])
+    assert [round(rising._lr(k, 10), 4) for k in range(2)] == [0.2, 0.2], "the warm-up is at most a tenth"
+
+
+def test_a_plateau_lowers_the_rate_and_not_below_the_floor(teacher: Teacher) -> None:
+    made = probe(teacher, decay="plateau", patience=0.1, lr=0.01, steps=20)
+    made._terms = lambda images, students: {"ce": images.sum() * 0 + 1}  # type: ignore[method-assign]
+    rates = []
+    for _ in range(19):
+        made.synthesize()
+        rates.append(made.optimizer.param_groups[0]["lr"])
+    # The first value is a best; then the third step without one is more than 0.1 * 20.
+    assert rates[:7] == pytest.approx([0.01] * 3 + [1e-3] * 3 + [1e-4])
+    assert min(rates) == pytest.approx(1e-4)
+
+
+def test_what_the_teacher_sees_is_shifted_and_mirrored(teacher: Teacher) -> None:
+    made = probe(teacher, jitter=2, flip=True, lr=1e-3, steps=40)
+    shifts = set()
+    for _ in range(30):
+        made.synthesize()
+        seen, x = made.seen[-1], made.before[-1]
+        shifts |= {
+            (dy, dx, mirrored)
+            for dy in range(-2, 3)
+            for dx in range(-2, 3)
+            for mirrored in (False, True)
+            if torch.equal(x.roll((dy, dx), (2, 3)).flip(3) if mirrored else x.roll((dy, dx), (2, 3)), seen)
+        }
+    assert {mirrored for *_, mirrored in shifts} == {False, True}
+    assert {dy for dy, *_ in shifts} == {dx for _, dx, _ in shifts} == {-2, -1, 0, 1, 2}
+
+
+@pytest.mark.parametrize("start", ["normal", "uniform"])
+def test_pixels_start_and_stay_within_each_channels_bounds(teacher: Teacher, start: str) -> None:
+    made = probe(teacher, start=start, lr=5.0, batch=16)
+    for _ in range(4):
+        made.synthesize()
+    for batch in (made.before[0], made.x.detach()):
+        plain = IMAGE.denormalize(batch)
+        assert float(plain.min()) > -1e-6
+        assert float(plain.max()) < 1 + 1e-6
+    first = IMAGE.denormalize(made.before[0])
+    at_bounds = ((first < 1e-6) | (first > 1 - 1e-6)).double().mean()
+    assert (at_bounds > 0.01) == (start == "normal")
+    assert float(probe(teacher, clamp=False, batch=64)._start().std()) == pytest.approx(1, abs=0.02)
+
+
+def test_labels_are_even_over_batches(teacher: Teacher) -> None:
+    made = probe(teacher, batch=4)
+    drawn = torch.cat([made._assigned_labels() for _ in range(5)])
+    assert torch.bincount(drawn).tolist() == [4] * 5
+    assert drawn.tolist() != sorted(drawn.tolist())
+
+
+def test_a_deck_deals_everything_once() -> None:
+    deck = Deck(5, derive(0))
+    assert sorted(deck.deal(3).tolist() + deck.deal(2).tolist()) == [0, 1, 2, 3, 4]
+    assert sorted(deck.deal(10).tolist()) == sorted([0, 1, 2, 3, 4] * 2)
+
+
+@pytest.fixture
+def similar(tmp_path: Path) -> Path:
+    path = tmp_path / "similar.npz"
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
+    np.savez(path, images=pixels)
+    return path
+
+
+def test_batches_start_from_given_images_each_once(teacher: Teacher, similar: Path) -> None:
+    made = probe(teacher, start_from=str(similar), steps=1)
+    made.synthesize()
+    labels = made.labels
+    made.synthesize()
+    started = codes(torch.cat(made.before)).permute(0, 2, 3, 1).flatten(1)
+    given = np.load(similar)["images"].reshape(8, -1)
+    assert {tuple(row) for row in started.tolist()} == {tuple(row) for row in given.tolist()}
+    assert torch.equal(labels, teacher.logits(made.before[0]).argmax(1)), "enriches what the teacher sees in them"
+
+
+def test_given_images_are_found_checked_and_kept_out_of_grading(
+    teacher: Teacher, similar: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = SMALL.model_copy(update={"start_from": "similar.npz"})
+    assert config.resolved(lambda name: str(similar.parent / name)).start_from == str(similar)
+    assert SMALL.resolved(lambda name: name + "!").start_from is None
+    torchvision = config.model_copy(update={"start_from": "torchvision:CIFAR10:/x"})
+    assert torchvision.resolved(lambda name: name + "!") == torchvision
+    grading = Probe.grading_config(config)
+    assert isinstance(grading, PixelConfig)
+    assert grading.start_from is None
+    with caplog.at_level(logging.WARNING):
+        probe(teacher, start_from=str(similar))
+        assert not caplog.records
+        Probe(SMALL.model_copy(update={"start_from": str(similar)}), teacher, derive(0), Demand(training=9))
+    assert "8 images to start from, 12 are made" in caplog.text
+    np.savez(similar, images=np.zeros((3, 8, 8, 3), np.uint8))
+    with pytest.raises(ArtefactError, match="8x8"):
+        probe(teacher, start_from=str(similar))
+    assert probe(teacher, start_from=str(similar), start_resize=16).starts is not None
+
+
+@pytest.mark.parametrize("stop", [0, 1, 4, 5, 8, 11])
+@pytest.mark.parametrize("given", [False, True])
+def test_resuming_is_bitwise_the_same(teacher: Teacher, similar: Path, stop: int, given: bool) -> None:
+    changes = {
+        "jitter": 2, "flip": True, "decay": "plateau", "patience": 0.05, "lr": 1.0,
+        "start_from": str(similar) if given else None,
+    }  # fmt: skip
+    straight, first, resumed = (probe(teacher, seed, Staged, **changes) for seed in (0, 0, 9))
+    terms = [straight.synthesize() for _ in range(15)]
+    before = [first.synthesize() for _ in range(stop)]
+    state = first.state_dict()
+    resumed.load_state_dict(state)
+    after = [resumed.synthesize() for _ in range(15 - stop)]
+    assert before + after == terms
+    found, wanted = resumed.state_dict(), straight.state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert resumed.best_loss == straight.best_loss
+    assert torch.equal(resumed.best, straight.best)
+
+
+def test_the_teacher_gets_no_gradient(teacher: Teacher) -> None:
+    made = probe(teacher)
+    made.synthesize()
+    assert all(p.grad is None for p in teacher.model.parameters())
+    assert made.x.grad is None
+    assert made.cost == 4
