@@ -24,7 +24,6 @@ from . import losses
 __all__ = ["DistillWeights", "LayerPair", "Objective", "ObjectiveConfig", "require_names"]
 
 Features = Mapping[str, Tensor]
-
 _SHOWN = 12  # names that a message lists
 
 
@@ -123,17 +122,14 @@ class Projection(nn.Module):
 
     def __init__(self, channels: int, out: int, rng: torch.Generator) -> None:
         super().__init__()
-        drawn = torch.randn((out, channels), generator=rng, device=rng.device) / channels**0.5
-        self.weight = nn.Parameter(drawn)
+        self.weight = nn.Parameter(torch.randn((out, channels), generator=rng, device=rng.device) / channels**0.5)
         self.bias = nn.Parameter(torch.zeros(out, device=rng.device))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C) or (N, C, H, W)."""
-        return (
-            F.linear(x, self.weight, self.bias)
-            if x.dim() == 2
-            else F.conv2d(x, self.weight[..., None, None], self.bias)
-        )
+        if x.dim() == 2:
+            return F.linear(x, self.weight, self.bias)
+        return F.conv2d(x, self.weight[..., None, None], self.bias)
 
 
 class Objective(nn.Module):

@@ -101,7 +101,15 @@ def test_digits_network_is_small() -> None:
         (models.digits_cnn(7), (1, 16, 16)),
         (models.digits_cnn(7, width=0.5), (1, 16, 16)),
     ],
-    ids=["cifar_resnet", "wrn", "mobilenet_v1", "fd_mobilenet", "digits"],
+    ids=[
+        "cifar_resnet8",
+        "cifar_resnet20",
+        "wrn",
+        "mobilenet_v1",
+        "fd_mobilenet",
+        "digits",
+        "digits of half the width",
+    ],
 )
 def test_capture_keeps_the_batch_dynamic_and_the_function_unchanged(model: nn.Module, shape: tuple[int, ...]) -> None:
     model.eval()
