@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from dfqkit_export.images import ImageSpec
 
     from .api import Result, quantize
-    from .imagebank import ImageBank
+    from .imagebank import BankDataset, ImageBank
     from .recipe import Recipe, load_recipe
     from .teacher import Teacher, load_teacher
 
 _HOME = {
+    "BankDataset": "dfqkit.imagebank",
     "DfqkitError": "dfqkit_export.errors",
     "ImageBank": "dfqkit.imagebank",
     "ImageSpec": "dfqkit_export.images",
@@ -33,6 +34,7 @@ _HOME = {
 }
 
 __all__ = [
+    "BankDataset",
     "DfqkitError",
     "ImageBank",
     "ImageSpec",

@@ -16,15 +16,13 @@ def plan(recipe: Recipe) -> str:
     distill: Any = recipe.distill
     quant: Any = recipe.quant
     bank = recipe.bank
-    rounds = getattr(config, "warmup", 0)
-    batch = getattr(config, "batch", bank.batch)
     lines = [
         f"recipe      {recipe.name}: {recipe.why}",
         f"teacher     {recipe.teacher.factory}, weights {recipe.teacher.weights or 'random'}",
         f"target      {get_target(recipe.target).title}, {quant.bits}",
         "",
-        f"synthesize  {rounds} rounds of {batch} images; stores {bank.calibration} for calibration, "
-        f"{bank.held_out} held out, {bank.grading} for grading",
+        f"synthesize  {_source(config)}; stores {bank.calibration} images for calibration, {bank.held_out} held out, "
+        f"{bank.grading} for grading",
     ]
     if student is None:
         lines.append("train       no: the teacher itself is quantized")
@@ -44,3 +42,14 @@ def plan(recipe: Recipe) -> str:
         f"validate    {recipe.validation.data or 'synthetic images only'}",
     ]
     return "\n".join([*lines, "", recipe.to_yaml()])
+
+
+def _source(config: Any) -> str:
+    """A source in one phrase; a mixture's parts with their shares."""
+    if config.method == "mixture":
+        parts = zip(config.active, config.shares, strict=True)
+        return ", ".join(f"{100 * share:.3g} % {_source(source.config)}" for source, share in parts)
+    fields = config.model_dump()
+    rounds = {"warmup": "warm-up rounds of"} if "warmup" in fields else {"steps": "steps a batch of"}
+    known = [f"{fields[key]} {words}" for key, words in {**rounds, "batch": "images"}.items() if key in fields]
+    return f"{config.method} ({' '.join(known)})" if known else str(config.method)

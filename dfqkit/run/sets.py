@@ -33,9 +33,6 @@ from ..seeds import derive
 from ..stream import frozen
 from ..synthesis.base import Demand, Synthesizer
 from ..synthesis.building import build_synthesizer
-from ..synthesis.low_pass import LowPassed
-from ..synthesis.mixture import Mixture
-from ..synthesis.turns import counts
 from ..teacher import Teacher
 from .context import CHECKPOINT_SECONDS, provisional_student, resolve_device, resolved_synthesis, teacher_of
 from .setfolder import SetFolder
@@ -122,16 +119,6 @@ def _made(recipe: Recipe, teacher: Teacher, device: torch.device, plan: SetPlan)
     return maker, [provisional_student(recipe, teacher, device)] if "student" in needs else []
 
 
-def _ask(maker: Synthesizer, fresh: int) -> None:
-    """Ask for so many fresh images in all, more than before."""
-    maker.demand = dataclasses.replace(maker.demand, fresh=fresh)
-    if isinstance(maker, LowPassed):
-        _ask(maker.made, fresh)
-    elif isinstance(maker, Mixture):
-        for part, own in zip(maker.parts, counts(maker.config.shares, fresh), strict=True):
-            _ask(part, own)
-
-
 class _Making:
     """The rounds and draws that fill a folder."""
 
@@ -142,7 +129,7 @@ class _Making:
         self.saved = time.monotonic()
         if folder.state is not None:
             tensors, values = folder.state
-            _ask(maker, values["fresh"])
+            maker.ask(values["fresh"])
             maker.load_state_dict(tensors)
             self.rounds = values["rounds"]
 
@@ -181,7 +168,7 @@ class _Making:
         if left is None or left >= count:
             return
         if self.maker.demand.fresh < self.folder.n + count:  # not where an interrupted process had asked already
-            _ask(self.maker, self.folder.n + count)
+            self.maker.ask(self.folder.n + count)
         idle, patience = 0, 2 * self.first_rounds
         while (now := self.maker.available or 0) < count:
             before = now, self.maker.cost

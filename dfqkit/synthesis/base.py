@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -119,6 +119,10 @@ class Synthesizer(ABC):
             A configuration; the same one where a method has no cost (`images`, `noise`).
         """
         return config
+
+    def ask(self, fresh: int) -> None:
+        """Ask for so many fresh images in all, more than was said when it was made; further rounds make them."""
+        self.demand = replace(self.demand, fresh=fresh)
 
     @property
     @abstractmethod

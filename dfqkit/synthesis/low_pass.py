@@ -71,6 +71,11 @@ class LowPassed(Synthesizer):
         _, height, width = made.teacher.image.shape
         self.response = low_pass_response(height, width, low_pass * min(height, width), made.device)
 
+    def ask(self, fresh: int) -> None:
+        """Ask the synthesizer."""
+        super().ask(fresh)
+        self.made.ask(fresh)
+
     def __getattr__(self, name: str) -> Any:
         """Whatever else the synthesizer has."""
         if name == "made":  # asked for before __init__ has run, as copying does

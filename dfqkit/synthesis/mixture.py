@@ -137,11 +137,7 @@ class Mixture(Synthesizer):
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
-        self,
-        config: MixtureConfig,
-        teacher: Teacher,
-        generator: torch.Generator,
-        demand: Demand = NO_DEMAND,
+        self, config: MixtureConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
     ) -> None:
         super().__init__(config, teacher, generator, demand)
         self.config = config
@@ -204,6 +200,12 @@ class Mixture(Synthesizer):
             source, own = sources[index], math.floor(passes * config.shares[index] / total)
             sources[index] = source.with_config(source.kind.at_cost(source.config, own, demands[index]))
         return config.model_copy(update={"sources": tuple(sources)}) if costly else config
+
+    def ask(self, fresh: int) -> None:
+        """Ask every source for its share."""
+        super().ask(fresh)
+        for part, own in zip(self.parts, counts(self.config.shares, fresh), strict=True):
+            part.ask(own)
 
     @property
     def warmup_rounds(self) -> int:
