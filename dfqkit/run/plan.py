@@ -50,6 +50,7 @@ def _source(config: Any) -> str:
         parts = zip(config.active, config.shares, strict=True)
         return ", ".join(f"{100 * share:.3g} % {_source(source.config)}" for source, share in parts)
     fields = config.model_dump()
-    rounds = {"warmup": "warm-up rounds of"} if "warmup" in fields else {"steps": "steps a batch of"}
+    makes_a_set = "game_steps" in fields  # where `warmup` is a learning rate's
+    rounds = {"steps": "steps for every"} if makes_a_set else {"warmup": "warm-up rounds of"}
     known = [f"{fields[key]} {words}" for key, words in {**rounds, "batch": "images"}.items() if key in fields]
     return f"{config.method} ({' '.join(known)})" if known else str(config.method)

@@ -60,11 +60,7 @@ class Bank(Synthesizer):
     needs: ClassVar[frozenset[str]] = frozenset({"images"})
 
     def __init__(
-        self,
-        config: BankConfig,
-        teacher: Teacher,
-        generator: torch.Generator,
-        demand: Demand = NO_DEMAND,
+        self, config: BankConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
     ) -> None:
         super().__init__(config, teacher, generator, demand)
         self.config = config

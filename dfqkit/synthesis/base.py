@@ -78,11 +78,7 @@ class Synthesizer(ABC):
     warning: ClassVar[str | None] = None
 
     def __init__(
-        self,
-        config: SynthesizerConfig,
-        teacher: Teacher,
-        generator: torch.Generator,
-        demand: Demand = NO_DEMAND,
+        self, config: SynthesizerConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
     ) -> None:
         self.teacher = teacher
         self.rng = generator

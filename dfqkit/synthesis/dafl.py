@@ -90,11 +90,7 @@ class DAFL(OnlineSynthesizer):
     needs: ClassVar[frozenset[str]] = frozenset({"features"})
 
     def __init__(
-        self,
-        config: DAFLConfig,
-        teacher: Teacher,
-        generator: torch.Generator,
-        demand: Demand = NO_DEMAND,
+        self, config: DAFLConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
     ) -> None:
         super().__init__(config, teacher, generator, demand)
         self.weights = config.weights.model_dump()

@@ -113,11 +113,7 @@ class DeepInversion(PixelSynthesizer):
     needs: ClassVar[frozenset[str]] = frozenset({"batchnorm"})
 
     def __init__(
-        self,
-        config: DeepInversionConfig,
-        teacher: Teacher,
-        generator: torch.Generator,
-        demand: Demand = NO_DEMAND,
+        self, config: DeepInversionConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
     ) -> None:
         super().__init__(config, teacher, generator, demand)
         self.config = config

@@ -71,11 +71,7 @@ class DFQ(OnlineSynthesizer):
     needs: ClassVar[frozenset[str]] = frozenset({"batchnorm"})
 
     def __init__(
-        self,
-        config: DFQConfig,
-        teacher: Teacher,
-        generator: torch.Generator,
-        demand: Demand = NO_DEMAND,
+        self, config: DFQConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
     ) -> None:
         self.tap = BatchNormTap(teacher.model)
         super().__init__(config, teacher, generator, demand)

@@ -71,11 +71,7 @@ class Images(Synthesizer):
     needs: ClassVar[frozenset[str]] = frozenset({"images"})
 
     def __init__(
-        self,
-        config: ImagesConfig,
-        teacher: Teacher,
-        generator: torch.Generator,
-        demand: Demand = NO_DEMAND,
+        self, config: ImagesConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
     ) -> None:
         super().__init__(config, teacher, generator, demand)
         self.config = config

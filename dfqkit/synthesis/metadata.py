@@ -78,11 +78,7 @@ class Metadata(PixelSynthesizer):
     needs: ClassVar[frozenset[str]] = frozenset({"records"})
 
     def __init__(
-        self,
-        config: MetadataConfig,
-        teacher: Teacher,
-        generator: torch.Generator,
-        demand: Demand = NO_DEMAND,
+        self, config: MetadataConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
     ) -> None:
         super().__init__(config, teacher, generator, demand)
         self.config = config

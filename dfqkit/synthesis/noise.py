@@ -55,11 +55,7 @@ class Noise(Synthesizer):
     )
 
     def __init__(
-        self,
-        config: NoiseConfig,
-        teacher: Teacher,
-        generator: torch.Generator,
-        demand: Demand = NO_DEMAND,
+        self, config: NoiseConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
     ) -> None:
         super().__init__(config, teacher, generator, demand)
         self.config = config

@@ -70,11 +70,7 @@ class OnlineSynthesizer(Synthesizer):
     weights: dict[str, float]
 
     def __init__(
-        self,
-        config: OnlineConfig,
-        teacher: Teacher,
-        generator: torch.Generator,
-        demand: Demand = NO_DEMAND,
+        self, config: OnlineConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
     ) -> None:
         super().__init__(config, teacher, generator, demand)
         self.config = config

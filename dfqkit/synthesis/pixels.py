@@ -123,11 +123,7 @@ class PixelSynthesizer(PoolSynthesizer):
     """
 
     def __init__(
-        self,
-        config: PixelConfig,
-        teacher: Teacher,
-        generator: torch.Generator,
-        demand: Demand = NO_DEMAND,
+        self, config: PixelConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
     ) -> None:
         super().__init__(config, teacher, generator, demand)
         self.pixels = config

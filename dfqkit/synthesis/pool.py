@@ -48,11 +48,7 @@ class PoolSynthesizer(Synthesizer):
     passes_per_step: ClassVar[int] = 1
 
     def __init__(
-        self,
-        config: PoolConfig,
-        teacher: Teacher,
-        generator: torch.Generator,
-        demand: Demand = NO_DEMAND,
+        self, config: PoolConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
     ) -> None:
         super().__init__(config, teacher, generator, demand)
         self.pool_config = config

@@ -73,11 +73,7 @@ class SoftTargets(PixelSynthesizer):
     needs: ClassVar[frozenset[str]] = frozenset({"linear_head", "features"})
 
     def __init__(
-        self,
-        config: SoftTargetsConfig,
-        teacher: Teacher,
-        generator: torch.Generator,
-        demand: Demand = NO_DEMAND,
+        self, config: SoftTargetsConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
     ) -> None:
         super().__init__(config, teacher, generator, demand)
         self.config = config

@@ -105,11 +105,7 @@ class ZeroQ(PixelSynthesizer):
     needs: ClassVar[frozenset[str]] = frozenset({"batchnorm"})
 
     def __init__(
-        self,
-        config: ZeroQConfig,
-        teacher: Teacher,
-        generator: torch.Generator,
-        demand: Demand = NO_DEMAND,
+        self, config: ZeroQConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
     ) -> None:
         super().__init__(config, teacher, generator, demand)
         self.config = config

@@ -71,11 +71,7 @@ class ZSKD(PixelSynthesizer):
     needs: ClassVar[frozenset[str]] = frozenset({"linear_head"})
 
     def __init__(
-        self,
-        config: ZSKDConfig,
-        teacher: Teacher,
-        generator: torch.Generator,
-        demand: Demand = NO_DEMAND,
+        self, config: ZSKDConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
     ) -> None:
         super().__init__(config, teacher, generator, demand)
         self.config = config

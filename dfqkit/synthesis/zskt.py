@@ -64,11 +64,7 @@ class ZSKT(OnlineSynthesizer):
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
 
     def __init__(
-        self,
-        config: ZSKTConfig,
-        teacher: Teacher,
-        generator: torch.Generator,
-        demand: Demand = NO_DEMAND,
+        self, config: ZSKTConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
     ) -> None:
         super().__init__(config, teacher, generator, demand)
         self.weights = {"adversarial": 1.0}

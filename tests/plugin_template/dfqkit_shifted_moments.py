@@ -53,11 +53,7 @@ class ShiftedMoments(PoolSynthesizer):
     needs: ClassVar[frozenset[str]] = frozenset({"batchnorm"})
 
     def __init__(
-        self,
-        config: ShiftedMomentsConfig,
-        teacher: Teacher,
-        generator: torch.Generator,
-        demand: Demand = NO_DEMAND,
+        self, config: ShiftedMomentsConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
     ) -> None:
         super().__init__(config, teacher, generator, demand)
         self.config = config
