@@ -29,6 +29,8 @@ from pydantic import (
 from dfqkit_export.errors import RecipeError
 from dfqkit_export.targets import get_target
 
+from .recipe_errors import explain, shown
+
 if TYPE_CHECKING:
     from dfqkit_export.images import ImageSpec
 
@@ -271,7 +273,7 @@ def parse_recipe(text: str, where: str, overrides: Sequence[str] = ()) -> Recipe
         return Recipe.model_validate(data)
     except ValidationError as error:
         given = f" with {' '.join(f'--set {override}' for override in overrides)}" if overrides else ""
-        lines = [f"Recipe '{where}'{given} is not valid:", *(_explain(item, data) for item in error.errors())]
+        lines = [f"Recipe '{where}'{given} is not valid:", *(explain(item, data) for item in error.errors())]
         message = "\n".join([*lines, "`dfqkit recipe schema` prints everything that a recipe may hold."])
         raise RecipeError(message) from error
 
@@ -289,7 +291,7 @@ def _override(data: dict[str, Any], override: str) -> None:
             inner = section[part] = {}
         if not isinstance(inner, dict):
             message = (
-                f"--set {override}: '{part}' is a value ({_shown(inner)}), not a section. "
+                f"--set {override}: '{part}' is a value ({shown(inner)}), not a section. "
                 f"Set it whole: --set {path[: path.index(part) + len(part)]}=..."
             )
             raise RecipeError(message)
@@ -299,64 +301,6 @@ def _override(data: dict[str, Any], override: str) -> None:
     except yaml.YAMLError as error:
         message = f"--set {override}: the value is not valid YAML: {error}"
         raise RecipeError(message) from error
-
-
-def _explain(item: Any, data: dict[str, Any]) -> str:
-    """One line for one validation error: path, value, what is allowed, the nearest key."""
-    path = [str(part) for part in item["loc"]]
-    where = ".".join(path) or "recipe"
-    if item["type"] == "extra_forbidden":
-        allowed = _allowed_keys(path[:-1], data)
-        near = difflib.get_close_matches(path[-1], allowed, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        return f"  {where}: unknown key.{hint} Allowed here: {', '.join(allowed)}."
-    if item["type"] == "missing":
-        return f"  {where}: is missing"
-    if item["type"] in ("model_type", "model_attributes_type"):
-        return f"  {where}: must be a section, keys with values (found {_shown(item['input'])})"
-    if item["type"] == "value_error":
-        return f"  {where}: {item['ctx']['error']}"
-    return f"  {where}: {item['msg'].replace('Input should', 'must', 1)} (found {_shown(item['input'])})"
-
-
-def _shown(value: object, length: int = 80) -> str:
-    text = repr(value)
-    return text if len(text) <= length else f"{text[:length]}..."
-
-
-def _allowed_keys(path: Sequence[str], data: dict[str, Any]) -> list[str]:
-    """Keys of the section at ``path``, found by walking the model classes."""
-    from .distill import DistillConfig
-    from .registry import synthesizer, synthesizer_names
-    from .shrink import StudentConfig
-
-    section: Any = Recipe
-    dynamic: dict[str, Any] = {"quant": _quant_config(), "distill": DistillConfig, "student": StudentConfig}
-    synthesis = data.get("synthesis")
-    if list(path[:2]) == ["synthesis", "sources"] and len(path) > 2 and isinstance(synthesis, dict):
-        # A source has the keys of its own method, and a share.
-        own = _allowed_keys(["synthesis", *path[3:]], {"synthesis": synthesis["sources"][int(path[2])]})
-        return own if len(path) > 3 else [*own, "share"]
-    if isinstance(synthesis, dict):
-        method = str(synthesis.get("method", "mixture"))
-        if method in synthesizer_names():
-            dynamic["synthesis"] = synthesizer(method).Config
-    for depth, part in enumerate(path):
-        if depth == 0 and part in dynamic:
-            section = dynamic[part]
-            continue
-        if part.isdigit():
-            continue
-        field = next((f for name, f in section.model_fields.items() if part in (name, f.alias)), None)
-        inner = (
-            [t for t in (field.annotation, *getattr(field.annotation, "__args__", ())) if hasattr(t, "model_fields")]
-            if field
-            else []
-        )
-        if not inner:
-            return []
-        section = inner[0]
-    return [field.alias or name for name, field in section.model_fields.items()]
 
 
 def find_file(name: str, recipe_dir: Path | None) -> Path:

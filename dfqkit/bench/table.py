@@ -128,8 +128,10 @@ def markdown(data: Mapping[str, Any]) -> str:
 
 NOTES = (
     "Top-1 is measured in ONNX Runtime on the exported file; drop is in points against the float teacher on the same "
-    "images; ± is the standard deviation over seeds. Passes are teacher forward+backward image passes, seconds are "
-    "wall time of synthesis (and of the game, where the student was distilled), on the machine below.",
+    "images; ± is the standard deviation over seeds. Passes are teacher forward+backward image passes, those of images "
+    "that fill up a last batch included. What is not counted: passes through a student, which deepinversion-adaptive "
+    "and zskt spend on every image (the others in a game only), and what making a stored set took (bank). Seconds are "
+    "wall time of synthesis (and of the game, where the student was distilled), on the machine named above.",
     "",
     "Images: classes seen is the share of classes that the teacher sees at least once, evenness the entropy of its "
     "predictions over that of an even spread, confidence its mean largest probability, BN distance the mean KL "
