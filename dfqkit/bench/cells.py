@@ -7,6 +7,7 @@ where it was and two processes can share one (each leaves alone what the other i
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,9 +27,11 @@ from dfqkit_export.runtimes.ort import OrtSession
 from ..imagebank import ImageBank
 from ..progress import Progress
 from ..recipe import Recipe
+from ..run.context import resolved_synthesis
 from ..run.folder import RunFolder
 from ..run.proof import real_images
 from ..run.stages import STAGES, execute, run_facts, teacher_of
+from ..synthesis.building import require_needs
 from ..teacher import Teacher
 from .grid import Cell, Grid
 from .imagestats import MOST, image_statistics
@@ -47,7 +50,7 @@ class Bench:
         grid: what is compared.
         out: folder of everything.
         teacher: the teacher of all contestants.
-        test: labelled images, which measure and do nothing else.
+        test: labelled images, which measure, and choose which sources are distilled where only the best are.
         device: where synthesis and calibration compute.
         progress: where it is shown.
     """
@@ -61,24 +64,28 @@ class Bench:
 
     @classmethod
     def prepare(cls, grid: Grid, out: Path, *, device: str, progress: Progress) -> Bench:
-        """Load what all cells share, and build every cell's recipe once, so that mistakes show before any compute."""
+        """Load what all cells share, and try every contestant and recipe, so that mistakes show before any compute."""
         base = next(iter(grid.contestants.values()))
         for cell in grid.calibrated() + grid.distilled(list(grid.contestants)):
             grid.recipe(cell)
+        teacher = teacher_of(base)
+        for recipe in grid.contestants.values():
+            require_needs(resolved_synthesis(recipe), teacher)
         test = real_images(base)
         if test is None or test.labels is None:
             message = "A comparison needs labelled images (validate.data); these have no labels."
             raise ArtefactError(message)
-        return cls(grid=grid, out=out, teacher=teacher_of(base), test=test, device=device, progress=progress)
+        return cls(grid=grid, out=out, teacher=teacher, test=test, device=device, progress=progress)
 
     def do(self, cells: Sequence[Cell], tell: Callable[[str], None]) -> list[dict[str, Any]]:
         """Do every cell that is not done; returns the results in the order of the cells.
 
-        Cells that another process works on are waited for at the end, by trying to do them.
-
         Args:
             cells: which ones.
             tell: gets one line a cell.
+
+        Raises:
+            BusyError: when another process still works on some of them; all others are done by then.
         """
         found: dict[Cell, dict[str, Any]] = {}
         busy: list[Cell] = []
@@ -120,7 +127,6 @@ class Bench:
         reference = self._reference(folder)
         labels: Any = self.test.labels  # `prepare` saw that there are some
         where: dict[str, Any] = {"subject": "onnxruntime", "data": f"real:{self.test.name}"}
-        played = folder.facts("distill").get("cost", 0)
         result = {
             **asdict(cell),
             "method": recipe.synthesis.method,  # type: ignore[attr-defined]
@@ -135,8 +141,14 @@ class Bench:
                 )
             ],
             "teacher_top1": metrics.top1(reference, labels, subject="teacher", data=where["data"]).value,
-            "cost": {"synthesis": source.facts("synthesize")["cost"], "game": played},
-            "seconds": {"synthesis": source.seconds("synthesize"), "game": folder.seconds("distill")},
+            "cost": {
+                "synthesis": source.facts("synthesize")["cost"],
+                "game": sum(folder.facts(stage).get("cost", 0) for stage in ("train", "distill")),
+            },
+            "seconds": {
+                "synthesis": source.seconds("synthesize"),
+                "game": folder.seconds("train") + folder.seconds("distill"),
+            },
             "images": self._image_statistics(source),
             "recipe": f"cells/{cell.folder}/recipe.yaml",
             "recipe_sha256": recipe.digest(),
@@ -167,14 +179,15 @@ class Bench:
     def _reference(self, folder: RunFolder) -> NDArray[np.float32]:
         """The teacher's logits on the test images, run once."""
         path = self.out / f"teacher-{self.teacher.sha256[:12]}-{self.test.sha256[:12]}.npy"
-        if path.exists():
+        try:
             loaded: NDArray[np.float32] = np.load(path, allow_pickle=False)
-            return loaded
-        logits = _run(folder.path / "teacher.onnx", self.test, self.teacher)
-        part = path.with_suffix(".part.npy")
-        np.save(part, logits, allow_pickle=False)
-        part.replace(path)
-        return logits
+        except (OSError, ValueError):  # not there yet, or cut short
+            logits = _run(folder.path / "teacher.onnx", self.test, self.teacher)
+            part = path.with_name(f"{os.getpid()}-{path.name}")  # two processes may be here at once
+            np.save(part, logits, allow_pickle=False)
+            part.replace(path)
+            return logits
+        return loaded
 
     def _image_statistics(self, source: RunFolder) -> dict[str, float | None]:
         bank = ImageBank.load(source.path / "images" / "calibration.safetensors", self.teacher)

@@ -1,7 +1,8 @@
 """What a comparison consists of: recipes that differ in their synthesis section, brought to one cost, bits by seeds.
 
-What belongs here: which cells there are, and the recipe of each. A cell's recipe is a whole one: its folder is a run
-like any other, which `dfqkit validate` can prove in full.
+What belongs here: which cells there are, and the recipe of each. A cell's recipe is a whole one, and its folder a run
+that `dfqkit validate` can prove in full; but its images are those of the comparison: methods that need a student before
+there is one made them against the scheme with the fewest bits, whatever the cell's own.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 from dfqkit_export.errors import RecipeError
 
-from ..recipe import Recipe, list_recipes, load_recipe, parse_recipe
+from ..recipe import Recipe, find_file, list_recipes, load_recipe, parse_recipe
 from ..registry import synthesizer
 from ..synthesis.base import Demand
 
@@ -87,12 +88,12 @@ class Grid:
         ]
 
     def synthesis_recipe(self, contestant: str, seed: int) -> Recipe:
-        """The recipe of the synthesis that all cells of a contestant and a seed share.
-
-        Methods that need a student before there is one play against the scheme with the fewest bits.
-        """
-        lowest = min(self.bits, key=lambda bits: [int(part) for part in re.findall(r"\d+", bits)])
-        return self._recipe(contestant, lowest, seed, "synthesis", None)
+        """The recipe of the synthesis that all cells of a contestant and a seed share."""
+        base: Any = self.contestants[contestant]
+        bits = base.quant.bits
+        if "student" in synthesizer(base.synthesis.method).needs_of(base.synthesis):
+            bits = min(self.bits, key=lambda scheme: [int(part) for part in re.findall(r"\d+", scheme)])
+        return self._recipe(contestant, bits, seed, "synthesis", None)
 
     def recipe(self, cell: Cell) -> Recipe:
         """The recipe of a cell."""
@@ -130,6 +131,10 @@ def contestants(patterns: Sequence[str], overrides: Sequence[str] = ()) -> dict[
             raise RecipeError(message)
         names += [name for name in found if name not in names]
     recipes = [load_recipe(name, overrides) for name in names]
+    twice = [name for name, times in Counter(recipe.name for recipe in recipes).items() if times > 1]
+    if twice:
+        message = f"Two of the recipes are called '{twice[0]}' (`name`), so their rows could not be told apart."
+        raise RecipeError(message)
     _require_comparable(recipes)
     short = [_GRAMMAR.sub("", recipe.name.rpartition("/")[2]) for recipe in recipes]
     count = Counter(short)
@@ -147,16 +152,38 @@ def _require_comparable(recipes: Sequence[Recipe]) -> None:
             "it, e.g. with --set validate.data=test.npz."
         )
         raise RecipeError(message)
+    ours = _shared(first)
     for recipe in recipes[1:]:
-        for section in ("teacher", "image", "target", "validation", "student"):
-            ours, theirs = getattr(first, section, None), getattr(recipe, section, None)
-            if ours != theirs:
+        for section, theirs in _shared(recipe).items():
+            if ours[section] != theirs:
                 message = (
-                    f"Recipes '{first.name}' and '{recipe.name}' differ in their section "
-                    f"'{section.replace('validation', 'validate')}', so their numbers could not be compared. Compare "
-                    "recipes that differ in synthesis only."
+                    f"Recipes '{first.name}' and '{recipe.name}' differ in '{section}', so their numbers could not be "
+                    "compared. Compare recipes that differ in synthesis only."
                 )
                 raise RecipeError(message)
+
+
+def _shared(recipe: Recipe) -> dict[str, Any]:
+    """What must be the same in all contestants, files by where they are found."""
+    quant: Any = recipe.quant
+    return {
+        "teacher": (recipe.teacher.factory, recipe.teacher.args, _place(recipe.teacher.weights, recipe)),
+        "image": recipe.image,
+        "target": recipe.target,
+        "validate": (recipe.validation.model_copy(update={"data": None}), _place(recipe.validation.data, recipe)),
+        "student": recipe.student,
+        "quant": quant.model_copy(update={"bits": "w8a8"}),
+        "bank.batch": recipe.bank.batch,
+    }
+
+
+def _place(name: str | None, recipe: Recipe) -> str | None:
+    if name is None or name.startswith("torchvision:"):
+        return name
+    try:
+        return str(find_file(name, recipe.directory).resolve())
+    except RecipeError:
+        return name  # it is said where the file is opened
 
 
 def _as_yaml(data: dict[str, Any]) -> str:

@@ -34,11 +34,15 @@ def page(data: Mapping[str, Any]) -> str:
         "machine": f"{provenance['environment']['cpu']['model']}, {provenance['threads']} thread(s)",
         "versions": ", ".join(f"{name} {version}" for name, version in provenance["environment"]["packages"].items()),
     }
+    claim = "Synthesizers at equal cost" if provenance["passes"] else "Synthesizers, each at its own cost"
+    warned = "".join(f"<li>{escape(text)}</li>" for text in data["warnings"])
+    warned = f"<ul class='findings'>{warned}</ul>" if warned else ""
     body = [
-        f"<header><p class='eyebrow'><span>Synthesizers at equal cost</span></p><h1>{escape(provenance['title'])}</h1>",
+        f"<header><p class='eyebrow'><span>{claim}</span></p><h1>{escape(provenance['title'])}</h1>",
         "<dl class='facts'>",
         *(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items()),
-        f"</dl></header><section><h2>Command</h2><pre>{escape(provenance['command'])}</pre></section>",
+        f"</dl>{warned}</header>",
+        f"<section><h2>Command</h2><pre>{escape(provenance['command'])}</pre></section>",
         *(_section(bits, mode, rows) for (bits, mode), rows in sections(data["rows"]).items()),
         _images(data["images"]),
         *(f"<p class='note'>{escape(note)}</p>" for note in NOTES if note),

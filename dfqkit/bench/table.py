@@ -22,7 +22,11 @@ IMAGE_COLUMNS = (
 
 
 def document(
-    cells: Sequence[Mapping[str, Any]], *, real: Mapping[str, float | None], provenance: Mapping[str, Any]
+    cells: Sequence[Mapping[str, Any]],
+    *,
+    real: Mapping[str, float | None],
+    provenance: Mapping[str, Any],
+    warnings: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
     """Everything that was measured, with its rows.
 
@@ -30,12 +34,19 @@ def document(
         cells: results of `cells.Bench.do`.
         real: image statistics of real images.
         provenance: command, teacher, data, budget, environment.
+        warnings: what must be known of a contestant's images, by contestant.
     """
+    found = rows(cells)
+    budget = provenance["passes"]
+    over = [] if budget is None else [row["contestant"] for row in found if row["synthesis_passes"]["mean"] > budget]
+    spent = {name: f"its smallest unit costs more than the {budget:,} passes" for name in dict.fromkeys(over)}
+    said = [f"{name}: {text}" for name, texts in warnings.items() for text in texts]
     return {
         "schema": SCHEMA,
         "provenance": dict(provenance),
         "teacher_top1": cells[0]["teacher_top1"],
-        "rows": rows(cells),
+        "warnings": [*said, *(f"{name}: {text}" for name, text in spent.items())],
+        "rows": found,
         "images": image_rows(cells, real),
         "cells": [dict(cell) for cell in cells],
     }
@@ -103,7 +114,7 @@ def sections(rows_: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[M
 def markdown(data: Mapping[str, Any]) -> str:
     """The document's tables."""
     provenance = data["provenance"]
-    lines = [f"# {provenance['title']}", "", *_facts(data), ""]
+    lines = [f"# {provenance['title']}", "", *_facts(data), "", *(f"- {text}" for text in data["warnings"]), ""]
     for (bits, mode), members in sections(data["rows"]).items():
         lines += [
             f"## {bits}, {mode}",
@@ -131,7 +142,7 @@ NOTES = (
     "images; ± is the standard deviation over seeds. Passes are teacher forward+backward image passes, those of images "
     "that fill up a last batch included. What is not counted: passes through a student, which deepinversion-adaptive "
     "and zskt spend on every image (the others in a game only), and what making a stored set took (bank). Seconds are "
-    "wall time of synthesis (and of the game, where the student was distilled), on the machine named above.",
+    "wall time of synthesis (and of the game, where a student was trained or distilled), on the machine named above.",
     "",
     "Images: classes seen is the share of classes that the teacher sees at least once, evenness the entropy of its "
     "predictions over that of an even spread, confidence its mean largest probability, BN distance the mean KL "

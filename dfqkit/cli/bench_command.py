@@ -52,7 +52,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--best", type=positive, metavar="N", help="distil only the N sources that calibrate best (mean over schemes)"
     )
-    parser.add_argument("--contestants", nargs="+", metavar="NAME", help="distil only these")
+    parser.add_argument("--contestants", nargs="+", metavar="NAME", help="distil only these sources")
     parser.add_argument(
         "--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help="change all recipes"
     )
@@ -72,17 +72,20 @@ def _bench(args: argparse.Namespace) -> int:
         if section is None:
             args.parser.error(f"--distill: recipe '{args.distill}' has no distill section")
         distill = section.model_dump(mode="json")  # type: ignore[union-attr]
-    bits = tuple(args.bits)
+    bits = tuple(dict.fromkeys(args.bits))
+    unknown = [name for name in args.contestants or () if name not in recipes]
+    if unknown:
+        args.parser.error(f"--contestants: no '{unknown[0]}' here; there are {', '.join(recipes)}")
     if distill is None and (args.distill_bits or args.best or args.contestants):
         args.parser.error("--distill-bits, --best and --contestants say what is distilled: give --distill RECIPE, too")
     grid = Grid(
         contestants=recipes,
         bits=bits,
-        seeds=tuple(args.seeds),
+        seeds=tuple(dict.fromkeys(args.seeds)),
         passes=args.passes,
         images=args.images,
         distill=distill,
-        distilled_bits=tuple(args.distill_bits or bits[-1:]) if distill else (),
+        distilled_bits=tuple(dict.fromkeys(args.distill_bits or bits[-1:])) if distill else (),
     )
     with resumable(_command(args)):
         _work(grid, args)
@@ -101,22 +104,24 @@ def _work(grid: Grid, args: argparse.Namespace) -> None:
     from ..bench.table import document, markdown, rows
     from ..progress import Progress
     from ..run.context import resolve_device
+    from ..run.provenance import warnings_of
 
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
-    device = str(resolve_device(args.device or "auto"))
+    _settle(out / "begun.json", args, str(resolve_device(args.device or "auto")))
+    torch.set_num_threads(args.threads)
+    device = args.device
     bench = Bench.prepare(grid, out, device=device, progress=Progress(quiet=args.quiet))
     tell = (lambda text: None) if args.quiet else note
+    first = next(iter(grid.contestants.values()))
     cells = bench.do(grid.calibrated(), tell)
     if grid.distill is not None:
         chosen = args.contestants or _best(rows(cells), args.best or len(grid.contestants))
         cells += bench.do(grid.distilled(chosen), tell)
-    first = next(iter(grid.contestants.values()))
     data = document(
         cells,
         real=bench.real_statistics(),
+        warnings={name: warnings_of(recipe) for name, recipe in grid.contestants.items()},
         provenance={
             "title": f"{first.name.rpartition('/')[0] or first.name}: {len(grid.contestants)} sources",
             "command": _command(args, everything=False),
@@ -136,6 +141,36 @@ def _work(grid: Grid, args: argparse.Namespace) -> None:
     write_bytes(out / "bench.md", text.encode())
     write_bytes(out / "bench.html", page(data).encode())
     result(text)
+
+
+def _settle(path: Path, args: argparse.Namespace, device: str) -> None:
+    """Fill in device and threads with those that the comparison began with; results depend on both.
+
+    Raises:
+        ArtefactError: Others are asked for now, or the file that keeps them is not readable.
+    """
+    import torch
+
+    from dfqkit_export.errors import ArtefactError
+    from dfqkit_export.files import write_bytes
+
+    asked = {"device": None if args.device in (None, "auto") else args.device, "threads": args.threads}
+    if not path.exists():
+        begun = {"device": device, "threads": args.threads or torch.get_num_threads()}
+        write_bytes(path, json.dumps(begun).encode())
+    try:
+        begun = json.loads(path.read_text(encoding="utf-8"))
+        args.device, args.threads = str(begun["device"]), int(begun["threads"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        msg = f"Cannot read '{path}' ({error}). Delete it, and give --device and --threads as the comparison began."
+        raise ArtefactError(msg) from error
+    for name, value in asked.items():
+        if value is not None and value != begun[name]:
+            msg = (
+                f"This comparison began with --{name} {begun[name]}, and its results depend on it: leave --{name} out, "
+                "or begin another one with --out."
+            )
+            raise ArtefactError(msg)
 
 
 def _best(table: list[dict[str, Any]], count: int) -> list[str]:
@@ -162,6 +197,8 @@ def _command(args: argparse.Namespace, *, everything: bool = True) -> str:
         words += ["--contestants", *args.contestants]
     for override in args.overrides:
         words += ["--set", override]
+    if args.device:
+        words += ["--device", args.device]
     if args.threads:
         words += ["--threads", str(args.threads)]
     words += ["--out", args.out] if everything else ["--out", "runs/bench"]

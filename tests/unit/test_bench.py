@@ -21,6 +21,7 @@ from dfqkit.bench.plots import cost_plot, drop_plot, nice_step
 from dfqkit.bench.table import document, markdown, rows, spread
 from dfqkit.cli import main
 from dfqkit.progress import silent
+from dfqkit.recipe import list_recipes
 from dfqkit.run.folder import RunFolder
 from dfqkit_export.errors import BusyError, RecipeError
 from tests._toys import toy_teacher
@@ -76,7 +77,9 @@ def test_every_cell_of_a_contestant_has_the_same_synthesis_at_the_budget() -> No
     shared = compared.synthesis_recipe("dfq", 1)
     batch = shared.synthesis.batch  # type: ignore[attr-defined]
     assert shared.synthesis.warmup * batch == 640  # type: ignore[attr-defined]
-    assert shared.quant.bits == "w4a4"  # type: ignore[attr-defined]
+    assert shared.quant.bits == "w8a8"  # type: ignore[attr-defined]
+    playing = grid(contestants=contestants(["digits/zskt-w8a8-ort"]))
+    assert playing.synthesis_recipe("zskt", 0).quant.bits == "w4a4", "the opponent"  # type: ignore[attr-defined]
     for one in compared.calibrated() + compared.distilled(["dfq"]):
         recipe = compared.recipe(one)
         assert recipe.synthesis == shared.synthesis
@@ -91,10 +94,34 @@ def test_contestants_are_found_by_pattern_and_must_be_comparable() -> None:
     assert set(contestants(["digits/dfq-w8a8-ort"])) == {"dfq"}
     with pytest.raises(RecipeError, match="No shipped recipe fits 'digit/"):
         contestants(["digit/*"])
-    with pytest.raises(RecipeError, match="differ in their section 'teacher'"):
+    with pytest.raises(RecipeError, match="differ in 'teacher'"):
         contestants(["digits/dfq-w8a8-ort", "cifar10-resnet20/dfq-w8a8-ort"])
     with pytest.raises(RecipeError, match=r"validate\.data"):
         contestants(["digits/dfq-w8a8-ort"], ["validate.data=null"])
+
+
+def test_the_same_words_in_another_folder_are_another_teacher(tmp_path: Path) -> None:
+    text = list_recipes()["digits/noise-w8a8-ort"].read_text(encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(RecipeError, match="Two of the recipes are called 'digits/noise-w8a8-ort'"):
+        contestants(["digits/noise-w8a8-ort", str(tmp_path / "mine.yaml")])
+    text = text.replace("name: digits/noise", "name: mine/hiss")
+    for name in ("teacher.safetensors", "test.npz"):
+        (tmp_path / name).write_bytes((list_recipes()["digits/noise-w8a8-ort"].parent / name).read_bytes())
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(RecipeError, match="differ in 'teacher'"):
+        contestants(["digits/noise-w8a8-ort", str(tmp_path / "mine.yaml")])
+    folder = list_recipes()["digits/noise-w8a8-ort"].parent
+    text = text.replace("teacher.safetensors", str(folder / "teacher.safetensors")).replace(
+        "test.npz", str(folder / "test.npz")
+    )
+    (tmp_path / "mine.yaml").write_text(text)
+    assert set(contestants(["digits/noise-w8a8-ort", str(tmp_path / "mine.yaml")])) == {"noise", "hiss"}
+    (tmp_path / "mine.yaml").write_text(text.replace("{bits: w8a8}", "{bits: w4a4}"))
+    assert len(contestants(["digits/noise-w8a8-ort", str(tmp_path / "mine.yaml")])) == 2
+    (tmp_path / "mine.yaml").write_text(text.replace("{bits: w8a8}", "{bits: w8a8, equalize: 5}"))
+    with pytest.raises(RecipeError, match="differ in 'quant'"):
+        contestants(["digits/noise-w8a8-ort", str(tmp_path / "mine.yaml")])
 
 
 def test_rows_are_means_and_spreads_and_the_best_comes_first() -> None:
@@ -110,14 +137,22 @@ def test_rows_are_means_and_spreads_and_the_best_comes_first() -> None:
 
 
 def test_markdown_and_page_show_every_row_and_escape_names() -> None:
-    data = document(CELLS, real=REAL, provenance=PROVENANCE)
+    data = document(CELLS, real=REAL, provenance=PROVENANCE, warnings={"dfq": ["<i>beware</i>"]})
     text = markdown(data)
     assert "| dfq | 89.25 ± 0.71 | 0.75 ± 0.71 | 98.25 ± 0.71 | 2 | 640 | 2 |" in text
     assert "| real images | 1.00 | 1.00 | 0.99 | 0.010 | 0.90 |" in text
     assert "dfqkit bench x" in text
+    assert "- dfq: <i>beware</i>" in text
+    assert "smallest unit" not in text
+    tight = document(CELLS, real=REAL, provenance=PROVENANCE | {"passes": 100}, warnings={})
+    assert tight["warnings"][0] == "dfq: its smallest unit costs more than the 100 passes"
+    assert "at equal cost" not in page(
+        document(CELLS, real=REAL, provenance=PROVENANCE | {"passes": None}, warnings={})
+    )
     html = page(data)
     assert "<b>noise" not in html
     assert html.count("&lt;b&gt;noise") >= 6
+    assert "&lt;i&gt;beware" in html
     assert json.loads(json.dumps(data))["rows"][0]["contestant"] == "dfq"
     for plot in re.findall(r"<svg.*?</svg>", html, re.S):
         ElementTree.fromstring(plot)
@@ -183,6 +218,37 @@ def test_a_bench_measures_every_cell_once_and_continues(tmp_path: Path, monkeypa
     assert bench.do(compared.calibrated(), told.append) == first
 
 
+def test_training_a_smaller_student_counts(tmp_path: Path) -> None:
+    settings = ["student.steps=20", "student.batch=16", "student.round_every=10"]
+    small = contestants(["digits-half/dfq-w8a8-ort"], settings)
+    compared = grid(contestants=small, bits=("w8a8",), seeds=(0,), images=32, passes=256)
+    (found,) = Bench.prepare(compared, tmp_path, device="cpu", progress=silent()).do(
+        compared.calibrated(), lambda _: None
+    )
+    assert found["cost"]["synthesis"] == 256
+    assert found["cost"]["game"] == 2 * 128
+    assert found["seconds"]["game"] > 0.05
+
+
+def test_a_comparison_warns_keeps_its_threads_and_mends_what_was_cut(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    threads = torch.get_num_threads()
+    words = ["bench", "digits/noise-w8a8-ort", "--seeds", "0", "0", "--images", "32", "--out", str(tmp_path), "-q"]
+    assert main([*words, "--threads", "1"]) == 0
+    first = capsys.readouterr().out
+    assert re.search(r"^- noise: .*noise", first, re.M)
+    assert re.search(r"^\| noise .* \| 1 \| 0 \| \d+ \|$", first, re.M)
+    (reference,) = tmp_path.glob("teacher-*.npy")
+    reference.write_bytes(reference.read_bytes()[:300])
+    (tmp_path / "cells" / "noise" / "w8a8-calibration-s0" / "cell.json").unlink()
+    assert main(words) == 0
+    assert capsys.readouterr().out == first
+    assert main([*words, "--threads", "2"]) == 2
+    assert "began with --threads 1" in capsys.readouterr().err
+    torch.set_num_threads(threads)
+
+
 def test_a_cell_that_another_process_holds_is_left_alone(tmp_path: Path) -> None:
     compared = grid(bits=("w8a8",), seeds=(0,), images=32, passes=256)
     bench = Bench.prepare(compared, tmp_path, device="cpu", progress=silent())
@@ -200,6 +266,10 @@ def test_a_cell_that_another_process_holds_is_left_alone(tmp_path: Path) -> None
         (["digits/dfq-w8a8-ort", "--distill", "digits/dfq-w8a8-ort"], "has no distill section"),
         (["digits/dfq-w8a8-ort", "--bits", "w9a9"], "w9a9"),
         (["nowhere/*"], "No shipped recipe fits"),
+        (
+            ["digits/dfq-w8a8-ort", "--distill", "digits/dfq-w4a4-ort", "--contestants", "dqf"],
+            "no 'dqf' here; there are dfq",
+        ),
     ],
 )
 def test_mistakes_end_before_any_compute(
