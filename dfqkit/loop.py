@@ -157,8 +157,8 @@ class Loop(ABC, Generic[Config, Model]):
 
     def _give_up(self, terms: Losses) -> Losses:
         _log.warning(
-            "Distillation diverged in step %d of %d; the best state before it is kept. Lower %s.lr or "
-            "synthesis.weights.adversarial.",
+            "Distillation diverged in step %d of %d; the best state before it is kept. Lower %s.lr, or the weight of "
+            "the adversarial term where the synthesis method has one.",
             self.step,
             self.config.steps,
             self.section,

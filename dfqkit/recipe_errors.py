@@ -22,6 +22,10 @@ def explain(item: Any, data: dict[str, Any]) -> str:
         return f"  {where}: is missing"
     if item["type"] in ("model_type", "model_attributes_type"):
         return f"  {where}: must be a section, keys with values (found {shown(item['input'])})"
+    if item["type"] in ("tuple_type", "list_type"):
+        return (
+            f"  {where}: must be a list{' of sources' if path[-1] == 'sources' else ''} (found {shown(item['input'])})"
+        )
     if item["type"] == "value_error":
         return f"  {where}: {item['ctx']['error']}"
     return f"  {where}: {item['msg'].replace('Input should', 'must', 1)} (found {shown(item['input'])})"

@@ -65,6 +65,7 @@ def described(images: ImageSet) -> dict[str, Any]:
         "images_a_class": {"least": int(counts.min()), "mean": float(counts.mean()), "most": int(counts.max())},
         "teacher_confidence": round(float(confidence.mean()), 4) if len(images) else None,
         "source": images.source,
+        "real_data": facts.get("real_data", "unknown"),
         "teacher": teacher.get("name"),
         "teacher_sha256": images.teacher,
         "seed": facts.get("seed"),

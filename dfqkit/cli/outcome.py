@@ -36,6 +36,8 @@ name, DFQKIT_PROGRESS=0 hides progress, NO_COLOR is respected.
 
 BUG, USAGE, INTERRUPTED = 4, 2, 130
 
+_AGAIN = "give the same command again, or `dfqkit run --resume DIR` for a run"
+
 
 class Interrupted(KeyboardInterrupt):
     """An interrupt of something that can be continued.
@@ -97,12 +99,12 @@ def _flushed(code: int) -> int:
 
 def _unforeseen(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        note(f"error: No space left: {error}. Free some, then continue with `dfqkit run --resume DIR`.")
+        note(f"error: No space left: {error}. Free some, then {_AGAIN}.")
         return USAGE
     traceback.print_exc()
     note(
-        "This is a bug in dfqkit. Please report it with the lines above and what `dfqkit env` prints. What a run had "
-        "completed is kept: `dfqkit run --resume DIR` continues it."
+        "This is a bug in dfqkit. Please report it with the lines above and what `dfqkit env` prints. What was "
+        f"completed is kept: to continue, {_AGAIN}."
     )
     return BUG
 

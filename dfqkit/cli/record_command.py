@@ -11,7 +11,6 @@ from .options import Parser, add_compute_options, note, positive, result
 from .running import chosen_recipe
 
 if TYPE_CHECKING:
-    from ..recipe import Recipe
     from .options import Commands
 
 _DESCRIPTION = (
@@ -71,12 +70,13 @@ def _record(args: argparse.Namespace) -> int:
     from ..progress import Progress
     from ..recording import RecordOptions, record
     from ..run.context import resolve_device, teacher_of
+    from ..run.provenance import measured_on
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     teacher = teacher_of(recipe)
     source = _found(args.data)
-    if _measured_on(recipe, source):
+    if measured_on(recipe, source.resolve()):
         note(f"warning: '{source}' is what the recipe measures on; with records of it, that measures nothing.")
     section = recipe.validation
     images = load_images(source, teacher.image, resize=section.resize, crop=section.crop)
@@ -101,17 +101,3 @@ def _found(name: str) -> Path:
         return path
     within = Path(assets) / name
     return within if within.exists() else path
-
-
-def _measured_on(recipe: Recipe, source: Path) -> bool:
-    from dfqkit_export.errors import RecipeError
-
-    from ..recipe import find_file
-
-    data = recipe.validation.data
-    if data is None or data.startswith("torchvision:") or not source.exists():
-        return False
-    try:
-        return find_file(data, recipe.directory).samefile(source)
-    except RecipeError:
-        return False

@@ -53,7 +53,10 @@ class ImageBank:
         codes, logits = [], []
         for batch in images:
             if not bool(torch.isfinite(batch).all()):
-                message = f"Source '{source}' made images that are not finite. Lower its lr or its adversarial weight."
+                message = (
+                    f"Source '{source}' made images that are not finite. Lower its lr, or the weight of its "
+                    "adversarial term where it has one."
+                )
                 raise ArtefactError(message)
             code = (teacher.image.denormalize(batch) * 255).round().clamp(0, 255).to(torch.uint8)
             codes.append(code.cpu())

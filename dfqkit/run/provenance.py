@@ -6,30 +6,88 @@ What belongs here: facts that are read off the recipe and off what the stages no
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dfqkit_export.env import environment
+from dfqkit_export.errors import RecipeError
 from dfqkit_export.targets import Target
 
-from ..recipe import Recipe
+from ..recipe import Recipe, find_file
 from ..registry import synthesizer
+from ..synthesis.base import UNKNOWN, SynthesizerConfig
 
 if TYPE_CHECKING:
     from .context import Context
 
+_TORCHVISION = "torchvision:"
+
 
 def warnings_of(recipe: Recipe) -> tuple[str, ...]:
     """What a report on this recipe's result must open with: of its sources, and images that both make and measure."""
-    config: Any = recipe.synthesis
+    config = _resolved(recipe)
     found: tuple[str, ...] = synthesizer(config.method).warnings_of(config)
-    if recipe.validation.data is not None and recipe.validation.data in _texts(config.model_dump()):
+    if any(measured_on(recipe, place) for place in _places(recipe)):
         found += (
             f"validate.data is '{recipe.validation.data}', which the synthesis section names too: accuracy was "
             "measured on images that took part in making the result, so it says little about others.",
         )
     return found
+
+
+def measured_on(recipe: Recipe, source: str | Path) -> bool:
+    """Whether images come from where a recipe measures, however the two are written.
+
+    Args:
+        recipe: names in ``validate.data`` what it measures on; relative paths are looked up as its own are.
+        source: a path, or ``torchvision:NAME:ROOT``.
+    """
+    data = recipe.validation.data
+    if data is None:
+        return False
+    if str(source) == data:
+        return True
+    (kind, first), (other, second) = _parted(str(source)), _parted(data)
+    try:
+        if kind:
+            return kind == other and Path(first).samefile(second)
+        return not other and find_file(first, recipe.directory).samefile(find_file(second, recipe.directory))
+    except (RecipeError, OSError):
+        return False  # one of them is not there
+
+
+def _parted(source: str) -> tuple[str, str]:
+    """Name and root of a torchvision data set, or nothing and the path."""
+    kind, _, root = source.removeprefix(_TORCHVISION).partition(":")
+    return (kind, root) if source.startswith(_TORCHVISION) else ("", source)
+
+
+def _resolved(recipe: Recipe) -> SynthesizerConfig:
+    """The synthesis section, its files found; a name stays where there is no such file any more."""
+
+    def find(name: str) -> str:
+        try:
+            return str(find_file(name, recipe.directory))
+        except RecipeError:
+            return name
+
+    config: SynthesizerConfig = recipe.synthesis  # type: ignore[assignment]
+    return config.resolved(find)
+
+
+def _places(recipe: Recipe) -> list[str]:
+    """Every file, folder and torchvision data set that the synthesis section names."""
+    named: list[str] = []
+
+    def note(name: str) -> str:
+        named.append(name)
+        return name
+
+    config: SynthesizerConfig = recipe.synthesis  # type: ignore[assignment]
+    texts = _texts(config.resolved(note).model_dump())
+    return [*named, *(text for text in texts if text.startswith(_TORCHVISION))]
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -93,13 +151,14 @@ def synthesis(context: Context) -> dict[str, Any]:
     cost = {"synthesis_image_passes": made.get("cost", 0), "game_image_passes": played.get("cost", 0)}
     if trained:
         cost["train_image_passes"] = trained["cost"]
-    config: Any = context.recipe.synthesis
-    methods = [source.config.method for source in getattr(config, "active", ())] or [config.method]
+    config = _resolved(context.recipe)
+    real = synthesizer(config.method).real_data_of(config)
     return {
         "losses": curve,
         "cost": cost,
         "disagreement": played.get("disagreement"),
-        "data_free": "images" not in methods,
+        "data_free": None if real == UNKNOWN else real is None,
+        "real_data": real,
     }
 
 
@@ -118,4 +177,4 @@ def selection(context: Context) -> dict[str, Any]:
     }
 
 
-__all__ = ["provenance", "selection", "synthesis", "warnings_of"]
+__all__ = ["measured_on", "provenance", "selection", "synthesis", "warnings_of"]

@@ -2,7 +2,8 @@
 
 What belongs here: the order in which files are written, and what an unfinished folder must be to be continued. A shard
 is written first, then the state from which the next one is made (which lists the shard), then ``set.json``: whatever
-moment a kill comes at, the state says what is there, and every shard that it lists is whole. The form of the files is
+moment a kill comes at, the state says what is there, and every shard that it lists is whole. Without a state, only a
+list that says ``finished`` is believed; anything else is begun again. The form of the files is
 `dfqkit_export.setfile`, who makes the images `sets`.
 """
 
@@ -118,15 +119,19 @@ class SetFolder:
         begun = facts_of(self.path)
         self._require_same(begun)
         self.facts = begun
+        if begun.get("finished") is True:
+            self.shards, self.finished = begun["shards"], True
+            (self.path / _STATE).unlink(missing_ok=True)  # a kill may have come before
+            return
         if (self.path / _STATE).exists():
             tensors, values, _ = read_checkpoint(self.path / _STATE)
             self.state = tensors, values
             self.shards, self.facts["cost"] = values["shards"], values["cost"]
             self._require_shards()
-            self._require_space()
-            self._write_list({})  # a kill may have come between the state and the list
-        elif begun.get("n") == self.request["wanted"]:
-            self.shards, self.finished = begun["shards"], True
+        else:
+            self.facts["cost"] = 0  # nothing vouches for the shards that are there: from the first one on
+        self._require_space()
+        self._write_list({})  # a kill may have come between the state and the list
 
     def _require_same(self, begun: Mapping[str, Any]) -> None:
         if begun.get("schema") != SCHEMA:
@@ -183,14 +188,15 @@ class SetFolder:
         write_checkpoint(self.path / _STATE, tensors, {**values, "shards": self.shards}, 0.0)
 
     def finish(self, warnings: Sequence[str]) -> None:
-        """Write the list for the last time and drop the state."""
-        self._write_list({"warnings": list(warnings)})
+        """Say in the list that the set is finished, and drop the state."""
+        self._write_list({"warnings": list(warnings), "finished": True})
         (self.path / _STATE).unlink(missing_ok=True)
         self.finished = True
 
     def _write_list(self, facts: Mapping[str, Any]) -> None:
         self.facts |= facts
-        document = {"schema": SCHEMA, "n": self.n, **self.request, "cost": 0, "warnings": [], **self.facts}
+        document = {"schema": SCHEMA, "n": self.n, **self.request, "cost": 0, "finished": False, "warnings": []}
+        document |= self.facts
         document |= {"n": self.n, "shards": self.shards}
         text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
         write_bytes(self.path / SET_FILE, f"{text}\n".encode())

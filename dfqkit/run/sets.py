@@ -89,7 +89,15 @@ def make_set(
         "recipe": {"name": recipe.name, "sha256": recipe.digest()},
         "device": str(where),
     }
-    facts = {"command": plan.command, "threads": torch.get_num_threads(), "environment": environment()}
+    config = resolved_synthesis(recipe)
+    kind = synthesizer(config.method)
+    facts = {
+        "command": plan.command,
+        "threads": torch.get_num_threads(),
+        "environment": environment(),
+        "real_data": kind.real_data_of(config),
+        "warnings": list(kind.warnings_of(config)),  # those of the images themselves come when all are there
+    }
     with SetFolder(out, request, facts) as folder, frozen(students):
         if not folder.complete:
             _Making(folder, maker, students, recipe.bank.batch).run(progress)

@@ -46,10 +46,13 @@ def equalized_graph(graph: fx.GraphModule, config: QuantConfig) -> fx.GraphModul
 def calibrate_student(
     student: fx.GraphModule, batches: Sequence[Tensor], config: QuantConfig, image: ImageSpec
 ) -> None:
-    """Find ranges and correct biases on normalised images (n, C, H, W)."""
+    """Find ranges and, where the scheme asks for it, correct biases on normalised images (n, C, H, W)."""
     calibrate(student, batches, image, learnable=config.scales == "float")
     if config.bias_correction:
         correct_bias(student, batches)
+        return
+    with torch.no_grad():
+        student(batches[0])  # weights' scales enter the state with the first quantized pass, and a file needs them
 
 
 def save_student(student: fx.GraphModule, path: Path) -> None:

@@ -28,8 +28,9 @@ from typing_extensions import Self
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.imageset import ImageSet, image_digest
 
+from ..registry import synthesizer, synthesizer_names
 from ..teacher import Teacher
-from .base import NO_DEMAND, Demand, Losses, Synthesizer, SynthesizerConfig
+from .base import NO_DEMAND, UNKNOWN, Demand, Losses, Synthesizer, SynthesizerConfig
 
 _LOG = logging.getLogger(__name__)
 
@@ -74,6 +75,22 @@ class Bank(Synthesizer):
         _LOG.info(
             "Set '%s': %d images, made at a cost of %s teacher passes.", config.path, len(self.stored), self.set_cost
         )
+
+    @classmethod
+    def real_data_of(cls, config: SynthesizerConfig) -> str | None:
+        """What the set says, if it does and can be read."""
+        stored = _opened(config)
+        found = UNKNOWN if stored is None else stored.facts.get("real_data", UNKNOWN)
+        return None if found is None else str(found)
+
+    @classmethod
+    def warnings_of(cls, config: SynthesizerConfig) -> tuple[str, ...]:
+        """What the set warns of, since nothing made from it is better; of a lone file, what its source does."""
+        stored, what = _opened(config), f"Image set '{_place(config).name}'"
+        if stored is None:
+            return (f"{what} could not be read again: what it warns of is not known.",)
+        found = stored.facts["warnings"] if "warnings" in stored.facts else _method_warnings(stored.source)
+        return tuple(f"{what}: {text}" for text in found)
 
     @classmethod
     def grading_config(cls, config: SynthesizerConfig) -> SynthesizerConfig:
@@ -201,6 +218,25 @@ class Bank(Synthesizer):
         self.given = int(state["given"])
         self.order = state["order"].to(self.device).clone()
         self.rng.set_state(state["rng"].cpu())
+
+
+def _place(config: SynthesizerConfig) -> Path:
+    return Path(str(getattr(config, "path", "")))
+
+
+def _opened(config: SynthesizerConfig) -> ImageSet | None:
+    """The set that a configuration names, or None: a report is written where its sources are gone, too."""
+    try:
+        return ImageSet.open(_place(config))
+    except ArtefactError:
+        return None
+
+
+def _method_warnings(source: str) -> tuple[str, ...]:
+    """What the method warns of that a file names as its source (``METHOD`` or ``METHOD:PART``), if it is known."""
+    method = source.partition(":")[0]
+    warning = synthesizer(method).warning if method in synthesizer_names() else None
+    return () if warning is None else (warning,)
 
 
 def _different(stored: ImageSet) -> list[int]:

@@ -8,13 +8,16 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from ..teacher import Teacher
 
 Losses = dict[str, float]
+
+#: What `Synthesizer.real_data_of` says where nothing tells.
+UNKNOWN = "unknown"
 
 
 class SynthesizerConfig(BaseModel):
@@ -33,6 +36,22 @@ class SynthesizerConfig(BaseModel):
 
     def resolved(self, find: Callable[[str], str]) -> Self:
         """The same, with every file that it names found by ``find``; methods that read files override this."""
+        return self
+
+
+class LossWeights(BaseModel):
+    """Base of every method's ``weights``: factors of its loss terms, of which at least one must count."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if all(value == 0 for value in self.model_dump().values()):
+            message = (
+                "all are 0, which optimises nothing and leaves noise; give one a value above 0, or use method noise "
+                "where a baseline is wanted"
+            )
+            raise ValueError(message)
         return self
 
 
@@ -95,6 +114,16 @@ class Synthesizer(ABC):
     def warnings_of(cls, config: SynthesizerConfig) -> tuple[str, ...]:
         """What reports about images of this configuration must open with, from ``warning``."""
         return () if cls.warning is None else (cls.warning,)
+
+    @classmethod
+    def real_data_of(cls, config: SynthesizerConfig) -> str | None:
+        """What real data took part in images of this configuration, its files found, in a few words.
+
+        Returns:
+            A phrase such as "similar images"; `UNKNOWN` where that cannot be told; None where the teacher alone was
+            needed. Methods that read data, or what was made of data, override this.
+        """
+        return None
 
     @classmethod
     def grading_config(cls, config: SynthesizerConfig) -> SynthesizerConfig:

@@ -29,14 +29,14 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from .. import losses
 from ..optimizers import optimizer_tensors, restore_optimizer, under
 from ..taps import BatchNormTap, LayerTap
 from ..teacher import Teacher
-from .base import NO_DEMAND, Demand, Losses
+from .base import NO_DEMAND, Demand, Losses, LossWeights
 from .generator import Generator
 from .pool import PoolConfig, PoolSynthesizer
 from .views import cropped, shifted, usual_shift
@@ -44,10 +44,8 @@ from .views import cropped, shifted, usual_shift
 _BETAS = (0.5, 0.999)
 
 
-class CMIWeights(BaseModel):
+class CMIWeights(LossWeights):
     """Weights of the loss terms; those of the authors' CIFAR-10 scripts."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     adversarial: float = Field(0.5, ge=0, description="CMI scripts; no effect without students.")
     bn: float = Field(1.0, ge=0, description="CMI scripts.")

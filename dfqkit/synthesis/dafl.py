@@ -33,7 +33,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from dfqkit_export.errors import TeacherError
@@ -42,14 +42,12 @@ from .. import losses
 from ..anatomy import last_convolution, linear_head, provides
 from ..taps import LayerTap
 from ..teacher import Teacher
-from .base import NO_DEMAND, Demand
+from .base import NO_DEMAND, Demand, LossWeights
 from .online import OnlineConfig, OnlineSynthesizer
 
 
-class DAFLWeights(BaseModel):
+class DAFLWeights(LossWeights):
     """Weights of the generator's loss terms."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     one_hot: float = Field(1.0, ge=0, description="Authors' code, MNIST: 1; CIFAR-10: 0.05; CIFAR-100: 0.5.")
     activation: float = Field(0.1, ge=0, description="Authors' code, MNIST: 0.1; CIFAR-10: 0.01; CIFAR-100: 0.1.")

@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from dfqkit_export.errors import RecipeError
@@ -36,7 +36,7 @@ from .. import losses
 from ..factories import USER_CODE_ERRORS
 from ..taps import BatchNormTap
 from ..teacher import Teacher
-from .base import NO_DEMAND, Demand
+from .base import NO_DEMAND, Demand, LossWeights
 from .pixels import PixelConfig, PixelSynthesizer, Stage
 
 _IMAGENET: dict[str, Any] = {
@@ -60,10 +60,8 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 }
 
 
-class DeepInversionWeights(BaseModel):
+class DeepInversionWeights(LossWeights):
     """Weights of the loss terms; the defaults are for CIFAR-10 and its schedule."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     ce: float = Field(1.0, ge=0, description="Cross entropy with the assigned labels (authors' scripts).")
     bn: float = Field(10.0, ge=0, description="bn_l2, summed over layers (authors' README; 0.01 for ImageNet).")

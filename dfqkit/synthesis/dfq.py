@@ -25,20 +25,18 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from .. import losses
 from ..taps import BatchNormTap
 from ..teacher import Teacher
-from .base import NO_DEMAND, Demand
+from .base import NO_DEMAND, Demand, LossWeights
 from .online import OnlineConfig, OnlineSynthesizer
 
 
-class DFQWeights(BaseModel):
+class DFQWeights(LossWeights):
     """Weights of the generators' loss terms."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     adversarial: float = Field(0.05, ge=0, description="Ours: 1 (paper) took a W4A4 ResNet-20 below plain calibration.")
     bn: float = Field(0.03, ge=0, description="On the sum over channels and layers; the known reproduction has 0.01.")

@@ -35,14 +35,14 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from .. import losses
 from ..optimizers import optimizer_tensors, restore_optimizer, under
 from ..taps import BatchNormTap
 from ..teacher import Teacher
-from .base import NO_DEMAND, Demand, Losses, SynthesizerConfig
+from .base import NO_DEMAND, Demand, Losses, LossWeights, SynthesizerConfig
 from .generator import Generator
 from .pool import PoolConfig, PoolSynthesizer
 from .views import shifted, usual_shift
@@ -51,10 +51,8 @@ _BETAS = (0.5, 0.999)
 _REPTILE = 67.0  # hard-coded by the authors; Adam makes it matter little
 
 
-class FastDFKDWeights(BaseModel):
+class FastDFKDWeights(LossWeights):
     """Weights of the loss terms."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     adversarial: float = Field(
         1.1,

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -34,7 +34,7 @@ from .. import losses
 from ..optimizers import optimizer_tensors, restore_optimizer, under
 from ..taps import BatchNormTap
 from ..teacher import Teacher
-from .base import NO_DEMAND, Demand, Losses
+from .base import NO_DEMAND, Demand, Losses, LossWeights
 from .generator import Generator
 from .pool import PoolConfig, PoolSynthesizer
 from .swing import SwingConvolutions
@@ -43,10 +43,8 @@ _DECAY = 0.95
 _SHARE = 40  # 100 of the published 4000 steps
 
 
-class GENIEWeights(BaseModel):
+class GENIEWeights(LossWeights):
     """Weights of the loss terms."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     bn: float = Field(1.0, ge=0, description="GENIE code.")
     image: float = Field(1.0, ge=0, description="GENIE code: the input's statistics count as one more layer.")

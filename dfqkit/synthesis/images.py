@@ -15,7 +15,6 @@ Of a source that can be read in part no more images are read than both together 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
@@ -29,6 +28,7 @@ from typing_extensions import Self
 
 from dfqkit_export.datasets import load_images
 from dfqkit_export.errors import ArtefactError
+from dfqkit_export.imageset import image_digest
 
 from ..teacher import Teacher
 from .base import NO_DEMAND, Demand, Losses, Synthesizer, SynthesizerConfig
@@ -78,11 +78,16 @@ class Images(Synthesizer):
         own = demand.training + demand.fresh
         found = self._found()
         taken = found[:own] if config.part == "training" else found[len(found) - own :]
-        self.digest = torch.tensor(list(_digest(taken)), dtype=torch.uint8)
+        self.digest = torch.tensor(list(image_digest(taken)), dtype=torch.uint8)
         self.pixels = torch.from_numpy(np.ascontiguousarray(taken.transpose(0, 3, 1, 2))).to(self.device)
         self.chosen = torch.randperm(own, generator=generator, device=self.device)
         self.given = 0
         self.order = self.chosen[:0]
+
+    @classmethod
+    def real_data_of(cls, config: SynthesizerConfig) -> str:
+        """Always: they are it."""
+        return "similar images"
 
     @classmethod
     def grading_config(cls, config: SynthesizerConfig) -> SynthesizerConfig:
@@ -119,7 +124,7 @@ class Images(Synthesizer):
         pixels = load_images(config.path, spec, resize=config.resize, crop=config.crop, limit=limit).images
         first: dict[bytes, int] = {}
         for index, image in enumerate(pixels):
-            first.setdefault(_digest(image), index)
+            first.setdefault(image_digest(image), index)
         if len(first) < len(pixels):
             _LOG.info("%d of %d images of '%s' are copies.", len(pixels) - len(first), len(pixels), config.path)
         return pixels[[first[key] for key in sorted(first)]]
@@ -198,7 +203,3 @@ class Images(Synthesizer):
         self.chosen, self.order = (state[f"images.{n}"].clone().to(self.device) for n in ("chosen", "order"))
         self.given = int(state["images.given"])
         self.rng.set_state(state["rng"].cpu())
-
-
-def _digest(pixels: Pixels) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16).digest()

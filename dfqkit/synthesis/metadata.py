@@ -41,7 +41,7 @@ from dfqkit_export.errors import ArtefactError, RecipeError
 
 from ..records import TOP, ActivationRecords, Moments, reading
 from ..teacher import Teacher
-from .base import NO_DEMAND, Demand
+from .base import NO_DEMAND, Demand, SynthesizerConfig
 from .pixels import PixelConfig, PixelSynthesizer
 
 
@@ -102,6 +102,12 @@ class Metadata(PixelSynthesizer):
         scales = [torch.full((len(s.mean[0]),), self._scale(len(s.mean[0])), device=self.device) for s in self.sources]
         self.scales = torch.cat(scales)
         self.target = torch.zeros(0, device=self.device)
+
+    @classmethod
+    def real_data_of(cls, config: SynthesizerConfig) -> str:
+        """The records, and images to start from where it has them."""
+        start = super().real_data_of(config)
+        return "records of real activations" + (f" and {start}" if start else "")
 
     def _scale(self, units: int) -> float:
         """Factor of one unit's squared error: top 1/d, all 1/d^2 (a mean, and 1/d), spectral 1/k."""

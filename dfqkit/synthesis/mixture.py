@@ -32,7 +32,7 @@ from typing_extensions import Self
 from ..optimizers import under
 from ..registry import synthesizer
 from ..teacher import Teacher
-from .base import NO_DEMAND, Demand, Losses, Synthesizer, SynthesizerConfig
+from .base import NO_DEMAND, UNKNOWN, Demand, Losses, Synthesizer, SynthesizerConfig
 from .building import build_synthesizer
 from .turns import counts, turns, until_empty
 
@@ -183,6 +183,14 @@ class Mixture(Synthesizer):
             for text in source.kind.warnings_of(source.config):
                 found[text] = found.get(text, 0.0) + share
         return tuple(f"{100 * share:.3g} % of the images: {text}" for text, share in found.items())
+
+    @classmethod
+    def real_data_of(cls, config: MixtureConfig) -> str | None:  # type: ignore[override]
+        """The sources' phrases, each once; `UNKNOWN` only where none is known."""
+        told = (source.kind.real_data_of(source.config) for source in config.active)
+        found = list(dict.fromkeys(phrase for phrase in told if phrase is not None))
+        known = " and ".join(phrase for phrase in found if phrase != UNKNOWN)
+        return known or (UNKNOWN if found else None)
 
     @classmethod
     def grading_config(cls, config: MixtureConfig) -> MixtureConfig:  # type: ignore[override]

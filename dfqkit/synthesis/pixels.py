@@ -142,6 +142,12 @@ class PixelSynthesizer(PoolSynthesizer):
         self.reduced, self.waited = 1.0, 0
 
     @classmethod
+    def real_data_of(cls, config: SynthesizerConfig) -> str | None:
+        """Given images that batches start from."""
+        given = isinstance(config, PixelConfig) and config.start_from is not None
+        return "similar images as a start" if given else None
+
+    @classmethod
     def grading_config(cls, config: SynthesizerConfig) -> SynthesizerConfig:
         """Starts from noise, so that no given image is in what trains and in what grades."""
         return config.model_copy(update={"start_from": None})

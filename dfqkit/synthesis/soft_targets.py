@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from dfqkit_export.errors import RecipeError, TeacherError
@@ -39,14 +39,12 @@ from .. import losses
 from ..anatomy import layer_calls, linear_head
 from ..taps import LayerTap
 from ..teacher import Teacher
-from .base import NO_DEMAND, Demand
+from .base import NO_DEMAND, Demand, LossWeights
 from .pixels import PixelConfig, PixelSynthesizer
 
 
-class SoftTargetWeights(BaseModel):
+class SoftTargetWeights(LossWeights):
     """Weights of the loss terms."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kl: float = Field(1.0, ge=0, description="Distance from the target.")
     activation: float = Field(0.1, ge=0, description="lambda_a: 0.1 for AlexNet, 0.05 for LeNet-5 in the paper.")

@@ -35,7 +35,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -45,16 +45,14 @@ from .. import losses
 from ..anatomy import last_convolution, linear_head
 from ..taps import BatchNormTap, LayerTap
 from ..teacher import Teacher
-from .base import NO_DEMAND, Demand, SynthesizerConfig
+from .base import NO_DEMAND, Demand, LossWeights, SynthesizerConfig
 from .pixels import PixelConfig, PixelSynthesizer
 
 _FORMS = {"std": losses.bn_std, "mse": losses.bn_mse, "l2": losses.bn_l2}
 
 
-class ZeroQWeights(BaseModel):
+class ZeroQWeights(LossWeights):
     """Weights of the loss terms; those of labels are off in ZeroQ."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     bn: float = Field(1.0, ge=0, description="BatchNorm statistics; 1 in all of these methods' codes.")
     input: float = Field(1.0, ge=0, description="The same form on the image, mean 0 and deviation 1 (ZeroQ, GENIE).")

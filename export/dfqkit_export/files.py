@@ -30,8 +30,7 @@ def write_bytes(path: Path, data: bytes) -> None:
             temporary.unlink()
         message = (
             f"Cannot write '{path}' ({len(data)} bytes): {error.strerror or error}. What was there before is "
-            f"untouched. "
-            "Free space or choose another folder with --out, then resume with --resume."
+            "untouched. Free space or choose another place, then give the same command again."
         )
         raise ArtefactError(message) from error
 

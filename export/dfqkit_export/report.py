@@ -102,7 +102,8 @@ class Report:
         provenance: What made the file: keys such as recipe, teacher, teacher_sha256, seed, command, device, threads and
             environment; any JSON value.
         synthesis: `losses`, a list of {"round": int, "terms": {name: value}}, each with "member" where there are
-            several, and `cost`, a mapping; any further JSON value.
+            several, and `cost`, a mapping; `data_free`, whether the images come from the teacher alone, or None where
+            that is not known, and `real_data`, what else took part, in words; any further JSON value.
         selection: How the kept state was chosen without real data; any JSON value.
         recipe: The resolved recipe as text (YAML).
         warnings: What a reader must know before any number, each a sentence or two; shown first. Reports written before

@@ -17,6 +17,7 @@ from .report import LayerRow, Report
 from .report_charts import loss_charts
 from .report_rows import (
     MetricGroup,
+    data_note,
     figure,
     metric_groups,
     subjects,
@@ -53,7 +54,7 @@ def render_html(report: Report, *, sheets: Mapping[str, bytes] | None = None) ->
         _layers(report.layers),
         _latency(report),
         _losses(report),
-        _sheets(sheets or {}, data_free=report.synthesis.get("data_free") is not False),
+        _sheets(sheets or {}, report),
         _recipe(report),
     )
     return (
@@ -266,7 +267,7 @@ def _losses(report: Report) -> str:
     return _section("Synthesis", body, "Loss terms by round, each on its own scale.")
 
 
-def _sheets(sheets: Mapping[str, bytes], *, data_free: bool) -> str:
+def _sheets(sheets: Mapping[str, bytes], report: Report) -> str:
     figures = []
     for caption, png in sheets.items():
         if not png.startswith(_PNG):
@@ -277,14 +278,9 @@ def _sheets(sheets: Mapping[str, bytes], *, data_free: bool) -> str:
         figures.append(
             f'<figure><figcaption>{text}</figcaption><img alt="{text}" src="data:image/png;base64,{data}"></figure>'
         )
-    note = "Made from the teacher's weights alone; no real image was involved."
-    if not data_free:
-        note = "Not data-free: the recipe names images that were used as they are, all of these or some of them."
-    return (
-        _section("Synthetic images" if data_free else "Images", f'<div class="sheets">{"".join(figures)}</div>', note)
-        if figures
-        else ""
-    )
+    title = "Synthetic images" if report.synthesis.get("data_free") is True else "Images"
+    body = f'<div class="sheets">{"".join(figures)}</div>'
+    return _section(title, body, data_note(report)) if figures else ""
 
 
 def _recipe(report: Report) -> str:

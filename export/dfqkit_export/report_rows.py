@@ -15,6 +15,7 @@ from .report import Report
 __all__ = [
     "Cell",
     "MetricGroup",
+    "data_note",
     "figure",
     "gap",
     "metric_groups",
@@ -101,6 +102,19 @@ def metric_groups(report: Report) -> list[MetricGroup]:
     for metric in report.metrics:
         groups.setdefault((metric.name, metric.data, metric.n), {})[metric.subject] = metric
     return [_group(name, data, n, members) for (name, data, n), members in groups.items()]
+
+
+def data_note(report: Report) -> str:
+    """Say whether real data took part in making the images; "" where the report does not know of the question."""
+    synthesis = report.synthesis
+    if "data_free" not in synthesis:
+        return ""
+    if synthesis["data_free"] is True:
+        return "The images were made from the teacher alone; no real image was involved."
+    if synthesis["data_free"] is None:
+        return "Whether real data took part in making the images is not known: the set that they are from does not say."
+    real = synthesis.get("real_data")
+    return f"Not data-free: {real if isinstance(real, str) and real else 'real images'} took part in making the images."
 
 
 def figure(value: Any, unit: str = "") -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .report import LayerRow, Report
-from .report_rows import figure, metric_groups, subjects, timing_caption, timing_rows, verdict_sentence
+from .report_rows import data_note, figure, metric_groups, subjects, timing_caption, timing_rows, verdict_sentence
 
 __all__ = ["render_markdown", "render_text"]
 
@@ -27,6 +27,7 @@ def render_text(report: Report) -> str:
     """
     warnings = ["\n".join(f"WARNING  {warning}" for warning in report.warnings)] if report.warnings else []
     blocks = [*warnings, f"{report.title}\n{report.verdict.upper()}  {verdict_sentence(report)}"]
+    blocks.extend(_images(report))
     if report.metrics:
         blocks.append(_table(*_metric_table(report)))
     if report.findings:
@@ -52,6 +53,7 @@ def render_markdown(report: Report) -> str:
     sign = "✅ ok" if report.verdict == "ok" else "❌ failed"
     warnings = "\n".join(f"> ⚠️ **Warning.** {_md(warning)}\n>" for warning in report.warnings).removesuffix("\n>")
     blocks = [*filter(None, [warnings]), f"### {_md(report.title)}: {sign}", _md(verdict_sentence(report))]
+    blocks.extend(_md(note) for note in _images(report))
     if report.metrics:
         blocks.append(_markdown_table(*_metric_table(report)))
     if report.findings:
@@ -66,6 +68,12 @@ def render_markdown(report: Report) -> str:
     if isinstance(command, str) and command:
         blocks.append(f"Reproduce with `{_md(command.replace('`', ''))}`")
     return "\n\n".join(blocks) + "\n"
+
+
+def _images(report: Report) -> list[str]:
+    """What is said of the images: nothing where they are what one expects here."""
+    note = data_note(report)
+    return [note] if note and report.synthesis["data_free"] is not True else []
 
 
 def _metric_table(report: Report) -> tuple[list[str], list[list[str]]]:

@@ -56,6 +56,14 @@ def test_the_folder_holds_what_the_design_promises(finished: Path) -> None:
     assert digest in json.dumps(listed)
 
 
+def test_a_run_without_bias_correction_reaches_its_file(tmp_path: Path) -> None:
+    assert run(tmp_path / "out", overrides=[*TINY, "quant.bias_correction=false", "distill.steps=2"]) == 0
+    document = json.loads((tmp_path / "out" / "report.json").read_text())
+    gap = next(metric for metric in document["metrics"] if metric["name"] == "student_agreement")
+    assert gap["value"] > 90
+    assert (document["synthesis"]["data_free"], document["synthesis"]["real_data"]) == (True, None)
+
+
 def test_report_has_every_subject_and_metric(finished: Path) -> None:
     document = json.loads((finished / "report.json").read_text())
     assert document["schema"] == 1

@@ -16,21 +16,19 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from dfqkit import losses
 from dfqkit.optimizers import optimizer_tensors, restore_optimizer, under
-from dfqkit.synthesis.base import NO_DEMAND, Demand, Losses
+from dfqkit.synthesis.base import NO_DEMAND, Demand, Losses, LossWeights
 from dfqkit.synthesis.pool import PoolConfig, PoolSynthesizer
 from dfqkit.taps import BatchNormTap
 from dfqkit.teacher import Teacher
 
 
-class ShiftedMomentsWeights(BaseModel):
+class ShiftedMomentsWeights(LossWeights):
     """Weights of the loss terms; `synthesize` returns the terms unweighted under the same names."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     bn: float = Field(1.0, ge=0, description="Ours.")
     one_hot: float = Field(0.1, ge=0, description="Ours.")

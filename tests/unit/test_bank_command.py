@@ -124,10 +124,13 @@ class TestInfo:
         assert facts["empty_classes"] == (counts == 0).sum()
         assert facts["teacher_sha256"] == images.teacher
         assert facts["schema"] == 1
+        assert facts["real_data"] is None
 
     def test_a_lone_file(self, folder: Path, capsys: Output) -> None:
         assert main(["bank", "info", str(folder / "shard-00002.safetensors")]) == 0
-        assert "images              4" in capsys.readouterr().out
+        shown = capsys.readouterr().out
+        assert "images              4" in shown
+        assert "real data           unknown" in shown
 
     def test_without_torch(self, folder: Path, tmp_path: Path) -> None:
         program = (

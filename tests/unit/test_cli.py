@@ -352,12 +352,14 @@ class TestEndings:
         assert out == ""
         assert "ZeroDivisionError" in err
         assert "This is a bug in dfqkit" in err.splitlines()[-1]
+        assert "give the same command again, or `dfqkit run --resume DIR` for a run" in err.splitlines()[-1]
 
     def test_a_full_disk_is_2(self, capsys: Output, stand_in: StandIn) -> None:
         stand_in.before["export"] = fill_the_disk
         assert main(["run", RECIPE, "--out", "here"]) == 2
         err = capsys.readouterr().err
         assert "No space left" in err
+        assert "give the same command again, or `dfqkit run --resume DIR` for a run" in err
         assert "Traceback" not in err
 
     def test_a_missing_runtime_is_3(self, capsys: Output, stand_in: StandIn) -> None:

@@ -133,6 +133,7 @@ def test_a_training_that_runs_away_ends_with_the_best_state(caplog: pytest.LogCa
     assert steps < 50
     assert "Distillation diverged in step" in caplog.text
     assert "Lower distill.lr" in caplog.text
+    assert "the adversarial term where the synthesis method has one" in caplog.text
     assert same(loop.best, start)
     json.dumps(loop.state()[1], allow_nan=False)
 

@@ -318,6 +318,7 @@ class TestConfiguration:
             ([{"method": "mixture"}], "synthesis.sources.0: is a mixture within a mixture"),
             ([{"share": 1}], "synthesis.sources.0: needs a method, e.g. {method: dfq"),
             (["dfq"], "synthesis.sources.0: must be a section, keys with values (found 'dfq')"),
+            (3, "synthesis.sources: must be a list of sources (found 3)"),
             ([DFQ, {"method": "images"}], "synthesis.sources.1.path: is missing"),
             ([{"method": "noise"}], "synthesis.sources.0.accept_noise: must be true"),
             (

@@ -289,6 +289,31 @@ class TestRefusals:
         (tmp_path / "set" / "state.safetensors").unlink()  # what the message says
         make(tmp_path / "set", teacher, 50).verify()
 
+    def test_all_shards_and_no_state_is_not_taken_for_finished(self, tmp_path: Path, teacher: Teacher) -> None:
+        whole = contents(make(tmp_path / "whole", teacher, 50).path)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(SetFolder, "finish", stopping(0, SetFolder.finish))
+            with pytest.raises(Stop):
+                make(tmp_path / "set", teacher, 50)
+        damaged = tmp_path / "set" / "shard-00001.safetensors"
+        data = bytearray(damaged.read_bytes())
+        data[-1] ^= 1
+        damaged.write_bytes(data)
+        with pytest.raises(ArtefactError, match=r"delete .*state.safetensors' and give the same command again"):
+            make(tmp_path / "set", teacher, 50)
+        (tmp_path / "set" / "state.safetensors").unlink()  # what the message says
+        make(tmp_path / "set", teacher, 50).verify()
+        assert contents(tmp_path / "set") == whole
+
+    def test_a_set_that_says_finished_is_not_judged_by_a_state_left_behind(
+        self, tmp_path: Path, teacher: Teacher
+    ) -> None:
+        whole = contents(make(tmp_path / "set", teacher, 50).path)
+        assert json.loads(whole["set.json"])["finished"] is True
+        (tmp_path / "set" / "state.safetensors").write_bytes(b"a kill came before it was dropped")
+        make(tmp_path / "set", teacher, 50)
+        assert contents(tmp_path / "set") == whole
+
     def test_a_damaged_state(self, tmp_path: Path, teacher: Teacher) -> None:
         interrupted(tmp_path / "set", teacher)
         (tmp_path / "set" / "state.safetensors").write_bytes(b"x")
@@ -331,6 +356,24 @@ class TestRefusals:
 
 
 class TestWarnings:
+    def test_what_is_known_of_the_source_is_there_from_the_beginning(self, tmp_path: Path, teacher: Teacher) -> None:
+        overrides = ["synthesis={method: noise, accept_noise: true}"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ImageBank, "collect", stopping(1, ImageBank.collect))
+            with pytest.raises(Stop):
+                make(tmp_path / "set", teacher, 50, overrides=overrides)
+        facts = ImageSet.open(tmp_path / "set").facts
+        assert (facts["n"], facts["finished"], facts["real_data"]) == (20, False, None)
+        assert facts["warnings"][0].startswith("Random noise took the place of images")
+
+    def test_a_set_made_of_sets_says_what_they_say(self, tmp_path: Path, teacher: Teacher) -> None:
+        first = make(tmp_path / "first", teacher, 20, overrides=["synthesis={method: noise, accept_noise: true}"])
+        listed = tmp_path / "first" / "set.json"
+        listed.write_text(json.dumps(dict(first.facts) | {"real_data": "similar images"}))
+        second = make(tmp_path / "second", teacher, 10, overrides=[f"synthesis={{method: bank, path: {first.path}}}"])
+        assert second.facts["real_data"] == "similar images"
+        assert second.facts["warnings"][0].startswith("Image set 'first': Random noise took the place of images")
+
     def test_classes_without_images_and_copies_are_named(
         self, tmp_path: Path, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -172,6 +172,16 @@ def test_the_scheme_is_checked_against_the_target() -> None:
         build_student(toy_graph("option_a"), QuantConfig(bits="w4a8"), narrow, IMAGE)
 
 
+def test_without_bias_correction_a_file_gives_back_every_bit_too(tmp_path: Path) -> None:
+    config = QuantConfig(bits="w4a4", bias_correction=False)
+    made = build("option_a", config)
+    save_student(made, tmp_path / "s.safetensors")  # before anything else has run it
+    again = build("option_a", config, calibrated=False)
+    load_student(again, tmp_path / "s.safetensors", config)
+    with torch.no_grad():
+        assert torch.equal(made(images(4)), again(images(4)))
+
+
 def test_bias_correction_moves_biases_alone() -> None:
     config = QuantConfig(bits="w4a4", bias_correction=False)
     plain, corrected = build("option_a", config), build("option_a", config.model_copy(update={"bias_correction": True}))

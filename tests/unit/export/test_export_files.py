@@ -78,6 +78,15 @@ def test_a_full_disk_is_an_artefact_error_and_leaves_nothing(tmp_path: Path, mon
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_to_do_is_said_for_every_command(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(
+        ArtefactError, match=r"Is a directory.*another place, then give the same command again"
+    ) as found:
+        write_bytes(tmp_path / "folder", b"x")
+    assert "--resume" not in str(found.value)
+
+
 def test_a_folder_that_is_a_file_is_an_artefact_error(tmp_path: Path) -> None:
     blocked = tmp_path / "taken"
     blocked.write_bytes(b"x")

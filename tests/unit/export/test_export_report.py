@@ -69,7 +69,8 @@ REPORT = Report(
         "batch": 1,
     },
     provenance={"command": "dfqkit run digits/dfq-w8a8-ort --seed 3", "seed": 3, "environment": {"python": "3.11"}},
-    synthesis={"losses": [{"round": r, "terms": {"bn": 1.0 / (r + 1)}} for r in range(4)], "cost": {"seconds": 12.5}},
+    synthesis={"losses": [{"round": r, "terms": {"bn": 1.0 / (r + 1)}} for r in range(4)], "cost": {"seconds": 12.5}}
+    | {"data_free": True},
     selection={"kept": "round 3"},
     recipe="schema: 1\n",
 )
@@ -439,8 +440,23 @@ def test_without_warnings_nothing_is_added() -> None:
     assert "<aside" not in render_html(REPORT)
 
 
-def test_sheets_say_whether_the_images_are_synthetic() -> None:
-    assert "no real image was involved" in render_html(REPORT, sheets={"a": PNG})
-    page = render_html(replace(REPORT, synthesis={"data_free": False}), sheets={"a": PNG})
-    assert "no real image was involved" not in page
-    assert "Not data-free" in page
+@pytest.mark.parametrize(
+    ("synthesis", "note"),
+    [
+        ({"data_free": True, "real_data": None}, "no real image was involved"),
+        ({"data_free": False, "real_data": "records <of>"}, "Not data-free: records &lt;of&gt; took part"),
+        ({"data_free": False}, "Not data-free: real images took part"),
+        ({"data_free": None, "real_data": "unknown"}, "Whether real data took part in making the images is not known"),
+        ({}, ""),
+    ],
+)
+def test_every_rendering_says_whether_real_data_took_part(synthesis: dict[str, Any], note: str) -> None:
+    report = replace(REPORT, synthesis=synthesis)
+    page = render_html(report, sheets={"a": PNG})
+    free = synthesis.get("data_free") is True
+    assert note in page
+    assert ("no real image was involved" in page) == free == ("<h2>Synthetic images</h2>" in page)
+    for text in (render_text(report).replace("<of>", "&lt;of&gt;"), render_markdown(report)):
+        assert "no real image" not in text  # what one expects is not said
+        assert (note in text) == (not free)
+        assert ("took part" in text) == ("data_free" in synthesis and not free)

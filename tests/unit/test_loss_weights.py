@@ -1,0 +1,31 @@
+"""Loss weights of every method: all 0 would be noise that nobody asked for."""
+
+from __future__ import annotations
+
+import pytest
+
+from dfqkit.recipe import load_recipe
+from dfqkit.registry import synthesizers
+from dfqkit.synthesis.base import LossWeights
+from dfqkit_export.errors import RecipeError
+
+WEIGHTED = [name for name, kind in synthesizers().items() if "weights" in kind.Config.model_fields]
+
+
+def test_there_are_such_methods() -> None:
+    assert {"cmi", "dafl", "deepinversion", "deepinversion-adaptive", "dfq", "genie", "zeroq"} <= set(WEIGHTED)
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_all_0_is_refused_and_one_is_enough(name: str) -> None:
+    kind = synthesizers()[name].Config.model_fields["weights"].annotation
+    assert isinstance(kind, type)
+    assert issubclass(kind, LossWeights)
+    terms = ", ".join(f"{term}: 0" for term in kind.model_fields)
+    with pytest.raises(RecipeError, match=r"synthesis\.weights: all are 0, .*or use method noise"):
+        load_recipe("digits/dfq-w8a8-ort", [f"synthesis={{method: {name}, weights: {{{terms}}}}}"])
+    first = next(iter(kind.model_fields))
+    load_recipe(
+        "digits/dfq-w8a8-ort",
+        [f"synthesis={{method: {name}, weights: {{{terms.replace(f'{first}: 0', f'{first}: 0.5', 1)}}}}}"],
+    )
