@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dfqkit_export.errors import TeacherError
+
 from .taps import batch_norms
 from .teacher import Teacher
 
-__all__ = ["Call", "last_convolution", "layer_calls", "linear_head", "provides"]
+__all__ = ["Call", "last_layer", "layer_calls", "linear_head", "provides"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,23 +58,41 @@ def linear_head(teacher: Teacher) -> tuple[str, nn.Linear] | None:
     return _head_of(*layer_calls(teacher))
 
 
-def last_convolution(teacher: Teacher) -> str | None:
-    """Module path of the convolution that is called last."""
-    calls, _ = layer_calls(teacher)
-    return next((call.name for call in reversed(calls) if isinstance(call.layer, nn.modules.conv._ConvNd)), None)
+def last_layer(teacher: Teacher) -> str:
+    """Module path of the layer whose input are the features: the linear head, or a convolution with all classes.
+
+    Raises:
+        TeacherError: there is neither, so that nothing says where the features are.
+    """
+    calls, logits = layer_calls(teacher)
+    head = _head_of(calls, logits)
+    name = head[0] if head is not None else _last_of_classes(calls, logits.shape[1])
+    if name is None:
+        message = (
+            f"Teacher '{teacher.name}' has no features in front of its last layer: neither does a linear layer give "
+            "its logits, nor does it end in a convolution with one output per class. Use a method, or weights, that "
+            "need logits or BatchNorm statistics only."
+        )
+        raise TeacherError(message)
+    return name
 
 
 def provides(teacher: Teacher) -> frozenset[str]:
     """What it offers of "batchnorm", "linear_head" and "features"; see `Synthesizer.needs`."""
     calls, logits = layer_calls(teacher)
     head = _head_of(calls, logits) is not None
-    weighted = [call.layer for call in calls if isinstance(call.layer, nn.Linear | nn.Conv2d)]
-    classes = logits.shape[1]
-    last = bool(weighted) and isinstance(weighted[-1], nn.Conv2d) and weighted[-1].out_channels == classes
+    last = _last_of_classes(calls, logits.shape[1]) is not None
     called = {id(call.layer) for call in calls}
     norms = any(id(layer) in called for layer in batch_norms(teacher.model).values())
     found = {"batchnorm": norms, "linear_head": head, "features": head or last}
     return frozenset(name for name, there in found.items() if there)
+
+
+def _last_of_classes(calls: list[Call], classes: int) -> str | None:
+    """The convolution that is called last of all layers with weights, if it gives one map a class."""
+    last = next((call for call in reversed(calls) if isinstance(call.layer, nn.Linear | nn.Conv2d)), None)
+    fits = last is not None and isinstance(last.layer, nn.Conv2d) and last.layer.out_channels == classes
+    return last.name if last is not None and fits else None
 
 
 def _head_of(calls: list[Call], logits: Tensor) -> tuple[str, nn.Linear] | None:

@@ -30,12 +30,24 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back copies of what `optimizer_tensors` returned; the optimizer works in place, the tensors stay as given."""
+    """Put back copies of what `optimizer_tensors` returned; the optimizer works in place, the tensors stay as given.
+
+    They may be on any device: the optimizer moves them to that of its parameters, but for the count of steps, which
+    torch reads on the CPU.
+    """
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value.clone()
+        state.setdefault(int(index), {})[name] = value.cpu().clone() if name == "step" else value.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def on_device(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Copies on ``device``, but for optimizers' counts of steps, which torch keeps on the CPU."""
+    return {
+        name: value.clone() if name.rpartition(".")[2] == "step" else value.to(device, copy=True)
+        for name, value in tensors.items()
+    }
 
 
 def under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -85,11 +85,12 @@ def record(
     images, labels = _chosen(images, teacher, per_class)
     layers = _layers(teacher)
     widths = [layer.output.shape[1] for layer in layers]
+    graphs = _edges(layers, widths)
+    _require_memory(widths, [_kept(edges, options.spectrum) for *_, edges in graphs], teacher.image.classes, options)
     pairs = [
         (layers[first].name, layers[second].name, graph_basis(edges, options.spectrum))
-        for first, second, edges in _edges(layers, widths)
+        for first, second, edges in graphs
     ]
-    _require_memory(widths, teacher.image.classes, options)
     streams = [_Stream(width, teacher.image.classes, options.diagonal_above) for width in widths]
     pair_streams = [_Stream(basis.shape[1], teacher.image.classes, options.diagonal_above) for *_, basis in pairs]
     inner = [layer.name for layer in layers[:-1]]
@@ -136,10 +137,15 @@ def graph_basis(edges: Tensor, spectrum: float) -> Tensor:
     adjacency[first:, :first] = edges.double()
     adjacency = adjacency + adjacency.T
     _, vectors = torch.linalg.eigh(torch.diag(adjacency.sum(1)) - adjacency)
-    basis = vectors[:, : math.ceil(spectrum * (first + second))]
+    basis = vectors[:, : _kept(edges, spectrum)]
     largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
     oriented: Tensor = basis * torch.where(largest < 0, -1.0, 1.0)
     return oriented
+
+
+def _kept(edges: Tensor, spectrum: float) -> int:
+    """Frequencies of the graph between two layers that are kept."""
+    return math.ceil(spectrum * sum(edges.shape))
 
 
 class _Stream:
@@ -270,12 +276,14 @@ def _absolute(layer: nn.Conv2d | nn.Linear) -> Tensor:
     return full.scatter_(1, columns, summed)
 
 
-def _require_memory(widths: list[int], classes: int, options: RecordOptions) -> None:
-    needed = 8 * classes * sum(width**2 if width <= options.diagonal_above else width for width in widths)
+def _require_memory(widths: list[int], kept: list[int], classes: int, options: RecordOptions) -> None:
+    """Count the streams of all layers and, of ``kept`` frequencies each, of all pairs."""
+    sizes = (size**2 if size <= options.diagonal_above else size for size in (*widths, *kept))
+    needed = 8 * classes * sum(sizes)
     if needed > _MEMORY:
         message = (
-            f"Covariances of {classes} classes in {len(widths)} layers of up to {max(widths)} units take "
-            f"{needed / 2**30:.0f} GiB; the limit is {_MEMORY // 2**30}. Keep variances alone for more layers with a "
-            "lower --diagonal-above."
+            f"Covariances of {classes} classes in {len(widths)} layers of up to {max(widths)} units and {len(kept)} "
+            f"pairs of layers take {needed / 2**30:.0f} GiB; the limit is {_MEMORY // 2**30}. Keep variances alone for "
+            "more layers with a lower --diagonal-above."
         )
         raise ArtefactError(message)

@@ -6,11 +6,11 @@ gone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from types import TracebackType
-from typing import Literal
+from typing import Literal, NoReturn
 
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -41,7 +41,11 @@ class BatchStatistics:
 
 
 def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
-    """Every BatchNorm (1d, 2d, 3d, synchronised) of ``model`` that has running statistics, by module path."""
+    """Every BatchNorm (1d, 2d, 3d, synchronised) of ``model`` that has running statistics, by module path.
+
+    Layers that only compute the same, as torchvision's FrozenBatchNorm2d does, are not seen: nothing but the names of
+    their buffers says what they are. Put a BatchNorm2d with the same numbers in their place.
+    """
     return {
         name: module
         for name, module in model.named_modules()
@@ -103,9 +107,9 @@ class BatchNormTap(_Tap):
         self._handles.append(self.model.register_forward_pre_hook(self._clear))
         for name, layer in self.layers.items():
             if "forward" in vars(layer):  # someone else stands in for it; its input is still to be had
-                self._handles.append(layer.register_forward_pre_hook(self._reader(name)))
+                self._handles.append(layer.register_forward_pre_hook(self._reader(name), with_kwargs=True))
             else:
-                vars(layer)["forward"] = self._stand_in(name, layer)
+                vars(layer)["forward"] = _StandIn(self, name, layer)
                 self._replaced.append(layer)
         return self
 
@@ -120,21 +124,14 @@ class BatchNormTap(_Tap):
     def _clear(self, module: nn.Module, inputs: object) -> None:
         self.statistics.clear()
 
-    def _reader(self, name: str) -> Callable[[_BatchNorm, tuple[Tensor, ...]], None]:
-        return lambda layer, inputs: self._note(name, layer, *channel_moments(inputs[0].float()))
+    def deviations(self, form: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> list[Tensor]:
+        """What ``form``, one of the BatchNorm terms of `losses`, makes of every entry of ``statistics``."""
+        return [form(s.mean, s.variance, s.running_mean, s.running_variance) for s in self.statistics]
 
-    def _stand_in(self, name: str, layer: _BatchNorm) -> Callable[[Tensor], Tensor]:
-        """The layer and its statistics in one, which spares a pass over memory in every backward."""
-
-        def forward(x: Tensor) -> Tensor:
-            if not can_join(layer, x):
-                self._note(name, layer, *channel_moments(x.float()))
-                return type(layer).forward(layer, x)
-            y, mean, variance = normalised_with_moments(layer, x)
-            self._note(name, layer, mean, variance)
-            return y
-
-        return forward
+    def _reader(self, name: str) -> Callable[[_BatchNorm, tuple[Tensor, ...], dict[str, Tensor]], None]:
+        return lambda layer, inputs, named: self._note(
+            name, layer, *channel_moments(_first_argument(inputs, named).float())
+        )
 
     def _note(self, name: str, layer: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
         self.statistics.append(
@@ -148,8 +145,39 @@ class BatchNormTap(_Tap):
         )
 
 
+class _StandIn:
+    """A layer's ``forward``: the layer and its statistics in one, which spares a pass over memory in every backward."""
+
+    def __init__(self, tap: BatchNormTap, name: str, layer: _BatchNorm) -> None:
+        self.tap, self.name, self.layer = tap, name, layer
+
+    def __call__(self, input: Tensor) -> Tensor:
+        layer = self.layer
+        if not can_join(layer, input):
+            self.tap._note(self.name, layer, *channel_moments(input.float()))
+            return type(layer).forward(layer, input)
+        y, mean, variance = normalised_with_moments(layer, input)
+        self.tap._note(self.name, layer, mean, variance)
+        return y
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        """Refuse what copying and pickling ask for: a copy would go on reading for a tap that is long gone."""
+        message = (
+            f"BatchNorm '{self.name}' was copied or pickled while its statistics were read. Copy the model before or "
+            "after the `with` block of the tap."
+        )
+        raise TeacherError(message)
+
+
+def _first_argument(inputs: Sequence[Tensor], named: Mapping[str, Tensor]) -> Tensor:
+    return next(iter((*inputs, *named.values())))
+
+
 class LayerTap(_Tap):
-    """Reads what enters or leaves layers during a forward, with gradient; ``values`` holds the last forward's.
+    """Reads what enters or leaves layers during a forward, with gradient.
+
+    ``values`` holds the last forward's, of a layer that is called several times the first call's; ``calls`` holds all
+    of them.
 
     Args:
         model: any module.
@@ -173,13 +201,18 @@ class LayerTap(_Tap):
             )
             raise TeacherError(message)
         self.layers = {name: known[name] for name in names}
-        self.values: dict[str, Tensor] = {}
+        self.calls: dict[str, list[Tensor]] = {}
+
+    @property
+    def values(self) -> dict[str, Tensor]:
+        """Of every layer the first call's, in the order of the calls."""
+        return {name: found[0] for name, found in self.calls.items()}
 
     def __enter__(self) -> LayerTap:
-        self._handles.append(self.model.register_forward_pre_hook(lambda *_: self.values.clear()))
+        self._handles.append(self.model.register_forward_pre_hook(lambda *_: self.calls.clear()))
         for name, layer in self.layers.items():
             if self.side == "input":
-                self._handles.append(layer.register_forward_pre_hook(self._input_reader(name)))
+                self._handles.append(layer.register_forward_pre_hook(self._input_reader(name), with_kwargs=True))
             else:
                 self._handles.append(layer.register_forward_hook(self._output_reader(name)))
         return self
@@ -188,17 +221,17 @@ class LayerTap(_Tap):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         super().__exit__(kind, error, trace)
-        self.values.clear()
+        self.calls.clear()
 
-    def _input_reader(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def read(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self.values.setdefault(name, inputs[0])
+    def _input_reader(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor]], None]:
+        def read(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+            self.calls.setdefault(name, []).append(_first_argument(inputs, named))
 
         return read
 
     def _output_reader(self, name: str) -> Callable[[nn.Module, object, Tensor], None]:
         def read(module: nn.Module, inputs: object, output: Tensor) -> None:
-            self.values.setdefault(name, output)
+            self.calls.setdefault(name, []).append(output)
 
         return read
 

@@ -23,7 +23,8 @@ def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         Scalar, at least 0. Lower is better.
     """
-    return (student.float() - teacher.float()).square().sum() / teacher.float().square().sum().clamp_min(1e-12)
+    energy = full(teacher).square().sum()
+    return (full(student) - full(teacher)).square().sum() / energy.clamp_min(1e-12)
 
 
 def hint(student: Tensor, teacher: Tensor) -> Tensor:

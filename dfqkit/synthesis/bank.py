@@ -31,6 +31,7 @@ from dfqkit_export.imageset import ImageSet, image_digest
 from ..registry import synthesizer, synthesizer_names
 from ..teacher import Teacher
 from .base import NO_DEMAND, UNKNOWN, Demand, Losses, Synthesizer, SynthesizerConfig
+from .deck import Deck
 
 _LOG = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class Bank(Synthesizer):
         self.digest = self.stored.digest
         self.training, self.fresh = self._split(_different(self.stored))
         self.given = 0
-        self.order = torch.zeros(0, dtype=torch.int64, device=self.device)
+        self.order = Deck(len(self.training), generator)
         _LOG.info(
             "Set '%s': %d images, made at a cost of %s teacher passes.", config.path, len(self.stored), self.set_cost
         )
@@ -157,7 +158,7 @@ class Bank(Synthesizer):
 
     @property
     def available(self) -> int:
-        """Fresh images left."""
+        """Fresh images left in the set; asking for more brings none."""
         return len(self.fresh) - self.given
 
     def sample(self, n: int) -> Tensor:
@@ -184,11 +185,7 @@ class Bank(Synthesizer):
         if not self.training:
             message = "There are no training images. Make the source with Demand.training above 0."
             raise ArtefactError(message)
-        while len(self.order) < n:
-            again = torch.randperm(len(self.training), generator=self.rng, device=self.device)
-            self.order = torch.cat([self.order, again])
-        drawn, self.order = self.order[:n], self.order[n:]
-        return self._read([self.training[index] for index in drawn.tolist()])
+        return self._read([self.training[index] for index in self.order.deal(n).tolist()])
 
     def _read(self, indices: Sequence[int]) -> Tensor:
         codes = torch.from_numpy(self.stored.take(indices)[0]).to(self.device)
@@ -198,7 +195,7 @@ class Bank(Synthesizer):
         """What was given, what comes next, the random state, and what tells the set from others."""
         return {
             "given": torch.tensor(self.given),
-            "order": self.order.clone(),
+            "order": self.order.rest.clone(),
             "set": torch.tensor(list(bytes.fromhex(self.digest)), dtype=torch.uint8),
             "rng": self.rng.get_state(),
         }
@@ -216,7 +213,7 @@ class Bank(Synthesizer):
             )
             raise ArtefactError(message)
         self.given = int(state["given"])
-        self.order = state["order"].to(self.device).clone()
+        self.order.rest = state["order"].to(self.device).clone()
         self.rng.set_state(state["rng"].cpu())
 
 

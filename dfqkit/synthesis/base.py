@@ -1,9 +1,10 @@
-"""The interface every synthesizer keeps, and its configuration base."""
+"""The interface every synthesizer keeps, its configuration base, and the error of one that has diverged."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -11,6 +12,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
+
+from dfqkit_export.errors import ArtefactError
 
 from ..teacher import Teacher
 
@@ -192,3 +195,28 @@ class Synthesizer(ABC):
     @abstractmethod
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what `state_dict` returned."""
+
+
+def require_finite(config: SynthesizerConfig, values: Mapping[str, float], where: str) -> None:
+    """Stop a synthesis that has diverged, before noise or black images come of it.
+
+    Args:
+        config: of the synthesis; the message names its learning rates and weights.
+        values: loss terms and what else must be finite, by name.
+        where: in which step or after which, for the message.
+
+    Raises:
+        ArtefactError: a value is infinite or not a number.
+    """
+    bad = next((name for name, value in values.items() if not math.isfinite(value)), None)
+    if bad is None:
+        return
+    fields = config.model_dump()
+    lower = [f"{name} (now {value})" for name, value in fields.items() if name.startswith("lr") and value is not None]
+    weights = fields.get("weights") or {}
+    lower += [f"weights.{bad}"] if bad in weights else ["the weights"] if weights else []
+    message = (
+        f"Synthesis '{config.method}' has diverged: {bad} is {values[bad]} {where}. No images are made of that. "
+        f"Lower {' or '.join(lower) or 'its learning rate'} in its section of the recipe and start again."
+    )
+    raise ArtefactError(message)

@@ -118,9 +118,7 @@ class CMI(PoolSynthesizer):
         with self.tap as tap:
             logits, global_ = self._teach(shown)
         terms = {
-            "bn": torch.stack(
-                [losses.bn_l2(s.mean, s.variance, s.running_mean, s.running_variance) for s in tap.statistics]
-            ).sum(),
+            "bn": torch.stack(tap.deviations(losses.bn_l2)).sum(),
             "one_hot": nn.functional.cross_entropy(logits, self.labels),
             "contrastive": self._contrast(local, global_),
         }

@@ -36,10 +36,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dfqkit_export.errors import TeacherError
-
 from .. import losses
-from ..anatomy import last_convolution, linear_head, provides
+from ..anatomy import last_layer
 from ..taps import LayerTap
 from ..teacher import Teacher
 from .base import NO_DEMAND, Demand, LossWeights
@@ -93,7 +91,7 @@ class DAFL(OnlineSynthesizer):
         super().__init__(config, teacher, generator, demand)
         self.weights = config.weights.model_dump()
         self.decay = config.balance_average
-        self.last = _last_layer(teacher)
+        self.last = last_layer(teacher)
         self.tap = LayerTap(teacher.model, [self.last], side="input")
         #: Mean prediction of past batches (classes,); empty before the first.
         self.mean = torch.zeros(0, device=self.device)
@@ -120,17 +118,3 @@ class DAFL(OnlineSynthesizer):
 
     def _load_tensors(self, state: dict[str, Tensor]) -> None:
         self.mean = state["mean"].to(self.device)
-
-
-def _last_layer(teacher: Teacher) -> str:
-    """Module path of the layer whose input are the features."""
-    head = linear_head(teacher)
-    name = head[0] if head else last_convolution(teacher) if "features" in provides(teacher) else None
-    if name is None:
-        message = (
-            f"Teacher '{teacher.name}' has no features in front of its last layer: neither does a linear layer give "
-            "its logits, nor does it end in a convolution with one output per class. Use a method that needs logits or "
-            "BatchNorm statistics only."
-        )
-        raise TeacherError(message)
-    return name

@@ -128,7 +128,7 @@ class DeepInversion(PixelSynthesizer):
     def _terms(self, images: Tensor, students: Sequence[nn.Module]) -> dict[str, Tensor]:
         with self.tap as tap:
             logits = self.teacher.model(images)
-        layers = [losses.bn_l2(s.mean, s.variance, s.running_mean, s.running_variance) for s in tap.statistics]
+        layers = tap.deviations(losses.bn_l2)
         layers[0] = self.config.first_bn * layers[0]
         terms = {"ce": nn.functional.cross_entropy(logits, self.labels), "bn": torch.stack(layers).sum()}
         if self.weights["tv_l2"]:

@@ -15,8 +15,8 @@ three terms, L_psi of the paper, are minimised: the warm-up.
 Differs from the paper as it is known: the three terms of L_psi have weights of their own (the paper: one alpha); the
 adversarial weight is small, because a quantized copy of the teacher is a weak opponent that a strong adversary drives
 into images no camera makes; generators end in a sigmoid (see `generator`); gradients are clipped; and what `online`
-says of all methods with generators. No author code and no published hyperparameters exist: each default names its
-origin.
+says of all methods with generators. Neither author code nor published hyperparameters are known to us: each default
+names its origin.
 """
 
 from __future__ import annotations
@@ -81,9 +81,7 @@ class DFQ(OnlineSynthesizer):
         with self.tap as tap:
             logits = self.teacher.model(images)
             terms = {
-                "bn": torch.stack(
-                    [losses.bn_kl(s.mean, s.variance, s.running_mean, s.running_variance) for s in tap.statistics]
-                ).sum(),
+                "bn": torch.stack(tap.deviations(losses.bn_kl)).sum(),
                 "instance_entropy": losses.instance_entropy(logits),
                 "batch_entropy": losses.class_balance(logits),
             }

@@ -103,9 +103,7 @@ class GENIE(PoolSynthesizer):
             self.teacher.model(images)
         variance, mean = torch.var_mean(images, (0, 2, 3), correction=0)
         terms = {
-            "bn": torch.stack(
-                [losses.bn_std(s.mean, s.variance, s.running_mean, s.running_variance) for s in tap.statistics]
-            ).sum(),
+            "bn": torch.stack(tap.deviations(losses.bn_std)).sum(),
             "image": losses.bn_std(mean, variance, torch.zeros_like(mean), torch.ones_like(mean)),
         }
         loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()

@@ -32,6 +32,7 @@ from dfqkit_export.imageset import image_digest
 
 from ..teacher import Teacher
 from .base import NO_DEMAND, Demand, Losses, Synthesizer, SynthesizerConfig
+from .deck import Deck
 
 _LOG = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ class Images(Synthesizer):
         self.pixels = torch.from_numpy(np.ascontiguousarray(taken.transpose(0, 3, 1, 2))).to(self.device)
         self.chosen = torch.randperm(own, generator=generator, device=self.device)
         self.given = 0
-        self.order = self.chosen[:0]
+        self.order = Deck(demand.training, generator, self.chosen)
 
     @classmethod
     def real_data_of(cls, config: SynthesizerConfig) -> str:
@@ -140,8 +141,8 @@ class Images(Synthesizer):
 
     @property
     def available(self) -> int:
-        """Fresh images left."""
-        return self.demand.fresh - self.given
+        """Fresh images left of those taken at the start; asking for more brings none."""
+        return len(self.chosen) - self.demand.training - self.given
 
     def sample(self, n: int) -> Tensor:
         """The next ``n`` images that are in no training set; each is given once.
@@ -150,9 +151,10 @@ class Images(Synthesizer):
             ArtefactError: when fewer are left.
         """
         if n > self.available:
+            total = self.available + self.given
             message = (
-                f"Asked for {n} fresh images, but {self.available} are left of {self.demand.fresh}. Ask for more when "
-                "the source is made (Demand.fresh)."
+                f"Asked for {n} fresh images, but {self.available} are left of {total}. Ask for more when the source "
+                "is made (Demand.fresh)."
             )
             raise ArtefactError(message)
         start = self.demand.training + self.given
@@ -168,11 +170,7 @@ class Images(Synthesizer):
         if not self.demand.training:
             message = "There are no training images. Make the source with Demand.training above 0."
             raise ArtefactError(message)
-        while len(self.order) < n:
-            again = torch.randperm(self.demand.training, generator=self.rng, device=self.device)
-            self.order = torch.cat([self.order, self.chosen[again]])
-        drawn, self.order = self.order[:n], self.order[n:]
-        return self._decoded(drawn)
+        return self._decoded(self.order.deal(n))
 
     def _decoded(self, indices: Tensor) -> Tensor:
         return self.teacher.image.normalize(self.pixels[indices].float() / 255)
@@ -181,7 +179,7 @@ class Images(Synthesizer):
         """Which images do what, what was given, and the random state; of the images only a hash."""
         state = {
             "images.chosen": self.chosen,
-            "images.order": self.order,
+            "images.order": self.order.rest,
             "images.given": torch.tensor(self.given),
             "images.digest": self.digest,
             "rng": self.rng.get_state(),
@@ -200,6 +198,7 @@ class Images(Synthesizer):
                 "new run."
             )
             raise ArtefactError(message)
-        self.chosen, self.order = (state[f"images.{n}"].clone().to(self.device) for n in ("chosen", "order"))
+        self.chosen, self.order.rest = (state[f"images.{n}"].clone().to(self.device) for n in ("chosen", "order"))
+        self.order.items = self.chosen
         self.given = int(state["images.given"])
         self.rng.set_state(state["rng"].cpu())

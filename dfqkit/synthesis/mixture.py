@@ -21,6 +21,7 @@ There is no paper and no loss; each source keeps its own. What is decided here:
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -101,10 +102,12 @@ class MixtureConfig(SynthesizerConfig):
                 f"shares must sum to a finite number above 0, found {[source.share for source in value] or 'none'}"
             )
             raise ValueError(message)
-        paths = [str(source.config.model_dump().get("path")) for source in value if "images" in source.kind.needs]
-        if len(set(paths)) < len(paths):
+        places = [place for source in value for place in _places(source)]
+        twice = [place for place in places if places.count(place) > 1]
+        if twice:
             message = (
-                f"two sources take images from one place ({', '.join(paths)}); list it once, with their shares added"
+                f"two sources take images from one place ({', '.join(twice)}); list it once, with their shares added, "
+                "or give each images of its own"
             )
             raise ValueError(message)
         return value
@@ -210,7 +213,7 @@ class Mixture(Synthesizer):
         return config.model_copy(update={"sources": tuple(sources)}) if costly else config
 
     def ask(self, fresh: int) -> None:
-        """Ask every source for its share."""
+        """Ask every source for its share; those of images that are there already have no more than they took."""
         super().ask(fresh)
         for part, own in zip(self.parts, counts(self.config.shares, fresh), strict=True):
             part.ask(own)
@@ -282,6 +285,13 @@ class Mixture(Synthesizer):
         for index, part in enumerate(self.parts):
             part.load_state_dict(under(state, f"part.{index}."))
         self.cost = sum(part.cost for part in self.parts)
+
+
+def _places(source: Source) -> list[str]:
+    """Where a source takes images from, to use them or to start from them."""
+    fields = source.config.model_dump()
+    named = [fields.get("path") if "images" in source.kind.needs else None, fields.get("start_from")]
+    return [place if place.startswith("torchvision:") else os.path.normpath(place) for place in named if place]
 
 
 def _costs(source: Source, demand: Demand) -> bool:

@@ -13,6 +13,7 @@ falls to a twentieth, not to 0, so that the last rounds still count.
 from __future__ import annotations
 
 import copy
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from ..optimizers import cosine, optimizer_tensors, restore_optimizer, under
 from ..teacher import Teacher
-from .base import NO_DEMAND, Demand, Losses, Synthesizer, SynthesizerConfig
+from .base import NO_DEMAND, Demand, Losses, Synthesizer, SynthesizerConfig, require_finite
 from .generator import Generator
 
 
@@ -139,12 +140,15 @@ class OnlineSynthesizer(Synthesizer):
         gradients = torch.autograd.grad(loss, list(member.parameters()))
         for parameter, gradient in zip(member.parameters(), gradients, strict=True):
             parameter.grad = gradient
-        nn.utils.clip_grad_norm_(member.parameters(), self.config.clip)
+        norm = nn.utils.clip_grad_norm_(member.parameters(), self.config.clip)
+        found = {name: float(term.detach()) for name, term in terms.items()}
+        values = {**found, "the gradient's norm": float(norm)}
+        require_finite(self.config, values, f"in round {self.warmed + self.played + 1}")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self._follow(index)
         self.cost += n
-        return images.detach(), {name: float(term.detach()) for name, term in terms.items()}
+        return images.detach(), found
 
     @abstractmethod
     def _terms(self, images: Tensor, students: Sequence[nn.Module]) -> dict[str, Tensor]:
@@ -166,10 +170,14 @@ class OnlineSynthesizer(Synthesizer):
                     kept.lerp_(value, 1 - decay)
 
     def sample(self, n: int) -> Tensor:
-        """Fresh images (n, C, H, W), evenly from all generators."""
-        share = -(-n // len(self.averages))
+        """Fresh images (n, C, H, W), evenly from all generators; what is left over, one each from the first."""
+        share, over = divmod(n, len(self.averages))
         with torch.no_grad():
-            return torch.cat([self._draw(member, share) for member in self.averages])[:n]
+            images = torch.cat([self._draw(member, share + (i < over)) for i, member in enumerate(self.averages)])
+        if not bool(images.isfinite().all()):
+            values = {"a pixel of the images": math.nan}
+            require_finite(self.config, values, f"after {self.warmed + self.played} rounds")
+        return images
 
     def training_batch(self, n: int) -> Tensor:
         """Half from memory, where the game has left something in it, the rest fresh."""

@@ -23,10 +23,12 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from dfqkit_export.datasets import load_images
+from dfqkit_export.imageset import image_digest
 
 from ..optimizers import cosine, optimizer_tensors, restore_optimizer, under
 from ..teacher import Teacher
 from .base import NO_DEMAND, Demand, Losses, SynthesizerConfig
+from .deck import Deck
 from .pool import PoolConfig, PoolSynthesizer
 
 _log = logging.getLogger(__name__)
@@ -52,8 +54,8 @@ class PixelConfig(PoolConfig):
     start_from: str | None = Field(
         None,
         description="Similar images (.npz, .zip, a folder, torchvision:NAME:ROOT) that batches start from instead of "
-        "noise, so that the inversion enriches them; have as many as images are needed. Images that grade always "
-        "start from noise.",
+        "noise, so that the inversion enriches them. Each starts one image, so that none is in what trains and in what "
+        "is fresh; copies count once. Images beyond their number, and those that grade, start from noise.",
     )
     start_resize: int | None = Field(None, ge=1, description="Shorter side of those, bicubic, before the crop.")
     start_crop: int | None = Field(None, ge=1, description="Centre crop of those.")
@@ -75,22 +77,6 @@ class Stage:
     clamp: bool
     betas: tuple[float, float] = (0.9, 0.999)
     shrink: int = 1
-
-
-class Deck:
-    """Numbers below ``size`` in random order, every one once before any comes again; ``rest`` is its whole state."""
-
-    def __init__(self, size: int, rng: torch.Generator) -> None:
-        self.size, self.rng = size, rng
-        self.rest = torch.zeros(0, dtype=torch.int64, device=rng.device)
-
-    def deal(self, n: int) -> Tensor:
-        """The next ``n`` of them, int64 (n,)."""
-        while len(self.rest) < n:
-            more = torch.randperm(self.size, generator=self.rng, device=self.rng.device)
-            self.rest = torch.cat([self.rest, more])
-        dealt, self.rest = self.rest[:n], self.rest[n:]
-        return dealt
 
 
 class PixelSynthesizer(PoolSynthesizer):
@@ -161,11 +147,20 @@ class PixelSynthesizer(PoolSynthesizer):
         return {}
 
     def _start(self) -> Tensor:
-        """The next given images, or noise; normalised (batch, C, H, W)."""
-        if self.starts is not None:
-            index = self.places.deal(self.pixels.batch)
-            return self.teacher.image.normalize(self.starts[index].float() / 255)
-        shape = (self.pixels.batch, *self.teacher.image.shape)
+        """The next given images, and noise where there are no more; normalised (batch, C, H, W)."""
+        given = self._given()
+        if self.starts is None or not given:
+            return self._noise(self.pixels.batch)
+        images: Tensor = self.teacher.image.normalize(self.starts[self.places.deal(given)].float() / 255)
+        return images if given == self.pixels.batch else torch.cat([images, self._noise(self.pixels.batch - given)])
+
+    def _given(self) -> int:
+        """How many images of the batch at hand start from given ones, each of which is used once; the first ones."""
+        left = 0 if self.starts is None else len(self.starts) - self.finished * self.pixels.batch
+        return min(max(left, 0), self.pixels.batch)
+
+    def _noise(self, n: int) -> Tensor:
+        shape = (n, *self.teacher.image.shape)
         if self.pixels.start == "uniform":
             return self.teacher.image.normalize(torch.rand(shape, generator=self.rng, device=self.device))
         noise = torch.randn(shape, generator=self.rng, device=self.device)
@@ -176,9 +171,11 @@ class PixelSynthesizer(PoolSynthesizer):
 
     def _assigned_labels(self) -> Tensor:
         """Labels int64 (batch,) for a new batch: evenly over the classes; of given images, what the teacher sees."""
-        if self.starts is not None:
-            return self.teacher.logits(self.x.detach()).argmax(1)
-        return self.classes.deal(self.pixels.batch)
+        given = self._given()
+        if not given:
+            return self.classes.deal(self.pixels.batch)
+        seen = self.teacher.logits(self.x.detach()[:given]).argmax(1)
+        return torch.cat([seen, self.classes.deal(self.pixels.batch - given)])
 
     def _transform(self, images: Tensor) -> Tensor:
         """What happens to the batch in front of the teacher, before it is shifted and mirrored."""
@@ -224,6 +221,8 @@ class PixelSynthesizer(PoolSynthesizer):
         loss = (values * values.new_tensor([self.weights[name] for name in terms])).sum()
         (gradient,) = torch.autograd.grad(loss, [self.x])
         *found, total = torch.cat([values.detach(), loss.detach()[None]]).tolist()
+        named = dict(zip(terms, found, strict=True))
+        self._require_finite({**named, "the weighted sum of all terms": total}, step)
         self.waited += 1
         if total < self.best_loss:
             self.best.copy_(self.x.detach())
@@ -239,7 +238,7 @@ class PixelSynthesizer(PoolSynthesizer):
         if stage.clamp:
             with torch.no_grad():
                 self.x.clamp_(self.low, self.high)
-        return dict(zip(terms, found, strict=True))
+        return named
 
     def _seen(self, stage: Stage) -> Tensor:
         images = self._transform(self.x)
@@ -278,7 +277,12 @@ class PixelSynthesizer(PoolSynthesizer):
     def _read(self, source: str) -> Tensor:
         config = self.pixels
         found = load_images(source, self.teacher.image, resize=config.start_resize, crop=config.start_crop)
+        first: dict[bytes, int] = {}
+        for index, image in enumerate(found.images):
+            first.setdefault(image_digest(image), index)
         needed = self.batches * config.batch
-        if len(found) < needed:
-            _log.warning("%d images to start from, %d are made: some start from the same.", len(found), needed)
-        return torch.from_numpy(found.images.transpose(0, 3, 1, 2).copy()).to(self.device)
+        if len(first) < needed:
+            message = "%d different images to start from, %d are made: the others start from noise."
+            _log.warning(message, len(first), needed)
+        pixels = found.images[list(first.values())]
+        return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()).to(self.device)

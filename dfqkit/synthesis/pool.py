@@ -5,8 +5,9 @@ What belongs here: the set that grows, its two halves, and what is a round. How 
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 
 from dfqkit_export.errors import ArtefactError
 
-from ..optimizers import under
+from ..optimizers import on_device, under
 from ..teacher import Teacher
-from .base import NO_DEMAND, Demand, Losses, Synthesizer, SynthesizerConfig
+from .base import NO_DEMAND, Demand, Losses, Synthesizer, SynthesizerConfig, require_finite
+from .deck import Deck
 
 
 class PoolConfig(SynthesizerConfig):
@@ -57,11 +59,15 @@ class PoolSynthesizer(Synthesizer):
         self.made = 0
         empty = torch.zeros((0, *teacher.image.shape), dtype=torch.uint8, device=self.device)
         self.training, self.fresh = empty, empty.clone()
-        self.order = torch.zeros(0, dtype=torch.int64, device=self.device)
+        self.order = Deck(0, generator)
 
     @classmethod
     def at_cost(cls, config: SynthesizerConfig, passes: int, demand: Demand) -> SynthesizerConfig:
-        """As many steps a batch as the budget allows for all batches that the demand needs."""
+        """As many steps a batch as the budget allows for all batches that the demand needs.
+
+        Batches are whole: the images by which the last one exceeds the demand are made and kept like the others, and
+        are paid for out of the budget, so that a demand just above a whole number of batches gets the fewest steps.
+        """
         batch = config.model_dump()["batch"]
         images = _batches(batch, demand) * batch * cls.passes_per_step
         return config.model_copy(update={"steps": max(1, passes // images)})
@@ -97,13 +103,21 @@ class PoolSynthesizer(Synthesizer):
         if not self.at:
             self._begin()
         terms = self._step(students, self.at, steps)
+        self._require_finite(terms, self.at)
         self.cost += self.pool_config.batch * self.passes_per_step
         self.at += 1
         if self.at >= steps:
+            images = self._finish().detach()
+            if not bool(images.isfinite().all()):
+                self._require_finite({"a pixel of the finished batch": math.nan}, steps - 1)
             self.at = 0
             self.finished += 1
-            self._keep(self._finish().detach(), game=game)
+            self._keep(images, game=game)
         return terms
+
+    def _require_finite(self, values: Mapping[str, float], step: int) -> None:
+        """Stop a batch that has diverged in a step, counted from 0; see `require_finite`."""
+        require_finite(self.pool_config, values, f"in step {step + 1} of batch {self.finished + 1}")
 
     def _keep(self, images: Tensor, *, game: bool) -> None:
         codes = (self.teacher.image.denormalize(images) * 255).round().clamp(0, 255).to(torch.uint8)
@@ -121,7 +135,7 @@ class PoolSynthesizer(Synthesizer):
         excess = len(self.training) - self.pool_config.memory
         if excess > 0:
             kept = torch.randperm(len(self.training), generator=self.rng, device=self.device)[:-excess]
-            self.training, self.order = self.training[kept.sort().values], self.order[:0]
+            self.training, self.order.rest = self.training[kept.sort().values], self.order.rest[:0]
 
     def sample(self, n: int) -> Tensor:
         """The next ``n`` images that are in no training set; each is given once."""
@@ -139,14 +153,8 @@ class PoolSynthesizer(Synthesizer):
         if not len(self.training):
             message = "There are no training images yet. Run the warm-up first, with Demand.training above 0."
             raise ArtefactError(message)
-        parts: list[Tensor] = []
-        while n:
-            if not len(self.order):
-                self.order = torch.randperm(len(self.training), generator=self.rng, device=self.device)
-            parts.append(self.order[:n])
-            self.order = self.order[n:]
-            n -= len(parts[-1])
-        return self._decoded(self.training[torch.cat(parts)])
+        self.order.size = len(self.training)
+        return self._decoded(self.training[self.order.deal(n)])
 
     def _decoded(self, codes: Tensor) -> Tensor:
         return self.teacher.image.normalize(codes.float() / 255)
@@ -157,19 +165,20 @@ class PoolSynthesizer(Synthesizer):
             "pool.counters": torch.tensor([self.at, self.finished, self.made, self.cost]),
             "pool.training": self.training,
             "pool.fresh": self.fresh,
-            "pool.order": self.order,
+            "pool.order": self.order.rest,
             "rng": self.rng.get_state(),
             **{f"batch.{name}": value for name, value in self._tensors().items()},
         }
         return {name: value.detach().clone() for name, value in state.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue exactly where `state_dict` was taken."""
+        """Continue exactly where `state_dict` was taken, whatever device the tensors are on by now."""
         self.at, self.finished, self.made, self.cost = state["pool.counters"].tolist()
-        self.training, self.fresh, self.order = (state[f"pool.{n}"].clone() for n in ("training", "fresh", "order"))
+        held = {name: state[f"pool.{name}"] for name in ("training", "fresh", "order")}
+        self.training, self.fresh, self.order.rest = on_device(held, self.device).values()
         if self.at:
             self._begin()
-        self._load_tensors(under(state, "batch."))
+        self._load_tensors(on_device(under(state, "batch."), self.device))
         self.rng.set_state(state["rng"].cpu())
 
     @abstractmethod
@@ -190,7 +199,7 @@ class PoolSynthesizer(Synthesizer):
 
     @abstractmethod
     def _load_tensors(self, state: dict[str, Tensor]) -> None:
-        """Put back what `_tensors` returned; within a batch, `_begin` was called just before."""
+        """Put back what `_tensors` returned, as copies on ``self.device``; within a batch, right after `_begin`."""
 
 
 def _batches(batch: int, demand: Demand) -> int:

@@ -39,10 +39,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from dfqkit_export.errors import TeacherError
+from dfqkit_export.errors import RecipeError
 
 from .. import losses
-from ..anatomy import last_convolution, linear_head
+from ..anatomy import last_layer
 from ..taps import BatchNormTap, LayerTap
 from ..teacher import Teacher
 from .base import NO_DEMAND, Demand, LossWeights, SynthesizerConfig
@@ -112,9 +112,10 @@ class ZeroQ(PixelSynthesizer):
         self.norms = self.tap.layers
         if config.statistics == "image":
             self.tap = LayerTap(teacher.model, list(self.norms), "input")
+            self._require_maps(self.tap)
         self.last: LayerTap | None = None
         if config.weights.margin:
-            self.last = LayerTap(teacher.model, [_last_layer(teacher)], "input")
+            self.last = LayerTap(teacher.model, [last_layer(teacher)], "input")
         self.labelled = any(self.weights[name] for name in ("ce", "hard_sample", "soft_label_error", "margin"))
         classes = teacher.image.classes
         self.labels = torch.zeros(0, dtype=torch.int64, device=self.device)
@@ -152,15 +153,28 @@ class ZeroQ(PixelSynthesizer):
         with self.tap as tap:
             logits: Tensor = self.teacher.model(images)
             if isinstance(tap, BatchNormTap):
-                read = [(s.mean, s.variance, s.running_mean, s.running_variance) for s in tap.statistics]
+                layers = tap.deviations(form)
             else:
                 read = [
                     _per_image(x, norm.running_mean, norm.running_var)  # type: ignore[arg-type]
-                    for x, norm in ((tap.values[name], norm) for name, norm in self.norms.items() if name in tap.values)
+                    for name, norm in self.norms.items()
+                    for x in tap.calls.get(name, ())
                     if x.dim() > 2  # a vector has no positions to take statistics over
                 ]
-        total = torch.stack([form(*layer) for layer in read]).sum()
-        return logits, {"bn": total / len(read) if self.config.bn == "mse" else total}
+                layers = [form(*layer) for layer in read]
+        total = torch.stack(layers).sum()
+        return logits, {"bn": total / len(layers) if self.config.bn == "mse" else total}
+
+    def _require_maps(self, tap: LayerTap) -> None:
+        with tap:
+            self.teacher.logits(torch.zeros((1, *self.teacher.image.shape), device=self.device))
+            found = any(x.dim() > 2 for calls in tap.calls.values() for x in calls)
+        if not found:
+            message = (
+                f"Teacher '{self.teacher.name}' normalises vectors only, which have no positions that one image's "
+                "mean and deviation could be taken over. Use synthesis.statistics: batch."
+            )
+            raise RecipeError(message)
 
     def _image_terms(self, x: Tensor) -> dict[str, Tensor]:
         if not self.weights["input"]:
@@ -244,17 +258,3 @@ def _linear(size: int, part: int, like: Tensor) -> Tensor:
 def _flat(features: Tensor) -> Tensor:
     """Features (N, D); of maps, their mean over the positions."""
     return features.flatten(2).mean(2) if features.dim() > 2 else features
-
-
-def _last_layer(teacher: Teacher) -> str:
-    head = linear_head(teacher)
-    if head is not None:
-        return head[0]
-    name = last_convolution(teacher)
-    if name is None:
-        message = (
-            f"Teacher '{teacher.name}' has neither a linear head nor a convolution, so there are no features for the "
-            "margin. Set its weight to 0."
-        )
-        raise TeacherError(message)
-    return name

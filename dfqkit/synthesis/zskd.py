@@ -16,17 +16,17 @@ Where the paper and the authors' code (vcl-iisc/ZSKD) disagree, this follows the
 
 - beta scales the concentration after the row was scaled to [0, 1]; the code scales the similarities before, which the
   scaling then cancels, so that all its targets have beta = 1;
-- every batch starts from noise; the code starts a class once and goes on from the optimum of the batch before;
 - the code's addition of a floor of 1e-4 is kept: a concentration must be above zero.
 
 Differs from both in that a batch holds all classes alike, not one (nothing in the loss couples the images, apart from
-`rescale`), and in the learning rate's default. Distillation is `dfqkit.distill`'s, not the paper's.
+`rescale`), and in the learning rate's default; from the code in that every batch starts from noise, where it starts a
+class once and goes on from the optimum of the batch before. Distillation is `dfqkit.distill`'s, not the paper's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -54,11 +54,11 @@ class ZSKDConfig(PixelConfig):
         "their 1500 steps.",
     )
     start: Literal["normal", "uniform"] = Field("uniform", description="As in PixelConfig; author code: U(0, 1).")
-    betas: tuple[float, ...] = Field(
+    betas: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         (1.0, 0.1), min_length=1, description="Factors of the concentration, taken in turn (paper: half and half)."
     )
     floor: float = Field(1e-4, gt=0, description="Added to every concentration (author code).")
-    temperature: float = Field(20.0, gt=0, description="Of the teacher's answers (paper).")
+    temperature: float = Field(20.0, gt=0, description="Of the teacher's answers (author code).")
     rescale: bool = Field(
         True, description="Scale the whole batch to fill [0, 1] after every step (author code); false: clamp."
     )
@@ -150,8 +150,14 @@ def log_gamma_variables(shape: Tensor, rng: torch.Generator) -> Tensor:
 
     Source: Marsaglia and Tsang, "A Simple Method for Generating Gamma Variables", ACM Transactions on Mathematical
     Software, 2000: rejection for shape + 1 (section 2), and Gamma(a) = Gamma(a + 1) U^(1/a) (section 6).
+
+    Raises:
+        ValueError: a shape is not a finite number above 0; nothing drawn would ever be accepted.
     """
     shape = shape.double()
+    if not bool(((shape > 0) & shape.isfinite()).all()):
+        message = "A gamma variable's shape must be a finite number above 0; found one that is not."
+        raise ValueError(message)
     d = shape + 1 - 1 / 3
     c = 1 / (9 * d).sqrt()
     found, waiting = torch.zeros_like(d), torch.ones_like(d, dtype=torch.bool)

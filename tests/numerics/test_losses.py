@@ -84,8 +84,7 @@ def test_every_term_says_what_better_means(name: str) -> None:
     assert "Args:" in text
 
 
-# Its sums are in float32, too coarse for differences of 1e-6: its gradient has a closed form in test_losses_features.
-@pytest.mark.parametrize("name", [name for name in TERMS if name != "relative_error"])
+@pytest.mark.parametrize("name", TERMS)
 def test_gradients(name: str) -> None:
     term = TERMS[name]
     x = draw(*term.shape, seed=5, dtype=torch.float64).requires_grad_(True)
@@ -104,8 +103,7 @@ def test_values_are_scalars_and_half_precision_is_computed_in_float32(name: str)
         assert found.shape == ()
     if name not in ("agreeing_kl", "bn_kl", "bn_l2", "bn_mse", "bn_std"):  # the table computes before the term does
         assert float(term.value(x, y)) == pytest.approx(float(term.value(x.float(), y.float())), abs=0.02)
-    expected = torch.float32 if name == "relative_error" else torch.float64
-    assert term.value(x.double(), y.double()).dtype == expected
+    assert term.value(x.double(), y.double()).dtype == torch.float64
 
 
 @pytest.mark.parametrize("name", TERMS)

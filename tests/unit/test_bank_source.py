@@ -110,6 +110,13 @@ def test_every_training_image_comes_once_before_any_comes_again(path: Path, teac
     assert first != second != third
 
 
+def test_asking_for_more_brings_none(path: Path, teacher: Teacher) -> None:
+    source = make(path, teacher, Demand(training=20, fresh=10))
+    source.sample(4)
+    source.ask(50)
+    assert source.available == 6
+
+
 def test_the_seed_orders_training(path: Path, teacher: Teacher) -> None:
     one, same, other = (
         numbers(make(path, teacher, Demand(training=40), seed).training_batch(40)) for seed in (0, 0, 1)

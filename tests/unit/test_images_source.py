@@ -68,6 +68,16 @@ def test_fresh_images_come_once_and_never_train(archive: Path) -> None:
         source.sample(1)
 
 
+def test_asking_for_more_brings_none(archive: Path) -> None:
+    source = make(archive)
+    source.sample(3)
+    source.ask(30)
+    assert source.available == 7
+    assert len(source.sample(7)) == 7
+    with pytest.raises(ArtefactError, match=r"Asked for 1 fresh images, but 0 are left of 10"):
+        source.sample(1)
+
+
 def test_every_training_image_comes_once_before_any_comes_again(archive: Path) -> None:
     source = make(archive)
     drawn = [image for n in (5, 7, 30, 6) for image in codes(source.training_batch(n))]

@@ -158,6 +158,16 @@ class TestImages:
             assert len(mixture.sample(mixture.available)) >= fresh
             assert mixture.available == 0
 
+    def test_asking_for_more_brings_no_images_that_are_not_there(self, teacher: Teacher, tmp_path: Path) -> None:
+        pixels = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
+        np.savez(tmp_path / "a.npz", images=pixels)
+        mixture = make(teacher, NOISE, {"method": "images", "path": str(tmp_path / "a.npz")}, training=0, fresh=8)
+        mixture.ask(40)
+        # Noise, image, noise, image: a fifth image is due tenth.
+        assert mixture.available == 9
+        assert len(mixture.sample(9)) == 9
+        assert mixture.available == 0
+
     def test_a_small_share_keeps_a_training_image(self, teacher: Teacher) -> None:
         mixture = make(teacher, LOW | {"share": 99}, HIGH | {"share": 1}, training=10, fresh=4, game_rounds=5)
         assert [part.demand.training for part in mixture.parts] == [10, 1]
@@ -323,6 +333,14 @@ class TestConfiguration:
             ([{"method": "noise"}], "synthesis.sources.0.accept_noise: must be true"),
             (
                 [{"method": "images", "path": "a"}, {"method": "images", "path": "a", "limit": 3}],
+                "synthesis.sources: two sources take images from one place (a, a)",
+            ),
+            (
+                [{"method": "images", "path": "a"}, {"method": "zeroq", "start_from": "b/../a"}],
+                "synthesis.sources: two sources take images from one place (a, a)",
+            ),
+            (
+                [{"method": "zskd", "start_from": "a"}, NOISE, {"method": "zeroq", "start_from": "./a"}],
                 "synthesis.sources: two sources take images from one place (a, a)",
             ),
             (

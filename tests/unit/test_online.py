@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,9 @@ from dfqkit.synthesis.generator import Generator
 from dfqkit.synthesis.online import OnlineConfig, OnlineSynthesizer
 from dfqkit.synthesis.zskt import ZSKT, ZSKTConfig
 from dfqkit.teacher import Teacher
+from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images import ImageSpec
-from tests._toys import Head, randomise, toy_teacher
+from tests._toys import IMAGE, Head, randomise, toy_teacher
 
 SIZES = {"batch": 8, "latent": 8, "width": 4, "warmup": 3, "memory": 16}
 METHODS: list[tuple[type[OnlineSynthesizer], type[OnlineConfig]]] = [
@@ -120,6 +122,52 @@ def test_resuming_with_averages_is_bitwise_the_same(
     assert before + [resumed.synthesize([opponent]) for _ in range(3)] == terms
     assert torch.equal(resumed.sample(5), straight.sample(5))
     assert torch.equal(resumed.training_batch(6), straight.training_batch(6))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 6, 7, 8])
+def test_all_generators_take_part_evenly(teacher: Teacher, n: int) -> None:
+    made = DFQ(DFQConfig(**SIZES, generators=3), teacher, derive(0))
+    levels = [IMAGE.normalize(torch.full((1, *IMAGE.shape), level)) for level in (0.2, 0.4, 0.6)]
+    made._draw = lambda member, count: levels[made.averages.index(member)].expand(  # type: ignore[method-assign]
+        count, -1, -1, -1
+    )
+    drawn = made.sample(n)
+    assert len(drawn) == n
+    counts = [int((drawn == level).flatten(1).all(1).sum()) for level in levels]
+    assert counts == [n // 3 + (index < n % 3) for index in range(3)]
+
+
+def test_whole_shares_are_drawn_one_generator_after_the_other(teacher: Teacher) -> None:
+    made, same = (DFQ(DFQConfig(**SIZES, generators=2), teacher, derive(0)) for _ in range(2))
+    with torch.no_grad():
+        wanted = [member(same._latent(3)) for member in same.averages]
+    assert torch.equal(made.sample(6), torch.cat(wanted))
+
+
+@each_method
+def test_what_diverges_is_stopped(
+    method: type[OnlineSynthesizer], config: type[OnlineConfig], teacher: Teacher, opponent: nn.Module
+) -> None:
+    made = method(config(**SIZES), teacher, derive(0))
+    made.synthesize([opponent])
+    before = [p.detach().clone() for p in made.generators[0].parameters()]
+    name, terms = next(iter(made.weights)), made._terms
+    made.weights = {**made.weights, name: math.inf}
+    with pytest.raises(ArtefactError, match="has diverged: the gradient's norm is nan in round 2"):
+        made.synthesize([opponent])
+    assert all(torch.equal(a, b) for a, b in zip(before, made.generators[0].parameters(), strict=True))
+    made._terms = lambda *given: {**terms(*given), name: images_of(given) * math.nan}  # type: ignore[method-assign]
+    with pytest.raises(ArtefactError, match=rf"{name} is nan in round 2.*Lower lr \(now .*lr_game"):
+        made.synthesize([opponent])
+    with torch.no_grad():
+        next(iter(made.generators[0].parameters())).fill_(math.inf)
+    with pytest.raises(ArtefactError, match="a pixel of the images is nan after 1 rounds"):
+        made.sample(4)
+
+
+def images_of(given: tuple[Any, ...]) -> Tensor:
+    found: Tensor = given[0].mean()
+    return found
 
 
 def generator(shape: tuple[int, int, int], width: int = 16) -> Generator:

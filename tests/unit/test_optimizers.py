@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from dfqkit.optimizers import cosine, optimizer_tensors, restore_optimizer, under
+from dfqkit.optimizers import cosine, on_device, optimizer_tensors, restore_optimizer, under
 
 MAKERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "adam": lambda m: torch.optim.Adam(m.parameters(), lr=0.1, betas=(0.5, 0.999)),
@@ -69,6 +69,17 @@ def test_an_optimizer_that_never_stepped_has_nothing_to_keep() -> None:
     assert optimizer_tensors(optimizer) == {}
     restore_optimizer(optimizer, {})
     step(model, optimizer)
+
+
+def test_on_device_leaves_the_count_of_steps() -> None:
+    given = {"0.step": torch.tensor(3.0), "step": torch.tensor(1), "0.exp_avg": torch.ones(2), "steps": torch.ones(1)}
+    found = on_device(given, torch.device("meta"))
+    assert {name: value.device.type for name, value in found.items()} == {
+        "0.step": "cpu", "step": "cpu", "0.exp_avg": "meta", "steps": "meta",
+    }  # fmt: skip
+    same = on_device(given, torch.device("cpu"))
+    assert all(torch.equal(same[name], value) and same[name] is not value for name, value in given.items())
+    assert not {v.data_ptr() for v in same.values()} & {v.data_ptr() for v in given.values()}
 
 
 def test_under() -> None:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from dfqkit.seeds import derive
 from dfqkit.synthesis.base import Demand
-from dfqkit.synthesis.pixels import Deck, PixelConfig, PixelSynthesizer, Stage
+from dfqkit.synthesis.deck import Deck
+from dfqkit.synthesis.pixels import PixelConfig, PixelSynthesizer, Stage
 from dfqkit.teacher import Teacher
 from dfqkit_export.errors import ArtefactError
 from tests._toys import IMAGE, toy_teacher
@@ -183,6 +184,29 @@ def test_a_deck_deals_everything_once() -> None:
     deck = Deck(5, derive(0))
     assert sorted(deck.deal(3).tolist() + deck.deal(2).tolist()) == [0, 1, 2, 3, 4]
     assert sorted(deck.deal(10).tolist()) == sorted([0, 1, 2, 3, 4] * 2)
+    assert sorted(Deck(2, derive(0), torch.tensor([7, 9, 8])).deal(4).tolist()) == [7, 7, 9, 9]
+    with pytest.raises(ValueError, match="1 items of none"):
+        Deck(0, derive(0)).deal(1)
+    assert len(Deck(0, derive(0)).deal(0)) == 0
+
+
+@pytest.mark.parametrize(
+    ("terms", "weight", "said"),
+    [
+        ([1.0, math.nan], 1.0, r"ce is nan in step 2 of batch 1.* Lower lr \(now 0.1\) in its section"),
+        ([1.0, 2.0, math.inf], 1.0, "ce is inf in step 3 of batch 1"),
+        ([1.0, 2.0], 3e38, "the weighted sum of all terms is inf in step 2 of batch 1"),
+    ],
+)
+def test_a_batch_that_diverges_is_stopped(teacher: Teacher, terms: list[float], weight: float, said: str) -> None:
+    made = probe(teacher)
+    made.weights["ce"] = weight
+    values = iter(terms)
+    made._terms = lambda images, students: {"ce": images.mean() * 0 + next(values)}  # type: ignore[method-assign]
+    for _ in terms[1:]:
+        made.synthesize()
+    with pytest.raises(ArtefactError, match=f"Synthesis 'probe' has diverged: {said}"):
+        made.synthesize()
 
 
 @pytest.fixture
@@ -204,6 +228,26 @@ def test_batches_start_from_given_images_each_once(teacher: Teacher, similar: Pa
     assert torch.equal(labels, teacher.logits(made.before[0]).argmax(1)), "enriches what the teacher sees in them"
 
 
+def test_no_given_image_starts_two(teacher: Teacher, similar: Path) -> None:
+    given = np.load(similar)["images"]
+    np.savez(similar, images=np.concatenate([given[:3], given]))  # copies of three
+    made = probe(teacher, start_from=str(similar), steps=1, batch=6)
+    batches = []
+    for _ in range(3):
+        dealt = made.classes.rest
+        made.synthesize()
+        batches.append((made.before[-1], made.labels, len(dealt)))
+    known = {image.tobytes() for image in given}
+    started = [[code.permute(1, 2, 0).numpy().tobytes() for code in codes(batch)] for batch, *_ in batches]
+    assert [sum(code in known for code in batch) for batch in started] == [6, 2, 0]
+    assert set(started[0]) | set(started[1][:2]) == known
+    assert len({code for batch in started for code in batch}) == 18
+    seen = teacher.logits(batches[1][0]).argmax(1)
+    assert torch.equal(batches[1][1][:2], seen[:2])
+    noise = [*batches[1][1][2:].tolist(), *batches[2][1].tolist()]
+    assert sorted(noise[:5]) == sorted(noise[5:10]) == [0, 1, 2, 3, 4], "labels of noise are dealt"
+
+
 def test_given_images_are_found_checked_and_kept_out_of_grading(
     teacher: Teacher, similar: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -219,7 +263,7 @@ def test_given_images_are_found_checked_and_kept_out_of_grading(
         probe(teacher, start_from=str(similar))
         assert not caplog.records
         Probe(SMALL.model_copy(update={"start_from": str(similar)}), teacher, derive(0), Demand(training=9))
-    assert "8 images to start from, 12 are made" in caplog.text
+    assert "8 different images to start from, 12 are made: the others start from noise" in caplog.text
     np.savez(similar, images=np.zeros((3, 8, 8, 3), np.uint8))
     with pytest.raises(ArtefactError, match="8x8"):
         probe(teacher, start_from=str(similar))
@@ -227,8 +271,9 @@ def test_given_images_are_found_checked_and_kept_out_of_grading(
 
 
 @pytest.mark.parametrize("stop", [0, 1, 4, 5, 8, 11])
-@pytest.mark.parametrize("given", [False, True])
-def test_resuming_is_bitwise_the_same(teacher: Teacher, similar: Path, stop: int, given: bool) -> None:
+@pytest.mark.parametrize("given", [0, 6, 8])
+def test_resuming_is_bitwise_the_same(teacher: Teacher, similar: Path, stop: int, given: int) -> None:
+    np.savez(similar, images=np.load(similar)["images"][: max(given, 1)])
     changes = {
         "jitter": 2, "flip": True, "decay": "plateau", "patience": 0.05, "lr": 1.0,
         "start_from": str(similar) if given else None,

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from dfqkit import recording
 from dfqkit.cli import main
 from dfqkit.recording import RecordOptions, graph_basis, record
 from dfqkit.records import TOP, ActivationRecords, Moments, pooled, reading
@@ -227,6 +228,27 @@ def test_what_would_not_fit_into_memory_is_refused(teacher: Teacher, monkeypatch
     monkeypatch.setattr("dfqkit.recording._MEMORY", 1000)
     with pytest.raises(ArtefactError, match="lower --diagonal-above"):
         record(teacher, labelled(20))
+
+
+def test_the_records_of_pairs_take_memory_too(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted before any eigenvector is computed, and exactly what the streams hold."""
+    made: list[int] = []
+
+    class Counted(recording._Stream):
+        def __init__(self, *args: int) -> None:
+            super().__init__(*args)
+            made.append(self.squares.numel() * self.squares.element_size())
+
+    monkeypatch.setattr(recording, "_Stream", Counted)
+    found = record(teacher, labelled(20), RecordOptions(spectrum=1.0))
+    assert len(made) == len(found.layers) + len(found.pairs)
+    total = sum(made)
+    monkeypatch.setattr(recording, "_MEMORY", total)
+    record(teacher, labelled(20), RecordOptions(spectrum=1.0))
+    monkeypatch.setattr(recording, "_MEMORY", total - 1)
+    monkeypatch.setattr(recording, "graph_basis", lambda *_: pytest.fail("computed before"))
+    with pytest.raises(ArtefactError, match=rf"and {len(found.pairs)} pairs of layers take"):
+        record(teacher, labelled(20), RecordOptions(spectrum=1.0))
 
 
 def test_a_teacher_whose_last_layer_is_not_its_answer_is_refused() -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from dfqkit.taps import BatchNormTap, batch_norms
+from dfqkit import losses
+from dfqkit.taps import BatchNormTap, LayerTap, batch_norms
 from dfqkit_export.errors import TeacherError
 from tests._toys import conv_bn, images, toy
 
@@ -85,6 +89,70 @@ def test_nothing_is_left_behind() -> None:
     assert hooks(model) == 0
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert not model.training
+
+
+def test_no_stand_in_is_left_behind_where_the_model_fails() -> None:
+    model = toy("residual")
+    model.head.fc = nn.Linear(3, 5)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), BatchNormTap(model):
+        model(images(2))
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert hooks(model) == 0
+
+
+def test_a_copy_made_in_between_is_refused_and_one_made_later_is_free() -> None:
+    model = toy("residual")
+    tap = BatchNormTap(model)
+    for copied in (copy.deepcopy, pickle.dumps):
+        with tap, pytest.raises(TeacherError, match=r"'stem.1' was copied or pickled while"):
+            copied(model)
+    with tap:
+        model(images(2, 1))
+    kept = list(tap.statistics)
+    copy.deepcopy(model)(images(2, 2))
+    assert tap.statistics == kept
+    assert len(pickle.dumps(model)) > 0
+
+
+class Named(nn.Module):
+    """Calls its layer by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(input=x)
+
+
+def test_a_layer_may_be_called_by_keyword() -> None:
+    model, x = Named().eval().requires_grad_(False), images(4)
+    with BatchNormTap(model) as first, BatchNormTap(model) as second, LayerTap(model, ["norm"], "input") as layers:
+        y = model(x)
+        assert layers.values["norm"] is x
+    assert torch.equal(y, model(x))
+    for tap in (first, second):
+        torch.testing.assert_close(tap.statistics[0].mean, x.mean((0, 2, 3)))
+
+
+def test_every_call_of_a_layer_is_kept() -> None:
+    model, x = Twice().eval(), images(2)
+    with LayerTap(model, ["norm"]) as tap:
+        model(images(2, 7))
+        y = model(x)
+        assert len(tap.calls["norm"]) == 2
+        assert torch.equal(tap.values["norm"], model.norm(x))
+        assert tap.calls["norm"][1] is y or torch.equal(tap.calls["norm"][1], y)
+    assert not tap.values
+
+
+def test_deviations_are_the_forms_of_every_entry() -> None:
+    model = Twice().eval()
+    with BatchNormTap(model) as tap:
+        model(images(4))
+    found = tap.deviations(losses.bn_kl)
+    wanted = [losses.bn_kl(s.mean, s.variance, s.running_mean, s.running_variance) for s in tap.statistics]
+    assert torch.equal(torch.stack(found), torch.stack(wanted))
 
 
 def test_training_mode_is_refused_and_leaves_no_hooks() -> None:

@@ -13,6 +13,7 @@ from dfqkit.seeds import derive
 from dfqkit.synthesis.base import Demand
 from dfqkit.synthesis.zeroq import ZeroQ, ZeroQConfig
 from dfqkit.teacher import Teacher
+from dfqkit_export.errors import RecipeError
 from dfqkit_export.images import ImageSpec
 from tests._toys import IMAGE, Head, images, toy_teacher
 
@@ -212,3 +213,38 @@ def test_vectors_have_no_per_image_statistics() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), Head(4), nn.BatchNorm1d(IMAGE.classes)).eval()
     made = make(Teacher.from_module(model, image), statistics="image")
     assert made.synthesize()["bn"] > 0
+
+
+def test_a_teacher_of_vectors_alone_has_no_per_image_statistics() -> None:
+    image = ImageSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.5,), classes=4)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)).eval()
+    teacher = Teacher.from_module(model, image, "vectors")
+    assert make(teacher).synthesize()["bn"] > 0
+    with pytest.raises(RecipeError, match=r"'vectors' normalises vectors only.*statistics: batch"):
+        make(teacher, statistics="image")
+
+
+class Again(nn.Module):
+    """One BatchNorm, called once or twice."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times, self.norm, self.head = times, nn.BatchNorm2d(3), Head(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(self.times):
+            x = self.norm(x) + 0.5
+        return self.head(x)
+
+
+@pytest.mark.parametrize("form", ["std", "mse"])
+@pytest.mark.parametrize("statistics", ["batch", "image"])
+def test_a_layer_that_is_called_twice_counts_twice(form: str, statistics: str) -> None:
+    x = images(BATCH)
+    model = Again(2).eval()
+    made = make(Teacher.from_module(model, IMAGE), start=x, bn=form, statistics=statistics)
+    norm, axes = model.norm, (0, 2, 3) if statistics == "batch" else (2, 3)
+    inputs = [x, norm(x) + 0.5]
+    centre, spread = (v.double().numpy() for v in (norm.running_mean, norm.running_var))  # type: ignore[union-attr]
+    found = [deviation(v.detach().double().numpy(), centre, spread, form, axes) for v in inputs]
+    assert made.synthesize()["bn"] == pytest.approx(sum(found) / (2 if form == "mse" else 1), rel=1e-4)

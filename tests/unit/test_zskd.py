@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from dfqkit.seeds import derive
@@ -91,6 +92,18 @@ def test_tiny_shapes_stay_finite() -> None:
     logs = log_gamma_variables(torch.full((50_000,), 1e-4), rng())
     assert bool(torch.isfinite(logs).all())
     assert float(logs.mean()) == pytest.approx(-1e4, rel=0.03)
+
+
+@pytest.mark.parametrize("shape", [0.0, -0.5, -3.0, math.nan, math.inf])
+def test_shapes_that_have_no_gamma_variable_are_refused(shape: float) -> None:
+    with pytest.raises(ValueError, match="shape must be a finite number above 0"):
+        log_gamma_variables(torch.tensor([1.0, shape]), rng())
+
+
+@pytest.mark.parametrize("beta", [0.0, -1.0])
+def test_a_factor_of_the_concentration_is_above_0(beta: float) -> None:
+    with pytest.raises(ValidationError, match="greater than 0"):
+        ZSKDConfig.model_validate({"betas": [1.0, beta]})
 
 
 def test_dirichlet_has_the_moments_of_its_own() -> None:

@@ -1,0 +1,38 @@
+"""Drawing in random order without repeats, as training images, class labels and given images are drawn."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Deck:
+    """Numbers below ``size`` in random order, every one once before any comes again.
+
+    Args:
+        size: how many; may be raised while some are still to be dealt.
+        rng: draws the order.
+        items: (size,) int64, dealt in the place of the numbers; None for the numbers themselves.
+
+    Attributes:
+        rest: what is dealt next, int64; together with ``rng`` the whole state.
+    """
+
+    def __init__(self, size: int, rng: torch.Generator, items: Tensor | None = None) -> None:
+        self.size, self.rng, self.items = size, rng, items
+        self.rest = torch.zeros(0, dtype=torch.int64, device=rng.device)
+
+    def deal(self, n: int) -> Tensor:
+        """The next ``n`` of them, int64 (n,).
+
+        Raises:
+            ValueError: there are none.
+        """
+        if n > len(self.rest) and not self.size:
+            message = f"Asked for {n} items of none."
+            raise ValueError(message)
+        while len(self.rest) < n:
+            more = torch.randperm(self.size, generator=self.rng, device=self.rng.device)
+            self.rest = torch.cat([self.rest, more if self.items is None else self.items[more]])
+        dealt, self.rest = self.rest[:n], self.rest[n:]
+        return dealt
