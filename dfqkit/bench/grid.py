@@ -173,7 +173,6 @@ def _shared(recipe: Recipe) -> dict[str, Any]:
         "validate": (recipe.validation.model_copy(update={"data": None}), _place(recipe.validation.data, recipe)),
         "student": recipe.student,
         "quant": quant.model_copy(update={"bits": "w8a8"}),
-        "bank.batch": recipe.bank.batch,
     }
 
 

@@ -47,7 +47,8 @@ def drop_plot(rows: Sequence[Mapping[str, Any]]) -> str:
     for index, row in enumerate(rows):
         drop, y = row["top1_drop"], top + _ROW * (index + 0.5)
         spread = drop["stdev"] or 0.0
-        parts.append(f'<text class="tick" x="{_LEFT - 8}" y="{y + 3.5:.1f}" text-anchor="end">{_name(row)}</text>')
+        label = f"{_name(row)} {index + 1}"  # the number stands in the other plot
+        parts.append(f'<text class="tick" x="{_LEFT - 8}" y="{y + 3.5:.1f}" text-anchor="end">{label}</text>')
         if spread:
             parts.append(
                 f'<line class="curve" x1="{x(drop["mean"] - spread):.1f}" x2="{x(drop["mean"] + spread):.1f}" '
@@ -69,15 +70,16 @@ def drop_plot(rows: Sequence[Mapping[str, Any]]) -> str:
 def cost_plot(rows: Sequence[Mapping[str, Any]]) -> str:
     """Accuracy in the runtime against wall time of synthesis and game, a mark a source, time on a log scale.
 
-    Sources that fall out of the picture at the bottom are drawn at its edge.
+    Marks carry the number of their line in `drop_plot`. Sources that fall out of the picture at the bottom are drawn at
+    its edge.
     """
     points = [
-        (max(row["synthesis_seconds"]["mean"] + row["game_seconds"]["mean"], 0.1), row["top1"]["mean"], row)
-        for row in rows
+        (max(row["synthesis_seconds"]["mean"] + row["game_seconds"]["mean"], 0.1), row["top1"]["mean"], index, row)
+        for index, row in enumerate(rows, 1)
     ]
     times, values = [point[0] for point in points], sorted(point[1] for point in points)
     low_x, high_x = min(times) / 1.5, max(times) * 1.5
-    top = values[-1]
+    top = max(value + (row["top1"]["stdev"] or 0.0) for _, value, _, row in points)
     floor = min(values[len(values) // 2] - 2 * max(top - values[len(values) // 2], 0.1), top - 0.5)
     low_y = min(max(values[0], floor), top - 0.5)
     margin = 0.08 * (top - low_y)
@@ -107,21 +109,21 @@ def cost_plot(rows: Sequence[Mapping[str, Any]]) -> str:
                 where = f'x="{x:.1f}" y="{_SCATTER_HEIGHT - 12}" text-anchor="middle"'
                 parts.append(f'<text class="tick" {where}>{seconds:g} s</text>')
     taken: list[tuple[float, float]] = []
-    for seconds, value, row in sorted(points, key=lambda point: -point[1]):
+    for seconds, value, index, row in sorted(points, key=lambda point: -point[1]):
         x, y = place(seconds, value)
         spread = row["top1"]["stdev"] or 0.0
         if spread:
             ends = [place(seconds, value + sign * spread)[1] for sign in (1, -1)]
             parts.append(f'<line class="curve" x1="{x:.1f}" x2="{x:.1f}" y1="{ends[0]:.1f}" y2="{ends[1]:.1f}"/>')
         text_y = y
-        while any(abs(text_y - other_y) < 11 and abs(x - other_x) < 90 for other_x, other_y in taken):
-            text_y += 11  # names must not lie on each other
+        while any(abs(text_y - other_y) < 10 and abs(x - other_x) < 16 for other_x, other_y in taken):
+            text_y += 10  # names must not lie on each other
         taken.append((x, text_y))
         parts.append(
             f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="4"/>'
-            f'<text class="tick" x="{x + 8:.1f}" y="{text_y + 3.5:.1f}">{_name(row)}</text>'
+            f'<text class="tick" x="{x + 6:.1f}" y="{text_y + 3.5:.1f}">{index}<title>{_name(row)}</title></text>'
         )
-    label = "; ".join(f"{row['contestant']} {value:.2f} % in {seconds:.0f} s" for seconds, value, row in points)
+    label = "; ".join(f"{row['contestant']} {value:.2f} % in {seconds:.0f} s" for seconds, value, _, row in points)
     height = max(_SCATTER_HEIGHT, int(max(y for _, y in taken)) + 12)
     return _svg(height, f"Top-1 against wall time: {label}", "".join(parts))
 

@@ -14,6 +14,7 @@ from .outcome import resumable
 
 if TYPE_CHECKING:
     from ..bench.grid import Grid
+    from ..recipe import Recipe
     from .options import Commands
 
 _DESCRIPTION = (
@@ -104,7 +105,6 @@ def _work(grid: Grid, args: argparse.Namespace) -> None:
     from ..bench.table import document, markdown, rows
     from ..progress import Progress
     from ..run.context import resolve_device
-    from ..run.provenance import warnings_of
 
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def _work(grid: Grid, args: argparse.Namespace) -> None:
     data = document(
         cells,
         real=bench.real_statistics(),
-        warnings={name: warnings_of(recipe) for name, recipe in grid.contestants.items()},
+        warnings={name: _warnings(recipe, first) for name, recipe in grid.contestants.items()},
         provenance={
             "title": f"{first.name.rpartition('/')[0] or first.name}: {len(grid.contestants)} sources",
             "command": _command(args, everything=False),
@@ -141,6 +141,16 @@ def _work(grid: Grid, args: argparse.Namespace) -> None:
     write_bytes(out / "bench.md", text.encode())
     write_bytes(out / "bench.html", page(data).encode())
     result(text)
+
+
+def _warnings(recipe: Recipe, first: Recipe) -> list[str]:
+    """What must be known of a contestant's rows."""
+    from ..run.provenance import warnings_of
+
+    found = list(warnings_of(recipe))
+    if recipe.bank.batch != first.bank.batch:
+        found.append(f"calibrated in batches of {recipe.bank.batch}, the first source in {first.bank.batch}")
+    return found
 
 
 def _settle(path: Path, args: argparse.Namespace, device: str) -> None:
