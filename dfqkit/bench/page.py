@@ -69,7 +69,8 @@ def _section(bits: str, mode: str, rows: Sequence[Mapping[str, Any]]) -> str:
         f"<section><h2>{escape(bits)}, {escape(mode)}</h2>"
         f"<p>Drop in points against the float teacher, measured in the runtime; lower is better.</p>"
         f"<div class='wide'><figure class='chart'><figcaption>drop, mean ± standard deviation, every seed"
-        f"</figcaption>{drop_plot(rows)}</figure><figure class='chart'><figcaption>top-1 % against wall time, numbered as in the other plot"
+        f"</figcaption>{drop_plot(rows)}</figure><figure class='chart'><figcaption>top-1 % against wall time, "
+        f"numbered as in the other plot"
         f"</figcaption>{cost_plot(rows)}</figure></div>{_table(heads, lines)}</section>"
     )
 
