@@ -197,7 +197,7 @@ class TestPlan:
             "synthesize", "quantize", "distill", "export", "validate",
         ]  # fmt: skip
         for part in (
-            "150 rounds of 128 images",
+            "dfq (150 warm-up rounds of 128 images)",
             "3 student(s)",
             "123 steps of 64 images",
             "ONNX Runtime (CPU), w4a4",
