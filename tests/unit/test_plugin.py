@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -81,7 +81,9 @@ print(synthesizer("shifted-moments").__module__, "done")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The template, installed without a network into a folder of its own."""
     for needed in ("pip", "setuptools"):
-        if importlib.util.find_spec(needed) is None:
+        try:
+            metadata.distribution(needed)  # looking for the module would import setuptools' replacement of distutils
+        except metadata.PackageNotFoundError:
             pytest.skip(f"{needed} is not installed here, so that a package cannot be built")
     root = tmp_path_factory.mktemp("plugin")
     shutil.copytree(TEMPLATE, root / "source")  # building writes beside the sources
