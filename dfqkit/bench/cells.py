@@ -107,16 +107,16 @@ class Bench:
 
     def _cell(self, cell: Cell) -> dict[str, Any]:
         path = self.out / "cells" / cell.folder
-        folder = self._open(path, self.grid.recipe(cell))
+        recipe = self.grid.recipe(cell)
+        folder = self._open(path, recipe)
         if not folder.done(MEASURED):
             with folder:
                 if not folder.done(MEASURED):
-                    self._measure(cell, folder)
+                    self._measure(cell, recipe, folder)
         result: dict[str, Any] = json.loads((path / "cell.json").read_text(encoding="utf-8"))
         return result
 
-    def _measure(self, cell: Cell, folder: RunFolder) -> None:
-        recipe = self.grid.recipe(cell)
+    def _measure(self, cell: Cell, recipe: Recipe, folder: RunFolder) -> None:
         source = self._synthesis(cell.contestant, cell.seed)
         if not folder.done("synthesize"):
             folder.adopt("synthesize", source)
