@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import Parser, add_compute_options, natural, note, positive, result
+from .options import Parser, add_compute_options, add_overrides, natural, note, positive, result
 from .outcome import resumable
 
 if TYPE_CHECKING:
@@ -54,9 +54,7 @@ def add(commands: Commands) -> None:
         "--best", type=positive, metavar="N", help="distil only the N sources that calibrate best (mean over schemes)"
     )
     parser.add_argument("--contestants", nargs="+", metavar="NAME", help="distil only these sources")
-    parser.add_argument(
-        "--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help="change all recipes"
-    )
+    add_overrides(parser, "change all recipes")
     add_compute_options(parser)
     parser.set_defaults(handler=_bench, parser=parser)
 

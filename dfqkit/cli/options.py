@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     Commands = argparse._SubParsersAction["Parser"]
 
-__all__ = ["Parser", "add_compute_options", "add_recipe_options", "note", "result", "table"]
+__all__ = ["Parser", "add_compute_options", "add_overrides", "add_recipe_options", "note", "result", "table"]
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -41,16 +41,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}\nSee `{self.prog} --help`.\n")
 
 
+def add_overrides(parser: Parser, text: str) -> None:
+    """Add `--set`, explained by ``text``."""
+    parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help=text)
+
+
 def add_recipe_options(parser: Parser) -> None:
     """Add what changes a recipe."""
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="change one value of the recipe, such as distill.steps=200; may be given several times",
-    )
+    add_overrides(parser, "change one value of the recipe, such as distill.steps=200; may be given several times")
     parser.add_argument("--seed", type=natural, metavar="N", help="seed of the run (default: the recipe's)")
 
 

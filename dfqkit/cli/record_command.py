@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import Parser, add_compute_options, note, positive, result
+from .options import Parser, add_compute_options, add_overrides, note, positive, result
 from .running import chosen_recipe
 
 if TYPE_CHECKING:
@@ -43,14 +43,7 @@ def add(commands: Commands) -> None:
         metavar="N",
         help="layers with more units keep variances, no covariance (default: 1024)",
     )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="change one value of the recipe, such as teacher.weights=FILE; may be given several times",
-    )
+    add_overrides(parser, "change one value of the recipe, such as teacher.weights=FILE; may be given several times")
     add_compute_options(parser)
     parser.set_defaults(handler=_record, parser=parser, seed=None)
 
