@@ -21,7 +21,7 @@ from dfqkit_export import metrics
 from dfqkit_export.datasets import LabelledImages
 from dfqkit_export.errors import ArtefactError, BusyError
 from dfqkit_export.files import write_bytes
-from dfqkit_export.graph import realised_precision
+from dfqkit_export.precision import realised_precision
 from dfqkit_export.runtimes.ort import OrtSession
 
 from ..imagebank import ImageBank

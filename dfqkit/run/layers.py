@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from dfqkit_export import metrics
 from dfqkit_export.activations import layer_outputs
-from dfqkit_export.graph import realised_precision
+from dfqkit_export.precision import realised_precision
 from dfqkit_export.report import LayerRow, layer_rows
 
 #: Images of the comparison: enough for a ratio, few enough to hold every activation in memory.

@@ -21,8 +21,8 @@ from torch import nn
 from dfqkit_export import latency, metrics
 from dfqkit_export.datasets import LabelledImages, load_images
 from dfqkit_export.files import write_bytes
-from dfqkit_export.graph import realised_precision
 from dfqkit_export.metrics import Metric
+from dfqkit_export.precision import realised_precision
 from dfqkit_export.report import Floor, Report, check_floors
 from dfqkit_export.report_html import render_html
 from dfqkit_export.runtimes.ort import OrtSession

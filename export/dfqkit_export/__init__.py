@@ -21,10 +21,10 @@ if TYPE_CHECKING:
         TargetError,
         TeacherError,
     )
-    from .graph import LayerPrecision, Realised, realised_precision
     from .images import ImageSpec
     from .latency import measure
     from .metrics import Metric
+    from .precision import LayerPrecision, Realised, realised_precision
     from .report import Finding, Floor, LayerRow, Report, check_floors
     from .report_html import render_html
     from .report_text import render_markdown, render_text
@@ -38,12 +38,12 @@ _HOME = {
     "Floor": "report",
     "ImageSpec": "images",
     "LabelledImages": "datasets",
-    "LayerPrecision": "graph",
+    "LayerPrecision": "precision",
     "LayerRow": "report",
     "Metric": "metrics",
     "OrtRuntime": "runtimes.ort",
     "OrtSession": "runtimes.ort",
-    "Realised": "graph",
+    "Realised": "precision",
     "RecipeError": "errors",
     "Report": "report",
     "RuntimeUnavailableError": "errors",
@@ -54,7 +54,7 @@ _HOME = {
     "layer_outputs": "activations",
     "load_images": "datasets",
     "measure": "latency",
-    "realised_precision": "graph",
+    "realised_precision": "precision",
     "render_html": "report_html",
     "render_markdown": "report_text",
     "render_text": "report_text",

@@ -14,10 +14,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from .diagnosis import SourceGraph
-from .graph import load_onnx
+from .modelfile import load_onnx
 from .runtimes.base import batched
 from .runtimes.ort import OrtSession
+from .source_graph import SourceGraph
 
 __all__ = ["layer_outputs"]
 

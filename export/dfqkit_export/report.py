@@ -17,7 +17,7 @@ from .errors import ArtefactError
 from .metrics import Metric
 
 if TYPE_CHECKING:
-    from .graph import LayerPrecision
+    from .precision.base import LayerPrecision
 
 __all__ = ["SCHEMA", "Finding", "Floor", "LayerRow", "Report", "check_floors", "layer_rows"]
 
@@ -105,6 +105,8 @@ class Report:
             several, and `cost`, a mapping; `data_free`, whether the images come from the teacher alone, or None where
             that is not known, and `real_data`, what else took part, in words; any further JSON value.
         selection: How the kept state was chosen without real data; any JSON value.
+        estimate: What the drop on real images is estimated to be without labels, `Estimate.to_dict()`. Empty where not
+            asked; reports written before there were estimates have none.
         recipe: The resolved recipe as text (YAML).
         warnings: What a reader must know before any number, each a sentence or two; shown first. Reports written before
             there were warnings have none.
@@ -120,6 +122,7 @@ class Report:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     synthesis: Mapping[str, Any] = field(default_factory=dict)
     selection: Mapping[str, Any] = field(default_factory=dict)
+    estimate: Mapping[str, Any] = field(default_factory=dict)
     recipe: str = ""
     warnings: Sequence[str] = ()
 
@@ -179,6 +182,7 @@ class Report:
         _check_json(document, "report")
         del document["schema"]
         document.setdefault("warnings", [])
+        document.setdefault("estimate", {})
         rows = {"metrics": Metric, "findings": Finding, "layers": LayerRow}
         parsed = {
             key: tuple(_build(rows[key], item, key) for item in _rows(value, key)) if key in rows else value

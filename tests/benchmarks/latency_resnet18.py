@@ -25,9 +25,9 @@ from dfqkit.students.freezing import freeze
 from dfqkit.students.scheme import QuantConfig
 from dfqkit.students.student import build_student, calibrate_student
 from dfqkit.teacher import load_teacher
-from dfqkit_export.graph import realised_precision
 from dfqkit_export.images import ImageSpec
 from dfqkit_export.latency import measure
+from dfqkit_export.precision import realised_precision
 from dfqkit_export.qdq import write_float, write_qdq
 from dfqkit_export.runtimes.ort import OrtSession
 from dfqkit_export.targets import get_target

@@ -14,7 +14,7 @@ from onnx import TensorProto, numpy_helper
 from torch import fx, nn
 
 from dfqkit_export.errors import TargetError
-from dfqkit_export.graph import realised_precision
+from dfqkit_export.precision import realised_precision
 from dfqkit_export.qdq import integer_bias, write_float, write_qdq
 from dfqkit_export.runtimes.ort import OrtSession
 from dfqkit_export.targets import get_target

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.graph import LayerPrecision
 from dfqkit_export.metrics import Metric
+from dfqkit_export.precision import LayerPrecision
 from dfqkit_export.report import Finding, Floor, LayerRow, Report, check_floors, layer_rows
 from dfqkit_export.report_charts import loss_charts
 from dfqkit_export.report_html import render_html

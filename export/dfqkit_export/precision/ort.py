@@ -1,7 +1,7 @@
 """What an ONNX file became when ONNX Runtime loaded it: which layers run in integer kernels and which in float.
 
 What belongs here: running a file through the runtime's graph optimizer and matching the result with the file's layers.
-Why a layer stayed in float is `diagnosis`' question.
+Why a layer stayed in float is `reasons`' question.
 """
 
 from __future__ import annotations
@@ -9,22 +9,18 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
 
 import onnx
 
-from .diagnosis import SourceGraph, reason_for_float
-from .errors import ArtefactError
-from .metrics import Metric
-from .runtimes.ort import OrtSession
+from ..modelfile import load_onnx
+from ..runtimes.ort import OrtSession
+from ..source_graph import SourceGraph
+from .base import LayerPrecision, Realised
+from .reasons import reason_for_float
 
-__all__ = ["INTEGER_OPS", "LayerPrecision", "Realised", "load_onnx", "realised_precision"]
+__all__ = ["INTEGER_OPS", "realised_in_onnxruntime"]
 
-# import_module, because protobuf has no type information.
-_DECODE_ERROR: type[Exception] = import_module("google.protobuf.message").DecodeError
 # Kernels of ONNX Runtime's CPU provider that multiply or add integer codes.
 INTEGER_OPS = frozenset(
     {
@@ -60,88 +56,7 @@ _MOVES = frozenset(
 _TOKEN = re.compile(r"_token_\d+$")
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerPrecision:
-    """How one layer of the file was executed.
-
-    Attributes:
-        name: Name of the node in the file.
-        op: Its ONNX operator.
-        precision: "int8" where an integer kernel computes it, else "float".
-        executed_as: The operator that really runs, "" where the layer is not found in the optimized graph.
-        detail: For float layers the reason, as far as the file tells; "" otherwise.
-    """
-
-    name: str
-    op: str
-    precision: Literal["int8", "float"]
-    executed_as: str
-    detail: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Realised:
-    """What really ran.
-
-    Attributes:
-        layers: Every Conv, ConvTranspose, Gemm, MatMul that has an activation among its inputs, and every Add of two
-            activations, in the file's order.
-        float_ops: (operator, node name) of what still computes on floats in the optimized graph.
-        nodes: How often each operator occurs in the optimized graph.
-    """
-
-    layers: tuple[LayerPrecision, ...]
-    float_ops: tuple[tuple[str, str], ...]
-    nodes: dict[str, int]
-
-    @property
-    def integer_layers(self) -> int:
-        """How many layers run in integer kernels."""
-        return sum(layer.precision == "int8" for layer in self.layers)
-
-    @property
-    def float_layers(self) -> int:
-        """How many layers run in float."""
-        return len(self.layers) - self.integer_layers
-
-    @property
-    def integer_ops(self) -> float | None:
-        """Share of the layers that run in integer kernels, in [0, 1]; None where the file has no layers."""
-        return self.integer_layers / len(self.layers) if self.layers else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return counts and remaining float operators as JSON can hold them, in the form `Report.precision` takes.
-
-        The layers are not in it; `report.layer_rows` brings those into a report.
-        """
-        return {
-            "integer": self.integer_layers,
-            "float": self.float_layers,
-            "integer_ops": self.integer_ops,
-            "float_ops": [{"op": op, "name": name} for op, name in self.float_ops],
-            "nodes": dict(self.nodes),
-        }
-
-    def metric(self, *, subject: str = "onnxruntime", data: str = "") -> Metric:
-        """Return `integer_ops` in percent as a metric; n counts layers, and there is no sampling error.
-
-        Args:
-            subject: The runtime that was asked.
-            data: What it was measured on; a graph needs no images.
-        """
-        share = self.integer_ops
-        return Metric(
-            name="integer_ops",
-            subject=subject,
-            data=data or "graph",
-            value=None if share is None else 100.0 * share,
-            unit="%",
-            n=len(self.layers),
-            higher_is_better=True,
-        )
-
-
-def realised_precision(path: str | Path) -> Realised:
+def realised_in_onnxruntime(path: str | Path) -> Realised:
     """Load a file into ONNX Runtime with all optimizations and report how each layer is executed.
 
     Args:
@@ -165,32 +80,6 @@ def realised_precision(path: str | Path) -> Realised:
         float_ops=tuple((node.op_type, _TOKEN.sub("", node.name)) for node in _float_nodes(optimized.graph)),
         nodes=_count(optimized.graph),
     )
-
-
-def load_onnx(path: str | Path) -> onnx.ModelProto:
-    """Read an ONNX file, with its external data where it has such.
-
-    Args:
-        path: The file.
-
-    Raises:
-        ArtefactError: It does not exist, is truncated, or is not ONNX.
-    """
-    if not Path(path).is_file():
-        msg = f"Model {str(path)!r} is not a file. Give the path of an .onnx file."
-        raise ArtefactError(msg)
-    try:
-        model = onnx.load(str(path))
-    except (OSError, ValueError, onnx.checker.ValidationError) as error:
-        msg = f"Model {str(path)!r} cannot be read: {error}. Is its external data beside it?"
-        raise ArtefactError(msg) from None
-    except _DECODE_ERROR as error:
-        msg = f"Model {str(path)!r} is not a complete ONNX file ({error}). Export or copy it again."
-        raise ArtefactError(msg) from None
-    if not model.graph.node:
-        msg = f"Model {str(path)!r} holds no operators. Is it an ONNX file, and complete?"
-        raise ArtefactError(msg)
-    return model
 
 
 def _with_unique_names(model: onnx.ModelProto, path: Path, folder: Path) -> Path:

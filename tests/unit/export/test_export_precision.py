@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.graph import LayerPrecision, realised_precision
+from dfqkit_export.precision import LayerPrecision, realised_precision
 
 Write = Callable[..., Path]
 
