@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from dfqkit_export.report_style import SCRIPT, STYLE
+from dfqkit_export.report.style import SCRIPT, STYLE
 
 from .plots import cost_plot, drop_plot
 from .table import IMAGE_COLUMNS, NOTES, sections, text_of

@@ -28,8 +28,8 @@ def add(commands: Commands) -> None:
 
 def _report(args: argparse.Namespace) -> int:
     from dfqkit_export.files import write_bytes
-    from dfqkit_export.report_html import render_html
-    from dfqkit_export.report_text import render_text
+    from dfqkit_export.report.page import render_html
+    from dfqkit_export.report.text import render_text
 
     report = read_report(args.folder)
     page = render_html(report, sheets=_sheets(args.folder)).encode()

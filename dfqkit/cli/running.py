@@ -149,7 +149,7 @@ def show_report(folder: Path, started: float) -> int:
         folder: The run's folder.
         started: When the command began (`time.monotonic`).
     """
-    from dfqkit_export.report_text import render_text
+    from dfqkit_export.report.text import render_text
 
     report = read_report(folder)
     result(render_text(report))

@@ -13,10 +13,10 @@ from dfqkit_export.errors import ArtefactError
 from dfqkit_export.metrics import Metric
 from dfqkit_export.precision import LayerPrecision
 from dfqkit_export.report import Finding, Floor, LayerRow, Report, check_floors, layer_rows
-from dfqkit_export.report_charts import loss_charts
-from dfqkit_export.report_html import render_html
-from dfqkit_export.report_rows import figure, metric_groups, verdict_sentence
-from dfqkit_export.report_text import render_markdown, render_text
+from dfqkit_export.report.charts import loss_charts
+from dfqkit_export.report.page import render_html
+from dfqkit_export.report.rows import figure, metric_groups, verdict_sentence
+from dfqkit_export.report.text import render_markdown, render_text
 
 EVIL = "<script>alert(1)</script>\"'&|`"
 PNG = b"\x89PNG\r\n\x1a\n" + b"rest"

@@ -1,14 +1,14 @@
 """A report as plain text for a terminal, and as Markdown for a pull request.
 
-What belongs here: layout in characters. What is shown is decided in `report_rows`.
+What belongs here: layout in characters. What is shown is decided in `rows`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from .report import LayerRow, Report
-from .report_rows import data_note, figure, metric_groups, subjects, timing_caption, timing_rows, verdict_sentence
+from .document import LayerRow, Report
+from .rows import data_note, figure, metric_groups, subjects, timing_caption, timing_rows, verdict_sentence
 
 __all__ = ["render_markdown", "render_text"]
 

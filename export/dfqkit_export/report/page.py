@@ -1,7 +1,7 @@
 """A report as one self-contained HTML page.
 
 What belongs here: the page's structure. It is readable without script and in print, needs no network, and everything
-that is interpolated is escaped. What is shown is decided in `report_rows`, how it looks in `report_style`.
+that is interpolated is escaped. What is shown is decided in `rows`, how it looks in `style`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
-from .errors import ArtefactError
-from .report import LayerRow, Report
-from .report_charts import loss_charts
-from .report_rows import (
+from ..errors import ArtefactError
+from .charts import loss_charts
+from .document import LayerRow, Report
+from .rows import (
     MetricGroup,
     data_note,
     figure,
@@ -25,7 +25,7 @@ from .report_rows import (
     timing_rows,
     verdict_sentence,
 )
-from .report_style import SCRIPT, STYLE
+from .style import SCRIPT, STYLE
 
 __all__ = ["render_html"]
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from .report_rows import figure
+from .rows import figure
 
 __all__ = ["loss_charts"]
 

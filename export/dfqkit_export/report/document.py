@@ -1,7 +1,7 @@
 """The report: everything that was measured about one exported file, as JSON.
 
 What belongs here: `Report`, its strict JSON form and the comparison of metrics with floors. Text, Markdown and HTML are
-renderings of it and live in `report_text` and `report_html`.
+renderings of it and live in `text` and `page`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass, field, fields
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from .errors import ArtefactError
-from .metrics import Metric
+from ..errors import ArtefactError
+from ..metrics import Metric
 
 if TYPE_CHECKING:
-    from .precision.base import LayerPrecision
+    from ..precision.base import LayerPrecision
 
 __all__ = ["SCHEMA", "Finding", "Floor", "LayerRow", "Report", "check_floors", "layer_rows"]
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .metrics import Metric
-from .report import Report
+from ..metrics import Metric
+from .document import Report
 
 __all__ = [
     "Cell",
