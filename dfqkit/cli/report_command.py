@@ -1,8 +1,9 @@
-"""`dfqkit report`: a run's report, rendered again from its JSON."""
+"""`dfqkit report`: a run's report, rendered again from its JSON, or two of them side by side."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,30 +20,66 @@ def add(commands: Commands) -> None:
     """Add the command."""
     parser: Parser = commands.add_parser(
         "report",
-        help="render a run's report again",
-        description="Write report.html again from report.json and print the report as text; nothing is measured.",
+        help="render a run's report again, or two side by side",
+        description="Write report.html again from report.json and print the report as text; nothing is measured. With "
+        "a second folder, write one page that compares the two.",
     )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of a run, or any that holds a report.json")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="a run, a bundle, or any folder with a report.json")
+    parser.add_argument(
+        "other", type=Path, nargs="?", metavar="DIR", help="a second one, to be compared with the first"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="where to write the page (default: DIR/report.html; for two: comparison.html)",
+    )
+    parser.add_argument("--open", action="store_true", help="show the page in the browser")
     parser.set_defaults(handler=_report)
 
 
 def _report(args: argparse.Namespace) -> int:
+    page = _alone(args.folder, args.out) if args.other is None else _beside(args.folder, args.other, args.out)
+    note(f"Wrote {page}")
+    if args.open:
+        import webbrowser
+
+        if not webbrowser.open(page.resolve().as_uri()):
+            note("No browser could be started here; open the file by hand.")
+    return 0
+
+
+def _alone(folder: Path, out: Path | None) -> Path:
     from dfqkit_export.files import write_bytes
     from dfqkit_export.report.page import render_html
     from dfqkit_export.report.text import render_text
 
-    report = read_report(args.folder)
-    page = render_html(report, sheets=_sheets(args.folder)).encode()
-    if (args.folder / "manifest.json").exists():
+    report = read_report(folder)
+    page = render_html(report, sheets=_sheets(folder)).encode()
+    if out is None and _is_run(folder):
         from ..run.folder import RunFolder
 
-        with RunFolder.open(args.folder) as folder:
-            folder.rewrite("validate", _PAGE, page)
+        with RunFolder.open(folder) as run:
+            run.rewrite("validate", _PAGE, page)
     else:
-        write_bytes(args.folder / _PAGE, page)
+        write_bytes(out or folder / _PAGE, page)
     result(render_text(report))
-    note(f"Wrote {args.folder / _PAGE}")
-    return 0
+    return out or folder / _PAGE
+
+
+def _beside(first: Path, second: Path, out: Path | None) -> Path:
+    from dfqkit_export.files import write_bytes
+    from dfqkit_export.report.side_by_side import render_side_by_side
+
+    out = out or Path("comparison.html")
+    write_bytes(out, render_side_by_side(read_report(first), read_report(second)).encode())
+    return out
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a manifest vouches for the page, and must learn of the new one; that of a bundle lists no page."""
+    manifest = folder / "manifest.json"
+    return manifest.exists() and "stages" in json.loads(manifest.read_text(encoding="utf-8"))
 
 
 def _sheets(folder: Path) -> dict[str, bytes]:

@@ -1,7 +1,8 @@
-"""Loss curves as inline SVG.
+"""Loss curves and an estimate's interval as inline SVG.
 
-What belongs here: small multiples, one chart a loss term, because the terms have scales of their own. Colours come from
-the page's stylesheet; members are told apart by dash pattern and a written label, never by colour alone.
+What belongs here: small multiples, one chart a loss term, because the terms have scales of their own, and a line with
+an interval on it. Colours come from the page's stylesheet; members are told apart by dash pattern and a written label,
+never by colour alone.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from ..metrics import Metric
 from .rows import figure
 
-__all__ = ["loss_charts"]
+__all__ = ["interval_chart", "loss_charts"]
 
 Points = list[tuple[float, float]]
 
 _WIDTH, _HEIGHT = 320, 150
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 12, 22
 _MAX_POINTS = 240
+_WIDE = 640
 _DASHES = ("", "6 3", "2 3", "9 3 2 3")
 
 
@@ -45,6 +48,51 @@ def loss_charts(losses: Any) -> list[str]:
             if step is not None and number is not None:
                 curves.setdefault(str(name), {}).setdefault(member, []).append((step, number))
     return [_figure(name, members) for name, members in curves.items()]
+
+
+def interval_chart(estimate: Mapping[str, Any], measured: Metric | None) -> str:
+    """Draw an estimated drop with its interval, and the measured one where there is one, on a common axis in points.
+
+    Args:
+        estimate: `value`, `low` and `high` in points; nothing is drawn where one is missing.
+        measured: The drop on labelled images, or None.
+    """
+    numbers = [_number(estimate.get(key)) for key in ("low", "value", "high")]
+    low, value, high = numbers
+    if low is None or value is None or high is None:
+        return ""
+    truth = None if measured is None else _number(measured.value)
+    first, last = _span([0.0, low, high, *([truth] if truth is not None else [])])
+    margin = 0.05 * (last - first)
+    scale = (_WIDE - 2 * _RIGHT) / (last - first + 2 * margin)
+
+    def place(number: float) -> float:
+        return _RIGHT + scale * (number - first + margin)
+
+    marks = "".join(
+        f'<text class="tick" x="{place(number):.1f}" y="62" text-anchor="middle">{number:.2f}</text>'
+        for number in dict.fromkeys((first, last))
+    )
+    drawn = (
+        f'<line class="grid" x1="{_RIGHT}" x2="{_WIDE - _RIGHT}" y1="46" y2="46"/>'
+        f'<line class="grid" x1="{place(0.0):.1f}" x2="{place(0.0):.1f}" y1="12" y2="46"/>'
+        f'<line class="curve" x1="{place(low):.1f}" x2="{place(high):.1f}" y1="24" y2="24"/>'
+        f'<circle class="dot" cx="{place(value):.1f}" cy="24" r="4.5"><title>estimated {value:.2f}</title></circle>'
+    )
+    key = "dot: estimated, with its interval"
+    if truth is not None:
+        x = place(truth)
+        drawn += (
+            f'<path class="curve c1" d="M{x - 5:.1f} 33l10 10m0 -10l-10 10"><title>measured {truth:.2f}</title></path>'
+        )
+        key += "; cross: measured on labelled images"
+    label = f"Estimated drop {value:.2f} points, interval {low:.2f} to {high:.2f}"
+    label += "" if truth is None else f", measured {truth:.2f}"
+    return (
+        f'<figure class="chart"><figcaption>Drop in points <span class="quiet">{key}</span></figcaption>'
+        f'<svg viewBox="0 0 {_WIDE} 66" role="img" aria-label="{escape(label, quote=True)}">{drawn}{marks}</svg>'
+        "</figure>"
+    )
 
 
 def _number(value: Any) -> float | None:

@@ -1,6 +1,6 @@
 """The report: everything that was measured about one exported file, as JSON.
 
-What belongs here: `Report`, its strict JSON form and the comparison of metrics with floors. Text, Markdown and HTML are
+What belongs here: `Report` and its strict JSON form. Text, Markdown and HTML are
 renderings of it and live in `text` and `page`.
 """
 
@@ -15,52 +15,16 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 
 from ..errors import ArtefactError
 from ..metrics import Metric
+from .floors import Finding, Floor
 
 if TYPE_CHECKING:
     from ..precision.base import LayerPrecision
 
-__all__ = ["SCHEMA", "Finding", "Floor", "LayerRow", "Report", "check_floors", "layer_rows"]
+__all__ = ["SCHEMA", "LayerRow", "Report", "layer_rows"]
 
 SCHEMA = 1
 
 Verdict = Literal["ok", "failed"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Floor:
-    """The worst value that a metric may have.
-
-    Attributes:
-        metric: Name of the metric.
-        subject: What it must have been measured on.
-        value: Lowest allowed value where higher is better, highest allowed value where lower is better.
-        data: Kind of images that it is about, the part of `Metric.data` before the colon ("real", "synthetic"); empty
-            for all.
-    """
-
-    metric: str
-    subject: str
-    value: float
-    data: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One reason why the verdict is "failed".
-
-    Attributes:
-        metric: Name of the metric.
-        subject: What it was measured on.
-        value: The measured value; None where it was not measured.
-        floor: The worst allowed value.
-        message: What happened and what to do, in one or two sentences.
-    """
-
-    metric: str
-    subject: str
-    value: float | None
-    floor: float
-    message: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +71,8 @@ class Report:
         selection: How the kept state was chosen without real data; any JSON value.
         estimate: What the drop on real images is estimated to be without labels, `Estimate.to_dict()`. Empty where not
             asked; reports written before there were estimates have none.
+        floors: The worst values that were promised, those that hold too. Reports written before they were kept have
+            none.
         recipe: The resolved recipe as text (YAML).
         warnings: What a reader must know before any number, each a sentence or two; shown first. Reports written before
             there were warnings have none.
@@ -123,6 +89,7 @@ class Report:
     synthesis: Mapping[str, Any] = field(default_factory=dict)
     selection: Mapping[str, Any] = field(default_factory=dict)
     estimate: Mapping[str, Any] = field(default_factory=dict)
+    floors: Sequence[Floor] = ()
     recipe: str = ""
     warnings: Sequence[str] = ()
 
@@ -135,7 +102,7 @@ class Report:
         if isinstance(self.warnings, str) or not all(isinstance(warning, str) for warning in self.warnings):
             msg = f"Report {self.title!r} has the warnings {self.warnings!r}; give a list of texts."
             raise ArtefactError(msg)
-        for name in ("metrics", "findings", "layers", "warnings"):
+        for name in ("metrics", "findings", "floors", "layers", "warnings"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.verdict not in ("ok", "failed") or (self.verdict == "ok") == bool(self.findings):
             msg = (
@@ -183,45 +150,14 @@ class Report:
         del document["schema"]
         document.setdefault("warnings", [])
         document.setdefault("estimate", {})
-        rows = {"metrics": Metric, "findings": Finding, "layers": LayerRow}
+        document.setdefault("floors", [])
+        rows = {"metrics": Metric, "findings": Finding, "floors": Floor, "layers": LayerRow}
         parsed = {
             key: tuple(_build(rows[key], item, key) for item in _rows(value, key)) if key in rows else value
             for key, value in document.items()
         }
         report: Report = _build(cls, parsed, "report")
         return report
-
-
-def check_floors(metrics: Iterable[Metric], floors: Iterable[Floor]) -> list[Finding]:
-    """Compare metrics with floors.
-
-    A floor that nothing was measured for fails: a check that cannot be carried out must not pass in silence. Where a
-    metric was measured on several sets of images, each of them must hold.
-
-    Args:
-        metrics: What was measured.
-        floors: The worst allowed values, each for one metric and subject.
-
-    Returns:
-        One finding for each measurement that is on the wrong side of its floor, in the floors' order.
-
-    Raises:
-        ArtefactError: A floor's value is not finite, or it is for a metric that is neither good nor bad.
-    """
-    measured = list(metrics)
-    findings: list[Finding] = []
-    for floor in floors:
-        if not math.isfinite(floor.value):
-            msg = f"Floor of {floor.metric!r} for {floor.subject!r} is {floor.value}; give a finite number."
-            raise ArtefactError(msg)
-        matching = [
-            m
-            for m in measured
-            if (m.name, m.subject) == (floor.metric, floor.subject) and floor.data in ("", m.data.partition(":")[0])
-        ]
-        checked = [_check_floor(metric, floor) for metric in matching] or [_check_floor(None, floor)]
-        findings.extend(finding for finding in checked if finding is not None)
-    return findings
 
 
 def layer_rows(
@@ -249,26 +185,6 @@ def layer_rows(
         )
         for layer in layers
     )
-
-
-def _check_floor(metric: Metric | None, floor: Floor) -> Finding | None:
-    name = f"{floor.metric} of {floor.subject}"
-    if metric is None or metric.value is None:
-        message = f"{name} was not measured, but has a floor of {floor.value:g}. Measure it or take the floor out."
-        return Finding(metric=floor.metric, subject=floor.subject, value=None, floor=floor.value, message=message)
-    if metric.higher_is_better is None:
-        msg = f"{name} is neither good nor bad, so it cannot have a floor. Take the floor of {floor.value:g} out."
-        raise ArtefactError(msg)
-    if metric.value >= floor.value if metric.higher_is_better else metric.value <= floor.value:
-        return None
-    side = "below" if metric.higher_is_better else "above"
-    error = f" ± {metric.stderr:.3g}" if metric.stderr is not None else ""
-    unit = f" {metric.unit}" if metric.unit else ""
-    message = (
-        f"{name} is {metric.value:.6g}{error}{unit} on {metric.data} (n = {metric.n}), {side} its floor of "
-        f"{floor.value:g}{unit}."
-    )
-    return Finding(metric=floor.metric, subject=floor.subject, value=metric.value, floor=floor.value, message=message)
 
 
 def _check_json(value: Any, path: str) -> None:

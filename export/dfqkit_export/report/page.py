@@ -7,31 +7,27 @@ that is interpolated is escaped. What is shown is decided in `rows`, how it look
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Iterable, Mapping
 from html import escape
-from typing import Any
 
 from ..errors import ArtefactError
-from .charts import loss_charts
+from .charts import interval_chart, loss_charts
 from .document import LayerRow, Report
+from .markup import document, facts, section, table
 from .rows import (
     MetricGroup,
     data_note,
-    figure,
+    estimate_sentence,
     metric_groups,
     subjects,
     timing_caption,
     timing_rows,
     verdict_sentence,
 )
-from .style import SCRIPT, STYLE
 
 __all__ = ["render_html"]
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-# The page works from a file and from a CI artefact; nothing else may be loaded or contacted.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
 _KEY_METRICS = ("top1_drop", "agreement", "integer_ops", "latency", "size")
 _MAX_KEYS = 4
 
@@ -50,6 +46,7 @@ def render_html(report: Report, *, sheets: Mapping[str, bytes] | None = None) ->
         _provenance(report),
         _metrics(report),
         _findings(report),
+        _estimate(report),
         _precision(report),
         _layers(report.layers),
         _latency(report),
@@ -57,17 +54,9 @@ def render_html(report: Report, *, sheets: Mapping[str, bytes] | None = None) ->
         _sheets(sheets or {}, report),
         _recipe(report),
     )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(report.title)}: {escape(report.verdict)}</title>\n<style>{STYLE}</style>\n</head>\n"
-        "<body>\n<main>\n"
-        f"{_warnings(report)}{_header(report)}\n{''.join(section for section in sections if section)}"
-        "<footer>Made by dfqkit from report.json, which holds the same numbers in full.</footer>\n"
-        f"</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
-    )
+    body = f"{_warnings(report)}{_header(report)}\n{''.join(part for part in sections if part)}"
+    footer = "Made by dfqkit from report.json, which holds the same numbers in full."
+    return document(f"{report.title}: {report.verdict}", body, footer)
 
 
 def _warnings(report: Report) -> str:
@@ -98,58 +87,27 @@ def _key_figures(report: Report) -> str:
     return f'<dl class="keys">{"".join(keys)}</dl>' if keys else ""
 
 
-def _section(title: str, body: str, note: str = "") -> str:
-    if not body:
-        return ""
-    lead = f"<p>{escape(note)}</p>" if note else ""
-    return f"<section><h2>{escape(title)}</h2>{lead}{body}</section>\n"
-
-
-def _table(label: str, header: Iterable[tuple[str, str]], rows: Iterable[str], *, sortable: bool = False) -> str:
-    heads = "".join(f'<th scope="col" class="{kind}">{escape(text)}</th>' for text, kind in header)
-    kind = ' class="sortable"' if sortable else ""
-    # tabindex lets a keyboard scroll the box.
-    return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label, quote=True)}"><table{kind}>'
-        f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-    )
-
-
-def _facts(values: Mapping[str, Any], *, skip: frozenset[str] = frozenset()) -> str:
-    pairs = "".join(
-        f"<dt>{escape(str(key).replace('_', ' '))}</dt><dd>{_fact(value)}</dd>"
-        for key, value in values.items()
-        if key not in skip
-    )
-    return f'<dl class="facts">{pairs}</dl>' if pairs else ""
-
-
-def _fact(value: Any) -> str:
-    if isinstance(value, str):
-        return escape(value)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return escape(figure(value))
-    return f'<span class="mono">{escape(json.dumps(value, ensure_ascii=False))}</span>'
-
-
 def _provenance(report: Report) -> str:
     known = dict(report.provenance)
     command = known.pop("command", None)
     environment = known.pop("environment", None)
     body = f"<pre><code>{escape(command)}</code></pre>" if isinstance(command, str) and command else ""
-    body += _facts(known)
+    body += facts(known)
     if isinstance(environment, Mapping) and environment:
-        body += f"<details><summary>Environment</summary>{_facts(environment)}</details>"
-    return _section("Reproduce", body, "What made the file, and the command that makes it again.")
+        body += f"<details><summary>Environment</summary>{facts(environment)}</details>"
+    return section("Reproduce", body, "What made the file, and the command that makes it again.")
 
 
 def _metrics(report: Report) -> str:
     columns = subjects(report)
     header = [("metric", "pin"), *((subject, "num") for subject in columns)]
     rows = (_metric_row(group, columns) for group in metric_groups(report))
-    body = _table("Metrics by subject", header, rows) if report.metrics else ""
-    note = "Value ± standard error, below it the distance to the teacher. n counts images, calls or layers."
-    return _section("Metrics", body, note)
+    body = table("Metrics by subject", header, rows) if report.metrics else ""
+    note = (
+        "Value ± standard error, below it the distance to the teacher and the floor that the recipe promised. n counts "
+        "images, calls or layers."
+    )
+    return section("Metrics", body, note)
 
 
 def _metric_row(group: MetricGroup, columns: list[str]) -> str:
@@ -160,7 +118,7 @@ def _metric_row(group: MetricGroup, columns: list[str]) -> str:
             cells.append('<td class="num"></td>')
             continue
         error = f' <span class="quiet">± {escape(cell.stderr)}</span>' if cell.stderr else ""
-        distance = f"<small>{escape(cell.gap)}</small>" if cell.gap else ""
+        distance = "".join(f"<small>{escape(text)}</small>" for text in (cell.gap, cell.floor) if text)
         cells.append(f'<td class="num">{escape(cell.number)}{error} {escape(cell.unit)}{distance}</td>')
     # Beside the name, not in columns of their own: these would be the first to scroll out of sight.
     about = " · ".join(part for part in (f"{group.data}, n {group.n}", group.direction) if part)
@@ -170,7 +128,21 @@ def _metric_row(group: MetricGroup, columns: list[str]) -> str:
 
 def _findings(report: Report) -> str:
     items = "".join(f"<li><strong>Failed.</strong> {escape(finding.message)}</li>" for finding in report.findings)
-    return _section("Findings", f'<ul class="findings">{items}</ul>') if items else ""
+    return section("Findings", f'<ul class="findings">{items}</ul>') if items else ""
+
+
+def _estimate(report: Report) -> str:
+    sentence = estimate_sentence(report)
+    if not sentence:
+        return ""
+    shown = frozenset({"value", "low", "high", "confidence", "trusted", "reason", "n", "features"})
+    body = interval_chart(report.estimate, report.metric("top1_drop", "onnxruntime")) + facts(
+        report.estimate, skip=shown
+    )
+    features = report.estimate.get("features")
+    if isinstance(features, Mapping) and features:
+        body += f"<details><summary>What it was estimated from</summary>{facts(features)}</details>"
+    return section("Estimated drop", body)
 
 
 def _precision(report: Report) -> str:
@@ -186,11 +158,11 @@ def _precision(report: Report) -> str:
     if names:
         body += f'<p class="note">Operators left in float: {escape(", ".join(names))}.</p>'
     if isinstance(nodes, Mapping) and nodes:
-        body += f"<details><summary>Operators in the optimized graph</summary>{_facts(nodes)}</details>"
+        body += f"<details><summary>Operators in the optimized graph</summary>{facts(nodes)}</details>"
     note = (
         f"{integer} of {integer + floats} layers run in integer kernels, {floats} in float: what the runtime executed."
     )
-    return _section("Realised precision", body, note)
+    return section("Realised precision", body, note)
 
 
 def _float_table(layers: Iterable[LayerRow]) -> str:
@@ -201,7 +173,7 @@ def _float_table(layers: Iterable[LayerRow]) -> str:
         if layer.precision == "float"
     ]
     header = [("float layer", "pin"), ("operator", ""), ("executed as", ""), ("why, and what repairs it", "wrap")]
-    return _table("Layers in float", header, rows) if rows else ""
+    return table("Layers in float", header, rows) if rows else ""
 
 
 def _layers(layers: Iterable[LayerRow]) -> str:
@@ -216,12 +188,12 @@ def _layers(layers: Iterable[LayerRow]) -> str:
         ("precision", ""),
         ("executed as", ""),
     ]
-    body = _table("Layers", header, (_layer_row(i, row, best) for i, row in enumerate(rows, 1)), sortable=True)
+    body = table("Layers", header, (_layer_row(i, row, best) for i, row in enumerate(rows, 1)), sortable=True)
     note = (
         "Signal-to-quantization-noise ratio of each layer's output: the student against the teacher, the runtime "
         "against the student. Lower means more noise; 6 dB is about one bit."
     )
-    return _section("Layers", body, note) if rows else ""
+    return section("Layers", body, note) if rows else ""
 
 
 def _layer_row(index: int, row: LayerRow, best: float) -> str:
@@ -253,18 +225,18 @@ def _latency(report: Report) -> str:
         rows.append(f'<tr><th scope="row" class="pin">{escape(name)}</th>{values}</tr>')
     columns = ("median", "min", "p10", "p90", "max", "ratio")
     header = [("session", "pin"), *((name, "num") for name in columns)]
-    return _section("Latency", _table("Latency", header, rows), timing_caption(report)) if rows else ""
+    return section("Latency", table("Latency", header, rows), timing_caption(report)) if rows else ""
 
 
 def _losses(report: Report) -> str:
     charts = loss_charts(report.synthesis.get("losses"))
     body = f'<div class="charts">{"".join(charts)}</div>' if charts else ""
     cost = report.synthesis.get("cost")
-    body += _facts(cost) if isinstance(cost, Mapping) else ""
-    body += _facts(report.synthesis, skip=frozenset({"losses", "cost"}))
+    body += facts(cost) if isinstance(cost, Mapping) else ""
+    body += facts(report.synthesis, skip=frozenset({"losses", "cost"}))
     if report.selection:
-        body += f"<details><summary>Selection without real data</summary>{_facts(report.selection)}</details>"
-    return _section("Synthesis", body, "Loss terms by round, each on its own scale.")
+        body += f"<details><summary>Selection without real data</summary>{facts(report.selection)}</details>"
+    return section("Synthesis", body, "Loss terms by round, each on its own scale.")
 
 
 def _sheets(sheets: Mapping[str, bytes], report: Report) -> str:
@@ -280,13 +252,13 @@ def _sheets(sheets: Mapping[str, bytes], report: Report) -> str:
         )
     title = "Synthetic images" if report.synthesis.get("data_free") is True else "Images"
     body = f'<div class="sheets">{"".join(figures)}</div>'
-    return _section(title, body, data_note(report)) if figures else ""
+    return section(title, body, data_note(report)) if figures else ""
 
 
 def _recipe(report: Report) -> str:
     if not report.recipe:
         return ""
-    return _section(
+    return section(
         "Recipe",
         f"<details><summary>Resolved recipe</summary><pre><code>{escape(report.recipe)}</code></pre></details>",
     )

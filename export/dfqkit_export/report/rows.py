@@ -5,23 +5,26 @@ What belongs here: turning a `Report` into short texts. No markup, no layout.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..metrics import Metric
 from .document import Report
+from .floors import Floor, floor_of
 
 __all__ = [
     "Cell",
     "MetricGroup",
     "data_note",
+    "estimate_sentence",
     "figure",
     "gap",
     "metric_groups",
     "subjects",
     "timing_caption",
     "timing_rows",
+    "title_of",
     "verdict_sentence",
 ]
 
@@ -57,12 +60,14 @@ class Cell:
         stderr: The standard error to as many decimals, "" where there is none.
         unit: The unit, "" where there is none.
         gap: Distance to the teacher's value, "" where there is nothing to compare.
+        floor: The worst value that was promised and whether it holds, "" where nothing was.
     """
 
     number: str
     stderr: str
     unit: str
     gap: str
+    floor: str = ""
 
     def __str__(self) -> str:
         """Return value, standard error and unit in one line."""
@@ -101,7 +106,7 @@ def metric_groups(report: Report) -> list[MetricGroup]:
     groups: dict[tuple[str, str, int], dict[str, Metric]] = {}
     for metric in report.metrics:
         groups.setdefault((metric.name, metric.data, metric.n), {})[metric.subject] = metric
-    return [_group(name, data, n, members) for (name, data, n), members in groups.items()]
+    return [_group(name, data, n, members, report.floors) for (name, data, n), members in groups.items()]
 
 
 def data_note(report: Report) -> str:
@@ -224,24 +229,54 @@ def _integers(report: Report) -> str:
     return f"{integer} of {integer + floats} layers run in integer kernels"
 
 
-def _group(name: str, data: str, n: int, members: Mapping[str, Metric]) -> MetricGroup:
+def _group(name: str, data: str, n: int, members: Mapping[str, Metric], floors: Sequence[Floor]) -> MetricGroup:
     teacher = members.get(TEACHER)
     better = next((m.higher_is_better for m in members.values() if m.higher_is_better is not None), None)
     return MetricGroup(
         name=name,
-        title=_TITLES.get(name, name),
+        title=title_of(name),
         data=data,
         n=n,
         direction="" if better is None else ("higher is better" if better else "lower is better"),
-        cells={subject: _cell(metric, teacher) for subject, metric in members.items()},
+        cells={subject: _cell(metric, teacher, floors) for subject, metric in members.items()},
     )
 
 
-def _cell(metric: Metric, teacher: Metric | None) -> Cell:
+def _cell(metric: Metric, teacher: Metric | None, floors: Sequence[Floor]) -> Cell:
     number, _, unit = figure(metric.value, metric.unit).partition(" ")
     stderr = ""
     if metric.stderr is not None and metric.value is not None:
         decimals = len(number.partition(".")[2]) if "e" not in number else None
         short = decimals is None or metric.unit in _SMALL
         stderr = f"{metric.stderr:.2g}" if short else f"{metric.stderr:.{decimals}f}"
-    return Cell(number=number, stderr=stderr, unit=unit, gap=gap(metric, teacher))
+    return Cell(number=number, stderr=stderr, unit=unit, gap=gap(metric, teacher), floor=_floor(metric, floors))
+
+
+def _floor(metric: Metric, floors: Sequence[Floor]) -> str:
+    floor = floor_of(metric, floors)
+    if floor is None or metric.value is None:
+        return ""
+    holds = metric.value >= floor.value if metric.higher_is_better else metric.value <= floor.value
+    side = "at least" if metric.higher_is_better else "at most"
+    return f"{side} {floor.value:g} promised: {'holds' if holds else 'does not hold'}"
+
+
+def title_of(name: str) -> str:
+    """Return a metric's name for readers."""
+    return _TITLES.get(name, name)
+
+
+def estimate_sentence(report: Report) -> str:
+    """Say what the drop on real images is estimated to be, or why it is not; "" where nothing was estimated."""
+    estimate = report.estimate
+    if not estimate:
+        return ""
+    value, low, high = (estimate.get(key) for key in ("value", "low", "high"))
+    if not all(isinstance(number, int | float) for number in (value, low, high)):
+        return f"No estimate of the drop on real images: {estimate.get('reason') or 'the report gives no reason'}"
+    share = estimate.get("confidence")
+    confidence = f", an interval that holds in {100 * share:.0f} % of cases" if isinstance(share, float) else ""
+    return (
+        f"Without labels, from {estimate.get('n', '?')} synthetic images: top-1 on real images falls by {value:.2f} "
+        f"points [{low:.2f}, {high:.2f}]{confidence}."
+    )

@@ -98,6 +98,8 @@ thead button::after { content: " \\2195"; opacity: .55 }
   background: var(--soft); border: 1px solid var(--rule);
 }
 .share i { display: block; background: var(--accent) }
+.pair { display: grid; grid-template-columns: repeat(auto-fit,minmax(min(100%,20rem),1fr)); gap: 1.5rem }
+.pair p { margin: 0 0 .4rem; overflow-wrap: anywhere }
 .warnings { margin: 0 0 2rem; font-size: 1.05rem }
 .findings { list-style: none; margin: .8rem 0 0; padding: 0; display: grid; gap: .6rem }
 .findings li {
@@ -125,6 +127,7 @@ figure { margin: 0 }
 figcaption { font-size: .85rem; font-weight: 550; overflow-wrap: anywhere }
 .chart>svg { display: block; width: 100%; height: auto; margin-top: .5rem }
 .curve { fill: none; stroke: var(--accent); stroke-width: 1.6; stroke-linejoin: round }
+.dot { fill: var(--accent) }
 .c1 { stroke: var(--c1) }
 .c2 { stroke: var(--c2) }
 .c3 { stroke: var(--c3) }

@@ -8,7 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .document import LayerRow, Report
-from .rows import data_note, figure, metric_groups, subjects, timing_caption, timing_rows, verdict_sentence
+from .rows import (
+    data_note,
+    estimate_sentence,
+    figure,
+    metric_groups,
+    subjects,
+    timing_caption,
+    timing_rows,
+    verdict_sentence,
+)
 
 __all__ = ["render_markdown", "render_text"]
 
@@ -32,6 +41,7 @@ def render_text(report: Report) -> str:
         blocks.append(_table(*_metric_table(report)))
     if report.findings:
         blocks.append("Findings\n" + "\n".join(f"  - {finding.message}" for finding in report.findings))
+    blocks.extend(filter(None, [estimate_sentence(report)]))
     layers = _notable(report.layers)
     if layers:
         title = f"Layers: {len(layers)} of {len(report.layers)}, float ones and the lowest SQNR"
@@ -58,6 +68,7 @@ def render_markdown(report: Report) -> str:
         blocks.append(_markdown_table(*_metric_table(report)))
     if report.findings:
         blocks.append("**Findings**\n\n" + "\n".join(f"- {_md(finding.message)}" for finding in report.findings))
+    blocks.extend(filter(None, [_md(estimate_sentence(report))]))
     if report.layers:
         table = _markdown_table(_LAYER_HEADER, [_layer_cells(layer) for layer in report.layers])
         blocks.append(f"<details><summary>{len(report.layers)} layers</summary>\n\n{table}\n\n</details>")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from dataclasses import replace
@@ -16,6 +17,7 @@ from dfqkit_export.report import Finding, Floor, LayerRow, Report, check_floors,
 from dfqkit_export.report.charts import loss_charts
 from dfqkit_export.report.page import render_html
 from dfqkit_export.report.rows import figure, metric_groups, verdict_sentence
+from dfqkit_export.report.side_by_side import render_side_by_side
 from dfqkit_export.report.text import render_markdown, render_text
 
 EVIL = "<script>alert(1)</script>\"'&|`"
@@ -460,3 +462,77 @@ def test_every_rendering_says_whether_real_data_took_part(synthesis: dict[str, A
         assert "no real image" not in text  # what one expects is not said
         assert (note in text) == (not free)
         assert ("took part" in text) == ("data_free" in synthesis and not free)
+
+
+def _floored(value: float, floor: float) -> Report:
+    metric = Metric(
+        name="top1_drop",
+        subject="onnxruntime",
+        data="real:x",
+        value=value,
+        unit="points",
+        n=10,
+        stderr=0.1,
+        higher_is_better=False,
+    )
+    floors = [Floor(metric="top1_drop", subject="onnxruntime", value=floor, data="real")]
+    findings = check_floors([metric], floors)
+    return Report(title="t", verdict="failed" if findings else "ok", metrics=[metric], findings=findings, floors=floors)
+
+
+@pytest.mark.parametrize(("value", "word"), [(0.2, "holds"), (0.6, "does not hold")])
+def test_a_floor_stands_beside_its_metric_whether_it_holds_or_not(value: float, word: str) -> None:
+    report = _floored(value, 0.5)
+    assert metric_groups(report)[0].cells["onnxruntime"].floor == f"at most 0.5 promised: {word}"
+    assert f"at most 0.5 promised: {word}" in render_html(report)
+    assert Report.from_json(report.to_json()) == report
+
+
+def test_the_strictest_of_several_floors_is_the_one_shown() -> None:
+    report = _floored(0.2, 0.5)
+    both = dataclasses.replace(
+        report, floors=(*report.floors, Floor(metric="top1_drop", subject="onnxruntime", value=0.3))
+    )
+    assert metric_groups(both)[0].cells["onnxruntime"].floor.startswith("at most 0.3 ")
+
+
+def test_reports_from_before_floors_and_estimates_can_be_read() -> None:
+    document = json.loads(_floored(0.2, 0.5).to_json())
+    del document["floors"], document["estimate"]
+    report = Report.from_json(json.dumps(document))
+    assert (report.floors, report.estimate) == ((), {})
+
+
+def test_an_estimate_is_a_sentence_and_a_chart_and_a_refusal_says_why() -> None:
+    estimate = {"value": 0.4, "low": -0.1, "high": 1.2, "confidence": 0.9, "n": 300, "features": {"kl": 0.01}}
+    given = dataclasses.replace(_floored(0.2, 0.5), estimate=estimate)
+    for rendered in (render_html(given), render_text(given), render_markdown(given)):
+        assert "falls by 0.40 points [-0.10, 1.20], an interval that holds in 90 % of cases" in rendered
+    assert 'aria-label="Estimated drop 0.40 points, interval -0.10 to 1.20, measured 0.20"' in render_html(given)
+    refused = dataclasses.replace(given, estimate={"value": None, "low": None, "high": None, "reason": "too <few>"})
+    page = render_html(refused)
+    assert "No estimate of the drop on real images: too &lt;few&gt;" in page
+    assert "Drop in points" not in page
+    assert "Estimated drop" not in render_html(_floored(0.2, 0.5))
+
+
+def test_side_by_side_pairs_metrics_and_layers_and_says_which_is_better() -> None:
+    first, second = _floored(0.2, 0.5), _floored(0.9, 2.0)
+    layers = [LayerRow(name="conv", op="Conv", sqnr_student_db=20.0, precision="int8")]
+    first = dataclasses.replace(first, layers=layers, recipe="seed: 0\n", provenance={"seed": 0, "target": "same"})
+    layers = [LayerRow(name="conv", op="Conv", sqnr_student_db=17.5, precision="float"), LayerRow(name="fc", op="Gemm")]
+    second = dataclasses.replace(
+        second, title="<b>", layers=layers, recipe="seed: 1\n", provenance={"seed": 1, "target": "same"}
+    )
+    page = render_side_by_side(first, second)
+    assert '+0.70 points ± 0.14</td><td class="wrap">worse</td>' in page
+    assert "int8 → float" in page
+    assert 'data-v="-2.5"' in page
+    assert "-seed: 0" in page
+    assert "+seed: 1" in page
+    assert "&lt;b&gt;" in page
+    assert "<b>" not in page
+    assert ">same<" not in page  # provenance that does not differ is left out
+    assert "within two standard errors" in render_side_by_side(first, _floored(0.3, 0.5))
+    alone = render_side_by_side(first, dataclasses.replace(first, metrics=()))
+    assert "only in A" in alone

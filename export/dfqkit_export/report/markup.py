@@ -1,0 +1,76 @@
+"""What the pages of this package are built of: the document's frame, sections, tables and lists of facts.
+
+What belongs here: markup that knows nothing of reports. Everything that is interpolated is escaped, except what the
+arguments named ``body`` and ``rows`` hold, which is markup already.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from html import escape
+from typing import Any
+
+from .rows import figure
+from .style import SCRIPT, STYLE
+
+__all__ = ["document", "facts", "section", "table"]
+
+# The page works from a file and from a CI artefact; nothing else may be loaded or contacted.
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
+
+
+def document(title: str, body: str, footer: str) -> str:
+    """Frame a whole page that needs no network and no script.
+
+    Args:
+        title: Title of the window.
+        body: Markup.
+        footer: Text.
+    """
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}<footer>{escape(footer)}</footer>\n"
+        f"</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
+    )
+
+
+def section(title: str, body: str, note: str = "") -> str:
+    """A titled section with a sentence that explains it; nothing where the body is empty."""
+    if not body:
+        return ""
+    lead = f"<p>{escape(note)}</p>" if note else ""
+    return f"<section><h2>{escape(title)}</h2>{lead}{body}</section>\n"
+
+
+def table(label: str, header: Iterable[tuple[str, str]], rows: Iterable[str], *, sortable: bool = False) -> str:
+    """A table in a box of its own that scrolls; the header is (text, class of the column)."""
+    heads = "".join(f'<th scope="col" class="{kind}">{escape(text)}</th>' for text, kind in header)
+    kind = ' class="sortable"' if sortable else ""
+    # tabindex lets a keyboard scroll the box.
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label, quote=True)}"><table{kind}>'
+        f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def facts(values: Mapping[str, Any], *, skip: frozenset[str] = frozenset()) -> str:
+    """A list of names and values of any kind."""
+    pairs = "".join(
+        f"<dt>{escape(str(key).replace('_', ' '))}</dt><dd>{_fact(value)}</dd>"
+        for key, value in values.items()
+        if key not in skip
+    )
+    return f'<dl class="facts">{pairs}</dl>' if pairs else ""
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, str):
+        return escape(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return escape(figure(value))
+    return f'<span class="mono">{escape(json.dumps(value, ensure_ascii=False))}</span>'
