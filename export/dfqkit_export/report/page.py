@@ -136,9 +136,8 @@ def _estimate(report: Report) -> str:
     if not sentence:
         return ""
     shown = frozenset({"value", "low", "high", "confidence", "trusted", "reason", "n", "features"})
-    body = interval_chart(report.estimate, report.metric("top1_drop", "onnxruntime")) + facts(
-        report.estimate, skip=shown
-    )
+    chart = interval_chart(report.estimate, report.metric("top1_drop", "onnxruntime"))
+    body = f'<p class="note">{escape(sentence)}</p>{chart}{facts(report.estimate, skip=shown)}'
     features = report.estimate.get("features")
     if isinstance(features, Mapping) and features:
         body += f"<details><summary>What it was estimated from</summary>{facts(features)}</details>"
