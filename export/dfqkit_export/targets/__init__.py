@@ -9,13 +9,36 @@ from __future__ import annotations
 import difflib
 
 from ..errors import TargetError
-from .base import QuantSpace, Target
-from .onnxruntime import ONNXRUNTIME
-from .tensorrt import TENSORRT
+from .base import Bias, Cell, Family, Granularity, OperatorRule, Placement, QuantSpace, Target
+from .onnxruntime import ONNXRUNTIME, ONNXRUNTIME_ARM, ONNXRUNTIME_AVX2
+from .openvino import OPENVINO
+from .tensorrt import ONNXRUNTIME_TENSORRT, TENSORRT, TENSORRT_RTX
 
-TARGETS: dict[str, Target] = {target.name: target for target in (ONNXRUNTIME, TENSORRT)}
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for target in (
+        ONNXRUNTIME,
+        ONNXRUNTIME_AVX2,
+        ONNXRUNTIME_ARM,
+        OPENVINO,
+        TENSORRT,
+        TENSORRT_RTX,
+        ONNXRUNTIME_TENSORRT,
+    )
+}
 
-__all__ = ["TARGETS", "QuantSpace", "Target", "get_target"]
+__all__ = [
+    "TARGETS",
+    "Bias",
+    "Cell",
+    "Family",
+    "Granularity",
+    "OperatorRule",
+    "Placement",
+    "QuantSpace",
+    "Target",
+    "get_target",
+]
 
 
 def get_target(name: str) -> Target:
