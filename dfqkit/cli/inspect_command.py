@@ -1,4 +1,4 @@
-"""`dfqkit inspect`: what a teacher offers, and which methods apply, before any compute is spent."""
+"""`dfqkit inspect`: what a teacher offers before any compute is spent, or what an ONNX file is and lacks."""
 
 from __future__ import annotations
 
@@ -13,30 +13,57 @@ if TYPE_CHECKING:
     from .options import Commands
 
 _DESCRIPTION = (
-    "Load a model, verify it, and say what it offers: BatchNorm statistics, a linear head, operators, whether "
-    "torch.export captures it and where it breaks, and which synthesizers apply. Takes a recipe, or a factory with the "
-    "shape of its images and its number of classes."
+    "Of a model (a recipe's teacher, or a factory with the shape of its images and its number of classes): BatchNorm "
+    "statistics, a linear head, operators, whether torch.export captures it and where it breaks, and which "
+    "synthesizers apply. Of an ONNX file, whoever made it: how it is quantized, what a target would refuse or run "
+    "slowly, and, with --runtime, which layers a runtime really computes in integers."
 )
+_EPILOG = """\
+exit codes of an ONNX file: 0 where the target takes it, 1 where the checker has errors, 2 where the file cannot be
+used at all, 3 where a runtime of --runtime is absent
+"""
 
 
 def add(commands: Commands) -> None:
     """Add the command."""
     parser: Parser = commands.add_parser(
-        "inspect", help="say what a model offers before computing", description=_DESCRIPTION
+        "inspect",
+        help="say what a model offers, or what an ONNX file is",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
     )
-    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help="a recipe, whose teacher is inspected")
-    parser.add_argument("--factory", help="torchvision:NAME, timm:NAME or package.module:factory, instead of RECIPE")
-    parser.add_argument("--shape", type=_integers, metavar="C,H,W", help="channels, height and width of an image")
-    parser.add_argument("--classes", type=positive, metavar="N", help="number of classes")
-    parser.add_argument("--weights", metavar="FILE", help=".safetensors, .pt or .pth (default: random weights)")
-    parser.add_argument("--mean", type=_numbers, metavar="M,...", help="mean per channel, on [0, 1] (default: 0)")
-    parser.add_argument("--std", type=_numbers, metavar="S,...", help="deviation per channel, on [0, 1] (default: 1)")
+    parser.add_argument(
+        "subject", nargs="?", metavar="RECIPE|FILE", help="a recipe, whose teacher is inspected, or a file FILE.onnx"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    model = parser.add_argument_group("a model")
+    model.add_argument("--factory", help="torchvision:NAME, timm:NAME or package.module:factory, instead of RECIPE")
+    model.add_argument("--shape", type=_integers, metavar="C,H,W", help="channels, height and width of an image")
+    model.add_argument("--classes", type=positive, metavar="N", help="number of classes")
+    model.add_argument("--weights", metavar="FILE", help=".safetensors, .pt or .pth (default: random weights)")
+    model.add_argument("--mean", type=_numbers, metavar="M,...", help="mean per channel, on [0, 1] (default: 0)")
+    model.add_argument("--std", type=_numbers, metavar="S,...", help="deviation per channel, on [0, 1] (default: 1)")
+    file = parser.add_argument_group("an ONNX file")
+    file.add_argument(
+        "--target", metavar="NAME", help="what to check it for (default: what it was made for, else onnxruntime)"
+    )
+    file.add_argument("--fix", metavar="OUT", help="write it there with every repair that changes no value")
+    file.add_argument(
+        "--runtime",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="load it there and say what each layer runs as; may be given several times",
+    )
     parser.set_defaults(handler=_inspect, parser=parser)
 
 
 def _inspect(args: argparse.Namespace) -> int:
     _check(args)
+    if _is_file(args):
+        from .file_inspection import inspect_file
+
+        return inspect_file(args.subject, args.target, args.fix, args.runtime, as_json=args.json)
     teacher = _from_factory(args) if args.factory else _from_recipe(args)
 
     from ..inspection import inspect_teacher
@@ -46,24 +73,33 @@ def _inspect(args: argparse.Namespace) -> int:
     return 0
 
 
+def _is_file(args: argparse.Namespace) -> bool:
+    return bool(args.subject) and args.subject.lower().endswith(".onnx")
+
+
 def _check(args: argparse.Namespace) -> None:
-    if bool(args.recipe) == bool(args.factory):
-        args.parser.error("give either a RECIPE or --factory with --shape and --classes")
+    if bool(args.subject) == bool(args.factory):
+        args.parser.error("give either a RECIPE or --factory with --shape and --classes, or a FILE.onnx")
     about = {"--shape": args.shape, "--classes": args.classes}
     missing = [name for name, value in about.items() if value is None]
     if args.factory and missing:
         args.parser.error(f"--factory needs {' and '.join(missing)}, such as --shape 3,224,224 --classes 1000")
     about |= {"--weights": args.weights, "--mean": args.mean, "--std": args.std}
     extra = [name for name, value in about.items() if value is not None]
-    if args.recipe and extra:
-        args.parser.error(f"the recipe says this itself: leave out {', '.join(extra)}")
+    if args.subject and extra:
+        what = "the file" if _is_file(args) else "the recipe"
+        args.parser.error(f"{what} says this itself: leave out {', '.join(extra)}")
+    of_files = {"--target": args.target, "--fix": args.fix, "--runtime": args.runtime}
+    given = [name for name, value in of_files.items() if value]
+    if given and not _is_file(args):
+        args.parser.error(f"{', '.join(given)} goes with an ONNX file, whose name ends in .onnx")
 
 
 def _from_recipe(args: argparse.Namespace) -> Teacher:
     from ..recipe import load_recipe
     from ..run.stages import teacher_of
 
-    return teacher_of(load_recipe(args.recipe))
+    return teacher_of(load_recipe(args.subject))
 
 
 def _from_factory(args: argparse.Namespace) -> Teacher:

@@ -1,4 +1,4 @@
-"""`dfqkit list`: the recipes, synthesizers and targets there are."""
+"""`dfqkit list`: the recipes, synthesizers, targets and runtimes there are."""
 
 from __future__ import annotations
 
@@ -15,16 +15,26 @@ def add(commands: Commands) -> None:
     """Add the command."""
     parser: Parser = commands.add_parser(
         "list",
-        help="list recipes, synthesizers or targets",
-        description="List recipes with what each is for, synthesizers with what each needs of a teacher, or targets.",
+        help="list recipes, synthesizers, targets or runtimes",
+        description=(
+            "List recipes with what each is for, synthesizers with what each needs of a teacher, targets with what "
+            "each takes, or runtimes with what each lacks on this machine. `list targets NAME` prints the whole table "
+            "of one target, every cell with its source."
+        ),
     )
-    parser.add_argument("what", choices=("recipes", "synthesizers", "targets"), help="what to list")
-    parser.set_defaults(handler=_list)
+    parser.add_argument("what", choices=("recipes", "synthesizers", "targets", "runtimes"), help="what to list")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="a target, to print everything known about it")
+    parser.set_defaults(handler=_list, parser=parser)
 
 
 def _list(args: argparse.Namespace) -> int:
-    rows = {"recipes": _recipes, "synthesizers": _synthesizers, "targets": _targets}[args.what]()
-    result(table(rows))
+    if args.name is not None and args.what != "targets":
+        args.parser.error(f"NAME goes with targets; leave out '{args.name}'")
+    if args.name is not None:
+        result(_target(args.name))
+        return 0
+    rows = {"recipes": _recipes, "synthesizers": _synthesizers, "targets": _targets, "runtimes": _runtimes}
+    result(table(rows[args.what]()))
     return 0
 
 
@@ -49,23 +59,20 @@ def _synthesizers() -> list[tuple[str, ...]]:
 
 def _targets() -> list[tuple[str, ...]]:
     from dfqkit_export.targets import TARGETS
+    from dfqkit_export.targets.text import summary
 
-    rows: list[tuple[str, ...]] = []
-    for name, target in sorted(TARGETS.items()):
-        spaces = {
-            "weights": target.weights,
-            "activations": target.signed_activations,
-            "after ReLU": target.unsigned_activations,
-        }
-        kinds = "; ".join(
-            f"{what} {_bits(space.bits)} {'int' if space.signed else 'uint'} {space.granularity.replace('_', ' ')}"
-            f"{' symmetric' if space.symmetric else ''}"
-            for what, space in spaces.items()
-        )
-        rows.append((name, target.title, kinds))
-    return rows
+    return summary(TARGETS.values())
 
 
-def _bits(bits: tuple[int, ...]) -> str:
-    whole = bits == tuple(range(bits[0], bits[-1] + 1)) and len(bits) > 1
-    return f"{bits[0]}-{bits[-1]} bit" if whole else f"{', '.join(map(str, bits))} bit"
+def _target(name: str) -> str:
+    from dfqkit_export.targets import get_target
+    from dfqkit_export.targets.text import render_target
+
+    return render_target(get_target(name))
+
+
+def _runtimes() -> list[tuple[str, ...]]:
+    from dfqkit_export.runtimes import RUNTIMES, get_runtime
+
+    missing = {name: get_runtime(name).available() for name in RUNTIMES}
+    return [(name, "available" if reason is None else "missing", reason or "") for name, reason in missing.items()]

@@ -6,8 +6,10 @@ What belongs here: questions about the graph as the file has it, which know no r
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import onnx
+from numpy.typing import NDArray
 from onnx import numpy_helper
 
 __all__ = ["SourceGraph"]
@@ -53,6 +55,17 @@ class SourceGraph:
     def producer(self, tensor: str) -> onnx.NodeProto | None:
         """Return the node that makes a tensor; None for inputs and initializers."""
         return self._producer.get(tensor)
+
+    def constant(self, tensor: str) -> NDArray[Any] | None:
+        """Return the value of an initializer or Constant; None where the tensor is computed."""
+        stored = self._initializers.get(tensor)
+        if stored is not None:
+            return numpy_helper.to_array(stored)
+        node = self._producer.get(tensor)
+        if node is None or node.op_type != "Constant":
+            return None
+        value = next((item.t for item in node.attribute if item.name == "value"), None)
+        return numpy_helper.to_array(value) if value is not None else None
 
     def readers(self, tensor: str) -> list[onnx.NodeProto]:
         """Return the nodes that read a tensor."""

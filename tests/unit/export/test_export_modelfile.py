@@ -1,0 +1,244 @@
+"""Files that somebody else made: read whole, refused with a reason, and never reaching out of their own folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from dfqkit.cli import main
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.modelfile import PROTOBUF_LIMIT, load_onnx, require_images
+
+Output = pytest.CaptureFixture[str]
+Change = Callable[[onnx.ModelProto], None]
+
+
+def tiny(
+    *, opset: int = 18, sizes: tuple[object, ...] = ("N", 3, 8, 8), elem_type: int = TensorProto.FLOAT
+) -> onnx.ModelProto:
+    """A convolution with Q/DQ in front of and behind it."""
+    rng = np.random.default_rng(0)
+    stored = {
+        "scale": np.float32(0.05), "zero": np.uint8(0), "codes": rng.integers(-127, 128, (4, 3, 3, 3)).astype(np.int8),
+        "weight_scale": np.full(4, 0.01, np.float32), "weight_zero": np.zeros(4, np.int8),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["x_q"], "x_quantized"),
+        helper.make_node("DequantizeLinear", ["x_q", "scale", "zero"], ["x_dq"], "x_dequantized"),
+        helper.make_node("DequantizeLinear", ["codes", "weight_scale", "weight_zero"], ["weight"], "weight", axis=0),
+        helper.make_node("Conv", ["x_dq", "weight"], ["made"], "conv"),
+        helper.make_node("QuantizeLinear", ["made", "scale", "zero"], ["y_q"], "y_quantized"),
+        helper.make_node("DequantizeLinear", ["y_q", "scale", "zero"], ["y"], "y_dequantized"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("x", elem_type, list(sizes))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4, None, None])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in stored.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+
+
+def outside(location: str, length: str = "") -> Change:
+    """Let the codes point to another file."""
+
+    def change(model: onnx.ModelProto) -> None:
+        codes = next(tensor for tensor in model.graph.initializer if tensor.name == "codes")
+        codes.ClearField("raw_data")
+        codes.data_location = TensorProto.EXTERNAL
+        codes.external_data.add(key="location", value=location)
+        if length:
+            codes.external_data.add(key="length", value=length)
+
+    return change
+
+
+def set_scale(*values: float) -> Change:
+    def change(model: onnx.ModelProto) -> None:
+        scale = next(tensor for tensor in model.graph.initializer if tensor.name == "weight_scale")
+        scale.CopyFrom(numpy_helper.from_array(np.array(values, np.float32), "weight_scale"))
+
+    return change
+
+
+def second_input(model: onnx.ModelProto) -> None:
+    model.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.FLOAT, ["N", 1]))
+
+
+def without_pairs(model: onnx.ModelProto) -> None:
+    del model.graph.node[:]
+    model.graph.node.append(helper.make_node("Relu", ["x"], ["y"]))
+
+
+def cut_initializer(model: onnx.ModelProto) -> None:
+    codes = next(tensor for tensor in model.graph.initializer if tensor.name == "codes")
+    codes.raw_data = codes.raw_data[:-5]
+
+
+def dangling(model: onnx.ModelProto) -> None:
+    model.graph.node[3].input[0] = "nowhere"
+
+
+def no_opset(model: onnx.ModelProto) -> None:
+    del model.opset_import[:]
+
+
+def nothing(model: onnx.ModelProto) -> None:
+    """Leave the model as it is."""
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes a changed model into a folder of its own."""
+
+    def save(change: Change = nothing, **settings: object) -> Path:
+        model = tiny(**settings)  # type: ignore[arg-type]
+        change(model)
+        (tmp_path / "models").mkdir(exist_ok=True)
+        path = tmp_path / "models" / "m.onnx"
+        path.write_bytes(model.SerializeToString())
+        return path
+
+    return save
+
+
+class TestGood:
+    def test_a_whole_file(self, saved: Callable[..., Path]) -> None:
+        model = load_onnx(saved())
+        require_images(model, "m.onnx")
+        assert len(model.graph.node) == 6
+
+    def test_external_data_beside_it(self, saved: Callable[..., Path]) -> None:
+        path = saved()
+        onnx.save_model(tiny(), str(path), save_as_external_data=True, location="weights.bin", size_threshold=0)
+        assert (path.parent / "weights.bin").stat().st_size > 0
+        assert load_onnx(path) == tiny()
+
+    def test_external_data_in_a_constant_of_a_branch(self, saved: Callable[..., Path]) -> None:
+        def change(model: onnx.ModelProto) -> None:
+            hidden = TensorProto(name="hidden", data_type=TensorProto.FLOAT, dims=[2])
+            hidden.data_location = TensorProto.EXTERNAL
+            hidden.external_data.add(key="location", value="../secret")
+            constant = helper.make_node("Constant", [], ["branch"], value=hidden)
+            branch = helper.make_graph(
+                [constant], "branch", [], [helper.make_tensor_value_info("branch", TensorProto.FLOAT, [2])]
+            )
+            model.graph.input.append(helper.make_tensor_value_info("choice", TensorProto.BOOL, []))
+            model.graph.node.append(helper.make_node("If", ["choice"], ["z"], then_branch=branch, else_branch=branch))
+
+        with pytest.raises(ArtefactError, match=r"'hidden' in '[.][.]/secret', outside"):
+            load_onnx(saved(change))
+
+
+BAD: dict[str, tuple[Change, dict[str, object], str]] = {
+    "opset too new": (nothing, {"opset": 99}, r"opset 99; onnx .* knows 7 to .*Upgrade onnx"),
+    "opset too old": (nothing, {"opset": 6}, r"opset 6; read are 7 to .*convert_version"),
+    "no opset": (no_opset, {}, "names no opset"),
+    "data missing": (outside("gone.bin"), {}, "keeps 'codes' in 'gone.bin', which is not beside it"),
+    "data absolute": (outside("/etc/hostname"), {}, "in '/etc/hostname', outside of the model's own folder"),
+    "data above": (outside("../secret.bin"), {}, "in '../secret.bin', outside of the model's own folder"),
+    "data in and out": (outside("sub/../../secret.bin"), {}, "outside of the model's own folder"),
+    "data nowhere": (outside(""), {}, "in '', outside of the model's own folder"),
+    "data behind a link": (outside("link.bin"), {}, "in 'link.bin', outside of the model's own folder"),
+    "data too short": (outside("short.bin"), {}, "'codes' that is not whole"),
+    "data ends early": (outside("short.bin", "108"), {}, "bytes 0 to 108, but that file has 7"),
+    "data of no length": (outside("short.bin", "-1"), {}, "at '-1', which is no number of bytes"),
+    "cut initializer": (cut_initializer, {}, "'codes' that is not whole"),
+    "dangling": (dangling, {}, "node 'conv' reads 'nowhere', which no input"),
+    "two inputs": (second_input, {}, r"has 2 inputs \('x', 'mask'\); allowed is one"),
+    "open height": (nothing, {"sizes": ("N", 3, "H", 8)}, "leaves 'H' of its input 'x' open"),
+    "open unnamed": (nothing, {"sizes": ("N", 3, 8, None)}, "leaves '\\?' of its input 'x' open"),
+    "rank": (nothing, {"sizes": ("N", 3)}, "float with 2 dimensions; allowed is float with 4"),
+    "codes as input": (nothing, {"elem_type": TensorProto.UINT8}, "of type uint8 with 4 dimensions"),
+    "no Q/DQ": (without_pairs, {}, "has no QuantizeLinear and no DequantizeLinear"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_used_is_2_with_its_own_reason(
+    case: str, saved: Callable[..., Path], tmp_path: Path, capsys: Output
+) -> None:
+    change, settings, message = BAD[case]
+    path = saved(change, **settings)
+    (tmp_path / "secret.bin").write_bytes(bytes(4096))
+    (path.parent / "link.bin").symlink_to(tmp_path / "secret.bin")
+    (path.parent / "short.bin").write_bytes(bytes(7))
+    assert main(["inspect", str(path)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: Model '{path}'")
+    assert "Traceback" not in err
+    assert re.search(message, err), err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty", b"", "not an ONNX file but empty"),
+        ("text", b"<html>no model</html>", "not an ONNX file but begins with b'<html>no'"),
+        ("checkpoint", b"PK\x03\x04" + bytes(100), "a zip archive"),
+        ("pickle", b"\x80\x04K\x01.", "a pickle"),
+    ],
+)
+def test_what_is_no_onnx(name: str, content: bytes, message: str, tmp_path: Path, capsys: Output) -> None:
+    path = tmp_path / f"{name}.onnx"
+    path.write_bytes(content)
+    assert main(["inspect", str(path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_no_cut_of_a_file_is_taken_for_a_whole_one(saved: Callable[..., Path], tmp_path: Path, capsys: Output) -> None:
+    whole = saved().read_bytes()
+    path = tmp_path / "cut.onnx"
+    for end in range(0, len(whole), 7):
+        path.write_bytes(whole[:end])
+        with pytest.raises(ArtefactError, match=r"not a complete ONNX file|not an ONNX file"):
+            load_onnx(path)
+    assert main(["inspect", str(path)]) == 2
+    assert "not a complete ONNX file" in capsys.readouterr().err
+
+
+def test_a_file_beyond_protobufs_limit_is_refused_by_its_size(tmp_path: Path, capsys: Output) -> None:
+    path = tmp_path / "huge.onnx"
+    with path.open("wb") as file:
+        file.truncate(PROTOBUF_LIMIT + 1)  # sparse: takes no room, and reading it would take two gigabytes
+    assert path.stat().st_blocks * 512 < 2**20
+    assert main(["inspect", str(path)]) == 2
+    assert f"has {2**31} bytes" in (err := capsys.readouterr().err)
+    assert "save_as_external_data=True" in err
+
+
+def test_a_file_that_is_not_there(capsys: Output) -> None:
+    assert main(["inspect", "nowhere.onnx"]) == 2
+    assert "'nowhere.onnx' is not a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -0.5])
+def test_scales_that_are_no_scales_are_an_error_of_the_checker(
+    value: float, saved: Callable[..., Path], capsys: Output
+) -> None:
+    path = saved(set_scale(0.1, value, 0.1, 0.1))
+    for target in ("onnxruntime", "tensorrt", "openvino"):
+        assert main(["inspect", str(path), "--target", target]) == 1
+        assert "error: " in (out := capsys.readouterr().out)
+        assert "scale" in out
+
+
+def test_uint8_for_tensorrt_is_an_error_of_the_checker(saved: Callable[..., Path], capsys: Output) -> None:
+    assert main(["inspect", str(saved()), "--target", "tensorrt"]) == 1
+    assert "E1 error: x_quantized: its codes are uint8" in capsys.readouterr().out
+    assert main(["inspect", str(saved()), "--target", "onnxruntime"]) == 0
+
+
+@pytest.mark.parametrize(("target", "opset"), [("tensorrt", 26), ("onnxruntime-tensorrt", 21), ("tensorrt-rtx", 9)])
+def test_an_opset_that_the_target_does_not_read_is_an_error_of_the_checker(
+    target: str, opset: int, saved: Callable[..., Path], capsys: Output
+) -> None:
+    assert main(["inspect", str(saved(opset=opset)), "--target", target]) == 1
+    assert f"opset {opset}" in capsys.readouterr().out
