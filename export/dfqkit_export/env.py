@@ -13,7 +13,18 @@ from typing import Any
 
 __all__ = ["environment"]
 
-_PACKAGES = ("dfqkit", "numpy", "onnx", "onnxruntime", "torch", "torchvision", "brevitas", "openvino", "tensorrt")
+_PACKAGES = (
+    "dfqkit",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "torch",
+    "torchvision",
+    "brevitas",
+    "openvino",
+    "tensorrt",
+    "tensorrt-rtx",
+)
 # Without VNNI, x86 kernels for uint8 x int8 saturate in int16, so these decide whether two machines agree.
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 

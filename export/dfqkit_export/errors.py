@@ -15,6 +15,7 @@ __all__ = [
     "CheckFailedError",
     "DfqkitError",
     "RecipeError",
+    "RuntimeCrashedError",
     "RuntimeUnavailableError",
     "TargetError",
     "TeacherError",
@@ -53,6 +54,12 @@ class BusyError(ArtefactError):
 
 class RuntimeUnavailableError(DfqkitError):
     """A runtime that is not installed on this machine."""
+
+    exit_code: ClassVar[int] = 3
+
+
+class RuntimeCrashedError(DfqkitError):
+    """A vendor's library that crashed, hung or gave up without an answer, in a process of its own."""
 
     exit_code: ClassVar[int] = 3
 

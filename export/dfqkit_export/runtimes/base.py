@@ -5,6 +5,7 @@ What belongs here: the protocols `Runtime` and `Session`, and what all adapters 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import ArtefactError
 
-__all__ = ["Runtime", "Session", "batched"]
+__all__ = ["FileSession", "Runtime", "Session", "batched", "check_threads"]
 
 Images = NDArray[np.float32]
 Logits = NDArray[np.float32]
@@ -51,6 +52,62 @@ class Runtime(Protocol):
             ArtefactError: The file is not a model that the runtime accepts.
         """
         ...
+
+
+class FileSession(ABC):
+    """What the sessions of all runtimes share: one file with one input, and images that must fit it.
+
+    Attributes:
+        path: The file.
+        input_shape: Shape of the input as the file states it; symbolic sizes are strings or None.
+    """
+
+    path: Path
+    input_shape: tuple[int | str | None, ...]
+
+    @abstractmethod
+    def run(self, images: Images) -> Logits:
+        """Compute logits (n, classes) of images (n, C, H, W), normalised, in one call of the runtime."""
+
+    def predict(self, images: Images, batch: int = 64) -> Logits:
+        """Compute logits of any number of images, a batch at a time.
+
+        Args:
+            images: Shape (N, C, H, W), float32, normalised, at least one.
+            batch: Images in one call of the runtime.
+
+        Returns:
+            Logits, shape (N, classes).
+
+        Raises:
+            ArtefactError: The images do not fit the model's input, or there are none.
+        """
+        return np.concatenate([self.run(part) for part in batched(images, batch)])
+
+    def check(self, images: Images) -> None:
+        """Refuse images that do not fit the model's input.
+
+        Raises:
+            ArtefactError: Says both shapes.
+        """
+        expected = self.input_shape
+        fits = images.ndim == len(expected) and all(
+            not isinstance(size, int) or size == found for size, found in zip(expected, images.shape, strict=True)
+        )
+        if not fits:
+            msg = f"Model {str(self.path)!r} takes images of shape {expected}, found {images.shape}."
+            raise ArtefactError(msg)
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of threads below 1; None leaves the choice to the runtime.
+
+    Raises:
+        ArtefactError: Says what was found.
+    """
+    if threads is not None and threads < 1:
+        msg = f"Threads must be at least 1, found {threads}. Leave it out to let the runtime choose."
+        raise ArtefactError(msg)
 
 
 def batched(images: Images, size: int) -> Iterator[Images]:

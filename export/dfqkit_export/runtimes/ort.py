@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU.
+"""ONNX Runtime: on the CPU, and through its other execution providers where they are present.
 
 What belongs here: loading and running an ONNX file, with settings that make the result the same every time.
 """
@@ -14,36 +14,73 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArtefactError, RuntimeUnavailableError
-from .base import Images, Logits, batched
+from .base import FileSession, Images, Logits, check_threads
 
-__all__ = ["OrtRuntime", "OrtSession"]
+__all__ = ["OrtCudaRuntime", "OrtRuntime", "OrtSession", "OrtTensorRtRuntime"]
 
 _ERRORS_ONLY = 3
+_CPU = "CPUExecutionProvider"
 
 
 class OrtRuntime:
-    """The adapter that makes `OrtSession`s."""
+    """The adapter that makes `OrtSession`s on the CPU."""
 
     name: ClassVar[str] = "onnxruntime"
+    provider: ClassVar[str] = _CPU
+    package: ClassVar[str] = "onnxruntime"
 
     def available(self) -> str | None:
-        """Return None where onnxruntime is installed, else what to install."""
+        """Return None where onnxruntime is installed with this adapter's provider, else what to install.
+
+        A provider that is there can still fail to load its own libraries; `load` notices that.
+        """
         if find_spec("onnxruntime") is None:
-            return "onnxruntime is not installed; run pip install onnxruntime"
+            return f"onnxruntime is not installed; run pip install {self.package}"
+        present = _onnxruntime().get_available_providers()
+        if self.provider not in present:
+            return (
+                f"this onnxruntime has no {self.provider} (it has {', '.join(present)}); run pip install {self.package}"
+            )
         return None
 
     def load(self, path: str | Path, **options: Any) -> OrtSession:
         """Load an ONNX file; the options are those of `OrtSession`.
 
         Raises:
-            RuntimeUnavailableError: onnxruntime is not installed.
+            RuntimeUnavailableError: onnxruntime, or the provider, is not installed.
             ArtefactError: The file is not a model with one input and at least one output that onnxruntime accepts.
         """
-        return OrtSession(path, **options)
+        missing = self.available()
+        if missing is not None:
+            msg = f"Runtime {self.name!r} cannot be used on this machine: {missing}."
+            raise RuntimeUnavailableError(msg)
+        return OrtSession(path, provider=self.provider, **options)
 
 
-class OrtSession:
-    """One ONNX file, loaded into ONNX Runtime's CPU provider.
+class OrtCudaRuntime(OrtRuntime):
+    """The adapter to ONNX Runtime's CUDA provider. It has no int8 convolutions: Q/DQ is computed as written.
+
+    Not executed by the maintainers, who had no GPU.
+    """
+
+    name: ClassVar[str] = "onnxruntime-cuda"
+    provider: ClassVar[str] = "CUDAExecutionProvider"
+    package: ClassVar[str] = "onnxruntime-gpu"
+
+
+class OrtTensorRtRuntime(OrtRuntime):
+    """The adapter to ONNX Runtime's TensorRT provider, which is linked to TensorRT 10.
+
+    Not executed by the maintainers, who had no GPU.
+    """
+
+    name: ClassVar[str] = "onnxruntime-tensorrt"
+    provider: ClassVar[str] = "TensorrtExecutionProvider"
+    package: ClassVar[str] = "onnxruntime-gpu, and TensorRT 10 beside it"
+
+
+class OrtSession(FileSession):
+    """One ONNX file, loaded into one of ONNX Runtime's providers, by default the CPU.
 
     The session runs its operators one after another and with the runtime's deterministic kernels, so that the same
     images give the same logits every time.
@@ -64,6 +101,8 @@ class OrtSession:
         threads: int | None = None,
         optimized: bool = True,
         optimized_path: str | Path | None = None,
+        profile_prefix: str | Path | None = None,
+        provider: str = _CPU,
     ) -> None:
         """Load the file.
 
@@ -72,18 +111,20 @@ class OrtSession:
             threads: Threads inside one operator, at least 1; None leaves the choice to the runtime.
             optimized: False switches all graph optimizations off, which executes Q/DQ as written, in float.
             optimized_path: Where to write the graph that is really executed, or None.
+            profile_prefix: How the name of the runtime's own profile begins, which `end_profile` ends; None takes none.
+            provider: Name of the execution provider that must take the file.
 
         Raises:
-            RuntimeUnavailableError: onnxruntime is not installed.
+            RuntimeUnavailableError: onnxruntime is not installed, or the provider could not be loaded.
             ArtefactError: The file is not a model with one input and at least one output that onnxruntime accepts.
         """
-        if threads is not None and threads < 1:
-            msg = f"Threads must be at least 1, found {threads}. Leave it out to let the runtime choose."
-            raise ArtefactError(msg)
+        check_threads(threads)
         self.path = Path(path)
         self.threads = threads
         self.optimized = optimized
-        self._session = _inference_session(self.path, threads, optimized, optimized_path)
+        level = "ORT_ENABLE_ALL" if optimized else "ORT_DISABLE_ALL"
+        settings = _settings(threads, level, optimized_path, profile_prefix)
+        self._session = _inference_session(self.path, settings, provider)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or not outputs or inputs[0].type != "tensor(float)":
             found = ", ".join(f"{value.name}: {value.type}" for value in inputs)
@@ -120,7 +161,7 @@ class OrtSession:
         Raises:
             ArtefactError: The images do not fit the model's input, or an output is unknown.
         """
-        self._check(images)
+        self.check(images)
         feed = {self.input_name: np.ascontiguousarray(images, dtype=np.float32)}
         try:
             return list(self._session.run(names, feed))
@@ -128,52 +169,49 @@ class OrtSession:
             msg = f"Model {str(self.path)!r} could not run on images of shape {images.shape}: {error}"
             raise ArtefactError(msg) from None
 
-    def predict(self, images: Images, batch: int = 64) -> Logits:
-        """Compute logits of any number of images, a batch at a time.
-
-        Args:
-            images: Shape (N, C, H, W), float32, normalised, at least one.
-            batch: Images in one call of the runtime.
-
-        Returns:
-            Logits, shape (N, classes).
-
-        Raises:
-            ArtefactError: The images do not fit the model's input, or there are none.
-        """
-        return np.concatenate([self.run(part) for part in batched(images, batch)])
-
-    def _check(self, images: Images) -> None:
-        expected = self.input_shape
-        fits = images.ndim == len(expected) and all(
-            not isinstance(size, int) or size == found for size, found in zip(expected, images.shape, strict=True)
-        )
-        if not fits:
-            msg = f"Model {str(self.path)!r} takes images of shape {expected}, found {images.shape}."
-            raise ArtefactError(msg)
+    def end_profile(self) -> Path:
+        """Stop profiling and return the file of events that was written, for sessions with a `profile_prefix`."""
+        return Path(self._session.end_profiling())
 
 
-def _inference_session(path: Path, threads: int | None, optimized: bool, optimized_path: str | Path | None) -> Any:
+def _settings(
+    threads: int | None, level: str, optimized_path: str | Path | None, profile_prefix: str | Path | None
+) -> Any:
     onnxruntime = _onnxruntime()
-    if not path.is_file():
-        msg = f"Model {str(path)!r} is not a file. Give the path of an .onnx file."
-        raise ArtefactError(msg)
     options = onnxruntime.SessionOptions()
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.use_deterministic_compute = True
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
-    level = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
     if threads is not None:
         options.intra_op_num_threads = threads
     if optimized_path is not None:
         options.optimized_model_filepath = str(optimized_path)
+    if profile_prefix is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile_prefix)
+    return options
+
+
+def _inference_session(path: Path, settings: Any, provider: str) -> Any:
+    onnxruntime = _onnxruntime()
+    if not path.is_file():
+        msg = f"Model {str(path)!r} is not a file. Give the path of an .onnx file."
+        raise ArtefactError(msg)
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), settings, providers=list(dict.fromkeys((provider, _CPU))))
     except _rejections() as error:
         msg = f"Model {str(path)!r} is not accepted by ONNX Runtime: {error} Is the file a complete ONNX model?"
         raise ArtefactError(msg) from None
+    # A provider whose libraries are missing is replaced by the CPU with no more than a log line.
+    if session.get_providers()[0] != provider:
+        msg = (
+            f"ONNX Runtime could not load its {provider} and would run {str(path)!r} on the CPU in its place. Install "
+            "the libraries that it names in its log, or choose the runtime 'onnxruntime'."
+        )
+        raise RuntimeUnavailableError(msg)
+    return session
 
 
 def _onnxruntime() -> Any:

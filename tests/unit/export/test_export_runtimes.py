@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
 from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
+from dfqkit_export.runtimes import get_runtime
 from dfqkit_export.runtimes.base import Runtime, Session, batched
 from dfqkit_export.runtimes.ort import OrtRuntime, OrtSession
 
@@ -106,3 +108,28 @@ def test_a_missing_runtime_says_what_to_install(residual_net: Write, monkeypatch
     with pytest.raises(RuntimeUnavailableError, match="pip install onnxruntime") as caught:
         OrtSession(residual_net())
     assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize("name", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
+def test_a_provider_that_is_not_there_says_what_to_install(name: str, residual_net: Write) -> None:
+    runtime = get_runtime(name)
+    missing = runtime.available()
+    if missing is None:
+        pytest.skip(f"{name} is present on this machine")
+    assert "pip install onnxruntime-gpu" in missing
+    with pytest.raises(RuntimeUnavailableError, match="pip install onnxruntime-gpu"):
+        runtime.load(residual_net())
+
+
+def test_a_provider_that_falls_back_to_the_cpu_is_refused(residual_net: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = get_runtime("onnxruntime-cuda")
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [runtime.provider, "CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession
+
+    def fall_back(path: str, options: object, providers: list[str]) -> object:
+        assert providers == [runtime.provider, "CPUExecutionProvider"]
+        return session(path, options, providers=providers[1:])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fall_back)
+    with pytest.raises(RuntimeUnavailableError, match="on the CPU in its place"):
+        runtime.load(residual_net())
