@@ -1,16 +1,21 @@
 """What a runtime did with each layer of a file, in one form for every runtime.
 
-What belongs here: `LayerPrecision` and `Realised`, which the readers of the runtimes' own accounts fill in.
+What belongs here: `LayerPrecision` and `Realised`, which the readers of the runtimes' own accounts fill in, and what
+all of them do with a file first.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
+
+import onnx
 
 from ..metrics import Metric
 
-__all__ = ["LayerPrecision", "Realised"]
+__all__ = ["LayerPrecision", "Realised", "with_unique_names"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +27,10 @@ class LayerPrecision:
         op: Its ONNX operator.
         precision: "int8" where an integer kernel computes it, else "float".
         executed_as: The operator that really runs, "" where the layer is not found in the optimized graph.
-        detail: For float layers the reason, as far as the file tells; "" otherwise.
+        detail: For float layers the reason, as far as the file tells, and the repair; "" otherwise.
+        macs: Multiply-adds for one image; None for additions, and where the file's shapes do not tell.
+        kernel: Name of what really runs, in the runtime's own graph; layers with the same one were fused. "" where that
+            is not known.
     """
 
     name: str
@@ -30,6 +38,8 @@ class LayerPrecision:
     precision: Literal["int8", "float"]
     executed_as: str
     detail: str
+    macs: int | None = None
+    kernel: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +72,18 @@ class Realised:
         """Share of the layers that run in integer kernels, in [0, 1]; None where the file has no layers."""
         return self.integer_layers / len(self.layers) if self.layers else None
 
+    @property
+    def integer_macs(self) -> float | None:
+        """Share of the convolutions' and matrix products' multiply-adds in integer kernels, in [0, 1].
+
+        None where the file has none, or where the shapes of one of them are not known.
+        """
+        weighted = [layer for layer in self.layers if layer.op != "Add"]
+        known = [layer.macs for layer in weighted if layer.macs is not None]
+        if len(known) < len(weighted) or not sum(known):
+            return None
+        return sum(layer.macs or 0 for layer in weighted if layer.precision == "int8") / sum(known)
+
     def to_dict(self) -> dict[str, Any]:
         """Return counts and remaining float operators as JSON can hold them, in the form `Report.precision` takes.
 
@@ -71,6 +93,7 @@ class Realised:
             "integer": self.integer_layers,
             "float": self.float_layers,
             "integer_ops": self.integer_ops,
+            "integer_macs": self.integer_macs,
             "float_ops": [{"op": op, "name": name} for op, name in self.float_ops],
             "nodes": dict(self.nodes),
         }
@@ -92,3 +115,35 @@ class Realised:
             n=len(self.layers),
             higher_is_better=True,
         )
+
+
+def with_unique_names(model: onnx.ModelProto, path: Path, folder: Path) -> Path:
+    """Give every node a name of its own, by which a runtime's account of it can be told from the others'.
+
+    Args:
+        model: The model read from `path`; its nodes are renamed in place.
+        path: The file.
+        folder: Where to write the renamed file.
+
+    Returns:
+        The file as it is where its names are unique already, else the renamed one.
+    """
+    names = [node.name for node in model.graph.node]
+    if all(names) and len(set(names)) == len(names):
+        return path
+    taken, seen = set(names), set[str]()
+    for index, node in enumerate(model.graph.node):
+        if node.name in seen or not node.name:
+            stem = node.name or node.op_type
+            node.name = next(name for name in _candidates(stem, index) if name not in taken)
+        seen.add(node.name)
+        taken.add(node.name)
+    named = folder / "named.onnx"
+    onnx.save(model, str(named))
+    return named
+
+
+def _candidates(stem: str, index: int) -> Iterator[str]:
+    yield f"{stem}_{index}"
+    for suffix in range(10**6):
+        yield f"{stem}_{index}_{suffix}"

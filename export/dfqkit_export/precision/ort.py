@@ -16,7 +16,8 @@ import onnx
 from ..modelfile import load_onnx
 from ..runtimes.ort import OrtSession
 from ..source_graph import SourceGraph
-from .base import LayerPrecision, Realised
+from .base import LayerPrecision, Realised, with_unique_names
+from .macs import with_multiply_adds
 from .reasons import reason_for_float
 
 __all__ = ["INTEGER_OPS", "realised_in_onnxruntime"]
@@ -68,41 +69,19 @@ def realised_in_onnxruntime(path: str | Path) -> Realised:
     """
     source = load_onnx(path)
     with tempfile.TemporaryDirectory(prefix="dfqkit-") as folder:
-        named = _with_unique_names(source, Path(path), Path(folder))
+        named = with_unique_names(source, Path(path), Path(folder))
         optimized_path = Path(folder) / "optimized.onnx"
         OrtSession(named, threads=1, optimized_path=optimized_path)
         optimized = onnx.load(str(optimized_path), load_external_data=False)
     graph = SourceGraph(source.graph)
     executed = _match(graph, optimized.graph)
     layers = tuple(_layer(node, executed.get(node.name), graph) for node in graph.layers())
-    return Realised(
+    realised = Realised(
         layers=layers,
         float_ops=tuple((node.op_type, _TOKEN.sub("", node.name)) for node in _float_nodes(optimized.graph)),
         nodes=_count(optimized.graph),
     )
-
-
-def _with_unique_names(model: onnx.ModelProto, path: Path, folder: Path) -> Path:
-    names = [node.name for node in model.graph.node]
-    if all(names) and len(set(names)) == len(names):
-        return path
-    taken = set(names)
-    seen: set[str] = set()
-    for index, node in enumerate(model.graph.node):
-        if node.name in seen or not node.name:
-            stem = node.name or node.op_type
-            node.name = next(c for c in _candidates(stem, index) if c not in taken)
-        seen.add(node.name)
-        taken.add(node.name)
-    named = folder / "named.onnx"
-    onnx.save(model, str(named))
-    return named
-
-
-def _candidates(stem: str, index: int) -> Iterator[str]:
-    yield f"{stem}_{index}"
-    for suffix in range(10**6):
-        yield f"{stem}_{index}_{suffix}"
+    return with_multiply_adds(realised, source)
 
 
 def _match(source: SourceGraph, optimized: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
@@ -155,6 +134,7 @@ def _layer(node: onnx.NodeProto, executed: onnx.NodeProto | None, graph: SourceG
         precision="int8" if integer else "float",
         executed_as=executed.op_type if executed is not None else "",
         detail=detail,
+        kernel=_TOKEN.sub("", executed.name) if executed is not None else "",
     )
 
 

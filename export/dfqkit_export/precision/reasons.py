@@ -1,19 +1,45 @@
 """Why a layer of a QDQ file cannot run as an integer kernel in ONNX Runtime.
 
-What belongs here: the fusion rules that explain a float kernel. They were observed on ONNX Runtime 1.32's CPU provider
-with all optimizations on.
+What belongs here: the fusion rules that explain a float kernel, each under the id that the static checker lists it by.
+They were observed on ONNX Runtime 1.32's CPU provider on x86 with all optimizations on.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
 import onnx
 
 from ..source_graph import SourceGraph
 
-__all__ = ["reason_for_float"]
+__all__ = ["FloatReason", "float_reasons", "reason_for_float"]
 
-_LOWEST_CODE = {"uint8": 0, "int8": -128, "uint16": 0, "int16": -(2**15)}
+_CODES = {"uint8": (0, 255), "int8": (-128, 127), "uint16": (0, 65535), "int16": (-(2**15), 2**15 - 1)}
 _FLOAT_OUTPUT = frozenset({"Gemm", "MatMul"})
+# The runtime moves a pair through these, in both directions; through Flatten, Split or Gather it does not.
+_PASSED = frozenset({"Identity", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
+# These only move values too: a pair behind them with the same parameters changes no number.
+_MOVES = _PASSED - {"Pad"} | {"DepthToSpace", "Flatten", "Gather", "SpaceToDepth", "Split"}
+_ACTIVATIONS = frozenset({"Clip", "Relu"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloatReason:
+    """Why one layer stays in float.
+
+    Attributes:
+        rule: The checker's id of the rule that is broken.
+        found: What was found.
+        repair: What to change.
+        fixable: Whether the repair keeps every number here.
+    """
+
+    rule: str
+    found: str
+    repair: str
+    fixable: bool = False
 
 
 def reason_for_float(layer: onnx.NodeProto, graph: SourceGraph) -> str:
@@ -26,66 +52,216 @@ def reason_for_float(layer: onnx.NodeProto, graph: SourceGraph) -> str:
     Returns:
         A sentence; where no rule explains it, one that says so.
     """
-    return _input_reason(layer, graph) or _output_reason(layer, graph) or "no known rule explains it"
+    reason = next(float_reasons(layer, graph), None)
+    return f"{reason.found}; {reason.repair}" if reason is not None else "no known rule explains it"
 
 
-def _input_reason(layer: onnx.NodeProto, graph: SourceGraph) -> str:
-    operands = list(layer.input[:2])
-    for tensor in operands:
-        producer = graph.producer(tensor)
-        if producer is not None and producer.op_type == "DequantizeLinear":
-            continue
-        kind = "input" if tensor in graph.activations else "weight"
-        maker = (
-            f"it comes from {producer.op_type} {producer.name!r}" if producer is not None else "it is a float tensor"
+def float_reasons(layer: onnx.NodeProto, graph: SourceGraph) -> Iterator[FloatReason]:
+    """Yield every known reason why a layer cannot run in integers, those on its inputs first.
+
+    Args:
+        layer: A layer of the source graph.
+        graph: That graph.
+    """
+    if layer.op_type == "ConvTranspose":
+        yield FloatReason(
+            rule="O14",
+            found="ConvTranspose has no integer kernel that Q/DQ pairs turn into",
+            repair="leave it unquantized, or replace it by Resize and Conv",
         )
-        return f"{kind} {tensor!r} has no DequantizeLinear ({maker}); quantize it there"
-    return _bias_reason(layer, graph)
+    for tensor in layer.input[:2]:
+        yield from _operand_reasons(tensor, graph)
+    yield from _bias_reasons(layer, graph)
+    if layer.op_type not in _FLOAT_OUTPUT:
+        yield from _output_reasons(layer, graph)
 
 
-def _bias_reason(layer: onnx.NodeProto, graph: SourceGraph) -> str:
-    bias = layer.input[2] if len(layer.input) > 2 else ""
-    if not bias:
-        return ""
-    producer = graph.producer(bias)
-    if producer is not None and producer.op_type != "DequantizeLinear":
-        found = f"comes from {producer.op_type} {producer.name!r}"
-    elif producer is None and layer.op_type == "Gemm":
-        # A convolution's float bias is no obstacle: the runtime quantizes such initializers itself.
-        found = "is a float initializer"
-    else:
-        return ""
-    return f"the bias {found}; store it as an int32 initializer with scale = input scale x weight scale"
+def _operand_reasons(tensor: str, graph: SourceGraph) -> Iterator[FloatReason]:
+    producer = _maker(tensor, graph, _PASSED)
+    if producer is None or producer.op_type != "DequantizeLinear":
+        yield _missing_pair(tensor, graph)
+        return
+    dtype = _code_type(producer, graph)
+    if dtype not in ("", "int8", "uint8"):
+        yield FloatReason(
+            rule="O8",
+            found=f"the codes behind {tensor!r} are {dtype}; integer kernels take 8 bits",
+            repair="store them as int8 or uint8; a smaller range costs nothing there",
+        )
+    if tensor not in graph.activations:
+        return
+    scale = graph.constant(producer.input[1])
+    if scale is not None and scale.size > 1:
+        yield FloatReason(
+            rule="O13",
+            found=f"{producer.name!r} has {scale.size} scales, one for each channel of an activation",
+            repair="quantize activations per tensor",
+        )
+    yield from _code_reasons(producer, graph)
 
 
-def _output_reason(layer: onnx.NodeProto, graph: SourceGraph) -> str:
-    tensor = graph.fused_outputs(layer)[-1]
+def _missing_pair(tensor: str, graph: SourceGraph) -> FloatReason:
     producer = graph.producer(tensor)
-    activation = producer.op_type if producer is not None and tensor != layer.output[0] else ""
+    maker = f"it comes from {producer.op_type} {producer.name!r}" if producer is not None else "it is a float tensor"
+    if tensor not in graph.activations:
+        return FloatReason(
+            rule="O2", found=f"weight {tensor!r} has no DequantizeLinear ({maker})", repair="quantize it there"
+        )
+    source = _maker(tensor, graph, _MOVES)
+    if source is not None and source.op_type == "DequantizeLinear":
+        return FloatReason(
+            rule="O1",
+            found=f"input {tensor!r} has no DequantizeLinear ({maker}, through which the runtime moves no pair)",
+            repair=f"quantize it there again, with the parameters of {source.name!r}",
+            fixable=True,
+        )
+    return FloatReason(
+        rule="O1", found=f"input {tensor!r} has no DequantizeLinear ({maker})", repair="quantize it there"
+    )
+
+
+def _code_reasons(dequantize: onnx.NodeProto, graph: SourceGraph) -> Iterator[FloatReason]:
+    """What is wrong with an activation's codes, seen from a DequantizeLinear behind them."""
+    if _code_type(dequantize, graph) != "int8":
+        return
+    maker = graph.producer(dequantize.input[0])
+    if maker is not None and maker.op_type == "Clip":
+        yield FloatReason(
+            rule="O7",
+            found=f"Clip {maker.name!r} cuts int8 codes, which the x86 kernels take only without it",
+            repair="store the same numbers as uint8 with zero point 128",
+            fixable=True,
+        )
+    elif maker is not None and _code_readers(maker, graph) > 1:
+        yield FloatReason(
+            rule="O6",
+            found=f"the activations {dequantize.output[0]!r} are int8, which the x86 kernels take only where the "
+            f"tensor has one reader; it has {_code_readers(maker, graph)}",
+            repair="store the same numbers as uint8 with zero point 128",
+            fixable=True,
+        )
+
+
+def _code_readers(quantize: onnx.NodeProto, graph: SourceGraph) -> int:
+    """How many nodes read what the DequantizeLinear nodes behind a QuantizeLinear give."""
+    pairs = [node for node in graph.readers(quantize.output[0]) if node.op_type == "DequantizeLinear"]
+    return sum(len(graph.readers(node.output[0])) + graph.is_output(node.output[0]) for node in pairs)
+
+
+def _bias_reasons(layer: onnx.NodeProto, graph: SourceGraph) -> Iterator[FloatReason]:
+    bias = layer.input[2] if len(layer.input) > 2 else ""
+    producer = graph.producer(bias) if bias else None
+    if producer is not None and producer.op_type not in ("Constant", "DequantizeLinear"):
+        found = f"the bias comes from {producer.op_type} {producer.name!r}"
+    elif bias and layer.op_type == "Gemm" and (producer is None or producer.op_type == "Constant"):
+        # A convolution's float bias is no obstacle, nor that of a Gemm whose output is quantized: the runtime
+        # quantizes such initializers itself.
+        tensor, _ = _output(layer, graph)
+        if graph.readers(tensor) and all(node.op_type == "QuantizeLinear" for node in graph.readers(tensor)):
+            return
+        found = "the bias is a float initializer"
+    else:
+        return
+    yield FloatReason(
+        rule="O3", found=found, repair="store it as an int32 initializer with scale = input scale x weight scale"
+    )
+
+
+def _output_reasons(layer: onnx.NodeProto, graph: SourceGraph) -> Iterator[FloatReason]:
+    tensor, activations = _output(layer, graph)
     readers = graph.readers(tensor)
     quantizers = [node for node in readers if node.op_type == "QuantizeLinear"]
-    if len(quantizers) != len(readers) or not quantizers:
-        if layer.op_type in _FLOAT_OUTPUT:
-            return ""
+    if len(quantizers) != len(readers) or not quantizers or graph.is_output(tensor):
         others = ", ".join(sorted({node.op_type for node in readers if node.op_type != "QuantizeLinear"}))
         where = others or ("the graph's output" if graph.is_output(tensor) else "nothing")
-        return f"its output {tensor!r} reaches {where} without QuantizeLinear; quantize it there"
-    return _zero_point_reason(quantizers[0], activation, graph)
+        yield FloatReason(
+            rule="O4", found=f"its output {tensor!r} reaches {where} without QuantizeLinear", repair="quantize it there"
+        )
+        return
+    if len(quantizers) > 1:
+        names = ", ".join(repr(node.name) for node in quantizers)
+        yield FloatReason(
+            rule="O11", found=f"its output {tensor!r} is quantized {len(quantizers)} times ({names})", repair="keep one"
+        )
+    yield from _range_reasons(quantizers[0], activations, graph)
+    for reader in graph.readers(quantizers[0].output[0]):
+        pairs = graph.readers(reader.output[0]) if reader.op_type == "Clip" else [reader]
+        yield from (r for node in pairs[:1] if node.op_type == "DequantizeLinear" for r in _code_reasons(node, graph))
+        break
 
 
-def _zero_point_reason(quantizer: onnx.NodeProto, activation: str, graph: SourceGraph) -> str:
+def _range_reasons(
+    quantizer: onnx.NodeProto, activations: list[onnx.NodeProto], graph: SourceGraph
+) -> Iterator[FloatReason]:
     zero_point = graph.zero_point(quantizer)
+    scale = graph.constant(quantizer.input[1])
     if zero_point is None:
-        return f"{quantizer.name!r} has no scalar zero point; quantize activations per tensor"
+        yield FloatReason(
+            rule="O13", found=f"{quantizer.name!r} has no scalar zero point", repair="quantize activations per tensor"
+        )
+        return
     value, dtype = zero_point
-    if activation and value != _LOWEST_CODE.get(dtype, 0):
-        return (
-            f"{activation} is followed by {quantizer.name!r} with {dtype} zero point {value}; ONNX Runtime fuses it "
-            f"only at the lowest code. Quantize after {activation} to uint8 with zero point 0"
+    if not activations or scale is None or scale.size != 1:
+        return
+    steps = float(scale.reshape(-1)[0])
+    begin, end = ((code - value) * steps for code in _CODES.get(dtype, (0, 0)))
+    low = max(_limits(node, graph)[0] for node in activations)
+    high = min(_limits(node, graph)[1] for node in activations)
+    last = activations[-1]
+    # The lower half of int8's codes is unused behind a Relu, so that uint8 and a Clip hold the same numbers.
+    unused = dtype == "int8" and value == 0 and low >= 0
+    if begin < low and (last.op_type == "Relu" or unused):
+        yield FloatReason(
+            rule="O5",
+            found=f"{last.op_type} is followed by {quantizer.name!r} with {dtype} zero point {value}; ONNX Runtime "
+            "fuses it only at the lowest code",
+            repair=f"quantize after {last.op_type} to uint8 with zero point 0",
+            fixable=unused,
         )
-    if dtype == "int8":
-        return (
-            "its activations are int8, which the x86 kernels take only where the tensor has one reader. "
-            "Store the same numbers as uint8 with zero point 128"
+    elif begin < low or end > high:
+        yield FloatReason(
+            rule="O12",
+            found=f"{last.op_type} {last.name!r} ends at {low:g} and {high:g}, inside the range of {quantizer.name!r}, "
+            f"{begin:g} to {end:g}, so that it cannot be dropped",
+            repair="put an integer Clip behind QuantizeLinear instead, or use Relu",
+            fixable=last.op_type == "Clip",
         )
-    return ""
+
+
+def _limits(activation: onnx.NodeProto, graph: SourceGraph) -> tuple[float, float]:
+    if activation.op_type == "Relu":
+        return 0.0, float(np.inf)
+    limits = [-np.inf, np.inf]
+    for index, tensor in enumerate(activation.input[1:3]):
+        value = graph.constant(tensor) if tensor else None
+        if value is not None and value.size == 1:
+            limits[index] = float(value.reshape(-1)[0])
+    return limits[0], limits[1]
+
+
+def _output(layer: onnx.NodeProto, graph: SourceGraph) -> tuple[str, list[onnx.NodeProto]]:
+    """The tensor where a layer's output must be quantized, and the activation functions in front of it."""
+    tensor, activations = layer.output[0], []
+    while len(graph.readers(tensor)) == 1 and not graph.is_output(tensor):
+        (reader,) = graph.readers(tensor)
+        if reader.op_type in _ACTIVATIONS:
+            activations.append(reader)
+        elif reader.op_type not in _PASSED - {"Pad"}:
+            break
+        tensor = reader.output[0]
+    return tensor, activations
+
+
+def _maker(tensor: str, graph: SourceGraph, passed: frozenset[str]) -> onnx.NodeProto | None:
+    producer = graph.producer(tensor)
+    while producer is not None and producer.op_type in passed:
+        producer = graph.producer(producer.input[0])
+    return producer
+
+
+def _code_type(node: onnx.NodeProto, graph: SourceGraph) -> str:
+    zero_point = graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+    if zero_point is not None:
+        return str(zero_point.dtype)
+    codes = graph.constant(node.input[0])
+    return str(codes.dtype) if codes is not None else ""

@@ -8,8 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
-from dfqkit_export.errors import ArtefactError
+from dfqkit_export.errors import ArtefactError, TargetError
 from dfqkit_export.precision import LayerPrecision, realised_precision
+from dfqkit_export.precision.macs import multiply_adds
 
 Write = Callable[..., Path]
 
@@ -122,7 +123,7 @@ def test_additions_of_a_constant_are_not_layers(tmp_path: Path, qdq: Any) -> Non
 def test_truncated_files_are_refused(residual_net: Write, keep: int) -> None:
     path = residual_net()
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ArtefactError, match="complete"):
+    with pytest.raises(ArtefactError, match="complete|ONNX"):
         realised_precision(path)
 
 
@@ -132,3 +133,58 @@ def test_the_file_is_left_alone(residual_net: Write) -> None:
     realised_precision(path)
     assert path.read_bytes() == before
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_multiply_adds_are_those_of_the_shapes(residual_net: Write) -> None:
+    layers = {layer.name: layer.macs for layer in realised_precision(residual_net()).layers}
+    assert layers == {"conv1": 64 * 4 * 3 * 9, "conv2": 64 * 4 * 4 * 9, "add": None, "fc": 4 * 10}
+
+
+def test_the_share_of_multiply_adds_weighs_layers_by_their_work(residual_net: Write) -> None:
+    realised = realised_precision(residual_net(relu_zero_point=128))
+    conv1, rest = 64 * 4 * 3 * 9, 64 * 4 * 4 * 9 + 40
+    assert realised.integer_macs == pytest.approx(rest / (conv1 + rest))
+    assert realised.to_dict()["integer_macs"] == realised.integer_macs
+
+
+@pytest.mark.parametrize(
+    ("op", "weight", "attributes", "expected"),
+    [
+        ("Conv", (6, 1, 3, 3), {"group": 3}, 6 * 6 * 6 * 9),
+        ("Conv", (4, 3, 3, 3), {"strides": [2, 2], "pads": [1, 1, 1, 1]}, 4 * 4 * 4 * 27),
+        ("ConvTranspose", (3, 5, 2, 2), {"strides": [2, 2]}, 3 * 64 * 5 * 4),
+        ("MatMul", (8, 7), {}, 3 * 8 * 7 * 8),
+    ],
+)
+def test_multiply_adds_of_each_operator(
+    tmp_path: Path, qdq: Any, op: str, weight: tuple[int, ...], attributes: dict[str, Any], expected: int
+) -> None:
+    b = qdq()
+    b.constant("w", np.ones(weight, np.float32))
+    model = onnx.load(str(b.save(tmp_path / "m.onnx", b.node(op, ["x", "w"], "layer", **attributes))))
+    assert multiply_adds(model) == {"layer": expected}
+
+
+def test_open_sizes_must_be_given(tmp_path: Path, qdq: Any) -> None:
+    b = qdq()
+    b.constant("w", np.ones((4, 3, 1, 1), np.float32))
+    model = onnx.load(str(b.save(tmp_path / "m.onnx", b.node("Conv", ["x", "w"], "layer"))))
+    for size in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+        size.dim_param = "side"
+    before = model.SerializeToString()
+    assert multiply_adds(model) == {}
+    assert multiply_adds(model, (3, 5, 5)) == {"layer": 25 * 4 * 3}
+    assert model.SerializeToString() == before
+    onnx.save(model, str(tmp_path / "open.onnx"))
+    assert realised_precision(tmp_path / "open.onnx").integer_macs is None
+
+
+def test_layers_of_one_kernel_say_so(residual_net: Write) -> None:
+    kernels = [layer.kernel for layer in realised_precision(residual_net()).layers]
+    assert kernels[0] == "conv1"
+    assert len(set(kernels)) == 4
+
+
+def test_unknown_runtimes_are_refused(residual_net: Write) -> None:
+    with pytest.raises(TargetError, match="onnxruntime, openvino, tensorrt, tensorrt-rtx, found 'tvm'"):
+        realised_precision(residual_net(), "tvm")

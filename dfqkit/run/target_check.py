@@ -1,0 +1,83 @@
+"""The target's own runtime, or one of its family, asked about the exported file where ONNX Runtime is not the target.
+
+What belongs here: which runtime is asked for which target, and what a report says where it is absent, refuses the file
+or crashes. What the runtime answers is read in `dfqkit_export.precision`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from dfqkit_export.errors import ArtefactError, RuntimeCrashedError
+from dfqkit_export.metrics import Metric
+from dfqkit_export.precision import Realised, realised_precision
+from dfqkit_export.report import Finding, Floor, LayerRow
+from dfqkit_export.runtimes import get_runtime
+from dfqkit_export.targets import Target
+
+#: Family of targets, or runtime where a target has none, to the runtime that answers without the target's hardware.
+WITNESSES = {name: name for name in ("onnxruntime", "openvino", "tensorrt-rtx")} | {"tensorrt": "tensorrt-rtx"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Account:
+    """What a runtime said of the file.
+
+    Attributes:
+        subject: that runtime, as metrics name it; empty where the target has none.
+        realised: how each layer is executed, or None where the runtime was not asked or refused the file.
+        warnings: what a reader of the report must know first.
+        findings: why the file fails, whatever was measured elsewhere.
+    """
+
+    subject: str
+    realised: Realised | None = None
+    warnings: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+    def metrics(self) -> list[Metric]:
+        """The share of integer layers, where the runtime answered."""
+        return [self.realised.metric(subject=self.subject, data="model.onnx")] if self.realised else []
+
+    def answerable(self, floors: Iterable[Floor]) -> list[Floor]:
+        """The floors without those about a runtime that was not asked; `warnings` says that it was not."""
+        absent = self.subject if self.realised is None and not self.findings else None
+        return [floor for floor in floors if floor.subject != absent]
+
+    def tell(self, rows: Iterable[LayerRow]) -> tuple[LayerRow, ...]:
+        """The rows with what this runtime executed in place of what another did; nothing where it did not say."""
+        known = {layer.name: layer for layer in self.realised.layers} if self.realised else {}
+        told = []
+        for row in rows:
+            layer = known.get(row.name)
+            precision, executed_as, detail = (layer.precision, layer.executed_as, layer.detail) if layer else ("",) * 3
+            told.append(replace(row, precision=precision, executed_as=executed_as, detail=detail))
+        return tuple(told)
+
+
+def ask_runtime(path: Path, target: Target) -> Account:
+    """Have the runtime of a target's family load the file and say how it executes each layer.
+
+    Args:
+        path: the exported file.
+        target: what it was exported for.
+    """
+    subject = WITNESSES.get(target.family or target.runtime, "")
+    missing = get_runtime(subject).available() if subject else "no runtime of it is known here"
+    if missing is not None:
+        warning = (
+            f"{target.title} has not seen this file, nor has anything of its family: {missing}. What is measured here "
+            "is what the file says, computed in ONNX Runtime; what runs in integers on the target is not known, and "
+            "floors on that were left out."
+        )
+        return Account(subject=subject, warnings=(warning,))
+    try:
+        return Account(subject=subject, realised=realised_precision(path, subject))
+    except (ArtefactError, RuntimeCrashedError) as error:
+        finding = Finding(metric="accepted", subject=subject, value=0.0, floor=1.0, message=str(error))
+        return Account(subject=subject, findings=(finding,))
+
+
+__all__ = ["WITNESSES", "Account", "ask_runtime"]

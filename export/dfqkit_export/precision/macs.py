@@ -1,0 +1,84 @@
+"""How many multiply-adds each layer of a file costs, so that a share of layers can be a share of the work.
+
+What belongs here: counting from shapes alone. What was executed how is the readers' question.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import onnx
+
+from ..source_graph import SourceGraph
+from .base import Realised
+
+__all__ = ["multiply_adds", "with_multiply_adds"]
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def multiply_adds(model: onnx.ModelProto, image_shape: tuple[int, ...] | None = None) -> dict[str, int]:
+    """Count the multiply-adds of the convolutions and matrix products, for one image.
+
+    Args:
+        model: A complete model with named nodes; it is not changed.
+        image_shape: (C, H, W) where the file leaves them open; None takes the file's.
+
+    Returns:
+        Node name to count. Layers whose shapes cannot be inferred are left out: all of them where an open size other
+        than the batch's is not given.
+    """
+    shapes = _shapes(model, image_shape)
+    counts = {node.name: _count(node, shapes) for node in SourceGraph(model.graph).layers() if node.op_type != "Add"}
+    return {name: count for name, count in counts.items() if count is not None}
+
+
+def with_multiply_adds(realised: Realised, model: onnx.ModelProto) -> Realised:
+    """Return the same with each layer's `macs`, as far as the file's shapes tell."""
+    counts = multiply_adds(model)
+    layers = tuple(replace(layer, macs=counts.get(layer.name)) for layer in realised.layers)
+    return replace(realised, layers=layers)
+
+
+def _shapes(model: onnx.ModelProto, image_shape: tuple[int, ...] | None) -> dict[str, tuple[int, ...]]:
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(model)
+    # Old files repeat initializers among the inputs.
+    stored = {tensor.name: tuple(tensor.dims) for tensor in fixed.graph.initializer}
+    inputs = [value for value in fixed.graph.input if value.name not in stored]
+    for value in inputs:
+        sizes = value.type.tensor_type.shape.dim
+        wanted = (1, *image_shape) if image_shape is not None else (1, *(size.dim_value for size in sizes[1:]))
+        if len(wanted) == len(sizes):
+            for size, number in zip(sizes, wanted, strict=True):
+                if number > 0:
+                    size.dim_value = number
+    # Sizes that a file states for a symbolic batch contradict the batch of 1, in intermediate tensors and outputs.
+    del fixed.graph.value_info[:]
+    for value in fixed.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    try:
+        inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True)
+    except (onnx.shape_inference.InferenceError, ValueError):
+        # ValueError: above the 2 GB that a protobuf message can have.
+        return stored
+    for value in [*inputs, *inferred.graph.value_info, *inferred.graph.output]:
+        sizes = value.type.tensor_type.shape.dim
+        if value.type.tensor_type.HasField("shape") and all(size.HasField("dim_value") for size in sizes):
+            stored[value.name] = tuple(size.dim_value for size in sizes)
+    return stored
+
+
+def _count(node: onnx.NodeProto, shapes: Shapes) -> int | None:
+    known = [shapes.get(name) for name in (node.input[0], node.input[1], node.output[0])]
+    first, second, output = known
+    if first is None or second is None or output is None or not first:
+        return None
+    if node.op_type == "Conv":
+        return math.prod(output) * math.prod(second[1:])
+    if node.op_type == "ConvTranspose":
+        return math.prod(first) * math.prod(second[1:])
+    transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
+    return math.prod(output) * (first[0] if transposed else first[-1])
