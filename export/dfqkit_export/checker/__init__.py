@@ -1,0 +1,27 @@
+"""Judges a QDQ file for a target without running it, and repairs what can be repaired without changing a number.
+
+What belongs here: rules on the file as it is written, each with an id, a severity and a repair; one module for each
+subject, one table over all of them. Nothing here needs a runtime, except the proof of a repair, which needs ONNX
+Runtime.
+"""
+
+from __future__ import annotations
+
+from .base import CheckResult, Finding, FixResult, Problem, Repaired, Rule, Severity
+from .check import RULES, check_file, check_model, rules_for
+from .fix import fix_file
+
+__all__ = [
+    "RULES",
+    "CheckResult",
+    "Finding",
+    "FixResult",
+    "Problem",
+    "Repaired",
+    "Rule",
+    "Severity",
+    "check_file",
+    "check_model",
+    "fix_file",
+    "rules_for",
+]

@@ -1,0 +1,226 @@
+"""A model's graph with what rules on quantization ask: constants, types, shapes, Q/DQ pairs, layers' operands.
+
+What belongs here: questions and their answers. What is wrong with an answer is a rule's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from ..source_graph import SourceGraph
+from ..targets import Target
+
+__all__ = ["Operand", "QdqGraph"]
+
+# Only small constants matter to shape inference; large ones would be copied through protobuf.
+_SMALL = 1024
+_CONSTANT_CHAIN = frozenset({"Cast", "Identity"})
+# Operators that only move or select values, so that codes may pass through them unchanged.
+MOVES = frozenset(
+    {"DepthToSpace", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze"}
+    | {"Transpose", "Unsqueeze"}
+)
+_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operand:
+    """Where a layer's input comes from.
+
+    Attributes:
+        tensor: Its name.
+        dequantize: The DequantizeLinear that it comes from, through operators that only move values; None where it is
+            float.
+        activation: Whether it depends on the model's input.
+    """
+
+    tensor: str
+    dequantize: onnx.NodeProto | None
+    activation: bool
+
+
+class QdqGraph(SourceGraph):
+    """A graph as the rules see it.
+
+    Attributes:
+        model: The model.
+        target: What the file is judged for.
+        nodes: The graph's nodes, in the file's order.
+        opset: Version of the default ONNX domain; 0 where the file names none.
+    """
+
+    def __init__(self, model: onnx.ModelProto, target: Target) -> None:
+        """Index a model.
+
+        Args:
+            model: A loaded model; it is not changed.
+            target: What it is judged for.
+        """
+        super().__init__(model.graph)
+        self.model = model
+        self.target = target
+        self.nodes: list[onnx.NodeProto] = list(model.graph.node)
+        self.opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+        self._names = {id(node): node.name or f"{node.op_type}[{index}]" for index, node in enumerate(self.nodes)}
+
+    @cached_property
+    def _values(self) -> dict[str, Any]:
+        return {value.name: value.type.tensor_type for value in _inferred(self.model)}
+
+    def name(self, node: onnx.NodeProto) -> str:
+        """Return a node's name, or operator and index where it has none."""
+        return self._names.get(id(node)) or node.name or node.op_type
+
+    def of_type(self, *ops: str) -> Iterator[onnx.NodeProto]:
+        """Yield the nodes of some operators of the default domain."""
+        return (node for node in self.nodes if node.op_type in ops and node.domain in ("", "ai.onnx"))
+
+    def constant(self, tensor: str) -> NDArray[Any] | None:
+        """Return a tensor's value where it is an initializer or a Constant, also behind Cast and Identity."""
+        if tensor in self._initializers:
+            return numpy_helper.to_array(self._initializers[tensor])
+        node = self._producer.get(tensor)
+        if node is None:
+            return None
+        if node.op_type == "Constant":
+            return _constant_value(node)
+        if node.op_type in _CONSTANT_CHAIN:
+            value = self.constant(node.input[0])
+            if value is not None and node.op_type == "Cast":
+                to = next(attribute.i for attribute in node.attribute if attribute.name == "to")
+                value = value.astype(helper.tensor_dtype_to_np_dtype(to))
+            return value
+        return None
+
+    def is_initializer(self, tensor: str) -> bool:
+        """Return whether a tensor is stored in the file by that name."""
+        return tensor in self._initializers
+
+    def initializers(self) -> Iterator[onnx.TensorProto]:
+        """Yield the stored tensors."""
+        return iter(self._initializers.values())
+
+    def elem_type(self, tensor: str) -> int:
+        """Return a tensor's element type (`onnx.TensorProto.FLOAT`, ...); 0 where it is not known."""
+        if tensor in self._initializers:
+            return int(self._initializers[tensor].data_type)
+        return int(self._values[tensor].elem_type) if tensor in self._values else 0
+
+    def shape(self, tensor: str) -> tuple[int | None, ...] | None:
+        """Return a tensor's shape, None for unknown sizes; None where not even the rank is known."""
+        if tensor in self._initializers:
+            return tuple(self._initializers[tensor].dims)
+        value = self._values.get(tensor)
+        if value is None or not value.HasField("shape"):
+            return None
+        return tuple(size.dim_value if size.HasField("dim_value") else None for size in value.shape.dim)
+
+    def quantized_type(self, node: onnx.NodeProto) -> int:
+        """Return the element type of the codes that a Q writes or a DQ reads, as ONNX defines it; 0 if unknown."""
+        if node.op_type == "DequantizeLinear":
+            return self.elem_type(node.input[0])
+        if has_input(node, 2):
+            return self.elem_type(node.input[2])
+        return attribute(node, "output_dtype", 0) or TensorProto.UINT8
+
+    def pair(self, quantize: onnx.NodeProto) -> Iterator[tuple[onnx.NodeProto, list[onnx.NodeProto]]]:
+        """Yield each DequantizeLinear behind a QuantizeLinear, with the operators between them."""
+        waiting: list[tuple[str, list[onnx.NodeProto]]] = [(quantize.output[0], [])]
+        while waiting:
+            tensor, between = waiting.pop()
+            for reader in self.readers(tensor):
+                if reader.op_type == "DequantizeLinear" and reader.input[0] == tensor:
+                    yield reader, between
+                elif reader.op_type in MOVES | {"Clip", "Pad"} and reader.input[0] == tensor:
+                    waiting.extend((output, [*between, reader]) for output in reader.output)
+
+    def quantizer(self, dequantize: onnx.NodeProto) -> onnx.NodeProto | None:
+        """Return the QuantizeLinear whose codes a DequantizeLinear reads, through what only moves or clips them."""
+        node = self.producer(dequantize.input[0])
+        while node is not None and node.op_type in MOVES | {"Clip", "Pad"}:
+            node = self.producer(node.input[0])
+        return node if node is not None and node.op_type == "QuantizeLinear" else None
+
+    def weighted(self) -> Iterator[onnx.NodeProto]:
+        """Yield the layers that multiply: Conv, ConvTranspose, Gemm, MatMul with an activation among their inputs."""
+        for node in self.layers():
+            if node.op_type in _WEIGHTED:
+                yield node
+
+    def operand(self, tensor: str) -> Operand:
+        """Return where a layer's input comes from."""
+        node = self.producer(tensor)
+        while node is not None and node.op_type in MOVES:
+            node = self.producer(node.input[0])
+        found = node if node is not None and node.op_type == "DequantizeLinear" else None
+        return Operand(tensor=tensor, dequantize=found, activation=tensor in self.activations)
+
+    def only_reader(self, tensor: str) -> onnx.NodeProto | None:
+        """Return the node that reads a tensor where there is exactly one and the tensor is no output of the graph."""
+        readers = self.readers(tensor)
+        return readers[0] if len(readers) == 1 and not self.is_output(tensor) else None
+
+    def scalar_zero_point(self, node: onnx.NodeProto) -> int | None:
+        """Return a Q or DQ node's zero point where all its values are one constant; 0 where it has none."""
+        if not has_input(node, 2):
+            return 0
+        value = self.constant(node.input[2])
+        if value is None or not value.size or np.unique(value.astype(np.float64)).size != 1:
+            return None
+        return int(value.reshape(-1)[0])
+
+
+def has_input(node: onnx.NodeProto, index: int) -> bool:
+    """Return whether a node has its optional input number `index`."""
+    return len(node.input) > index and bool(node.input[index])
+
+
+def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    """Return a node's attribute, or what ONNX takes where it is left out."""
+    return next((helper.get_attribute_value(item) for item in node.attribute if item.name == name), default)
+
+
+def type_name(elem_type: int) -> str:
+    """Return the name that people know an element type by, such as "uint8"."""
+    return TensorProto.DataType.Name(elem_type).lower() if elem_type else "an unknown type"
+
+
+def _constant_value(node: onnx.NodeProto) -> NDArray[Any] | None:
+    for item in node.attribute:
+        if item.name == "value":
+            return numpy_helper.to_array(item.t)
+        if item.name in ("value_float", "value_floats"):
+            return np.array(helper.get_attribute_value(item), np.float32)
+        if item.name in ("value_int", "value_ints"):
+            return np.array(helper.get_attribute_value(item), np.int64)
+    return None
+
+
+def _inferred(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    slim = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    slim.functions.extend(model.functions)
+    graph = slim.graph
+    graph.name = model.graph.name or "graph"
+    graph.node.extend(model.graph.node)
+    graph.input.extend(model.graph.input)
+    graph.output.extend(model.graph.output)
+    graph.value_info.extend(model.graph.value_info)
+    known = {value.name for value in graph.input}
+    for tensor in model.graph.initializer:
+        if np.prod(tensor.dims) <= _SMALL:
+            graph.initializer.append(tensor)
+        elif tensor.name not in known:
+            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    try:
+        inferred = onnx.shape_inference.infer_shapes(slim, data_prop=True).graph
+    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        inferred = graph  # An operator of a domain or version that onnx does not know: what the file declares must do.
+    return [*inferred.input, *inferred.value_info, *inferred.output]

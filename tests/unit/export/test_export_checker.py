@@ -1,0 +1,232 @@
+"""Every rule finds what it is about and nothing else, and ONNX Runtime agrees where it can be asked."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from dfqkit_export.checker import RULES, check_file, check_model, rules_for
+from dfqkit_export.errors import ArtefactError, TargetError
+from dfqkit_export.precision import realised_precision
+from dfqkit_export.qdq import write_qdq
+from dfqkit_export.targets import TARGETS, get_target
+from tests._toys import TOYS, student
+from tests.unit.export._qdq_fixtures import FIXTURES, Fixture, norm, one_conv
+from tests.unit.export._qdq_models import ort, trt
+
+SLOW = pytest.mark.slow
+CASES = [pytest.param(item, id=f"{item.rule}-{item.name}") for item in FIXTURES]
+
+
+def found(model: onnx.ModelProto, target: str) -> set[str]:
+    return {problem.rule for problem in check_model(model, target).problems}
+
+
+def test_every_rule_has_a_fixture() -> None:
+    ids = [rule.id for rule in RULES]
+    assert len(set(ids)) == len(ids)
+    assert {item.rule for item in FIXTURES} == set(ids)
+    numbers = {prefix: sum(name[0] == prefix for name in ids) for prefix in "EW"}
+    assert numbers["E"] == 10
+    assert {f"W{number}" for number in range(1, 17)} <= set(ids)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_rule_finds_its_fixture_and_passes_the_neighbour(case: Fixture) -> None:
+    assert found(case.make(True), case.target) == {case.rule}
+    assert found(case.make(False), case.target) == set()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_problem_names_place_reason_and_repair(case: Fixture) -> None:
+    model = case.make(True)
+    names = {node.name for node in model.graph.node} | {""}
+    result = check_model(model, case.target)
+    severity = {"E": "error"}.get(case.rule[0], "warning")
+    for problem in result.problems:
+        assert problem.node in names
+        assert problem.severity == severity
+        assert len(problem.message) > 20
+        assert len(problem.repair) > 5
+    assert result.ok == (severity == "warning")
+    assert json.loads(json.dumps(result.to_dict()))["problems"][0]["rule"] == case.rule
+
+
+def test_rules_belong_to_families() -> None:
+    assert {rule.id[0] for rule in rules_for("onnxruntime-tensorrt")} == {"E", "W"}
+    assert {rule.id for rule in rules_for("tensorrt")} == {rule.id for rule in rules_for("tensorrt-rtx")}
+    assert "O5" in {rule.id for rule in rules_for("onnxruntime-avx2")}
+    assert not {"E4", "O5"} & {rule.id for rule in rules_for("openvino")}
+    for name in TARGETS:
+        assert {"E3", "E6", "E7", "E8"} <= {rule.id for rule in rules_for(name)}
+
+
+def test_errors_come_first() -> None:
+    n = trt()
+    x = n.qdq("x", "in", scale=[0.02])
+    n.style = "ort"
+    result = check_model(n.model(n.conv(x)), "tensorrt")
+    assert [problem.rule for problem in result.problems] == ["E4", "W3", "W3"]
+    assert (len(result.errors), len(result.warnings), result.ok) == (1, 2, False)
+
+
+def test_nodes_without_names_are_named_by_their_place() -> None:
+    n = trt()
+    model = one_conv(n, n.qdq("x", "in", scale=[0.02]))
+    for node in model.graph.node:
+        node.name = ""
+    assert [p.node for p in check_model(model, "tensorrt").problems] == ["QuantizeLinear[0]", "DequantizeLinear[1]"]
+
+
+def test_uint8_is_an_error_where_tensorrt_10_must_read_the_file() -> None:
+    model = next(item for item in FIXTURES if item.rule == "W2").make(True)
+    assert found(model, "tensorrt-rtx") == {"W2"}
+    assert found(model, "tensorrt") == {"E1"}
+    assert found(model, "onnxruntime-tensorrt") == {"E1"}
+
+
+def test_scales_of_every_channel_are_looked_at() -> None:
+    n = trt()
+    scale = np.array([0.01, -0.5, np.nan, np.inf])
+    (problem,) = check_model(one_conv(n, n.qdq("x", "in"), weights={"scale": scale}), "tensorrt").problems
+    assert (problem.rule, problem.node) == ("E3", "conv.w.DQ")
+    assert "-0.5 in channel 1 (3 of 4 channels)" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("op", "shape", "trans", "axis", "right"),
+    [
+        ("Gemm", (5, 4), 1, 0, True),
+        ("Gemm", (4, 5), 0, 1, True),
+        ("Gemm", (4, 5), 0, 0, False),
+        ("MatMul", (4, 5), 0, 1, True),
+        ("MatMul", (4, 5), 0, 0, False),
+    ],
+)
+def test_the_output_axis_of_linear_layers(op: str, shape: tuple[int, int], trans: int, axis: int, right: bool) -> None:
+    n = trt(shape=(4,))
+    inputs = [n.qdq("x", "in"), n.weight("w", shape, axis=axis)]
+    h = n.node(op, inputs, "fc", **({"transB": trans} if op == "Gemm" else {}))
+    assert found(n.model(h, rank=2), "tensorrt") == (set() if right else {"W5"})
+
+
+def test_a_transposed_weight_moves_its_axis() -> None:
+    for axis, right in ((0, True), (1, False)):
+        n = trt(shape=(4,))
+        x = n.qdq("x", "in")
+        weight = n.node("Transpose", [n.weight("w", (5, 4), axis=axis)], "turn", perm=[1, 0])
+        assert found(n.model(n.node("MatMul", [x, weight], "fc"), rank=2), "tensorrt") == (set() if right else {"W5"})
+
+
+def test_a_norm_in_front_of_a_convolution_is_no_problem() -> None:
+    n = trt(shape=(4, 8, 8))
+    h = n.relu(norm(n, n.qdq("x", "in")))
+    assert found(n.model(n.conv(n.qdq(h, "a"), ins=4)), "tensorrt") == set()
+
+
+def test_shapes_may_be_64_bit() -> None:
+    n = trt()
+    x = n.qdq("x", "in")
+    shape = n.const("shape", np.array([0, 3, 64], np.int64))
+    assert found(n.model(n.node("Reshape", [x, shape], "reshape"), rank=3), "tensorrt") == set()
+
+
+def test_large_initializers_and_unknown_domains_do_not_disturb() -> None:
+    n = ort()
+    x = n.node("Anything", ["x"], "extra", domain="some.where")
+    model = one_conv(n, n.qdq(x, "in", dtype=np.int8, zero=0), outs=64)
+    assert found(model, "onnxruntime") == {"E6"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [(b"", "onnx|ONNX"), (b"not a model at all", "onnx|ONNX")], ids=["empty", "text"]
+)
+def test_what_is_no_model_is_refused(tmp_path: Path, text: bytes, message: str) -> None:
+    (tmp_path / "m.onnx").write_bytes(text)
+    with pytest.raises(ArtefactError, match=message):
+        check_file(tmp_path / "m.onnx", "tensorrt")
+
+
+def test_unknown_targets_are_said_before_the_file_is_read(tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match="Did you mean 'tensorrt'"):
+        check_file(tmp_path / "absent.onnx", "tensort")
+
+
+def test_a_float_model_has_no_errors() -> None:
+    n = trt()
+    weight = n.const("w", n.rng.normal(size=(4, 3, 3, 3)).astype(np.float32))
+    model = n.model(n.relu(n.conv("x", weight=weight)))
+    assert check_model(model, "onnxruntime").ok
+    assert found(model, "onnxruntime") == {"O1", "W19"}
+
+
+# --- ONNX Runtime's own word ------------------------------------------------------------------------------------------
+
+# Rules about something else than whether a layer is in float, with what they are about instead.
+OTHER_EFFECT = {
+    "O9": "the pooling, which is no layer, is float",
+    "O10": "the pooling, which is no layer, is float",
+    "O15": "integer, but with uint8 weights",
+    "O16": "the operator, which is no layer, is float",
+    "O17": "integer; sums saturate on processors that are not at hand",
+}
+ORT_CASES = [
+    pytest.param(item, id=f"{item.rule}-{item.name}")
+    for item in FIXTURES
+    if item.rule.startswith("O") and item.rule != "O17"
+]
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the rules are those of x86 kernels")
+@pytest.mark.parametrize("case", ORT_CASES)
+def test_onnxruntime_agrees(case: Fixture, tmp_path: Path) -> None:
+    for bad in (True, False):
+        onnx.save(case.make(bad), str(tmp_path / f"{bad}.onnx"))
+    neighbour = realised_precision(tmp_path / "False.onnx")
+    # Split itself only copies; a pool on the graph's own Q/DQ pair has no layer at all.
+    assert neighbour.float_layers == 0
+    assert {op for op, _ in neighbour.float_ops} <= {"Split"}
+    broken = realised_precision(tmp_path / "True.onnx")
+    if case.rule == "O15":
+        assert broken.float_layers == 0
+        assert _stored_types(case.make(True)) - _stored_types(case.make(False)) == {TensorProto.UINT8}
+    elif case.rule in OTHER_EFFECT:
+        assert broken.float_layers == 0
+        assert broken.float_ops
+    else:
+        assert broken.float_layers > 0
+        named = {p.node for p in check_file(tmp_path / "True.onnx", case.target).problems}
+        assert named == {layer.name for layer in broken.layers if layer.precision == "float"}
+
+
+def _stored_types(model: onnx.ModelProto) -> set[int]:
+    return {tensor.data_type for tensor in model.graph.initializer if numpy_helper.to_array(tensor).ndim == 4}
+
+
+# --- this project's own files -----------------------------------------------------------------------------------------
+
+# What a network's own construction leaves behind, whoever exports it.
+KNOWN = {
+    ("hard_gate", "onnxruntime"): {"O16"},  # HardSigmoid has no integer kernel.
+    ("option_a", "tensorrt"): {"W8"},  # Slice and Pad stand between the residual's pair and the addition.
+}
+CLEAN = [
+    pytest.param(name, target, bits, marks=() if fast and bits == "w4a4" else SLOW)
+    for name in TOYS
+    for fast in (name == "residual",)
+    for target in ("onnxruntime", "tensorrt")
+    for bits in ("w8a8", "w4a4")
+]
+
+
+@pytest.mark.parametrize(("name", "target", "bits"), CLEAN)
+def test_exported_files_are_clean(name: str, target: str, bits: str, tmp_path: Path) -> None:
+    write_qdq(student(name, bits, target), get_target(target), tmp_path / "m.onnx", metadata={})
+    problems = check_file(tmp_path / "m.onnx", target).problems
+    assert {problem.rule for problem in problems} <= KNOWN.get((name, target), set()), problems
