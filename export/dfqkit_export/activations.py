@@ -7,19 +7,94 @@ written from, can be compared layer by layer.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any, Protocol, cast
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from .errors import ArtefactError
 from .modelfile import load_onnx
 from .runtimes.base import batched
-from .runtimes.ort import OrtSession
+from .runtimes.opening import UNOPTIMIZED, open_session
 from .source_graph import SourceGraph
 
-__all__ = ["layer_outputs"]
+__all__ = ["LayerProbe", "layer_outputs", "layer_scales"]
+
+
+class LayerProbe:
+    """A file in a runtime, with the outputs of its layers laid open.
+
+    A layer's output is taken after the BatchNormalization and the Relu or Clip that follow it and, in a quantized file,
+    after the Q/DQ pair behind that. There a runtime's fusions are disturbed least, so that its integer kernels are what
+    is seen.
+
+    Attributes:
+        scales: For each layer, in the file's order, the scale of the codes that its output was quantized to; None where
+            it was not, or not with one scale.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        runtime: str = "onnxruntime",
+        threads: int | None = None,
+        layers: Collection[str] | None = None,
+    ) -> None:
+        """Load the file.
+
+        Args:
+            path: The ONNX file; layers without a name are left out.
+            runtime: One of `runtimes.opening.runtime_names`, whose sessions give several outputs.
+            threads: Threads of a runtime on the CPU; None leaves the choice to it.
+            layers: Names of the layers to look at; None for all.
+
+        Raises:
+            ArtefactError: The file is not a complete ONNX model, or the runtime does not give inner outputs.
+            RuntimeUnavailableError: The runtime is not installed.
+        """
+        model = load_onnx(path)
+        graph = SourceGraph(model.graph)
+        visible = _visible_tensors(graph)
+        self._tensors = {name: visible[name] for name in visible if layers is None or name in layers}
+        self.scales = {name: _scale(tensor, graph) for name, tensor in self._tensors.items()}
+        present = {value.name for value in model.graph.output}
+        for tensor in dict.fromkeys(self._tensors.values()):
+            if tensor not in present:
+                model.graph.output.append(helper.make_tensor_value_info(tensor, TensorProto.FLOAT, None))
+        self._logits = model.graph.output[0].name
+        with tempfile.TemporaryDirectory(prefix="dfqkit-") as folder:
+            exposed = Path(folder) / "exposed.onnx"
+            onnx.save(model, str(exposed))
+            session = open_session(runtime, exposed, threads=threads)
+        if not hasattr(session, "outputs"):
+            msg = f"Runtime {runtime!r} gives logits only; layers can be seen in onnxruntime and openvino."
+            raise ArtefactError(msg)
+        self._session = cast("_ManyOutputs", session)
+
+    def run(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
+        """Run one batch.
+
+        Args:
+            images: Shape (n, C, H, W), normalised.
+
+        Returns:
+            The logits (n, classes), and the name of each layer with its output, float32.
+
+        Raises:
+            ArtefactError: The images do not fit the model.
+        """
+        names = list(dict.fromkeys([self._logits, *self._tensors.values()]))
+        values = dict(zip(names, self._session.outputs(images, names), strict=True))
+        return values[self._logits], {layer: values[tensor] for layer, tensor in self._tensors.items()}
+
+
+class _ManyOutputs(Protocol):
+    def outputs(self, images: NDArray[np.float32], names: list[str] | None = None) -> list[NDArray[Any]]: ...
 
 
 def layer_outputs(
@@ -30,11 +105,7 @@ def layer_outputs(
     threads: int | None = None,
     optimized: bool = True,
 ) -> dict[str, NDArray[np.float32]]:
-    """Run a file and return the output of each of its layers.
-
-    A layer's output is taken after the Relu or Clip that follows it and, in a quantized file, after the Q/DQ pair
-    behind that. There the runtime's fusions are not disturbed, so that with `optimized` the integer kernels are what is
-    seen.
+    """Run a file in ONNX Runtime and return the output of each of its layers, as `LayerProbe` sees it.
 
     Args:
         path: The ONNX file; layers without a name are left out.
@@ -50,25 +121,23 @@ def layer_outputs(
         ArtefactError: The file is not a complete ONNX model, or the images do not fit it.
         RuntimeUnavailableError: onnxruntime is not installed.
     """
-    model = load_onnx(path)
+    probe = LayerProbe(path, runtime="onnxruntime" if optimized else UNOPTIMIZED, threads=threads)
+    parts = [probe.run(part)[1] for part in batched(images, batch)]
+    return {layer: np.concatenate([part[layer] for part in parts]) for layer in probe.scales}
+
+
+def layer_scales(model: onnx.ModelProto) -> dict[str, float | None]:
+    """Return, without running anything, what `LayerProbe.scales` is for all layers of a model."""
     graph = SourceGraph(model.graph)
-    tensors = {layer.name: _visible_tensor(layer, graph) for layer in graph.layers() if layer.name}
-    present = {value.name for value in model.graph.output}
-    for tensor in dict.fromkeys(tensors.values()):
-        if tensor not in present:
-            model.graph.output.append(helper.make_tensor_value_info(tensor, TensorProto.FLOAT, None))
-    with tempfile.TemporaryDirectory(prefix="dfqkit-") as folder:
-        exposed = Path(folder) / "exposed.onnx"
-        onnx.save(model, str(exposed))
-        session = OrtSession(exposed, threads=threads, optimized=optimized)
-    names = list(dict.fromkeys(tensors.values()))
-    parts = [session.outputs(part, names) for part in batched(images, batch)]
-    values = {name: np.concatenate([part[index] for part in parts]) for index, name in enumerate(names)}
-    return {layer: values[tensor] for layer, tensor in tensors.items()}
+    return {name: _scale(tensor, graph) for name, tensor in _visible_tensors(graph).items()}
+
+
+def _visible_tensors(graph: SourceGraph) -> dict[str, str]:
+    return {layer.name: _visible_tensor(layer, graph) for layer in graph.layers() if layer.name}
 
 
 def _visible_tensor(layer: onnx.NodeProto, graph: SourceGraph) -> str:
-    tensor = graph.fused_outputs(layer)[-1]
+    behind = tensor = _activated(layer, graph)
     for operator in ("QuantizeLinear", "DequantizeLinear"):
         readers = [node for node in graph.readers(tensor) if node.op_type in (operator, "Clip")]
         while operator == "DequantizeLinear" and readers and readers[0].op_type == "Clip":
@@ -76,6 +145,20 @@ def _visible_tensor(layer: onnx.NodeProto, graph: SourceGraph) -> str:
             readers = graph.readers(readers[0].output[0])
         matching = [node for node in readers if node.op_type == operator]
         if not matching:
-            return graph.fused_outputs(layer)[-1]
+            return behind
         tensor = matching[0].output[0]
     return tensor
+
+
+def _activated(layer: onnx.NodeProto, graph: SourceGraph) -> str:
+    readers = graph.readers(layer.output[0])
+    normalized = len(readers) == 1 and readers[0].op_type == "BatchNormalization"
+    return graph.fused_outputs(readers[0] if normalized and not graph.is_output(layer.output[0]) else layer)[-1]
+
+
+def _scale(tensor: str, graph: SourceGraph) -> float | None:
+    producer = graph.producer(tensor)
+    if producer is None or producer.op_type != "DequantizeLinear":
+        return None
+    values = graph.constant(producer.input[1])
+    return float(values.reshape(-1)[0]) if values is not None and values.size == 1 else None

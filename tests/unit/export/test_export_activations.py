@@ -10,7 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from dfqkit_export import activations
-from dfqkit_export.activations import layer_outputs
+from dfqkit_export.activations import LayerProbe, layer_outputs
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.runtimes.ort import OrtSession
 
@@ -59,10 +59,11 @@ def test_exposing_outputs_keeps_the_integer_kernels(
 ) -> None:
     optimized_path = tmp_path / "optimized.onnx"
 
-    def spy(path: Path, **options: Any) -> OrtSession:
+    def spy(name: str, path: Path, **options: Any) -> OrtSession:
+        assert name == "onnxruntime"
         return OrtSession(path, optimized_path=optimized_path, **options)
 
-    monkeypatch.setattr(activations, "OrtSession", spy)
+    monkeypatch.setattr(activations, "open_session", spy)
     layer_outputs(residual_net(), images(1), threads=1)
     operators = [node.op_type for node in onnx.load(str(optimized_path)).graph.node]
     assert (operators.count("QLinearConv"), operators.count("QLinearAdd"), operators.count("QGemm")) == (2, 1, 1)
@@ -97,3 +98,36 @@ def test_truncated_files_are_refused(residual_net: Write) -> None:
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(ArtefactError, match="complete"):
         layer_outputs(path, images(1))
+
+
+def test_a_batch_normalization_between_layer_and_activation_is_passed(tmp_path: Path, qdq: Any) -> None:
+    b = qdq()
+    b.constant("w", np.ones((2, 3, 1, 1), np.float32))
+    parameters = [
+        b.constant(name, np.full(2, value, np.float32)) for name, value in zip("gbmv", (2, 1, 0, 1), strict=True)
+    ]
+    normalized = b.node("BatchNormalization", [b.node("Conv", ["x", "w"], "conv"), *parameters], "bn", epsilon=0.0)
+    path = b.save(tmp_path / "m.onnx", b.node("Relu", [normalized], "relu"))
+    x = images(2)
+    expected = np.maximum(2 * x.sum(1, keepdims=True) + 1, 0).repeat(2, axis=1)
+    np.testing.assert_allclose(layer_outputs(path, x, threads=1)["conv"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_probe_knows_scales_and_looks_only_where_told(residual_net: Write) -> None:
+    path = residual_net()
+    assert LayerProbe(path, threads=1).scales == {
+        "conv1": pytest.approx(0.02),
+        "conv2": pytest.approx(0.03),
+        "add": pytest.approx(0.05),
+        "fc": None,
+    }
+    probe = LayerProbe(path, threads=1, layers={"add"})
+    logits, outputs = probe.run(images(3))
+    assert list(outputs) == ["add"]
+    np.testing.assert_array_equal(logits, OrtSession(path, threads=1).run(images(3)))
+
+
+def test_a_runtime_that_shows_logits_only_is_refused(residual_net: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activations, "open_session", lambda *_, **__: object())
+    with pytest.raises(ArtefactError, match="'tensorrt' gives logits only"):
+        LayerProbe(residual_net(), runtime="tensorrt")

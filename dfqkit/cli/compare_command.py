@@ -1,0 +1,108 @@
+"""`dfqkit compare`: where two files, or one file in two runtimes, part; or two reports, metric by metric."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dfqkit_export.errors import ArtefactError
+
+from .options import Parser, note, positive, result
+
+if TYPE_CHECKING:
+    from dfqkit_export.report import Report
+
+    from .options import Commands
+
+_DESCRIPTION = (
+    "Run two ONNX files, or one file in two runtimes, on the same images, and name the first layer whose outputs part, "
+    "with the signal-to-noise ratio of each layer, the largest error in codes, and the images whose class flips. The "
+    "files need not be dfqkit's. Two reports (report.json, or the folders of two runs) are compared metric by metric."
+)
+_RUNTIMES = "onnxruntime (default), onnxruntime-unoptimized (the file as written, in float), openvino, tensorrt, ..."
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    parser: Parser = commands.add_parser("compare", help="say where two files part", description=_DESCRIPTION)
+    parser.add_argument("a", type=Path, metavar="A", help="an .onnx file, or a report")
+    parser.add_argument("b", type=Path, metavar="B", nargs="?", help="another (default: A, in another runtime)")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="BANK",
+        help="a stored set, a sentinel file, a .npz or .npy (default: random numbers, whose margins mean nothing)",
+    )
+    parser.add_argument("--limit", type=positive, default=64, metavar="N", help="images at most (default: 64)")
+    parser.add_argument("--runtime-a", metavar="NAME", help=f"runtime of A: {_RUNTIMES}")
+    parser.add_argument("--runtime-b", metavar="NAME", help="runtime of B (default: onnxruntime)")
+    parser.add_argument(
+        "--min-sqnr", type=float, metavar="DB", help="below this a layer has parted, where scales differ (default: 20)"
+    )
+    parser.add_argument("--threads", type=positive, metavar="N", help="threads of a runtime on the CPU")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    parser.set_defaults(handler=_compare, parser=parser)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    reports = [path.is_dir() or path.suffix == ".json" for path in (args.a, args.b) if path is not None]
+    if any(reports):
+        return _reports(args, reports)
+    if args.b is None and (args.runtime_a or "onnxruntime") == (args.runtime_b or "onnxruntime"):
+        args.parser.error("give two files, or one file and another runtime, such as --runtime-b openvino")
+    return _files(args)
+
+
+def _files(args: argparse.Namespace) -> int:
+    from dfqkit_export.comparison import MIN_SQNR, Side, compare_files, render_comparison
+    from dfqkit_export.inputs import model_image, random_inputs, read_inputs
+    from dfqkit_export.modelfile import load_onnx
+
+    model = load_onnx(args.a)
+    if args.b is not None and model_image(model) is None:
+        model = load_onnx(args.b)
+    if args.images is None:
+        inputs = random_inputs(model, args.limit)
+        note("The images are random numbers: margins and flips on them mean nothing. Give real ones with --images.")
+    else:
+        inputs = read_inputs(args.images, model, args.limit)
+    found = compare_files(
+        Side(path=args.a, runtime=args.runtime_a or "onnxruntime"),
+        Side(path=args.b or args.a, runtime=args.runtime_b or "onnxruntime"),
+        inputs,
+        threads=args.threads,
+        min_sqnr=MIN_SQNR if args.min_sqnr is None else args.min_sqnr,
+    )
+    result(json.dumps({"schema": 1, **found.to_dict()}, indent=2) if args.json else render_comparison(found))
+    return 0
+
+
+def _reports(args: argparse.Namespace, reports: list[bool]) -> int:
+    if reports != [True, True]:
+        args.parser.error("a report is compared with another report: give two, or two .onnx files")
+    unused = [name for name in ("images", "runtime_a", "runtime_b", "min_sqnr") if getattr(args, name) is not None]
+    if unused:
+        args.parser.error(f"reports were measured already: leave out --{unused[0].replace('_', '-')}")
+
+    from dfqkit_export.comparison import compare_reports, render_differences
+
+    found = compare_reports(_report(args.a), _report(args.b))
+    text = json.dumps({"schema": 1, **found.to_dict()}, indent=2) if args.json else render_differences(found)
+    result(text)
+    return 0
+
+
+def _report(path: Path) -> Report:
+    from dfqkit_export.report import Report
+
+    from .running import read_report
+
+    if path.is_dir():
+        return read_report(path)
+    try:
+        return Report.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"Cannot read '{path}': {error}. Give a report.json or the folder that holds it."
+        raise ArtefactError(msg) from error

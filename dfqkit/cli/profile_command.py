@@ -1,0 +1,63 @@
+"""`dfqkit profile`: what a quantized file gains in time and size, and what costs it where it gains nothing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .options import Parser, note, positive, result
+
+if TYPE_CHECKING:
+    from .options import Commands
+
+_DESCRIPTION = (
+    "Time a quantized file and a float one in turns, in one or several runtimes, with the spread of the timings, the "
+    "files' sizes, and the operators that take the time. Warns where int8 is not faster. Latency is information and "
+    "depends on the machine and on what else runs there."
+)
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    parser: Parser = commands.add_parser("profile", help="time a file against float", description=_DESCRIPTION)
+    parser.add_argument("model", type=Path, metavar="MODEL", help="a quantized .onnx file")
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="FLOAT",
+        help="the float .onnx file (default: teacher.onnx beside MODEL, else MODEL without Q/DQ)",
+    )
+    parser.add_argument(
+        "--runtime",
+        dest="runtimes",
+        metavar="NAME",
+        action="append",
+        help="onnxruntime (default), openvino, tensorrt, ...; may be given several times",
+    )
+    parser.add_argument("--batch", type=positive, metavar="N", help="images in a call (default: the file's, or 1)")
+    parser.add_argument("--threads", type=positive, default=1, metavar="N", help="threads on the CPU (default: 1)")
+    parser.add_argument(
+        "--repeats", type=positive, default=50, metavar="N", help="timed calls of each file (default: 50)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    parser.set_defaults(handler=_profile)
+
+
+def _profile(args: argparse.Namespace) -> int:
+    from dfqkit_export.profiling import profile_file, render_profile
+
+    found = profile_file(
+        args.model,
+        args.against,
+        runtimes=args.runtimes or ("onnxruntime",),
+        batch=args.batch,
+        threads=args.threads,
+        repeats=args.repeats,
+    )
+    result(json.dumps({"schema": 1, **found.to_dict()}, indent=2) if args.json else render_profile(found))
+    if args.json:
+        for warning in found.warnings:
+            note(f"warning: {warning}")
+    return 0

@@ -1,0 +1,251 @@
+"""Where two files, or one file in two runtimes, part: logits, and the first layer whose outputs differ too much.
+
+What belongs here: running both and measuring. What is said of it in words is `text`; which layer stands for
+which is `matching`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from ..activations import LayerProbe
+from ..errors import ArtefactError
+from ..inputs import Inputs, own_batch
+from ..modelfile import load_onnx
+from ..precision import realised_precision
+from ..runtimes.base import batched
+from ..runtimes.opening import UNOPTIMIZED, open_session
+from .layers import MAX_DIFFERING, MIN_SQNR, Apart, LayerDifference
+from .matching import Matching, match_layers
+from .notes import bias_notes, disturbance_note
+
+__all__ = ["Comparison", "Side", "compare_files"]
+
+_BATCH = 32
+_SEES_LAYERS = frozenset({"onnxruntime", UNOPTIMIZED, "openvino"})
+# Laying open what a runtime would fuse may change it. Changes below this share of the largest logit do not count.
+_UNDISTURBED = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One of the two things compared.
+
+    Attributes:
+        path: The file.
+        runtime: Name of the runtime that executes it, one of `runtimes.opening.runtime_names`.
+    """
+
+    path: Path
+    runtime: str = "onnxruntime"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What came of a comparison.
+
+    Attributes:
+        a: The first side, the reference.
+        b: The second.
+        images: Where the images come from, in words.
+        n: How many.
+        random: Whether they are random numbers.
+        flips: Images whose largest logit is another class.
+        margin: Largest distance between A's two best logits among the flipped images; None without flips.
+        logit_max_abs: Largest difference of two logits; None where one is not finite.
+        logit_sqnr_db: Signal-to-noise ratio of the logits.
+        matching: Which layers stand for each other.
+        layers: Their differences, in A's order; empty where a runtime shows logits only.
+        min_sqnr: The threshold that was used, in dB.
+        notes: What a reader must know of how it was measured.
+    """
+
+    a: Side
+    b: Side
+    images: str
+    n: int
+    random: bool
+    flips: int
+    margin: float | None
+    logit_max_abs: float | None
+    logit_sqnr_db: float | None
+    matching: Matching
+    layers: tuple[LayerDifference, ...]
+    min_sqnr: float = MIN_SQNR
+    notes: tuple[str, ...] = ()
+
+    @property
+    def first(self) -> LayerDifference | None:
+        """The first layer that parts, or None."""
+        return next((layer for layer in self.layers if layer.parts), None)
+
+    @property
+    def begins(self) -> LayerDifference | None:
+        """The first layer that parts or has more other codes than stray rounding makes, 0.1 %; or None."""
+        return next((one for one in self.layers if one.parts or (one.differing or 0.0) > MAX_DIFFERING), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON can hold it."""
+        document = asdict(self)
+        for side in ("a", "b"):
+            document[side]["path"] = str(document[side]["path"])
+        named = {"first_to_part": self.first, "begins": self.begins}
+        return {**document, **{key: layer.name if layer else None for key, layer in named.items()}}
+
+
+def compare_files(
+    a: Side, b: Side, inputs: Inputs, *, threads: int | None = None, min_sqnr: float = MIN_SQNR
+) -> Comparison:
+    """Run both sides on the same images and compare logits and layers.
+
+    A layer parts where not the same values are finite; where both sides quantize it with the same scale, when
+    the mean squared difference is larger than the quantizer's own error, step^2 / 12 (as with 8 % of the values one
+    code apart); elsewhere when its signal-to-noise ratio is below `min_sqnr`.
+
+    Args:
+        a: The reference.
+        b: What is compared with it.
+        inputs: At least one image.
+        threads: Threads of runtimes on the CPU; None leaves the choice to them.
+        min_sqnr: Threshold in dB.
+
+    Raises:
+        ArtefactError: A file is damaged, or the images or the numbers of classes do not fit.
+        RuntimeUnavailableError: A runtime is not installed.
+    """
+    models = load_onnx(a.path), load_onnx(b.path)
+    batch, images = _batches(models, inputs.images)
+    logits = (_logits(a, images, batch, threads), _logits(b, images, batch, threads))
+    if logits[0].shape != logits[1].shape:
+        msg = (
+            f"The outputs have the shapes {logits[0].shape} and {logits[1].shape}, so that they cannot be compared. "
+            "Give two files that classify the same images into the same classes."
+        )
+        raise ArtefactError(msg)
+    matching = match_layers(*models)
+    blind = [side.runtime for side in (a, b) if side.runtime not in _SEES_LAYERS]
+    layers: tuple[LayerDifference, ...] = ()
+    notes = [f"{name} gives logits only, so that layers cannot be compared there." for name in blind]
+    if not blind:
+        pair = _Pair(a=a, b=b, images=images, batch=batch, logits=logits, threads=threads, min_sqnr=min_sqnr)
+        layers, notes = pair.layers(matching)
+    notes += bias_notes({"A": (a.runtime, models[0]), "B": (b.runtime, models[1])})
+    whole = Apart(None, None)
+    whole.add(*logits)
+    flipped = logits[0].argmax(1) != logits[1].argmax(1)
+    best = np.sort(logits[0][flipped], axis=1)
+    margins = best[:, -1] - best[:, -2] if best.shape[1] > 1 else np.zeros(0)
+    margin = float(margins.max()) if margins.size and np.isfinite(margins).all() else None
+    return Comparison(
+        a=a,
+        b=b,
+        images=inputs.source,
+        n=len(images),
+        random=inputs.random,
+        flips=int(flipped.sum()),
+        margin=margin,
+        logit_max_abs=whole.max_abs,
+        logit_sqnr_db=whole.sqnr_db,
+        matching=matching,
+        layers=layers,
+        min_sqnr=min_sqnr,
+        notes=tuple(notes),
+    )
+
+
+def _batches(
+    models: tuple[onnx.ModelProto, onnx.ModelProto], images: NDArray[np.float32]
+) -> tuple[int, NDArray[np.float32]]:
+    fixed = {size for size in map(own_batch, models) if size is not None}
+    if not fixed:
+        return _BATCH, images
+    size = max(fixed)
+    whole = len(images) // size * size
+    if len(fixed) > 1 or not whole:
+        msg = (
+            f"The files take batches of {' and '.join(map(str, sorted(fixed)))} images, found {len(images)} image(s). "
+            "Give files with the same or an open batch, and at least one whole batch of images."
+        )
+        raise ArtefactError(msg)
+    return size, images[:whole]
+
+
+def _logits(side: Side, images: NDArray[np.float32], batch: int, threads: int | None) -> NDArray[np.float32]:
+    session = open_session(side.runtime, side.path, threads=threads)
+    found = np.concatenate([session.run(part) for part in batched(images, batch)])
+    return found.reshape(len(found), -1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pair:
+    """Both sides with the logits that they give undisturbed."""
+
+    a: Side
+    b: Side
+    images: NDArray[np.float32]
+    batch: int
+    logits: tuple[NDArray[np.float32], NDArray[np.float32]]
+    threads: int | None
+    min_sqnr: float
+
+    def layers(self, matching: Matching) -> tuple[tuple[LayerDifference, ...], list[str]]:
+        """Compare the layers, all at once where that changes nothing, else each alone."""
+        found, notes, changes = self._together(matching.pairs)
+        hidden: list[dict[str, str]] = [{}, {}]
+        disturbed = False
+        for index, (side, change) in enumerate(zip((self.a, self.b), changes, strict=True)):
+            # OpenVINO leaves out the rounding inside such kernels, which few logits may tell.
+            fused = _hidden(side) if change > _UNDISTURBED or side.runtime == "openvino" else {}
+            if fused or change > _UNDISTURBED:
+                hidden[index], disturbed = fused, True
+                notes.append(disturbance_note(side.runtime, load_onnx(side.path), fused))
+        if not disturbed:
+            return found, notes
+        pairs = [pair for pair in matching.pairs if pair[0] not in hidden[0] and pair[1] not in hidden[1]]
+        return tuple(layer for pair in pairs for layer in self._together([pair])[0]), notes
+
+    def _together(
+        self, pairs: Sequence[tuple[str, str]]
+    ) -> tuple[tuple[LayerDifference, ...], list[str], tuple[float, float]]:
+        probes = [
+            LayerProbe(side.path, runtime=side.runtime, threads=self.threads, layers={pair[index] for pair in pairs})
+            for index, side in enumerate((self.a, self.b))
+        ]
+        sums = {pair: Apart(probes[0].scales[pair[0]], probes[1].scales[pair[1]]) for pair in pairs}
+        changes, shapes = [0.0, 0.0], dict[tuple[str, str], str]()
+        for start, part in zip(range(0, len(self.images), self.batch), batched(self.images, self.batch), strict=True):
+            seen = [probe.run(part) for probe in probes]
+            for index, (logits, _) in enumerate(seen):
+                plain = self.logits[index][start : start + len(part)]
+                changes[index] = max(changes[index], _change(plain, logits.reshape(plain.shape)))
+            for pair, apart in sums.items():
+                first, second = seen[0][1][pair[0]], seen[1][1][pair[1]]
+                if first.shape == second.shape:
+                    apart.add(first, second)
+                else:
+                    shapes[pair] = f"{pair[0]} gives {first.shape[1:]} in A and {second.shape[1:]} in B: not compared."
+        found = tuple(apart.difference(*pair, self.min_sqnr) for pair, apart in sums.items() if pair not in shapes)
+        return found, list(shapes.values()), (changes[0], changes[1])
+
+
+def _change(plain: NDArray[np.float32], seen: NDArray[np.float32]) -> float:
+    largest, apart = np.nanmax(np.abs(plain), initial=0.0), np.nanmax(np.abs(plain - seen), initial=0.0)
+    return float(apart / largest) if largest else float(apart)
+
+
+def _hidden(side: Side) -> dict[str, str]:
+    # Layers inside a kernel that goes on to a later layer, which is where they can be seen undisturbed.
+    if side.runtime == UNOPTIMIZED:
+        return {}
+    last: dict[str, str] = {}
+    layers = [layer for layer in realised_precision(side.path, side.runtime).layers if layer.kernel]
+    for layer in layers:
+        last[layer.kernel] = layer.name
+    return {layer.name: last[layer.kernel] for layer in layers if last[layer.kernel] != layer.name}

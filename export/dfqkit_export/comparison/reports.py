@@ -1,0 +1,118 @@
+"""Two reports, metric by metric.
+
+What belongs here: pairing metrics, and saying of each difference whether it is more than noise. Whether a change may be
+merged is the gate's question.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from ..metrics import Metric
+from ..report import Report
+
+__all__ = ["MetricDifference", "ReportDifference", "compare_reports"]
+
+Change = Literal["better", "worse", "same", "noise", "changed", "only in A", "only in B"]
+
+# Standard errors of a difference within which it is taken for noise.
+_SIGMAS = 2.0
+# They depend on the machine and on what else runs there, and carry no standard error.
+_TIMES = frozenset({"latency", "speedup"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricDifference:
+    """One metric in both reports.
+
+    Attributes:
+        name: Name of the metric.
+        subject: What it was measured on.
+        data: The images it was measured with.
+        unit: Its unit.
+        a: Value in A; None where A has none.
+        b: Value in B.
+        noise: Two standard errors of the difference, taken as independent, which is too many where both were measured
+            on the same images; None where one has no standard error.
+        change: What became of it from A to B: "changed" where the metric is neither good nor bad, or is a time.
+    """
+
+    name: str
+    subject: str
+    data: str
+    unit: str
+    a: float | None
+    b: float | None
+    noise: float | None
+    change: Change
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportDifference:
+    """Two reports side by side.
+
+    Attributes:
+        title_a: What A is about.
+        title_b: What B is about.
+        verdict_a: A's verdict.
+        verdict_b: B's verdict.
+        metrics: All metrics of either, B's own last.
+    """
+
+    title_a: str
+    title_b: str
+    verdict_a: str
+    verdict_b: str
+    metrics: tuple[MetricDifference, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON can hold it."""
+        return asdict(self)
+
+
+def compare_reports(a: Report, b: Report) -> ReportDifference:
+    """Pair the metrics of two reports by name, subject and data.
+
+    Args:
+        a: The reference.
+        b: What is compared with it.
+    """
+    first, second = ({(m.name, m.subject, m.data): m for m in report.metrics} for report in (a, b))
+    return ReportDifference(
+        title_a=a.title,
+        title_b=b.title,
+        verdict_a=a.verdict,
+        verdict_b=b.verdict,
+        metrics=tuple(
+            _difference(known, first.get(key), second.get(key)) for key, known in {**first, **second}.items()
+        ),
+    )
+
+
+def _difference(known: Metric, a: Metric | None, b: Metric | None) -> MetricDifference:
+    errors = [m.stderr for m in (a, b) if m is not None and m.stderr is not None]
+    noise = _SIGMAS * math.hypot(*errors) if len(errors) == 2 else None
+    return MetricDifference(
+        name=known.name,
+        subject=known.subject,
+        data=known.data,
+        unit=known.unit,
+        a=a.value if a is not None else None,
+        b=b.value if b is not None else None,
+        noise=noise,
+        change=_change(a, b, noise),
+    )
+
+
+def _change(a: Metric | None, b: Metric | None, noise: float | None) -> Change:
+    if a is None or b is None:
+        return "only in B" if a is None else "only in A"
+    if a.value == b.value:
+        return "same"
+    if a.value is None or b.value is None or a.higher_is_better is None or a.name in _TIMES:
+        return "changed"
+    if noise is not None and abs(b.value - a.value) <= noise:
+        return "noise"
+    return "better" if (b.value > a.value) == a.higher_is_better else "worse"

@@ -1,0 +1,112 @@
+"""The float model that a quantized file stands for.
+
+What belongs here: taking Q/DQ out of a file. Weights keep the values that their codes mean; activations are no longer
+rounded.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from ..runtimes.ort import OrtSession
+from ..source_graph import SourceGraph
+
+__all__ = ["float_twin"]
+
+_Q, _DQ = "QuantizeLinear", "DequantizeLinear"
+_LOWEST = {"uint8": 0, "int8": -128, "uint16": 0, "int16": -(2**15)}
+# Behind these, a quantizer without codes below zero does a ReLU's work, and a writer may have left that out.
+_SIGNED = frozenset({"Add", "BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul"})
+
+
+def float_twin(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the same model in float: weights and biases dequantized, the activations' Q, Clip and DQ left out.
+
+    Args:
+        model: A QDQ model; it is not changed.
+    """
+    twin = onnx.ModelProto()
+    twin.CopyFrom(model)
+    graph = SourceGraph(twin.graph)
+    constants = _constants(twin, graph)
+    alias: dict[str, str] = {}
+    codes: set[str] = set()
+    kept: list[onnx.NodeProto] = []
+    for node in twin.graph.node:
+        if node.output[0] not in graph.activations:
+            kept += [] if node.output[0] in constants else [node]
+            continue
+        coded = node.input[0] in codes
+        if coded and node.op_type != _DQ:
+            codes.update(node.output)
+        source = alias.get(node.input[0], node.input[0])
+        if node.op_type == _Q:
+            codes.add(node.output[0])
+            alias[node.output[0]] = _cut_off(node, source, graph, kept)
+        elif node.op_type == _DQ or (coded and node.op_type == "Clip"):
+            alias[node.output[0]] = source
+        else:
+            for place, name in enumerate(node.input):
+                node.input[place] = alias.get(name, name)
+            kept.append(node)
+    for value in twin.graph.output:
+        if value.name in alias:
+            kept.append(helper.make_node("Identity", [alias[value.name]], [value.name], name=f"{value.name}.float"))
+    return _pruned(twin, kept, constants)
+
+
+def _constants(model: onnx.ModelProto, graph: SourceGraph) -> dict[str, onnx.TensorProto]:
+    fixed = [node for node in model.graph.node if not any(name in graph.activations for name in node.output)]
+    names = [node.output[0] for node in fixed if node.op_type == _DQ]
+    if not names:
+        return {}
+    outputs = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names]
+    # A session wants an input; nothing reads this one.
+    unread = helper.make_tensor_value_info("unread", onnx.TensorProto.FLOAT, [1])
+    part = helper.make_graph(fixed, "constants", [unread], outputs, list(model.graph.initializer))
+    runnable = helper.make_model(part, opset_imports=list(model.opset_import), ir_version=model.ir_version)
+    with tempfile.TemporaryDirectory(prefix="dfqkit-") as folder:
+        path = Path(folder) / "constants.onnx"
+        onnx.save(runnable, str(path))
+        values = OrtSession(path, threads=1, optimized=False).outputs(np.zeros(1, np.float32), names)
+    return {name: numpy_helper.from_array(value, name) for name, value in zip(names, values, strict=True)}
+
+
+def _cut_off(node: onnx.NodeProto, source: str, graph: SourceGraph, kept: list[onnx.NodeProto]) -> str:
+    zero_point, maker = graph.zero_point(node), graph.producer(node.input[0])
+    if zero_point is None or zero_point[0] != _LOWEST.get(zero_point[1]) or maker is None:
+        return source
+    if maker.op_type not in _SIGNED:
+        return source
+    kept.append(helper.make_node("Relu", [source], [f"{node.output[0]}.relu"], name=f"{node.name}.relu"))
+    return f"{node.output[0]}.relu"
+
+
+def _pruned(
+    twin: onnx.ModelProto, nodes: list[onnx.NodeProto], constants: dict[str, onnx.TensorProto]
+) -> onnx.ModelProto:
+    needed = {value.name for value in twin.graph.output}
+    alive: list[onnx.NodeProto] = []
+    for node in reversed(nodes):
+        if needed.intersection(node.output):
+            alive.append(node)
+            needed.update(node.input)
+            needed.update(_outer_names(node))
+    stored = {tensor.name: tensor for tensor in twin.graph.initializer} | constants
+    tensors = [tensor for name, tensor in stored.items() if name in needed]
+    del twin.graph.node[:], twin.graph.initializer[:], twin.graph.value_info[:]
+    twin.graph.node.extend(reversed(alive))
+    twin.graph.initializer.extend(tensors)
+    return twin
+
+
+def _outer_names(node: onnx.NodeProto) -> set[str]:
+    # What subgraphs of control flow read from outside.
+    graphs = [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
+    inner = [one for graph in graphs for one in graph.node]
+    return {name for one in inner for name in (*one.input, *_outer_names(one))}
