@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
 
 from .errors import ArtefactError
 from .files import sha256_of_file
 from .setfile import Contents, reading, set_contents
+from .tensorfile import TensorFile
 
 __all__ = ["CalibrationReader", "ImageSet", "image_digest", "softmax_top"]
 
@@ -50,7 +50,7 @@ class ImageSet:
         self.spec, self.teacher, self.source = contents.spec, contents.teacher, contents.source
         self.shards, self.wanted, self.facts = contents.shards, contents.wanted, dict(contents.facts)
         self._starts = [0, *accumulate(shard.n for shard in self.shards)]
-        self._files: dict[int, Any] = {}
+        self._files: dict[int, tuple[Codes, Floats]] = {}
 
     @classmethod
     def open(cls, path: str | Path) -> ImageSet:
@@ -96,8 +96,9 @@ class ImageSet:
     def read_shard(self, index: int) -> tuple[Codes, Floats]:
         """Images uint8 (n, C, H, W) and logits float32 (n, K) of one shard."""
         path = self.shards[index].path
-        with reading(path), safe_open(path, framework="numpy") as file:
-            return file.get_tensor("images"), file.get_tensor("logits")
+        with reading(path):
+            file = TensorFile(path)
+            return file.read("images"), file.read("logits")
 
     def each_shard(self) -> Iterator[tuple[Codes, Floats]]:
         """What `read_shard` gives, one after the other; only one is held."""
@@ -121,7 +122,7 @@ class ImageSet:
             number = bisect_right(self._starts, index) - 1
             stored, answers = self._slices(number)
             at = int(index) - self._starts[number]
-            images[row], logits[row] = stored[at : at + 1], answers[at : at + 1]
+            images[row], logits[row] = stored[at], answers[at]
         return images, logits
 
     def batches(self, size: int) -> Iterator[Floats]:
@@ -156,17 +157,18 @@ class ImageSet:
 
     def _each_logits(self) -> Iterator[Floats]:
         for shard in self.shards:
-            with reading(shard.path), safe_open(shard.path, framework="numpy") as file:
-                yield file.get_tensor("logits")
+            with reading(shard.path):
+                logits = TensorFile(shard.path).read("logits")
+            yield logits
 
-    def _slices(self, number: int) -> tuple[Any, Any]:
+    def _slices(self, number: int) -> tuple[Codes, Floats]:
         found = self._files.get(number)
         if found is None:
             path = self.shards[number].path
             with reading(path):
-                file: Any = safe_open(path, framework="numpy")
-                found = self._files[number] = (file, file.get_slice("images"), file.get_slice("logits"))
-        return found[1], found[2]
+                file = TensorFile(path)
+                found = self._files[number] = (file.view("images"), file.view("logits"))
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
         # Open files do not travel to the worker processes of a data loader; each opens its own.

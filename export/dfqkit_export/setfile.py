@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from .errors import ArtefactError
 from .images import ImageSpec
+from .tensorfile import TensorFile
 
 __all__ = ["HEADER", "SCHEMA", "SET_FILE", "Contents", "Shard", "reading", "set_contents"]
 
@@ -89,21 +88,21 @@ def set_contents(path: Path) -> Contents:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn what safetensors raises for a damaged file into an `ArtefactError` that names it."""
+    """Say of a file that cannot be read that it was to be an image bank, and how to make one."""
     try:
         yield
-    except (OSError, SafetensorError, ValueError, AttributeError) as error:
-        message = f"Cannot read the image bank '{path}': {error}. {_AGAIN}"
+    except (ArtefactError, ValueError, AttributeError) as error:
+        message = f"Cannot read the image bank '{path}': {error} {_AGAIN}"
         raise ArtefactError(message) from error
 
 
 def _header(path: Path) -> Contents:
     """What one file says, checked against its tensors."""
-    with reading(path), safe_open(path, framework="numpy") as file:
-        header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+    with reading(path):
+        file = TensorFile(path)
+        header = json.loads(file.metadata.get(HEADER, "{}"))
         schema = header.get("schema")
-        found = {name: file.get_slice(name) for name in file.keys() if name in ("images", "logits")}  # noqa: SIM118
-        forms = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in found.items()}
+        forms = {name: (entry.dtype, entry.shape) for name, entry in file.entries.items()}
     _require_schema(schema, path, "an image bank")
     try:
         spec, n = ImageSpec.from_dict(header["image"]), forms["images"][1][0]
