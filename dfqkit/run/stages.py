@@ -185,9 +185,14 @@ def _export(context: Context) -> tuple[list[str], dict[str, object]]:
 
 
 def _validate(context: Context) -> tuple[list[str], dict[str, object]]:
-    from .proof import prove
+    """Measure the file, and choose the images by which it is checked later.
 
-    return prove(context), {}
+    They are chosen here and not at the export, because that is where the images which only judge are used.
+    """
+    from .proof import prove
+    from .sentinel import write_run_sentinel
+
+    return [*prove(context), *write_run_sentinel(context)], {}
 
 
 _RUNNERS: dict[str, Callable[[Context], tuple[list[str], dict[str, object]]]] = {

@@ -48,7 +48,7 @@ def test_the_folder_holds_what_the_design_promises(finished: Path) -> None:
     names = {path.relative_to(finished).as_posix() for path in finished.rglob("*") if path.is_file()}
     assert {
         "recipe.yaml", "manifest.json", "model.onnx", "teacher.onnx", "student.safetensors", "report.json",
-        "report.html", "images/calibration.safetensors", "images/grading.safetensors",
+        "report.html", "sentinel.safetensors", "images/calibration.safetensors", "images/grading.safetensors",
     } <= names  # fmt: skip
     manifest = json.loads((finished / "manifest.json").read_text())
     listed = manifest["stages"]["export"]["files"]

@@ -1,0 +1,42 @@
+"""A run's sentinel set: the images by which its file is checked again later.
+
+What belongs here: which of a run's images are candidates. How they are chosen is `dfqkit_export.sensitivity`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dfqkit_export.candidates import candidates_of
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.imageset import ImageSet
+from dfqkit_export.sensitivity import TeacherFile, choose, usual_choice
+from dfqkit_export.sentinel import SENTINEL_FILE, write_sentinel
+
+if TYPE_CHECKING:
+    from .context import Context
+
+_USED = ("calibration", "held_out")
+
+
+def write_run_sentinel(context: Context) -> list[str]:
+    """Choose from the run's grading images and write the set; returns its file, none where there is nothing to choose.
+
+    Images that trained or selected the student are left out, wherever they come from: a source of stored images can
+    give the same one twice.
+    """
+    path, bank = context.folder.path, context.recipe.bank
+    if not bank.grading:
+        return []
+    used = [path / "images" / f"{name}.safetensors" for name in _USED]
+    try:
+        candidates = candidates_of(
+            [ImageSet.open(path / "images" / "grading.safetensors")],
+            [ImageSet.open(file) for file in used if file.exists()],
+        )
+    except ArtefactError:
+        return []  # fewer images than a set needs
+    teacher = TeacherFile(path=path / "teacher.onnx", name=context.teacher.name, sha256=context.teacher.sha256)
+    sentinel = choose(path / "model.onnx", teacher, candidates, usual_choice(candidates.spec, context.recipe.seed))
+    write_sentinel(path / SENTINEL_FILE, sentinel)
+    return [SENTINEL_FILE]

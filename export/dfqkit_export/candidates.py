@@ -1,0 +1,111 @@
+"""Images that a sentinel set may be chosen from: none that trained or selected the student.
+
+What belongs here: gathering them from stored sets, what is refused, and keeping a choice spread over classes and
+sources. How well an image serves is `sensitivity`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import ArtefactError
+from .images import ImageSpec
+from .imageset import ImageSet, image_digest
+from .sources import spread
+
+__all__ = ["LEAST", "Candidates", "candidates_of", "spread_out"]
+
+#: Images that a set needs.
+LEAST = 6
+# Candidates run through every probe: this many at the most and at the least, and in between as many as have so many
+# values, so that choosing takes seconds for small images and not hours for large ones.
+_MOST, _FEWEST, _VALUES = 1024, 96, 1024 * 3 * 32 * 32
+#: Sets that trained or selected a student, by the end of their source's name.
+_USED = (":calibration", ":held_out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """Images to choose from.
+
+    Attributes:
+        spec: shape and normalisation.
+        images: uint8 (N, C, H, W), all different.
+        source: int16 (N,), an index into sources.
+        sources: what made them.
+    """
+
+    spec: ImageSpec
+    images: NDArray[np.uint8]
+    source: NDArray[np.int16]
+    sources: tuple[str, ...]
+
+
+def candidates_of(sets: Sequence[ImageSet], exclude: Iterable[ImageSet] = (), most: int | None = None) -> Candidates:
+    """Gather candidates, evenly spread over the sets and over each of them, each image once.
+
+    Args:
+        sets: of one specification, at least one.
+        exclude: sets whose images are left out, such as those that trained the student.
+        most: images, at the most; None for 1024, and down to 96 for images larger than 32 x 32.
+
+    Raises:
+        ArtefactError: a set trained or selected a student, or is of another specification; or nothing is left.
+    """
+    spec = sets[0].spec
+    most = most or min(_MOST, max(_FEWEST, _VALUES // math.prod(spec.shape)))
+    seen = {image_digest(code) for used in exclude for codes, _ in used.each_shard() for code in codes}
+    sources = tuple(dict.fromkeys(item.source for item in sets))
+    images, source = [], []
+    for item in sets:
+        if item.source.endswith(_USED):
+            message = (
+                f"The images of '{item.path}' are {item.source}: they made or selected a student, and cannot judge it. "
+                "Give images/grading.safetensors of a run, or a set of `dfqkit synthesize`."
+            )
+            raise ArtefactError(message)
+        if item.spec != spec:
+            message = f"'{item.path}' holds images of {item.spec}, '{sets[0].path}' of {spec}. Give sets of one kind."
+            raise ArtefactError(message)
+        for code in item.take(spread(len(item), max(1, most // len(sets))))[0]:
+            digest = image_digest(code)
+            if digest not in seen:
+                seen.add(digest)
+                images.append(code)
+                source.append(sources.index(item.source))
+    if len(images) < LEAST:
+        message = f"Only {len(images)} different images to choose from; at least {LEAST} are needed. Give more images."
+        raise ArtefactError(message)
+    return Candidates(spec=spec, images=np.stack(images), source=np.array(source, np.int16), sources=sources)
+
+
+def spread_out(
+    found: NDArray[np.float64], classes: NDArray[np.int64], candidates: Candidates, count: int
+) -> NDArray[np.int64]:
+    """The places with the largest scores; none of a class or source that has twice its share, while there are others.
+
+    Args:
+        found: scores (N,); those that are not finite cannot be chosen.
+        classes: the teacher's, (N,).
+        candidates: the images.
+        count: how many.
+    """
+    order = np.argsort(-found, kind="stable")
+    order = order[np.isfinite(found[order])]
+    shares = [(groups, math.ceil(2 * count / len(np.unique(groups[order])))) for groups in (classes, candidates.source)]
+    taken: list[int] = []
+    left: list[int] = []
+    used = [dict.fromkeys(groups.tolist(), 0) for groups, _ in shares]
+    for place in order.tolist():
+        groups_of = [int(groups[place]) for groups, _ in shares]
+        full = any(counts[group] >= most for counts, group, (_, most) in zip(used, groups_of, shares, strict=True))
+        (left if full else taken).append(place)
+        if not full:
+            for counts, group in zip(used, groups_of, strict=True):
+                counts[group] += 1
+    return np.array((taken + left)[:count], np.int64)
