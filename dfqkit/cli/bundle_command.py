@@ -1,0 +1,42 @@
+"""`dfqkit bundle`: all that whoever deploys a run's model needs, in one folder or zip."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .options import Parser, note, result, table
+
+if TYPE_CHECKING:
+    from .options import Commands
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    parser: Parser = commands.add_parser(
+        "bundle",
+        help="put a run's model, the images it is checked with, and samples into one folder or zip",
+        description=(
+            "Make a folder or a zip of a run's model with what goes with it: the images that `dfqkit check` uses, "
+            "report, recipe, model card, and small programs in Python and C++ that run it. Equal runs give equal bytes."
+        ),
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run whose model is exported")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR|FILE.zip", help="(default: a folder beside the run, RUN-bundle)"
+    )
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="names of the classes, one a line")
+    parser.add_argument("--sentinel", type=Path, metavar="FILE", help="a set of `dfqkit sentinel` for the run's own")
+    parser.set_defaults(handler=_bundle)
+
+
+def _bundle(args: argparse.Namespace) -> int:
+    from dfqkit_export.bundle import Order, write_bundle
+
+    run = args.run.resolve()
+    out = args.out or run.with_name(f"{run.name}-bundle")
+    files = write_bundle(Order(run=args.run, out=out, labels=args.labels, sentinel=args.sentinel))
+    result(table([(name, f"{size:,}") for name, size in files.items()]))
+    note(f"Wrote {out}")
+    return 0

@@ -1,0 +1,12 @@
+"""Bundles: everything that whoever deploys a file needs, in one folder or zip.
+
+What belongs here: writing one from a run (`writing`, with `card` and `samples`), and opening one that anybody may have
+made (`reading`, with `entries`, which refuses what could harm, and `archive` for zips).
+"""
+
+from __future__ import annotations
+
+from .reading import KIND, SCHEMA, Bundle, open_bundle
+from .writing import Order, write_bundle
+
+__all__ = ["KIND", "SCHEMA", "Bundle", "Order", "open_bundle", "write_bundle"]

@@ -1,0 +1,160 @@
+"""The model card of a bundle: what it is, how good, how it was made, and what it is not for.
+
+What belongs here: Markdown from the manifest and the report. Names come from recipes and files, so everything that is
+put in is escaped.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..metrics import Metric
+from ..report import Report
+from ..sentinel import Sentinel
+
+__all__ = ["escaped", "model_card"]
+
+_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~<>&])")
+_ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
+_SHOWN = ("top1", "top1_drop", "agreement", "kl", "student_agreement")
+_SUBJECTS = {"teacher": "float teacher", "onnxruntime": "this file", "student": "student in torch"}
+
+
+def escaped(text: object) -> str:
+    r"""Text as Markdown shows it: one line, no HTML, no markup, no links.
+
+    Example:
+        >>> escaped("<b>*a*</b>")
+        '&lt;b&gt;\\*a\\*&lt;/b&gt;'
+    """
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    return _SPECIAL.sub(lambda found: _ENTITIES.get(found[0], f"\\{found[0]}"), line)
+
+
+def model_card(manifest: Mapping[str, Any], report: Report | None, sentinel: Sentinel) -> str:
+    """The card.
+
+    Args:
+        manifest: the bundle's.
+        report: of the run; None where it was not measured.
+        sentinel: the images that the file is checked with.
+    """
+    parts = [
+        f"# {escaped(manifest['name'])}",
+        "A quantized image classifier, made by dfqkit "
+        f"{escaped(manifest['dfqkit'])} for the target {escaped(manifest['target'])}.",
+        *_warnings(manifest, report),
+        "## Accuracy",
+        _accuracy(report),
+        "## What runs",
+        _precision(report),
+        "## Input and output",
+        _image(manifest),
+        "## Provenance",
+        _table(_provenance(manifest, report)),
+        "## Checking it again",
+        _check(sentinel),
+        "## Limits",
+        _limits(manifest, sentinel),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _warnings(manifest: Mapping[str, Any], report: Report | None) -> list[str]:
+    found = list(report.warnings) if report else []
+    if manifest["synthesis"]["noise"] and not found:
+        found.append("Calibrated on random noise: a baseline, not a model to ship.")
+    if report and report.verdict != "ok":
+        found += [f"Failed its run's own checks: {finding.message}" for finding in report.findings]
+    return [f"> **Warning.** {escaped(text)}" for text in found]
+
+
+def _accuracy(report: Report | None) -> str:
+    if report is None:
+        return "Not measured."
+    rows = [metric for metric in report.metrics if metric.name in _SHOWN and metric.subject in _SUBJECTS]
+    if not rows:
+        return "Not measured."
+    head = ["measured", "of", "on", "value", "standard error", "images"]
+    return _table([head, *([*_named(metric)] for metric in rows)], head=True)
+
+
+def _named(metric: Metric) -> Sequence[str]:
+    value = "none" if metric.value is None else f"{metric.value:.4g} {metric.unit}"
+    error = "unknown" if metric.stderr is None else f"{metric.stderr:.2g}"
+    return metric.name, _SUBJECTS[metric.subject], metric.data, value, error, f"{metric.n:,}"
+
+
+def _precision(report: Report | None) -> str:
+    found = report.metric("integer_ops", "onnxruntime") if report else None
+    if found is None or found.value is None:
+        return "Which layers run in integers was not read from a runtime."
+    environment = report.provenance.get("environment", {}) if report else {}
+    packages = environment.get("packages", {}) if isinstance(environment, dict) else {}
+    version = packages.get("onnxruntime", "") if isinstance(packages, dict) else ""
+    layers = report.layers if report else ()
+    floats = [row.name for row in layers if row.precision == "float"]
+    named = f" In float: {', '.join(floats[:10])}{' and more' if len(floats) > 10 else ''}." if floats else ""
+    return escaped(f"{found.value:.4g} {found.unit} of the layers run in integers in ONNX Runtime {version}.{named}")
+
+
+def _image(manifest: Mapping[str, Any]) -> str:
+    image = manifest["image"]
+    shape = "x".join(str(size) for size in image["shape"])
+    return escaped(
+        f"Float32 images, N x {shape}: pixels from 0 to 255 divided by 255, less the mean {image['mean']}, divided by "
+        f"the standard deviation {image['std']}, by channel. Logits of {image['classes']} classes."
+    )
+
+
+def _provenance(manifest: Mapping[str, Any], report: Report | None) -> list[list[str]]:
+    synthesis, told = manifest["synthesis"], report.provenance if report else {}
+    real = report.synthesis.get("real_data") if report else None
+    free = {True: "yes: made from the teacher alone", False: "no", None: "not known"}[synthesis["data_free"]]
+    rows = [
+        ["teacher", manifest["teacher"]["name"]],
+        ["sha256 of its weights", manifest["teacher"]["sha256"]],
+        ["images made by", synthesis["method"]],
+        ["data-free", f"{free}{f' ({real})' if real else ''}"],
+        ["quantization", json.dumps(manifest["quant"], sort_keys=True)],
+        ["recipe", f"{manifest['name']} (recipe.yaml)"],
+        ["made by", manifest["command"]],
+    ]
+    known = {"seed": "seed", "device": "device", "measured in": "measured in"}
+    return rows + [[label, str(told[key])] for key, label in known.items() if key in told]
+
+
+def _check(sentinel: Sentinel) -> str:
+    power = sentinel.power
+    seen = ""
+    if power.get("minimum_detectable") is not None:
+        seen = (
+            f" A loss of {power['minimum_detectable']} points of agreement with the teacher on images like these shows "
+            f"in the {power['images']} sensitive ones; with as many images drawn at random it would take "
+            f"{power['minimum_detectable_at_random']}."
+        )
+    text = f"{len(sentinel)} images with the teacher's answers are in sentinel.safetensors."
+    return (
+        f"`dfqkit check BUNDLE --baseline dfqkit-baseline.json` runs this file on them. {escaped(text + seen)}\n\n"
+        "Programs that run it in Python, C++ and TensorRT are in `samples/`."
+    )
+
+
+def _limits(manifest: Mapping[str, Any], sentinel: Sentinel) -> str:
+    lines = [
+        "Numbers on synthetic images compare this file with its teacher; they are no accuracy on real images.",
+        "What the teacher gets wrong, this file gets wrong as well; nothing here says what the teacher is fit for.",
+        f"It was made for the target {manifest['target']}; another runtime may run layers in float, or refuse it.",
+        f"The sentinel images come from {', '.join(sentinel.sources)}: a change that does not touch them stays unseen.",
+    ]
+    return "\n".join(f"- {escaped(line)}" for line in lines)
+
+
+def _table(rows: Sequence[Sequence[str]], *, head: bool = False) -> str:
+    width = len(rows[0])
+    lines = [list(rows[0]) if head else [""] * width, ["---"] * width, *(rows[1:] if head else rows)]
+    cells = [line if line[0] == "---" else [escaped(cell) for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)

@@ -1,0 +1,135 @@
+"""What a bundle of unknown origin may hold: names that stay inside, plain files, texts of a sane size.
+
+What belongs here: every check that is the same for a folder, a zip and a manifest.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ..errors import ArtefactError
+
+__all__ = ["MAX_JSON", "MAX_MODEL", "checked_names", "plain_file", "printable", "read_json", "read_text"]
+
+MAX_JSON = 32 * 2**20
+#: What protobuf can hold.
+MAX_MODEL = 2**31
+_MAX_NAME, _MAX_FILES = 240, 1000
+_RESERVED = frozenset('<>:"|?*\\')
+
+
+def checked_names(names: Iterable[str], where: str) -> list[str]:
+    """Names of files, each inside the bundle, none twice on any file system.
+
+    Args:
+        names: relative, with slashes.
+        where: what lists them, for the message.
+
+    Raises:
+        ArtefactError: a name is absolute, leads outside, has characters that a file system gives a meaning, or is the
+            same as another one but for upper and lower case; or there are too many.
+    """
+    found, seen = list(names), set()
+    if len(found) > _MAX_FILES:
+        message = f"{where} lists {len(found)} files; at most {_MAX_FILES} are read."
+        raise ArtefactError(message)
+    for name in found:
+        parts = name.split("/")
+        if (
+            len(name) > _MAX_NAME
+            or not printable(name)
+            or _RESERVED & set(name)
+            or any(part in ("", ".", "..") or part != part.strip() or part.endswith(".") for part in parts)
+        ):
+            message = (
+                f"{where} lists the file name {name!r:.100}, which is not allowed: names are relative, stay inside, "
+                "and have only plain characters. The bundle was not made by dfqkit, or was changed; do not use it."
+            )
+            raise ArtefactError(message)
+        if name.casefold() in seen:
+            message = f"{where} lists {name!r} twice (some systems do not tell upper from lower case). Do not use it."
+            raise ArtefactError(message)
+        seen.add(name.casefold())
+    return found
+
+
+def printable(text: object) -> bool:
+    """Whether it is text that changes no terminal and no log: no control characters, no line breaks."""
+    return isinstance(text, str) and text.isprintable()
+
+
+def plain_file(root: Path, name: str) -> Path | None:
+    """A file of a folder, reached through no link; None where it is not there.
+
+    Args:
+        root: the folder, which may itself be reached through a link.
+        name: checked.
+
+    Raises:
+        ArtefactError: a link is on the way, or it is no plain file.
+    """
+    path = root
+    for part in name.split("/"):
+        path = path / part
+        try:
+            mode = path.lstat().st_mode
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            message = f"Cannot read '{path}': {error.strerror or error}."
+            raise ArtefactError(message) from error
+        if stat.S_ISLNK(mode):
+            message = f"'{path}' is a symbolic link; a bundle holds plain files only. Copy it with links resolved."
+            raise ArtefactError(message)
+    if not stat.S_ISREG(mode):
+        message = f"'{path}' is not a plain file. Copy the bundle again."
+        raise ArtefactError(message)
+    return path
+
+
+def read_text(path: Path, most: int = MAX_JSON) -> str:
+    """A text file of at most so many bytes.
+
+    Raises:
+        ArtefactError: it is larger, cannot be read, or is not UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+        if len(data) > most:
+            message = f"'{path}' is larger than the {most:,} bytes that are read of such a file. Is it the right one?"
+            raise ArtefactError(message)
+        return data.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        message = f"Cannot read '{path}': {error}. Copy the bundle again."
+        raise ArtefactError(message) from error
+
+
+def read_json(path: Path, most: int = MAX_JSON) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ArtefactError: as `read_text`, or it is not JSON, no object, or has a name twice.
+    """
+    text = read_text(path, most)
+    try:
+        values = json.loads(text, object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        message = f"'{path}' is not JSON: {error}. Copy the bundle again."
+        raise ArtefactError(message) from error
+    if not isinstance(values, dict):
+        message = f"'{path}' must hold an object, found {type(values).__name__}. Copy the bundle again."
+        raise ArtefactError(message)
+    return values
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        message = "a name occurs twice"
+        raise ValueError(message)
+    return found

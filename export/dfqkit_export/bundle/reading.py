@@ -1,0 +1,246 @@
+"""Opening what is checked or deployed: a bundle's folder or zip, or the folder of a run.
+
+What belongs here: `Bundle`, and how each of the three becomes one. Nothing that is opened is trusted: see `entries`.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..errors import ArtefactError
+from ..files import sha256_of_file
+from ..images import ImageSpec
+from ..modelfile import load_onnx
+from ..report import Report
+from ..sentinel import SENTINEL_FILE, Sentinel, read_sentinel
+from .archive import unpack
+from .entries import MAX_JSON, MAX_MODEL, checked_names, plain_file, printable, read_json, read_text
+
+__all__ = ["KIND", "LABELS_FILE", "MANIFEST", "MODEL_FILE", "SCHEMA", "Bundle", "labels_of", "open_bundle"]
+
+SCHEMA, KIND = 1, "dfqkit-bundle"
+MANIFEST, MODEL_FILE, TEACHER_FILE = "manifest.json", "model.onnx", "teacher.onnx"
+REPORT_FILE, RECIPE_FILE, LABELS_FILE = "report.json", "recipe.yaml", "labels.txt"
+_RUN_FILES = (MODEL_FILE, TEACHER_FILE, SENTINEL_FILE, REPORT_FILE)
+_MAX_RECIPE, _MAX_LABELS = 2**20, 4 * 2**20
+_DAMAGED = (KeyError, TypeError, ValueError, AttributeError, ArtefactError)
+_SHA256_LENGTH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A bundle or the folder of a run, opened with `open_bundle`; its parts are read when they are asked for.
+
+    Attributes:
+        path: what was given.
+        root: where its files lie; of a zip, only while it is open.
+        name: of the recipe, or of the file.
+        target: what it was made for.
+        image: shape and normalisation.
+        teacher: ``name`` and ``sha256``.
+        synthesis: ``method``, ``data_free`` (True, False, or None where that is not known) and ``noise``.
+        quant: the scheme; empty where it is not known.
+        command: what made it; empty where it is not known.
+        files: sha256 by name, as the manifest has it.
+    """
+
+    path: Path
+    root: Path
+    name: str
+    target: str
+    image: ImageSpec
+    teacher: Mapping[str, str]
+    synthesis: Mapping[str, Any]
+    quant: Mapping[str, Any]
+    command: str
+    files: Mapping[str, str]
+
+    @property
+    def model(self) -> Path:
+        """The ONNX file."""
+        return self.root / MODEL_FILE
+
+    @cached_property
+    def sentinel(self) -> Sentinel | None:
+        """The images that it is checked with, and the teacher's answers."""
+        path = plain_file(self.root, SENTINEL_FILE)
+        return None if path is None else read_sentinel(path)
+
+    @cached_property
+    def report(self) -> Report | None:
+        """What was measured of it."""
+        path = plain_file(self.root, REPORT_FILE)
+        return None if path is None else Report.from_json(read_text(path))
+
+    @cached_property
+    def recipe(self) -> str | None:
+        """The resolved recipe: text, which is never interpreted here."""
+        path = plain_file(self.root, RECIPE_FILE)
+        return None if path is None else read_text(path, _MAX_RECIPE)
+
+    @cached_property
+    def labels(self) -> tuple[str, ...] | None:
+        """Names of the classes."""
+        path = plain_file(self.root, LABELS_FILE)
+        return None if path is None else labels_of(path, self.image.classes)
+
+    def damaged(self) -> list[str]:
+        """Names of files that are missing, or not as the manifest lists them."""
+        found = []
+        for name, sha256 in self.files.items():
+            path = plain_file(self.root, name)
+            if path is None or sha256_of_file(path) != sha256:
+                found.append(name)
+        return found
+
+
+@contextmanager
+def open_bundle(path: str | Path) -> Iterator[Bundle]:
+    """Open a bundle's folder or zip, or the folder of a run.
+
+    Args:
+        path: which; a zip is unpacked into a temporary folder that is gone afterwards.
+
+    Raises:
+        ArtefactError: it is none of them, of another version, damaged, or holds what no bundle may hold.
+    """
+    path = Path(path)
+    if path.is_dir():
+        yield _opened(path, path)
+        return
+    if not path.is_file():
+        message = f"'{path}' is not there. Give a bundle's folder or .zip, or the folder of a run."
+        raise ArtefactError(message)
+    with tempfile.TemporaryDirectory(prefix="dfqkit-bundle-") as folder:
+        unpack(path, Path(folder))
+        yield _opened(path, Path(folder))
+
+
+def labels_of(path: Path, classes: int) -> tuple[str, ...]:
+    """Names of classes, one a line.
+
+    Raises:
+        ArtefactError: there are more or fewer than classes, or one cannot be shown.
+    """
+    lines = tuple(line.strip() for line in read_text(path, _MAX_LABELS).splitlines())
+    if len(lines) != classes or not all(line and printable(line) for line in lines):
+        message = (
+            f"'{path}' has {len(lines)} lines; needed are {classes}, one name for each class, in the order of the "
+            "logits, each with something that can be shown."
+        )
+        raise ArtefactError(message)
+    return lines
+
+
+def _opened(path: Path, root: Path) -> Bundle:
+    manifest = plain_file(root, MANIFEST)
+    if manifest is None:
+        message = f"'{path}' has no {MANIFEST}: it is no bundle and no folder of a run. `dfqkit bundle` makes one."
+        raise ArtefactError(message)
+    facts = read_json(manifest, MAX_JSON)
+    schema, kind = facts.get("schema"), facts.get("kind")
+    if schema != SCHEMA or isinstance(schema, bool) or (kind != KIND and "stages" not in facts):
+        newer = "A newer dfqkit made it: upgrade." if isinstance(schema, int) and schema > SCHEMA else "Make it again."
+        message = (
+            f"'{path}' has a manifest of the kind {kind!r:.40}, schema {schema!r:.40}; read are bundles and runs of "
+            f"schema {SCHEMA}. {newer}"
+        )
+        raise ArtefactError(message)
+    try:
+        bundle = _of_bundle(path, root, facts) if kind == KIND else _of_run(path, root, facts)
+    except _DAMAGED as error:
+        if isinstance(error, ArtefactError):
+            raise
+        message = f"The manifest of '{path}' contradicts itself: {type(error).__name__}: {error!s:.200}. Make it again."
+        raise ArtefactError(message) from error
+    _require_shown(bundle)
+    for name in bundle.files:
+        plain_file(root, name)  # refuses links before anything is read through one
+    model = plain_file(root, MODEL_FILE)
+    if model is None or not 0 < model.stat().st_size < MAX_MODEL:
+        message = f"'{path}' has no {MODEL_FILE}, or one that is too large. Finish the run, or copy the bundle again."
+        raise ArtefactError(message)
+    return bundle
+
+
+def _of_bundle(path: Path, root: Path, facts: Mapping[str, Any]) -> Bundle:
+    listed = {str(name): str(entry["sha256"]) for name, entry in facts["files"].items()}
+    return Bundle(
+        path=path,
+        root=root,
+        name=facts["name"],
+        target=facts["target"],
+        image=ImageSpec.from_dict(facts["image"]),
+        teacher={key: facts["teacher"][key] for key in ("name", "sha256")},
+        synthesis={key: facts["synthesis"][key] for key in ("method", "data_free", "noise")},
+        quant=dict(facts["quant"]),
+        command=facts["command"],
+        files=_checked(listed, path),
+    )
+
+
+def _of_run(path: Path, root: Path, facts: Mapping[str, Any]) -> Bundle:
+    """What a run's manifest, its model's metadata and its report say together."""
+    listed = {
+        str(name): str(entry["sha256"])
+        for stage in facts["stages"].values()
+        if stage.get("status") == "complete"
+        for name, entry in stage["files"].items()
+    }
+    files = _checked({name: listed[name] for name in _RUN_FILES if name in listed}, path)
+    if MODEL_FILE not in files or plain_file(root, MODEL_FILE) is None:
+        message = f"The run in '{path}' has not exported its model yet. Run `dfqkit run --resume {path}`."
+        raise ArtefactError(message)
+    metadata = {item.key: item.value for item in load_onnx(root / MODEL_FILE).metadata_props}
+    report_file = plain_file(root, REPORT_FILE)
+    report = None if report_file is None else Report.from_json(read_text(report_file))
+    method = metadata.get("dfqkit.synthesizer", "")
+    told = metadata.get("dfqkit.warnings", "")
+    return Bundle(
+        path=path,
+        root=root,
+        name=metadata.get("dfqkit.recipe") or path.resolve().name,
+        target=metadata.get("dfqkit.target", "onnxruntime"),
+        image=ImageSpec.from_dict(json.loads(metadata["dfqkit.image"])),
+        teacher={"name": metadata.get("dfqkit.teacher", ""), "sha256": metadata.get("dfqkit.teacher_sha256", "")},
+        synthesis={
+            "method": method,
+            "data_free": None if report is None else report.synthesis.get("data_free"),
+            "noise": method == "noise" or "andom noise" in told,  # of a mixture's member, too
+        },
+        quant=json.loads(metadata.get("dfqkit.quant", "{}")),
+        command=str(facts["facts"].get("command", "")),
+        files=files,
+    )
+
+
+def _checked(files: dict[str, str], path: Path) -> dict[str, str]:
+    checked_names(files, f"The manifest of '{path}'")
+    for name, sha256 in files.items():
+        if len(sha256) != _SHA256_LENGTH or not set(sha256) <= set("0123456789abcdef"):
+            message = f"the sha256 of {name!r} is {sha256!r:.80}"
+            raise ValueError(message)
+    return files
+
+
+def _require_shown(bundle: Bundle) -> None:
+    """Texts that are shown on terminals and in logs must be plain ones."""
+    shown = {
+        "name": bundle.name, "target": bundle.target, "command": bundle.command,
+        "teacher": bundle.teacher["name"], "teacher_sha256": bundle.teacher["sha256"],
+        "method": bundle.synthesis["method"],
+    }  # fmt: skip
+    for key, text in shown.items():
+        if not printable(text) or len(text) > 1000:
+            message = f"The manifest of '{bundle.path}' has {key} {text!r:.80}, which is no plain text. Make it again."
+            raise ArtefactError(message)
+    if bundle.synthesis["data_free"] not in (True, False, None) or not isinstance(bundle.synthesis["noise"], bool):
+        message = f"The manifest of '{bundle.path}' has a synthesis that is neither true nor false. Make it again."
+        raise ArtefactError(message)

@@ -1,0 +1,191 @@
+"""Writing a bundle from a run.
+
+What belongs here: which files are taken or made, the manifest, and the folder or zip that they become.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .._version import __version__
+from ..candidates import candidates_of
+from ..errors import ArtefactError
+from ..files import write_bytes
+from ..imageset import ImageSet
+from ..runtimes.ort import OrtSession
+from ..sensitivity import TeacherFile, choose
+from ..sentinel import SENTINEL_FILE, Sentinel, read_sentinel, sentinel_bytes
+from .archive import zipped
+from .card import model_card
+from .entries import plain_file
+from .reading import (
+    KIND,
+    LABELS_FILE,
+    MANIFEST,
+    MODEL_FILE,
+    RECIPE_FILE,
+    REPORT_FILE,
+    SCHEMA,
+    TEACHER_FILE,
+    Bundle,
+    labels_of,
+    open_bundle,
+)
+from .samples import sample_files
+
+__all__ = ["Order", "write_bundle"]
+
+_CARD = "MODEL_CARD.md"
+_GRADING, _USED = "images/grading.safetensors", ("images/calibration.safetensors", "images/held_out.safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What is bundled, and where it goes.
+
+    Attributes:
+        run: the folder of a run whose model is exported.
+        out: a folder, new, empty or that of an older bundle; or a file that ends in ``.zip``.
+        labels: names of the classes, one a line.
+        sentinel: a sentinel set in place of the run's own.
+    """
+
+    run: Path
+    out: Path
+    labels: Path | None = None
+    sentinel: Path | None = None
+
+
+def write_bundle(order: Order) -> dict[str, int]:
+    """Write a bundle, there whole or not at all; equal runs give equal bytes.
+
+    Returns:
+        Its files and their sizes in bytes.
+
+    Raises:
+        ArtefactError: the run is not complete or was changed, has no images to check with, or something else is where
+            the bundle should go.
+    """
+    _require_free(order.out)
+    with open_bundle(order.run) as run:
+        if damaged := run.damaged():
+            message = (
+                f"{', '.join(damaged)} of '{order.run}' is not as the run left it. Put the original back, or delete it "
+                f"and run `dfqkit run --resume {order.run}`, which makes it again."
+            )
+            raise ArtefactError(message)
+        files = _files(run, order)
+    if order.out.suffix.lower() == ".zip":
+        write_bytes(order.out, zipped(files))
+    else:
+        _write_folder(order.out, files)
+    return {name: len(data) for name, data in sorted(files.items())}
+
+
+def _files(run: Bundle, order: Order) -> dict[str, bytes]:
+    sentinel = _sentinel(run, order)
+    files = {MODEL_FILE: run.model.read_bytes(), SENTINEL_FILE: sentinel_bytes(sentinel)}
+    for name in (REPORT_FILE, RECIPE_FILE):
+        path = plain_file(run.root, name)
+        if path is not None:
+            files[name] = path.read_bytes()
+    if order.labels is not None:
+        labels = labels_of(order.labels, run.image.classes)
+        files[LABELS_FILE] = ("\n".join(labels) + "\n").encode()
+    files.update(sample_files(OrtSession(run.model), sentinel, run.target))
+    manifest: dict[str, Any] = {
+        "schema": SCHEMA,
+        "kind": KIND,
+        "name": run.name,
+        "target": run.target,
+        "dfqkit": __version__,
+        "image": run.image.to_dict(),
+        "teacher": dict(run.teacher),
+        "synthesis": dict(run.synthesis),
+        "quant": dict(run.quant),
+        "command": run.command,
+    }
+    files[_CARD] = model_card(manifest, run.report, sentinel).encode()
+    manifest["files"] = {
+        name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in sorted(files.items())
+    }
+    files[MANIFEST] = (json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+    return files
+
+
+def _sentinel(run: Bundle, order: Order) -> Sentinel:
+    """The set that was given, the run's own, or one made of the run's grading images."""
+    found = run.sentinel if order.sentinel is None else read_sentinel(order.sentinel)
+    if found is None:
+        grading, teacher = (plain_file(run.root, name) for name in (_GRADING, TEACHER_FILE))
+        if grading is None or teacher is None:
+            message = (
+                f"'{order.run}' has no {SENTINEL_FILE}, and no {_GRADING} to choose one from. Choose one from other "
+                f"images with `dfqkit sentinel --model {run.model} --teacher ... --images SET --out F`, and give it "
+                "with --sentinel F."
+            )
+            raise ArtefactError(message)
+        used = [path for name in _USED if (path := plain_file(run.root, name)) is not None]
+        candidates = candidates_of([ImageSet.open(grading)], [ImageSet.open(path) for path in used])
+        source = TeacherFile(path=teacher, name=run.teacher["name"], sha256=run.teacher["sha256"])
+        return choose(run.model, source, candidates)
+    if found.spec != run.image:
+        message = f"The sentinel set is of {found.spec}, the model takes {run.image}. Give one made for this model."
+        raise ArtefactError(message)
+    return found
+
+
+def _require_free(out: Path) -> None:
+    """Refuse to replace anything but an older bundle that nobody has added to."""
+    if out.is_symlink() or (out.exists() and not (out.is_dir() or out.is_file())):
+        message = f"'{out}' is a link, or neither a file nor a folder. Choose another place with --out."
+        raise ArtefactError(message)
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    hint = "Choose another place with --out, or delete it."
+    if out.is_dir() == (out.suffix.lower() == ".zip"):
+        message = f"'{out}' is there already, and is not what would replace it. {hint}"
+        raise ArtefactError(message)
+    try:
+        with open_bundle(out) as bundle:
+            listed = {MANIFEST, *bundle.files}
+            found = {
+                path.relative_to(bundle.root).as_posix()
+                for path in bundle.root.rglob("*")
+                if path.is_symlink() or not path.is_dir()
+            }
+            changed = [*bundle.damaged(), *(found - listed)]  # a run's folder always has files that are not listed
+    except ArtefactError as error:
+        message = f"'{out}' is there already, and is no bundle ({error}) {hint}"
+        raise ArtefactError(message) from error
+    if changed:
+        named = ", ".join(sorted(changed)[:5])
+        message = f"'{out}' is there already and is not a bundle as it was written: {named}. {hint}"
+        raise ArtefactError(message)
+
+
+def _write_folder(out: Path, files: Mapping[str, bytes]) -> None:
+    out = out.absolute()
+    temporary, old = (out.with_name(f".{out.name}.{end}") for end in ("part", "old"))
+    try:
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+        for name, data in files.items():
+            write_bytes(temporary / name, data)
+        if out.exists():
+            out.replace(old)
+        temporary.replace(out)
+    except OSError as error:
+        if old.exists() and not out.exists():
+            old.replace(out)
+        message = f"Cannot write '{out}': {error.strerror or error}. Free space, or choose another place with --out."
+        raise ArtefactError(message) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
