@@ -1,0 +1,157 @@
+"""`dfqkit check`: the gate, for a shell and for CI."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .options import Parser, note, positive, result
+
+if TYPE_CHECKING:
+    from dfqkit_export.gate import Baseline, Outcome
+
+    from .options import Commands
+
+_DESCRIPTION = (
+    "Run bundles on their sentinel images and compare with the teacher's stored answers and with the baseline; reports "
+    "are compared by the numbers in them. Needs neither data nor torch. A metric fails where it is worse than the "
+    "baseline by more than its tolerance or two standard errors, whichever is larger, or beyond its floor."
+)
+_EPILOG = """\
+verdicts:
+  regressed   worse than the baseline beyond the tolerance, or beyond a floor (fails)
+  refused     calibrated on noise, not calibrated, or of unknown origin: see --allow (fails)
+  missing     in the baseline, but not measured (fails)
+  improved    better beyond the tolerance (fails with --strict)
+  new         not in the baseline (fails with --strict; a whole new case always does)
+  unmeasured  could not be measured here, with the reason (fails with --strict)
+  expected    fails, as the baseline says it does, with the reason
+  ok          none of these
+
+exit codes: 0 all well, 1 a check failed, 2 a file cannot be used, 3 ONNX Runtime is not installed, 4 a bug.
+"""
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    parser: Parser = commands.add_parser(
+        "check",
+        help="check exported files against a baseline",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+    )
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        type=Path,
+        metavar="BUNDLE|REPORT",
+        help="bundle (folder or .zip), run folder, or report.json",
+    )
+    parser.add_argument("--baseline", required=True, type=Path, metavar="FILE", help="usually dfqkit-baseline.json")
+    parser.add_argument("--update", action="store_true", help="record what is measured, and list what that changes")
+    parser.add_argument("--update-in-ci", action="store_true", help="the same even where CI is set")
+    parser.add_argument("--strict", action="store_true", help="fail on improved, new, unmeasured and unused, too")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    parser.add_argument("--junit-xml", type=Path, metavar="FILE", help="write JUnit XML, a test for each metric")
+    parser.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="write Markdown; in a GitHub step it goes to the summary as well"
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=_assignment,
+        action="append",
+        default=[],
+        metavar="METRIC=VALUE",
+        help="tolerance in the metric's unit instead of the recorded one; may be given several times",
+    )
+    parser.add_argument(
+        "--floor",
+        type=_assignment,
+        action="append",
+        default=[],
+        metavar="METRIC=VALUE",
+        help="with --update: record the worst value allowed, which later updates keep",
+    )
+    parser.add_argument("--allow", default="", metavar="REASON", help="take a file that is refused, and say why")
+    parser.add_argument("--threads", type=positive, metavar="N", help="threads inside one operator of the runtime")
+    parser.add_argument(
+        "--no-optimizations",
+        action="store_true",
+        help="run the graph as written, in float, to tell a kernel from a file",
+    )
+    parser.set_defaults(handler=_check, parser=parser)
+
+
+def _check(args: argparse.Namespace) -> int:
+    from dfqkit_export.gate import in_ci
+
+    update = args.update or args.update_in_ci
+    if update and not args.update_in_ci and in_ci():
+        args.parser.error(
+            "--update is refused where CI is set, so that a pipeline cannot approve its own change; record the "
+            "baseline on your machine and commit it, or give --update-in-ci"
+        )
+    if args.floor and not update:
+        args.parser.error("--floor is recorded, so it needs --update")
+
+    from dfqkit_export.gate import Options, check, render_json, render_text, write_baseline
+
+    outcome = check(
+        args.paths,
+        _baseline(args.baseline, may_be_new=update),
+        Options(
+            strict=args.strict,
+            tolerances=dict(args.tolerance),
+            floors=dict(args.floor),
+            threads=args.threads,
+            optimized=not args.no_optimizations,
+            allow=args.allow.strip(),
+            update=update,
+        ),
+    )
+    if outcome.baseline is not None and any(case.entry is not None for case in outcome.cases):
+        write_baseline(args.baseline, outcome.baseline)
+        note(f"Wrote {args.baseline}")
+    result(render_json(outcome) if args.json else render_text(outcome))
+    _write_renderings(args, outcome)
+    return outcome.exit_code
+
+
+def _baseline(path: Path, *, may_be_new: bool) -> Baseline:
+    from dfqkit_export.gate import Baseline, read_baseline
+
+    return Baseline() if may_be_new and not path.exists() else read_baseline(path)
+
+
+def _write_renderings(args: argparse.Namespace, outcome: Outcome) -> None:
+    from dfqkit_export.files import write_bytes
+    from dfqkit_export.gate import render_junit, render_markdown
+
+    if args.junit_xml is not None:
+        write_bytes(args.junit_xml, render_junit(outcome))
+    if args.markdown is None:
+        return
+    text = render_markdown(outcome)
+    write_bytes(args.markdown, text.encode())
+    summary = os.environ.get("GITHUB_STEP_SUMMARY")
+    if summary and Path(summary).resolve() != args.markdown.resolve():
+        try:
+            with Path(summary).open("a", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            note(f"Could not add to the step's summary '{summary}': {error}")
+
+
+def _assignment(text: str) -> tuple[str, float]:
+    name, _, number = text.rpartition("=")
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if not name or not math.isfinite(value):
+        msg = f"takes METRIC=VALUE, such as agreement=2.5; found '{text}'"
+        raise argparse.ArgumentTypeError(msg)
+    return name, value

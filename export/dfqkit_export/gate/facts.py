@@ -1,0 +1,244 @@
+"""What a baseline keeps of a quantized file so that a later one can be told from it, layer by layer.
+
+What belongs here: reading the facts off a model and their short JSON form. The kinds of things (types, bits,
+granularity) come from `filefacts`; added are samples of the numbers, small enough for a file that people review. What a
+difference means is `structure`'s and `causes`'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from ..errors import ArtefactError
+from ..filefacts import LayerFacts, QuantFacts, layer_facts
+from ..source_graph import SourceGraph
+from .sketches import pack, sketch, unpack
+
+__all__ = ["LayerMark", "ModelMarks", "read_marks"]
+
+Floats = NDArray[np.float64]
+
+#: Weight codes and channel scales kept of a layer: enough to tell a shift from a permutation, 64 and 32 letters long.
+CODES, SCALES = 48, 12
+_THROUGH = frozenset({"Cast", "Clip", "Identity", "Reshape", "Transpose"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerMark:
+    """What is kept of one layer.
+
+    Attributes:
+        name: Name of the layer.
+        op: ONNX operator.
+        weight: Type, bits and granularity of the weights: "int8 8 per_channel"; "" without weights.
+        bias: "none", "int32", or the float type.
+        input: Type, bits and zero point of the first input: "uint8 8 0"; "" where it is float.
+        output: The same of the output.
+        input_scale: Scale of the input; 0 where it is float.
+        output_scale: Scale of the output; 0 where it is float.
+        codes_sha256: First letters of the hash of the weight codes.
+        scales_sha256: First letters of the hash of the weight scales.
+        codes: Weight codes at evenly spaced places.
+        codes_sketch: Sketch of all weight codes.
+        scales: Base-2 logarithm of the weight scales of evenly spaced channels.
+        bias_rms: Root mean square of the bias, as a real number.
+        bias_error: By which factor the scale of the bias codes differs from input scale times weight scale, the
+            farthest from 1 of all channels; 1 where it fits or does not apply.
+    """
+
+    name: str
+    op: str
+    weight: str
+    bias: str
+    input: str
+    output: str
+    input_scale: float
+    output_scale: float
+    codes_sha256: str
+    scales_sha256: str
+    codes: NDArray[np.int32]
+    codes_sketch: Floats
+    scales: Floats
+    bias_rms: float
+    bias_error: float = 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold, short and the same on every machine."""
+        return {
+            "op": self.op,
+            "weight": self.weight,
+            "bias": self.bias,
+            "input": self.input,
+            "output": self.output,
+            "input_scale": _short(self.input_scale),
+            "output_scale": _short(self.output_scale),
+            "codes_sha256": self.codes_sha256,
+            "scales_sha256": self.scales_sha256,
+            "codes": pack(np.clip(self.codes, -128, 255).astype("<i2")),
+            "codes_sketch": pack(np.clip(self.codes_sketch, -65504, 65504).astype("<f2")),
+            "scales": pack(self.scales.astype("<f2")),
+            "bias_rms": _short(self.bias_rms),
+            "bias_error": _short(self.bias_error),
+        }
+
+    @classmethod
+    def from_dict(cls, name: str, values: Mapping[str, Any]) -> LayerMark:
+        """Rebuild what `to_dict` wrote.
+
+        Raises:
+            ArtefactError: A field is missing, unknown or of another kind.
+        """
+        try:
+            known = {key: values[key] for key in cls._keys()}
+            codes = unpack(known.pop("codes"), "<i2").astype(np.int32)
+            sketched, scales = (unpack(known.pop(k), "<f2").astype(np.float64) for k in ("codes_sketch", "scales"))
+            numbers: dict[str, Any] = {
+                key: float(known.pop(key)) for key in ("input_scale", "output_scale", "bias_rms", "bias_error")
+            }
+            texts: dict[str, Any] = {key: str(value) for key, value in known.items()}
+        except (KeyError, TypeError, ValueError) as error:
+            msg = f"The baseline's facts of layer {name!r} are damaged ({error!r}). Record it again with --update."
+            raise ArtefactError(msg) from None
+        return cls(name=name, codes=codes, codes_sketch=sketched, scales=scales, **numbers, **texts)
+
+    @staticmethod
+    def _keys() -> tuple[str, ...]:
+        return (
+            "op", "weight", "bias", "input", "output", "input_scale", "output_scale", "codes_sha256", "scales_sha256",
+            "codes", "codes_sketch", "scales", "bias_rms", "bias_error",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelMarks:
+    """What is kept of one file.
+
+    Attributes:
+        layers: By name, in the file's order.
+        opset: Version of ONNX's own operators.
+        before: Operators between the input and the first layer, without quantization: "Sub Div"; "" for none.
+    """
+
+    layers: Mapping[str, LayerMark]
+    opset: int
+    before: str
+
+
+def read_marks(model: onnx.ModelProto) -> ModelMarks:
+    """Read what is to be kept of a model.
+
+    Args:
+        model: A checked model, nodes in topological order.
+    """
+    graph = SourceGraph(model.graph)
+    nodes = {node.name or node.output[0]: node for node in graph.layers()}
+    marks = {facts.name: _mark(graph, nodes[facts.name], facts) for facts in layer_facts(model)}
+    opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
+    return ModelMarks(layers=marks, opset=opset, before=_before(graph, next(iter(nodes.values()), None)))
+
+
+def _mark(graph: SourceGraph, node: onnx.NodeProto, facts: LayerFacts) -> LayerMark:
+    codes, scales = _weights(graph, node)
+    bias, bias_scale = _bias(graph, node)
+    stored = facts.weight
+    return LayerMark(
+        name=facts.name,
+        op=facts.op,
+        weight=f"{stored.dtype} {stored.bits} {stored.granularity}".rstrip() if stored is not None else "",
+        bias=facts.bias,
+        input=_described(facts.input),
+        output=_described(facts.output),
+        input_scale=_scale(facts.input),
+        output_scale=_scale(facts.output),
+        codes_sha256=stored.codes_sha256[:12] if stored is not None else "",
+        scales_sha256=stored.scales_sha256[:12] if stored is not None else "",
+        codes=np.rint(_spaced(codes, CODES)).astype(np.int32),
+        codes_sketch=sketch(codes) if codes.size else np.empty(0),
+        scales=np.log2(np.maximum(_spaced(scales, SCALES), 1e-30)),
+        bias_rms=float(np.sqrt(np.mean(np.square(bias)))) if bias.size else 0.0,
+        bias_error=_bias_error(_scale(facts.input), scales, bias_scale),
+    )
+
+
+def _weights(graph: SourceGraph, node: onnx.NodeProto) -> tuple[Floats, Floats]:
+    """Codes (or 8-bit codes of float weights) and scales of a layer, empty for one without weights."""
+    name = graph.weight_initializer(node)
+    values = graph.constant(name) if name is not None else None
+    if name is None or values is None:
+        return np.empty(0), np.empty(0)
+    reader = next(iter(graph.readers(name)), None)
+    while reader is not None and reader.op_type in _THROUGH:
+        reader = next(iter(graph.readers(reader.output[0])), None)
+    if reader is not None and reader.op_type in ("DequantizeLinear", "QuantizeLinear"):
+        scale = graph.constant(reader.input[1])
+        if scale is not None and values.dtype.kind in "iu":
+            return values.astype(np.float64), scale.astype(np.float64).reshape(-1)
+    top = float(np.abs(values).max()) / 127 or 1.0
+    return values.astype(np.float64) / top, np.array([top])
+
+
+def _bias(graph: SourceGraph, node: onnx.NodeProto) -> tuple[Floats, Floats]:
+    """A layer's bias as real numbers, and the scale of its codes where it has such."""
+    none = np.empty(0)
+    if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or len(node.input) < 3 or not node.input[2]:
+        return none, none
+    direct = graph.constant(node.input[2])
+    if direct is not None:
+        return direct.astype(np.float64).reshape(-1), none
+    maker = graph.producer(node.input[2])
+    if maker is None or maker.op_type != "DequantizeLinear":
+        return none, none
+    codes, scale = graph.constant(maker.input[0]), graph.constant(maker.input[1])
+    if codes is None or scale is None:
+        return none, none
+    scale = scale.astype(np.float64).reshape(-1)
+    return codes.astype(np.float64).reshape(-1) * scale, scale
+
+
+def _bias_error(input_scale: float, scales: Floats, bias_scale: Floats) -> float:
+    if not input_scale or not scales.size or bias_scale.size not in (1, scales.size):
+        return 1.0
+    wanted = input_scale * scales
+    ratios = bias_scale / np.where(wanted > 0, wanted, np.nan)
+    ratios = ratios[np.isfinite(ratios) & (ratios > 0)]
+    return float(ratios[np.argmax(np.abs(np.log(ratios)))]) if ratios.size else 1.0
+
+
+def _before(graph: SourceGraph, first: onnx.NodeProto | None) -> str:
+    """Operators between the graph's input and its first layer that are not quantization."""
+    found: list[str] = []
+    node = graph.producer(first.input[0]) if first is not None else None
+    while node is not None:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            found.append(node.op_type)
+        source = next((name for name in node.input if name in graph.activations), None)
+        node = graph.producer(source) if source is not None else None
+    return " ".join(reversed(found))
+
+
+def _described(facts: QuantFacts | None) -> str:
+    if facts is None:
+        return ""
+    zero = "varies" if facts.zero_point is None else facts.zero_point
+    return f"{facts.dtype} {facts.bits} {facts.granularity} {zero}"
+
+
+def _scale(facts: QuantFacts | None) -> float:
+    return (facts.scale or 0.0) if facts is not None else 0.0
+
+
+def _spaced(values: Floats, count: int) -> Floats:
+    flat = values.reshape(-1)
+    if flat.size <= count:
+        return flat
+    return flat[np.linspace(0, flat.size - 1, count).astype(np.int64)]
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.6g}")

@@ -1,0 +1,273 @@
+"""What a check measures: the sentinel images through the file, compared with the teacher's stored answers.
+
+What belongs here: `Subject`, everything a check reads of a bundle or a run's folder, and `Measurement`, everything it
+measures of it; reading a report's metrics in their place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from .. import metrics
+from ..bundle import Bundle, open_bundle
+from ..errors import ArtefactError
+from ..files import sha256_of_file
+from ..images import ImageSpec
+from ..metrics import Metric
+from ..modelfile import load_onnx
+from ..precision import realised_precision
+from ..report import Report
+from ..runtimes.ort import OrtSession
+from ..sentinel import SENTINEL_FILE, Sentinel, normalized
+from .facts import ModelMarks, read_marks
+from .significance import PerImage, noise_stderr_db, per_image
+
+__all__ = ["Measurement", "Subject", "measure", "measure_report", "open_subject"]
+
+_SUBJECT = "onnxruntime"
+_BATCH = 64
+_INFORMATIVE_UNITS = ("ms", "bytes", "s")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A bundle or a run's folder, as far as a check reads it.
+
+    Attributes:
+        name: Name of the case.
+        path: What was given.
+        model_path: The ONNX file.
+        model: The ONNX file, read.
+        sentinel: The sentinel set.
+        image: Normalisation that the manifest states, which is what a user of the bundle applies.
+        metadata: The ONNX file's own text properties.
+        synthesis: What the manifest says of the images' origin.
+        teacher_sha256: The manifest's teacher; "" where it names none.
+        damaged: Files whose hash is not the manifest's.
+        recipe: The recipe as text, YAML; "" where there is none.
+    """
+
+    name: str
+    path: Path
+    model_path: Path
+    model: onnx.ModelProto
+    sentinel: Sentinel
+    image: ImageSpec
+    metadata: Mapping[str, str]
+    synthesis: Mapping[str, Any]
+    teacher_sha256: str
+    damaged: tuple[str, ...]
+    recipe: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What was measured of one case.
+
+    Attributes:
+        name: Name of the case.
+        metrics: By name.
+        unmeasured: Metrics that could not be measured, with the reason.
+        images: Values per image; None for a report.
+        logits: The file's logits, (N, K); None for a report.
+        marks: What is kept of the layers; None for a report.
+        files: sha256 of "model", "sentinel" and "teacher"; empty for a report.
+        subject: What was measured; None for a report.
+        findings: Floors that a report found broken, as sentences.
+    """
+
+    name: str
+    metrics: Mapping[str, Metric]
+    unmeasured: Mapping[str, str] = field(default_factory=dict)
+    images: PerImage | None = None
+    logits: NDArray[np.float32] | None = None
+    marks: ModelMarks | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    subject: Subject | None = None
+    findings: tuple[str, ...] = ()
+
+
+@contextlib.contextmanager
+def open_subject(path: str | Path) -> Iterator[Subject]:
+    """Open a bundle's folder or .zip, or a run's folder, and read what a check needs.
+
+    Raises:
+        ArtefactError: It is none, has no sentinel set, or its sentinel set is stale or damaged; its model is no ONNX.
+    """
+    with open_bundle(path) as bundle:
+        sentinel = bundle.sentinel
+        if sentinel is None:
+            msg = f"'{path}' has no {SENTINEL_FILE}, which a check measures with. Make the bundle with `dfqkit bundle`."
+            raise ArtefactError(msg)
+        damaged = tuple(bundle.damaged())
+        if SENTINEL_FILE in damaged:
+            msg = (
+                f"The sentinel set of '{path}' is not the file that its manifest lists (another sha256), so nothing "
+                "measured with it could be trusted. Copy the bundle again, or make it again with `dfqkit bundle`."
+            )
+            raise ArtefactError(msg)
+        yield _subject(bundle, Path(path), sentinel, damaged)
+
+
+def _subject(bundle: Bundle, path: Path, sentinel: Sentinel, damaged: tuple[str, ...]) -> Subject:
+    model = load_onnx(bundle.model)
+    subject = Subject(
+        name=bundle.name,
+        path=path,
+        model_path=bundle.model,
+        model=model,
+        sentinel=sentinel,
+        image=bundle.image,
+        metadata={entry.key: entry.value for entry in model.metadata_props},
+        synthesis=dict(bundle.synthesis),
+        teacher_sha256=str(bundle.teacher.get("sha256") or ""),
+        damaged=damaged,
+        recipe=bundle.recipe or "",
+    )
+    _require_same_teacher(subject)
+    return subject
+
+
+def _require_same_teacher(subject: Subject) -> None:
+    stated = {
+        "the manifest": subject.teacher_sha256,
+        "the ONNX file": subject.metadata.get("dfqkit.teacher_sha256", ""),
+    }
+    for place, sha256 in stated.items():
+        if sha256 and sha256 != subject.sentinel.teacher_sha256:
+            msg = (
+                f"The sentinel set of '{subject.path}' is stale: it holds the answers of teacher "
+                f"{subject.sentinel.teacher_sha256[:12]}, while {place} names teacher {sha256[:12]}. Make the "
+                "sentinel set again with the teacher that the file was made from (`dfqkit bundle`), then record it "
+                "with --update."
+            )
+            raise ArtefactError(msg)
+
+
+def measure(subject: Subject, *, threads: int | None = None, optimized: bool = True) -> Measurement:
+    """Run a subject's sentinel images and compare with the teacher's answers.
+
+    Args:
+        subject: What to measure.
+        threads: Threads inside one operator; None leaves the choice to the runtime.
+        optimized: False switches the runtime's graph optimizations off; then `integer_ops` is not measured.
+
+    Raises:
+        ArtefactError: The runtime does not accept the file, or its logits do not fit the teacher's or are not finite.
+        RuntimeUnavailableError: onnxruntime is not installed.
+    """
+    sentinel = subject.sentinel
+    session = OrtSession(subject.model_path, threads=threads, optimized=optimized)
+    # The last batch is filled up, because a file may fix its batch size.
+    logits = _predict(session, normalized(sentinel.images, subject.image))
+    found = _metrics(sentinel, logits)
+    unmeasured = {}
+    if optimized:
+        found["integer_ops"] = realised_precision(subject.model_path).metric(subject=_SUBJECT, data="model.onnx")
+    else:
+        unmeasured["integer_ops"] = "Graph optimizations are off, which runs every layer as written, in float."
+    return Measurement(
+        name=subject.name,
+        metrics=found,
+        unmeasured=unmeasured,
+        images=per_image(sentinel.teacher_logits, logits, sentinel.sensitive),
+        logits=logits,
+        marks=read_marks(subject.model),
+        files={
+            "model": sha256_of_file(subject.model_path),
+            "sentinel": _sentinel_digest(sentinel),
+            "teacher": sentinel.teacher_sha256,
+        },
+        subject=subject,
+    )
+
+
+def predict(subject: Subject, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Run other images through a subject's file, for an experiment."""
+    return _predict(OrtSession(subject.model_path), images)
+
+
+def measure_report(source: str | Path | Report) -> Measurement:
+    """Read a report's metrics instead of running anything; times and sizes are left out.
+
+    Args:
+        source: The report or its file.
+
+    Raises:
+        ArtefactError: It is no report.
+    """
+    report = source if isinstance(source, Report) else _read_report(source)
+    rows = [m for m in report.metrics if m.higher_is_better is not None and m.unit not in _INFORMATIVE_UNITS]
+    return Measurement(
+        name=f"{report.title} (report)",
+        metrics={f"{m.name} of {m.subject} on {m.data}": m for m in rows},
+        findings=tuple(finding.message for finding in report.findings),
+    )
+
+
+def _read_report(path: str | Path) -> Report:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        msg = f"Report '{path}' cannot be read: {error}. Give the report.json of a run or bundle."
+        raise ArtefactError(msg) from None
+    return Report.from_json(text)
+
+
+def _predict(session: OrtSession, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    fixed = session.input_shape[0]
+    size = fixed if isinstance(fixed, int) else min(_BATCH, len(images))
+    missing = -len(images) % size if isinstance(fixed, int) else 0
+    padded = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing else images
+    return session.predict(padded, batch=size)[: len(images)]
+
+
+def _metrics(sentinel: Sentinel, logits: NDArray[np.float32]) -> dict[str, Metric]:
+    teacher, sensitive = sentinel.teacher_logits, sentinel.sensitive
+    where = {"subject": _SUBJECT, "data": "sentinel"}
+    values = per_image(teacher, logits, sensitive) if logits.shape == teacher.shape else None
+    found = {
+        "agreement": metrics.agreement(teacher, logits, **where),
+        "kl": metrics.kl(teacher, logits, **where),
+        "logit_sqnr_db": Metric(
+            name="logit_sqnr_db",
+            value=metrics.sqnr_db(teacher, logits),
+            unit="dB",
+            n=len(logits),
+            stderr=noise_stderr_db(values.noise) if values is not None else None,
+            higher_is_better=True,
+            **where,
+        ),
+    }
+    if sentinel.plain.any():
+        plain = metrics.agreement(teacher[sentinel.plain], logits[sentinel.plain], name="plain_agreement", **where)
+        found["plain_agreement"] = plain
+    if sensitive.any():
+        share = metrics.agreement(teacher[sensitive], logits[sensitive], name="flips", **where)
+        n = share.n
+        found["flips"] = replace(
+            share,
+            value=float(np.rint(n * (1 - (share.value or 0.0) / 100))),
+            unit="images",
+            stderr=n * (share.stderr or 0.0) / 100,
+            higher_is_better=False,
+        )
+    return found
+
+
+def _sentinel_digest(sentinel: Sentinel) -> str:
+    """sha256 of what is measured with, which is the same whatever else stands in the file's header."""
+    digest = hashlib.sha256(json.dumps(sentinel.spec.to_dict(), sort_keys=True).encode())
+    for array in (sentinel.images, sentinel.teacher_logits, sentinel.kind):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,146 @@
+"""Recording: what was measured becomes a case of the baseline, and what that changes is said.
+
+What belongs here: what is kept of a measurement. Floors, expected failures and tolerances that people set stay.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from ..metrics import Metric
+from .baseline import Case, Recorded
+from .causes import fingerprint_images
+from .fingerprints import pack_sketches, sketch_layers
+from .measurement import Measurement
+from .refusal import origin_of
+from .significance import default_tolerance, expected_flips
+
+__all__ = ["changes_of", "record"]
+
+_OF_THE_FILE = ("integer_ops",)
+
+
+def record(
+    measured: Measurement,
+    before: Case | None,
+    *,
+    tolerances: Mapping[str, float],
+    floors: Mapping[str, float],
+    allow: str,
+) -> Case:
+    """Make a case of what was measured.
+
+    Args:
+        measured: The measurement.
+        before: What was recorded until now, or None.
+        tolerances: Stated tolerances by metric; others keep what people set, or get the default.
+        floors: Floors to add to the recipe's; those that are there stay.
+        allow: Why a refused file is recorded; "" keeps the reason that is there.
+    """
+    metrics = dict(measured.metrics)
+    if measured.subject is not None and measured.marks is not None:
+        metrics |= {
+            name: Metric(name=name, subject="file", data="", value=0.0, unit="", n=n, higher_is_better=False)
+            for name, n in (("structure", len(measured.marks.layers)), ("preprocessing", 3))
+        }
+    old = before.metrics if before is not None else {}
+    flips = expected_flips(measured.subject.sentinel.power) if measured.subject is not None else 0.0
+    recorded = {
+        name: Recorded(
+            value=metric.value,
+            stderr=metric.stderr,
+            n=metric.n,
+            tolerance=_tolerance(metric, old.get(name), tolerances.get(name, tolerances.get(metric.name)), flips),
+            higher_is_better=bool(metric.higher_is_better),
+        )
+        for name, metric in metrics.items()
+    }
+    # What could not be measured today is not forgotten.
+    recorded |= {name: old[name] for name in measured.unmeasured if name in old}
+    return Case(
+        metrics=recorded,
+        floors={**_recipe_floors(measured), **floors, **(before.floors if before is not None else {})},
+        expected_failure=before.expected_failure if before is not None else None,
+        allowed=allow or (before.allowed if before is not None else ""),
+        facts=_facts(measured),
+        images=measured.images.to_dict() if measured.images is not None else {},
+        sketches=_sketches(measured),
+        files=dict(measured.files),
+    )
+
+
+def changes_of(name: str, before: Case | None, now: Case) -> Iterator[str]:
+    """Yield what recording changed of one case, a line each."""
+    if before is None:
+        yield f"{name}: new, with {len(now.metrics)} metrics"
+        return
+    for metric in dict.fromkeys([*now.metrics, *before.metrics]):
+        old, new = before.metrics.get(metric), now.metrics.get(metric)
+        if old is None or new is None:
+            yield f"{name}: {metric} {'is new' if old is None else 'is gone'}"
+        elif _shown(old.value) != _shown(new.value):
+            yield f"{name}: {metric} {_shown(old.value)} -> {_shown(new.value)}"
+    for what in ("model", "sentinel", "teacher"):
+        if before.files.get(what) != now.files.get(what):
+            yield f"{name}: {what} {_digits(before.files.get(what))} -> {_digits(now.files.get(what))}"
+
+
+def _tolerance(metric: Metric, old: Recorded | None, stated: float | None, flips: float) -> float:
+    """The stated tolerance; else one that somebody wrote into the baseline; else the default for today's value."""
+    if stated is not None:
+        return stated
+    if old is not None and not math.isclose(
+        old.tolerance, default_tolerance(metric.name, old.value, old.n, flips), rel_tol=0.02, abs_tol=1e-9
+    ):
+        return old.tolerance
+    return default_tolerance(metric.name, metric.value, metric.n, flips)
+
+
+def _recipe_floors(measured: Measurement) -> dict[str, float]:
+    """The recipe's floors that mean the same on sentinel images: those of the file itself, about no images."""
+    if measured.subject is None or not measured.subject.recipe or find_spec("yaml") is None:
+        return {}
+    import yaml
+
+    try:
+        document = yaml.safe_load(measured.subject.recipe)
+        floors = document.get("floors") or []
+        return {
+            str(floor["metric"]): float(floor["value"])
+            for floor in floors
+            if floor["metric"] in _OF_THE_FILE and floor.get("subject") == "onnxruntime"
+        }
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError, RecursionError):
+        return {}  # a recipe that cannot be read has no say; the baseline's own floors have
+
+
+def _facts(measured: Measurement) -> dict[str, Any]:
+    marks, subject = measured.marks, measured.subject
+    if marks is None or subject is None:
+        return {}
+    return {
+        "layers": {name: mark.to_dict() for name, mark in marks.layers.items()},
+        "order": list(marks.layers),
+        "opset": marks.opset,
+        "before": marks.before,
+        "image": subject.sentinel.spec.to_dict(),
+        "origin": origin_of(measured),
+    }
+
+
+def _sketches(measured: Measurement) -> dict[str, str]:
+    subject = measured.subject
+    if subject is None:
+        return {}
+    return pack_sketches(sketch_layers(subject.model_path, fingerprint_images(subject)))
+
+
+def _shown(value: float | None) -> str:
+    return "none" if value is None else f"{value:.6g}"
+
+
+def _digits(value: str | None) -> str:
+    return (value or "none")[:12]

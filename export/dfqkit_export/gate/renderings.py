@@ -1,0 +1,140 @@
+"""A check's outcome for people and for programs: text, Markdown, JSON.
+
+What belongs here: pure renderings; the exit code is `Outcome.exit_code`. Everything that came from a file is escaped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from .judgement import CaseOutcome, Outcome
+from .verdicts import Row
+
+__all__ = ["numbers_of", "plain", "render_json", "render_markdown", "render_text"]
+
+SCHEMA = 1
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>~&@])")
+_HEAD = ("metric", "baseline", "now", "tolerance", "verdict")
+
+
+def render_text(outcome: Outcome) -> str:
+    """Return the outcome for a terminal: failed cases first, worst metric first in each."""
+    lines: list[str] = []
+    for case in outcome.cases:
+        lines += [*_case_text(case, outcome.strict), ""]
+    lines += [f"{plain(name)}: in the baseline, but no file was given for it" for name in outcome.unused]
+    lines += [f"environment: {plain(text)}" for text in outcome.environment]
+    lines += [f"recorded: {plain(line)}" for line in outcome.changes]
+    return "\n".join([*lines, _sentence(outcome)]).strip() + "\n"
+
+
+def render_markdown(outcome: Outcome) -> str:
+    """Return the outcome for a pull request or the summary of a CI step."""
+    lines = [f"### dfqkit check: {_escaped(_sentence(outcome))}", ""]
+    for case in outcome.cases:
+        lines += [f"**{_escaped(case.name)}**: {_escaped(case.verdict())}", ""]
+        if case.error:
+            lines += [f"> {_escaped(case.error)}", ""]
+        lines += [f"- {_escaped(cause)}" for cause in case.causes]
+        lines += ["", "| " + " | ".join(_HEAD) + " | why |", "|---|--:|--:|--:|---|---|"] if case.rows else []
+        for row in case.rows:
+            cells = [*numbers_of(row), f"**{row.verdict}**" if row.fails(strict=outcome.strict) else row.verdict]
+            lines.append(
+                f"| {_escaped(row.metric)} | " + " | ".join(map(_cell, cells)) + f" | {_escaped(row.reason)} |"
+            )
+        lines += ["", *(f"- {_escaped(note)}" for note in case.notes), ""]
+    lines += [f"- {_escaped(name)}: in the baseline, but no file was given for it" for name in outcome.unused]
+    lines += [f"- environment: {_escaped(text)}" for text in outcome.environment]
+    lines += [f"- recorded: {_escaped(line)}" for line in outcome.changes]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def render_json(outcome: Outcome) -> str:
+    """Return the outcome as one JSON document with a `schema` number and the exit code."""
+    document = {
+        "schema": SCHEMA,
+        "verdict": "failed" if outcome.exit_code else "ok",
+        "exit_code": outcome.exit_code,
+        "strict": outcome.strict,
+        "cases": [
+            {
+                "name": case.name,
+                "verdict": case.verdict(),
+                "failed": case.failed(strict=outcome.strict),
+                "error": case.error,
+                "metrics": [_finite(row.to_dict()) for row in case.rows],
+                "causes": list(case.causes),
+                "notes": list(case.notes),
+            }
+            for case in outcome.cases
+        ],
+        "unused": list(outcome.unused),
+        "environment": list(outcome.environment),
+        "changes": list(outcome.changes),
+    }
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def numbers_of(row: Row) -> tuple[str, str, str]:
+    """Return a row's baseline, today's value with its standard error, and the tolerance in force, as texts."""
+    now = _number(row.now) + (f" ± {_number(row.stderr)}" if row.stderr else "")
+    unit = f" {row.unit}" if row.unit and row.now is not None else ""
+    shorter = {"stated": "stated", "": ""}.get(row.tolerance_from, "2 SE")
+    tolerance = f"{_number(row.tolerance)} ({shorter})" if row.tolerance is not None else "-"
+    return _number(row.baseline), now + unit, tolerance
+
+
+def _case_text(case: CaseOutcome, strict: bool) -> Iterator[str]:
+    yield f"{plain(case.name)}: {case.verdict()}"
+    if case.error:
+        yield f"  error: {plain(case.error)}"
+        return
+    for cause in case.causes:
+        yield f"  cause: {plain(cause)}"
+    table = [_HEAD, *((row.metric, *numbers_of(row), row.verdict) for row in case.rows)]
+    widths = [max(len(line[column]) for line in table) for column in range(len(_HEAD))]
+    for index, line in enumerate(table):
+        cells = [plain(cell).ljust(width) for cell, width in zip(line, widths, strict=True)]
+        yield "  " + "  ".join(cells).rstrip()
+        row = case.rows[index - 1] if index else None
+        if row is not None and row.reason and (row.verdict != "ok" or row.fails(strict=strict)):
+            yield f"    {plain(row.reason)}"
+    for note in case.notes:
+        yield f"  {plain(note)}"
+
+
+def _sentence(outcome: Outcome) -> str:
+    failed = sum(case.failed(strict=outcome.strict) for case in outcome.cases)
+    n = len(outcome.cases)
+    if failed:
+        return f"FAILED: {failed} of {n} case{'s' * (n != 1)}"
+    if outcome.failed:
+        return f"FAILED: {len(outcome.unused)} unused case(s) of the baseline, under --strict"
+    return f"ok: {n} case{'s' * (n != 1)}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _cell(text: str) -> str:
+    return text if text.startswith("**") else _escaped(text)
+
+
+def plain(text: str) -> str:
+    """Text without what a terminal would obey."""
+    return _CONTROL.sub("?", text)
+
+
+def _escaped(text: str) -> str:
+    """Text that is only text in Markdown, on one line."""
+    return _MARKDOWN.sub(r"\\\1", plain(text).replace("\n", " "))
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}

@@ -1,0 +1,216 @@
+"""Verdicts: one row for each metric of a case, by comparison with what was recorded.
+
+What belongs here: the table's rows and how each comes to its verdict. Reasons beyond the numbers are `causes`'.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from ..metrics import Metric
+from .baseline import Case, Recorded
+from .significance import PerImage, difference_stderr
+
+__all__ = ["FAILING", "Row", "Verdict", "judge", "order"]
+
+Verdict = Literal["regressed", "refused", "missing", "new", "expected", "improved", "unmeasured", "ok"]
+
+#: Verdicts that fail a check; under `strict` those of `STRICT` do, too.
+FAILING: frozenset[str] = frozenset({"regressed", "refused", "missing"})
+STRICT: frozenset[str] = frozenset({"improved", "new", "unmeasured"})
+_RANKS = ("regressed", "refused", "missing", "new", "expected", "improved", "unmeasured", "ok")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One metric of one case.
+
+    Attributes:
+        metric: Name of the metric.
+        verdict: What came of it.
+        unit: Unit of all its numbers.
+        now: Today's value; None where there is none.
+        stderr: Its standard error.
+        n: How many images it rests on.
+        baseline: The recorded value; None where there is none.
+        tolerance: The tolerance in force; None where nothing was compared.
+        tolerance_from: "stated", or "two standard errors" where those are larger.
+        floor: The worst value allowed, or None.
+        higher_is_better: Direction.
+        reason: Why the verdict is what it is, a sentence; "" for a plain "ok".
+        worse_by: By how many tolerances the value is worse than the recorded one, for the order; negative where better.
+    """
+
+    metric: str
+    verdict: Verdict
+    unit: str = ""
+    now: float | None = None
+    stderr: float | None = None
+    n: int = 0
+    baseline: float | None = None
+    tolerance: float | None = None
+    tolerance_from: str = ""
+    floor: float | None = None
+    higher_is_better: bool = True
+    reason: str = ""
+    worse_by: float = 0.0
+
+    def fails(self, *, strict: bool) -> bool:
+        """Return whether the row fails the check."""
+        return self.verdict in FAILING or (strict and self.verdict in STRICT)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON can hold them."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "worse_by"}
+
+
+def judge(
+    metrics: Mapping[str, Metric],
+    case: Case | None,
+    *,
+    images: PerImage | None = None,
+    tolerances: Mapping[str, float] | None = None,
+    unmeasured: Mapping[str, str] | None = None,
+) -> list[Row]:
+    """Compare what was measured with what was recorded.
+
+    Args:
+        metrics: What was measured, by name.
+        case: What was recorded; None where nothing was.
+        images: Values per image, for the standard error of the difference.
+        tolerances: Tolerances that take the place of the recorded ones.
+        unmeasured: Metrics that could not be measured, with the reason.
+
+    Returns:
+        One row for each metric that either side has, not ordered.
+    """
+    recorded = case.metrics if case is not None else {}
+    floors = case.floors if case is not None else {}
+    before = PerImage.from_dict(case.images) if case is not None and case.images else None
+    if before is not None and (images is None or len(images.agrees) != len(before.agrees)):
+        before = None
+    rows = []
+    for name in dict.fromkeys([*metrics, *recorded, *floors]):
+        metric, old = metrics.get(name), recorded.get(name)
+        paired = difference_stderr(name, before, images) if before is not None and images is not None else None
+        row = _row(name, metric, old, paired, _stated(name, metric, tolerances or {}), (unmeasured or {}).get(name))
+        rows.append(_floored(row, floors.get(name)))
+    return list(_expected(rows, case))
+
+
+def _stated(name: str, metric: Metric | None, tolerances: Mapping[str, float]) -> float | None:
+    """The tolerance stated for a row, or for all rows of its metric (a report has several)."""
+    return tolerances.get(name, tolerances.get(metric.name) if metric is not None else None)
+
+
+def order(rows: list[Row]) -> list[Row]:
+    """Return rows worst first."""
+    return sorted(rows, key=lambda row: (_RANKS.index(row.verdict), -row.worse_by))
+
+
+def _row(
+    name: str,
+    metric: Metric | None,
+    old: Recorded | None,
+    paired: float | None,
+    stated: float | None,
+    unmeasured: str | None,
+) -> Row:
+    if metric is None or metric.value is None:
+        return _without_value(name, metric, old, unmeasured)
+    row = Row(
+        metric=name,
+        verdict="new",
+        unit=metric.unit,
+        now=metric.value,
+        stderr=metric.stderr,
+        n=metric.n,
+        higher_is_better=bool(metric.higher_is_better),
+        reason="The baseline does not have it; record it with --update.",
+    )
+    if old is None:
+        return row
+    if old.value is None:
+        return replace(row, reason="It had no finite value when it was recorded; record it again with --update.")
+    tolerance, source = _tolerance(metric, old, paired, stated)
+    worse = (old.value - metric.value) * (1 if old.higher_is_better else -1)
+    # Recorded values are rounded to six digits.
+    slack = 1e-5 * abs(old.value)
+    row = replace(
+        row,
+        verdict="ok",
+        baseline=old.value,
+        tolerance=tolerance,
+        tolerance_from=source,
+        higher_is_better=old.higher_is_better,
+        reason="",
+        worse_by=worse / max(tolerance, 1e-9),
+    )
+    if worse > tolerance + slack:
+        return replace(row, verdict="regressed", reason=_beyond(worse, row, "worse"))
+    if -worse > tolerance + slack:
+        reason = f"{_beyond(-worse, row, 'better')} Record it with --update, so that it cannot be lost unnoticed."
+        return replace(row, verdict="improved", reason=reason)
+    return row
+
+
+def _without_value(name: str, metric: Metric | None, old: Recorded | None, unmeasured: str | None) -> Row:
+    baseline = old.value if old is not None else None
+    if unmeasured is not None:
+        return Row(metric=name, verdict="unmeasured", baseline=baseline, reason=unmeasured)
+    if metric is not None and (old is None or old.value is None):
+        reason = "It has no finite value, as when there is no difference at all."
+        return Row(metric=name, verdict="ok" if old is not None else "new", reason=reason)
+    if metric is not None and metric.name == "logit_sqnr_db":
+        # No noise at all is better than any.
+        return Row(metric=name, verdict="improved", baseline=baseline, reason="The logits are the teacher's exactly.")
+    return Row(
+        metric=name, verdict="missing", baseline=baseline, reason="The baseline has it, but it was not measured."
+    )
+
+
+def _tolerance(metric: Metric, old: Recorded, paired: float | None, stated: float | None) -> tuple[float, str]:
+    limit = old.tolerance if stated is None else stated
+    error = paired
+    if error is None and metric.stderr is not None and old.stderr is not None:
+        error = math.hypot(metric.stderr, old.stderr)
+    if error is not None and 2 * error > limit:
+        return 2 * error, "two standard errors" + ("" if paired is None else " of the paired difference")
+    return limit, "stated"
+
+
+def _beyond(by: float, row: Row, side: str) -> str:
+    unit = f" {row.unit}" if row.unit else ""
+    return f"{by:.4g}{unit} {side} than the baseline; the tolerance is {row.tolerance:.4g} ({row.tolerance_from})."
+
+
+def _floored(row: Row, floor: float | None) -> Row:
+    if floor is None:
+        return row
+    row = replace(row, floor=floor)
+    if row.now is None:
+        if row.verdict == "unmeasured":
+            return row
+        return replace(row, verdict="missing", reason=f"It has a floor of {floor:g}, but was not measured.")
+    if row.now >= floor if row.higher_is_better else row.now <= floor:
+        return row
+    side = "below" if row.higher_is_better else "above"
+    reason = f"{row.now:.6g} is {side} its floor of {floor:g}, which an update does not change."
+    return replace(row, verdict="regressed", reason=reason, worse_by=math.inf)
+
+
+def _expected(rows: list[Row], case: Case | None) -> Iterator[Row]:
+    expected = case.expected_failure if case is not None else None
+    for row in rows:
+        if expected is None or row.metric != expected.metric:
+            yield row
+        elif row.verdict in FAILING:
+            yield replace(row, verdict="expected", reason=f"Expected: {expected.reason} ({row.reason})")
+        else:
+            reason = (
+                f"It was expected to fail ({expected.reason}) and does not: take expected_failure out of the baseline."
+            )
+            yield replace(row, verdict="improved", reason=reason)

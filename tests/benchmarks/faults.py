@@ -1,0 +1,96 @@
+"""Sixteen faults in a bundle: what `dfqkit check` says of each, and whether it stays quiet about good files.
+
+Run it with ``python tests/benchmarks/faults.py BUNDLE [--into BUNDLE] [--good BUNDLE ...] [--variants]``. BUNDLE is a
+bundle's folder or .zip, or a run's folder; the baseline is recorded from it. ``--good`` names files of the same network
+that must pass, such as those of other calibration seeds; each is measured on the recorded sentinel set with one and two
+threads and with graph optimizations off. The last line says how many faults were caught and how many false alarms there
+were; the exit code is 1 unless all and none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from dfqkit_export.bundle import open_bundle
+from dfqkit_export.gate import Baseline, CaseOutcome, Options, check, check_path, open_subject
+from dfqkit_export.runtimes.ort import OrtSession
+from dfqkit_export.sentinel import normalized
+from tests._faults import FAULTS, VARIANTS, inject
+
+SETTINGS = {
+    "1 thread": Options(threads=1),
+    "2 threads": Options(threads=2),
+    "optimizations off": Options(threads=1, optimized=False),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--good", nargs="*", type=Path, default=[])
+    parser.add_argument("--into", type=Path, help="put the faults into this good file instead of the recorded one")
+    parser.add_argument("--variants", action="store_true", help="try further shapes of the faults, too")
+    args = parser.parse_args()
+    with open_bundle(args.into or args.bundle) as bundle, tempfile.TemporaryDirectory() as folder:
+        recorded = check([args.bundle], Baseline(), Options(update=True)).baseline
+        assert recorded is not None
+        assert recorded.cases, "the bundle itself was refused"
+        _print_overhead(args.bundle, recorded)
+        rows = []
+        for name in (*FAULTS, *(VARIANTS if args.variants else ())):
+            layer = inject(name, bundle.root, Path(folder) / name)
+            outcome = check([Path(folder) / name], recorded)
+            rows.append((name, layer, outcome, message_of(outcome.cases[0])))
+        print("| fault | in layer | verdict | exit | message |\n|---|---|---|--:|---|")
+        for name, layer, outcome, message in rows:
+            named = "" if not layer or layer in message else " **layer not named**"
+            print(f"| {name} | {layer} | {outcome.cases[0].verdict()} | {outcome.exit_code} | {message}{named} |")
+        caught = sum(outcome.exit_code in (1, 2) for _, _, outcome, _ in rows)
+        alarms = _false_alarms([args.bundle, *args.good], recorded)
+    print(f"\ncaught {caught} of {len(rows)}; false alarms: {alarms} of {len(SETTINGS) * (1 + len(args.good))}")
+    return int(caught < len(rows) or alarms > 0)
+
+
+def message_of(case: CaseOutcome) -> str:
+    """What a reader sees first."""
+    return case.error or "; ".join(case.causes[:2]) or next((row.reason for row in case.rows if row.reason), "")
+
+
+def _print_overhead(path: Path, baseline: Baseline) -> None:
+    """How long a check takes beside the runtime's own inference, the least of five of each."""
+    whole, alone = [], []
+    for _ in range(5):
+        started = time.perf_counter()
+        check([path], baseline, Options(threads=1))
+        whole.append(time.perf_counter() - started)
+        with open_subject(path) as subject:
+            images = normalized(subject.sentinel.images, subject.image)
+            session = OrtSession(subject.model_path, threads=1)
+            started = time.perf_counter()
+            session.predict(images)
+            alone.append(time.perf_counter() - started)
+    beside = min(whole) - min(alone)
+    print(f"check: {min(whole):.2f} s, of which {beside:.2f} s beside inference on {len(images)} images\n")
+
+
+def _false_alarms(paths: list[Path], baseline: Baseline) -> int:
+    (name,) = baseline.cases
+    alarms = 0
+    for path in paths:
+        for setting, options in SETTINGS.items():
+            case = check_path(path, baseline, options, name=name)
+            if case.failed():
+                alarms += 1
+                print(f"false alarm: {path} ({setting}): {case.verdict()}: {message_of(case)}")
+                print("   ", "; ".join(f"{r.metric} {r.baseline} -> {r.now}" for r in case.rows if r.verdict != "ok"))
+    return alarms
+
+
+if __name__ == "__main__":
+    sys.exit(main())
