@@ -1,0 +1,98 @@
+"""What a float model's and a file's logits on the same synthetic images show about the error between them.
+
+What belongs here: `Features` and how they are measured. What follows from them is in `estimate`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import metrics
+from .errors import ArtefactError
+
+__all__ = ["Features", "Logits", "measure_features"]
+
+Logits = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """What teacher and student answer on the same synthetic images.
+
+    Attributes:
+        n: Images.
+        classes: Classes.
+        classes_seen: Classes that the teacher chooses for at least one image.
+        confidence: Mean of the teacher's largest softmax value.
+        logit_std: Standard deviation of the teacher's logits about each image's mean.
+        gain: g, the slope of the student's logits on the teacher's, both about each image's mean.
+        error_std: Standard deviation of what is left, a class's constant shift included.
+        noise: x = error_std / gain; None where the gain is not positive.
+        noise_stderr: Standard error of x, from the spread over the images.
+        agreement: Share of images with the same class, in percent.
+        kl: Mean KL(teacher || student), in nats.
+        sqnr_db: Of the logits, in dB; None where they are equal.
+    """
+
+    n: int
+    classes: int
+    classes_seen: int
+    confidence: float
+    logit_std: float
+    gain: float
+    error_std: float
+    noise: float | None
+    noise_stderr: float | None
+    agreement: float
+    kl: float
+    sqnr_db: float | None
+
+
+def measure_features(teacher: Logits, student: Logits) -> Features:
+    """Return what two sets of logits of the same images show.
+
+    Args:
+        teacher: The float model's logits, shape (n, classes).
+        student: Those of the file, the same shape.
+
+    Raises:
+        ArtefactError: The shapes differ, nothing is there to measure, there is one class only, or a value is not
+            finite.
+    """
+    kl = metrics.kl(teacher, student, subject="", data="")  # checks both
+    first, second = np.asarray(teacher, np.float64), np.asarray(student, np.float64)
+    n, classes = first.shape
+    if classes < 2:
+        msg = "A drop can be estimated of a classifier with at least 2 classes, found 1 logit an image."
+        raise ArtefactError(msg)
+    first_centred, second_centred = (values - values.mean(axis=1, keepdims=True) for values in (first, second))
+    power = float(np.square(first_centred).sum())
+    gain = float((first_centred * second_centred).sum()) / power if power else 0.0
+    left = second_centred - gain * first_centred
+    error = np.square(left).mean(axis=1)
+    error_std = math.sqrt(error.mean())
+    noise = error_std / gain if gain > 0 else None
+    # Relative standard errors of the error's size and of the gain, from the spread of both over the images.
+    of_error = float(error.std()) / (2 * float(error.mean()) * math.sqrt(n)) if error_std else 0.0
+    of_gain = math.sqrt(float(np.square((left * first_centred).sum(axis=1)).sum())) / power / gain if gain > 0 else 0.0
+    answers = first.argmax(axis=1)
+    shifted = first - first.max(axis=1, keepdims=True)
+    return Features(
+        n=n,
+        classes=classes,
+        classes_seen=len(np.unique(answers)),
+        confidence=float((1.0 / np.exp(shifted).sum(axis=1)).mean()),
+        logit_std=math.sqrt(power / first.size),
+        gain=gain,
+        error_std=error_std,
+        noise=noise,
+        noise_stderr=None if noise is None else noise * math.hypot(of_error, of_gain),
+        agreement=100.0 * float((answers == second.argmax(axis=1)).mean()),
+        kl=kl.value or 0.0,
+        sqnr_db=metrics.sqnr_db(first, second),
+    )
