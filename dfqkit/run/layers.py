@@ -27,6 +27,7 @@ def compare_layers(
     images: Images,
     device: torch.device,
     *,
+    as_written: bool = False,
     reference: fx.GraphModule | None = None,
 ) -> tuple[LayerRow, ...]:
     """Per layer: the student against the teacher, and the runtime against the student, both in dB.
@@ -36,11 +37,12 @@ def compare_layers(
         path: folder of ``teacher.onnx`` and ``model.onnx``.
         images: (N, C, H, W), normalised.
         device: where the student is.
+        as_written: run ``model.onnx`` without ONNX Runtime's optimizations.
         reference: takes the place of ``teacher.onnx`` where its features are scaled otherwise (`equalized_graph`).
     """
     inputs = torch.from_numpy(images).to(device)
     real = layer_outputs(path / "teacher.onnx", images) if reference is None else _student_layers(reference, inputs)
-    runtime = layer_outputs(path / "model.onnx", images)
+    runtime = layer_outputs(path / "model.onnx", images, optimized=not as_written)
     torch_side = _student_layers(student, inputs)
     student_db = {n: metrics.sqnr_db(real[n], torch_side[n]) for n in torch_side if n in real}
     runtime_db = {n: metrics.sqnr_db(torch_side[n], runtime[n]) for n in torch_side if n in runtime}

@@ -128,10 +128,13 @@ def provenance(context: Context) -> dict[str, Any]:
 
 def _measured_in(target: Target) -> str:
     if target.runtime == "onnxruntime":
-        return "ONNX Runtime, the target itself"
+        itself = target.name == "onnxruntime"
+        return (
+            f"ONNX Runtime{', the target itself' if itself else f' on this machine; {target.title} has other kernels'}"
+        )
     return (
         f"ONNX Runtime on CPU, which computes what the file says; {target.title} itself has not run it, so nothing "
-        "here is about its speed or its fused layers"
+        "here is about its speed"
     )
 
 
