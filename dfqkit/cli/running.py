@@ -106,17 +106,11 @@ def carry_out(
         ArtefactError: A stage before the first one is not complete, or was tampered with.
     """
     from ..progress import Progress
-    from ..run.stages import STAGES, execute
+    from ..run.stages import execute, require_earlier, with_idle
 
     with resumable(shlex.join(resume)), folder:
-        for before in STAGES[: STAGES.index(stages[0])]:
-            if not folder.done(before):
-                msg = (
-                    f"Stage '{stages[0]}' of '{folder.path}' needs '{before}', which is not complete. Run "
-                    f"`dfqkit {before} {folder.path}` first, or all that is left with `dfqkit run --resume "
-                    f"{folder.path}`."
-                )
-                raise ArtefactError(msg)
+        stages = with_idle(folder, recipe, stages)
+        require_earlier(folder, stages[0])
         execute(
             folder,
             recipe,

@@ -13,6 +13,8 @@ from .outcome import resumable
 from .running import begin, carry_out, chosen_recipe, ending, reopen, show_report
 
 if TYPE_CHECKING:
+    from ..recipe import Recipe
+    from ..run.folder import RunFolder
     from .options import Commands
 
 _STAGES = {
@@ -69,7 +71,7 @@ def _synthesize(args: argparse.Namespace) -> int:
         recipe = chosen_recipe(args)
         folder = begin(args, recipe, validates=False)
     carry_out(folder, recipe, ["synthesize"], args, resume=["dfqkit", "synthesize", str(folder.path)])
-    return _end("synthesize", started, folder.path)
+    return _end("synthesize", started, folder, recipe)
 
 
 def _synthesize_set(args: argparse.Namespace, started: float) -> int:
@@ -118,10 +120,13 @@ def _stage(args: argparse.Namespace) -> int:
     carry_out(folder, recipe, [args.stage], args, resume=["dfqkit", args.stage, str(folder.path)])
     if args.stage == "validate":
         return show_report(folder.path, started)
-    return _end(args.stage, started, folder.path)
+    return _end(args.stage, started, folder, recipe)
 
 
-def _end(stage: str, started: float, folder: Path) -> int:
-    note(f"{stage} is complete. Next: dfqkit {_NEXT[stage]} {folder}")
-    ending("ok", started, folder)
+def _end(stage: str, started: float, folder: RunFolder, recipe: Recipe) -> int:
+    following = _NEXT[stage]
+    if following == "train" and recipe.student is None:
+        following = _NEXT["train"]
+    note(f"{stage} is complete. Next: dfqkit {following} {folder.path}")
+    ending("ok", started, folder.path)
     return 0

@@ -63,13 +63,32 @@ def execute(
     for stage in stages:
         if folder.done(stage):
             continue
-        for before in STAGES[: STAGES.index(stage)]:
-            if not folder.done(before):
-                message = f"Stage '{stage}' needs '{before}' first. Run: dfqkit {before} {folder.path}"
-                raise ArtefactError(message)
+        require_earlier(folder, stage)
         folder.begin(stage)
         files, facts = _RUNNERS[stage](context)
         folder.finish(stage, files, facts)
+
+
+def require_earlier(folder: RunFolder, stage: str) -> None:
+    """Refuse a stage whose predecessors are not complete.
+
+    Raises:
+        ArtefactError: names the first one that is missing, and the commands that do it.
+    """
+    for before in STAGES[: STAGES.index(stage)]:
+        if not folder.done(before):
+            message = (
+                f"Stage '{stage}' of '{folder.path}' needs '{before}', which is not complete. Run `dfqkit {before} "
+                f"{folder.path}` first, or all that is left with `dfqkit run --resume {folder.path}`."
+            )
+            raise ArtefactError(message)
+
+
+def with_idle(folder: RunFolder, recipe: Recipe, stages: Sequence[str]) -> list[str]:
+    """Put the stage that has nothing to do for this recipe before those that need it, so that nobody has to ask."""
+    idle = "train"
+    due = recipe.student is None and stages[0] == STAGES[STAGES.index(idle) + 1] and not folder.done(idle)
+    return [idle, *stages] if due else list(stages)
 
 
 def _space(recipe: Recipe) -> int:
@@ -205,4 +224,14 @@ _RUNNERS: dict[str, Callable[[Context], tuple[list[str], dict[str, object]]]] = 
 }
 
 
-__all__ = ["STAGES", "execute", "plan", "recipe_of", "resolve_device", "run_facts", "teacher_of"]
+__all__ = [
+    "STAGES",
+    "execute",
+    "plan",
+    "recipe_of",
+    "require_earlier",
+    "resolve_device",
+    "run_facts",
+    "teacher_of",
+    "with_idle",
+]

@@ -124,7 +124,7 @@ class TestHelp:
 
     def test_every_argument_of_every_command_is_explained(self) -> None:
         found = list(parsers(cli._parser()))
-        assert len(found) == 22
+        assert len(found) == 27
         for parser in found:
             assert parser.description, parser.prog
             assert not parser.allow_abbrev
@@ -198,7 +198,7 @@ class TestRun:
         assert main(["run", RECIPE, "--out", "here", "--device", "cpu"]) == 0
         out, err = capsys.readouterr()
         assert out.startswith(f"{RECIPE}\nOK")
-        assert err.splitlines()[-1] == "ok | 0 s | here"
+        assert re.fullmatch(r"ok \| \d+ s \| here", err.splitlines()[-1])
         wanted, settings = stand_in.calls[0]
         assert wanted == list(stages.STAGES)
         assert settings["device"] == "cpu"
@@ -275,13 +275,14 @@ class TestStages:
         assert main(["synthesize", RECIPE, "--out", "here"]) == 0
         out, err = capsys.readouterr()
         assert out == ""
-        assert "Next: dfqkit train here" in err
-        for stage in ("train", "quantize", "distill", "export"):
+        assert "Next: dfqkit quantize here" in err  # its recipe trains no smaller student
+        for stage in ("quantize", "distill", "export"):
             assert main([stage, "here"]) == 0
         capsys.readouterr()
         assert main(["validate", "here"]) == 0
         assert capsys.readouterr().out.startswith(f"{RECIPE}\nOK")
-        assert [wanted for wanted, _ in stand_in.calls] == [[stage] for stage in stages.STAGES]
+        wanted = [stage for stages_, _ in stand_in.calls for stage in stages_]
+        assert wanted == list(stages.STAGES)
 
     def test_a_missing_predecessor_names_the_command_that_comes_first(self, capsys: Output, stand_in: StandIn) -> None:
         main(["synthesize", RECIPE, "--out", "here"])
@@ -393,7 +394,8 @@ class TestLooking:
 
     def test_list_targets(self, capsys: Output) -> None:
         assert main(["list", "targets"]) == 0
-        assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["onnxruntime", "tensorrt"]
+        listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+        assert {"onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"} <= set(listed)
 
     def test_recipe_show_is_a_recipe(self, capsys: Output, tmp_path: Path) -> None:
         assert main(["recipe", "show", RECIPE, "--set", "bank.held_out=7", "--seed", "3"]) == 0
