@@ -162,6 +162,41 @@ class PreActivation(nn.Module):
         return self.head(torch.relu(self.norm2(x)))
 
 
+class ChannelsLast(nn.Module):
+    """LayerNorm, linear layers on maps with channels last, GELU and layer scale (ConvNeXt)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.depth = nn.Conv2d(3, 8, 2, stride=2), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.norm, self.wide, self.narrow = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8)
+        self.scale = nn.Parameter(torch.linspace(0.2, 0.9, 8).reshape(8, 1, 1))
+        self.head = Head(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        branch = self.norm(self.depth(x).permute(0, 2, 3, 1))
+        branch = self.narrow(nn.functional.gelu(self.wide(branch)))
+        x = x + self.scale * branch.permute(0, 3, 1, 2)
+        return self.head(torch.relu(x))
+
+
+class InputTransform(nn.Module):
+    """A change of the input's normalisation, pooling that rounds up, branches joined (GoogLeNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 8, stride=2)
+        self.left, self.right = conv_bn(8, 4, kernel=1), conv_bn(8, 6)
+        self.pool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
+        self.head = Head(10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = [torch.unsqueeze(x[:, c], 1) * (0.3 + 0.2 * c) + 0.1 * (c - 1) for c in range(3)]
+        x = self.pool(torch.relu(self.stem(torch.cat(channels, 1))))
+        x = torch.cat([torch.relu(self.left(x)), torch.relu(self.right(x))], 1)
+        return self.head(x)
+
+
 TOYS: dict[str, Callable[[], nn.Module]] = {
     "residual": Residual,
     "option_a": OptionA,
@@ -170,6 +205,8 @@ TOYS: dict[str, Callable[[], nn.Module]] = {
     "hard_gate": HardGate,
     "shuffle": Shuffle,
     "preactivation": PreActivation,
+    "channels_last": ChannelsLast,
+    "input_transform": InputTransform,
 }
 
 
@@ -188,6 +225,9 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
                 if module.running_mean is not None:
                     uniform(module.running_mean, -0.3, 0.3)
                     uniform(module.running_var, 0.5, 2.0)
+            elif isinstance(module, nn.LayerNorm):
+                uniform(module.weight, 0.6, 1.4)
+                uniform(module.bias, -0.3, 0.5)
             elif isinstance(module, nn.Conv2d | nn.Linear):
                 fan_in = module.weight[0].numel()
                 module.weight.copy_(torch.randn(module.weight.shape, generator=rng) * (2.0 / fan_in) ** 0.5)

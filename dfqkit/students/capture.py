@@ -1,7 +1,7 @@
 """From a trained classifier to the float graph that everything downstream shares.
 
 What belongs here: `torch.export` capture and the check that nothing was lost on the way. The normal form is
-`normal_form`, BatchNorm folding `folding`; where quantizers go is `placement`.
+`normal_form`, what changes it `folding` and `rewriting`; where quantizers go is `placement`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dfqkit_export.images import ImageSpec
 
 from .folding import fold_batch_norms
 from .normal_form import Normaliser
+from .rewriting import cancel_permutations, fold_scales
 
 #: Largest relative difference of outputs between a model and its graph: folding BatchNorm rounds, nothing else differs.
 LARGEST_ERROR = 1e-3
@@ -77,7 +78,9 @@ def float_graph(model: nn.Module, image: ImageSpec) -> fx.GraphModule:
     exported = export_graph(model, image)
     builder = Normaliser(exported)
     graph = builder.build()
+    cancel_permutations(graph)
     fold_batch_norms(graph)
+    fold_scales(graph)
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
     graph.graph.lint()

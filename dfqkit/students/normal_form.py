@@ -21,8 +21,8 @@ aten = torch.ops.aten
 _OPS = (
     "conv2d linear batch_norm relu relu_ hardtanh hardtanh_ relu6 silu silu_ hardswish hardswish_ hardsigmoid "
     "hardsigmoid_ sigmoid sigmoid_ add add_ mul mul_ cat max_pool2d avg_pool2d adaptive_avg_pool2d mean flatten view "
-    "reshape permute transpose contiguous slice pad constant_pad_nd chunk split getitem dropout dropout_ sym_size "
-    "unsqueeze squeeze clone alias detach detach_ feature_dropout alpha_dropout"
+    "reshape permute transpose contiguous slice select pad constant_pad_nd chunk split getitem dropout dropout_ "
+    "sym_size unsqueeze squeeze clone alias detach detach_ feature_dropout alpha_dropout"
 )
 
 #: Operators of the normal form that may carry quantized values; anything else runs, but stays in float.
@@ -107,10 +107,10 @@ class Normaliser:
             "mean": self._mean,
             "hardtanh": self._hardtanh,
             "add": self._add,
+            "cat": self._cat,
         }
         functions: dict[str, Callable[..., Any]] = {
             "mul": torch.mul,
-            "cat": torch.cat,
             "view": torch.reshape,
             "reshape": torch.reshape,
             "flatten": torch.flatten,
@@ -180,7 +180,8 @@ class Normaliser:
             )
             raise TeacherError(message)
         path = str(weight_node.target)
-        key = f"{path} {fx.map_arg(node.args[2:], lambda n: str(n.target))}"  # with two strides it is two layers
+        # With two strides it is two layers, and so it is on vectors and on maps.
+        key = f"{path} {node.meta['val'].dim()} {fx.map_arg(node.args[2:], lambda n: str(n.target))}"
         if key not in self.named:
             base = path.removesuffix(".weight") if path.endswith(".weight") else path.replace(".", "_")
             weight = self._tensor(weight_node)
@@ -205,11 +206,22 @@ class Normaliser:
         return self._weighted(node, make)
 
     def _linear(self, node: fx.Node) -> fx.Node:
-        def make(weight: Tensor, bias: Tensor | None) -> nn.Module:
-            layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-            return with_parameters(layer, weight, bias, weight.shape[0])
+        maps = isinstance(node.args[0], fx.Node) and node.args[0].meta["val"].dim() == 4
 
-        return self._weighted(node, make)
+        def make(weight: Tensor, bias: Tensor | None) -> nn.Module:
+            channels, inputs = weight.shape
+            if maps:
+                layer: nn.Module = nn.Conv2d(inputs, channels, 1, device="meta")
+                return with_parameters(layer, weight.reshape(channels, inputs, 1, 1), bias, channels)
+            return with_parameters(nn.Linear(inputs, channels, device="meta"), weight, bias, channels)
+
+        if not maps:
+            return self._weighted(node, make)
+        # Channels last: a 1x1 convolution between two permutations, most of which then cancel (`rewriting`).
+        layer = self._weighted(node, make)
+        with self.graph.inserting_before(layer):
+            layer.args = (self.graph.call_function(torch.permute, (layer.args[0], (0, 3, 1, 2))),)
+        return self.graph.call_function(torch.permute, (layer, (0, 2, 3, 1)))
 
     def _batch_norm(self, node: fx.Node) -> fx.Node:
         weight, bias, mean, variance = (self._tensor(_argument(node, i)) for i in range(1, 5))
@@ -293,6 +305,12 @@ class Normaliser:
         if _argument(node, 2, 1) != 1:
             second = self.graph.call_function(torch.mul, (second, _argument(node, 2)))
         return self.graph.call_function(torch.add, (first, second))
+
+    def _cat(self, node: fx.Node) -> fx.Node:
+        parts: Any = node.args[0]
+        if len(parts) == 1:  # DenseNet's first layers: no kernel runs it on codes
+            return self._map(parts[0])  # type: ignore[no-any-return]
+        return self.graph.call_function(torch.cat, self._map(node.args))
 
     def _copy(self, node: fx.Node) -> fx.Node:
         target = node.target

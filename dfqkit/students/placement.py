@@ -8,6 +8,7 @@ Which quantizer a tensor gets is `scheme`; how its range is found is `calibratio
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ _NONNEGATIVE = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid)
 _RELU = (nn.ReLU, nn.ReLU6)
 _STRUCTURAL = {"max_pool2d", "flatten", "reshape", "permute", "transpose", "slice", "unsqueeze", "squeeze", "expand"}
 #: Operators that move values without changing them, but behind which a runtime wants Q/DQ again: the same scale serves.
-_REGRID = {"getitem", "pad", "constant_pad_nd"}
+_REGRID = {"getitem", "pad", "constant_pad_nd", "select"}
 _SPLIT = {"chunk", "split", "split_with_sizes", "unbind"}
 
 
@@ -94,8 +95,8 @@ class _Rules:
         self.weighted_nodes = [n for n in self.nodes if isinstance(self.module(n), _WEIGHTED)]
         output = next(n for n in self.nodes if n.op == "output").args[0]
         self.output: fx.Node = output
-        self.first = {n for n in self.weighted_nodes if self._reaches_input(n.args[0])}
-        self.last = {n for n in self.weighted_nodes if not self._feeds_weighted(n)}
+        self.first = {n for n in self.weighted_nodes if not self._meets_weighted(n, lambda m: m.all_input_nodes)}
+        self.last = {n for n in self.weighted_nodes if not self._meets_weighted(n, lambda m: list(m.users))}
 
     def module(self, node: object) -> nn.Module | None:
         if isinstance(node, fx.Node) and node.op == "call_module":
@@ -121,20 +122,17 @@ class _Rules:
             node = node.args[0]  # type: ignore[assignment]
         return node
 
-    def _reaches_input(self, node: object) -> bool:
-        return isinstance(node, fx.Node) and self._through_structure(node).op == "placeholder"
-
-    def _feeds_weighted(self, node: fx.Node) -> bool:
-        """Whether another weighted layer comes after; the last one of a network need not be its last node."""
-        seen, ahead = {node}, list(node.users)
+    def _meets_weighted(self, node: fx.Node, step: Callable[[fx.Node], list[fx.Node]]) -> bool:
+        """Whether another weighted layer lies before or behind: the first and the last one need not be end nodes."""
+        seen, ahead = {node}, step(node)
         while ahead:
-            user = ahead.pop()
-            if user in seen:
+            other = ahead.pop()
+            if other in seen:
                 continue
-            if self.kind(user) == "weighted":
+            if self.kind(other) == "weighted":
                 return True
-            seen.add(user)
-            ahead.extend(user.users)
+            seen.add(other)
+            ahead.extend(step(other))
         return False
 
     def nonnegative(self, node: object) -> bool:

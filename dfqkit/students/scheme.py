@@ -105,7 +105,7 @@ def weight_quantizer(config: QuantConfig, bits: int, target: Target) -> Any:
     """
     base = Int8WeightPerChannelFloatMSE if config.weight_range == "mse" else Int8WeightPerChannelFloat
     return base.let(
-        bit_width=bits,
+        bit_width=target.weights.width(bits),
         scaling_impl=ParameterFromStatsFromParameterScaling,
         narrow_range=target.weights.narrow_range,
         scaling_per_output_channel=target.weights.granularity == "per_channel",

@@ -144,6 +144,11 @@ def test_module_names_never_clash() -> None:
     assert isinstance(graph.get_submodule("relu_1.0"), nn.Conv2d)
 
 
+def test_joining_a_single_tensor_is_nothing() -> None:
+    graph = check(net(lambda m, x: torch.cat([m.other(torch.cat([x], 1)), x], 1)[:, :8], other=conv_bn(8, 8)))
+    assert len([n for n in graph.graph.nodes if n.target is torch.cat]) == 1
+
+
 def test_linear_with_batch_norm_is_folded() -> None:
     class Mlp(nn.Module):
         def __init__(self) -> None:
@@ -211,7 +216,17 @@ def test_op_names() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["resnet18", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x1_0", "densenet121", "efficientnet_b0"]
+    "name",
+    [
+        "resnet18",
+        "mobilenet_v2",
+        "mobilenet_v3_small",
+        "shufflenet_v2_x1_0",
+        "densenet121",
+        "efficientnet_b0",
+        "regnet_y_400mf",
+        "convnext_tiny",
+    ],
 )
 def test_torchvision_models_keep_their_function(name: str) -> None:
     torchvision = pytest.importorskip("torchvision")

@@ -103,6 +103,12 @@ def test_bits() -> None:
     assert len(nodes_of(graph, nn.Conv2d)) + 1 == len(weights)
 
 
+def test_arithmetic_on_the_input_does_not_hide_the_first_layer() -> None:
+    _, decided = planned("input_transform", bits="w3a4")
+    assert decided.weights == {"stem.0": 8, "left.0": 3, "right.0": 3, "head.fc": 8}
+    assert decided.activations["cat"].bits == 8  # read by the first layer
+
+
 def test_bits_without_exceptions() -> None:
     _, decided = planned("residual", bits="w3a4", first_last=None, elementwise=None)
     assert set(decided.weights.values()) == {3}
@@ -127,7 +133,9 @@ def test_signs() -> None:
     assert not decided.activations["global_pool"].signed
 
 
-@pytest.mark.parametrize(("name", "kinds"), [("shuffle", {"getitem"}), ("option_a", {"pad"})])
+@pytest.mark.parametrize(
+    ("name", "kinds"), [("shuffle", {"getitem"}), ("option_a", {"pad"}), ("input_transform", {"select"})]
+)
 def test_behind_operators_that_only_move_values_the_same_quantizer_serves(name: str, kinds: set[str]) -> None:
     graph, decided = planned(name)
     shared = {a.node: a.shares for a in decided.activations.values() if a.shares}

@@ -66,7 +66,7 @@ def producers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
     return {output: node for node in model.graph.node for output in node.output}
 
 
-GATED = {"squeeze_excite", "hard_gate"}
+INEXACT = {"squeeze_excite", "hard_gate", "channels_last"}
 
 
 @pytest.mark.parametrize(("name", "bits"), CASES)
@@ -76,8 +76,9 @@ def test_torch_and_onnxruntime_agree_bit_for_bit(exported: Callable[..., Case], 
     expected = torch_logits(graph, x)
     for optimized in (True, False):
         found = run(path, x, optimized=optimized)
-        if name in GATED:
-            # Sigmoids are no products of short numbers: each library rounds them, and a tie moves a code now and then.
+        if name in INEXACT:
+            # Sigmoid, GELU and LayerNorm are no products of short numbers: each library rounds them in its own way, and
+            # a tie moves a code now and then.
             assert np.mean(found == expected) > 0.9
             assert np.abs(found - expected).max() < 0.1 * expected.std()
         else:
@@ -159,6 +160,9 @@ def test_every_layer_of_the_residual_network_runs_in_integers(exported: Callable
         pytest.param("hard_gate", {"HardSigmoid"}, marks=SLOW),  # no integer kernel in ONNX Runtime
         ("shuffle", set()),
         pytest.param("preactivation", set(), marks=SLOW),
+        pytest.param("input_transform", {"Add", "Mul"}, marks=SLOW),  # constants that no quantizer holds
+        # ONNX Runtime has no integer kernels for LayerNorm, and GELU is written as the other four.
+        pytest.param("channels_last", {"LayerNormalization", "Add", "Div", "Erf", "Mul"}, marks=SLOW),
     ],
 )
 def test_what_is_left_in_float(exported: Callable[..., Case], name: str, left: set[str]) -> None:
