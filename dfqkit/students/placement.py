@@ -177,7 +177,10 @@ class _Rules:
 
     def shared_source(self, node: fx.Node) -> fx.Node | None:
         """The node whose quantizer serves again behind an operator that only moves values."""
-        if self.kind(node) != "regrid" or node not in self.tensors or not self.target.quantize_outputs:
+        if self.kind(node) != "regrid" or node not in self.tensors:
+            return None
+        # Where inputs alone are quantized, an addition still wants the pair of its residual branch right before it.
+        if not self.target.quantize_outputs and not any(user.target is torch.add for user in self.consumers(node)):
             return None
         source = self._through_structure(node)
         return source if source in self.tensors else None

@@ -214,7 +214,6 @@ def _stored_types(model: onnx.ModelProto) -> set[int]:
 # What a network's own construction leaves behind, whoever exports it.
 KNOWN = {
     ("hard_gate", "onnxruntime"): {"O16"},  # HardSigmoid has no integer kernel.
-    ("option_a", "tensorrt"): {"W8"},  # Slice and Pad stand between the residual's pair and the addition.
 }
 CLEAN = [
     pytest.param(name, target, bits, marks=() if fast and bits == "w4a4" else SLOW)
