@@ -71,7 +71,7 @@ def quantize(
         model: a trained classifier, which is copied and left as it is; or a `Teacher`.
         image: what images it takes; not needed with a `Teacher`.
         bits: weight and activation bits, e.g. ``w8a8``, ``w4a8``, ``w4a4``.
-        target: ``onnxruntime`` or ``tensorrt``.
+        target: one of `dfqkit list targets`, such as ``onnxruntime``, ``openvino`` or ``tensorrt``.
         out: folder for the result; a new temporary one by default. A folder that holds the same run continues it.
         options: further or other recipe sections, e.g. ``{"seed": 1, "distill": {"steps": 600}, "device": "cuda"}``;
             ``device`` and ``progress`` (True shows it) are taken here, all else is the recipe's.

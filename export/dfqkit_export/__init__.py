@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .activations import layer_outputs
+    from .checker import CheckResult, FixResult, Problem, check_file, fix_file
+    from .comparison import compare_files
     from .datasets import LabelledImages, load_images
     from .env import environment
     from .errors import (
@@ -17,24 +19,30 @@ if TYPE_CHECKING:
         CheckFailedError,
         DfqkitError,
         RecipeError,
+        RuntimeCrashedError,
         RuntimeUnavailableError,
         TargetError,
         TeacherError,
     )
+    from .estimate import Estimate, estimate_drop
     from .images import ImageSpec
     from .latency import measure
     from .metrics import Metric
     from .precision import LayerPrecision, Realised, realised_precision
+    from .profiling import profile_file
     from .report import Finding, Floor, LayerRow, Report, check_floors
-    from .report_html import render_html
-    from .report_text import render_markdown, render_text
+    from .report.page import render_html
+    from .report.text import render_markdown, render_text
     from .runtimes.ort import OrtRuntime, OrtSession
 
 _HOME = {
     "ArtefactError": "errors",
     "CheckFailedError": "errors",
+    "CheckResult": "checker",
     "DfqkitError": "errors",
+    "Estimate": "estimate",
     "Finding": "report",
+    "FixResult": "checker",
     "Floor": "report",
     "ImageSpec": "images",
     "LabelledImages": "datasets",
@@ -43,28 +51,38 @@ _HOME = {
     "Metric": "metrics",
     "OrtRuntime": "runtimes.ort",
     "OrtSession": "runtimes.ort",
+    "Problem": "checker",
     "Realised": "precision",
     "RecipeError": "errors",
     "Report": "report",
+    "RuntimeCrashedError": "errors",
     "RuntimeUnavailableError": "errors",
     "TargetError": "errors",
     "TeacherError": "errors",
+    "check_file": "checker",
     "check_floors": "report",
+    "compare_files": "comparison",
     "environment": "env",
+    "estimate_drop": "estimate",
+    "fix_file": "checker",
     "layer_outputs": "activations",
     "load_images": "datasets",
     "measure": "latency",
+    "profile_file": "profiling",
     "realised_precision": "precision",
-    "render_html": "report_html",
-    "render_markdown": "report_text",
-    "render_text": "report_text",
+    "render_html": "report.page",
+    "render_markdown": "report.text",
+    "render_text": "report.text",
 }
 
 __all__ = [
     "ArtefactError",
     "CheckFailedError",
+    "CheckResult",
     "DfqkitError",
+    "Estimate",
     "Finding",
+    "FixResult",
     "Floor",
     "ImageSpec",
     "LabelledImages",
@@ -73,17 +91,24 @@ __all__ = [
     "Metric",
     "OrtRuntime",
     "OrtSession",
+    "Problem",
     "Realised",
     "RecipeError",
     "Report",
+    "RuntimeCrashedError",
     "RuntimeUnavailableError",
     "TargetError",
     "TeacherError",
+    "check_file",
     "check_floors",
+    "compare_files",
     "environment",
+    "estimate_drop",
+    "fix_file",
     "layer_outputs",
     "load_images",
     "measure",
+    "profile_file",
     "realised_precision",
     "render_html",
     "render_markdown",

@@ -212,11 +212,11 @@ class TestWhere:
         assert load_recipe(name).name == "a/b"
         assert load_recipe(name).directory == (tmp_path / Path(name)).parent.resolve()
 
-    @pytest.mark.parametrize("name", ["digits/nope", "digits/dfq-w8a8-otr", ".", "..", "/", "", "digits"])
+    @pytest.mark.parametrize("name", ["digits/nope", "digits/dfq-w8a8-orrt", ".", "..", "/", "", "digits"])
     def test_an_unknown_name_says_what_there_is(self, name: str) -> None:
         with pytest.raises(RecipeError, match=r"Shipped: .*digits/dfq-w8a8-ort") as caught:
             find_recipe(name)
-        assert ("Did you mean 'digits/dfq-w8a8-ort'" in str(caught.value)) == name.endswith("otr")
+        assert ("Did you mean 'digits/dfq-w8a8-ort'" in str(caught.value)) == name.endswith("orrt")
 
     def test_files_are_looked_up_beside_the_recipe_then_among_the_assets(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
