@@ -34,12 +34,13 @@ from ..students.student import equalized_graph
 from .layers import LAYER_IMAGES, compare_layers
 from .provenance import provenance, selection, synthesis, warnings_of
 from .sheets import contact_sheets
-from .target_check import ask_runtime
+from .target_check import ask_runtime, own_runtime
 
 if TYPE_CHECKING:
     from .context import Context
 
 Images = NDArray[np.float32]
+_NO_RUNTIME = frozenset({"teacher", "student", "calibrated", "float_student"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,20 +88,25 @@ def prove(context: Context) -> list[str]:
     as_written = context.target.bias == "float"
     quantized = OrtSession(path / "model.onnx", optimized=not as_written)
     teacher = OrtSession(path / "teacher.onnx")
+    answers: dict[str, Callable[[Images], NDArray[Any]]] = {
+        "teacher": teacher.run,
+        "student": partial(_torch_logits, student, device=context.device),
+        "onnxruntime": quantized.run,
+        "calibrated": partial(_torch_logits, calibrated, device=context.device),
+    }
+    if smaller:
+        answers["float_student"] = partial(_torch_logits, context.graph, device=context.device)
+    own = own_runtime(path / "model.onnx", context.target)
+    if own is not None:
+        answers[context.target.runtime] = own.run
     found: list[Metric] = []
     estimated: dict[str, Any] = {}
     with context.progress.stage("validate", total=sum(item.count for item in sets)) as bar:
         for item in sets:
-            logits: dict[str, list[Any]] = {"teacher": [], "student": [], "onnxruntime": [], "calibrated": []}
-            if smaller:
-                logits["float_student"] = []
+            logits: dict[str, list[NDArray[Any]]] = {name: [] for name in answers}
             for batch in item.batches():
-                logits["teacher"].append(teacher.run(batch))
-                logits["student"].append(_torch_logits(student, batch, context.device))
-                logits["calibrated"].append(_torch_logits(calibrated, batch, context.device))
-                if smaller:
-                    logits["float_student"].append(_torch_logits(context.graph, batch, context.device))
-                logits["onnxruntime"].append(quantized.run(batch))
+                for name, answer in answers.items():
+                    logits[name].append(answer(batch))
                 bar.advance(len(batch))
             together = {name: np.concatenate(parts) for name, parts in logits.items()}
             found += compare(together, item)
@@ -182,23 +188,28 @@ def compare(logits: dict[str, NDArray[Any]], grading: GradingSet) -> list[Metric
                 **where,
             )
         )
-    where = {"subject": "onnxruntime", "data": data}
-    found.append(metrics.agreement(logits["student"], logits["onnxruntime"], name="student_agreement", **where))
-    if grading.labels is not None:
-        student, runtime = (
-            next(m for m in found if (m.name, m.subject) == ("top1", s)) for s in ("student", "onnxruntime")
-        )
-        found.append(
-            Metric(
-                name="student_top1_gap",
-                value=abs((student.value or 0) - (runtime.value or 0)),
-                unit="points",
-                n=student.n,
-                higher_is_better=False,
-                **where,
-            )
-        )
+    for subject in (name for name in logits if name not in _NO_RUNTIME):
+        found += _beside_the_student(logits["student"], logits[subject], grading, subject)
     return found
+
+
+def _beside_the_student(
+    student: NDArray[Any], values: NDArray[Any], grading: GradingSet, subject: str
+) -> Iterator[Metric]:
+    """How far a runtime is from the fake-quantized student that its file was written from."""
+    where: dict[str, Any] = {"subject": subject, "data": grading.name}
+    yield metrics.agreement(student, values, name="student_agreement", **where)
+    if grading.labels is None:
+        return
+    ours, theirs = (metrics.top1(logits, grading.labels, **where).value or 0.0 for logits in (student, values))
+    yield Metric(
+        name="student_top1_gap",
+        value=abs(ours - theirs),
+        unit="points",
+        n=len(values),
+        higher_is_better=False,
+        **where,
+    )
 
 
 def _estimate(logits: dict[str, NDArray[Any]], recipe: Recipe, found: list[Metric]) -> dict[str, Any]:

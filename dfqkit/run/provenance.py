@@ -13,6 +13,7 @@ import torch
 
 from dfqkit_export.env import environment
 from dfqkit_export.errors import RecipeError
+from dfqkit_export.runtimes import get_runtime
 from dfqkit_export.targets import Target
 
 from ..recipe import Recipe, find_file
@@ -132,6 +133,8 @@ def _measured_in(target: Target) -> str:
         return (
             f"ONNX Runtime{', the target itself' if itself else f' on this machine; {target.title} has other kernels'}"
         )
+    if get_runtime(target.runtime).available() is None:
+        return f"{target.title} itself, and ONNX Runtime on CPU, which computes what the file says"
     return (
         f"ONNX Runtime on CPU, which computes what the file says; {target.title} itself has not run it, so nothing "
         "here is about its speed"

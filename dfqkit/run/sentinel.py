@@ -1,17 +1,15 @@
 """A run's sentinel set: the images by which its file is checked again later.
 
-What belongs here: which of a run's images are candidates. How they are chosen is `dfqkit_export.sensitivity`.
+What belongs here: which of a run's images are candidates. How they are chosen is `dfqkit_export.sentinel`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dfqkit_export.candidates import candidates_of
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.imageset import ImageSet
-from dfqkit_export.sensitivity import TeacherFile, choose, usual_choice
-from dfqkit_export.sentinel import SENTINEL_FILE, write_sentinel
+from dfqkit_export.sentinel import SENTINEL_FILE, TeacherFile, candidates_of, choose, usual_choice, write_sentinel
 
 if TYPE_CHECKING:
     from .context import Context

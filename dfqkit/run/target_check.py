@@ -14,7 +14,7 @@ from dfqkit_export.errors import ArtefactError, RuntimeCrashedError
 from dfqkit_export.metrics import Metric
 from dfqkit_export.precision import Realised, realised_precision
 from dfqkit_export.report import Finding, Floor, LayerRow
-from dfqkit_export.runtimes import get_runtime
+from dfqkit_export.runtimes import Session, get_runtime
 from dfqkit_export.targets import Target
 
 #: Family of targets, or runtime where a target has none, to the runtime that answers without the target's hardware.
@@ -80,4 +80,20 @@ def ask_runtime(path: Path, target: Target) -> Account:
         return Account(subject=subject, findings=(finding,))
 
 
-__all__ = ["WITNESSES", "Account", "ask_runtime"]
+def own_runtime(path: Path, target: Target) -> Session | None:
+    """The file, loaded into the target's own runtime; None where that is ONNX Runtime's CPU, or cannot run here.
+
+    Args:
+        path: the exported file.
+        target: what it was exported for.
+    """
+    runtime = get_runtime(target.runtime)
+    if target.runtime == "onnxruntime" or runtime.available() is not None:
+        return None
+    try:
+        return runtime.load(path)
+    except (ArtefactError, RuntimeCrashedError):
+        return None  # `ask_runtime` makes a finding of it
+
+
+__all__ = ["WITNESSES", "Account", "ask_runtime", "own_runtime"]

@@ -63,6 +63,12 @@ class TestCompare:
         assert found["top1_drop", "student"].higher_is_better is False
         assert not [key for key in found if key[1] == "teacher" and key[0] != "top1"]
 
+    def test_every_runtime_is_held_against_the_student(self) -> None:
+        grading = GradingSet(name="real:x", count=4, batches=lambda: iter(()), labels=self.LABELS)
+        found = compare({**self.LOGITS, "openvino": self.LOGITS["student"]}, grading)
+        agreement = {m.subject: m.value for m in found if m.name == "student_agreement"}
+        assert agreement == {"onnxruntime": 75.0, "openvino": 100.0}
+
     def test_without_labels(self) -> None:
         found = self.metrics(None)
         assert not {name for name, _ in found} & {"top1", "top1_drop", "student_top1_gap"}

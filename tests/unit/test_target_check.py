@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dfqkit.run import target_check
-from dfqkit.run.target_check import Account, ask_runtime
+from dfqkit.run.target_check import Account, ask_runtime, own_runtime
 from dfqkit_export.errors import ArtefactError, RuntimeCrashedError
 from dfqkit_export.precision import LayerPrecision, Realised
 from dfqkit_export.report import Floor, LayerRow
@@ -79,3 +79,38 @@ def test_rows_tell_what_this_runtime_did_and_nothing_of_another() -> None:
     assert [(row.precision, row.executed_as, row.detail) for row in told] == [("int8", "correlation", ""), ("", "", "")]
     assert told[0].sqnr_student_db == 30.0
     assert [row.precision for row in Account(subject="tensorrt-rtx").tell(rows)] == ["", ""]
+
+
+class _Stand:
+    """A runtime that is there or not, and takes the file or not."""
+
+    def __init__(self, missing: str | None = None, error: Exception | None = None) -> None:
+        self.missing, self.error = missing, error
+
+    def available(self) -> str | None:
+        return self.missing
+
+    def load(self, path: Path) -> str:
+        if self.error is not None:
+            raise self.error
+        return f"session of {path}"
+
+
+@pytest.mark.parametrize(
+    ("stand", "expected"),
+    [
+        (_Stand(), "session of m.onnx"),
+        (_Stand(missing="not installed"), None),
+        (_Stand(error=ArtefactError("refused")), None),
+        (_Stand(error=RuntimeCrashedError("crashed")), None),
+    ],
+)
+def test_the_targets_own_runtime_computes_too_where_it_can(
+    stand: _Stand, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target_check, "get_runtime", lambda name: stand)
+    assert own_runtime(Path("m.onnx"), get_target("openvino")) == expected
+
+
+def test_onnxruntime_is_not_run_twice() -> None:
+    assert own_runtime(Path("m.onnx"), get_target("onnxruntime")) is None
