@@ -31,6 +31,10 @@ verdicts:
   expected    fails, as the baseline says it does, with the reason
   ok          none of these
 
+The file runs in ONNX Runtime. One that was made for another runtime (TensorRT, OpenVINO) runs as written, without
+ONNX Runtime's optimizations, which would turn its float biases into integers: what is checked is then what the file
+says, and `dfqkit compare` tells what its own runtime makes of it.
+
 exit codes: 0 all well, 1 a check failed, 2 a file cannot be used, 3 ONNX Runtime is not installed, 4 a bug.
 """
 
@@ -97,7 +101,7 @@ def _check(args: argparse.Namespace) -> int:
     if args.floor and not update:
         args.parser.error("--floor is recorded, so it needs --update")
 
-    from dfqkit_export.gate import Options, check, render_json, render_text, write_baseline
+    from dfqkit_export.gate import Options, check, render_json, render_text, save_cases
 
     outcome = check(
         args.paths,
@@ -112,8 +116,9 @@ def _check(args: argparse.Namespace) -> int:
             update=update,
         ),
     )
-    if outcome.baseline is not None and any(case.entry is not None for case in outcome.cases):
-        write_baseline(args.baseline, outcome.baseline)
+    entries = {case.name: case.entry for case in outcome.cases if case.entry is not None}
+    if outcome.baseline is not None and entries:
+        save_cases(args.baseline, entries, outcome.baseline.environment)
         note(f"Wrote {args.baseline}")
     result(render_json(outcome) if args.json else render_text(outcome))
     _write_renderings(args, outcome)

@@ -40,12 +40,10 @@ def add(commands: Commands) -> None:
 
 
 def _sentinel(args: argparse.Namespace) -> int:
-    from dfqkit_export.candidates import candidates_of
     from dfqkit_export.files import sha256_of_file
     from dfqkit_export.imageset import ImageSet
     from dfqkit_export.modelfile import load_onnx
-    from dfqkit_export.sensitivity import TeacherFile, choose, usual_choice
-    from dfqkit_export.sentinel import write_sentinel
+    from dfqkit_export.sentinel import TeacherFile, candidates_of, choose, usual_choice, write_sentinel
 
     candidates = candidates_of(
         [ImageSet.open(path) for path in args.images], [ImageSet.open(path) for path in args.exclude]

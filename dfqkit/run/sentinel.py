@@ -27,11 +27,10 @@ def write_run_sentinel(context: Context) -> list[str]:
     if not bank.grading:
         return []
     used = [path / "images" / f"{name}.safetensors" for name in _USED]
+    grading = ImageSet.open(path / "images" / "grading.safetensors")
+    exclude = [ImageSet.open(file) for file in used if file.exists()]
     try:
-        candidates = candidates_of(
-            [ImageSet.open(path / "images" / "grading.safetensors")],
-            [ImageSet.open(file) for file in used if file.exists()],
-        )
+        candidates = candidates_of([grading], exclude)
     except ArtefactError:
         return []  # fewer images than a set needs
     teacher = TeacherFile(path=path / "teacher.onnx", name=context.teacher.name, sha256=context.teacher.sha256)

@@ -156,11 +156,12 @@ class Results:
 
     def _write(self, outcome: Outcome) -> None:
         from .files import write_bytes
-        from .gate import render_json, render_markdown, write_baseline
+        from .gate import render_json, render_markdown, save_cases
 
         settings = self._settings
         if outcome.baseline is not None and any(case.entry is not None for case in outcome.cases):
-            write_baseline(settings.path, outcome.baseline)
+            cases = {case.name: case.entry for case in outcome.cases if case.entry is not None}
+        save_cases(settings.path, cases, outcome.baseline.environment)
             self._messages.append(f"Wrote {settings.path}")
         if settings.report is not None:
             render = render_json if settings.report.suffix == ".json" else render_markdown

@@ -17,7 +17,7 @@ from ..sentinel import Sentinel
 
 __all__ = ["escaped", "model_card"]
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~<>&])")
+_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~<>&@])")
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 _SHOWN = ("top1", "top1_drop", "agreement", "kl", "student_agreement")
 _SUBJECTS = {"teacher": "float teacher", "onnxruntime": "this file", "student": "student in torch"}

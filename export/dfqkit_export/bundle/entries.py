@@ -6,6 +6,7 @@ What belongs here: every check that is the same for a folder, a zip and a manife
 from __future__ import annotations
 
 import json
+import math
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,13 +14,15 @@ from typing import Any
 
 from ..errors import ArtefactError
 
-__all__ = ["MAX_JSON", "MAX_MODEL", "checked_names", "plain_file", "printable", "read_json", "read_text"]
+__all__ = ["MAX_JSON", "MAX_MODEL", "checked_names", "parse_json", "plain_file", "printable", "read_json", "read_text"]
 
 MAX_JSON = 32 * 2**20
 #: What protobuf can hold.
 MAX_MODEL = 2**31
 _MAX_NAME, _MAX_FILES = 240, 1000
 _RESERVED = frozenset('<>:"|?*\\')
+#: Devices on Windows, whatever follows a dot.
+_DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))})
 
 
 def checked_names(names: Iterable[str], where: str) -> list[str]:
@@ -44,6 +47,7 @@ def checked_names(names: Iterable[str], where: str) -> list[str]:
             or not printable(name)
             or _RESERVED & set(name)
             or any(part in ("", ".", "..") or part != part.strip() or part.endswith(".") for part in parts)
+            or any(part.partition(".")[0].rstrip().casefold() in _DEVICES for part in parts)
         ):
             message = (
                 f"{where} lists the file name {name!r:.100}, which is not allowed: names are relative, stay inside, "
@@ -105,7 +109,7 @@ def read_text(path: Path, most: int = MAX_JSON) -> str:
             raise ArtefactError(message)
         return data.decode()
     except (OSError, UnicodeDecodeError) as error:
-        message = f"Cannot read '{path}': {error}. Copy the bundle again."
+        message = f"Cannot read '{path}': {error}. Copy it again."
         raise ArtefactError(message) from error
 
 
@@ -113,11 +117,11 @@ def read_json(path: Path, most: int = MAX_JSON) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        ArtefactError: as `read_text`, or it is not JSON, no object, or has a name twice.
+        ArtefactError: as `read_text`, or it is not JSON (see `parse_json`), or no object.
     """
     text = read_text(path, most)
     try:
-        values = json.loads(text, object_pairs_hook=_without_duplicates)
+        values = parse_json(text)
     except (ValueError, RecursionError) as error:
         message = f"'{path}' is not JSON: {error}. Copy the bundle again."
         raise ArtefactError(message) from error
@@ -127,9 +131,28 @@ def read_json(path: Path, most: int = MAX_JSON) -> dict[str, Any]:
     return values
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        message = "a name occurs twice"
+def parse_json(text: str) -> Any:
+    """Read JSON to the letter: no name twice in an object, no numbers that are not finite.
+
+    Raises:
+        ValueError, RecursionError: it is something else.
+    """
+    return json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_finite, parse_float=_finite)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        message = f"{text:.20} is no finite number"
         raise ValueError(message)
+    return value
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            message = f"the name {name!r:.80} occurs twice in an object"
+            raise ValueError(message)
+        found[name] = value
     return found

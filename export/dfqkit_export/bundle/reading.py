@@ -5,8 +5,8 @@ What belongs here: `Bundle`, and how each of the three becomes one. Nothing that
 
 from __future__ import annotations
 
-import json
 import tempfile
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from ..modelfile import load_onnx
 from ..report import Report
 from ..sentinel import SENTINEL_FILE, Sentinel, read_sentinel
 from .archive import unpack
-from .entries import MAX_JSON, MAX_MODEL, checked_names, plain_file, printable, read_json, read_text
+from .entries import MAX_JSON, MAX_MODEL, checked_names, parse_json, plain_file, printable, read_json, read_text
 
 __all__ = ["KIND", "LABELS_FILE", "MANIFEST", "MODEL_FILE", "SCHEMA", "Bundle", "labels_of", "open_bundle"]
 
@@ -30,7 +30,7 @@ MANIFEST, MODEL_FILE, TEACHER_FILE = "manifest.json", "model.onnx", "teacher.onn
 REPORT_FILE, RECIPE_FILE, LABELS_FILE = "report.json", "recipe.yaml", "labels.txt"
 _RUN_FILES = (MODEL_FILE, TEACHER_FILE, SENTINEL_FILE, REPORT_FILE)
 _MAX_RECIPE, _MAX_LABELS = 2**20, 4 * 2**20
-_DAMAGED = (KeyError, TypeError, ValueError, AttributeError, ArtefactError)
+_DAMAGED = (KeyError, TypeError, ValueError, AttributeError, RecursionError, ArtefactError)
 _SHA256_LENGTH = 64
 
 
@@ -118,7 +118,13 @@ def open_bundle(path: str | Path) -> Iterator[Bundle]:
     if not path.is_file():
         message = f"'{path}' is not there. Give a bundle's folder or .zip, or the folder of a run."
         raise ArtefactError(message)
-    with tempfile.TemporaryDirectory(prefix="dfqkit-bundle-") as folder:
+    if not zipfile.is_zipfile(path):
+        message = (
+            f"'{path}' cannot be unpacked: it is no zip, or a damaged one. Give a bundle's folder or .zip, or the "
+            "folder of a run; `dfqkit bundle` makes a bundle of a run."
+        )
+        raise ArtefactError(message)
+    with tempfile.TemporaryDirectory(prefix="dfqkit-bundle-", ignore_cleanup_errors=True) as folder:
         unpack(path, Path(folder))
         yield _opened(path, Path(folder))
 
@@ -208,14 +214,14 @@ def _of_run(path: Path, root: Path, facts: Mapping[str, Any]) -> Bundle:
         root=root,
         name=metadata.get("dfqkit.recipe") or path.resolve().name,
         target=metadata.get("dfqkit.target", "onnxruntime"),
-        image=ImageSpec.from_dict(json.loads(metadata["dfqkit.image"])),
+        image=ImageSpec.from_dict(parse_json(metadata["dfqkit.image"])),
         teacher={"name": metadata.get("dfqkit.teacher", ""), "sha256": metadata.get("dfqkit.teacher_sha256", "")},
         synthesis={
             "method": method,
             "data_free": None if report is None else report.synthesis.get("data_free"),
             "noise": method == "noise" or "andom noise" in told,  # of a mixture's member, too
         },
-        quant=json.loads(metadata.get("dfqkit.quant", "{}")),
+        quant=dict(parse_json(metadata.get("dfqkit.quant", "{}"))),
         command=str(facts["facts"].get("command", "")),
         files=files,
     )

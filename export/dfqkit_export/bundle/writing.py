@@ -14,13 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from .._version import __version__
-from ..candidates import candidates_of
 from ..errors import ArtefactError
 from ..files import write_bytes
 from ..imageset import ImageSet
 from ..runtimes.ort import OrtSession
-from ..sensitivity import TeacherFile, choose
-from ..sentinel import SENTINEL_FILE, Sentinel, read_sentinel, sentinel_bytes
+from ..sentinel import (
+    SENTINEL_FILE,
+    Sentinel,
+    TeacherFile,
+    candidates_of,
+    choose,
+    read_sentinel,
+    sentinel_bytes,
+)
 from .archive import zipped
 from .card import model_card
 from .entries import plain_file

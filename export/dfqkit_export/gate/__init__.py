@@ -12,20 +12,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .baseline import Baseline, Case, Expected, Recorded, read_baseline, write_baseline
     from .environments import in_ci
-    from .judgement import CaseOutcome, Options, Outcome, check, check_case, check_metrics, check_path, conclude
-    from .junit import render_junit
+    from .judgement import check, check_case, check_metrics, check_path, conclude
     from .measurement import Measurement, measure, measure_report, open_subject
-    from .renderings import render_json, render_markdown, render_text
+    from .outcome import CaseOutcome, Options, Outcome
+    from .recording import save_cases
+    from .renderings import render_json, render_junit, render_markdown, render_text
     from .verdicts import Row
 
 _HOME = {
     "Baseline": "baseline",
     "Case": "baseline",
-    "CaseOutcome": "judgement",
+    "CaseOutcome": "outcome",
     "Expected": "baseline",
     "Measurement": "measurement",
-    "Options": "judgement",
-    "Outcome": "judgement",
+    "Options": "outcome",
+    "Outcome": "outcome",
     "Recorded": "baseline",
     "Row": "verdicts",
     "check": "judgement",
@@ -39,9 +40,10 @@ _HOME = {
     "open_subject": "measurement",
     "read_baseline": "baseline",
     "render_json": "renderings",
-    "render_junit": "junit",
+    "render_junit": "renderings",
     "render_markdown": "renderings",
     "render_text": "renderings",
+    "save_cases": "recording",
     "write_baseline": "baseline",
 }
 
@@ -69,6 +71,7 @@ __all__ = [
     "render_junit",
     "render_markdown",
     "render_text",
+    "save_cases",
     "write_baseline",
 ]
 

@@ -7,22 +7,26 @@ line. What is compared with it is `verdicts`'.
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..bundle.entries import parse_json, read_text
 from ..errors import ArtefactError
 from ..files import write_bytes
-from .facts import LayerMark, ModelMarks
+from .marks import LayerMark, ModelMarks
 
 __all__ = ["Baseline", "Case", "Expected", "Recorded", "read_baseline", "write_baseline"]
 
 SCHEMA = 1
-_LARGEST = 64 << 20
+_LARGEST, _LARGEST_NUMBER = 64 << 20, 1e30
 _LINE = 400
-_AGAIN = "Put the committed file back, or record it again with --update."
+_AGAIN = "Put the committed file back, or delete it and record it again with --update."
+_MERGED = "Take one side's file, and record what the other side changed with --update."
+_CONFLICT = re.compile(r"^(<{7}|>{7})( |$)", re.MULTILINE)
+_DAMAGED = (AttributeError, KeyError, TypeError, ValueError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +87,16 @@ class Case:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the case as the baseline's file holds it."""
-        return _case_dict(self)
+        metrics = {
+            name: {
+                **asdict(recorded),
+                **{key: _short(getattr(recorded, key)) for key in ("value", "stderr", "tolerance")},
+            }
+            for name, recorded in self.metrics.items()
+        }
+        expected = None if self.expected_failure is None else asdict(self.expected_failure)
+        plain = {name: dict(getattr(self, name)) for name in ("floors", "facts", "images", "sketches", "files")}
+        return {"metrics": metrics, "expected_failure": expected, "allowed": self.allowed, **plain}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Case:
@@ -136,23 +149,25 @@ def read_baseline(path: str | Path) -> Baseline:
     if not path.is_file():
         msg = f"Baseline '{path}' is not there. Record one with `dfqkit check BUNDLE --baseline {path} --update`."
         raise ArtefactError(msg)
-    if path.stat().st_size > _LARGEST:
-        msg = f"Baseline '{path}' has {path.stat().st_size} bytes; a baseline has less than {_LARGEST}. {_AGAIN}"
-        raise ArtefactError(msg)
     try:
-        document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
-    except (OSError, ValueError, RecursionError) as error:
-        msg = f"Baseline '{path}' cannot be read: {error}. {_AGAIN}"
+        text = read_text(path, _LARGEST)
+        if _CONFLICT.search(text):
+            msg = f"Baseline '{path}' has the marks of a merge that was not finished (<<<<<<<). {_MERGED}"
+            raise ArtefactError(msg)
+        document = parse_json(text)
+    except (ValueError, RecursionError) as error:
+        msg = f"Baseline '{path}' is not JSON: {error}. {_AGAIN}"
         raise ArtefactError(msg) from None
     schema = document.get("schema") if isinstance(document, dict) else type(document).__name__
     if schema != SCHEMA:
         msg = f"Baseline '{path}' has schema {schema!r}; this version reads {SCHEMA}. {_AGAIN}"
         raise ArtefactError(msg)
     try:
-        cases = {str(name): _case(entry) for name, entry in document["cases"].items()}
-        environment = dict(document.get("environment", {}))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        msg = f"Baseline '{path}' is damaged: {type(error).__name__}: {error}. {_AGAIN}"
+        _require_known(document, ("schema", "cases", "environment"), "the baseline")
+        cases = {str(name): _read(str(name), entry) for name, entry in document["cases"].items()}
+        environment = _mapping(document, "environment")
+    except _DAMAGED as error:
+        msg = f"Baseline '{path}' is damaged: {_told(error)}. {_AGAIN}"
         raise ArtefactError(msg) from None
     return Baseline(cases=cases, environment=environment)
 
@@ -165,85 +180,100 @@ def write_baseline(path: str | Path, baseline: Baseline) -> None:
     """
     document = {
         "schema": SCHEMA,
-        "cases": {name: _case_dict(case) for name, case in baseline.cases.items()},
+        "cases": {name: case.to_dict() for name, case in baseline.cases.items()},
         "environment": dict(baseline.environment),
     }
-    write_bytes(Path(path), (_laid_out(document, "") + "\n").encode())
+    write_bytes(Path(path), (_laid_out(document, "") + "\n").encode(errors="backslashreplace"))
 
 
-def _case_dict(case: Case) -> dict[str, Any]:
-    expected = case.expected_failure
-    metrics = {
-        name: {
-            "value": _short(recorded.value),
-            "stderr": _short(recorded.stderr),
-            "n": recorded.n,
-            "tolerance": _short(recorded.tolerance),
-            "higher_is_better": recorded.higher_is_better,
-        }
-        for name, recorded in case.metrics.items()
-    }
-    return {
-        "metrics": metrics,
-        "floors": dict(case.floors),
-        "expected_failure": None if expected is None else {"metric": expected.metric, "reason": expected.reason},
-        "allowed": case.allowed,
-        "facts": dict(case.facts),
-        "images": dict(case.images),
-        "sketches": dict(case.sketches),
-        "files": dict(case.files),
-    }
+def _read(name: str, entry: Any) -> Case:
+    """A case, or an error that says in which one something is wrong."""
+    try:
+        return _case(entry)
+    except _DAMAGED as error:
+        msg = f"case {name!r}: {_told(error)}"
+        raise ValueError(msg) from None
 
 
 def _case(entry: Mapping[str, Any]) -> Case:
-    expected = entry.get("expected_failure")
-    if expected is not None and not str(expected.get("reason") or "").strip():
-        msg = f"expected_failure of {expected.get('metric')!r} has no reason; say why it is accepted"
-        raise ValueError(msg)
+    _require_known(entry, [item.name for item in fields(Case)], "a case")
+    allowed = entry.get("allowed", "")
+    if not isinstance(allowed, str):
+        msg = f"'allowed' must be a text, the reason; found {allowed!r:.40}"
+        raise TypeError(msg)
+    for name in ("files", "sketches"):
+        if not all(isinstance(text, str) for text in _mapping(entry, name).values()):
+            msg = f"{name!r} must hold texts by name"
+            raise TypeError(msg)
     return Case(
-        metrics={str(name): _recorded(values) for name, values in entry["metrics"].items()},
-        floors={str(name): _finite(value) for name, value in (entry.get("floors") or {}).items()},
-        expected_failure=None
-        if expected is None
-        else Expected(metric=str(expected["metric"]), reason=str(expected["reason"])),
-        allowed=str(entry.get("allowed") or ""),
+        metrics={name: _recorded(name, values) for name, values in _mapping(entry, "metrics").items()},
+        floors={name: _finite(value) for name, value in _mapping(entry, "floors").items()},
+        expected_failure=_expected(entry.get("expected_failure")),
+        allowed=allowed,
         **{name: _mapping(entry, name) for name in ("facts", "images", "sketches", "files")},
     )
 
 
-def _recorded(values: Mapping[str, Any]) -> Recorded:
-    value, stderr, better = values["value"], values.get("stderr"), values["higher_is_better"]
+def _expected(values: Any) -> Expected | None:
+    if values is None:
+        return None
+    _require_known(values, ("metric", "reason"), "expected_failure")
+    metric, reason = values.get("metric"), values.get("reason")
+    if not all(isinstance(text, str) and text.strip() for text in (metric, reason)):
+        msg = f"expected_failure of {metric!r:.40} has no metric or no reason; say which fails, and why it is accepted"
+        raise ValueError(msg)
+    return Expected(metric=metric, reason=reason)
+
+
+def _recorded(name: str, values: Mapping[str, Any]) -> Recorded:
+    _require_known(values, [item.name for item in fields(Recorded)], f"metric {name!r}")
+    value, stderr, n, better = values["value"], values.get("stderr"), values.get("n", 0), values["higher_is_better"]
     tolerance = _finite(values["tolerance"])
-    if not isinstance(better, bool) or tolerance < 0:
-        msg = f"a metric needs higher_is_better true or false and a tolerance of at least 0, found {dict(values)}"
+    if not isinstance(better, bool) or not isinstance(n, int) or tolerance < 0:
+        msg = (
+            f"metric {name!r} needs higher_is_better true or false, an integer n and a tolerance of at least 0, found "
+            f"{dict(values)}"
+        )
         raise ValueError(msg)
     return Recorded(
         value=None if value is None else _finite(value),
         stderr=None if stderr is None else _finite(stderr),
-        n=int(values.get("n", 0)),
+        n=n,
         tolerance=tolerance,
         higher_is_better=better,
     )
 
 
 def _mapping(entry: Mapping[str, Any], name: str) -> dict[str, Any]:
-    value = entry.get(name) or {}
+    value = entry.get(name)
+    if value is None and name != "metrics":
+        return {}
     if not isinstance(value, Mapping):
         msg = f"{name!r} must be an object, found {type(value).__name__}"
         raise TypeError(msg)
     return dict(value)
 
 
+def _require_known(values: Any, known: Iterable[str], what: str) -> None:
+    """Refuse other fields: a floor under a misspelt name would hold nothing."""
+    if not isinstance(values, Mapping):
+        msg = f"{what} must be an object, found {type(values).__name__}"
+        raise TypeError(msg)
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        msg = f"{what} has the field {unknown[0]!r:.40}; known are {', '.join(sorted(known))}"
+        raise ValueError(msg)
+
+
+def _told(error: Exception) -> str:
+    return f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+
+
 def _finite(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        msg = f"{value!r} is not a number"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGEST_NUMBER:
+        msg = f"{value!s:.40} is not a number that a metric can have"
         raise ValueError(msg)
     return float(value)
-
-
-def _refuse(name: str) -> None:
-    msg = f"it holds {name}, which is not JSON"
-    raise ValueError(msg)
 
 
 def _short(value: float | None) -> float | None:

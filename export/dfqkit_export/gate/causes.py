@@ -12,15 +12,18 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ..activations import layer_outputs
 from ..errors import ArtefactError
 from ..sentinel import SENSITIVE, normalized
 from .baseline import Case
-from .fingerprints import IMAGES, distances, sketch_layers, unpack_sketches
 from .measurement import Measurement, Subject, predict
+from .sketches import distances, sketch, unpack_sketches
 from .structure import Change
 
-__all__ = ["explain", "fingerprint_images", "preprocessing_changes"]
+__all__ = ["explain", "layer_sketches", "preprocessing_changes"]
 
+#: Images that layers are compared on.
+_IMAGES = 8
 #: Points of agreement by which an experiment must do better to count, and how near perfect it must come.
 _RESTORED = 15.0
 #: A layer's output counts as changed where its squared distance is above this share, and this many times what any layer
@@ -45,14 +48,14 @@ def explain(measured: Measurement, case: Case, changes: Sequence[Change], *, reg
     """
     found = list(_of_kind(changes))
     subject = measured.subject
-    if subject is None or measured.logits is None or not regressed:
+    if subject is None or not regressed:
         return found
     preprocessing = preprocessing_changes(subject, case)
     if preprocessing:
         return [*(f"preprocessing: {text}" for text in preprocessing), *found]
     names = [name for name, mark in measured.marks.layers.items() if mark.weight] if measured.marks is not None else []
     found = [
-        *_experiments(subject, measured.logits, names),
+        *_experiments(measured, subject, names),
         *found,
         *_of_values(changes),
         *_first_distant(subject, case),
@@ -81,11 +84,13 @@ def preprocessing_changes(subject: Subject, case: Case | None) -> list[str]:
     return found
 
 
-def fingerprint_images(subject: Subject) -> NDArray[np.float32]:
-    """Return the images that layers are compared on: the first sensitive ones, normalised as the manifest says."""
-    chosen = np.flatnonzero(subject.sentinel.kind == SENSITIVE)[:IMAGES]
-    chosen = chosen if chosen.size else np.arange(min(IMAGES, len(subject.sentinel)))
-    return normalized(subject.sentinel.images[chosen], subject.image)
+def layer_sketches(subject: Subject) -> dict[str, NDArray[np.float64]]:
+    """Return sketches of what the layers put out on the first sensitive images, normalised as the manifest says."""
+    chosen = np.flatnonzero(subject.sentinel.kind == SENSITIVE)[:_IMAGES]
+    chosen = chosen if chosen.size else np.arange(min(_IMAGES, len(subject.sentinel)))
+    images = normalized(subject.sentinel.images[chosen], subject.image)
+    outputs = layer_outputs(subject.model_path, images, optimized=not subject.as_written)
+    return {name: sketch(values) for name, values in outputs.items()}
 
 
 def _states(text: str, subject: Subject) -> bool:
@@ -97,11 +102,13 @@ def _states(text: str, subject: Subject) -> bool:
     return (mean, std) == (subject.sentinel.spec.mean, subject.sentinel.spec.std)
 
 
-def _experiments(subject: Subject, logits: NDArray[np.float32], names: Sequence[str]) -> Iterator[str]:
+def _experiments(measured: Measurement, subject: Subject, names: Sequence[str]) -> Iterator[str]:
     """What the answers look like, and what they would be with the channels in the other order."""
     first, last = (names[0], names[-1]) if names else ("the first layer", "the last layer")
     teacher = subject.sentinel.teacher_logits
-    wanted, given = teacher.argmax(1), logits.argmax(1)
+    if measured.logits is None or measured.session is None:
+        return
+    wanted, given = teacher.argmax(1), measured.logits.argmax(1)
     agreement = 100 * float((wanted == given).mean())
     swapped = _swapped_classes(wanted, given)
     if swapped:
@@ -111,7 +118,7 @@ def _experiments(subject: Subject, logits: NDArray[np.float32], names: Sequence[
         codes = subject.sentinel.images
         # Swapped where images are read, or behind the normalisation, as in the first layer's weights.
         orders = (normalized(codes[:, ::-1], subject.image), normalized(codes, subject.image)[:, ::-1])
-        tried = (predict(subject, np.ascontiguousarray(images)) for images in orders)
+        tried = (predict(measured.session, np.ascontiguousarray(images)) for images in orders)
         other = max(100 * float((found.argmax(1) == wanted).mean()) for found in tried)
         if other > agreement + _RESTORED:
             yield (
@@ -208,7 +215,7 @@ def _first_distant(subject: Subject, case: Case) -> Iterator[str]:
     if not base:
         return
     try:
-        found = distances(base, sketch_layers(subject.model_path, fingerprint_images(subject)))
+        found = distances(base, layer_sketches(subject))
     except ArtefactError:
         return  # an explanation less; the verdict stands without it
     highest = 0.0

@@ -1,24 +1,28 @@
 """Rows about the file itself, beside its answers: is it of the recorded kind, whole, and one that may be taken at all.
 
-What belongs here: verdicts that need no image.
+What belongs here: verdicts that need no image. Refused, however well they measure, are files made from noise, not
+calibrated, or of unknown origin: one whose ranges come from noise may agree with its teacher on easy images and still
+be nothing to ship; where somebody wants it all the same, they say why.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 from ..metrics import Metric
 from .baseline import Case
 from .causes import preprocessing_changes
+from .marks import ModelMarks
 from .measurement import Measurement
-from .refusal import refusals
 from .structure import Change
 from .verdicts import FAILING, Row
 
-__all__ = ["file_metrics", "file_rows", "with_reasons"]
+__all__ = ["file_metrics", "file_rows", "origin_of", "with_reasons"]
 
 _SHOWN = 6
+_NOISE = "noise"
 
 
 def file_rows(measured: Measurement, case: Case | None, *, recording: bool, allow: str) -> list[Row]:
@@ -30,16 +34,14 @@ def file_rows(measured: Measurement, case: Case | None, *, recording: bool, allo
         recording: Whether it is about to be recorded.
         allow: Why a file that is refused by default is taken; "" refuses it.
     """
-    unknown = [] if case is not None or recording else [_UNKNOWN]
+    unknown = [] if case is not None or recording else [_unknown(measured.name)]
     allowed = allow or (case.allowed if case is not None else "")
     return [*unknown, *([] if allowed else _refused(measured, recording)), *_broken(measured)]
 
 
-_UNKNOWN = Row(
-    metric="baseline",
-    verdict="missing",
-    reason="The baseline does not have this case, so nothing was compared; record it with --update.",
-)
+def _unknown(name: str) -> Row:
+    reason = f"The baseline has no case {name!r}, so nothing was compared. Was it renamed? Record it with --update."
+    return Row(metric="baseline", verdict="missing", reason=reason)
 
 
 def file_metrics(measured: Measurement, case: Case | None, changes: Sequence[Change]) -> dict[str, Metric]:
@@ -77,7 +79,7 @@ def with_reasons(rows: list[Row], changes: Sequence[Change], measured: Measureme
 
 
 def _refused(measured: Measurement, recording: bool) -> list[Row]:
-    reasons = refusals(measured, recording=recording)
+    reasons = _refusals(measured, recording=recording)
     advice = "Calibrate it on better images, or say why it is to be taken with --allow REASON."
     return [Row(metric="origin", verdict="refused", reason=f"{' '.join(reasons)} {advice}")] if reasons else []
 
@@ -89,3 +91,42 @@ def _broken(measured: Measurement) -> list[Row]:
         reason = f"Not the files that the manifest lists (another sha256): {names}. Copy or make the bundle again."
         rows.append(Row(metric="files", verdict="regressed", reason=reason))
     return rows
+
+
+def _refusals(measured: Measurement, *, recording: bool) -> list[str]:
+    """Return why a file is refused, a sentence each; to be recorded, its origin must be known, too."""
+    subject = measured.subject
+    if subject is None:
+        return []
+    reasons = []
+    if origin_of(measured) == _NOISE or subject.synthesis.get("noise") is True:
+        reasons.append(
+            "It was calibrated on random noise, says "
+            + ("its ONNX metadata." if subject.metadata.get("dfqkit.synthesizer") == _NOISE else "its manifest.")
+        )
+    if measured.marks is not None and (uncalibrated := _uncalibrated(measured.marks)):
+        reasons.append(uncalibrated)
+    if recording and not origin_of(measured):
+        reasons.append("Neither its ONNX metadata nor its manifest say what it was calibrated with.")
+    return reasons
+
+
+def origin_of(measured: Measurement) -> str:
+    """Return the method that made a case's images, as the ONNX metadata or the manifest says; "" if neither does."""
+    subject = measured.subject
+    if subject is None:
+        return ""
+    return subject.metadata.get("dfqkit.synthesizer") or str(subject.synthesis.get("method") or "")
+
+
+def _uncalibrated(marks: ModelMarks) -> str:
+    scales = [m.output_scale for m in marks.layers.values() if m.output] + [
+        m.input_scale for m in marks.layers.values() if m.input
+    ]
+    unusable = [scale for scale in scales if not (scale > 0 and math.isfinite(scale))]
+    if unusable:
+        return f"It is not calibrated: {len(unusable)} activation scale(s) are not above zero and finite."
+    ones = sum(scale == 1.0 for scale in scales)
+    if len(scales) > 2 and 2 * ones > len(scales):
+        return f"It is not calibrated: {ones} of {len(scales)} activation scales are 1, the value before calibration."
+    return ""

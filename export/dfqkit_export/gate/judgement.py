@@ -1,12 +1,13 @@
 """The gate itself: files in, verdicts out, and the baseline that an update makes.
 
-What belongs here: `check` and `update`, which the command line and the pytest plugin call, and what they return.
+What belongs here: `check` and its parts, which the command line and the pytest plugin call. What they return is
+`outcome`'s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,97 +19,12 @@ from .causes import explain
 from .environments import environment_changes, recorded_environment
 from .filerows import file_metrics, file_rows, with_reasons
 from .measurement import Measurement, measure, measure_report, open_subject
+from .outcome import CaseOutcome, Options, Outcome
 from .recording import changes_of, record
 from .structure import Change, compare_marks
-from .verdicts import FAILING, Row, judge, order
+from .verdicts import FAILING, judge, order
 
-__all__ = ["CaseOutcome", "Options", "Outcome", "check", "check_case", "check_metrics", "check_path", "conclude"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How to check.
-
-    Attributes:
-        strict: Let improved, new and unmeasured metrics, unused cases and expected failures that pass fail, too.
-        tolerances: Tolerances by metric that take the place of the recorded ones.
-        floors: Floors by metric that an update adds.
-        threads: Threads inside one operator; None leaves the choice to the runtime.
-        optimized: False switches the runtime's graph optimizations off.
-        allow: Why files that are refused by default are taken; "" refuses them.
-        update: Whether to make a new baseline of what is measured.
-    """
-
-    strict: bool = False
-    tolerances: Mapping[str, float] = field(default_factory=dict)
-    floors: Mapping[str, float] = field(default_factory=dict)
-    threads: int | None = None
-    optimized: bool = True
-    allow: str = ""
-    update: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaseOutcome:
-    """What came of one case.
-
-    Attributes:
-        name: Name of the case; the path where it could not be read.
-        rows: Its metrics, worst first.
-        causes: Why it failed, the surest first.
-        notes: What else changed.
-        error: Why it could not be checked; "" otherwise.
-        exit_code: That of the error; 0 without one.
-        entry: What an update records; None where nothing is to be recorded.
-    """
-
-    name: str
-    rows: tuple[Row, ...] = ()
-    causes: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    error: str = ""
-    exit_code: int = 0
-    entry: Case | None = None
-
-    def failed(self, *, strict: bool = False) -> bool:
-        """Return whether the case fails the check."""
-        return bool(self.error) or any(row.fails(strict=strict) for row in self.rows)
-
-    def verdict(self) -> str:
-        """Return the verdict of the worst row; "error" where nothing was measured."""
-        return "error" if self.error else (self.rows[0].verdict if self.rows else "ok")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What came of a check.
-
-    Attributes:
-        cases: One for each file, failed ones first.
-        unused: Cases of the baseline that no file was given for.
-        environment: What differs from where the baseline was recorded, a sentence each.
-        strict: Whether the check was strict.
-        baseline: The baseline that an update made; None without one.
-        changes: What the update changed, a line each.
-    """
-
-    cases: tuple[CaseOutcome, ...]
-    unused: tuple[str, ...] = ()
-    environment: tuple[str, ...] = ()
-    strict: bool = False
-    baseline: Baseline | None = None
-    changes: tuple[str, ...] = ()
-
-    @property
-    def failed(self) -> bool:
-        """Whether anything fails."""
-        return any(case.failed(strict=self.strict) for case in self.cases) or (self.strict and bool(self.unused))
-
-    @property
-    def exit_code(self) -> int:
-        """0 where all is well, 1 where a check failed; that of the first error where a file could not be checked."""
-        errors = [case.exit_code for case in self.cases if case.error]
-        return errors[0] if errors else int(self.failed)
+__all__ = ["check", "check_case", "check_metrics", "check_path", "conclude"]
 
 
 def check(paths: Sequence[str | Path], baseline: Baseline, options: Options | None = None) -> Outcome:
@@ -124,7 +40,7 @@ def check(paths: Sequence[str | Path], baseline: Baseline, options: Options | No
         `Outcome.baseline`, and its verdicts are those after that.
 
     Raises:
-        ArtefactError: Two files are of the same case.
+        ArtefactError: Two files are of the same case, or a tolerance is of no metric.
         RuntimeUnavailableError: onnxruntime is not installed.
     """
     options = options or Options()
@@ -134,7 +50,18 @@ def check(paths: Sequence[str | Path], baseline: Baseline, options: Options | No
     if twice:
         msg = f"More than one file is of the case {twice[0]!r}. Check them with a baseline each, or rename one."
         raise ArtefactError(msg)
+    _require_known(options.tolerances, outcomes)
     return conclude(outcomes, baseline, options)
+
+
+def _require_known(tolerances: Mapping[str, float], outcomes: Sequence[CaseOutcome]) -> None:
+    """Refuse a tolerance of nothing, which is a misspelt one."""
+    names = {row.metric for outcome in outcomes for row in outcome.rows}
+    names |= {name.partition(" of ")[0] for name in names}  # one for all of a report's rows of its metric
+    unknown = sorted(set(tolerances) - names)
+    if unknown and not any(outcome.error for outcome in outcomes):
+        msg = f"There is no metric {unknown[0]!r} to tolerate anything of; known are {', '.join(sorted(names))}."
+        raise ArtefactError(msg)
 
 
 def conclude(outcomes: Sequence[CaseOutcome], baseline: Baseline, options: Options | None = None) -> Outcome:
@@ -149,12 +76,16 @@ def conclude(outcomes: Sequence[CaseOutcome], baseline: Baseline, options: Optio
     # Whatever it was recorded with, the same machine measures alike; elsewhere the last digits may differ.
     here = environment()
     result = Outcome(
-        cases=tuple(sorted(outcomes, key=lambda outcome: not outcome.failed(strict=options.strict))),
-        unused=tuple(sorted(set(baseline.cases) - {outcome.name for outcome in outcomes})),
+        cases=tuple(sorted(outcomes, key=lambda case: (not case.failed(strict=options.strict), case.name))),
+        unused=() if any(outcome.error for outcome in outcomes) else _unused(outcomes, baseline),
         environment=tuple(environment_changes(baseline.environment, here)),
         strict=options.strict,
     )
     return _updated(result, baseline, here) if options.update else result
+
+
+def _unused(outcomes: Sequence[CaseOutcome], baseline: Baseline) -> tuple[str, ...]:
+    return tuple(sorted(set(baseline.cases) - {outcome.name for outcome in outcomes}))
 
 
 def check_case(measured: Measurement, case: Case | None, options: Options | None = None) -> CaseOutcome:
@@ -226,9 +157,9 @@ def check_path(path: str | Path, baseline: Baseline, options: Options | None = N
             measured = replace(measured, name=name or measured.name)
             return check_case(measured, baseline.cases.get(measured.name), options)
         with open_subject(path) as subject:
-            measured = measure(subject, threads=options.threads, optimized=options.optimized)
-            measured = replace(measured, name=name or measured.name)
-            return check_case(measured, baseline.cases.get(measured.name), options)
+            name = name or subject.name
+            measured = replace(measure(subject, threads=options.threads, optimized=options.optimized), name=name)
+            return check_case(measured, baseline.cases.get(name), options)
     except RuntimeUnavailableError:
         raise
     except DfqkitError as error:
@@ -248,6 +179,11 @@ def _require_same_images(measured: Measurement, case: Case) -> None:
 
 
 def _notes(measured: Measurement, case: Case | None, changes: Sequence[Change]) -> Iterator[str]:
+    if measured.subject is not None and measured.subject.as_written:
+        yield (
+            f"Made for {measured.subject.target}: run as written, without ONNX Runtime's optimizations, which would "
+            "change its float biases; integer_ops is not measured."
+        )
     if case is None:
         return
     if case.allowed:
@@ -261,18 +197,20 @@ def _notes(measured: Measurement, case: Case | None, changes: Sequence[Change]) 
 
 def _recorded(outcome: CaseOutcome, measured: Measurement, case: Case | None, options: Options) -> CaseOutcome:
     """Take what was measured as the new truth, where neither a floor nor a refusal stands against it."""
-    entry = record(measured, case, tolerances=options.tolerances, floors=options.floors, allow=options.allow)
+    same = case is not None and case.files.get("sentinel") == measured.files.get("sentinel")
+    keep = [row.metric for row in outcome.rows if row.verdict == "expected"] if same else []
+    entry = record(measured, case, tolerances=options.tolerances, floors=options.floors, allow=options.allow, keep=keep)
     kept = {"origin", "files", "preprocessing", "floor of the report"}
     stands = [row for row in outcome.rows if row.metric in kept and row.verdict in FAILING]
     values = dict(measured.metrics) | file_metrics(measured, None, ())
     rows = [*judge(values, entry, images=measured.images, unmeasured=measured.unmeasured)]
     rows = [row for row in rows if row.metric not in {s.metric for s in stands}]
-    beyond = any(row.verdict == "regressed" for row in rows)
+    beyond = any(row.verdict in FAILING for row in rows)  # a floor, or one of a metric that there is not
     return replace(
         outcome,
         rows=tuple(order([*stands, *rows])),
         causes=(),
-        notes=(),
+        notes=tuple(_notes(measured, None, ())),
         entry=None if stands or beyond else entry,
     )
 
@@ -284,4 +222,5 @@ def _updated(outcome: Outcome, baseline: Baseline, here: Mapping[str, Any]) -> O
         environment=recorded_environment(here),
     )
     lines = [line for name, entry in entries.items() for line in changes_of(name, baseline.cases.get(name), entry)]
-    return replace(outcome, baseline=made, changes=tuple(lines), environment=())
+    moved = [f"environment: {text}" for text in outcome.environment] if entries else []
+    return replace(outcome, baseline=made, changes=(*lines, *moved), environment=())

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from .. import metrics
 from ..bundle import Bundle, open_bundle
+from ..bundle.entries import printable, read_text
 from ..errors import ArtefactError
 from ..files import sha256_of_file
 from ..images import ImageSpec
@@ -29,14 +30,15 @@ from ..precision import realised_precision
 from ..report import Report
 from ..runtimes.ort import OrtSession
 from ..sentinel import SENTINEL_FILE, Sentinel, normalized
-from .facts import ModelMarks, read_marks
+from ..targets import as_written
+from .marks import ModelMarks, read_marks
 from .significance import PerImage, noise_stderr_db, per_image
 
 __all__ = ["Measurement", "Subject", "measure", "measure_report", "open_subject"]
 
 _SUBJECT = "onnxruntime"
 _BATCH = 64
-_INFORMATIVE_UNITS = ("ms", "bytes", "s")
+_INFORMATIVE_UNITS = ("ms", "bytes", "s", "x")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,7 @@ class Subject:
         teacher_sha256: The manifest's teacher; "" where it names none.
         damaged: Files whose hash is not the manifest's.
         recipe: The recipe as text, YAML; "" where there is none.
+        target: What the file was made for.
     """
 
     name: str
@@ -68,6 +71,12 @@ class Subject:
     teacher_sha256: str
     damaged: tuple[str, ...]
     recipe: str = ""
+    target: str = ""
+
+    @property
+    def as_written(self) -> bool:
+        """Whether the file is run without optimizations: see `targets.as_written`."""
+        return as_written(self.target)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +92,7 @@ class Measurement:
         marks: What is kept of the layers; None for a report.
         files: sha256 of "model", "sentinel" and "teacher"; empty for a report.
         subject: What was measured; None for a report.
+        session: The file as it was run, for experiments; None for a report.
         findings: Floors that a report found broken, as sentences.
     """
 
@@ -94,6 +104,7 @@ class Measurement:
     marks: ModelMarks | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     subject: Subject | None = None
+    session: OrtSession | None = None
     findings: tuple[str, ...] = ()
 
 
@@ -133,6 +144,7 @@ def _subject(bundle: Bundle, path: Path, sentinel: Sentinel, damaged: tuple[str,
         teacher_sha256=str(bundle.teacher.get("sha256") or ""),
         damaged=damaged,
         recipe=bundle.recipe or "",
+        target=bundle.target,
     )
     _require_same_teacher(subject)
     return subject
@@ -160,21 +172,21 @@ def measure(subject: Subject, *, threads: int | None = None, optimized: bool = T
     Args:
         subject: What to measure.
         threads: Threads inside one operator; None leaves the choice to the runtime.
-        optimized: False switches the runtime's graph optimizations off; then `integer_ops` is not measured.
+        optimized: False switches the runtime's graph optimizations off; then `integer_ops` is not measured, nor is it
+            of a file whose target needs that (`Subject.as_written`).
 
     Raises:
         ArtefactError: The runtime does not accept the file, or its logits do not fit the teacher's or are not finite.
         RuntimeUnavailableError: onnxruntime is not installed.
     """
     sentinel = subject.sentinel
-    session = OrtSession(subject.model_path, threads=threads, optimized=optimized)
-    # The last batch is filled up, because a file may fix its batch size.
-    logits = _predict(session, normalized(sentinel.images, subject.image))
+    session = OrtSession(subject.model_path, threads=threads, optimized=optimized and not subject.as_written)
+    logits = predict(session, normalized(sentinel.images, subject.image))
     found = _metrics(sentinel, logits)
     unmeasured = {}
-    if optimized:
+    if session.optimized:
         found["integer_ops"] = realised_precision(subject.model_path).metric(subject=_SUBJECT, data="model.onnx")
-    else:
+    elif not subject.as_written:
         unmeasured["integer_ops"] = "Graph optimizations are off, which runs every layer as written, in float."
     return Measurement(
         name=subject.name,
@@ -189,12 +201,22 @@ def measure(subject: Subject, *, threads: int | None = None, optimized: bool = T
             "teacher": sentinel.teacher_sha256,
         },
         subject=subject,
+        session=session,
     )
 
 
-def predict(subject: Subject, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Run other images through a subject's file, for an experiment."""
-    return _predict(OrtSession(subject.model_path), images)
+def predict(session: OrtSession, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Run images; the last batch is filled up, because a file may fix its batch size.
+
+    Args:
+        session: The file.
+        images: Shape (N, C, H, W), normalised.
+    """
+    fixed = session.input_shape[0]
+    size = fixed if isinstance(fixed, int) else min(_BATCH, len(images))
+    missing = -len(images) % size if isinstance(fixed, int) else 0
+    padded = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing else images
+    return session.predict(padded, batch=size)[: len(images)]
 
 
 def measure_report(source: str | Path | Report) -> Measurement:
@@ -208,28 +230,22 @@ def measure_report(source: str | Path | Report) -> Measurement:
     """
     report = source if isinstance(source, Report) else _read_report(source)
     rows = [m for m in report.metrics if m.higher_is_better is not None and m.unit not in _INFORMATIVE_UNITS]
+    named = {f"{m.name} of {m.subject} on {m.data}": m for m in rows}
+    if not all(printable(text) for text in (report.title, *named)):
+        msg = f"Report {report.title!r:.80} has a title or metric that is no plain text. Give the report of a run."
+        raise ArtefactError(msg)
     return Measurement(
         name=f"{report.title} (report)",
-        metrics={f"{m.name} of {m.subject} on {m.data}": m for m in rows},
+        metrics=named,
         findings=tuple(finding.message for finding in report.findings),
     )
 
 
 def _read_report(path: str | Path) -> Report:
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        msg = f"Report '{path}' cannot be read: {error}. Give the report.json of a run or bundle."
-        raise ArtefactError(msg) from None
-    return Report.from_json(text)
-
-
-def _predict(session: OrtSession, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    fixed = session.input_shape[0]
-    size = fixed if isinstance(fixed, int) else min(_BATCH, len(images))
-    missing = -len(images) % size if isinstance(fixed, int) else 0
-    padded = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing else images
-    return session.predict(padded, batch=size)[: len(images)]
+    if not Path(path).is_file():
+        msg = f"Report '{path}' is not there. Give the report.json of a run or bundle."
+        raise ArtefactError(msg)
+    return Report.from_json(read_text(Path(path)))
 
 
 def _metrics(sentinel: Sentinel, logits: NDArray[np.float32]) -> dict[str, Metric]:

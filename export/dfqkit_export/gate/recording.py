@@ -1,24 +1,29 @@
 """Recording: what was measured becomes a case of the baseline, and what that changes is said.
 
-What belongs here: what is kept of a measurement. Floors, expected failures and tolerances that people set stay.
+What belongs here: what is kept of a measurement, and putting it into the file. Floors, expected failures and tolerances
+that people set stay.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Collection, Iterator, Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+from ..errors import ArtefactError
 from ..metrics import Metric
-from .baseline import Case, Recorded
-from .causes import fingerprint_images
-from .fingerprints import pack_sketches, sketch_layers
+from .baseline import Baseline, Case, Recorded, read_baseline, write_baseline
+from .causes import layer_sketches
+from .filerows import origin_of
 from .measurement import Measurement
-from .refusal import origin_of
 from .significance import default_tolerance, expected_flips
+from .sketches import pack_sketches
 
-__all__ = ["changes_of", "record"]
+__all__ = ["changes_of", "record", "save_cases"]
 
 _OF_THE_FILE = ("integer_ops",)
 
@@ -30,6 +35,7 @@ def record(
     tolerances: Mapping[str, float],
     floors: Mapping[str, float],
     allow: str,
+    keep: Collection[str] = (),
 ) -> Case:
     """Make a case of what was measured.
 
@@ -39,6 +45,10 @@ def record(
         tolerances: Stated tolerances by metric; others keep what people set, or get the default.
         floors: Floors to add to the recipe's; those that are there stay.
         allow: Why a refused file is recorded; "" keeps the reason that is there.
+        keep: Metrics whose recorded value stays: those of an expected failure, which else would be gone.
+
+    Raises:
+        ArtefactError: A floor to add is there already, with another value.
     """
     metrics = dict(measured.metrics)
     if measured.subject is not None and measured.marks is not None:
@@ -59,17 +69,53 @@ def record(
         for name, metric in metrics.items()
     }
     # What could not be measured today is not forgotten.
-    recorded |= {name: old[name] for name in measured.unmeasured if name in old}
+    recorded |= {name: old[name] for name in (*measured.unmeasured, *keep) if name in old}
     return Case(
         metrics=recorded,
-        floors={**_recipe_floors(measured), **floors, **(before.floors if before is not None else {})},
+        floors=_floors(measured, before, floors),
         expected_failure=before.expected_failure if before is not None else None,
         allowed=allow or (before.allowed if before is not None else ""),
         facts=_facts(measured),
         images=measured.images.to_dict() if measured.images is not None else {},
-        sketches=_sketches(measured),
+        sketches=pack_sketches(layer_sketches(measured.subject)) if measured.subject is not None else {},
         files=dict(measured.files),
     )
+
+
+def save_cases(path: str | Path, cases: Mapping[str, Case], environment: Mapping[str, Any]) -> None:
+    """Put cases into a baseline's file, new or not, and leave the others that stand there by now.
+
+    Where two processes record in one file, neither loses what the other wrote; on Windows, which cannot lock a folder,
+    only if they are not done within the same few milliseconds.
+
+    Args:
+        path: The baseline's file.
+        cases: By name.
+        environment: Where they were recorded.
+
+    Raises:
+        ArtefactError: The file there cannot be read, or not be written.
+    """
+    path = Path(path)
+    with _locked(path.absolute().parent):
+        before = read_baseline(path).cases if path.exists() else {}
+        write_baseline(path, Baseline(cases={**before, **cases}, environment=environment))
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    if os.name == "nt" or not folder.is_dir():
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def changes_of(name: str, before: Case | None, now: Case) -> Iterator[str]:
@@ -99,14 +145,28 @@ def _tolerance(metric: Metric, old: Recorded | None, stated: float | None, flips
     return default_tolerance(metric.name, metric.value, metric.n, flips)
 
 
+def _floors(measured: Measurement, before: Case | None, added: Mapping[str, float]) -> dict[str, float]:
+    """The floors that are there or that the recipe has, and those that are added; the first give way to nothing."""
+    standing = {**_recipe_floors(measured), **(before.floors if before is not None else {})}
+    for name, value in added.items():
+        if standing.get(name, value) != value:
+            msg = (
+                f"Case {measured.name!r} has a floor of {standing[name]:g} for {name}, which --floor {name}={value:g} "
+                "does not change. Leave it out, or change the number in the baseline's file, where a review sees it."
+            )
+            raise ArtefactError(msg)
+    return {**added, **standing}
+
+
 def _recipe_floors(measured: Measurement) -> dict[str, float]:
     """The recipe's floors that mean the same on sentinel images: those of the file itself, about no images."""
-    if measured.subject is None or not measured.subject.recipe or find_spec("yaml") is None:
+    subject = measured.subject
+    if subject is None or subject.as_written or not subject.recipe or find_spec("yaml") is None:
         return {}
     import yaml
 
     try:
-        document = yaml.safe_load(measured.subject.recipe)
+        document = yaml.safe_load(subject.recipe)
         floors = document.get("floors") or []
         return {
             str(floor["metric"]): float(floor["value"])
@@ -129,13 +189,6 @@ def _facts(measured: Measurement) -> dict[str, Any]:
         "image": subject.sentinel.spec.to_dict(),
         "origin": origin_of(measured),
     }
-
-
-def _sketches(measured: Measurement) -> dict[str, str]:
-    subject = measured.subject
-    if subject is None:
-        return {}
-    return pack_sketches(sketch_layers(subject.model_path, fingerprint_images(subject)))
 
 
 def _shown(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""A check's outcome for people and for programs: text, Markdown, JSON.
+"""A check's outcome for people and for programs: text, Markdown, JSON, JUnit XML.
 
 What belongs here: pure renderings; the exit code is `Outcome.exit_code`. Everything that came from a file is escaped.
 """
@@ -10,15 +10,17 @@ import math
 import re
 from collections.abc import Iterator
 from typing import Any
+from xml.etree import ElementTree
 
-from .judgement import CaseOutcome, Outcome
+from ..bundle.card import escaped
+from .outcome import CaseOutcome, Outcome
 from .verdicts import Row
 
-__all__ = ["numbers_of", "plain", "render_json", "render_markdown", "render_text"]
+__all__ = ["numbers_of", "plain", "render_json", "render_junit", "render_markdown", "render_text"]
 
 SCHEMA = 1
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>~&@])")
+#: What XML 1.0 cannot hold, not even escaped.
+_ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _HEAD = ("metric", "baseline", "now", "tolerance", "verdict")
 
 
@@ -35,22 +37,20 @@ def render_text(outcome: Outcome) -> str:
 
 def render_markdown(outcome: Outcome) -> str:
     """Return the outcome for a pull request or the summary of a CI step."""
-    lines = [f"### dfqkit check: {_escaped(_sentence(outcome))}", ""]
+    lines = [f"### dfqkit check: {escaped(_sentence(outcome))}", ""]
     for case in outcome.cases:
-        lines += [f"**{_escaped(case.name)}**: {_escaped(case.verdict())}", ""]
+        lines += [f"**{escaped(case.name)}**: {escaped(case.verdict())}", ""]
         if case.error:
-            lines += [f"> {_escaped(case.error)}", ""]
-        lines += [f"- {_escaped(cause)}" for cause in case.causes]
+            lines += [f"> {escaped(case.error)}", ""]
+        lines += [f"- {escaped(cause)}" for cause in case.causes]
         lines += ["", "| " + " | ".join(_HEAD) + " | why |", "|---|--:|--:|--:|---|---|"] if case.rows else []
         for row in case.rows:
             cells = [*numbers_of(row), f"**{row.verdict}**" if row.fails(strict=outcome.strict) else row.verdict]
-            lines.append(
-                f"| {_escaped(row.metric)} | " + " | ".join(map(_cell, cells)) + f" | {_escaped(row.reason)} |"
-            )
-        lines += ["", *(f"- {_escaped(note)}" for note in case.notes), ""]
-    lines += [f"- {_escaped(name)}: in the baseline, but no file was given for it" for name in outcome.unused]
-    lines += [f"- environment: {_escaped(text)}" for text in outcome.environment]
-    lines += [f"- recorded: {_escaped(line)}" for line in outcome.changes]
+            lines.append(f"| {escaped(row.metric)} | " + " | ".join(map(_cell, cells)) + f" | {escaped(row.reason)} |")
+        lines += ["", *(f"- {escaped(note)}" for note in case.notes), ""]
+    lines += [f"- {escaped(name)}: in the baseline, but no file was given for it" for name in outcome.unused]
+    lines += [f"- environment: {escaped(text)}" for text in outcome.environment]
+    lines += [f"- recorded: {escaped(line)}" for line in outcome.changes]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -77,7 +77,35 @@ def render_json(outcome: Outcome) -> str:
         "environment": list(outcome.environment),
         "changes": list(outcome.changes),
     }
-    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+
+
+def render_junit(outcome: Outcome) -> bytes:
+    """Return the outcome as XML of the "xunit2" family, as pytest writes it: a test for each metric of each case."""
+    root = ElementTree.Element("testsuites", name="dfqkit check")
+    suite = ElementTree.SubElement(root, "testsuite", name="dfqkit check")
+    failures = errors = skipped = tests = 0
+    for case in outcome.cases:
+        if case.error:
+            tests, errors = tests + 1, errors + 1
+            element = _test(suite, case.name, "error")
+            ElementTree.SubElement(element, "error", message=_legal(case.error)).text = _legal(case.error)
+        for row in case.rows:
+            kind = _add_junit(suite, case, row, strict=outcome.strict)
+            tests += 1
+            failures += kind == "failure"
+            skipped += kind == "skipped"
+    for name in outcome.unused if outcome.strict else ():
+        tests, failures = tests + 1, failures + 1
+        message = "The case is in the baseline, but no file was given for it."
+        ElementTree.SubElement(_test(suite, name, "unused"), "failure", message=message).text = message
+    counts = {"tests": tests, "failures": failures, "errors": errors, "skipped": skipped, "time": 0}
+    for element in (root, suite):
+        for key, count in counts.items():
+            element.set(key, str(count))
+    ElementTree.indent(root)
+    document: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return document + b"\n"
 
 
 def numbers_of(row: Row) -> tuple[str, str, str]:
@@ -123,18 +151,39 @@ def _number(value: float | None) -> str:
 
 
 def _cell(text: str) -> str:
-    return text if text.startswith("**") else _escaped(text)
+    return text if text.startswith("**") else escaped(text)
 
 
 def plain(text: str) -> str:
-    """Text without what a terminal would obey."""
-    return _CONTROL.sub("?", text)
-
-
-def _escaped(text: str) -> str:
-    """Text that is only text in Markdown, on one line."""
-    return _MARKDOWN.sub(r"\\\1", plain(text).replace("\n", " "))
+    """Text on one line, without what a terminal would obey."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
     return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
+
+
+def _add_junit(suite: ElementTree.Element, case: CaseOutcome, row: Row, *, strict: bool) -> str:
+    element = _test(suite, case.name, row.metric)
+    properties = ElementTree.SubElement(element, "properties")
+    for key, value in row.to_dict().items():
+        if value not in (None, "") and key not in ("metric", "reason"):
+            ElementTree.SubElement(properties, "property", name=key, value=_legal(str(value)))
+    reason = row.reason or row.verdict
+    if row.fails(strict=strict):
+        text = "\n".join([reason, *(f"cause: {cause}" for cause in case.causes)])
+        failure = ElementTree.SubElement(element, "failure", message=_legal(f"{row.verdict}: {reason}"))
+        failure.text = _legal(text)
+        return "failure"
+    if row.verdict in ("unmeasured", "expected"):
+        ElementTree.SubElement(element, "skipped", message=_legal(f"{row.verdict}: {reason}"))
+        return "skipped"
+    return ""
+
+
+def _test(suite: ElementTree.Element, case: str, metric: str) -> ElementTree.Element:
+    return ElementTree.SubElement(suite, "testcase", classname=_legal(case), name=_legal(metric), time="0")
+
+
+def _legal(text: str) -> str:
+    return _ILLEGAL.sub("?", text)

@@ -1,24 +1,30 @@
-"""Large arrays in a few numbers, and numbers as short text.
+"""Large arrays in a few numbers: sketches of codes and of layers' outputs, by which a later file is compared.
 
-What belongs here: the sketch, the distance of two, and their text. A sketch adds up an array's values with fixed
-pseudo-random signs in a few buckets; the squared length of the difference of two sketches is an unbiased estimate of
-that of the difference of the arrays (Charikar, Chen, Farach-Colton, ICALP 2002, the count sketch).
+What belongs here: the sketch, the distance of two, and their short text form. A sketch adds up an array's values with
+fixed pseudo-random signs in a few buckets; the squared length of the difference of two sketches is an unbiased estimate
+of that of the difference of the arrays (Charikar, Chen, Farach-Colton, ICALP 2002, the count sketch).
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["pack", "relative_distance", "sketch", "unpack"]
+from ..errors import ArtefactError
+
+__all__ = [
+    "BUCKETS", "distances", "pack", "pack_sketches", "relative_distance", "sketch", "unpack",
+    "unpack_sketches",
+]  # fmt: skip
 
 Floats = NDArray[np.float64]
 
-_BUCKETS = 16
+BUCKETS = 16
 
 
 def sketch(values: NDArray[np.floating[Any]]) -> Floats:
@@ -28,9 +34,9 @@ def sketch(values: NDArray[np.floating[Any]]) -> Floats:
         values: Any shape; the places in C order decide the signs.
     """
     flat = np.asarray(values, np.float64).reshape(-1)
-    padded = np.zeros(-(-flat.size // _BUCKETS) * _BUCKETS)
+    padded = np.zeros(-(-flat.size // BUCKETS) * BUCKETS)
     padded[: flat.size] = flat * _signs(flat.size)
-    rows = padded.reshape(-1, _BUCKETS)
+    rows = padded.reshape(-1, BUCKETS)
     result: Floats = rows.sum(axis=0) / np.sqrt(len(rows))
     return result
 
@@ -55,6 +61,42 @@ def unpack(text: Any, dtype: str) -> NDArray[Any]:
         return np.frombuffer(base64.b64decode(text, validate=True), dtype)
     except (binascii.Error, TypeError) as error:
         raise ValueError(str(error)) from None
+
+
+def distances(base: Mapping[str, Floats], now: Mapping[str, Floats]) -> dict[str, float]:
+    """Return how far each layer's output is from the baseline's, relative to its size.
+
+    Args:
+        base: Sketches of the baseline's file.
+        now: Sketches of today's, of the same images.
+
+    Returns:
+        |now - base|^2 / |base|^2 by layer, in the order of `now`; layers that only one of them has are left out.
+    """
+    found = {}
+    for name, values in now.items():
+        before = base.get(name)
+        if before is not None and before.shape == values.shape:
+            found[name] = relative_distance(before, values)
+    return found
+
+
+def pack_sketches(sketches: Mapping[str, Floats]) -> dict[str, str]:
+    """Write sketches as text, 44 letters a layer."""
+    return {name: pack(np.clip(values, -65504, 65504).astype("<f2")) for name, values in sketches.items()}
+
+
+def unpack_sketches(texts: Mapping[str, object]) -> dict[str, Floats]:
+    """Read what `pack_sketches` wrote.
+
+    Raises:
+        ArtefactError: Something else stands there.
+    """
+    try:
+        return {name: unpack(text, "<f2").astype(np.float64) for name, text in texts.items()}
+    except ValueError as error:
+        msg = f"The baseline's fingerprints are damaged ({error}). Record it again with --update."
+        raise ArtefactError(msg) from None
 
 
 def _signs(count: int) -> Floats:

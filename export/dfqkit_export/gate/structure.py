@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .facts import LayerMark, ModelMarks
+from .marks import LayerMark, ModelMarks
 from .sketches import relative_distance
 
 __all__ = ["Change", "compare_marks"]
@@ -139,7 +139,8 @@ def _values(before: LayerMark, after: LayerMark) -> Iterator[Change]:
     """Differences of numbers, which every calibration makes."""
     name = after.name
     if before.codes_sha256 == after.codes_sha256:
-        if before.scales_sha256 != after.scales_sha256 and before.scales.shape == after.scales.shape:
+        scaled = before.scales.size and before.scales.shape == after.scales.shape
+        if before.scales_sha256 != after.scales_sha256 and scaled:
             yield _rescaled(before, after)
     elif before.codes.shape == after.codes.shape and before.codes.size:
         yield _recoded(before, after)

@@ -107,8 +107,11 @@ def _stated(name: str, metric: Metric | None, tolerances: Mapping[str, float]) -
 
 
 def order(rows: list[Row]) -> list[Row]:
-    """Return rows worst first."""
-    return sorted(rows, key=lambda row: (_RANKS.index(row.verdict), -row.worse_by))
+    """Return rows worst first; those that are "ok" stay in the order in which they were measured.
+
+    Among these, what is worse by a thousandth of its tolerance changes from run to run and says nothing.
+    """
+    return sorted(rows, key=lambda row: (_RANKS.index(row.verdict), 0.0 if row.verdict == "ok" else -row.worse_by))
 
 
 def _row(
@@ -205,9 +208,9 @@ def _floored(row: Row, floor: float | None) -> Row:
 def _expected(rows: list[Row], case: Case | None) -> Iterator[Row]:
     expected = case.expected_failure if case is not None else None
     for row in rows:
-        if expected is None or row.metric != expected.metric:
-            yield row
-        elif row.verdict in FAILING:
+        if expected is None or row.metric != expected.metric or row.verdict not in ("regressed", "improved", "ok"):
+            yield row  # what was not measured, neither failed nor passed
+        elif row.verdict == "regressed":
             yield replace(row, verdict="expected", reason=f"Expected: {expected.reason} ({row.reason})")
         else:
             reason = (

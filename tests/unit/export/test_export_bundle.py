@@ -375,7 +375,7 @@ class TestDamage:
 
 BAD_NAMES = [
     "../x", "/etc/passwd", "a/../../x", "C:/x", "a\\b", "", ".", "a//b", "a/./b", "x\n", "\x1b[2J", "con:", "a /b",
-    "a./b", "x" * 300,
+    "a./b", "x" * 300, "NUL", "samples/aux.txt", "com1.onnx",
 ]  # fmt: skip
 
 
@@ -409,6 +409,10 @@ class TestHostileManifests:
             (own / name).unlink()
             (own / name).symlink_to(run / name)
             refused(own, r"is a symbolic link")
+
+    @pytest.mark.parametrize("quant", ["[" * 100_000, '{"bits": NaN}', '{"bits": 1e999}', "7", '{"a": 1, "a": 2}'])
+    def test_metadata_of_a_runs_model_that_make_no_sense(self, tmp_path: Path, quant: str) -> None:
+        refused(write_run(tmp_path / "run", QdqBuilder, quant=quant), r"contradicts itself")
 
     def test_a_pipe(self, bundle: Path) -> None:
         (bundle / "recipe.yaml").unlink()
@@ -492,6 +496,14 @@ class TestHostileZips:
         refused(tmp_path / "b.zip", r"lists the file name .* not allowed")
         assert not (tmp_path / "evil").exists()
 
+    def test_a_name_that_ends_early(self, bundle: Path, tmp_path: Path) -> None:
+        data = zip_of(bundle, ("x.onnx~y", b"x")).replace(b"x.onnx~y", b"x.onnx\0y")
+        (tmp_path / "b.zip").write_bytes(data)
+        refused(tmp_path / "b.zip", r"lists the file name .* not allowed")
+
+    def test_a_file_that_is_no_zip(self, bundle: Path) -> None:
+        refused(bundle / "model.onnx", r"is no zip, or a damaged one. Give a bundle's folder")
+
     @pytest.mark.filterwarnings("ignore:Duplicate name")
     @pytest.mark.parametrize("name", ["model.onnx", "MODEL.onnx"])
     def test_a_name_twice(self, bundle: Path, tmp_path: Path, name: str) -> None:
@@ -545,4 +557,8 @@ class TestHostileZips:
             assert found.model.is_relative_to(tmp_path / "temporary")
         (tmp_path / "b.zip").write_bytes(zip_of(bundle, ("../x", b"")))
         refused(tmp_path / "b.zip", r"not allowed")
+        assert not list((tmp_path / "temporary").iterdir())
+        (tmp_path / "b.zip").write_bytes(zip_of(bundle))
+        with pytest.raises(KeyboardInterrupt), open_bundle(tmp_path / "b.zip"):
+            raise KeyboardInterrupt
         assert not list((tmp_path / "temporary").iterdir())

@@ -217,3 +217,58 @@ def test_what_cannot_run_cannot_be_proved(tmp_path: Path) -> None:
 def test_unknown_targets_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match="Allowed"):
         fix_file(tmp_path / "absent.onnx", "tpu", tmp_path / "out.onnx")
+
+
+def test_outputs_need_no_shape(tmp_path: Path) -> None:
+    n = trt()
+    model = one_conv(n, n.qdq("x", "in", scale=[0.02]))
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    result = fix_file(tmp_path / "m.onnx", "tensorrt", tmp_path / "out.onnx")
+    assert {repaired.rule for repaired in result.applied} == {"W3"}
+    assert result.exact
+
+
+def test_what_a_branch_reads_stays(tmp_path: Path) -> None:
+    n = trt()
+    conv = n.conv(n.qdq("x", "in"))
+    last = norm(n, conv)
+    n.const("above", np.float32(0.1))
+    n.node("Greater", [n.node("ReduceMax", ["x"], "largest", keepdims=0), "above"], "cond", outputs=["cond"])
+    branches = {}
+    for key, op, tensor in (("then_branch", "Neg", conv), ("else_branch", "Abs", last)):
+        value = onnx.helper.make_tensor_value_info(f"{op}_out", onnx.TensorProto.FLOAT, None)
+        branches[key] = onnx.helper.make_graph([onnx.helper.make_node(op, [tensor], [value.name])], op, [], [value])
+    onnx.save(n.model(n.node("If", ["cond"], "if", **branches)), str(tmp_path / "m.onnx"))
+    result = fix_file(tmp_path / "m.onnx", "tensorrt", tmp_path / "out.onnx")
+    assert "W11" not in {repaired.rule for repaired in result.applied}
+    assert "W11" not in {problem.rule for problem in result.remaining}
+
+
+@pytest.mark.parametrize(("batch", "images"), [("N", 4), (1, 4), (3, 3), (7, 7)])
+def test_the_number_of_images_is_that_of_those_it_ran(batch: Any, images: int, tmp_path: Path) -> None:
+    n = trt()
+    n.batch = batch
+    onnx.save(one_conv(n, n.qdq("x", "in", scale=[0.02])), str(tmp_path / "m.onnx"))
+    assert fix_file(tmp_path / "m.onnx", "tensorrt", tmp_path / "out.onnx").images == images
+
+
+def test_nothing_is_proved_with_scales_that_are_no_numbers(tmp_path: Path) -> None:
+    n = trt()
+    h = n.relu(n.conv(n.qdq("x", "in", zero=0), weights={"scale": [np.nan, 0.01, 0.01, 0.01]}))
+    onnx.save(n.model(n.qdq(h, "out", zero=0)), str(tmp_path / "m.onnx"))
+    with pytest.raises(ArtefactError, match=r"rule E3.*Nothing was written"):
+        fix_file(tmp_path / "m.onnx", "onnxruntime", tmp_path / "out.onnx")
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_a_repair_that_makes_no_model_is_said_to_be_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(editor: Editor, node: str) -> str:
+        editor.model.graph.node[0].op_type = "Fooly"
+        return "broke it"
+
+    n = trt()
+    onnx.save(one_conv(n, n.qdq("x", "in", scale=[0.02])), str(tmp_path / "m.onnx"))
+    monkeypatch.setitem(fix.EXACT, "W3", breaks)
+    with pytest.raises(ArtefactError, match=r"The repaired file \(repairs: W3\) does not run; nothing was written"):
+        fix_file(tmp_path / "m.onnx", "tensorrt", tmp_path / "out.onnx")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from dfqkit_export.comparison import (
     Comparison,
@@ -24,7 +24,7 @@ from dfqkit_export.comparison.layers import Apart
 from dfqkit_export.comparison.matching import match_layers
 from dfqkit_export.comparison.notes import disturbance_note
 from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError, TargetError
-from dfqkit_export.inputs import Inputs
+from dfqkit_export.inputs import Inputs, random_inputs
 from dfqkit_export.metrics import Metric
 from dfqkit_export.report import Report
 from dfqkit_export.runtimes.opening import UNOPTIMIZED, open_session, runtime_names
@@ -233,7 +233,7 @@ class TestFiles:
             "tensorrt",
             "tensorrt-rtx",
         }
-        with pytest.raises(TargetError, match=r"Unknown runtime 'tvm'\. Allowed: onnxruntime, openvino"):
+        with pytest.raises(TargetError, match=r"Unknown runtime 'tvm'\. Allowed: onnxruntime, .*openvino"):
             open_session("tvm", residual_net())
         monkeypatch.setattr("dfqkit_export.runtimes.openvino.find_spec", lambda name: None)
         with pytest.raises(RuntimeUnavailableError, match=r"'openvino' cannot be used on this machine: .*pip install"):
@@ -366,3 +366,49 @@ class TestReports:
         assert "+2 (2 s.e. 1)" in text
         assert "one: ok" in text
         json.dumps(found.to_dict(), allow_nan=False)
+
+
+class TestOddOutputs:
+    """Models that are no classifiers, or compute on other types than float32."""
+
+    @staticmethod
+    def ending(path: Path, name: str, *nodes: onnx.NodeProto) -> Path:
+        """Write a net to another file, with nodes behind its output "y"."""
+        model = onnx.load(str(path))
+        model.graph.node.append(helper.make_node("Identity", [model.graph.output[0].name], ["y"], "y"))
+        model.graph.node.extend(nodes)
+        del model.graph.output[:]
+        model.graph.output.append(onnx.ValueInfoProto(name=nodes[-1].output[0]))
+        onnx.save(model, str(path.with_name(name)))
+        return path.with_name(name)
+
+    @pytest.mark.parametrize(
+        ("node", "found"),
+        [
+            (helper.make_node("ReduceMean", ["y"], ["z"], keepdims=0), r"float32 and shape \(\)"),
+            (helper.make_node("IsNaN", ["y"], ["z"]), r"bool and shape \(4, 10\)"),
+        ],
+    )
+    def test_what_is_no_logits_is_refused(self, node: onnx.NodeProto, found: str, residual_net: Write) -> None:
+        path = self.ending(residual_net(), "odd.onnx", node)
+        inputs = random_inputs(onnx.load(str(path)), 4)
+        with pytest.raises(ArtefactError, match=rf"has type {found} for 4 image\(s\)"):
+            compare_files(Side(path=path), Side(path=path, runtime="onnxruntime-unoptimized"), inputs)
+
+    def test_layers_of_other_types_are_seen(self, residual_net: Write) -> None:
+        wide = [
+            helper.make_node("Cast", ["y"], ["wide"], "widen", to=TensorProto.DOUBLE),
+            helper.make_node("Add", ["wide", "wide"], ["z"], "twice"),
+        ]
+        path = self.ending(residual_net(), "wide.onnx", *wide)
+        found = compare_files(Side(path=path), Side(path=path), random_inputs(onnx.load(str(path)), 4))
+        assert [layer.max_abs for layer in found.layers if layer.name == "twice"] == [0.0]
+
+    def test_infinite_logits_part_nothing_that_is_equal(self, residual_net: Write) -> None:
+        infinite = [
+            helper.make_node("Sub", ["y", "y"], ["none"]),
+            helper.make_node("Log", ["none"], ["z"]),
+        ]
+        path = self.ending(residual_net(), "infinite.onnx", *infinite)
+        found = compare_files(Side(path=path), Side(path=path), random_inputs(onnx.load(str(path)), 4))
+        assert (found.flips, found.margin, found.first) == (0, None, None)

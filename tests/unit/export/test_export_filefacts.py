@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from dfqkit_export.filefacts import QuantFacts, WeightFacts, file_facts, layer_facts
+from dfqkit_export.source_graph import SourceGraph
+from tests.unit.export.test_export_modelfile import tiny
+
+F32 = np.float32
 
 Stored = dict[str, NDArray[np.generic]]
 RNG = np.random.default_rng(3)
@@ -150,3 +154,83 @@ def test_per_channel_activations_and_absent_zero_points() -> None:
     nodes = [node("QuantizeLinear", "x s", "xq", axis=1), node("DequantizeLinear", "xq s", "xd", axis=1), *NODES[2:]]
     (layer,) = layer_facts(model(nodes, stored))
     assert layer.input == QuantFacts(dtype="uint8", bits=8, granularity="per_channel", scale=1.0, zero_point=0)
+
+
+class TestGraph:
+    """What `SourceGraph` answers on files that are written in other ways."""
+
+    def test_what_a_branch_reads_is_read_by_the_node_that_holds_it(self) -> None:
+        def branch(op: str, tensor: str) -> onnx.GraphProto:
+            out = helper.make_tensor_value_info(f"{op}_out", TensorProto.FLOAT, None)
+            return helper.make_graph([helper.make_node(op, [tensor], [out.name])], op, [], [out])
+
+        nodes = [
+            helper.make_node("Neg", ["x"], ["a"], "neg"),
+            helper.make_node("If", ["c"], ["y"], "if", then_branch=branch("Relu", "a"), else_branch=branch("Abs", "x")),
+        ]
+        inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3])]
+        graph = SourceGraph(helper.make_graph(nodes, "g", inputs, [], [numpy_helper.from_array(np.array(True), "c")]))
+        assert [node.name for node in graph.readers("a")] == ["if"]
+        assert [node.name for node in graph.readers("x")] == ["neg", "if"]
+        assert "y" in graph.activations
+
+    def test_the_type_of_codes_is_stated_in_three_ways(self) -> None:
+        nodes = [
+            helper.make_node("QuantizeLinear", ["x", "s"], ["a"], "default"),
+            helper.make_node("QuantizeLinear", ["x", "s"], ["b"], "stated", output_dtype=TensorProto.INT8),
+            helper.make_node("QuantizeLinear", ["x", "s", "z"], ["c"], "zero"),
+            *(helper.make_node("DequantizeLinear", [name, "s"], [f"{name}d"], f"{name}d") for name in "abc"),
+        ]
+        stored = [numpy_helper.from_array(np.array(value), name) for name, value in (("s", F32(1)), ("z", np.int16(0)))]
+        graph = SourceGraph(helper.make_graph(nodes, "g", [], [], stored))
+        assert [graph.code_type(node) for node in nodes] == ["uint8", "int8", "int16"] * 2
+
+    def test_constants_behind_nodes(self) -> None:
+        nodes = [
+            helper.make_node("Constant", [], ["c"], value_float=0.5),
+            helper.make_node("Identity", ["c"], ["same"]),
+            helper.make_node("Cast", ["c"], ["whole"], to=TensorProto.INT32),
+            helper.make_node("Cast", ["c"], ["odd"], to=99),
+            helper.make_node("Cast", ["c"], ["text"], to=TensorProto.STRING),
+        ]
+        graph = SourceGraph(
+            helper.make_graph(nodes, "g", [], [], [helper.make_tensor("t", TensorProto.STRING, [], [b"a"])])
+        )
+        assert graph.constant("same") == F32(0.5)
+        assert graph.constant("whole") == 0
+        assert [graph.constant(name) for name in ("odd", "text", "t", "nowhere")] == [None] * 4
+
+
+@pytest.mark.parametrize("points", [0, 3])
+def test_zero_points_that_do_not_fit_are_the_checkers_question(points: int) -> None:
+    model = tiny()
+    zero = next(tensor for tensor in model.graph.initializer if tensor.name == "weight_zero")
+    zero.CopyFrom(numpy_helper.from_array(np.zeros(points, np.int8), "weight_zero"))
+    (layer,) = layer_facts(model)
+    assert layer.weight is not None
+    assert (layer.weight.dtype, layer.weight.bits) == ("int8", 8)
+
+
+def test_blocks_of_weights_have_zero_points_of_their_own() -> None:
+    codes = np.array([[3, 4, 100, 101], [3, 4, 100, 101]], np.uint8)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s", "z"], ["wd"], axis=1, block_size=2),
+        helper.make_node("MatMul", ["x", "wd"], ["y"], "fc"),
+    ]
+    stored = {"w": codes, "s": np.ones((2, 2), F32), "z": np.array([[3, 100], [3, 100]], np.uint8)}
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4])],
+        [numpy_helper.from_array(value, name) for name, value in stored.items()],
+    )
+    (layer,) = layer_facts(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]))
+    assert layer.weight is not None
+    assert layer.weight.bits == 2  # 0 and 1 around the zero points: one bit and the sign's
+
+
+def test_unknown_types_are_said() -> None:
+    model = tiny()
+    model.graph.output[0].type.tensor_type.elem_type = 99
+    assert file_facts(model).outputs[0].startswith("y: an unknown type")

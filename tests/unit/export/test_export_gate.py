@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -22,16 +23,18 @@ from dfqkit_export.gate import (
     Recorded,
     check,
     check_metrics,
+    conclude,
     read_baseline,
     render_json,
     render_junit,
     render_markdown,
     render_text,
+    save_cases,
     write_baseline,
 )
 from dfqkit_export.gate.environments import environment_changes
-from dfqkit_export.gate.fingerprints import distances, pack_sketches, sketch, unpack_sketches
 from dfqkit_export.gate.significance import PerImage, default_tolerance, difference_stderr, expected_flips, per_image
+from dfqkit_export.gate.sketches import distances, pack_sketches, sketch, unpack_sketches
 from dfqkit_export.gate.verdicts import judge
 from dfqkit_export.metrics import Metric
 from dfqkit_export.report import Finding, Report
@@ -157,6 +160,40 @@ def test_an_expected_failure_passes_with_its_reason_and_fails_under_strict_once_
     assert outcome.failed(strict=True)
 
 
+@pytest.mark.parametrize(("found", "verdict"), [({}, "missing"), ({"agreement": "no runtime"}, "unmeasured")])
+def test_what_was_not_measured_neither_failed_as_expected_nor_passed(found: dict[str, str], verdict: str) -> None:
+    case = Case(metrics={"agreement": recorded(95.0)}, expected_failure=Expected(metric="agreement", reason="known"))
+    (row,) = judge({}, case, unmeasured=found)
+    assert row.verdict == verdict
+
+
+def test_an_update_does_not_end_an_expected_failure() -> None:
+    expected = Expected(metric="agreement", reason="kernel bug 123")
+    case = Case(metrics={"agreement": recorded(95.0), "kl": recorded(1.0)}, expected_failure=expected)
+    now = {"agreement": metric(90.0), "kl": metric(2.5, "kl")}
+    outcome = check_metrics("a", now, Baseline(cases={"a": case}), Options(update=True))
+    assert outcome.entry is not None
+    assert outcome.entry.metrics["agreement"].value == 95.0
+    assert outcome.entry.metrics["kl"].value == 2.5
+    again = check_metrics("a", now, Baseline(cases={"a": outcome.entry}), Options(strict=True))
+    assert [row.verdict for row in again.rows] == ["expected", "ok"]
+
+
+def test_a_floor_of_no_metric_is_not_recorded() -> None:
+    outcome = check_metrics("a", {"agreement": metric(90.0)}, Baseline(), Options(update=True, floors={"agrement": 1}))
+    assert outcome.entry is None
+    assert outcome.rows[0].metric == "agrement"
+
+
+def test_a_floor_that_is_there_is_changed_by_hand_only() -> None:
+    baseline = Baseline(cases={"a": Case(metrics={"agreement": recorded(95.0)}, floors={"agreement": 90.0})})
+    for value in (80.0, 94.0):
+        with pytest.raises(ArtefactError, match=r"floor of 90 for agreement.*in the baseline's file"):
+            check_metrics("a", {"agreement": metric(95.0)}, baseline, Options(update=True, floors={"agreement": value}))
+    same = Options(update=True, floors={"agreement": 90.0})
+    assert not check_metrics("a", {"agreement": metric(95.0)}, baseline, same).failed()
+
+
 def test_a_case_that_the_baseline_lacks_fails() -> None:
     outcome = check_metrics("b", {"agreement": metric(95.0)}, Baseline())
     assert outcome.failed()
@@ -201,12 +238,48 @@ def test_the_baseline_survives_its_file_and_reads_like_a_diff(tmp_path: Path) ->
         '{"schema": 1, "cases": {"a": {"metrics": {}, "facts": [1]}}}',
         '{"schema": 1, "cases": {}, "environment": [1]}',
         "[" * 100_000,
+        '{"schema": 1, "cases": {"a": {"metrics": {}}, "a": {"metrics": {}}}}',
+        '{"schema": 1, "cases": {"a": {"metrics": {}, "flors": {"x": 1}}}}',
+        '{"schema": 1, "cases": {"a": {"metrics": {}, "floors": [1]}}}',
+        '{"schema": 1, "cases": {"a": {"metrics": {}, "floors": {"x": 1e400}}}}',
+        '{"schema": 1, "cases": {"a": {"metrics": {}, "floors": {"x": 1' + 400 * "0" + "}}}}",
+        '{"schema": 1, "cases": {"a": {"metrics": {}, "expected_failure": "x"}}}',
+        '{"schema": 1, "cases": {"a": {"metrics": {}, "expected_failure": {"metric": null, "reason": "r"}}}}',
+        '{"schema": 1, "cases": {"a": {}}}',
+        '{"schema": 1, "cases": {"a": {"metrics": {}, "files": {"model": 3}}}}',
+        '{"schema": 1, "cases": {}, "case": {}}',
+        '{"schema": 1,\n<<<<<<< HEAD\n "cases": {}}',
     ],
 )
 def test_a_damaged_baseline_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "base.json").write_text(text)
     with pytest.raises(ArtefactError, match="Baseline"):
         read_baseline(tmp_path / "base.json")
+
+
+def test_a_damaged_baseline_says_where_and_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "base.json"
+    path.write_text('{"schema": 1, "cases": {"net": {"metrics": {}, "flors": {}}}}')
+    with pytest.raises(ArtefactError, match=r"case 'net'.*'flors'; known are .*floors"):
+        read_baseline(path)
+    path.write_text('{"schema": 1,\n<<<<<<< ours\n "cases": {}}')
+    with pytest.raises(ArtefactError, match=r"merge that was not finished.*Take one side's"):
+        read_baseline(path)
+    path.write_text('{"schema": 1, "cases": {"net": {"metrics": {"kl": {"value": 1, "tolerance": 1}}}}}')
+    with pytest.raises(ArtefactError, match=r"case 'net': 'higher_is_better' is missing"):
+        read_baseline(path)
+
+
+def test_who_records_at_the_same_time_loses_nothing(tmp_path: Path) -> None:
+    names = [f"case {index}" for index in range(12)]
+
+    def record_one(name: str) -> None:
+        save_cases(tmp_path / "base.json", {name: Case(metrics={})}, {"cpu_flags": []})
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(record_one, names))
+    assert sorted(read_baseline(tmp_path / "base.json").cases) == sorted(names)
+    assert [path.name for path in tmp_path.iterdir()] == ["base.json"]
 
 
 def test_a_sketch_measures_the_distance_of_activations() -> None:
@@ -239,7 +312,8 @@ def report(value: float, verdict_of_it: str = "ok") -> Report:
         else []
     )
     latency = Metric(name="latency", subject="onnxruntime", data="x", value=1.0, unit="ms", n=3, higher_is_better=False)
-    rows = [metric(value, "top1", 0.3), latency]
+    faster = Metric(name="speedup", subject="onnxruntime", data="x", value=2.0, unit="x", n=3, higher_is_better=True)
+    rows = [metric(value, "top1", 0.3), latency, faster]
     return Report(title="recipe", verdict=verdict_of_it, metrics=rows, findings=findings)  # type: ignore[arg-type]
 
 
@@ -258,6 +332,15 @@ def test_a_report_is_compared_by_its_numbers_and_its_floors(tmp_path: Path) -> N
     assert "below its floor" in check([path], made).cases[0].rows[0].reason
     path.write_text("{}")
     assert check([path], made).exit_code == 2
+    path.write_text(report(91.0).to_json().replace('"recipe"', '"two\\nlines"', 1))
+    assert "no plain text" in check([path], made).cases[0].error
+
+
+def test_a_tolerance_of_no_metric_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(report(91.0).to_json())
+    with pytest.raises(ArtefactError, match=r"no metric 'top_1'.*known are top1, top1 of onnxruntime on x"):
+        check([path], Baseline(), Options(update=True, tolerances={"top_1": 2.0}))
 
 
 def test_unused_cases_are_listed_and_fail_under_strict(tmp_path: Path) -> None:
@@ -269,6 +352,14 @@ def test_unused_cases_are_listed_and_fail_under_strict(tmp_path: Path) -> None:
     outcome = check([path], more)
     assert (outcome.unused, outcome.exit_code) == (("other",), 0)
     assert check([path], more, Options(strict=True)).exit_code == 1
+
+
+def test_an_update_names_the_environment_that_it_records(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(report(91.0).to_json())
+    old = Baseline(environment={"packages": {"onnxruntime": "1.2.3"}})
+    assert any("onnxruntime was 1.2.3" in line for line in check([path], old).environment)
+    assert any("onnxruntime was 1.2.3" in line for line in check([path], old, Options(update=True)).changes)
 
 
 def test_two_files_of_one_case_are_refused(tmp_path: Path) -> None:
@@ -323,6 +414,34 @@ def test_worst_comes_first() -> None:
     now = {"a": metric(90.0), "b": metric(80.0), "c": metric(50.0)}
     outcome = check_metrics("x", now, Baseline(cases={"x": case}))
     assert [row.metric for row in outcome.rows] == ["c", "b", "a"]
+
+
+def test_what_is_ok_stays_in_its_order_whatever_the_last_digit() -> None:
+    case = Case(metrics={name: recorded(90.0) for name in "abc"})
+    for digits in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
+        now = {name: metric(90.0 - 1e-4 * digit) for name, digit in zip("bca", digits, strict=True)}
+        outcome = check_metrics("x", now, Baseline(cases={"x": case}))
+        assert [row.metric for row in outcome.rows] == ["b", "c", "a"]
+
+
+def test_cases_are_in_the_order_of_their_names_failed_ones_first() -> None:
+    baseline = Baseline(cases={name: Case(metrics={"agreement": recorded(90.0)}) for name in "abcd"})
+    values = {"d": 90.0, "c": 50.0, "b": 90.0, "a": 40.0}
+    cases = [check_metrics(name, {"agreement": metric(value)}, baseline) for name, value in values.items()]
+    assert [case.name for case in conclude(cases, baseline).cases] == ["a", "c", "b", "d"]
+
+
+def test_half_a_character_and_line_breaks_in_names_break_nothing(tmp_path: Path) -> None:
+    name = "a\nok: 1 case\ud800"
+    case = check_metrics(name, {"agreement": metric(80.0)}, Baseline(cases={name: Case(metrics={})}))
+    outcome = Outcome(cases=(case,), unused=(name,))
+    for text in (render_text(outcome), render_markdown(outcome), render_json(outcome)):
+        assert not any(line.startswith("ok: 1 case") for line in text.splitlines()[:-1])
+        text.encode()
+    assert json.loads(render_json(outcome))["cases"][0]["name"] == name
+    assert ElementTree.fromstring(render_junit(outcome)) is not None
+    write_baseline(tmp_path / "base.json", Baseline(cases={name: Case(metrics={})}))
+    assert list(read_baseline(tmp_path / "base.json").cases) == [name]
 
 
 def test_the_gate_imports_neither_torch_nor_the_other_half() -> None:

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from dfqkit_export.errors import RuntimeUnavailableError
-from dfqkit_export.gate import Baseline, Options, Outcome, check
+from dfqkit_export.gate import (
+    Baseline,
+    Options,
+    Outcome,
+    check,
+    measure,
+    open_subject,
+    read_baseline,
+    write_baseline,
+)
+from dfqkit_export.runtimes.ort import OrtSession
 from tests._faults import FAULTS, VARIANTS, inject, seal
 from tests._gate_toy import make_bundle
+from tests._qdqfile import File
 
 #: What the message about a fault must say, beside the layer.
 WORDS = {
@@ -122,6 +135,20 @@ def test_a_damaged_sentinel_set_measures_nothing(bundle: Path, baseline: Baselin
     assert outcome.exit_code == 2
     assert "another sha256" in outcome.cases[0].error
     assert not outcome.cases[0].rows
+    assert outcome.unused == ()  # it may be the one that could not be read
+
+
+def test_a_file_that_gives_no_numbers_is_an_error_of_its_case(bundle: Path, baseline: Baseline, tmp_path: Path) -> None:
+    inject("bias_zeroed", bundle, tmp_path / "faulty")
+    file = File(onnx.load(str(bundle / "model.onnx")))
+    last = file.producer(file.graph.output[0].name)
+    assert last is not None
+    file.put_scale([last], float("nan"))
+    onnx.save(file.model, str(tmp_path / "faulty" / "model.onnx"))
+    seal(tmp_path / "faulty")
+    outcome = check([tmp_path / "faulty"], baseline, Options(threads=1))
+    assert (outcome.exit_code, outcome.cases[0].name) == (2, "toy")
+    assert "NaN or infinite" in outcome.cases[0].error
 
 
 def test_another_sentinel_set_must_be_recorded(bundle: Path, baseline: Baseline, tmp_path: Path) -> None:
@@ -194,6 +221,82 @@ def test_an_update_does_not_wash_away_a_floor(bundle: Path, baseline: Baseline, 
     assert outcome.baseline.cases == floored.cases
     assert outcome.cases[0].rows[0].metric == "agreement"
     assert "floor of 95" in outcome.cases[0].rows[0].reason
+
+
+def for_openvino(bundle: Path, out: Path) -> Path:
+    """A copy in the form of a target that wants float biases."""
+    inject("bias_zeroed", bundle, out)  # a copy; its model is replaced
+    model = onnx.load(str(bundle / "model.onnx"))
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    made = {node.output[0]: node for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    for layer in [node for node in model.graph.node if node.op_type in ("Conv", "Gemm")]:
+        source = made[layer.input[2]]
+        codes, scale = (values[name] for name in source.input[:2])
+        # Off the grid that ONNX Runtime would put it on.
+        bias = ((codes + 0.4) * scale * 1.01).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(bias, layer.input[2]))
+        model.graph.node.remove(source)
+    onnx.save(model, str(out / "model.onnx"))
+    facts = json.loads((out / "manifest.json").read_text())
+    (out / "manifest.json").write_text(json.dumps({**facts, "target": "openvino"}))
+    seal(out)
+    return out
+
+
+def test_a_file_of_another_runtimes_form_is_run_as_it_is_written(bundle: Path, tmp_path: Path) -> None:
+    out = for_openvino(bundle, tmp_path / "openvino")
+    with open_subject(out) as subject:
+        images = subject.sentinel.normalized()
+        found = measure(subject, threads=1)
+        written = OrtSession(subject.model_path, threads=1, optimized=False).predict(images)
+        requantized = OrtSession(subject.model_path, threads=1).predict(images)
+    assert found.logits is not None
+    assert np.array_equal(found.logits, written)
+    assert not np.array_equal(found.logits, requantized)
+    made = check([out], Baseline(), Options(update=True, threads=1))
+    assert made.baseline is not None
+    assert "Made for openvino: run as written" in made.cases[0].notes[0]
+    for options in (Options(strict=True, threads=1), Options(strict=True, threads=1, optimized=False)):
+        outcome = check([out], made.baseline, options)
+        assert outcome.exit_code == 0
+        assert "integer_ops" not in {row.metric for row in outcome.cases[0].rows}
+        assert "float biases" in outcome.cases[0].notes[0]
+
+
+def test_a_bias_whose_scale_is_no_number_is_told_and_breaks_no_baseline(
+    bundle: Path, baseline: Baseline, tmp_path: Path
+) -> None:
+    inject("bias_zeroed", bundle, tmp_path / "faulty")
+    file = File(onnx.load(str(bundle / "model.onnx")))
+    bias = file.bias(file.layers[-1])
+    assert bias is not None
+    file.put(bias, 1, np.full_like(file.value(bias.input[1]), np.nan))
+    onnx.save(file.model, str(tmp_path / "faulty" / "model.onnx"))
+    seal(tmp_path / "faulty")
+    outcome = check([tmp_path / "faulty"], baseline, Options(threads=1))
+    assert outcome.exit_code == 1
+    assert "bias codes of linear" in said(outcome)
+    made = check([tmp_path / "faulty"], Baseline(), Options(update=True, threads=1)).baseline
+    if made is not None and made.cases:
+        write_baseline(tmp_path / "base.json", made)
+        assert read_baseline(tmp_path / "base.json").cases.keys() == made.cases.keys()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("codes", ""), ("scales", ""), ("codes_sketch", "AAAA"), ("scales", "/////w=="), ("bias_rms", "inf")],
+)
+def test_facts_of_a_layer_that_do_not_fit_together_are_refused(
+    bundle: Path, baseline: Baseline, field: str, value: str
+) -> None:
+    (case,) = baseline.cases.values()
+    layers = dict(case.facts["layers"])
+    # Other hashes, so that the numbers beside them are looked at.
+    layers["conv3"] = {**layers["conv3"], "codes_sha256": "0", "scales_sha256": "0", field: value}
+    changed = Baseline(cases={"toy": replace(case, facts={**case.facts, "layers": layers})})
+    outcome = check([bundle], changed, Options(threads=1))
+    assert outcome.exit_code == 2
+    assert "facts of layer 'conv3' are damaged" in outcome.cases[0].error
 
 
 def test_one_layer_rewritten_fails_where_no_image_answers_for_it(

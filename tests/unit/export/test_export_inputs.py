@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images import ImageSpec
@@ -114,3 +115,10 @@ def test_pixels_need_a_file_that_says_how_to_normalise_them(model: onnx.ModelPro
     onnx.helper.set_model_props(model, {"dfqkit.image": "{"})
     with pytest.raises(ArtefactError, match=r"'dfqkit.image' is not JSON"):
         read_inputs(tmp_path / "i.npy", model, 1)
+
+
+def test_sizes_that_no_machine_holds_are_refused() -> None:
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 10**9, 10**9])
+    model = helper.make_model(helper.make_graph([], "g", [value], []))
+    with pytest.raises(ArtefactError, match=r"more than 536870912 numbers\. Ask for fewer"):
+        random_inputs(model, 1)

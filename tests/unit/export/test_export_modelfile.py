@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dfqkit.cli import main
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.modelfile import PROTOBUF_LIMIT, load_onnx, require_images
+from dfqkit_export.externaldata import PROTOBUF_LIMIT
+from dfqkit_export.modelfile import load_onnx, require_images
 
 Output = pytest.CaptureFixture[str]
 Change = Callable[[onnx.ModelProto], None]
@@ -242,3 +243,87 @@ def test_an_opset_that_the_target_does_not_read_is_an_error_of_the_checker(
 ) -> None:
     assert main(["inspect", str(saved(opset=opset)), "--target", target]) == 1
     assert f"opset {opset}" in capsys.readouterr().out
+
+
+def without_output(model: onnx.ModelProto) -> None:
+    del model.graph.node[5].output[:]
+    model.graph.output[0].name = "made"
+
+
+def own_without_output(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("Print", ["y"], [], "print", domain="my.own"))
+    model.opset_import.append(helper.make_opsetid("my.own", 1))
+
+
+def without_weight(model: onnx.ModelProto) -> None:
+    del model.graph.node[3].input[1:]
+
+
+def without_scale(model: onnx.ModelProto) -> None:
+    del model.graph.node[0].input[1:]
+
+
+def broken_axis(model: onnx.ModelProto) -> None:
+    model.graph.node[2].attribute[0].CopyFrom(helper.make_attribute("axis", 0.5))
+
+
+def made_twice(model: onnx.ModelProto) -> None:
+    model.graph.node[4].output[0] = "made"
+
+
+def unmade_output(model: onnx.ModelProto) -> None:
+    model.graph.output[0].name = "nobody"
+
+
+def outputs_gone(model: onnx.ModelProto) -> None:
+    del model.graph.output[:]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without_output, r"node 'y_dequantized' is not what ONNX allows: .*output size 0 not in range .*\]\. Export"),
+        (own_without_output, r"node 'print' is not what ONNX allows: it has no output"),
+        (without_weight, r"node 'conv' is not what ONNX allows: .*input size 1 not in range"),
+        (without_scale, r"node 'x_quantized' is not what ONNX allows: .*input size 1 not in range"),
+        (broken_axis, r"node 'weight' is not what ONNX allows: .*axis.*INT"),
+        (made_twice, r"'made' is made twice"),
+        (unmade_output, r"has the output 'nobody', which nothing makes"),
+        (outputs_gone, r"has no output\. Export"),
+    ],
+)
+def test_nodes_and_graphs_that_onnx_does_not_allow(change: Change, message: str, saved: Callable[..., Path]) -> None:
+    with pytest.raises(ArtefactError, match=message):
+        load_onnx(saved(change))
+
+
+def test_a_scale_as_input_is_no_second_image(saved: Callable[..., Path]) -> None:
+    def scale_as_input(model: onnx.ModelProto) -> None:
+        del model.graph.initializer[0]
+        model.graph.input.append(helper.make_tensor_value_info("scale", TensorProto.FLOAT, []))
+
+    def read_as_data(model: onnx.ModelProto) -> None:
+        scale_as_input(model)
+        model.graph.node.append(helper.make_node("Neg", ["scale"], ["negative"]))
+
+    require_images(load_onnx(saved(scale_as_input)), "m.onnx")
+    with pytest.raises(ArtefactError, match=r"has 2 inputs \('x', 'scale'\)"):
+        require_images(load_onnx(saved(read_as_data)), "m.onnx")
+
+
+def test_odd_inputs_are_described(saved: Callable[..., Path]) -> None:
+    with pytest.raises(ArtefactError, match="takes batches of 0 images"):
+        require_images(load_onnx(saved(sizes=(0, 3, 8, 8))), "m.onnx")
+    with pytest.raises(ArtefactError, match="of type an unknown type"):
+        require_images(load_onnx(saved(elem_type=99)), "m.onnx")
+
+
+def test_more_than_two_gigabytes_beside_the_file_are_refused(
+    saved: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = saved(outside("codes.bin"))
+    (path.parent / "codes.bin").write_bytes(bytes(4 * 27))
+    load_onnx(path)
+    monkeypatch.setattr("dfqkit_export.externaldata.PROTOBUF_LIMIT", path.stat().st_size + 107)
+    with pytest.raises(ArtefactError, match=r"2 GiB\) with the data beside it"):
+        load_onnx(path)

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
+from dfqkit_export.inputs import random_inputs
 from dfqkit_export.latency import Latency, Timing
 from dfqkit_export.profiling import Profile, float_twin, node_times, profile_file, render_profile
 from dfqkit_export.profiling import files as profiling_files
@@ -215,3 +217,41 @@ class TestProfile:
         monkeypatch.setattr("dfqkit_export.runtimes.openvino.find_spec", lambda name: None)
         with pytest.raises(RuntimeUnavailableError, match="pip install"):
             profile_file(residual_net(), runtimes=("openvino",))
+
+
+class TestFilesOfOthers:
+    def test_a_damaged_float_file_is_refused(self, residual_net: Callable[..., Path], tmp_path: Path) -> None:
+        (tmp_path / "bad.onnx").write_bytes(b"nothing")
+        with pytest.raises(ArtefactError, match="is not an ONNX file"):
+            profile_file(residual_net(), tmp_path / "bad.onnx", repeats=1)
+
+    def test_the_twin_of_a_file_that_lists_its_initializers(self, residual_net: Callable[..., Path]) -> None:
+        model = onnx.load(str(residual_net()))
+        plain = float_twin(model)
+        for tensor in model.graph.initializer:
+            model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        model.ir_version = 3
+        twin = float_twin(model)
+        assert [value.name for value in twin.graph.input] == ["x"]
+        assert twin.ir_version == 4
+        assert [node.op_type for node in twin.graph.node] == [node.op_type for node in plain.graph.node]
+
+    def test_the_twin_keeps_what_a_branch_reads(self, residual_net: Callable[..., Path], tmp_path: Path) -> None:
+        def ending(name: str, *nodes: onnx.NodeProto) -> NDArray[Any]:
+            model = onnx.load(str(residual_net()))
+            model.graph.initializer.append(numpy_helper.from_array(np.array(False), "no"))
+            model.graph.node.extend(nodes)
+            del model.graph.output[:]
+            model.graph.output.append(helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, None))
+            onnx.save(float_twin(model), str(tmp_path / name))
+            return OrtSession(tmp_path / name, optimized=False).run(random_inputs(model, 2).images)
+
+        # What the branches read is behind a pair, which the twin takes out.
+        branches = {}
+        for key in ("then_branch", "else_branch"):
+            value = helper.make_tensor_value_info(f"{key}_out", onnx.TensorProto.FLOAT, None)
+            node = helper.make_node("Neg", ["act5.DQ.out"], [value.name])
+            branches[key] = helper.make_graph([node], key, [], [value])
+        chosen = ending("if.onnx", helper.make_node("If", ["no"], ["z"], "if", **branches))
+        plain = ending("plain.onnx", helper.make_node("Neg", ["act5.DQ.out"], ["z"], "neg"))
+        assert np.array_equal(chosen, plain)

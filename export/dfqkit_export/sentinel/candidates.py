@@ -1,7 +1,7 @@
 """Images that a sentinel set may be chosen from: none that trained or selected the student.
 
 What belongs here: gathering them from stored sets, what is refused, and keeping a choice spread over classes and
-sources. How well an image serves is `sensitivity`.
+sources. How well an image serves is `choice`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ArtefactError
-from .images import ImageSpec
-from .imageset import ImageSet, image_digest
-from .sources import spread
+from ..errors import ArtefactError
+from ..images import ImageSpec
+from ..imageset import ImageSet, image_digest
+from ..sources import spread
 
 __all__ = ["LEAST", "Candidates", "candidates_of", "spread_out"]
 

@@ -1,7 +1,7 @@
 """Which images notice that a file became worse, and what they can notice.
 
 What belongs here: the rule by which a sentinel set is chosen from candidates, and its power. What is done to a file to
-find out is `probes`, the set itself `sentinel`.
+find out is `probes`, the set itself `file`.
 
 The rule. The gap of an image is the logit of the teacher's class less the largest of the others; where it falls below
 zero, the image flips. Let ``s`` be the root mean square of how far the file's gaps are from the teacher's, and ``s_p``
@@ -29,13 +29,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from ..errors import ArtefactError
+from ..images import ImageSpec
+from ..modelfile import load_onnx
+from ..runtimes.ort import OrtSession
+from ..targets import as_written
 from .candidates import LEAST, Candidates, spread_out
-from .errors import ArtefactError
-from .images import ImageSpec
-from .modelfile import load_onnx
+from .file import PLAIN, SENSITIVE, Sentinel, normalized
 from .probes import Probe, probed
-from .runtimes.ort import OrtSession
-from .sentinel import PLAIN, SENSITIVE, Sentinel, normalized
 
 __all__ = ["Choice", "TeacherFile", "choose", "likely_flips", "power", "usual_choice"]
 
@@ -96,17 +97,20 @@ def choose(model: str | Path, teacher: TeacherFile, candidates: Candidates, choi
     choice = choice or usual_choice(candidates.spec)
     x = normalized(candidates.images, candidates.spec)
     reference = _logits(OrtSession(teacher.path), x)
-    own = _logits(OrtSession(model), x)
     proto = load_onnx(model)
+    target = next((entry.value for entry in proto.metadata_props if entry.key == "dfqkit.target"), "")
+    optimized = not as_written(target)
+    own = _logits(OrtSession(model, optimized=optimized), x)
     choosing, judging = _probes(proto, choice.seed)
     plain_count, count = _counts(candidates, choice)
     drawn = np.random.default_rng(choice.seed).permutation(len(x))[:plain_count]
-    same, worse = likely_flips(reference, own, [_probe_logits(proto, probe, x) for probe in choosing])
+    same, worse = likely_flips(reference, own, [_probe_logits(proto, probe, x, optimized) for probe in choosing])
     found = (worse - same) / np.sqrt(same * (1 - same) + _STEADY)
     found[drawn] = -math.inf
     chosen = spread_out(found, reference.argmax(1), candidates, count)
     places = np.concatenate([np.sort(chosen), np.sort(drawn)])
-    flips = [disagree(reference, logits) for logits in (own, *(_probe_logits(proto, probe, x) for probe in judging))]
+    judged = [_probe_logits(proto, probe, x, optimized) for probe in judging]
+    flips = [disagree(reference, logits) for logits in (own, *judged)]
     return Sentinel(
         spec=candidates.spec,
         teacher_name=teacher.name,
@@ -241,7 +245,7 @@ def _probes(model: onnx.ModelProto, seed: int) -> tuple[list[Probe], list[Probe]
     return choosing, judging
 
 
-def _probe_logits(model: onnx.ModelProto, probe: Probe, x: Floats) -> Floats:
+def _probe_logits(model: onnx.ModelProto, probe: Probe, x: Floats, optimized: bool) -> Floats:
     copy = probed(model, probe)
     if copy is None:  # `_probes` leaves such ones out
         message = f"{probe} changes nothing"
@@ -249,7 +253,7 @@ def _probe_logits(model: onnx.ModelProto, probe: Probe, x: Floats) -> Floats:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "probe.onnx")
         onnx.save(copy, path)
-        return _logits(OrtSession(path), x)
+        return _logits(OrtSession(path, optimized=optimized), x)
 
 
 def _logits(session: OrtSession, x: Floats) -> Floats:

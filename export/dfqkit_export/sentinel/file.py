@@ -1,7 +1,7 @@
 """The sentinel set: a few images with the teacher's answers, by which a file is checked again after every change.
 
 What belongs here: what such a set is and its form on disk, one file of tensors (`tensorfile`) with a JSON text under
-``sentinel`` in its metadata. Which images are chosen, and what they can notice, is `sensitivity`.
+``sentinel`` in its metadata. Which images are chosen, and what they can notice, is `choice`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ArtefactError
-from .files import write_bytes
-from .images import ImageSpec
-from .tensorfile import read_tensors, tensor_bytes
+from ..errors import ArtefactError
+from ..files import write_bytes
+from ..images import ImageSpec
+from ..tensorfile import read_tensors, tensor_bytes
 
 __all__ = [
     "HEADER", "PLAIN", "SCHEMA", "SENSITIVE", "SENTINEL_FILE", "Sentinel", "normalized", "read_sentinel",
@@ -54,7 +54,7 @@ class Sentinel:
         source: int16 (N,), which of them.
         kind: uint8 (N,), `SENSITIVE` or `PLAIN`.
         rule: how they were chosen, in words.
-        power: what they can notice: `sensitivity.power`. Empty where it could not be said.
+        power: what they can notice: `choice.power`. Empty where it could not be said.
 
     Raises:
         ArtefactError: arrays do not fit each other or the specification, or logits are not finite.

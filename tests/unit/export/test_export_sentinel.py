@@ -14,13 +14,27 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from dfqkit_export.candidates import Candidates, candidates_of
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.imageset import ImageSet
-from dfqkit_export.probes import Probe, probed
 from dfqkit_export.runtimes.ort import OrtSession
-from dfqkit_export.sensitivity import Choice, TeacherFile, choose, disagree, likely_flips, power, usual_choice
-from dfqkit_export.sentinel import PLAIN, SENSITIVE, Sentinel, normalized, read_sentinel, sentinel_bytes, write_sentinel
+from dfqkit_export.sentinel import (
+    PLAIN,
+    SENSITIVE,
+    Candidates,
+    Choice,
+    Sentinel,
+    TeacherFile,
+    candidates_of,
+    choice,
+    choose,
+    normalized,
+    read_sentinel,
+    sentinel_bytes,
+    usual_choice,
+    write_sentinel,
+)
+from dfqkit_export.sentinel.choice import disagree, likely_flips, power
+from dfqkit_export.sentinel.probes import Probe, probed
 from dfqkit_export.tensorfile import read_tensors, write_tensors
 from tests.unit.export._bundles import SPEC, TEACHER, codes, write_net, write_set
 
@@ -232,6 +246,31 @@ class TestChoice:
         counts = np.bincount(chosen.teacher_logits[chosen.sensitive].argmax(1), minlength=10)
         present = int((chosen.teacher_logits.argmax(1)[:, None] == np.arange(10)).any(0).sum())
         assert counts.max() <= math.ceil(2 * 80 / present) + 1
+
+    @pytest.mark.parametrize(("target", "optimized"), [("tensorrt", False), ("onnxruntime", True), ("else", True)])
+    def test_a_file_for_another_runtime_is_run_as_written(
+        self,
+        files: dict[str, Path],
+        teacher: TeacherFile,
+        candidates: Candidates,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        target: str,
+        optimized: bool,
+    ) -> None:
+        model = onnx.load(files["model"])
+        model.metadata_props.add(key="dfqkit.target", value=target)
+        onnx.save(model, tmp_path / "model.onnx")
+        opened: list[tuple[str, bool]] = []
+
+        def session(path: str | Path, *, optimized: bool = True) -> OrtSession:
+            opened.append((Path(path).name, optimized))
+            return OrtSession(path, threads=1, optimized=optimized)
+
+        monkeypatch.setattr(choice, "OrtSession", session)
+        choose(tmp_path / "model.onnx", teacher, candidates, Choice(sensitive=40, plain=20))
+        assert {flag for name, flag in opened if name != "teacher.onnx"} == {optimized}
+        assert ("teacher.onnx", True) in opened
 
     def test_a_model_of_a_fixed_batch(
         self, files: dict[str, Path], teacher: TeacherFile, candidates: Candidates, chosen: Sentinel, tmp_path: Path

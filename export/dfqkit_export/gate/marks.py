@@ -7,6 +7,7 @@ difference means is `structure`'s and `causes`'.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from ..errors import ArtefactError
 from ..filefacts import LayerFacts, QuantFacts, layer_facts
 from ..source_graph import SourceGraph
-from .sketches import pack, sketch, unpack
+from .sketches import BUCKETS, pack, sketch, unpack
 
 __all__ = ["LayerMark", "ModelMarks", "read_marks"]
 
@@ -49,7 +50,7 @@ class LayerMark:
         scales: Base-2 logarithm of the weight scales of evenly spaced channels.
         bias_rms: Root mean square of the bias, as a real number.
         bias_error: By which factor the scale of the bias codes differs from input scale times weight scale, the
-            farthest from 1 of all channels; 1 where it fits or does not apply.
+            farthest from 1 of all channels; 1 where it fits or does not apply, 0 where it is no scale at all.
     """
 
     name: str
@@ -102,6 +103,7 @@ class LayerMark:
                 key: float(known.pop(key)) for key in ("input_scale", "output_scale", "bias_rms", "bias_error")
             }
             texts: dict[str, Any] = {key: str(value) for key, value in known.items()}
+            _require_whole(codes, sketched, scales, numbers)
         except (KeyError, TypeError, ValueError) as error:
             msg = f"The baseline's facts of layer {name!r} are damaged ({error!r}). Record it again with --update."
             raise ArtefactError(msg) from None
@@ -128,6 +130,18 @@ class ModelMarks:
     layers: Mapping[str, LayerMark]
     opset: int
     before: str
+
+
+def _require_whole(codes: NDArray[np.int32], sketched: Floats, scales: Floats, numbers: Mapping[str, float]) -> None:
+    """Refuse arrays of other lengths than `read_marks` makes, and numbers that no file has."""
+    both = sketched.size == (BUCKETS if codes.size else 0) and bool(codes.size) == bool(scales.size)
+    fits = codes.size <= CODES and scales.size <= SCALES and both
+    if not fits or not all(np.isfinite(values).all() for values in (sketched, scales)):
+        msg = f"{codes.size} codes, {sketched.size} sums and {scales.size} scales do not fit together"
+        raise ValueError(msg)
+    if not all(math.isfinite(value) for value in numbers.values()):
+        msg = f"{dict(numbers)} must be finite"
+        raise ValueError(msg)
 
 
 def read_marks(model: onnx.ModelProto) -> ModelMarks:
@@ -160,8 +174,8 @@ def _mark(graph: SourceGraph, node: onnx.NodeProto, facts: LayerFacts) -> LayerM
         scales_sha256=stored.scales_sha256[:12] if stored is not None else "",
         codes=np.rint(_spaced(codes, CODES)).astype(np.int32),
         codes_sketch=sketch(codes) if codes.size else np.empty(0),
-        scales=np.log2(np.maximum(_spaced(scales, SCALES), 1e-30)),
-        bias_rms=float(np.sqrt(np.mean(np.square(bias)))) if bias.size else 0.0,
+        scales=np.log2(np.maximum(np.nan_to_num(_spaced(scales, SCALES)), 1e-30)),
+        bias_rms=_rms(bias),
         bias_error=_bias_error(_scale(facts.input), scales, bias_scale),
     )
 
@@ -202,11 +216,13 @@ def _bias(graph: SourceGraph, node: onnx.NodeProto) -> tuple[Floats, Floats]:
 
 
 def _bias_error(input_scale: float, scales: Floats, bias_scale: Floats) -> float:
+    if bias_scale.size and not (np.isfinite(bias_scale) & (bias_scale > 0)).all():
+        return 0.0
     if not input_scale or not scales.size or bias_scale.size not in (1, scales.size):
         return 1.0
     wanted = input_scale * scales
     ratios = bias_scale / np.where(wanted > 0, wanted, np.nan)
-    ratios = ratios[np.isfinite(ratios) & (ratios > 0)]
+    ratios = ratios[np.isfinite(ratios)]
     return float(ratios[np.argmax(np.abs(np.log(ratios)))]) if ratios.size else 1.0
 
 
@@ -240,5 +256,11 @@ def _spaced(values: Floats, count: int) -> Floats:
     return flat[np.linspace(0, flat.size - 1, count).astype(np.int64)]
 
 
+def _rms(values: Floats) -> float:
+    """Root mean square; 0, which is told, also where it is not finite."""
+    rms = float(np.sqrt(np.mean(np.square(values)))) if values.size else 0.0
+    return rms if math.isfinite(rms) else 0.0
+
+
 def _short(value: float) -> float:
-    return float(f"{value:.6g}")
+    return float(f"{value:.6g}") if math.isfinite(value) else 0.0

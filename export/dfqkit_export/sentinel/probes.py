@@ -1,7 +1,7 @@
 """Probes: copies of a QDQ file that are worse in a known way, made without its teacher, data or torch.
 
 What belongs here: what is changed in a file, and by how much. A probe stands for what can happen to a file: fewer bits
-for its weights, ranges of its activations that do not fit. Who runs them, and what for, is `sensitivity`.
+for its weights, ranges of its activations that do not fit. Who runs them, and what for, is `choice`.
 """
 
 from __future__ import annotations
