@@ -161,7 +161,7 @@ class Results:
         settings = self._settings
         if outcome.baseline is not None and any(case.entry is not None for case in outcome.cases):
             cases = {case.name: case.entry for case in outcome.cases if case.entry is not None}
-        save_cases(settings.path, cases, outcome.baseline.environment)
+            save_cases(settings.path, cases, outcome.baseline.environment)
             self._messages.append(f"Wrote {settings.path}")
         if settings.report is not None:
             render = render_json if settings.report.suffix == ".json" else render_markdown
