@@ -11,9 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..env import environment
 from ..errors import ArtefactError, DfqkitError, RuntimeUnavailableError
+from ..estimate import estimate_drop
 from ..metrics import Metric
+from ..report.rows import estimate_sentence
 from .baseline import Baseline, Case
 from .causes import explain
 from .environments import environment_changes, recorded_environment
@@ -184,6 +188,7 @@ def _notes(measured: Measurement, case: Case | None, changes: Sequence[Change]) 
             f"Made for {measured.subject.target}: run as written, without ONNX Runtime's optimizations, which would "
             "change its float biases; integer_ops is not measured."
         )
+    yield from _estimated(measured)
     if case is None:
         return
     if case.allowed:
@@ -193,6 +198,17 @@ def _notes(measured: Measurement, case: Case | None, changes: Sequence[Change]) 
         what = f"{len(told)} layers differ" if told else "no layer does"
         yield f"The model file is another one than the recorded ({what})."
     yield from (f"Note: {change.text}." for change in changes if not change.layer and not change.wrong)
+
+
+def _estimated(measured: Measurement) -> Iterator[str]:
+    """What the images that were drawn at random tell of the drop on real ones, or why they tell nothing."""
+    if measured.subject is None or measured.logits is None:
+        return
+    sentinel = measured.subject.sentinel
+    makers = {sentinel.sources[index].partition(":")[0] for index in np.unique(sentinel.source[sentinel.plain])}
+    if len(makers) == 1:  # the constants are those of one synthesizer's images
+        answers = sentinel.teacher_logits[sentinel.plain], measured.logits[sentinel.plain]
+        yield estimate_sentence(estimate_drop(*answers, synthesizer=makers.pop()).to_dict())
 
 
 def _recorded(outcome: CaseOutcome, measured: Measurement, case: Case | None, options: Options) -> CaseOutcome:

@@ -7,6 +7,7 @@ difference means is `structure`'s and `causes`'.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ class LayerMark:
         output_scale: Scale of the output; 0 where it is float.
         codes_sha256: First letters of the hash of the weight codes.
         scales_sha256: First letters of the hash of the weight scales.
+        bias_sha256: First letters of the hash of the bias, as real numbers.
         codes: Weight codes at evenly spaced places.
         codes_sketch: Sketch of all weight codes.
         scales: Base-2 logarithm of the weight scales of evenly spaced channels.
@@ -63,6 +65,7 @@ class LayerMark:
     output_scale: float
     codes_sha256: str
     scales_sha256: str
+    bias_sha256: str
     codes: NDArray[np.int32]
     codes_sketch: Floats
     scales: Floats
@@ -81,6 +84,7 @@ class LayerMark:
             "output_scale": _short(self.output_scale),
             "codes_sha256": self.codes_sha256,
             "scales_sha256": self.scales_sha256,
+            "bias_sha256": self.bias_sha256,
             "codes": pack(np.clip(self.codes, -128, 255).astype("<i2")),
             "codes_sketch": pack(np.clip(self.codes_sketch, -65504, 65504).astype("<f2")),
             "scales": pack(self.scales.astype("<f2")),
@@ -113,7 +117,7 @@ class LayerMark:
     def _keys() -> tuple[str, ...]:
         return (
             "op", "weight", "bias", "input", "output", "input_scale", "output_scale", "codes_sha256", "scales_sha256",
-            "codes", "codes_sketch", "scales", "bias_rms", "bias_error",
+            "bias_sha256", "codes", "codes_sketch", "scales", "bias_rms", "bias_error",
         )  # fmt: skip
 
 
@@ -172,6 +176,7 @@ def _mark(graph: SourceGraph, node: onnx.NodeProto, facts: LayerFacts) -> LayerM
         output_scale=_scale(facts.output),
         codes_sha256=stored.codes_sha256[:12] if stored is not None else "",
         scales_sha256=stored.scales_sha256[:12] if stored is not None else "",
+        bias_sha256=hashlib.sha256(bias.astype("<f4").tobytes()).hexdigest()[:12] if bias.size else "",
         codes=np.rint(_spaced(codes, CODES)).astype(np.int32),
         codes_sketch=sketch(codes) if codes.size else np.empty(0),
         scales=np.log2(np.maximum(np.nan_to_num(_spaced(scales, SCALES)), 1e-30)),

@@ -20,6 +20,8 @@ __all__ = ["Change", "compare_marks"]
 _SHARE_FLOORED = (0.2, 0.8)
 _MISFIT = 0.02
 _DOUBLED = 0.9
+#: Relative difference up to which two scales are the same one; a baseline keeps a few digits of each.
+_SAME_SCALE = 1e-3
 #: Share of its codes' size by which one layer may change alone, as where a value on the edge is rounded otherwise.
 _REWRITTEN = 0.01
 
@@ -62,7 +64,7 @@ def compare_marks(base: ModelMarks, now: ModelMarks) -> tuple[Change, ...]:
         if not outputs_told:
             found += _typed(before.input, after.input, after.name, "input")
         found += _values(before, after)
-    return tuple(_lone(found, len(pairs)))
+    return tuple(_lone(found, pairs))
 
 
 def _pairs(
@@ -146,12 +148,9 @@ def _values(before: LayerMark, after: LayerMark) -> Iterator[Change]:
         yield _recoded(before, after)
     if before.output_scale > 0 and after.output_scale > 0:
         ratio = after.output_scale / before.output_scale
-        if abs(ratio - 1) > 1e-3:
+        if abs(ratio - 1) > _SAME_SCALE:
             text = f"the scale of {name}'s output is {ratio:.3g} times what it was"
             yield Change(layer=name, kind="activation_scale", text=text, size=math.log2(ratio))
-    if before.bias == after.bias and after.bias_rms and abs(after.bias_rms / max(before.bias_rms, 1e-12) - 1) > 1e-4:
-        ratio = after.bias_rms / max(before.bias_rms, 1e-12)
-        yield Change(layer=name, kind="bias_value", text=f"bias of {name} changed", size=math.log2(ratio))
 
 
 def _rescaled(before: LayerMark, after: LayerMark) -> Change:
@@ -178,14 +177,15 @@ def _recoded(before: LayerMark, after: LayerMark) -> Change:
     return Change(layer=name, kind="weights", text=text, size=size, shift=float(steps.mean()))
 
 
-def _lone(changes: Sequence[Change], layers: int) -> list[Change]:
+def _lone(changes: Sequence[Change], pairs: Sequence[tuple[LayerMark, LayerMark]]) -> list[Change]:
     """Take other weights and doubled scales as wrong where one layer has them and nothing else changed.
 
-    No calibration does that; an edit does. It matters where few images answer for many classes: two swapped classes of
-    a thousand may have none.
+    No calibration does that, since it corrects every bias a little; an edit does. It matters where few images answer
+    for many classes: two swapped classes of a thousand may have none.
     """
     touched = {change.layer for change in changes if change.layer and change.kind != "bias_scale"}
-    if len(touched) != 1 or layers < 3:
+    touched |= {now.name for before, now in pairs if _corrected(before, now)}
+    if len(touched) != 1 or len(pairs) < 3:
         return list(changes)
     kinds = ("weight_scale", "activation_scale", "folding")
     return [
@@ -194,6 +194,12 @@ def _lone(changes: Sequence[Change], layers: int) -> list[Change]:
         else c
         for c in changes
     ]
+
+
+def _corrected(before: LayerMark, after: LayerMark) -> bool:
+    """Whether a bias is another; behind an input of another scale it is the same one, rounded to another grid."""
+    same_input = math.isclose(before.input_scale, after.input_scale, rel_tol=_SAME_SCALE)
+    return before.bias_sha256 != after.bias_sha256 and same_input
 
 
 @dataclass(frozen=True)

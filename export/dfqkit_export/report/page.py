@@ -132,7 +132,7 @@ def _findings(report: Report) -> str:
 
 
 def _estimate(report: Report) -> str:
-    sentence = estimate_sentence(report)
+    sentence = estimate_sentence(report.estimate)
     if not sentence:
         return ""
     shown = frozenset({"value", "low", "high", "confidence", "trusted", "reason", "n", "features"})

@@ -266,9 +266,12 @@ def title_of(name: str) -> str:
     return _TITLES.get(name, name)
 
 
-def estimate_sentence(report: Report) -> str:
-    """Say what the drop on real images is estimated to be, or why it is not; "" where nothing was estimated."""
-    estimate = report.estimate
+def estimate_sentence(estimate: Mapping[str, Any]) -> str:
+    """Say what the drop on real images is estimated to be, or why it is not; "" where nothing was estimated.
+
+    Args:
+        estimate: `Estimate.to_dict()`, as reports have it.
+    """
     if not estimate:
         return ""
     value, low, high = (estimate.get(key) for key in ("value", "low", "high"))

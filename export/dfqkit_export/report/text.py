@@ -41,7 +41,7 @@ def render_text(report: Report) -> str:
         blocks.append(_table(*_metric_table(report)))
     if report.findings:
         blocks.append("Findings\n" + "\n".join(f"  - {finding.message}" for finding in report.findings))
-    blocks.extend(filter(None, [estimate_sentence(report)]))
+    blocks.extend(filter(None, [estimate_sentence(report.estimate)]))
     layers = _notable(report.layers)
     if layers:
         title = f"Layers: {len(layers)} of {len(report.layers)}, float ones and the lowest SQNR"
@@ -68,7 +68,7 @@ def render_markdown(report: Report) -> str:
         blocks.append(_markdown_table(*_metric_table(report)))
     if report.findings:
         blocks.append("**Findings**\n\n" + "\n".join(f"- {_md(finding.message)}" for finding in report.findings))
-    blocks.extend(filter(None, [_md(estimate_sentence(report))]))
+    blocks.extend(filter(None, [_md(estimate_sentence(report.estimate))]))
     if report.layers:
         table = _markdown_table(_LAYER_HEADER, [_layer_cells(layer) for layer in report.layers])
         blocks.append(f"<details><summary>{len(report.layers)} layers</summary>\n\n{table}\n\n</details>")

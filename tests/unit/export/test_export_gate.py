@@ -7,13 +7,16 @@ import math
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+import onnx
 import pytest
 
 from dfqkit_export.errors import ArtefactError
+from dfqkit_export.estimate import Estimate, estimate_drop
 from dfqkit_export.gate import (
     Baseline,
     Case,
@@ -33,11 +36,14 @@ from dfqkit_export.gate import (
     write_baseline,
 )
 from dfqkit_export.gate.environments import environment_changes
+from dfqkit_export.gate.marks import ModelMarks, read_marks
 from dfqkit_export.gate.significance import PerImage, default_tolerance, difference_stderr, expected_flips, per_image
 from dfqkit_export.gate.sketches import distances, pack_sketches, sketch, unpack_sketches
+from dfqkit_export.gate.structure import compare_marks
 from dfqkit_export.gate.verdicts import judge
 from dfqkit_export.metrics import Metric
 from dfqkit_export.report import Finding, Report
+from tests._gate_toy import make_bundle
 
 HOSTILE = '<script>alert("x")</script> | ]]> \x1b[31m \x00 & *a* [b](c) `d`\n## e'
 
@@ -451,3 +457,48 @@ def test_the_gate_imports_neither_torch_nor_the_other_half() -> None:
         "assert not bad, bad"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3] / "export")
+
+
+class TestLoneChanges:
+    """One layer with another scale: an edit where nothing else changed, a calibration where the biases did too."""
+
+    @staticmethod
+    def marks(folder: Path) -> ModelMarks:
+        return read_marks(onnx.load(str(make_bundle(folder) / "model.onnx")))
+
+    def test_a_doubled_scale_alone_is_wrong_and_with_other_biases_it_is_a_calibration(self, tmp_path: Path) -> None:
+        base = self.marks(tmp_path / "toy")
+        names = list(base.layers)
+        first = base.layers[names[0]]
+        doubled = replace(first, output_scale=2 * first.output_scale)
+        edited = replace(base, layers={**base.layers, names[0]: doubled})
+        (change,) = compare_marks(base, edited)
+        assert (change.kind, change.layer, change.wrong) == ("activation_scale", names[0], True)
+        corrected = {name: replace(mark, bias_sha256="another") for name, mark in base.layers.items()}
+        calibrated = replace(base, layers={**corrected, names[0]: replace(doubled, bias_sha256="another")})
+        assert [change.wrong for change in compare_marks(base, calibrated)] == [False]
+
+    def test_a_bias_behind_another_scale_is_the_same_one_on_another_grid(self, tmp_path: Path) -> None:
+        base = self.marks(tmp_path / "toy")
+        first, second, *_ = base.layers
+        layers = dict(base.layers)
+        layers[first] = replace(layers[first], output_scale=2 * layers[first].output_scale)
+        moved = replace(layers[second], input_scale=2 * layers[second].input_scale, bias_sha256="rounded otherwise")
+        assert any(change.wrong for change in compare_marks(base, replace(base, layers={**layers, second: moved})))
+
+
+def test_the_estimate_rests_on_the_plain_images_of_one_synthesizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = make_bundle(tmp_path / "toy")
+    asked: list[tuple[int, str]] = []
+
+    def estimate(teacher: np.ndarray, student: np.ndarray, *, synthesizer: str) -> Estimate:
+        asked.append((len(teacher), synthesizer))
+        assert len(student) == len(teacher)
+        return estimate_drop(teacher, student, synthesizer=synthesizer)
+
+    monkeypatch.setattr("dfqkit_export.gate.judgement.estimate_drop", estimate)
+    (case,) = check([bundle], Baseline(), Options(update=True)).cases
+    assert asked == [(96, "digits")] * len(asked)
+    assert any(note.startswith("No estimate of the drop on real images: ") for note in case.notes)
