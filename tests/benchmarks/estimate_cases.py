@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from dfqkit_export.datasets import load_images
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.estimate_features import Features, measure_features
+from dfqkit_export.estimate.features import Features, measure_features
 from dfqkit_export.files import sha256_of_file
 from dfqkit_export.imageset import ImageSet
 from dfqkit_export.metrics import paired_drop, top1

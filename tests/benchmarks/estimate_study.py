@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from dfqkit_export.estimate_calibration import SCHEMA, TABLE, Calibration, distrust
+from dfqkit_export.estimate.calibration import SCHEMA, TABLE, Calibration, distrust
 from dfqkit_export.files import write_bytes
 from tests.benchmarks.estimate_cases import Bench, Case
 from tests.benchmarks.estimate_page import page

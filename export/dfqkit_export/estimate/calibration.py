@@ -1,7 +1,7 @@
 """The constants of the drop estimate: what was fitted where the truth is known, and where it holds.
 
 What belongs here: `Calibration`, how it is read, and `distrust`, which says where it does not hold. The constants
-themselves are in ``estimate.json``, with what they come from; tests/benchmarks/estimate_study.py writes it.
+themselves are in ``constants.json``, with what they come from; tests/benchmarks/estimate_study.py writes it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .errors import ArtefactError
-from .estimate_features import Features
+from ..errors import ArtefactError
+from .features import Features
 
 __all__ = ["SCHEMA", "TABLE", "Calibration", "distrust", "read_calibration"]
 
 SCHEMA = 1
-TABLE = Path(__file__).with_name("estimate.json")
+TABLE = Path(__file__).with_name("constants.json")
 _OTHER = "These images, or this network, are of another kind than those it was calibrated with."
 
 

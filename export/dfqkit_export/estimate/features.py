@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import metrics
-from .errors import ArtefactError
+from .. import metrics
+from ..errors import ArtefactError
 
 __all__ = ["Features", "Logits", "measure_features"]
 

@@ -1,8 +1,8 @@
 """The pytest plugin: a fixture that holds a quantized file against its baseline, in the test that asks for it.
 
 What belongs here: the marker, the fixture and how a verdict becomes a test's outcome. What is decided is the gate's
-(`gate.check_path`, `gate.check_case`); the options are `pytest_plugin_options`'; what becomes of all tests together is
-`pytest_plugin_results`'. These load in every pytest run of their environment, so nothing but pytest is imported before
+(`gate.check_path`, `gate.check_case`); the options are `options`'; what becomes of all tests together is
+`results`'. These load in every pytest run of their environment, so nothing but pytest is imported before
 a test makes a check.
 """
 
@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from .pytest_plugin_options import Settings, add_options, read_settings
-from .pytest_plugin_results import FIXTURE, Results, WorkerResults, attach, packed
+from .options import Settings, add_options, read_settings
+from .results import FIXTURE, Results, WorkerResults, attach, packed
 
 if TYPE_CHECKING:
-    from .errors import DfqkitError
-    from .gate import CaseOutcome
-    from .metrics import Metric
-    from .report import Report
+    from ..errors import DfqkitError
+    from ..gate import CaseOutcome
+    from ..metrics import Metric
+    from ..report import Report
 
 __all__ = ["AccuracyCheck", "accuracy_check"]
 
@@ -101,7 +101,7 @@ class AccuracyCheck:
             The verdicts, where none of them fails the test.
         """
         __tracebackhide__ = True
-        from .errors import DfqkitError
+        from ..errors import DfqkitError
 
         name, what = (self._marked(), case_or_path) if subject is None else (str(case_or_path), subject)
         try:
@@ -116,7 +116,7 @@ class AccuracyCheck:
 
     def _give_up(self, error: DfqkitError) -> NoReturn:
         __tracebackhide__ = True
-        from .errors import RuntimeUnavailableError
+        from ..errors import RuntimeUnavailableError
 
         if not isinstance(error, RuntimeUnavailableError):
             pytest.fail(str(error))
@@ -131,8 +131,8 @@ class AccuracyCheck:
     def _outcome(self, name: str, what: Any, options: Mapping[str, Any]) -> CaseOutcome:
         from dataclasses import replace
 
-        from .errors import ArtefactError
-        from .gate import Measurement, Options, check_case, check_path, measure_report
+        from ..errors import ArtefactError
+        from ..gate import Measurement, Options, check_case, check_path, measure_report
 
         baseline = self._settings.baseline()
         how = Options(**options, strict=self._settings.strict, update=self._settings.update)
@@ -174,7 +174,7 @@ class AccuracyCheck:
 
     def _fail(self, outcome: CaseOutcome, advice: str) -> NoReturn:
         __tracebackhide__ = True
-        from .gate import Outcome, render_text
+        from ..gate import Outcome, render_text
 
         text = render_text(Outcome(cases=(outcome,), strict=self._settings.strict)).rpartition("\n\n")[0]
         pytest.fail("\n\n".join(filter(None, (text, advice))))
@@ -193,8 +193,8 @@ def _case_of(case: str) -> str:
 
 
 def _metrics(values: Mapping[str, Any]) -> dict[str, Metric]:
-    from .errors import ArtefactError
-    from .metrics import Metric
+    from ..errors import ArtefactError
+    from ..metrics import Metric
 
     found = {}
     for name, value in values.items():

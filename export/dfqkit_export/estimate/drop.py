@@ -1,7 +1,7 @@
 """The drop on real images, estimated from synthetic ones without a label.
 
 What belongs here: `estimate_drop`, which gives a number with an interval, or the reason why it gives none. What the
-logits show is measured in `estimate_features`; what was fitted where the truth is known is `estimate_calibration`.
+logits show is measured in `features`; what was fitted where the truth is known is `calibration`.
 
 The idea. A quantized classifier's logits are the float model's, weakened by a common gain g, plus an error that depends
 little on the image: on CIFAR-10 its standard deviation on images of the generators of dfq and fastdfkd is mostly within
@@ -13,7 +13,7 @@ margin, and an image near the boundary is one that the float model often had wro
 rises from zero 3. How dense the margins of real images are cannot be seen on synthetic ones: `scale` is taken from the
 teachers of the calibration. The interval is for the drop that 10,000 real images would show.
 
-Limits. It holds for teachers like those it was calibrated on: ``estimate.json`` says which they are, how many files,
+Limits. It holds for teachers like those it was calibrated on: ``constants.json`` says which they are, how many files,
 and between which bounds the features must lie. It refuses images of synthesizers that it was not calibrated with (on
 noise, or on images far from what BatchNorm saw, the error is another), too few images or classes among them, logits of
 another size or confidence, which mean another kind of network, a number of classes or a stated accuracy of the float
@@ -31,8 +31,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .estimate_calibration import Calibration, distrust, read_calibration
-from .estimate_features import Features, Logits, measure_features
+from .calibration import Calibration, distrust, read_calibration
+from .features import Features, Logits, measure_features
 
 __all__ = ["Estimate", "estimate_drop"]
 
