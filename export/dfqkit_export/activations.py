@@ -14,7 +14,6 @@ from typing import Any, Protocol, cast
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
 
 from .errors import ArtefactError
 from .modelfile import load_onnx
@@ -65,7 +64,7 @@ class LayerProbe:
         present = {value.name for value in model.graph.output}
         for tensor in dict.fromkeys(self._tensors.values()):
             if tensor not in present:
-                model.graph.output.append(helper.make_tensor_value_info(tensor, TensorProto.FLOAT, None))
+                model.graph.output.append(onnx.ValueInfoProto(name=tensor))  # whatever type it has
         self._logits = model.graph.output[0].name
         with tempfile.TemporaryDirectory(prefix="dfqkit-") as folder:
             exposed = Path(folder) / "exposed.onnx"

@@ -14,7 +14,10 @@ from onnx import TensorProto
 
 from .errors import ArtefactError
 
-__all__ = ["load_external_data"]
+__all__ = ["PROTOBUF_LIMIT", "load_external_data"]
+
+#: Bytes that one protobuf message may have.
+PROTOBUF_LIMIT = 2**31 - 1
 
 
 def load_external_data(model: onnx.ModelProto, path: Path) -> None:
@@ -25,15 +28,17 @@ def load_external_data(model: onnx.ModelProto, path: Path) -> None:
         path: The model's file.
 
     Raises:
-        ArtefactError: A tensor points out of the file's folder, to a file that is not there, or beyond its end.
+        ArtefactError: A tensor points out of the file's folder, to a file that is not there, or beyond its end, or the
+            model has 2 GiB and more with its data: what is read here is changed and written in one piece.
     """
     inner = (tensor for function in model.functions for tensor in _of_nodes(function.node))
+    total = path.stat().st_size
     for tensor in (*_tensors(model.graph), *inner):
         if tensor.data_location == TensorProto.EXTERNAL:
-            _load(tensor, path)
+            total += _load(tensor, path, PROTOBUF_LIMIT - total)
 
 
-def _load(tensor: onnx.TensorProto, path: Path) -> None:
+def _load(tensor: onnx.TensorProto, path: Path, allowed: int) -> int:
     entries = {item.key: item.value for item in tensor.external_data}
     what = f"Model {str(path)!r} keeps {tensor.name!r} in"
     source = _inside(entries.get("location", ""), path, what)
@@ -46,11 +51,18 @@ def _load(tensor: onnx.TensorProto, path: Path) -> None:
             "complete: export or copy both again."
         )
         raise ArtefactError(msg)
+    if length > allowed:
+        msg = (
+            f"Model {str(path)!r} has more than {PROTOBUF_LIMIT} bytes (2 GiB) with the data beside it; read are "
+            "models up to that size. Check a smaller model of the same architecture."
+        )
+        raise ArtefactError(msg)
     with source.open("rb") as file:
         file.seek(offset)
         tensor.raw_data = file.read(length)
     tensor.ClearField("data_location")
     tensor.ClearField("external_data")
+    return length
 
 
 def _inside(location: str, path: Path, what: str) -> Path:

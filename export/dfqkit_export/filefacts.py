@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
 
 from .quantfacts import QuantFacts, WeightFacts, quantization_behind, quantization_in_front, weight_of
-from .source_graph import SourceGraph
+from .source_graph import SourceGraph, type_name
 
 __all__ = ["FileFacts", "LayerFacts", "QuantFacts", "WeightFacts", "file_facts", "layer_facts"]
 
@@ -143,8 +142,8 @@ def _bias(graph: SourceGraph, node: onnx.NodeProto) -> str:
 
 def _described(value: onnx.ValueInfoProto) -> str:
     tensor = value.type.tensor_type
-    kind = TensorProto.DataType.Name(tensor.elem_type).lower()
-    kind = str(helper.tensor_dtype_to_np_dtype(tensor.elem_type)) if kind in ("float", "double") else kind
+    kind = type_name(tensor.elem_type)
+    kind = {"float": "float32", "double": "float64"}.get(kind, kind)
     sizes = [
         size.dim_param or (str(size.dim_value) if size.HasField("dim_value") else "?") for size in tensor.shape.dim
     ]

@@ -6,6 +6,7 @@ What belongs here: finding out what a file of images is, and bringing it into th
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ from .images import ImageSpec
 __all__ = ["Inputs", "model_image", "own_batch", "random_inputs", "read_inputs"]
 
 Floats = NDArray[np.float32]
+
+# 2 GiB of float32: what a model with a mistaken shape would otherwise ask of the machine.
+_MOST_NUMBERS = 2**29
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +73,12 @@ def random_inputs(model: onnx.ModelProto, n: int, *, seed: int = 0) -> Inputs:
         seed: Of the random numbers.
 
     Raises:
-        ArtefactError: The shape of an image is not known.
+        ArtefactError: The shape of an image is not known, or there is no room for so many.
     """
     shape = _image_shape(model)
+    if n * math.prod(shape) > _MOST_NUMBERS:
+        msg = f"{n} random images of shape {shape} are more than {_MOST_NUMBERS} numbers. Ask for fewer images."
+        raise ArtefactError(msg)
     values = np.random.default_rng(seed).normal(size=(n, *shape)).astype(np.float32)
     return Inputs(images=values, source=f"random numbers, seed {seed}", random=True)
 
@@ -109,8 +116,8 @@ def _image_shape(model: onnx.ModelProto) -> tuple[int, ...]:
     image = model_image(model)
     if image is None:
         msg = (
-            f"The model's input leaves the shape of an image open, found {sizes or 'no shape'}. Give images with "
-            "--images, or export it with fixed channels, height and width."
+            f"The model's input leaves the shape of an image open, found {sizes or 'no shape'}. Give images, where "
+            "the command takes them (--images), or export it with fixed channels, height and width."
         )
         raise ArtefactError(msg)
     return image.shape

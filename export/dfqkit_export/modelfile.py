@@ -13,12 +13,11 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from .errors import ArtefactError
-from .externaldata import load_external_data
+from .externaldata import PROTOBUF_LIMIT, load_external_data
+from .source_graph import parameter_inputs, type_name
 
-__all__ = ["PROTOBUF_LIMIT", "load_onnx", "require_images"]
+__all__ = ["load_onnx", "require_images"]
 
-#: Bytes that one protobuf message may have.
-PROTOBUF_LIMIT = 2**31 - 1
 _OLDEST_OPSET = 7  # what ONNX Runtime reads at all (docs/Versioning.md)
 #: Begins every file with an ir_version, which all exporters write first: field 1, a number.
 _FIRST_BYTE = b"\x08"
@@ -39,18 +38,22 @@ def load_onnx(path: str | Path) -> onnx.ModelProto:
 
     Raises:
         ArtefactError: It does not exist, is too large to be one, is no ONNX, is truncated, has an opset that is not
-            read here, keeps data elsewhere than beside itself, or holds a graph that does not fit together.
+            read here, keeps data elsewhere than beside itself, or holds nodes that ONNX does not allow or a graph that
+            does not fit together.
     """
     file = Path(path)
     model = _parsed(file)
     _check_versions(model, file)
     load_external_data(model, file)
+    _check_nodes(model, file)
     _check_graph(model.graph, file)
     return model
 
 
 def require_images(model: onnx.ModelProto, path: str | Path) -> None:
     """Refuse a model that does not take one batch of float32 images, such as (N, 3, 224, 224).
+
+    Inputs that only quantizers read, as scales and zero points, are no images: they are the checker's question.
 
     Args:
         model: A model as `load_onnx` returns it.
@@ -60,7 +63,8 @@ def require_images(model: onnx.ModelProto, path: str | Path) -> None:
         ArtefactError: It has another number of inputs, another type or rank, or leaves more open than the batch size.
     """
     stored = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in stored]
+    parameters = parameter_inputs(model.graph)
+    inputs = [value for value in model.graph.input if value.name not in stored | parameters]
     if len(inputs) != 1:
         names = ", ".join(repr(value.name) for value in inputs) or "none"
         msg = (
@@ -71,10 +75,16 @@ def require_images(model: onnx.ModelProto, path: str | Path) -> None:
     tensor = inputs[0].type.tensor_type
     sizes = list(tensor.shape.dim)
     if tensor.elem_type != TensorProto.FLOAT or len(sizes) != 4:
-        kind = TensorProto.DataType.Name(tensor.elem_type).lower()
         msg = (
-            f"Model {str(path)!r} takes {inputs[0].name!r} of type {kind} with {len(sizes)} dimensions; allowed is "
-            "float with 4: images, channels, height, width. Put conversions in front of the model, not into it."
+            f"Model {str(path)!r} takes {inputs[0].name!r} of type {type_name(tensor.elem_type)} with {len(sizes)} "
+            "dimensions; allowed is float with 4: images, channels, height, width. Put conversions in front of the "
+            "model, not into it."
+        )
+        raise ArtefactError(msg)
+    if sizes[0].HasField("dim_value") and sizes[0].dim_value < 1:
+        msg = (
+            f"Model {str(path)!r} takes batches of {sizes[0].dim_value} images in {inputs[0].name!r}. Export it with a "
+            "batch of at least 1, or with a symbolic one."
         )
         raise ArtefactError(msg)
     still_open = [size.dim_param or "?" for size in sizes[1:] if not size.dim_value > 0]
@@ -145,8 +155,35 @@ def _check_versions(model: onnx.ModelProto, path: Path) -> None:
         raise ArtefactError(msg)
 
 
+def _check_nodes(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse nodes with other inputs, outputs or attributes than their operator has; the unknown ones are E6's."""
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version = model.ir_version
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    context.opset_imports = opsets
+    for index, node in enumerate(model.graph.node):
+        problem = "" if node.output else "it has no output"
+        # protobuf gives what is no UTF-8 as bytes.
+        if not all(isinstance(text, str) for text in (node.op_type, node.domain, node.name, *node.input, *node.output)):
+            msg = f"Model {str(path)!r}: names of node number {index} are no text. The file is damaged: copy it again."
+            raise ArtefactError(msg)
+        try:
+            # Graphs inside a node read the tensors around it, which the check of a single node does not know.
+            alone = not any(item.HasField("g") or item.graphs for item in node.attribute)
+            if alone and onnx.defs.has(node.op_type, opsets.get(node.domain, 0), node.domain):
+                onnx.checker.check_node(node, context)
+        except (onnx.checker.ValidationError, UnicodeDecodeError) as error:
+            problem = str(error).partition("\n")[0].rstrip(".")
+        if problem:
+            msg = (
+                f"Model {str(path)!r}: node {node.name or f'{node.op_type}[{index}]'!r} is not what ONNX allows: "
+                f"{problem}. Export it again."
+            )
+            raise ArtefactError(msg)
+
+
 def _check_graph(graph: onnx.GraphProto, path: Path) -> None:
-    """Refuse initializers that are not whole and nodes that read what nothing has made."""
+    """Refuse initializers that are not whole, nodes that read what nothing has made, and outputs that nothing makes."""
     made = {""} | {value.name for value in graph.input}
     for tensor in graph.initializer:
         try:
@@ -167,4 +204,14 @@ def _check_graph(graph: onnx.GraphProto, path: Path) -> None:
                 "input, initializer or earlier node makes. Export it again."
             )
             raise ArtefactError(msg)
+        again = next((name for name in node.output if name and name in made), None)
+        if again is not None:
+            msg = f"Model {str(path)!r}: {again!r} is made twice, which ONNX does not allow. Export it again."
+            raise ArtefactError(msg)
         made.update(node.output)
+    outputs = [value.name for value in graph.output]
+    unmade = [name for name in outputs if name not in made]
+    if unmade or not outputs:
+        found = f"the output {unmade[0]!r}, which nothing makes" if unmade else "no output"
+        msg = f"Model {str(path)!r} has {found}. Export it again."
+        raise ArtefactError(msg)

@@ -83,12 +83,13 @@ def weight_of(graph: SourceGraph, layer: onnx.NodeProto) -> WeightFacts | None:
     zero_point, axis = _zero_points(graph, dequantize), _axis(dequantize)
     dtype = str(values.dtype)
     if values.dtype.kind == "f":  # a QuantizeLinear stands between the values and their DequantizeLinear
-        dtype, values = _type_of(zero_point), _quantized(values, scale, zero_point, axis)
+        dtype = graph.code_type(dequantize) or "uint8"
+        values = _quantized(values, scale, zero_point, axis, dtype)
     return WeightFacts(
         dtype=dtype,
         bits=_bits_of(values, zero_point, axis),
         granularity=_granularity(scale),
-        zero_point=_single(zero_point),
+        zero_point=graph.zero_point(dequantize),
         scales_sha256=_digest(scale.astype("<f4").reshape(-1)),
         codes_sha256=_digest(values),
     )
@@ -126,13 +127,13 @@ def quantization_in_front(graph: SourceGraph, tensor: str) -> QuantFacts | None:
 
 def _quantization(graph: SourceGraph, node: onnx.NodeProto) -> QuantFacts:
     scale, zero_point = graph.constant(node.input[1]), _zero_points(graph, node)
-    dtype = _type_of(zero_point)
+    dtype = graph.code_type(node) or "uint8"
     return QuantFacts(
         dtype=dtype,
         bits=_clipped_bits(graph, node, scale, zero_point) or _STORED_BITS.get(dtype, 8),
         granularity=_granularity(scale) if scale is not None else "per_tensor",
         scale=float(scale.max()) if scale is not None and scale.size else None,
-        zero_point=_single(zero_point),
+        zero_point=graph.zero_point(node),
     )
 
 
@@ -166,52 +167,47 @@ def _bits_of_bounds(graph: SourceGraph, clip: onnx.NodeProto, scale: float) -> i
     return min(8, int(np.ceil(np.log2(steps + 1) - 1e-6))) if np.isfinite(steps) and steps > 0 else None
 
 
-def _quantized(values: NDArray[Any], scale: NDArray[Any], zero_point: NDArray[Any] | None, axis: int) -> NDArray[Any]:
+def _quantized(
+    values: NDArray[Any], scale: NDArray[Any], zero_point: NDArray[Any] | None, axis: int, dtype: str
+) -> NDArray[Any]:
     """Codes of float weights with a QuantizeLinear behind them, as ONNX defines it."""
     with np.errstate(all="ignore"):
-        codes = np.rint(values / _spread(scale, values.ndim, axis))
-    codes = np.nan_to_num(codes + (0 if zero_point is None else _spread(zero_point, values.ndim, axis)))
-    limits = np.iinfo(np.int8 if _type_of(zero_point) == "int8" else np.uint8)
+        codes = np.rint(values / _spread(scale, values.shape, axis))
+    codes = np.nan_to_num(codes + (0 if zero_point is None else _spread(zero_point, values.shape, axis)))
+    limits = np.iinfo(np.int8 if dtype == "int8" else np.uint8)
     whole: NDArray[Any] = np.clip(codes, limits.min, limits.max).astype(limits.dtype)
     return whole
 
 
 def _bits_of(codes: NDArray[Any], zero_point: NDArray[Any] | None, axis: int) -> int:
     """Bits that codes fill around their zero point, at least 1."""
-    whole = codes.astype(np.int64)
-    if zero_point is not None:
-        whole = whole - _spread(zero_point, codes.ndim, axis).astype(np.int64)
-    if not whole.size:
+    if not codes.size:
         return 1
-    low, high = int(whole.min()), int(whole.max())
+    whole = codes if codes.dtype.kind in "iu" else codes.astype(np.int16)
+    points = np.zeros(1, np.int64) if zero_point is None else np.unique(zero_point.astype(np.int64))
+    if points.size != 1 and zero_point is not None:
+        whole, points = whole.astype(np.int32) - _spread(zero_point, codes.shape, axis).astype(np.int32), points[:0]
+    # Weights may be large: where there is one zero point they are not copied for it.
+    low, high = (int(edge) - int(points.sum()) for edge in (whole.min(), whole.max()))
     return max((-low - 1).bit_length() if low < 0 else 0, high.bit_length() if high > 0 else 0) + 1
 
 
-def _spread(values: NDArray[Any], rank: int, axis: int) -> NDArray[Any]:
-    """Values along ``axis``, in a shape that broadcasts against a tensor of ``rank`` dimensions."""
-    if values.size == 1 or rank == 0:
-        return values.reshape(-1)[:1]
-    shape = [1] * rank
-    shape[axis if -rank <= axis < rank else 0] = values.size
-    return values.reshape(shape)
+def _spread(values: NDArray[Any], shape: tuple[int, ...], axis: int) -> NDArray[Any]:
+    """Values along ``axis`` as they broadcast against a tensor of that shape; where they do not fit, the first."""
+    rank = len(shape)
+    axis = axis % rank if rank and -rank <= axis < rank else 0
+    if values.ndim == rank > 1 and values.size:  # one for each block of the axis
+        return np.repeat(values, -(-shape[axis] // values.shape[axis]), axis).take(range(shape[axis]), axis)
+    if values.size > 1 and rank and values.size == shape[axis]:
+        return values.reshape([-1 if place == axis else 1 for place in range(rank)])
+    return values.reshape(-1)[:1] if values.size else np.zeros(1, values.dtype)
 
 
 def _zero_points(graph: SourceGraph, node: onnx.NodeProto) -> NDArray[Any] | None:
     """The zero points; ONNX's default where none are given; None where they are not constant."""
     if len(node.input) > 2 and node.input[2]:
         return graph.constant(node.input[2])
-    codes = graph.constant(node.input[0]) if node.op_type == "DequantizeLinear" else None
-    return np.zeros(1, codes.dtype if codes is not None else np.uint8)
-
-
-def _type_of(zero_point: NDArray[Any] | None) -> str:
-    return str(zero_point.dtype) if zero_point is not None else "uint8"
-
-
-def _single(zero_point: NDArray[Any] | None) -> int | None:
-    """The zero point where there is one for all."""
-    same = zero_point is not None and len(np.unique(zero_point)) == 1
-    return int(zero_point.reshape(-1)[0]) if same and zero_point is not None else None
+    return np.zeros(1, np.uint8)
 
 
 def _granularity(scale: NDArray[Any]) -> str:
@@ -224,5 +220,5 @@ def _axis(node: onnx.NodeProto) -> int:
 
 def _digest(values: NDArray[Any]) -> str:
     digest = hashlib.sha256(str(values.shape).encode())
-    digest.update(np.ascontiguousarray(values).tobytes())
+    digest.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

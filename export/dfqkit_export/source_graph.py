@@ -8,23 +8,31 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ["SourceGraph"]
+__all__ = ["SourceGraph", "outer_names", "parameter_inputs", "type_name"]
 
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # What may lie between a weight's initializer and the layer that uses it.
 _WEIGHT_PATH = frozenset({"Cast", "Clip", "DequantizeLinear", "Identity", "QuantizeLinear", "Reshape", "Transpose"})
 _FUSED_ACTIVATIONS = frozenset({"Clip", "Relu"})
+_CONSTANT_CHAIN = frozenset({"Cast", "Identity"})
+_QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+# What may lie between a QuantizeLinear and the DequantizeLinear that reads its codes, with the same type behind it.
+_CODE_PATH = frozenset({"Clip", "Flatten", "Identity", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose"})
 
 
 class SourceGraph:
     """The file's graph with its look-ups: who makes a tensor, who reads it, what depends on the input.
 
+    Nodes inside control flow (If, Loop) are not indexed; what they read is read by the node that holds them.
+
     Attributes:
         activations: Names of the tensors that depend on a graph input.
+        replaceable: Names of the initializers that are graph inputs as well, as in files of old exporters.
     """
 
     def __init__(self, graph: onnx.GraphProto) -> None:
@@ -38,11 +46,13 @@ class SourceGraph:
         self._producer = {name: node for node in graph.node for name in node.output if name}
         self._readers: dict[str, list[onnx.NodeProto]] = {}
         self._outputs = {value.name for value in graph.output}
+        self.replaceable = self._initializers.keys() & {value.name for value in graph.input}
         self.activations = {value.name for value in graph.input if value.name not in self._initializers}
         for node in graph.node:
-            for name in node.input:
+            names = [*node.input, *(outer_names(node) - set(node.input))]
+            for name in names:
                 self._readers.setdefault(name, []).append(node)
-            if node.op_type not in ("Shape", "Size") and any(name in self.activations for name in node.input):
+            if node.op_type not in ("Shape", "Size") and any(name in self.activations for name in names):
                 self.activations.update(node.output)
 
     def layers(self) -> Iterator[onnx.NodeProto]:
@@ -57,15 +67,27 @@ class SourceGraph:
         return self._producer.get(tensor)
 
     def constant(self, tensor: str) -> NDArray[Any] | None:
-        """Return the value of an initializer or Constant; None where the tensor is computed."""
+        """Return the value of an initializer or Constant, also behind Cast and Identity.
+
+        None where the tensor is computed, or holds no numbers.
+        """
         stored = self._initializers.get(tensor)
         if stored is not None:
-            return numpy_helper.to_array(stored)
+            return numpy_helper.to_array(stored) if stored.data_type != TensorProto.STRING else None
         node = self._producer.get(tensor)
-        if node is None or node.op_type != "Constant":
+        if node is not None and node.op_type == "Constant":
+            return _constant_value(node)
+        if node is None or node.op_type not in _CONSTANT_CHAIN:
             return None
-        value = next((item.t for item in node.attribute if item.name == "value"), None)
-        return numpy_helper.to_array(value) if value is not None else None
+        value = self.constant(node.input[0])
+        if value is None or node.op_type == "Identity":
+            return value
+        to = next((item.i for item in node.attribute if item.name == "to"), 0)
+        if to not in TensorProto.DataType.values() or to in (TensorProto.UNDEFINED, TensorProto.STRING):
+            return None
+        with np.errstate(all="ignore"):
+            cast: NDArray[Any] = value.astype(helper.tensor_dtype_to_np_dtype(to))
+        return cast
 
     def readers(self, tensor: str) -> list[onnx.NodeProto]:
         """Return the nodes that read a tensor."""
@@ -95,12 +117,65 @@ class SourceGraph:
             return [tensor, readers[0].output[0]]
         return [tensor]
 
-    def zero_point(self, node: onnx.NodeProto) -> tuple[int, str] | None:
-        """Return value and type of a Q or DQ node's scalar zero point; None where it is not a known scalar."""
+    def code_type(self, node: onnx.NodeProto) -> str:
+        """Return the type of the codes that a Q writes or a DQ reads, such as "int8"; "" where it is not known."""
+        if len(node.input) > 2 and node.input[2]:
+            point = self.constant(node.input[2])
+            return str(point.dtype) if point is not None else ""
+        if node.op_type == "QuantizeLinear":
+            stated = next((item.i for item in node.attribute if item.name == "output_dtype"), 0)
+            return type_name(stated) if stated else "uint8"  # ONNX's default.
+        codes = self.constant(node.input[0])
+        if codes is not None:
+            return str(codes.dtype)
+        maker = self.producer(node.input[0])
+        while maker is not None and maker.op_type in _CODE_PATH:
+            maker = self.producer(maker.input[0])
+        return self.code_type(maker) if maker is not None and maker.op_type == "QuantizeLinear" else ""
+
+    def zero_point(self, node: onnx.NodeProto) -> int | None:
+        """Return a Q or DQ node's zero point where all its values are one constant; 0 where it has none."""
         if len(node.input) < 3 or not node.input[2]:
-            return 0, "uint8"  # ONNX's default.
-        tensor = self._initializers.get(node.input[2])
-        if tensor is None:
+            return 0
+        value = self.constant(node.input[2])
+        if value is None or not value.size or np.unique(value.astype(np.float64)).size != 1:
             return None
-        values = numpy_helper.to_array(tensor)
-        return (int(values.reshape(-1)[0]), str(values.dtype)) if values.size == 1 else None
+        return int(value.reshape(-1)[0])
+
+
+def outer_names(node: onnx.NodeProto) -> set[str]:
+    """Return what the graphs inside a node (If, Loop, Scan) read, their own tensors among them."""
+    found: set[str] = set()
+    for item in node.attribute:
+        for inner in (*([item.g] if item.HasField("g") else []), *item.graphs):
+            found.update(value.name for value in inner.output)
+            for one in inner.node:
+                found.update(one.input, outer_names(one))
+    return found
+
+
+def parameter_inputs(graph: onnx.GraphProto) -> set[str]:
+    """Return the graph's inputs that quantizers alone read, as scale or zero point: no data, but left to the caller."""
+    as_data, as_parameter = set[str](), set[str]()
+    for node in graph.node:
+        parameters = node.input[1:3] if node.op_type in _QUANTIZERS else []
+        as_parameter.update(parameters)
+        as_data.update(set(node.input) - set(parameters), node.input[:1], outer_names(node))
+    return {value.name for value in graph.input} & as_parameter - as_data
+
+
+def type_name(elem_type: int) -> str:
+    """Return the name that people know an element type by, such as "uint8"."""
+    names = {number: name.lower() for name, number in TensorProto.DataType.items()}
+    return names.get(elem_type, "an unknown type") if elem_type else "an unknown type"
+
+
+def _constant_value(node: onnx.NodeProto) -> NDArray[Any] | None:
+    for item in node.attribute:
+        if item.name == "value":
+            return numpy_helper.to_array(item.t) if item.t.data_type != TensorProto.STRING else None
+        if item.name in ("value_float", "value_floats"):
+            return np.array(helper.get_attribute_value(item), np.float32)
+        if item.name in ("value_int", "value_ints"):
+            return np.array(helper.get_attribute_value(item), np.int64)
+    return None

@@ -52,3 +52,27 @@ def test_it_is_exit_code_3_and_everything_else_is_still_said(
     assert "tensorrt-rtx crashed while building" in said.err
     assert "SIGSEGV" in said.err
     assert "Traceback" not in said.err
+
+
+def scale_from_the_caller(path: Path) -> Path:
+    """Write the same with the scale as an input of the graph."""
+    model = onnx.load(scale_from_the_image(path))
+    del model.graph.node[0]
+    model.graph.input.append(helper.make_tensor_value_info("scale", TensorProto.FLOAT, []))
+    onnx.save(model, str(path))
+    return path
+
+
+def test_a_scale_as_input_is_judged_by_the_checker_and_survived(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(scale_from_the_caller(tmp_path / "m.onnx"))
+    for target in ("onnxruntime", "tensorrt"):
+        assert main(["inspect", path, "--target", target]) == 1
+        assert "its scale 'scale' is an input of the graph" in capsys.readouterr().out
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install 'dfqkit[tensorrt-rtx]'")
+    assert main(["inspect", path, "--target", "tensorrt", "--runtime", "tensorrt-rtx"]) == 3
+    said = capsys.readouterr()
+    assert "E3" in said.out
+    assert "tensorrt-rtx crashed while building" in said.err
+    assert "Traceback" not in said.err

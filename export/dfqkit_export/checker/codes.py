@@ -16,8 +16,10 @@ from onnx import TensorProto
 from .editing import Editor, set_attribute
 from .graph import MOVES, QdqGraph, has_input
 
-__all__ = ["can_be_signed", "can_be_unsigned", "make_signed", "make_unsigned", "stored_codes"]
+__all__ = ["CLIPS_CODES", "can_be_signed", "can_be_unsigned", "make_signed", "make_unsigned", "stored_codes"]
 
+#: First opset whose Clip takes codes.
+CLIPS_CODES = 12
 _MIDDLE = 128
 _HIGHEST_INT8 = 127
 _NOT_NEGATIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid"})
@@ -32,7 +34,7 @@ def can_be_signed(node: onnx.NodeProto, graph: QdqGraph) -> bool:
     """Return whether a Q or DQ node's uint8 codes can be int8 codes around zero point 0 for the same numbers."""
     if graph.quantized_type(node) != TensorProto.UINT8:
         return False
-    point = graph.scalar_zero_point(node)
+    point = graph.zero_point(node)
     if node.op_type == "DequantizeLinear" and stored_codes(node, graph) is not None:
         return point == _MIDDLE
     quantize = graph.quantizer(node) if node.op_type == "DequantizeLinear" else node
@@ -43,7 +45,7 @@ def can_be_signed(node: onnx.NodeProto, graph: QdqGraph) -> bool:
 
 def can_be_unsigned(quantize: onnx.NodeProto, graph: QdqGraph) -> bool:
     """Return whether a QuantizeLinear's int8 codes can be uint8 codes for the same numbers."""
-    known = graph.quantized_type(quantize) == TensorProto.INT8 and graph.scalar_zero_point(quantize) is not None
+    known = graph.quantized_type(quantize) == TensorProto.INT8 and graph.zero_point(quantize) is not None
     return known and _is_plain(quantize, graph)
 
 
@@ -60,7 +62,7 @@ def make_signed(editor: Editor, node: onnx.NodeProto) -> str:
     quantize = graph.quantizer(node) if node.op_type == "DequantizeLinear" else node
     if quantize is None:
         return ""
-    shift = graph.scalar_zero_point(quantize) or 0
+    shift = graph.zero_point(quantize) or 0
     _convert(editor, quantize, shift=-shift, dtype=np.int8)
     return f"wrote its uint8 codes around {shift} as int8 around 0"
 
@@ -70,7 +72,8 @@ def make_unsigned(editor: Editor, quantize: onnx.NodeProto) -> str:
     graph = editor.graph
     if not can_be_unsigned(quantize, graph):
         return ""
-    if graph.scalar_zero_point(quantize) == 0 and _is_not_negative(quantize.input[0], graph):
+    clips = graph.opset >= CLIPS_CODES
+    if clips and graph.zero_point(quantize) == 0 and _is_not_negative(quantize.input[0], graph):
         if not list(_clips(quantize, graph)):
             _clip(editor, quantize)
         _convert(editor, quantize, shift=0, dtype=np.uint8)
@@ -92,9 +95,7 @@ def _is_plain(quantize: onnx.NodeProto, graph: QdqGraph) -> bool:
                 if reader.op_type == "Clip" and any(bound is None for bound in bounds):
                     return False
                 waiting.extend(reader.output)
-            elif reader.op_type != "DequantizeLinear" or (
-                graph.scalar_zero_point(reader) != graph.scalar_zero_point(quantize)
-            ):
+            elif reader.op_type != "DequantizeLinear" or (graph.zero_point(reader) != graph.zero_point(quantize)):
                 return False
     return True
 
@@ -142,7 +143,7 @@ def _clip(editor: Editor, quantize: onnx.NodeProto) -> None:
 
 def _convert(editor: Editor, quantize: onnx.NodeProto, *, shift: int, dtype: Any) -> None:
     graph = editor.graph
-    point = (graph.scalar_zero_point(quantize) or 0) + shift
+    point = (graph.zero_point(quantize) or 0) + shift
     limits = np.iinfo(dtype)
     changed: dict[str, onnx.NodeProto] = {}
     for dequantize, between in graph.pair(quantize):

@@ -12,8 +12,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from ..source_graph import type_name
 from .base import Finding, Rule
-from .graph import QdqGraph, attribute, has_input, type_name
+from .graph import QdqGraph, attribute, has_input
 
 __all__ = ["RULES"]
 
@@ -28,6 +29,7 @@ _DOMAINS = {
     "onnxruntime": OWN_DOMAINS | {"ai.onnx.ml", "com.microsoft"},
     "openvino": OWN_DOMAINS | {"com.microsoft"},
 }
+_GIVEN = "an input of the graph: every caller would have to bring it, and no kernel can be chosen by it"
 _FIRST_IR_WITHOUT_LISTED_INITIALIZERS = 4
 
 
@@ -35,15 +37,17 @@ def find_bad_scales(graph: QdqGraph) -> Iterator[Finding]:
     """Scales that are not constant, not positive finite numbers, or not as many as the axis is long."""
     for node in graph.of_type("QuantizeLinear", "DequantizeLinear"):
         scale = graph.constant(node.input[1])
-        if scale is None:
-            if graph.target.family == "tensorrt":
-                yield Finding(node=graph.name(node), message=_not_constant(node.input[1], graph))
-            continue
-        if graph.target.family == "tensorrt" and graph.elem_type(node.input[1]) not in _SCALE_TYPES | {0}:
-            found = type_name(graph.elem_type(node.input[1]))
+        kind = graph.elem_type(node.input[1])
+        if kind not in _SCALE_TYPES | {0}:
             yield Finding(
-                node=graph.name(node), message=f"its scale is {found}; allowed are float32, float16 and bfloat16"
+                node=graph.name(node), message=f"its scale is {type_name(kind)}; allowed are float32, float16, bfloat16"
             )
+        elif scale is None:
+            yield from _not_constant(node, graph)
+        if graph.target.family != "tensorrt" and has_input(node, 2) and graph.is_input(node.input[2]):  # else E2
+            yield Finding(node=graph.name(node), message=f"its zero point {node.input[2]!r} is {_GIVEN}")
+        if scale is None:
+            continue
         numbers = scale.astype(np.float64).reshape(-1)
         wrong = np.flatnonzero(~(np.isfinite(numbers) & (numbers > 0)))
         if wrong.size:
@@ -56,10 +60,15 @@ def find_bad_scales(graph: QdqGraph) -> Iterator[Finding]:
         yield from _wrong_sizes(node, scale.shape, graph)
 
 
-def _not_constant(tensor: str, graph: QdqGraph) -> str:
+def _not_constant(node: onnx.NodeProto, graph: QdqGraph) -> Iterator[Finding]:
+    tensor = node.input[1]
     maker = graph.producer(tensor)
     source = f"made by {maker.op_type} {graph.name(maker)!r}" if maker is not None else "an input of the graph"
-    return f"its scale {tensor!r} is {source}; TensorRT needs it while it builds the engine (TensorRT-RTX crashes)"
+    if graph.target.family == "tensorrt":
+        why = "TensorRT needs it while it builds the engine (TensorRT-RTX crashes)"
+        yield Finding(node=graph.name(node), message=f"its scale {tensor!r} is {source}; {why}")
+    elif maker is None:  # Those that nodes make are computed, and the layer is then float.
+        yield Finding(node=graph.name(node), message=f"its scale {tensor!r} is {_GIVEN}")
 
 
 def _wrong_sizes(node: onnx.NodeProto, scale: tuple[int, ...], graph: QdqGraph) -> Iterator[Finding]:
@@ -84,7 +93,7 @@ def _wrong_sizes(node: onnx.NodeProto, scale: tuple[int, ...], graph: QdqGraph) 
 
 
 def find_foreign_operators(graph: QdqGraph) -> Iterator[Finding]:
-    """Operators of domains that do not come with the runtime, and TensorRT's refusal of operators on codes."""
+    """Operators that do not exist or do not come with the runtime, and TensorRT's refusal of operators on codes."""
     allowed = _DOMAINS.get(graph.target.family, OWN_DOMAINS)
     functions = {(function.domain, function.name) for function in graph.model.functions}
     for node in graph.nodes:
@@ -92,6 +101,12 @@ def find_foreign_operators(graph: QdqGraph) -> Iterator[Finding]:
             yield Finding(
                 node=graph.name(node),
                 message=f"{node.op_type} is of the domain {node.domain!r}, which {graph.target.title} does not bring",
+            )
+        elif node.domain in OWN_DOMAINS and not onnx.defs.has(node.op_type, graph.opset, ""):
+            yield Finding(
+                node=graph.name(node),
+                message=f"ONNX has no operator {node.op_type} in opset {graph.opset}",
+                repair="export with a newer opset, or without the operator; one of your own needs a domain of its own",
             )
         elif graph.target.family == "tensorrt" and node.op_type in QUANTIZED_OPERATORS:
             yield Finding(
@@ -105,10 +120,9 @@ def find_unsupported_operators(graph: QdqGraph) -> Iterator[Finding]:
     """Operators that the target's table lists as refused."""
     for node in graph.nodes:
         is_reported = node.op_type in QUANTIZED_OPERATORS and graph.target.family == "tensorrt"
-        if node.domain in OWN_DOMAINS and not is_reported and graph.target.refuses([node.op_type]):
-            yield Finding(
-                node=graph.name(node), message=f"{graph.target.title} has no implementation of {node.op_type}"
-            )
+        name = node.op_type if node.domain in OWN_DOMAINS else f"{node.domain}.{node.op_type}"
+        if not is_reported and graph.target.refuses([name]):
+            yield Finding(node=graph.name(node), message=f"{graph.target.title} has no implementation of {name}")
 
 
 def find_wrong_opset(graph: QdqGraph) -> Iterator[Finding]:

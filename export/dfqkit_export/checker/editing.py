@@ -12,6 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from ..source_graph import outer_names
 from ..targets import Target
 from .graph import QdqGraph
 
@@ -82,7 +83,7 @@ class Editor:
         graph = self.model.graph
         outputs = {value.name for value in graph.output}
         while True:
-            used = outputs | {name for node in graph.node for name in node.input} | _used_in_subgraphs(graph)
+            used = outputs.union(*(node.input for node in graph.node), *map(outer_names, graph.node))
             unused = [node for node in graph.node if not used.intersection(node.output)]
             if not unused:
                 break
@@ -105,15 +106,6 @@ class Editor:
             count += 1
             name = f"{stem}_{count}"
         return name
-
-
-def _used_in_subgraphs(graph: onnx.GraphProto) -> set[str]:
-    used: set[str] = set()
-    for node in graph.node:
-        for item in node.attribute:
-            for inner in (item.g, *item.graphs):
-                used |= {name for part in inner.node for name in part.input} | _used_in_subgraphs(inner)
-    return used
 
 
 def set_attribute(node: onnx.NodeProto, name: str, value: Any) -> None:

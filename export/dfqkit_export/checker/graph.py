@@ -10,19 +10,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
+from ..shapes import inferred_types
 from ..source_graph import SourceGraph
 from ..targets import Target
 
 __all__ = ["Operand", "QdqGraph"]
 
-# Only small constants matter to shape inference; large ones would be copied through protobuf.
-_SMALL = 1024
-_CONSTANT_CHAIN = frozenset({"Cast", "Identity"})
 # Operators that only move or select values, so that codes may pass through them unchanged.
 MOVES = frozenset(
     {"DepthToSpace", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze"}
@@ -73,7 +69,7 @@ class QdqGraph(SourceGraph):
 
     @cached_property
     def _values(self) -> dict[str, Any]:
-        return {value.name: value.type.tensor_type for value in _inferred(self.model)}
+        return inferred_types(self.model)
 
     def name(self, node: onnx.NodeProto) -> str:
         """Return a node's name, or operator and index where it has none."""
@@ -83,22 +79,9 @@ class QdqGraph(SourceGraph):
         """Yield the nodes of some operators of the default domain."""
         return (node for node in self.nodes if node.op_type in ops and node.domain in ("", "ai.onnx"))
 
-    def constant(self, tensor: str) -> NDArray[Any] | None:
-        """Return a tensor's value where it is an initializer or a Constant, also behind Cast and Identity."""
-        if tensor in self._initializers:
-            return numpy_helper.to_array(self._initializers[tensor])
-        node = self._producer.get(tensor)
-        if node is None:
-            return None
-        if node.op_type == "Constant":
-            return _constant_value(node)
-        if node.op_type in _CONSTANT_CHAIN:
-            value = self.constant(node.input[0])
-            if value is not None and node.op_type == "Cast":
-                to = next(attribute.i for attribute in node.attribute if attribute.name == "to")
-                value = value.astype(helper.tensor_dtype_to_np_dtype(to))
-            return value
-        return None
+    def is_input(self, tensor: str) -> bool:
+        """Return whether the caller gives a tensor; not so initializers that are listed as inputs too."""
+        return tensor in self.activations and self.producer(tensor) is None
 
     def is_initializer(self, tensor: str) -> bool:
         """Return whether a tensor is stored in the file by that name."""
@@ -168,15 +151,6 @@ class QdqGraph(SourceGraph):
         readers = self.readers(tensor)
         return readers[0] if len(readers) == 1 and not self.is_output(tensor) else None
 
-    def scalar_zero_point(self, node: onnx.NodeProto) -> int | None:
-        """Return a Q or DQ node's zero point where all its values are one constant; 0 where it has none."""
-        if not has_input(node, 2):
-            return 0
-        value = self.constant(node.input[2])
-        if value is None or not value.size or np.unique(value.astype(np.float64)).size != 1:
-            return None
-        return int(value.reshape(-1)[0])
-
 
 def has_input(node: onnx.NodeProto, index: int) -> bool:
     """Return whether a node has its optional input number `index`."""
@@ -186,41 +160,3 @@ def has_input(node: onnx.NodeProto, index: int) -> bool:
 def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
     """Return a node's attribute, or what ONNX takes where it is left out."""
     return next((helper.get_attribute_value(item) for item in node.attribute if item.name == name), default)
-
-
-def type_name(elem_type: int) -> str:
-    """Return the name that people know an element type by, such as "uint8"."""
-    return TensorProto.DataType.Name(elem_type).lower() if elem_type else "an unknown type"
-
-
-def _constant_value(node: onnx.NodeProto) -> NDArray[Any] | None:
-    for item in node.attribute:
-        if item.name == "value":
-            return numpy_helper.to_array(item.t)
-        if item.name in ("value_float", "value_floats"):
-            return np.array(helper.get_attribute_value(item), np.float32)
-        if item.name in ("value_int", "value_ints"):
-            return np.array(helper.get_attribute_value(item), np.int64)
-    return None
-
-
-def _inferred(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    slim = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
-    slim.functions.extend(model.functions)
-    graph = slim.graph
-    graph.name = model.graph.name or "graph"
-    graph.node.extend(model.graph.node)
-    graph.input.extend(model.graph.input)
-    graph.output.extend(model.graph.output)
-    graph.value_info.extend(model.graph.value_info)
-    known = {value.name for value in graph.input}
-    for tensor in model.graph.initializer:
-        if np.prod(tensor.dims) <= _SMALL:
-            graph.initializer.append(tensor)
-        elif tensor.name not in known:
-            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    try:
-        inferred = onnx.shape_inference.infer_shapes(slim, data_prop=True).graph
-    except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
-        inferred = graph  # An operator of a domain or version that onnx does not know: what the file declares must do.
-    return [*inferred.input, *inferred.value_info, *inferred.output]

@@ -17,6 +17,7 @@ from .graph import QdqGraph, attribute, has_input
 __all__ = ["fold_norm"]
 
 _PARAMETERS = 4  # gamma, beta, mean, variance
+_SCALES_BY_CHANNEL = 13  # the first opset whose DequantizeLinear has them
 
 
 def fold_norm(editor: Editor, node: str) -> str:
@@ -33,7 +34,10 @@ def fold_norm(editor: Editor, node: str) -> str:
     if any(value is None for value in values):
         return ""
     gamma, beta, mean, variance = (np.asarray(value, np.float64) for value in values)
-    factor = gamma / np.sqrt(variance + attribute(norm, "epsilon", 1e-5))
+    with np.errstate(all="ignore"):
+        factor = gamma / np.sqrt(variance + attribute(norm, "epsilon", 1e-5))
+    if not np.isfinite(factor).all():
+        return ""
     bias = _bias(layer, graph, gamma.size)
     if bias is None or not _scale_weight(editor, layer, factor):
         return ""
@@ -61,7 +65,7 @@ def _bias(layer: onnx.NodeProto, graph: QdqGraph, channels: int) -> NDArray[np.f
     node = graph.producer(layer.input[2])
     if value is None and node is not None and node.op_type == "DequantizeLinear":
         codes, scale = graph.constant(node.input[0]), graph.constant(node.input[1])
-        point = graph.scalar_zero_point(node)
+        point = graph.zero_point(node)
         if codes is not None and scale is not None and point is not None:
             value = (codes.astype(np.float64) - point) * scale
     return None if value is None or value.size != channels else value.astype(np.float64).reshape(-1)
@@ -83,7 +87,13 @@ def _scale_weight(editor: Editor, layer: onnx.NodeProto, factor: NDArray[np.floa
 def _scale_codes(editor: Editor, layer: onnx.NodeProto, dequantize: onnx.NodeProto, factor: NDArray[Any]) -> bool:
     graph = editor.graph
     codes, scale = graph.constant(dequantize.input[0]), graph.constant(dequantize.input[1])
-    if codes is None or scale is None or graph.scalar_zero_point(dequantize) != 0 or codes.dtype != np.int8:
+    if (
+        graph.opset < _SCALES_BY_CHANNEL
+        or codes is None
+        or scale is None
+        or graph.zero_point(dequantize) != 0
+        or codes.dtype != np.int8
+    ):
         return False
     if scale.size > 1 and attribute(dequantize, "axis", 1) % codes.ndim != 0:
         return False

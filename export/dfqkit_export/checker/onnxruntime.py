@@ -15,6 +15,7 @@ from onnx import TensorProto
 
 from ..precision.reasons import float_reasons
 from .base import Finding, Rule
+from .codes import CLIPS_CODES
 from .graph import QdqGraph, attribute
 
 __all__ = ["RULES"]
@@ -24,6 +25,8 @@ ONNXRUNTIME = frozenset({"onnxruntime"})
 _REPORTED = frozenset({"ConvTranspose", "Pad"})
 # Only x86 needs unsigned activations.
 _X86_ONLY = frozenset({"O6", "O7"})
+# Repaired by a Clip on codes.
+_CLIPPING = frozenset({"O5", "O12"})
 
 
 def _layers_with(rule: str) -> Callable[[QdqGraph], Iterator[Finding]]:
@@ -38,7 +41,7 @@ def _layers_with(rule: str) -> Callable[[QdqGraph], Iterator[Finding]]:
                     node=graph.name(layer),
                     message=f"it runs in float: {reason.found}",
                     repair=reason.repair,
-                    fixable=reason.fixable,
+                    fixable=reason.fixable and (rule not in _CLIPPING or graph.opset >= CLIPS_CODES),
                 )
 
     return find
@@ -89,7 +92,7 @@ def find_unsigned_weights(graph: QdqGraph) -> Iterator[Finding]:
             yield Finding(
                 node=graph.name(layer),
                 message="its weights are uint8, whose kernels are about 2.5 times slower than those for int8",
-                fixable=_stored(weight.dequantize, graph) and graph.scalar_zero_point(weight.dequantize) == 128,
+                fixable=_stored(weight.dequantize, graph) and graph.zero_point(weight.dequantize) == 128,
             )
 
 

@@ -81,7 +81,7 @@ def widen_bias(editor: Editor, node: str) -> str:
     scale = editor.graph.constant(found.input[1]) if found is not None else None
     if found is None or codes is None or scale is None or scale.dtype != np.float32:
         return ""
-    point = editor.graph.scalar_zero_point(found)
+    point = editor.graph.zero_point(found)
     if point is None or codes.ndim != 1:
         return ""
     value = (codes.astype(np.int64) - point).astype(np.float32) * scale
@@ -110,7 +110,7 @@ def clip_before(editor: Editor, node: str) -> str:
     quantize = editor.graph.producer(clip.input[0]) if clip is not None else None
     if clip is None or quantize is None or quantize.op_type != "QuantizeLinear":
         return ""
-    scale, point = editor.graph.constant(quantize.input[1]), editor.graph.scalar_zero_point(quantize)
+    scale, point = editor.graph.constant(quantize.input[1]), editor.graph.zero_point(quantize)
     if len(editor.graph.readers(quantize.output[0])) != 1 or scale is None or scale.size != 1 or point is None:
         return ""
     if scale.dtype != np.float32:
@@ -176,7 +176,7 @@ def clip_behind(editor: Editor, node: str) -> str:
         clip = editor.graph.producer(clip.input[0])
     if quantize is None or clip is None or clip.op_type != "Clip" or editor.graph.only_reader(clip.output[0]) is None:
         return ""
-    scale, point = editor.graph.constant(quantize.input[1]), editor.graph.scalar_zero_point(quantize)
+    scale, point = editor.graph.constant(quantize.input[1]), editor.graph.zero_point(quantize)
     dtype = helper.tensor_dtype_to_np_dtype(editor.graph.quantized_type(quantize))
     if scale is None or scale.size != 1 or scale.dtype != np.float32 or point is None:
         return ""

@@ -13,10 +13,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from ..source_graph import type_name
 from .base import Finding, Rule
 from .codes import can_be_signed
 from .common import OWN_DOMAINS, QUANTIZED_OPERATORS
-from .graph import QdqGraph, has_input, type_name
+from .graph import QdqGraph, has_input
 
 __all__ = ["RULES", "is_code", "is_uint8_read_as_int8"]
 
@@ -102,7 +103,7 @@ def find_read_codes(graph: QdqGraph) -> Iterator[Finding]:
         if tensor.data_type not in _CODES:
             continue
         for reader in graph.readers(tensor.name):
-            is_data = reader.input[0] == tensor.name
+            is_data = tensor.name in reader.input[:1]
             if reader.op_type == "DequantizeLinear" or (reader.op_type in ("QuantizeLinear", "Clip") and not is_data):
                 continue
             if _is_reported(reader, graph):

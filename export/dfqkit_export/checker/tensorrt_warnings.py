@@ -12,10 +12,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from ..source_graph import type_name
 from .base import Finding, Rule
 from .codes import can_be_signed
 from .common import EVERY, same_parameters
-from .graph import QdqGraph, attribute, has_input, type_name
+from .graph import QdqGraph, attribute, has_input
 from .tensorrt_errors import TENSORRT, is_code, is_uint8_read_as_int8
 
 __all__ = ["RULES"]
@@ -36,7 +37,7 @@ def find_missing_types(graph: QdqGraph) -> Iterator[Finding]:
 def find_saturating_types(graph: QdqGraph) -> Iterator[Finding]:
     """Unsigned codes that TensorRT reads as signed."""
     for node in graph.of_type("QuantizeLinear"):
-        if is_uint8_read_as_int8(node, graph) and graph.scalar_zero_point(node) == 0:
+        if is_uint8_read_as_int8(node, graph) and graph.zero_point(node) == 0:
             yield Finding(
                 node=graph.name(node),
                 message="its codes are uint8, which TensorRT reads as int8: values above 127 steps saturate",
@@ -80,8 +81,10 @@ def find_wrong_axes(graph: QdqGraph) -> Iterator[Finding]:
         scale, shape = graph.constant(weight.dequantize.input[1]), graph.shape(weight.dequantize.input[0])
         if scale is None or scale.size == 1 or not shape:
             continue
-        transposed = weight.dequantize.output[0] != weight.tensor  # DQ -> Transpose -> MatMul: the axis moves along.
-        expected = _channel_axis(layer, len(shape), transposed)
+        between = _between(weight.dequantize, weight.tensor, graph)
+        if not between <= {"Transpose", "Identity"}:
+            continue  # Where the axis went is not followed further.
+        expected = _channel_axis(layer, len(shape), transposed="Transpose" in between)
         found = attribute(weight.dequantize, "axis", 1) % len(shape)
         if expected is not None and found != expected:
             yield Finding(
@@ -93,7 +96,16 @@ def find_wrong_axes(graph: QdqGraph) -> Iterator[Finding]:
             )
 
 
-def _channel_axis(layer: onnx.NodeProto, rank: int, transposed: bool) -> int | None:
+def _between(dequantize: onnx.NodeProto, tensor: str, graph: QdqGraph) -> set[str]:
+    """The operators through which dequantized weights reach a layer, such as Transpose in front of MatMul."""
+    found: set[str] = set()
+    while tensor != dequantize.output[0] and (node := graph.producer(tensor)) is not None:
+        found.add(node.op_type)
+        tensor = node.input[0]
+    return found
+
+
+def _channel_axis(layer: onnx.NodeProto, rank: int, *, transposed: bool) -> int | None:
     if layer.op_type == "Conv":
         return 0
     if layer.op_type == "ConvTranspose":

@@ -141,7 +141,8 @@ def compare_files(
     whole.add(*logits)
     flipped = logits[0].argmax(1) != logits[1].argmax(1)
     best = np.sort(logits[0][flipped], axis=1)
-    margins = best[:, -1] - best[:, -2] if best.shape[1] > 1 else np.zeros(0)
+    with np.errstate(invalid="ignore"):  # inf - inf
+        margins = best[:, -1] - best[:, -2] if best.shape[1] > 1 else np.zeros(0)
     margin = float(margins.max()) if margins.size and np.isfinite(margins).all() else None
     return Comparison(
         a=a,
@@ -179,8 +180,15 @@ def _batches(
 
 def _logits(side: Side, images: NDArray[np.float32], batch: int, threads: int | None) -> NDArray[np.float32]:
     session = open_session(side.runtime, side.path, threads=threads)
-    found = np.concatenate([session.run(part) for part in batched(images, batch)])
-    return found.reshape(len(found), -1)
+    parts = [(len(part), np.asarray(session.run(part))) for part in batched(images, batch)]
+    for n, part in parts:
+        if part.dtype.kind not in "fiu" or part.shape[:1] != (n,):
+            msg = (
+                f"The first output of {str(side.path)!r} has type {part.dtype} and shape {part.shape} for {n} "
+                "image(s); allowed are numbers, a row of them for each image. Let the classifier give its logits."
+            )
+            raise ArtefactError(msg)
+    return np.concatenate([part.reshape(n, -1).astype(np.float32) for n, part in parts])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +244,9 @@ class _Pair:
 
 
 def _change(plain: NDArray[np.float32], seen: NDArray[np.float32]) -> float:
-    largest, apart = np.nanmax(np.abs(plain), initial=0.0), np.nanmax(np.abs(plain - seen), initial=0.0)
+    with np.errstate(invalid="ignore"):  # inf - inf
+        apart = np.nanmax(np.abs(plain - seen.astype(np.float32)), initial=0.0)
+    largest = np.nanmax(np.abs(plain), initial=0.0)
     return float(apart / largest) if largest else float(apart)
 
 

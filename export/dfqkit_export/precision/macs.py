@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import onnx
 
+from ..shapes import inferred_types
 from ..source_graph import SourceGraph
 from .base import Realised
 
@@ -43,31 +44,11 @@ def with_multiply_adds(realised: Realised, model: onnx.ModelProto) -> Realised:
 
 
 def _shapes(model: onnx.ModelProto, image_shape: tuple[int, ...] | None) -> dict[str, tuple[int, ...]]:
-    fixed = onnx.ModelProto()
-    fixed.CopyFrom(model)
-    # Old files repeat initializers among the inputs.
-    stored = {tensor.name: tuple(tensor.dims) for tensor in fixed.graph.initializer}
-    inputs = [value for value in fixed.graph.input if value.name not in stored]
-    for value in inputs:
-        sizes = value.type.tensor_type.shape.dim
-        wanted = (1, *image_shape) if image_shape is not None else (1, *(size.dim_value for size in sizes[1:]))
-        if len(wanted) == len(sizes):
-            for size, number in zip(sizes, wanted, strict=True):
-                if number > 0:
-                    size.dim_value = number
-    # Sizes that a file states for a symbolic batch contradict the batch of 1, in intermediate tensors and outputs.
-    del fixed.graph.value_info[:]
-    for value in fixed.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    try:
-        inferred = onnx.shape_inference.infer_shapes(fixed, data_prop=True)
-    except (onnx.shape_inference.InferenceError, ValueError):
-        # ValueError: above the 2 GB that a protobuf message can have.
-        return stored
-    for value in [*inputs, *inferred.graph.value_info, *inferred.graph.output]:
-        sizes = value.type.tensor_type.shape.dim
-        if value.type.tensor_type.HasField("shape") and all(size.HasField("dim_value") for size in sizes):
-            stored[value.name] = tuple(size.dim_value for size in sizes)
+    stored = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    # One image: what a file states for a symbolic batch behind its input would contradict that.
+    for name, kind in inferred_types(model, image=image_shape or ()).items():
+        if kind.HasField("shape") and all(size.HasField("dim_value") for size in kind.shape.dim):
+            stored.setdefault(name, tuple(size.dim_value for size in kind.shape.dim))
     return stored
 
 

@@ -23,6 +23,8 @@ _TRANSPARENT = frozenset(
     {"AveragePool", "Cast", "Clip", "Concat", "DepthToSpace", "Flatten", "Identity", "MaxPool", "Mul", "Pad", "Relu"}
     | {"Reshape", "Resize", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 )
+# Matrix products take weights with any zero point.
+_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _EIGHT_BITS = frozenset({"int8", "uint8"})
 _UNKNOWN = "no known rule explains it"
 
@@ -41,7 +43,7 @@ def reason_in_openvino(layer: onnx.NodeProto, graph: SourceGraph) -> str:
         (tensor, "input" if tensor in graph.activations else "weight") for tensor in layer.input[:2]
     ]
     for tensor, kind in operands:
-        reason = _operand_reason(tensor, kind, graph)
+        reason = _operand_reason(tensor, kind, layer, graph)
         if reason:
             return reason
     if layer.op_type == "MatMul" and all(kind == "input" for _, kind in operands):
@@ -54,14 +56,16 @@ def reason_in_openvino(layer: onnx.NodeProto, graph: SourceGraph) -> str:
     return _UNKNOWN
 
 
-def _operand_reason(tensor: str, kind: Operand, graph: SourceGraph) -> str:
+def _operand_reason(tensor: str, kind: Operand, layer: onnx.NodeProto, graph: SourceGraph) -> str:
     dequantizer = _dequantizer(tensor, graph)
     if dequantizer is None:
         return _missing_reason(tensor, kind, graph)
     types = [str(value.dtype) for name in dequantizer.input[::2] if (value := graph.constant(name)) is not None]
     if types and types[0] not in _EIGHT_BITS:
         return f"{kind} {tensor!r} is {types[0]}; integer kernels take 8 bits. Store its codes as int8 or uint8"
-    return (_weight_reason if kind == "weight" else _activation_reason)(tensor, dequantizer, graph)
+    if kind == "weight":
+        return _weight_reason(tensor, dequantizer, layer, graph)
+    return _activation_reason(tensor, dequantizer, graph)
 
 
 def _missing_reason(tensor: str, kind: Operand, graph: SourceGraph) -> str:
@@ -70,11 +74,11 @@ def _missing_reason(tensor: str, kind: Operand, graph: SourceGraph) -> str:
     return f"{kind} {tensor!r} has no DequantizeLinear ({where}); quantize it there"
 
 
-def _weight_reason(tensor: str, dequantizer: onnx.NodeProto, graph: SourceGraph) -> str:
+def _weight_reason(tensor: str, dequantizer: onnx.NodeProto, layer: onnx.NodeProto, graph: SourceGraph) -> str:
     codes = graph.producer(dequantizer.input[0])
     if codes is not None and codes.op_type == "Clip":
         return f"{codes.name!r} clips the codes of weight {tensor!r}; store codes that lie in the range, without Clip"
-    if _zero_points(dequantizer, graph).any():
+    if layer.op_type in _CONVOLUTIONS and _zero_points(dequantizer, graph).any():
         return f"weight {tensor!r} has a zero point other than 0; quantize weights symmetrically, to int8"
     return ""
 

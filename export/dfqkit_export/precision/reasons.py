@@ -81,7 +81,15 @@ def _operand_reasons(tensor: str, graph: SourceGraph) -> Iterator[FloatReason]:
     if producer is None or producer.op_type != "DequantizeLinear":
         yield _missing_pair(tensor, graph)
         return
-    dtype = _code_type(producer, graph)
+    listed = next((name for name in producer.input if name in graph.replaceable), None)
+    if listed is not None:
+        yield FloatReason(
+            rule="W16",
+            found=f"{listed!r} is listed as an input of the graph too, so that a caller may replace it",
+            repair="take initializers off the inputs (torch.onnx: keep_initializers_as_inputs=False)",
+            fixable=True,
+        )
+    dtype = graph.code_type(producer)
     if dtype not in ("", "int8", "uint8"):
         yield FloatReason(
             rule="O8",
@@ -122,7 +130,7 @@ def _missing_pair(tensor: str, graph: SourceGraph) -> FloatReason:
 
 def _code_reasons(dequantize: onnx.NodeProto, graph: SourceGraph) -> Iterator[FloatReason]:
     """What is wrong with an activation's codes, seen from a DequantizeLinear behind them."""
-    if _code_type(dequantize, graph) != "int8":
+    if graph.code_type(dequantize) != "int8":
         return
     maker = graph.producer(dequantize.input[0])
     if maker is not None and maker.op_type == "Clip":
@@ -178,7 +186,7 @@ def _output_reasons(layer: onnx.NodeProto, graph: SourceGraph) -> Iterator[Float
             rule="O4", found=f"its output {tensor!r} reaches {where} without QuantizeLinear", repair="quantize it there"
         )
         return
-    if len(quantizers) > 1:
+    if len({tuple(node.input[1:3]) for node in quantizers}) > 1:  # the runtime makes one of those alike
         names = ", ".join(repr(node.name) for node in quantizers)
         yield FloatReason(
             rule="O11", found=f"its output {tensor!r} is quantized {len(quantizers)} times ({names})", repair="keep one"
@@ -193,15 +201,16 @@ def _output_reasons(layer: onnx.NodeProto, graph: SourceGraph) -> Iterator[Float
 def _range_reasons(
     quantizer: onnx.NodeProto, activations: list[onnx.NodeProto], graph: SourceGraph
 ) -> Iterator[FloatReason]:
-    zero_point = graph.zero_point(quantizer)
+    value, dtype = graph.zero_point(quantizer), graph.code_type(quantizer)
     scale = graph.constant(quantizer.input[1])
-    if zero_point is None:
+    if value is None or scale is None or scale.size != 1:
         yield FloatReason(
-            rule="O13", found=f"{quantizer.name!r} has no scalar zero point", repair="quantize activations per tensor"
+            rule="O13",
+            found=f"{quantizer.name!r} has not one constant scale and zero point",
+            repair="quantize activations per tensor, with scale and zero point as initializers",
         )
         return
-    value, dtype = zero_point
-    if not activations or scale is None or scale.size != 1:
+    if not activations:
         return
     steps = float(scale.reshape(-1)[0])
     begin, end = ((code - value) * steps for code in _CODES.get(dtype, (0, 0)))
@@ -232,6 +241,8 @@ def _limits(activation: onnx.NodeProto, graph: SourceGraph) -> tuple[float, floa
     if activation.op_type == "Relu":
         return 0.0, float(np.inf)
     limits = [-np.inf, np.inf]
+    for item in activation.attribute:  # before opset 11
+        limits[item.name == "max"] = item.f
     for index, tensor in enumerate(activation.input[1:3]):
         value = graph.constant(tensor) if tensor else None
         if value is not None and value.size == 1:
@@ -257,11 +268,3 @@ def _maker(tensor: str, graph: SourceGraph, passed: frozenset[str]) -> onnx.Node
     while producer is not None and producer.op_type in passed:
         producer = graph.producer(producer.input[0])
     return producer
-
-
-def _code_type(node: onnx.NodeProto, graph: SourceGraph) -> str:
-    zero_point = graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-    if zero_point is not None:
-        return str(zero_point.dtype)
-    codes = graph.constant(node.input[0])
-    return str(codes.dtype) if codes is not None else ""

@@ -119,6 +119,7 @@ def profile_file(
     images = random_inputs(model, batch or own_batch(model) or 1).images
     with tempfile.TemporaryDirectory(prefix="dfqkit-") as folder:
         base, words = _float_file(path, against, model, Path(folder))
+        load_onnx(base)  # A damaged file is told here, and not by each runtime in its own words.
         float_bytes = _bytes(base)
         latencies = {}
         for name in dict.fromkeys(runtimes):

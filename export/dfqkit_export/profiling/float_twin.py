@@ -14,12 +14,13 @@ import onnx
 from onnx import helper, numpy_helper
 
 from ..runtimes.ort import OrtSession
-from ..source_graph import SourceGraph
+from ..source_graph import SourceGraph, outer_names
 
 __all__ = ["float_twin"]
 
 _Q, _DQ = "QuantizeLinear", "DequantizeLinear"
 _LOWEST = {"uint8": 0, "int8": -128, "uint16": 0, "int16": -(2**15)}
+_FIRST_IR_WITHOUT_LISTED_INITIALIZERS = 4
 # Behind these, a quantizer without codes below zero does a ReLU's work, and a writer may have left that out.
 _SIGNED = frozenset({"Add", "BatchNormalization", "Conv", "ConvTranspose", "Gemm", "MatMul"})
 
@@ -53,10 +54,9 @@ def float_twin(model: onnx.ModelProto) -> onnx.ModelProto:
         else:
             for place, name in enumerate(node.input):
                 node.input[place] = alias.get(name, name)
+            kept += [_renamed(alias.pop(name), name) for name in sorted(outer_names(node)) if name in alias]
             kept.append(node)
-    for value in twin.graph.output:
-        if value.name in alias:
-            kept.append(helper.make_node("Identity", [alias[value.name]], [value.name], name=f"{value.name}.float"))
+    kept += [_renamed(alias[value.name], value.name) for value in twin.graph.output if value.name in alias]
     return _pruned(twin, kept, constants)
 
 
@@ -69,7 +69,8 @@ def _constants(model: onnx.ModelProto, graph: SourceGraph) -> dict[str, onnx.Ten
     # A session wants an input; nothing reads this one.
     unread = helper.make_tensor_value_info("unread", onnx.TensorProto.FLOAT, [1])
     part = helper.make_graph(fixed, "constants", [unread], outputs, list(model.graph.initializer))
-    runnable = helper.make_model(part, opset_imports=list(model.opset_import), ir_version=model.ir_version)
+    ir_version = max(model.ir_version, _FIRST_IR_WITHOUT_LISTED_INITIALIZERS)
+    runnable = helper.make_model(part, opset_imports=list(model.opset_import), ir_version=ir_version)
     with tempfile.TemporaryDirectory(prefix="dfqkit-") as folder:
         path = Path(folder) / "constants.onnx"
         onnx.save(runnable, str(path))
@@ -77,11 +78,16 @@ def _constants(model: onnx.ModelProto, graph: SourceGraph) -> dict[str, onnx.Ten
     return {name: numpy_helper.from_array(value, name) for name, value in zip(names, values, strict=True)}
 
 
+def _renamed(source: str, name: str) -> onnx.NodeProto:
+    # What a caller, or the graph inside a node, knows by a name that would be gone.
+    return helper.make_node("Identity", [source], [name], name=f"{name}.float")
+
+
 def _cut_off(node: onnx.NodeProto, source: str, graph: SourceGraph, kept: list[onnx.NodeProto]) -> str:
     zero_point, maker = graph.zero_point(node), graph.producer(node.input[0])
-    if zero_point is None or zero_point[0] != _LOWEST.get(zero_point[1]) or maker is None:
+    if zero_point is None or zero_point != _LOWEST.get(graph.code_type(node)):
         return source
-    if maker.op_type not in _SIGNED:
+    if maker is None or maker.op_type not in _SIGNED:
         return source
     kept.append(helper.make_node("Relu", [source], [f"{node.output[0]}.relu"], name=f"{node.name}.relu"))
     return f"{node.output[0]}.relu"
@@ -96,17 +102,14 @@ def _pruned(
         if needed.intersection(node.output):
             alive.append(node)
             needed.update(node.input)
-            needed.update(_outer_names(node))
+            needed.update(outer_names(node))
     stored = {tensor.name: tensor for tensor in twin.graph.initializer} | constants
     tensors = [tensor for name, tensor in stored.items() if name in needed]
-    del twin.graph.node[:], twin.graph.initializer[:], twin.graph.value_info[:]
+    # Those listed as inputs too could be replaced by the caller, and would be inputs alone where they are gone.
+    inputs = [value for value in twin.graph.input if value.name not in stored]
+    twin.ir_version = max(twin.ir_version, _FIRST_IR_WITHOUT_LISTED_INITIALIZERS)
+    del twin.graph.input[:], twin.graph.node[:], twin.graph.initializer[:], twin.graph.value_info[:]
+    twin.graph.input.extend(inputs)
     twin.graph.node.extend(reversed(alive))
     twin.graph.initializer.extend(tensors)
     return twin
-
-
-def _outer_names(node: onnx.NodeProto) -> set[str]:
-    # What subgraphs of control flow read from outside.
-    graphs = [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
-    inner = [one for graph in graphs for one in graph.node]
-    return {name for one in inner for name in (*one.input, *_outer_names(one))}

@@ -226,5 +226,5 @@ def _onnxruntime() -> Any:
 def _rejections() -> tuple[type[Exception], ...]:
     # onnxruntime's exceptions share no base class of their own.
     state = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
-    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented")
+    names = ("EPFail", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented")
     return (ValueError, *(getattr(state, name) for name in (*names, "RuntimeException")))

@@ -37,6 +37,7 @@ __all__ = [
     "Placement",
     "QuantSpace",
     "Target",
+    "as_written",
     "get_target",
 ]
 
@@ -53,3 +54,12 @@ def get_target(name: str) -> Target:
     hint = f" Did you mean '{near[0]}'?" if near else ""
     message = f"Unknown target '{name}'.{hint} Allowed: {', '.join(sorted(TARGETS))}."
     raise TargetError(message)
+
+
+def as_written(name: str) -> bool:
+    """Whether ONNX Runtime computes what a file for a target says only without its optimizations.
+
+    These turn float biases into int32 with a scale that the file does not have, and the runtimes that ask for float
+    biases do not. Of a target that is not in the table nothing is known, and the answer is no.
+    """
+    return name in TARGETS and TARGETS[name].bias == "float"

@@ -158,7 +158,7 @@ class Target:
         zero_point_zero: whether every zero point must be 0 (True) or may be anything (False).
         relu_zero_point: zero point behind a ReLU with which the ReLU costs nothing: ``lowest`` code, or ``any``.
         operators: the table, one row per kind of operator.
-        unsupported: ONNX operator types (domain "") that the runtime refuses.
+        unsupported: operator types that the runtime refuses; those of other domains than ONNX's as "domain.Type".
     """
 
     name: str

@@ -29,6 +29,10 @@ OPENVINO = Target(
     clip_before_quantize=False,
     dtypes=Cell(value=("uint8", "int8"), source=_SEEN),
     relu_zero_point=Cell(value="any", source=f"{_SEEN}: uint8 and int8 with zero point 0 behind Relu both fuse"),
+    unsupported=Cell(
+        value=frozenset(("com.microsoft.QGemm", "com.microsoft.QLinearGlobalAveragePool")),
+        source="measured: OpenVINO 2026.4.1 refuses them in files of quantize_static; not looked into further",
+    ),
     operators=(
         row(
             "Conv", placement="inputs", activations=_ACTIVATIONS, weights=(W8_FULL, W8_TENSOR),

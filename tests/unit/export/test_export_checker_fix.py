@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from dfqkit_export.checker import check_file, check_model, fix, fix_file
 from dfqkit_export.checker.editing import Editor
@@ -251,6 +252,16 @@ def test_the_number_of_images_is_that_of_those_it_ran(batch: Any, images: int, t
     n.batch = batch
     onnx.save(one_conv(n, n.qdq("x", "in", scale=[0.02])), str(tmp_path / "m.onnx"))
     assert fix_file(tmp_path / "m.onnx", "tensorrt", tmp_path / "out.onnx").images == images
+
+
+def test_a_norm_with_a_negative_variance_stays(tmp_path: Path) -> None:
+    n = trt()
+    model = n.model(norm(n, n.conv(n.qdq("x", "in"))))
+    (node,) = (node for node in model.graph.node if node.op_type == "BatchNormalization")
+    variance = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[4])
+    variance.CopyFrom(numpy_helper.from_array(np.full(4, -1, np.float32), variance.name))
+    onnx.save(model, str(tmp_path / "m.onnx"))
+    assert fix_file(tmp_path / "m.onnx", "tensorrt", tmp_path / "out.onnx").applied == ()
 
 
 def test_nothing_is_proved_with_scales_that_are_no_numbers(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tracemalloc
 
 import numpy as np
 import onnx
@@ -234,3 +235,25 @@ def test_unknown_types_are_said() -> None:
     model = tiny()
     model.graph.output[0].type.tensor_type.elem_type = 99
     assert file_facts(model).outputs[0].startswith("y: an unknown type")
+
+
+def test_large_weights_are_not_copied_over_and_over() -> None:
+    codes = np.zeros((2048, 4096), np.int8)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s", "z"], ["wd"]),
+        helper.make_node("MatMul", ["x", "wd"], ["y"], "fc"),
+    ]
+    stored = {"w": codes, "s": np.array(1, F32), "z": np.array(0, np.int8)}
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 2048])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4096])],
+        [numpy_helper.from_array(value, name) for name, value in stored.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    tracemalloc.start()
+    layer_facts(model)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * codes.nbytes

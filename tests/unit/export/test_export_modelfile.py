@@ -297,6 +297,13 @@ def test_nodes_and_graphs_that_onnx_does_not_allow(change: Change, message: str,
         load_onnx(saved(change))
 
 
+def test_names_that_are_no_text(saved: Callable[..., Path]) -> None:
+    path = saved()
+    path.write_bytes(path.read_bytes().replace(b"x_dequantized", b"x_dequant\xa8zed"))
+    with pytest.raises(ArtefactError, match="names of node number 1 are no text"):
+        load_onnx(path)
+
+
 def test_a_scale_as_input_is_no_second_image(saved: Callable[..., Path]) -> None:
     def scale_as_input(model: onnx.ModelProto) -> None:
         del model.graph.initializer[0]

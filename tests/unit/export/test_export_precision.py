@@ -123,7 +123,7 @@ def test_additions_of_a_constant_are_not_layers(tmp_path: Path, qdq: Any) -> Non
 def test_truncated_files_are_refused(residual_net: Write, keep: int) -> None:
     path = residual_net()
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ArtefactError, match="complete|ONNX"):
+    with pytest.raises(ArtefactError, match=r"complete|ONNX"):
         realised_precision(path)
 
 
