@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from ..bundle.entries import parse_json, read_text
 from ..errors import ArtefactError
 from ..files import write_bytes
 from .marks import LayerMark, ModelMarks
+from .significance import PerImage
+from .sketches import unpack_sketches
 
 __all__ = ["Baseline", "Case", "Expected", "Recorded", "read_baseline", "write_baseline"]
 
@@ -106,6 +108,17 @@ class Case:
             KeyError, TypeError, ValueError: It is damaged.
         """
         return _case(values)
+
+    def readable(self) -> Case:
+        """Return the case without what is only compared with, where that is damaged, as an update may take it."""
+        try:
+            self.marks()
+            unpack_sketches(self.sketches)
+            if self.images:
+                PerImage.from_dict(self.images)
+        except ArtefactError:
+            return replace(self, facts={}, images={}, sketches={})
+        return self
 
     def marks(self) -> ModelMarks | None:
         """Return what is kept of the layers; None where nothing is, as for a report.

@@ -502,3 +502,18 @@ def test_the_estimate_rests_on_the_plain_images_of_one_synthesizer(
     (case,) = check([bundle], Baseline(), Options(update=True)).cases
     assert asked == [(96, "digits")] * len(asked)
     assert any(note.startswith("No estimate of the drop on real images: ") for note in case.notes)
+
+
+def test_an_update_takes_a_baseline_whose_facts_are_damaged_and_keeps_its_floors(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "toy")
+    recorded_case = check([bundle], Baseline(), Options(update=True, floors={"agreement": 50.0})).cases[0].entry
+    assert recorded_case is not None
+    layers = {name: {"op": "Conv"} for name in recorded_case.facts["layers"]}
+    damaged = replace(recorded_case, facts={**recorded_case.facts, "layers": layers})
+    baseline = Baseline(cases={"toy": damaged})
+    (case,) = check([bundle], baseline).cases
+    assert "Record it again with --update" in case.error
+    again = check([bundle], baseline, Options(update=True))
+    assert again.exit_code == 0
+    assert again.baseline is not None
+    assert again.baseline.cases["toy"] == recorded_case
