@@ -121,7 +121,7 @@ class OnnxParser:
         model = onnx.load(path)
         for node in model.graph.node:
             self._logger.log(ILogger.VERBOSE, f"Parsing node: {node.name} [{node.op_type}]")
-            if node.op_type == "QLinearConv":
+            if node.op_type == "NegativeLogLikelihoodLoss":
                 self._errors.append(ParserError(node))
         self._network.model = model
         self._network.inputs = [Tensor(value) for value in model.graph.input]
