@@ -188,7 +188,8 @@ class TestTensorRt:
         assert (build.accepted, problem.node, problem.operator, problem.code) == (
             False, "fc", "NegativeLogLikelihoodLoss", "UNSUPPORTED_NODE",
         )  # fmt: skip
-        with pytest.raises(ArtefactError, match=r"bad.onnx.*tensorrt 11.1.0: NegativeLogLikelihoodLoss 'fc': No importer"):
+        refused = r"bad.onnx.*tensorrt 11.1.0: NegativeLogLikelihoodLoss 'fc': No importer"
+        with pytest.raises(ArtefactError, match=refused):
             TensorRtRuntime().load(tmp_path / "bad.onnx")
 
     def test_timings_are_kept_and_those_of_another_version_replaced(self, install: Install, tmp_path: Path) -> None:
