@@ -6,7 +6,7 @@ all of them do with a file first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ import onnx
 
 from ..metrics import Metric
 
-__all__ = ["LayerPrecision", "Realised", "with_unique_names"]
+__all__ = ["LayerPrecision", "Realised", "layer_told", "with_unique_names"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,3 +147,32 @@ def _candidates(stem: str, index: int) -> Iterator[str]:
     yield f"{stem}_{index}"
     for suffix in range(10**6):
         yield f"{stem}_{index}_{suffix}"
+
+
+def layer_told(
+    node: onnx.NodeProto, *, integer: bool, executed: tuple[str, str] | None, place: str, reason: Callable[[], str]
+) -> LayerPrecision:
+    """Say how a layer was executed, from what a runtime told of it.
+
+    Args:
+        node: The layer in the file.
+        integer: Whether the runtime computes it in integers.
+        executed: Operator and name of the kernel that runs; None where the layer was not found.
+        place: Where it was looked for, for people.
+        reason: Says why it ran in float; only asked then.
+    """
+    if integer:
+        detail = ""
+    elif executed is None:
+        detail = f"not found in the {place} (fused or folded under another name); counted as float"
+    else:
+        detail = reason()
+    operator, kernel = executed or ("", "")
+    return LayerPrecision(
+        name=node.name,
+        op=node.op_type,
+        precision="int8" if integer else "float",
+        executed_as=operator,
+        detail=detail,
+        kernel=kernel,
+    )

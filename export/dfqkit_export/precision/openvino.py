@@ -17,7 +17,7 @@ import onnx
 from ..modelfile import load_onnx
 from ..runtimes.openvino import OpenVinoSession
 from ..source_graph import SourceGraph
-from .base import LayerPrecision, Realised, with_unique_names
+from .base import LayerPrecision, Realised, layer_told, with_unique_names
 from .macs import with_multiply_adds
 from .openvino_reasons import reason_in_openvino
 
@@ -87,20 +87,12 @@ def _is_integer(node: Executed) -> bool:
 
 
 def _layer(node: onnx.NodeProto, executed: Executed | None, graph: SourceGraph) -> LayerPrecision:
-    integer = executed is not None and _is_integer(executed)
-    if integer:
-        detail = ""
-    elif executed is None:
-        detail = "not found in the execution graph (fused or folded under another name); counted as float"
-    else:
-        detail = reason_in_openvino(node, graph)
-    return LayerPrecision(
-        name=node.name,
-        op=node.op_type,
-        precision="int8" if integer else "float",
-        executed_as=executed["layerType"] if executed is not None else "",
-        detail=detail,
-        kernel=executed["name"] if executed is not None else "",
+    return layer_told(
+        node,
+        integer=executed is not None and _is_integer(executed),
+        executed=None if executed is None else (executed["layerType"], executed["name"]),
+        place="execution graph",
+        reason=lambda: reason_in_openvino(node, graph),
     )
 
 

@@ -16,7 +16,7 @@ import onnx
 from ..modelfile import load_onnx
 from ..runtimes.ort import OrtSession
 from ..source_graph import SourceGraph
-from .base import LayerPrecision, Realised, with_unique_names
+from .base import LayerPrecision, Realised, layer_told, with_unique_names
 from .macs import with_multiply_adds
 from .reasons import reason_for_float
 
@@ -121,20 +121,12 @@ def _adding_convolution(node: onnx.NodeProto | None) -> onnx.NodeProto | None:
 
 
 def _layer(node: onnx.NodeProto, executed: onnx.NodeProto | None, graph: SourceGraph) -> LayerPrecision:
-    integer = executed is not None and executed.op_type in INTEGER_OPS
-    if integer:
-        detail = ""
-    elif executed is None:
-        detail = "not found in the optimized graph (fused or folded under another name); counted as float"
-    else:
-        detail = reason_for_float(node, graph)
-    return LayerPrecision(
-        name=node.name,
-        op=node.op_type,
-        precision="int8" if integer else "float",
-        executed_as=executed.op_type if executed is not None else "",
-        detail=detail,
-        kernel=_TOKEN.sub("", executed.name) if executed is not None else "",
+    return layer_told(
+        node,
+        integer=executed is not None and executed.op_type in INTEGER_OPS,
+        executed=None if executed is None else (executed.op_type, _TOKEN.sub("", executed.name)),
+        place="optimized graph",
+        reason=lambda: reason_for_float(node, graph),
     )
 
 

@@ -6,7 +6,7 @@ What belongs here: the protocols `Runtime` and `Session`, and what all adapters 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import ArtefactError
 
-__all__ = ["FileSession", "Runtime", "Session", "batched", "check_threads"]
+__all__ = ["FileSession", "OutputsSession", "Runtime", "Session", "batched", "check_threads", "require_one_image"]
 
 Images = NDArray[np.float32]
 Logits = NDArray[np.float32]
@@ -97,6 +97,65 @@ class FileSession(ABC):
         if not fits:
             msg = f"Model {str(self.path)!r} takes images of shape {expected}, found {images.shape}."
             raise ArtefactError(msg)
+
+
+class OutputsSession(FileSession):
+    """A session that gives any of the model's outputs by name, the logits being the first.
+
+    Attributes:
+        input_name: Name of the model's input.
+        output_name: Name of the model's first output, the logits.
+    """
+
+    input_name: str
+    output_name: str
+
+    @abstractmethod
+    def outputs(self, images: Images, names: list[str] | None = None) -> list[NDArray[Any]]:
+        """Compute several of the model's outputs.
+
+        Args:
+            images: Shape (n, C, H, W), float32, normalised.
+            names: Output names; None for all, in the file's order.
+
+        Raises:
+            ArtefactError: The images do not fit the model's input, or an output is unknown.
+        """
+
+    def run(self, images: Images) -> Logits:
+        """Compute logits in one call of the runtime.
+
+        Args:
+            images: Shape (n, C, H, W), float32, normalised.
+
+        Returns:
+            Logits, shape (n, classes).
+
+        Raises:
+            ArtefactError: The images do not fit the model's input.
+        """
+        return np.asarray(self.outputs(images, [self.output_name])[0])
+
+
+def require_one_image(path: Path, inputs: Sequence[tuple[str, str]], outputs: int, *, float32: str) -> None:
+    """Refuse a model with another signature than one float32 input and at least one output.
+
+    Args:
+        path: The file, for the message.
+        inputs: Name and type of each input, as the runtime tells them.
+        outputs: How many outputs there are.
+        float32: What the runtime calls that type.
+
+    Raises:
+        ArtefactError: Says what was found.
+    """
+    if len(inputs) != 1 or not outputs or inputs[0][1] != float32:
+        found = ", ".join(f"{name}: {kind}" for name, kind in inputs)
+        msg = (
+            f"Model {str(path)!r} has {len(inputs)} input(s) ({found}) and {outputs} output(s); allowed is "
+            "one float32 input. Export the classifier alone, with weights as initializers and not as inputs."
+        )
+        raise ArtefactError(msg)
 
 
 def check_threads(threads: int | None) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import ArtefactError, RuntimeUnavailableError
 from ..modelfile import load_onnx
-from .base import FileSession, Images, Logits, check_threads
+from .base import Images, OutputsSession, check_threads, require_one_image
 
 __all__ = ["OpenVinoRuntime", "OpenVinoSession"]
 
@@ -44,7 +44,7 @@ class OpenVinoRuntime:
         return OpenVinoSession(path, **options)
 
 
-class OpenVinoSession(FileSession):
+class OpenVinoSession(OutputsSession):
     """One ONNX file, compiled for OpenVINO's CPU plugin.
 
     One stream, so that a call is one inference after the other; what the file leaves in float is computed in float32,
@@ -74,13 +74,8 @@ class OpenVinoSession(FileSession):
         self.threads = threads
         self._compiled = _compiled(self.path, threads)
         inputs, outputs = list(self._compiled.inputs), list(self._compiled.outputs)
-        if len(inputs) != 1 or not outputs or inputs[0].get_element_type().get_type_name() != "f32":
-            found = ", ".join(f"{value.any_name}: {value.get_element_type().get_type_name()}" for value in inputs)
-            msg = (
-                f"Model {str(path)!r} has {len(inputs)} input(s) ({found}) and {len(outputs)} output(s); allowed is "
-                "one float32 input. Export the classifier alone, with weights as initializers and not as inputs."
-            )
-            raise ArtefactError(msg)
+        told = [(value.any_name, value.get_element_type().get_type_name()) for value in inputs]
+        require_one_image(self.path, told, len(outputs), float32="f32")
         self.input_name: str = inputs[0].any_name
         self.output_name: str = outputs[0].any_name
         self.input_shape = tuple(
@@ -90,30 +85,8 @@ class OpenVinoSession(FileSession):
         self._names = [value.any_name for value in outputs]
         self._request = self._compiled.create_infer_request()
 
-    def run(self, images: Images) -> Logits:
-        """Compute logits in one call of the runtime.
-
-        Args:
-            images: Shape (n, C, H, W), float32, normalised.
-
-        Returns:
-            Logits, shape (n, classes).
-
-        Raises:
-            ArtefactError: The images do not fit the model's input.
-        """
-        return np.asarray(self.outputs(images, [self.output_name])[0])
-
     def outputs(self, images: Images, names: list[str] | None = None) -> list[NDArray[Any]]:
-        """Compute several of the model's outputs.
-
-        Args:
-            images: Shape (n, C, H, W), float32, normalised.
-            names: Output names; None for all, in the file's order.
-
-        Raises:
-            ArtefactError: The images do not fit the model's input, or an output is unknown.
-        """
+        """Compute several of the model's outputs; see `OutputsSession.outputs`."""
         self.check(images)
         wanted = self._names if names is None else names
         unknown = [name for name in wanted if name not in self._places]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ArtefactError, RuntimeUnavailableError
-from .base import FileSession, Images, Logits, check_threads
+from .base import Images, OutputsSession, check_threads, require_one_image
 
 __all__ = ["OrtCudaRuntime", "OrtRuntime", "OrtSession", "OrtTensorRtRuntime"]
 
@@ -79,7 +79,7 @@ class OrtTensorRtRuntime(OrtRuntime):
     package: ClassVar[str] = "onnxruntime-gpu, and TensorRT 10 beside it"
 
 
-class OrtSession(FileSession):
+class OrtSession(OutputsSession):
     """One ONNX file, loaded into one of ONNX Runtime's providers, by default the CPU.
 
     The session runs its operators one after another and with the runtime's deterministic kernels, so that the same
@@ -126,41 +126,14 @@ class OrtSession(FileSession):
         settings = _settings(threads, level, optimized_path, profile_prefix)
         self._session = _inference_session(self.path, settings, provider)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        if len(inputs) != 1 or not outputs or inputs[0].type != "tensor(float)":
-            found = ", ".join(f"{value.name}: {value.type}" for value in inputs)
-            msg = (
-                f"Model {str(path)!r} has {len(inputs)} input(s) ({found}) and {len(outputs)} output(s); allowed is "
-                "one float32 input. Export the classifier alone, with weights as initializers and not as inputs."
-            )
-            raise ArtefactError(msg)
+        told = [(value.name, value.type) for value in inputs]
+        require_one_image(self.path, told, len(outputs), float32="tensor(float)")
         self.input_name: str = inputs[0].name
         self.output_name: str = outputs[0].name
         self.input_shape: tuple[int | str | None, ...] = tuple(inputs[0].shape)
 
-    def run(self, images: Images) -> Logits:
-        """Compute logits in one call of the runtime.
-
-        Args:
-            images: Shape (n, C, H, W), float32, normalised.
-
-        Returns:
-            Logits, shape (n, classes).
-
-        Raises:
-            ArtefactError: The images do not fit the model's input.
-        """
-        return np.asarray(self.outputs(images, [self.output_name])[0])
-
     def outputs(self, images: Images, names: list[str] | None = None) -> list[NDArray[Any]]:
-        """Compute several of the model's outputs.
-
-        Args:
-            images: Shape (n, C, H, W), float32, normalised.
-            names: Output names; None for all, in the file's order.
-
-        Raises:
-            ArtefactError: The images do not fit the model's input, or an output is unknown.
-        """
+        """Compute several of the model's outputs; see `OutputsSession.outputs`."""
         self.check(images)
         feed = {self.input_name: np.ascontiguousarray(images, dtype=np.float32)}
         try:
