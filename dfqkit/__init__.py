@@ -6,32 +6,34 @@ help stay light.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dfqkit_export._version import __version__
+from dfqkit_export.lazy import attach
 
 if TYPE_CHECKING:
+    from dfqkit.api import Result, quantize
+    from dfqkit.config.recipe import Recipe, load_recipe
+    from dfqkit.images import BankDataset, ImageBank
+    from dfqkit.teacher.load import Teacher, load_teacher
     from dfqkit_export.errors import DfqkitError
-    from dfqkit_export.images import ImageSpec
+    from dfqkit_export.images.spec import ImageSpec
 
-    from .api import Result, quantize
-    from .imagebank import BankDataset, ImageBank
-    from .recipe import Recipe, load_recipe
-    from .teacher import Teacher, load_teacher
-
-_HOME = {
-    "BankDataset": "dfqkit.imagebank",
-    "DfqkitError": "dfqkit_export.errors",
-    "ImageBank": "dfqkit.imagebank",
-    "ImageSpec": "dfqkit_export.images",
-    "Recipe": "dfqkit.recipe",
-    "Result": "dfqkit.api",
-    "Teacher": "dfqkit.teacher",
-    "load_recipe": "dfqkit.recipe",
-    "load_teacher": "dfqkit.teacher",
-    "quantize": "dfqkit.api",
-}
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "BankDataset": "dfqkit.images",
+        "DfqkitError": "dfqkit_export.errors",
+        "ImageBank": "dfqkit.images",
+        "ImageSpec": "dfqkit_export.images.spec",
+        "Recipe": "dfqkit.config.recipe",
+        "Result": "dfqkit.api",
+        "Teacher": "dfqkit.teacher.load",
+        "load_recipe": "dfqkit.config.recipe",
+        "load_teacher": "dfqkit.teacher.load",
+        "quantize": "dfqkit.api",
+    },
+)
 
 __all__ = [
     "BankDataset",
@@ -46,14 +48,3 @@ __all__ = [
     "load_teacher",
     "quantize",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        message = f"module 'dfqkit' has no attribute '{name}'"
-        raise AttributeError(message)
-    return getattr(import_module(_HOME[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)

@@ -13,15 +13,14 @@ from typing import Any
 
 from torch import nn
 
-from dfqkit_export.images import ImageSpec
+from dfqkit.config.recipe import Recipe, parse_recipe
+from dfqkit.progress import Progress, silent
+from dfqkit.run.folder import RunFolder
+from dfqkit.run.stage import STAGES, execute, run_facts
+from dfqkit.teacher.load import Teacher
+from dfqkit_export.backends.targets import get_target
+from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.report import Report
-from dfqkit_export.targets import get_target
-
-from .progress import Progress, silent
-from .recipe import Recipe, parse_recipe
-from .run.folder import RunFolder
-from .run.stages import STAGES, execute, run_facts
-from .teacher import Teacher
 
 #: What fewer than 8 bits need beyond calibration; after the shipped W4A4 recipe, without a partner.
 _DISTILL = {

@@ -16,8 +16,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from dfqkit_export.images import ImageSpec
-from dfqkit_export.runtimes.ort import OrtSession
+from dfqkit_export.backends.onnxruntime.session import OrtSession
+from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.sentinel import Sentinel, normalized, write_sentinel
 
 SPEC = ImageSpec(shape=(3, 8, 8), mean=(0.2, 0.15, 0.1), std=(0.3, 0.25, 0.2), classes=10)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dfqkit import losses
 from dfqkit.synthesis.base import Losses, Synthesizer, SynthesizerConfig
-from dfqkit.teacher import Teacher
+from dfqkit.teacher.load import Teacher
 from tests._toys import IMAGE
 
 

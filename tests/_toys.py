@@ -12,10 +12,10 @@ from dfqkit.students.calibration import calibrate, correct_bias
 from dfqkit.students.capture import float_graph
 from dfqkit.students.freezing import freeze
 from dfqkit.students.placement import quantized_graph
-from dfqkit.students.scheme import QuantConfig
-from dfqkit.teacher import Teacher
-from dfqkit_export.images import ImageSpec
-from dfqkit_export.targets import get_target
+from dfqkit.students.quantizers import QuantConfig
+from dfqkit.teacher.load import Teacher
+from dfqkit_export.backends.targets import get_target
+from dfqkit_export.images.spec import ImageSpec
 
 IMAGE = ImageSpec(shape=(3, 16, 16), mean=(0.5, 0.45, 0.4), std=(0.25, 0.25, 0.3), classes=5)
 

@@ -17,24 +17,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dfqkit_export import metrics
-from dfqkit_export.datasets import LabelledImages
+from dfqkit.bench.grid import Cell, Grid
+from dfqkit.bench.imagestats import MOST, image_statistics
+from dfqkit.config.recipe import Recipe
+from dfqkit.images import ImageBank
+from dfqkit.progress import Progress
+from dfqkit.run.context import resolved_synthesis
+from dfqkit.run.folder import RunFolder
+from dfqkit.run.stage import STAGES, execute, run_facts, teacher_of
+from dfqkit.run.validate import real_images
+from dfqkit.synthesis.build import require_needs
+from dfqkit.teacher.load import Teacher
+from dfqkit_export.backends.onnxruntime.session import OrtSession
+from dfqkit_export.backends.realised import realised_precision
 from dfqkit_export.errors import ArtefactError, BusyError
 from dfqkit_export.files import write_bytes
-from dfqkit_export.precision import realised_precision
-from dfqkit_export.runtimes.ort import OrtSession
-
-from ..imagebank import ImageBank
-from ..progress import Progress
-from ..recipe import Recipe
-from ..run.context import resolved_synthesis
-from ..run.folder import RunFolder
-from ..run.proof import real_images
-from ..run.stages import STAGES, execute, run_facts, teacher_of
-from ..synthesis.building import require_needs
-from ..teacher import Teacher
-from .grid import Cell, Grid
-from .imagestats import MOST, image_statistics
+from dfqkit_export.images.labelled import LabelledImages
+from dfqkit_export.measure import metrics
 
 #: The stage of a cell's folder that holds what was measured.
 MEASURED = "bench"

@@ -14,11 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from dfqkit.config.recipe import Recipe, find_file, list_recipes, load_recipe, parse_recipe
+from dfqkit.config.registry import synthesizer
+from dfqkit.synthesis.base import Demand
 from dfqkit_export.errors import RecipeError
-
-from ..recipe import Recipe, find_file, list_recipes, load_recipe, parse_recipe
-from ..registry import synthesizer
-from ..synthesis.base import Demand
 
 Mode = Literal["calibration", "distilled"]
 

@@ -10,10 +10,10 @@ import math
 import torch
 from torch import Tensor
 
-from .. import losses
-from ..anatomy import linear_head
-from ..taps import BatchNormTap, LayerTap, batch_norms
-from ..teacher import Teacher
+from dfqkit import losses
+from dfqkit.teacher.load import Teacher
+from dfqkit.teacher.structure import linear_head
+from dfqkit.teacher.taps import BatchNormTap, LayerTap, batch_norms
 
 #: Images that are looked at: enough for statistics, few enough to be one batch.
 MOST = 256

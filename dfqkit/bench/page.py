@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from dfqkit.bench.plots import cost_plot, drop_plot
+from dfqkit.bench.table import IMAGE_COLUMNS, NOTES, sections, text_of
 from dfqkit_export.report.style import SCRIPT, STYLE
-
-from .plots import cost_plot, drop_plot
-from .table import IMAGE_COLUMNS, NOTES, sections, text_of
 
 _EXTRA = """
 .dot { fill: var(--accent) }

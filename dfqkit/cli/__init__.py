@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dfqkit_export._version import __version__
-
-from . import (
+from dfqkit.cli import (
     bank_command,
     bench_command,
     bundle_command,
@@ -26,8 +24,9 @@ from . import (
     sentinel_command,
     stage_commands,
 )
-from .options import Parser
-from .outcome import EXIT_CODES, guarded
+from dfqkit.cli.options import Parser
+from dfqkit.cli.outcome import EXIT_CODES, guarded
+from dfqkit_export._version import __version__
 
 __all__ = ["main"]
 

@@ -7,12 +7,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import Parser, note, result, table
+from dfqkit.cli.options import Parser, note, result, table
 
 if TYPE_CHECKING:
-    from dfqkit_export.imageset import ImageSet
-
-    from .options import Commands
+    from dfqkit.cli.options import Commands
+    from dfqkit_export.images.stored import ImageSet
 
 _SET = "folder of a set (`dfqkit synthesize RECIPE --n N --out DIR`), or one file from a run's images folder"
 
@@ -95,7 +94,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from ..imagebank.exports import write_class_folders, write_npz
+    from dfqkit.images.exports import write_class_folders, write_npz
 
     images = _opened(args)
     if args.npz is not None:
@@ -113,9 +112,8 @@ def _export(args: argparse.Namespace) -> int:
 
 
 def _sheet(args: argparse.Namespace) -> int:
+    from dfqkit.images.sheet import contact_sheet
     from dfqkit_export.files import write_bytes
-
-    from ..imagebank.sheet import contact_sheet
 
     write_bytes(args.out, contact_sheet(_opened(args)))
     note(f"Wrote {args.out}")
@@ -123,6 +121,6 @@ def _sheet(args: argparse.Namespace) -> int:
 
 
 def _opened(args: argparse.Namespace) -> ImageSet:
-    from dfqkit_export.imageset import ImageSet
+    from dfqkit_export.images.stored import ImageSet
 
     return ImageSet.open(args.path)

@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import Parser, add_compute_options, add_overrides, natural, note, positive, result
-from .outcome import resumable
+from dfqkit.cli.options import Parser, add_compute_options, add_overrides, natural, note, positive, result
+from dfqkit.cli.outcome import resumable
 
 if TYPE_CHECKING:
-    from ..bench.grid import Grid
-    from ..recipe import Recipe
-    from .options import Commands
+    from dfqkit.bench.grid import Grid
+    from dfqkit.cli.options import Commands
+    from dfqkit.config.recipe import Recipe
 
 _DESCRIPTION = (
     "Compare data sources: every recipe's synthesizer makes images for the same teacher at the same cost, a student of "
@@ -61,8 +61,8 @@ def add(commands: Commands) -> None:
 
 def _bench(args: argparse.Namespace) -> int:
     started = time.monotonic()
-    from ..bench.grid import Grid, contestants
-    from ..recipe import load_recipe
+    from dfqkit.bench.grid import Grid, contestants
+    from dfqkit.config.recipe import load_recipe
 
     recipes = contestants(args.recipes, args.overrides)
     distill: dict[str, Any] | None = None
@@ -95,14 +95,13 @@ def _bench(args: argparse.Namespace) -> int:
 def _work(grid: Grid, args: argparse.Namespace) -> None:
     import torch
 
+    from dfqkit.bench.cells import Bench
+    from dfqkit.bench.page import page
+    from dfqkit.bench.table import document, markdown, rows
+    from dfqkit.progress import Progress
+    from dfqkit.run.context import resolve_device
     from dfqkit_export.env import environment
     from dfqkit_export.files import write_bytes
-
-    from ..bench.cells import Bench
-    from ..bench.page import page
-    from ..bench.table import document, markdown, rows
-    from ..progress import Progress
-    from ..run.context import resolve_device
 
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -143,7 +142,7 @@ def _work(grid: Grid, args: argparse.Namespace) -> None:
 
 def _warnings(recipe: Recipe, first: Recipe) -> list[str]:
     """What must be known of a contestant's rows."""
-    from ..run.provenance import warnings_of
+    from dfqkit.run.provenance import warnings_of
 
     found = list(warnings_of(recipe))
     if recipe.bank.batch != first.bank.batch:

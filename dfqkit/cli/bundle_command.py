@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import Parser, note, result, table
+from dfqkit.cli.options import Parser, note, result, table
 
 if TYPE_CHECKING:
-    from .options import Commands
+    from dfqkit.cli.options import Commands
 
 
 def add(commands: Commands) -> None:

@@ -8,12 +8,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import Parser, note, positive, result
+from dfqkit.cli.options import Parser, note, positive, result
 
 if TYPE_CHECKING:
+    from dfqkit.cli.options import Commands
     from dfqkit_export.gate import Baseline, Outcome
-
-    from .options import Commands
 
 _DESCRIPTION = (
     "Run bundles on their sentinel images and compare with the teacher's stored answers and with the baseline; reports "

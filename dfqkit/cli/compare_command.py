@@ -7,14 +7,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dfqkit.cli.options import Parser, note, positive, result
 from dfqkit_export.errors import ArtefactError
 
-from .options import Parser, note, positive, result
-
 if TYPE_CHECKING:
+    from dfqkit.cli.options import Commands
     from dfqkit_export.report import Report
-
-    from .options import Commands
 
 _DESCRIPTION = (
     "Run two ONNX files, or one file in two runtimes, on the same images, and name the first layer whose outputs part, "
@@ -57,8 +55,8 @@ def _compare(args: argparse.Namespace) -> int:
 
 def _files(args: argparse.Namespace) -> int:
     from dfqkit_export.comparison import MIN_SQNR, Side, compare_files, render_comparison
-    from dfqkit_export.inputs import model_image, random_inputs, read_inputs
-    from dfqkit_export.modelfile import load_onnx
+    from dfqkit_export.images.inputs import model_image, random_inputs, read_inputs
+    from dfqkit_export.onnxfile.model import load_onnx
 
     model = load_onnx(args.a)
     if args.b is not None and model_image(model) is None:
@@ -95,9 +93,8 @@ def _reports(args: argparse.Namespace, reports: list[bool]) -> int:
 
 
 def _report(path: Path) -> Report:
+    from dfqkit.cli.running import read_report
     from dfqkit_export.report import Report
-
-    from .running import read_report
 
     if path.is_dir():
         return read_report(path)

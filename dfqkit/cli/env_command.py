@@ -7,10 +7,10 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .options import Parser, result, table
+from dfqkit.cli.options import Parser, result, table
 
 if TYPE_CHECKING:
-    from .options import Commands
+    from dfqkit.cli.options import Commands
 
 
 def add(commands: Commands) -> None:

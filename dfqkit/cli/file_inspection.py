@@ -12,14 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from dfqkit.cli.options import note, result, table
 from dfqkit_export.errors import ArtefactError, DfqkitError
 
-from .options import note, result, table
-
 if TYPE_CHECKING:
+    from dfqkit_export.backends.realised import Realised
     from dfqkit_export.checker import FixResult, Problem
-    from dfqkit_export.filefacts import FileFacts, LayerFacts, QuantFacts
-    from dfqkit_export.precision import Realised
+    from dfqkit_export.onnxfile.summary import FileFacts, LayerFacts, QuantFacts
 
 _DEFAULT_TARGET = "onnxruntime"
 _NODES = 3  # named where a rule is broken in many places; --json has all
@@ -42,11 +41,11 @@ def inspect_file(path: str, target: str | None, fix: str | None, runtimes: Seque
         ArtefactError: The file is no model, takes no images, or has nothing quantized in it.
         TargetError: There is no such target or runtime.
     """
+    from dfqkit_export.backends.runtimes import get_runtime
+    from dfqkit_export.backends.targets import get_target
     from dfqkit_export.checker import check_model, fix_file
-    from dfqkit_export.filefacts import file_facts
-    from dfqkit_export.modelfile import load_onnx, require_images
-    from dfqkit_export.runtimes import get_runtime
-    from dfqkit_export.targets import get_target
+    from dfqkit_export.onnxfile.model import load_onnx, require_images
+    from dfqkit_export.onnxfile.summary import file_facts
 
     for name in runtimes:
         get_runtime(name)
@@ -116,7 +115,7 @@ class _Inspection:
 
 def _realised(path: str, runtimes: Sequence[str]) -> tuple[dict[str, Realised], dict[str, DfqkitError]]:
     """What each runtime did with each layer, and why some could not be asked."""
-    from dfqkit_export.precision import realised_precision
+    from dfqkit_export.backends.realised import realised_precision
 
     found: dict[str, Realised] = {}
     failed: dict[str, DfqkitError] = {}

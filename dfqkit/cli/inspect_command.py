@@ -6,11 +6,11 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from .options import Parser, positive, result
+from dfqkit.cli.options import Parser, positive, result
 
 if TYPE_CHECKING:
-    from ..teacher import Teacher
-    from .options import Commands
+    from dfqkit.cli.options import Commands
+    from dfqkit.teacher.load import Teacher
 
 _DESCRIPTION = (
     "Of a model (a recipe's teacher, or a factory with the shape of its images and its number of classes): BatchNorm "
@@ -61,12 +61,12 @@ def add(commands: Commands) -> None:
 def _inspect(args: argparse.Namespace) -> int:
     _check(args)
     if _is_file(args):
-        from .file_inspection import inspect_file
+        from dfqkit.cli.file_inspection import inspect_file
 
         return inspect_file(args.subject, args.target, args.fix, args.runtime, as_json=args.json)
     teacher = _from_factory(args) if args.factory else _from_recipe(args)
 
-    from ..inspection import inspect_teacher
+    from dfqkit.teacher.inspection import inspect_teacher
 
     facts = inspect_teacher(teacher)
     result(json.dumps({"schema": 1, **facts.to_dict()}, indent=2) if args.json else facts.render_text())
@@ -96,16 +96,15 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _from_recipe(args: argparse.Namespace) -> Teacher:
-    from ..recipe import load_recipe
-    from ..run.stages import teacher_of
+    from dfqkit.config.recipe import load_recipe
+    from dfqkit.run.stage import teacher_of
 
     return teacher_of(load_recipe(args.subject))
 
 
 def _from_factory(args: argparse.Namespace) -> Teacher:
-    from dfqkit_export.images import ImageSpec
-
-    from ..teacher import load_teacher
+    from dfqkit.teacher.load import load_teacher
+    from dfqkit_export.images.spec import ImageSpec
 
     channels = args.shape[0]
     image = ImageSpec(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from .options import Parser, result, table
+from dfqkit.cli.options import Parser, result, table
 
 if TYPE_CHECKING:
-    from .options import Commands
+    from dfqkit.cli.options import Commands
 
 
 def add(commands: Commands) -> None:
@@ -41,7 +41,7 @@ def _list(args: argparse.Namespace) -> int:
 def _recipes() -> list[tuple[str, ...]]:
     import yaml
 
-    from ..recipe import list_recipes
+    from dfqkit.config.recipe import list_recipes
 
     # Only the text is read: validating a recipe imports torch.
     texts = {name: yaml.safe_load(path.read_text(encoding="utf-8")) for name, path in list_recipes().items()}
@@ -49,7 +49,7 @@ def _recipes() -> list[tuple[str, ...]]:
 
 
 def _synthesizers() -> list[tuple[str, ...]]:
-    from ..registry import synthesizers
+    from dfqkit.config.registry import synthesizers
 
     return [
         (name, f"needs {', '.join(sorted(method.needs)) or 'nothing'}", (method.__doc__ or "").partition("\n")[0])
@@ -58,21 +58,21 @@ def _synthesizers() -> list[tuple[str, ...]]:
 
 
 def _targets() -> list[tuple[str, ...]]:
-    from dfqkit_export.targets import TARGETS
-    from dfqkit_export.targets.text import summary
+    from dfqkit_export.backends.target_text import summary
+    from dfqkit_export.backends.targets import TARGETS
 
     return summary(TARGETS.values())
 
 
 def _target(name: str) -> str:
-    from dfqkit_export.targets import get_target
-    from dfqkit_export.targets.text import render_target
+    from dfqkit_export.backends.target_text import render_target
+    from dfqkit_export.backends.targets import get_target
 
     return render_target(get_target(name))
 
 
 def _runtimes() -> list[tuple[str, ...]]:
-    from dfqkit_export.runtimes import RUNTIMES, get_runtime
+    from dfqkit_export.backends.runtimes import RUNTIMES, get_runtime
 
     missing = {name: get_runtime(name).available() for name in RUNTIMES}
     return [(name, "available" if reason is None else "missing", reason or "") for name, reason in missing.items()]

@@ -15,9 +15,8 @@ import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from dfqkit.cli.options import discard_stdout, note
 from dfqkit_export.errors import DfqkitError
-
-from .options import discard_stdout, note
 
 __all__ = ["EXIT_CODES", "Interrupted", "guarded", "resumable"]
 

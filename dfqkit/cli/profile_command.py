@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import Parser, note, positive, result
+from dfqkit.cli.options import Parser, note, positive, result
 
 if TYPE_CHECKING:
-    from .options import Commands
+    from dfqkit.cli.options import Commands
 
 _DESCRIPTION = (
     "Time a quantized file and a float one in turns, in one or several runtimes, with the spread of the timings, the "

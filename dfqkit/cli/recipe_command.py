@@ -7,11 +7,11 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .options import Parser, add_recipe_options, result
-from .running import chosen_recipe
+from dfqkit.cli.options import Parser, add_recipe_options, result
+from dfqkit.cli.running import chosen_recipe
 
 if TYPE_CHECKING:
-    from .options import Commands
+    from dfqkit.cli.options import Commands
 
 
 def add(commands: Commands) -> None:
@@ -45,11 +45,11 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _schema(args: argparse.Namespace) -> int:
-    from ..distill import DistillConfig
-    from ..recipe import Recipe
-    from ..registry import synthesizers
-    from ..shrink import StudentConfig
-    from ..students.scheme import QuantConfig
+    from dfqkit.config.recipe import Recipe
+    from dfqkit.config.registry import synthesizers
+    from dfqkit.students.quantizers import QuantConfig
+    from dfqkit.training.float_student import StudentConfig
+    from dfqkit.training.quantized_student import DistillConfig
 
     known = {name: method.Config for name, method in synthesizers().items()}
     if args.recipe:

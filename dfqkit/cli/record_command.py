@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import Parser, add_compute_options, add_overrides, note, positive, result
-from .running import chosen_recipe
+from dfqkit.cli.options import Parser, add_compute_options, add_overrides, note, positive, result
+from dfqkit.cli.running import chosen_recipe
 
 if TYPE_CHECKING:
-    from .options import Commands
+    from dfqkit.cli.options import Commands
 
 _DESCRIPTION = (
     "Make activation records: per class, mean and covariance of every layer's output on labelled training images. Run "
@@ -58,12 +58,11 @@ def _record(args: argparse.Namespace) -> int:
 
     import torch
 
-    from dfqkit_export.datasets import load_images
-
-    from ..progress import Progress
-    from ..recording import RecordOptions, record
-    from ..run.context import resolve_device, teacher_of
-    from ..run.provenance import measured_on
+    from dfqkit.progress import Progress
+    from dfqkit.records.recording import RecordOptions, record
+    from dfqkit.run.context import resolve_device, teacher_of
+    from dfqkit.run.provenance import measured_on
+    from dfqkit_export.images.labelled import load_images
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)

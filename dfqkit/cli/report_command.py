@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import Parser, note, result
-from .running import read_report
+from dfqkit.cli.options import Parser, note, result
+from dfqkit.cli.running import read_report
 
 if TYPE_CHECKING:
-    from .options import Commands
+    from dfqkit.cli.options import Commands
 
 _PAGE = "report.html"
 
@@ -57,7 +57,7 @@ def _alone(folder: Path, out: Path | None) -> Path:
     report = read_report(folder)
     page = render_html(report, sheets=_sheets(folder)).encode()
     if out is None and _is_run(folder):
-        from ..run.folder import RunFolder
+        from dfqkit.run.folder import RunFolder
 
         with RunFolder.open(folder) as run:
             run.rewrite("validate", _PAGE, page)
@@ -85,6 +85,6 @@ def _is_run(folder: Path) -> bool:
 def _sheets(folder: Path) -> dict[str, bytes]:
     if not (folder / "images").is_dir():
         return {}
-    from ..run.sheets import contact_sheets
+    from dfqkit.run.sheets import contact_sheets
 
     return contact_sheets(folder / "images")

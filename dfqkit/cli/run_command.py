@@ -6,11 +6,11 @@ import argparse
 import time
 from typing import TYPE_CHECKING
 
-from .options import Parser, add_compute_options, add_recipe_options, result
-from .running import begin, carry_out, chosen_recipe, reopen, show_report
+from dfqkit.cli.options import Parser, add_compute_options, add_recipe_options, result
+from dfqkit.cli.running import begin, carry_out, chosen_recipe, reopen, show_report
 
 if TYPE_CHECKING:
-    from .options import Commands
+    from dfqkit.cli.options import Commands
 
 _DESCRIPTION = (
     "Do all stages of a recipe: synthesize images, quantize, distil, export to ONNX, validate in the runtime. Prints "
@@ -45,13 +45,13 @@ def _run(args: argparse.Namespace) -> int:
     else:
         recipe = chosen_recipe(args)
     if args.dry_run:
-        from ..run.stages import plan
+        from dfqkit.run.stage import plan
 
         result(plan(recipe))
         return 0
     if not args.resume:
         folder = begin(args, recipe, validates=True)
-    from ..run.stages import STAGES
+    from dfqkit.run.stage import STAGES
 
     carry_out(folder, recipe, STAGES, args, resume=["dfqkit", "run", "--resume", str(folder.path)])
     return show_report(folder.path, started)

@@ -10,16 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dfqkit.cli.options import note, result
+from dfqkit.cli.outcome import resumable
 from dfqkit_export.errors import ArtefactError
 
-from .options import note, result
-from .outcome import resumable
-
 if TYPE_CHECKING:
+    from dfqkit.config.recipe import Recipe
+    from dfqkit.run.folder import RunFolder
     from dfqkit_export.report import Report
-
-    from ..recipe import Recipe
-    from ..run.folder import RunFolder
 
 _TRIED = 16  # images that show whether a data set has the right form
 
@@ -28,7 +26,7 @@ __all__ = ["begin", "carry_out", "chosen_recipe", "read_report", "reopen", "show
 
 def chosen_recipe(args: argparse.Namespace) -> Recipe:
     """Load the recipe that the arguments `recipe`, `overrides` and `seed` describe."""
-    from ..recipe import load_recipe
+    from dfqkit.config.recipe import load_recipe
 
     recipe = load_recipe(args.recipe, args.overrides)
     return recipe if args.seed is None else recipe.with_seed(args.seed)
@@ -47,11 +45,11 @@ def begin(args: argparse.Namespace, recipe: Recipe, *, validates: bool) -> RunFo
     """
     import torch
 
-    from ..run.context import resolved_synthesis
-    from ..run.folder import RunFolder
-    from ..run.manifest import MANIFEST
-    from ..run.proof import real_images
-    from ..run.stages import resolve_device, run_facts, teacher_of
+    from dfqkit.run.context import resolved_synthesis
+    from dfqkit.run.folder import RunFolder
+    from dfqkit.run.manifest import MANIFEST
+    from dfqkit.run.stage import resolve_device, run_facts, teacher_of
+    from dfqkit.run.validate import real_images
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -76,8 +74,8 @@ def reopen(path: str) -> tuple[RunFolder, Recipe]:
     Raises:
         ArtefactError: It is not a run's folder, or its recipe was changed since.
     """
-    from ..run.folder import RunFolder
-    from ..run.stages import recipe_of
+    from dfqkit.run.folder import RunFolder
+    from dfqkit.run.stage import recipe_of
 
     folder = RunFolder.open(path)
     recipe = recipe_of(folder)
@@ -105,8 +103,8 @@ def carry_out(
     Raises:
         ArtefactError: A stage before the first one is not complete, or was tampered with.
     """
-    from ..progress import Progress
-    from ..run.stages import execute, require_earlier, with_idle
+    from dfqkit.progress import Progress
+    from dfqkit.run.stage import execute, require_earlier, with_idle
 
     with resumable(shlex.join(resume)), folder:
         stages = with_idle(folder, recipe, stages)

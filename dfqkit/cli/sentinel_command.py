@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import Parser, natural, note, positive, result, table
+from dfqkit.cli.options import Parser, natural, note, positive, result, table
 
 if TYPE_CHECKING:
-    from .options import Commands
+    from dfqkit.cli.options import Commands
 
 
 def add(commands: Commands) -> None:
@@ -47,8 +47,8 @@ def add(commands: Commands) -> None:
 
 def _sentinel(args: argparse.Namespace) -> int:
     from dfqkit_export.files import sha256_of_file
-    from dfqkit_export.imageset import ImageSet
-    from dfqkit_export.modelfile import load_onnx
+    from dfqkit_export.images.stored import ImageSet
+    from dfqkit_export.onnxfile.model import load_onnx
     from dfqkit_export.sentinel import TeacherFile, candidates_of, choose, usual_choice, write_sentinel
 
     candidates = candidates_of(

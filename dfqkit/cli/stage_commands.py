@@ -8,14 +8,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import Parser, add_compute_options, add_recipe_options, note, positive
-from .outcome import resumable
-from .running import begin, carry_out, chosen_recipe, ending, reopen, show_report
+from dfqkit.cli.options import Parser, add_compute_options, add_recipe_options, note, positive
+from dfqkit.cli.outcome import resumable
+from dfqkit.cli.running import begin, carry_out, chosen_recipe, ending, reopen, show_report
 
 if TYPE_CHECKING:
-    from ..recipe import Recipe
-    from ..run.folder import RunFolder
-    from .options import Commands
+    from dfqkit.cli.options import Commands
+    from dfqkit.config.recipe import Recipe
+    from dfqkit.run.folder import RunFolder
 
 _STAGES = {
     "train": "train the smaller float student of a run, where its recipe asks for one",
@@ -81,9 +81,9 @@ def _synthesize_set(args: argparse.Namespace, started: float) -> int:
         args.parser.error("--n takes a recipe, not a run's folder: give its name or its file")
     import torch
 
-    from ..progress import Progress
-    from ..run.setfolder import facts_of
-    from ..run.sets import SetPlan, make_set
+    from dfqkit.progress import Progress
+    from dfqkit.run.bank_folder import facts_of
+    from dfqkit.run.bank_making import SetPlan, make_set
 
     out = Path(args.out)
     threads = args.threads or facts_of(out).get("threads")  # sums depend on it, so a set keeps the number it began with

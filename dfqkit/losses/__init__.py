@@ -15,8 +15,8 @@ as zero.
 
 from __future__ import annotations
 
-from .batchnorm import bn_kl, bn_l2, bn_mse, bn_std
-from .classes import (
+from dfqkit.losses.batchnorm import bn_kl, bn_l2, bn_mse, bn_std
+from dfqkit.losses.classes import (
     class_balance,
     hard_sample,
     instance_entropy,
@@ -24,10 +24,10 @@ from .classes import (
     soft_cross_entropy,
     soft_label_error,
 )
-from .contrastive import cosine_margin, info_nce
-from .features import attention, attention_map, fsp, fsp_matrix, hint, relative_error
-from .priors import activation_l1, l2_batch, l2_image, tv_l1, tv_l2
-from .responses import agreeing_kl, competition, js_divergence, kd_kl, logit_l1, logit_mse
+from dfqkit.losses.contrastive import cosine_margin, info_nce
+from dfqkit.losses.features import attention, attention_map, fsp, fsp_matrix, hint, relative_error
+from dfqkit.losses.priors import activation_l1, l2_batch, l2_image, tv_l1, tv_l2
+from dfqkit.losses.responses import agreeing_kl, competition, js_divergence, kd_kl, logit_l1, logit_mse
 
 __all__ = [
     "activation_l1",

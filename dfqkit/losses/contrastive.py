@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from ._numerics import full
+from dfqkit.losses._numerics import full
 
 # A feature shorter than this counts as zero: bounds the gradient, which else grows with the inverse of the length.
 _SHORTEST = 1e-8

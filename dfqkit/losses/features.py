@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from ._numerics import full
+from dfqkit.losses._numerics import full
 
 
 def relative_error(student: Tensor, teacher: Tensor) -> Tensor:

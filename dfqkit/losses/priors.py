@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ._numerics import full, norm
+from dfqkit.losses._numerics import full, norm
 
 
 def tv_l2(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from ._numerics import full
+from dfqkit.losses._numerics import full
 
 
 def kd_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:

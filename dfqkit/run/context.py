@@ -12,23 +12,22 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor, fx, nn
 
+from dfqkit.config.recipe import Recipe, find_file
+from dfqkit.config.registry import synthesizer
+from dfqkit.images import ImageBank
+from dfqkit.progress import Progress
+from dfqkit.run.folder import RunFolder
+from dfqkit.seeds import derive
+from dfqkit.students.capture import float_graph
+from dfqkit.students.quantizers import QuantConfig
+from dfqkit.students.student import build_student, calibrate_student
+from dfqkit.synthesis.base import Demand, Synthesizer, SynthesizerConfig
+from dfqkit.synthesis.build import build_synthesizer
+from dfqkit.teacher.load import Teacher, load_teacher
+from dfqkit.training.float_student import StudentConfig, load_float_student, new_float_student
+from dfqkit.training.loop import Batch, LoopConfig
+from dfqkit_export.backends.targets import Target, get_target
 from dfqkit_export.errors import RecipeError, RuntimeUnavailableError
-from dfqkit_export.targets import Target, get_target
-
-from ..imagebank import ImageBank
-from ..loop import Batch, LoopConfig
-from ..progress import Progress
-from ..recipe import Recipe, find_file
-from ..registry import synthesizer
-from ..seeds import derive
-from ..shrink import StudentConfig, load_float_student, new_float_student
-from ..students.capture import float_graph
-from ..students.scheme import QuantConfig
-from ..students.student import build_student, calibrate_student
-from ..synthesis.base import Demand, Synthesizer, SynthesizerConfig
-from ..synthesis.building import build_synthesizer
-from ..teacher import Teacher, load_teacher
-from .folder import RunFolder
 
 #: File of the smaller float student that is quantized in the teacher's place, where a recipe asks for one.
 FLOAT_STUDENT = "float_student.safetensors"

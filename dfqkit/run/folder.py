@@ -18,11 +18,10 @@ from typing import Any
 
 from torch import Tensor
 
+from dfqkit.run.checkpoint import read_checkpoint, write_checkpoint
+from dfqkit.run.manifest import MANIFEST, SCHEMA, differences, lock, read_manifest
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import sha256_of_file, write_bytes
-
-from .checkpoint import read_checkpoint, write_checkpoint
-from .manifest import MANIFEST, SCHEMA, differences, lock, read_manifest
 
 __all__ = ["RunFolder"]
 

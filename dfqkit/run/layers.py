@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from dfqkit_export import metrics
-from dfqkit_export.activations import layer_outputs
-from dfqkit_export.precision import realised_precision
+from dfqkit_export.backends.realised import realised_precision
+from dfqkit_export.measure import metrics
+from dfqkit_export.measure.activations import layer_outputs
 from dfqkit_export.report import LayerRow, layer_rows
 
 #: Images of the comparison: enough for a ratio, few enough to hold every activation in memory.

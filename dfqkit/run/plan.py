@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dfqkit_export.targets import get_target
-
-from ..recipe import Recipe
+from dfqkit.config.recipe import Recipe
+from dfqkit_export.backends.targets import get_target
 
 
 def plan(recipe: Recipe) -> str:

@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dfqkit.config.recipe import Recipe, find_file
+from dfqkit.config.registry import synthesizer
+from dfqkit.synthesis.base import UNKNOWN, SynthesizerConfig
+from dfqkit_export.backends.runtimes import get_runtime
+from dfqkit_export.backends.targets import Target
 from dfqkit_export.env import environment
 from dfqkit_export.errors import RecipeError
-from dfqkit_export.runtimes import get_runtime
-from dfqkit_export.targets import Target
-
-from ..recipe import Recipe, find_file
-from ..registry import synthesizer
-from ..synthesis.base import UNKNOWN, SynthesizerConfig
 
 if TYPE_CHECKING:
-    from .context import Context
+    from dfqkit.run.context import Context
 
 _TORCHVISION = "torchvision:"
 

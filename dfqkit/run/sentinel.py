@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.imageset import ImageSet
+from dfqkit_export.images.stored import ImageSet
 from dfqkit_export.sentinel import SENTINEL_FILE, TeacherFile, candidates_of, choose, usual_choice, write_sentinel
 
 if TYPE_CHECKING:
-    from .context import Context
+    from dfqkit.run.context import Context
 
 _USED = ("calibration", "held_out")
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dfqkit_export.imageset import ImageSet
-
-from ..imagebank.sheet import SheetForm, contact_sheet
+from dfqkit.images.sheet import SheetForm, contact_sheet
+from dfqkit_export.images.stored import ImageSet
 
 #: Smaller than those of `dfqkit bank sheet`: a page holds several, and they are part of its file.
 _FORM = SheetForm(columns=12, rows=20, most=96)

@@ -1,7 +1,7 @@
 """The target's own runtime, or one of its family, asked about the exported file where ONNX Runtime is not the target.
 
 What belongs here: which runtime is asked for which target, and what a report says where it is absent, refuses the file
-or crashes. What the runtime answers is read in `dfqkit_export.precision`.
+or crashes. What the runtime answers is read in `dfqkit_export.backends.realised`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dfqkit_export.backends.realised import Realised, realised_precision
+from dfqkit_export.backends.runtimes import Session, get_runtime
+from dfqkit_export.backends.targets import Target
 from dfqkit_export.errors import ArtefactError, RuntimeCrashedError
-from dfqkit_export.metrics import Metric
-from dfqkit_export.precision import Realised, realised_precision
+from dfqkit_export.measure.metrics import Metric
 from dfqkit_export.report import Finding, Floor, LayerRow
-from dfqkit_export.runtimes import Session, get_runtime
-from dfqkit_export.targets import Target
 
 #: Family of targets, or runtime where a target has none, to the runtime that answers without the target's hardware.
 WITNESSES = {name: name for name in ("onnxruntime", "openvino", "tensorrt-rtx")} | {"tensorrt": "tensorrt-rtx"}

@@ -7,16 +7,11 @@ from __future__ import annotations
 
 from torch import fx
 
-from dfqkit_export.errors import ArtefactError
-
-from ..distill import DistillConfig, Distiller, measured_pairs
-from ..loop import Loop
-from ..shrink import Shrinker, save_float_student, student_objective
-from ..stream import LiveStream
-from ..students.capture import float_graph
-from ..students.freezing import freeze
-from ..students.scheme import QuantConfig
-from ..students.student import (
+from dfqkit.run.context import FLOAT_STUDENT, Checkpoints, Context
+from dfqkit.students.capture import float_graph
+from dfqkit.students.freezing import freeze
+from dfqkit.students.quantizers import QuantConfig
+from dfqkit.students.student import (
     build_student,
     calibrate_student,
     equalized_graph,
@@ -24,8 +19,12 @@ from ..students.student import (
     restore,
     save_student,
 )
-from ..synthesis.base import Synthesizer
-from .context import FLOAT_STUDENT, Checkpoints, Context
+from dfqkit.synthesis.base import Synthesizer
+from dfqkit.training.float_student import Shrinker, save_float_student, student_objective
+from dfqkit.training.loop import Loop
+from dfqkit.training.quantized_student import DistillConfig, Distiller, measured_pairs
+from dfqkit.training.stream import LiveStream
+from dfqkit_export.errors import ArtefactError
 
 __all__ = ["CALIBRATED", "FINAL", "distill", "quantize", "require_trainable", "stored_student", "train"]
 

@@ -17,9 +17,8 @@ from brevitas.graph.calibrate import bias_correction_mode, calibration_mode
 from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
 
-from dfqkit_export.images import ImageSpec
-
-from .freezing import activation_internals, even_zero_points, short_mantissa
+from dfqkit.students.freezing import activation_internals, even_zero_points, short_mantissa
+from dfqkit_export.images.spec import ImageSpec
 
 #: Significant bits of the input's scale: rounded up to so few that products with it stay exact (see `freezing`).
 INPUT_MANTISSA = 5

@@ -11,12 +11,11 @@ import warnings
 import torch
 from torch import fx, nn
 
+from dfqkit.students.folding import fold_batch_norms
+from dfqkit.students.normal_form import Normaliser
+from dfqkit.students.rewriting import cancel_permutations, fold_scales
 from dfqkit_export.errors import TeacherError
-from dfqkit_export.images import ImageSpec
-
-from .folding import fold_batch_norms
-from .normal_form import Normaliser
-from .rewriting import cancel_permutations, fold_scales
+from dfqkit_export.images.spec import ImageSpec
 
 #: Largest relative difference of outputs between a model and its graph: folding BatchNorm rounds, nothing else differs.
 LARGEST_ERROR = 1e-3

@@ -13,7 +13,7 @@ import torch
 from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
 from torch import Tensor, fx, nn
 
-from dfqkit_export.qdq import input_scales, integer_bias
+from dfqkit.students.onnx_file import input_scales, integer_bias
 
 #: Significant bits of a weight's code and its scale together. With activation scales that are powers of two, the
 #: product of integer accumulator and scale then fits float32's 24 bits for accumulators up to 2^20 at 8 bits and 2^16

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from dfqkit.students.folding import add_submodule, with_parameters
 from dfqkit_export.errors import TeacherError
-
-from .folding import add_submodule, with_parameters
 
 aten = torch.ops.aten
 

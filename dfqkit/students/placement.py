@@ -16,11 +16,10 @@ import brevitas.nn as qnn
 import torch
 from torch import Tensor, fx, nn
 
-from dfqkit_export.images import ImageSpec
-from dfqkit_export.targets import Target
-
-from .normal_form import op_name
-from .scheme import QuantConfig, activation_quantizer, weight_quantizer
+from dfqkit.students.normal_form import op_name
+from dfqkit.students.quantizers import QuantConfig, activation_quantizer, weight_quantizer
+from dfqkit_export.backends.targets import Target
+from dfqkit_export.images.spec import ImageSpec
 
 _WEIGHTED = (nn.Conv2d, nn.Linear)
 _NONNEGATIVE = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid)

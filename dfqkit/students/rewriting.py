@@ -13,7 +13,7 @@ from functools import reduce
 import torch
 from torch import Tensor, fx, nn
 
-from .normal_form import op_name
+from dfqkit.students.normal_form import op_name
 
 _ELEMENTWISE = {"gelu", "hardsigmoid", "hardtanh", "leaky_relu", "relu", "sigmoid", "tanh"}
 _ELEMENTWISE_MODULES = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid, nn.Hardtanh)

@@ -15,14 +15,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, fx
 
+from dfqkit.students.calibration import calibrate, correct_bias, settle
+from dfqkit.students.placement import quantized_graph
+from dfqkit.students.quantizers import QuantConfig
+from dfqkit_export.backends.targets import Target
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import write_bytes
-from dfqkit_export.images import ImageSpec
-from dfqkit_export.targets import Target
-
-from .calibration import calibrate, correct_bias, settle
-from .placement import quantized_graph
-from .scheme import QuantConfig
+from dfqkit_export.images.spec import ImageSpec
 
 
 def build_student(graph: fx.GraphModule, config: QuantConfig, target: Target, image: ImageSpec) -> fx.GraphModule:

@@ -13,9 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError
-
-from ..teacher import Teacher
 
 Losses = dict[str, float]
 

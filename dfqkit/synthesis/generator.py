@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dfqkit_export.images import ImageSpec
+from dfqkit_export.images.spec import ImageSpec
 
 
 class Generator(nn.Module):

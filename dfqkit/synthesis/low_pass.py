@@ -22,9 +22,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dfqkit_export.images import ImageSpec
-
-from .base import Losses, Synthesizer, SynthesizerConfig
+from dfqkit.synthesis.base import Losses, Synthesizer, SynthesizerConfig
+from dfqkit_export.images.spec import ImageSpec
 
 
 def low_pass_response(height: int, width: int, cutoff: float, device: torch.device | str = "cpu") -> Tensor:

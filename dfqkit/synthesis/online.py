@@ -22,10 +22,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..optimizers import cosine, optimizer_tensors, restore_optimizer, under
-from ..teacher import Teacher
-from .base import NO_DEMAND, Demand, Losses, Synthesizer, SynthesizerConfig, require_finite
-from .generator import Generator
+from dfqkit.synthesis.base import NO_DEMAND, Demand, Losses, Synthesizer, SynthesizerConfig, require_finite
+from dfqkit.synthesis.generator import Generator
+from dfqkit.synthesis.optimizers import cosine, optimizer_tensors, restore_optimizer, under
+from dfqkit.teacher.load import Teacher
 
 
 class OnlineConfig(SynthesizerConfig):

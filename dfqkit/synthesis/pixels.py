@@ -22,14 +22,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from dfqkit_export.datasets import load_images
-from dfqkit_export.imageset import image_digest
-
-from ..optimizers import cosine, optimizer_tensors, restore_optimizer, under
-from ..teacher import Teacher
-from .base import NO_DEMAND, Demand, Losses, SynthesizerConfig
-from .deck import Deck
-from .pool import PoolConfig, PoolSynthesizer
+from dfqkit.synthesis.base import NO_DEMAND, Demand, Losses, SynthesizerConfig
+from dfqkit.synthesis.deck import Deck
+from dfqkit.synthesis.optimizers import cosine, optimizer_tensors, restore_optimizer, under
+from dfqkit.synthesis.pool import PoolConfig, PoolSynthesizer
+from dfqkit.teacher.load import Teacher
+from dfqkit_export.images.labelled import load_images
+from dfqkit_export.images.stored import image_digest
 
 _log = logging.getLogger(__name__)
 

@@ -14,12 +14,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from dfqkit.synthesis.base import NO_DEMAND, Demand, Losses, Synthesizer, SynthesizerConfig, require_finite
+from dfqkit.synthesis.deck import Deck
+from dfqkit.synthesis.optimizers import on_device, under
+from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError
-
-from ..optimizers import on_device, under
-from ..teacher import Teacher
-from .base import NO_DEMAND, Demand, Losses, Synthesizer, SynthesizerConfig, require_finite
-from .deck import Deck
 
 
 class PoolConfig(SynthesizerConfig):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..taps import _Tap
+from dfqkit.teacher.taps import _Tap
 
 
 class SwingConvolutions(_Tap):

@@ -5,16 +5,17 @@ What belongs here: the package's main names, resolved on first use, so that `imp
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dfqkit_export.lazy import attach
 
 if TYPE_CHECKING:
-    from .activations import layer_outputs
-    from .checker import CheckResult, FixResult, Problem, check_file, fix_file
-    from .comparison import compare_files
-    from .datasets import LabelledImages, load_images
-    from .env import environment
-    from .errors import (
+    from dfqkit_export.backends.onnxruntime.session import OrtRuntime, OrtSession
+    from dfqkit_export.backends.realised import LayerPrecision, Realised, realised_precision
+    from dfqkit_export.checker import CheckResult, FixResult, Problem, check_file, fix_file
+    from dfqkit_export.comparison import compare_files
+    from dfqkit_export.env import environment
+    from dfqkit_export.errors import (
         ArtefactError,
         CheckFailedError,
         DfqkitError,
@@ -24,56 +25,57 @@ if TYPE_CHECKING:
         TargetError,
         TeacherError,
     )
-    from .estimate import Estimate, estimate_drop
-    from .images import ImageSpec
-    from .latency import measure
-    from .metrics import Metric
-    from .precision import LayerPrecision, Realised, realised_precision
-    from .profiling import profile_file
-    from .report import Finding, Floor, LayerRow, Report, check_floors
-    from .report.page import render_html
-    from .report.text import render_markdown, render_text
-    from .runtimes.ort import OrtRuntime, OrtSession
+    from dfqkit_export.estimate import Estimate, estimate_drop
+    from dfqkit_export.images.labelled import LabelledImages, load_images
+    from dfqkit_export.images.spec import ImageSpec
+    from dfqkit_export.measure.activations import layer_outputs
+    from dfqkit_export.measure.metrics import Metric
+    from dfqkit_export.profiling import profile_file
+    from dfqkit_export.report import Finding, Floor, LayerRow, Report, check_floors
+    from dfqkit_export.report.page import render_html
+    from dfqkit_export.report.text import render_markdown, render_text
 
-_HOME = {
-    "ArtefactError": "errors",
-    "CheckFailedError": "errors",
-    "CheckResult": "checker",
-    "DfqkitError": "errors",
-    "Estimate": "estimate",
-    "Finding": "report",
-    "FixResult": "checker",
-    "Floor": "report",
-    "ImageSpec": "images",
-    "LabelledImages": "datasets",
-    "LayerPrecision": "precision",
-    "LayerRow": "report",
-    "Metric": "metrics",
-    "OrtRuntime": "runtimes.ort",
-    "OrtSession": "runtimes.ort",
-    "Problem": "checker",
-    "Realised": "precision",
-    "RecipeError": "errors",
-    "Report": "report",
-    "RuntimeCrashedError": "errors",
-    "RuntimeUnavailableError": "errors",
-    "TargetError": "errors",
-    "TeacherError": "errors",
-    "check_file": "checker",
-    "check_floors": "report",
-    "compare_files": "comparison",
-    "environment": "env",
-    "estimate_drop": "estimate",
-    "fix_file": "checker",
-    "layer_outputs": "activations",
-    "load_images": "datasets",
-    "measure": "latency",
-    "profile_file": "profiling",
-    "realised_precision": "precision",
-    "render_html": "report.page",
-    "render_markdown": "report.text",
-    "render_text": "report.text",
-}
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "ArtefactError": "dfqkit_export.errors",
+        "CheckFailedError": "dfqkit_export.errors",
+        "CheckResult": "dfqkit_export.checker",
+        "DfqkitError": "dfqkit_export.errors",
+        "Estimate": "dfqkit_export.estimate",
+        "Finding": "dfqkit_export.report",
+        "FixResult": "dfqkit_export.checker",
+        "Floor": "dfqkit_export.report",
+        "ImageSpec": "dfqkit_export.images.spec",
+        "LabelledImages": "dfqkit_export.images.labelled",
+        "LayerPrecision": "dfqkit_export.backends.realised",
+        "LayerRow": "dfqkit_export.report",
+        "Metric": "dfqkit_export.measure.metrics",
+        "OrtRuntime": "dfqkit_export.backends.onnxruntime.session",
+        "OrtSession": "dfqkit_export.backends.onnxruntime.session",
+        "Problem": "dfqkit_export.checker",
+        "Realised": "dfqkit_export.backends.realised",
+        "RecipeError": "dfqkit_export.errors",
+        "Report": "dfqkit_export.report",
+        "RuntimeCrashedError": "dfqkit_export.errors",
+        "RuntimeUnavailableError": "dfqkit_export.errors",
+        "TargetError": "dfqkit_export.errors",
+        "TeacherError": "dfqkit_export.errors",
+        "check_file": "dfqkit_export.checker",
+        "check_floors": "dfqkit_export.report",
+        "compare_files": "dfqkit_export.comparison",
+        "environment": "dfqkit_export.env",
+        "estimate_drop": "dfqkit_export.estimate",
+        "fix_file": "dfqkit_export.checker",
+        "layer_outputs": "dfqkit_export.measure.activations",
+        "load_images": "dfqkit_export.images.labelled",
+        "profile_file": "dfqkit_export.profiling",
+        "realised_precision": "dfqkit_export.backends.realised",
+        "render_html": "dfqkit_export.report.page",
+        "render_markdown": "dfqkit_export.report.text",
+        "render_text": "dfqkit_export.report.text",
+    },
+)
 
 __all__ = [
     "ArtefactError",
@@ -107,23 +109,9 @@ __all__ = [
     "fix_file",
     "layer_outputs",
     "load_images",
-    "measure",
     "profile_file",
     "realised_precision",
     "render_html",
     "render_markdown",
     "render_text",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """Import the module that holds `name` the first time it is asked for."""
-    if name not in _HOME:
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    """List the public names, loaded or not."""
-    return sorted({*globals(), *_HOME})

@@ -7,7 +7,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from .errors import ArtefactError
+from dfqkit_export.errors import ArtefactError
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import ArtefactError
-from .files import write_bytes
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.files import write_bytes
 
 __all__ = ["MAX_FILE", "Entry", "TensorFile", "read_tensors", "tensor_bytes", "write_tensors"]
 

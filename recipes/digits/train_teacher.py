@@ -27,7 +27,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from dfqkit.models import digits_cnn
-from dfqkit_export.images import ImageSpec
+from dfqkit_export.images.spec import ImageSpec
 
 IMAGE = ImageSpec(shape=(1, 16, 16), mean=(0.3,), std=(0.32,), classes=10)
 TEST_SHARE = 0.3

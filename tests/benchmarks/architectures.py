@@ -28,15 +28,15 @@ from torch import Tensor, fx, nn
 
 from dfqkit.students.capture import float_graph
 from dfqkit.students.freezing import freeze
-from dfqkit.students.scheme import QuantConfig
+from dfqkit.students.onnx_file import write_qdq
+from dfqkit.students.quantizers import QuantConfig
 from dfqkit.students.student import build_student, calibrate_student
+from dfqkit_export.backends.realised import Realised, realised_precision
+from dfqkit_export.backends.runtimes import get_runtime
+from dfqkit_export.backends.targets import get_target
 from dfqkit_export.checker import check_file
 from dfqkit_export.errors import DfqkitError
-from dfqkit_export.images import ImageSpec
-from dfqkit_export.precision import Realised, realised_precision
-from dfqkit_export.qdq import write_qdq
-from dfqkit_export.runtimes import get_runtime
-from dfqkit_export.targets import get_target
+from dfqkit_export.images.spec import ImageSpec
 
 NAMES = (
     "resnet18", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "shufflenet_v2_x1_0", "regnet_y_400mf",

@@ -19,13 +19,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from dfqkit_export.datasets import load_images
+from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.estimate.features import Features, measure_features
 from dfqkit_export.files import sha256_of_file
-from dfqkit_export.imageset import ImageSet
-from dfqkit_export.metrics import paired_drop, top1
-from dfqkit_export.runtimes.ort import OrtSession
+from dfqkit_export.images.labelled import load_images
+from dfqkit_export.images.stored import ImageSet
+from dfqkit_export.measure.metrics import paired_drop, top1
 from tests.benchmarks.estimate_faults import FAULTS, File
 
 BATCH = 50

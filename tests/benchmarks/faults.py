@@ -17,9 +17,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.bundle import open_bundle
 from dfqkit_export.gate import Baseline, CaseOutcome, Options, check, check_path, open_subject
-from dfqkit_export.runtimes.ort import OrtSession
 from dfqkit_export.sentinel import normalized
 from tests._faults import FAULTS, VARIANTS, inject
 

@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    command = [sys.executable, "-m", "dfqkit.cli", "run"]
+    command = [sys.executable, "-m", "dfqkit", "run"]
     start = time.monotonic()
     subprocess.run(
         [*command, options.recipe, "--out", str(options.out / "whole"), "-q"], check=False, stdout=subprocess.DEVNULL

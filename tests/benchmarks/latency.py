@@ -23,15 +23,15 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from dfqkit.students.capture import float_graph
 from dfqkit.students.freezing import freeze
-from dfqkit.students.scheme import QuantConfig
+from dfqkit.students.onnx_file import write_float, write_qdq
+from dfqkit.students.quantizers import QuantConfig
 from dfqkit.students.student import build_student, calibrate_student
-from dfqkit.teacher import load_teacher
-from dfqkit_export.images import ImageSpec
-from dfqkit_export.latency import measure
-from dfqkit_export.precision import realised_precision
-from dfqkit_export.qdq import write_float, write_qdq
-from dfqkit_export.runtimes.ort import OrtSession
-from dfqkit_export.targets import get_target
+from dfqkit.teacher.load import load_teacher
+from dfqkit_export.backends.onnxruntime.session import OrtSession
+from dfqkit_export.backends.realised import realised_precision
+from dfqkit_export.backends.targets import get_target
+from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.measure.latency import measure
 
 #: Models, and how many times float32's speed they must reach on a CPU with VNNI.
 ASKED = {"resnet18": 2.8, "mobilenet_v2": 2.0}

@@ -24,13 +24,13 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from dfqkit.registry import synthesizers
+from dfqkit.config.registry import synthesizers
 from dfqkit.seeds import derive
 from dfqkit.synthesis.base import Demand, Synthesizer
 from dfqkit.synthesis.pixels import PixelSynthesizer
-from dfqkit.teacher import Teacher, load_teacher
+from dfqkit.teacher.load import Teacher, load_teacher
 from dfqkit_export.errors import DfqkitError
-from dfqkit_export.images import ImageSpec
+from dfqkit_export.images.spec import ImageSpec
 
 IMAGE = ImageSpec(shape=(3, 32, 32), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), classes=10)
 

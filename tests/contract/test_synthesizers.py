@@ -11,20 +11,20 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from dfqkit.recipe import load_recipe
-from dfqkit.registry import synthesizer
+from dfqkit.config.recipe import load_recipe
+from dfqkit.config.registry import synthesizer
 from dfqkit.run.context import teacher_of
 from dfqkit.seeds import derive
 from dfqkit.students.capture import float_graph
-from dfqkit.students.scheme import QuantConfig
+from dfqkit.students.quantizers import QuantConfig
 from dfqkit.students.student import build_student, calibrate_student
 from dfqkit.synthesis import METHODS
 from dfqkit.synthesis.base import Demand, Synthesizer, SynthesizerConfig
-from dfqkit.synthesis.building import TEACHERS_PART, build_synthesizer
-from dfqkit.teacher import Teacher
+from dfqkit.synthesis.build import TEACHERS_PART, build_synthesizer
+from dfqkit.teacher.load import Teacher
+from dfqkit_export.backends.targets import get_target
 from dfqkit_export.errors import RecipeError
-from dfqkit_export.images import ImageSpec
-from dfqkit_export.targets import get_target
+from dfqkit_export.images.spec import ImageSpec
 from tests._toys import Head
 
 #: A small configuration of every method.
@@ -92,7 +92,7 @@ def opponent(teacher: Teacher) -> fx.GraphModule:
 @pytest.fixture(scope="module")
 def files(teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What configurations name: similar images, a stored set, activation records."""
-    from dfqkit.imagebank import ImageBank
+    from dfqkit.images import ImageBank
 
     folder = tmp_path_factory.mktemp("files")
     rng = np.random.default_rng(0)

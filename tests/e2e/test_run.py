@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 
 import dfqkit
 from dfqkit.cli import main
-from dfqkit.imagebank import ImageBank
-from dfqkit.recipe import list_recipes, load_recipe
+from dfqkit.config.recipe import list_recipes, load_recipe
+from dfqkit.images import ImageBank
 from dfqkit_export.report import Report
 
 TINY = [
@@ -192,7 +192,7 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bytes(tmp_path: Path) -
     overrides = [*TINY, "synthesis.warmup=40", "distill.steps=60", "distill.judge_every=20"]
     assert run(tmp_path / "whole", "--threads", "1", overrides=overrides) == 0
     settings = [part for item in overrides for part in ("--set", item)]
-    command = [sys.executable, "-m", "dfqkit.cli", "run", "digits/dfq-w4a4-ort", "-q", "--threads", "1", *settings]
+    command = [sys.executable, "-m", "dfqkit", "run", "digits/dfq-w4a4-ort", "-q", "--threads", "1", *settings]
     environment = os.environ | {
         "DFQKIT_CHECKPOINT_SECONDS": "0.2",
         "PYTHONPATH": os.pathsep.join(str(Path(__file__).parents[2] / part) for part in (".", "export")),

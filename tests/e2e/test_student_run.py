@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dfqkit.config.recipe import Recipe, load_recipe
 from dfqkit.progress import silent
-from dfqkit.recipe import Recipe, load_recipe
 from dfqkit.run.context import FLOAT_STUDENT, Context
 from dfqkit.run.folder import RunFolder
-from dfqkit.run.proof import real_images
-from dfqkit.run.stages import STAGES, execute
+from dfqkit.run.stage import STAGES, execute
 from dfqkit.run.training import require_trainable
+from dfqkit.run.validate import real_images
 from dfqkit_export.errors import ArtefactError, DfqkitError, RecipeError
 from dfqkit_export.report import Report
 
@@ -103,7 +103,7 @@ def test_a_killed_training_resumes_to_the_same_bytes(
     finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dfqkit.run import context as module
-    from dfqkit.shrink import Shrinker
+    from dfqkit.training.float_student import Shrinker
 
     class Killed(Exception):  # noqa: N818
         pass

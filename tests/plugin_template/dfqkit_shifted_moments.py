@@ -20,11 +20,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dfqkit import losses
-from dfqkit.optimizers import optimizer_tensors, restore_optimizer, under
 from dfqkit.synthesis.base import NO_DEMAND, Demand, Losses, LossWeights
+from dfqkit.synthesis.optimizers import optimizer_tensors, restore_optimizer, under
 from dfqkit.synthesis.pool import PoolConfig, PoolSynthesizer
-from dfqkit.taps import BatchNormTap
-from dfqkit.teacher import Teacher
+from dfqkit.teacher.load import Teacher
+from dfqkit.teacher.taps import BatchNormTap
 
 
 class ShiftedMomentsWeights(LossWeights):

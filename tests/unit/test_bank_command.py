@@ -18,13 +18,13 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from dfqkit.cli import main
-from dfqkit.imagebank import ImageBank
-from dfqkit.imagebank.sheet import contact_sheet
-from dfqkit.run import sets
-from dfqkit_export.datasets import load_images
+from dfqkit.images import ImageBank
+from dfqkit.images.sheet import contact_sheet
+from dfqkit.run import bank_making as sets
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.images import ImageSpec
-from dfqkit_export.imageset import ImageSet
+from dfqkit_export.images.labelled import load_images
+from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.images.stored import ImageSet
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "digits/dfq-w8a8-ort"
@@ -249,7 +249,7 @@ def test_sheet(folder: Path, tmp_path: Path, capsys: Output) -> None:
 
 
 def test_images_that_are_no_pictures_cannot_be_png(tmp_path: Path) -> None:
-    from dfqkit.imagebank.exports import write_class_folders
+    from dfqkit.images.exports import write_class_folders
 
     spec = ImageSpec(shape=(2, 4, 4), mean=(0.5,) * 2, std=(0.5,) * 2, classes=2)
     bank = ImageBank(

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfqkit.imagebank import ImageBank
-from dfqkit.run.setfolder import SetFolder
-from dfqkit.synthesis.bank import Bank, BankConfig
+from dfqkit.images import ImageBank
+from dfqkit.run.bank_folder import SetFolder
 from dfqkit.synthesis.base import Demand
-from dfqkit.teacher import Teacher
+from dfqkit.synthesis.methods.bank import Bank, BankConfig
+from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError
 from tests._toys import IMAGE, toy_teacher
 

@@ -11,9 +11,9 @@ from torch import Tensor, fx, nn
 
 from dfqkit.students.calibration import calibrate, correct_bias
 from dfqkit.students.placement import quantized_graph
-from dfqkit.students.scheme import QuantConfig
-from dfqkit_export.images import ImageSpec
-from dfqkit_export.targets import get_target
+from dfqkit.students.quantizers import QuantConfig
+from dfqkit_export.backends.targets import get_target
+from dfqkit_export.images.spec import ImageSpec
 from tests._toys import IMAGE, Depthwise, images, randomise, student, toy, toy_graph
 
 BLUE = ImageSpec(shape=(3, 16, 16), mean=(0.1, 0.2, 0.9), std=(0.3, 0.2, 0.25), classes=5)

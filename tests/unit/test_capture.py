@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations
 from dfqkit.students.capture import export_graph, float_graph
 from dfqkit.students.normal_form import op_name
 from dfqkit_export.errors import TeacherError
-from dfqkit_export.images import ImageSpec
+from dfqkit_export.images.spec import ImageSpec
 from tests._toys import IMAGE, TOYS, Head, conv_bn, images, randomise, toy
 
 

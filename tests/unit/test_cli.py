@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from dfqkit import cli
 from dfqkit.cli import main
-from dfqkit.run import stages
+from dfqkit.run import stage as stages
 from dfqkit.run.folder import RunFolder
 from dfqkit_export._version import __version__
 from dfqkit_export.errors import RuntimeUnavailableError
@@ -77,7 +77,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandI
 
 
 def dfqkit(*arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dfqkit.cli", *arguments]
+    command = [sys.executable, "-m", "dfqkit", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False, **settings)
 
 
@@ -375,7 +375,7 @@ class TestEndings:
         reader, writer = os.pipe()
         os.close(reader)
         done = subprocess.run(
-            [sys.executable, "-m", "dfqkit.cli", *words],
+            [sys.executable, "-m", "dfqkit", *words],
             stdout=writer, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, check=False,
         )  # fmt: skip
         os.close(writer)
@@ -469,7 +469,7 @@ def test_real_stages_one_by_one_give_the_same_file_as_a_run_that_was_terminated(
     assert main(["synthesize", *recipe, "--out", "steps"]) == 0
     for stage in ("train", "quantize", "distill", "export", "validate"):
         assert main([stage, "steps"]) == 0
-    command = [sys.executable, "-m", "dfqkit.cli", "run", *recipe, "--out", "whole"]
+    command = [sys.executable, "-m", "dfqkit", "run", *recipe, "--out", "whole"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
         assert process.stderr is not None
         while "synthesize 50 %" not in process.stderr.readline():

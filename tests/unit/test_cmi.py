@@ -10,12 +10,12 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from dfqkit.seeds import derive
-from dfqkit.synthesis import cmi
 from dfqkit.synthesis.base import Demand
-from dfqkit.synthesis.cmi import CMI, CMIConfig, CMIWeights
-from dfqkit.teacher import Teacher
+from dfqkit.synthesis.methods import cmi
+from dfqkit.synthesis.methods.cmi import CMI, CMIConfig, CMIWeights
+from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import TeacherError
-from dfqkit_export.images import ImageSpec
+from dfqkit_export.images.spec import ImageSpec
 from tests._toys import images, toy, toy_teacher
 
 SMALL = CMIConfig(batch=8, steps=3, latent=6, width=4, projection=5, lr=0.01, negatives=12, bank=20)

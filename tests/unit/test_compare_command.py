@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from dfqkit.cli import main
-from dfqkit_export.metrics import Metric
+from dfqkit_export.measure.metrics import Metric
 from dfqkit_export.report import Report
 
 ROOT = Path(__file__).parents[2]
@@ -136,7 +136,7 @@ class TestCompare:
         assert main(["compare", str(tmp_path / "bad.json"), str(tmp_path / "bad.json")]) == 2
         assert main(["compare", str(tmp_path / "no.json"), str(tmp_path / "no.json")]) == 2
         assert main(["compare", str(a), "--runtime-b", "tvm"]) == 2
-        monkeypatch.setattr("dfqkit_export.runtimes.openvino.find_spec", lambda name: None)
+        monkeypatch.setattr("dfqkit_export.backends.openvino.session.find_spec", lambda name: None)
         assert main(["compare", str(a), "--runtime-b", "openvino"]) == 3
         assert "pip install 'dfqkit[openvino]'" in capsys.readouterr().err
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from dfqkit.seeds import derive
 from dfqkit.synthesis.base import Demand
-from dfqkit.synthesis.building import require_needs
-from dfqkit.synthesis.dafl import DAFL, DAFLConfig, DAFLWeights
-from dfqkit.teacher import Teacher, load_teacher
+from dfqkit.synthesis.build import require_needs
+from dfqkit.synthesis.methods.dafl import DAFL, DAFLConfig, DAFLWeights
+from dfqkit.teacher.load import Teacher, load_teacher
 from dfqkit_export.errors import RecipeError, TeacherError
-from dfqkit_export.images import ImageSpec
+from dfqkit_export.images.spec import ImageSpec
 from tests._toys import IMAGE, Head, images, randomise, toy_teacher
 
 SMALL = DAFLConfig(batch=16, latent=8, width=4, warmup=6, memory=24)

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from dfqkit.losses import js_divergence
 from dfqkit.seeds import derive
 from dfqkit.synthesis.base import Demand
-from dfqkit.synthesis.deepinversion import DeepInversion, DeepInversionConfig, DeepInversionWeights
-from dfqkit.synthesis.deepinversion_adaptive import (
+from dfqkit.synthesis.methods.deepinversion import DeepInversion, DeepInversionConfig, DeepInversionWeights
+from dfqkit.synthesis.methods.deepinversion_adaptive import (
     AdaptiveDeepInversion,
     AdaptiveDeepInversionConfig,
     AdaptiveDeepInversionWeights,
     author_competition,
 )
-from dfqkit.teacher import Teacher
+from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import RecipeError
-from dfqkit_export.images import ImageSpec
+from dfqkit_export.images.spec import ImageSpec
 from tests._toys import IMAGE, images, toy, toy_teacher
 
 Array = NDArray[np.float64]

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from dfqkit.losses import bn_kl, class_balance, instance_entropy, kd_kl
 from dfqkit.seeds import derive
-from dfqkit.synthesis.dfq import DFQ, DFQConfig, DFQWeights
 from dfqkit.synthesis.generator import Generator
-from dfqkit.taps import BatchNormTap
-from dfqkit.teacher import Teacher
+from dfqkit.synthesis.methods.dfq import DFQ, DFQConfig, DFQWeights
+from dfqkit.teacher.load import Teacher
+from dfqkit.teacher.taps import BatchNormTap
 from dfqkit_export.errors import TeacherError
-from dfqkit_export.images import ImageSpec
+from dfqkit_export.images.spec import ImageSpec
 from tests._toys import IMAGE, Head, student, toy_teacher
 
 SMALL = DFQConfig(generators=2, batch=16, latent=8, width=4, warmup=6, memory=24)

@@ -12,15 +12,15 @@ from pydantic import ValidationError
 from torch import Tensor, fx, nn
 
 from dfqkit import losses
-from dfqkit.distill import DistillConfig, Distiller
-from dfqkit.loop import judge
 from dfqkit.seeds import derive
-from dfqkit.stream import LiveStream, frozen
-from dfqkit.students.scheme import QuantConfig
+from dfqkit.students.quantizers import QuantConfig
 from dfqkit.students.student import build_student, calibrate_student, equalized_graph, snapshot
-from dfqkit.taps import FeatureTap
+from dfqkit.teacher.taps import FeatureTap
+from dfqkit.training.loop import judge
+from dfqkit.training.quantized_student import DistillConfig, Distiller
+from dfqkit.training.stream import LiveStream, frozen
+from dfqkit_export.backends.targets import get_target
 from dfqkit_export.errors import RecipeError
-from dfqkit_export.targets import get_target
 from tests._offset import Offset
 from tests._toys import IMAGE, images, toy_graph, toy_teacher
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dfqkit.recipe import load_recipe
-from dfqkit.run.proof import _estimate
-from dfqkit_export.metrics import Metric
+from dfqkit.config.recipe import load_recipe
+from dfqkit.run.validate import _estimate
+from dfqkit_export.measure.metrics import Metric
 
 
 @pytest.fixture

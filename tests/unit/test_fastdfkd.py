@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from dfqkit.seeds import derive
 from dfqkit.synthesis.base import Demand
-from dfqkit.synthesis.fastdfkd import FastDFKD, FastDFKDConfig, FastDFKDWeights
-from dfqkit.teacher import Teacher
+from dfqkit.synthesis.methods.fastdfkd import FastDFKD, FastDFKDConfig, FastDFKDWeights
+from dfqkit.teacher.load import Teacher
 from tests._toys import toy, toy_teacher
 
 SMALL = FastDFKDConfig(batch=8, steps=3, warmup_batches=2, reset_after=1, latent=6, width=4, shift=0)

@@ -17,7 +17,7 @@ from dfqkit.students.freezing import (
     freeze,
     short_mantissa,
 )
-from dfqkit_export.qdq import input_scales
+from dfqkit.students.onnx_file import input_scales
 from tests._toys import Depthwise, Residual, images, randomise, student
 
 

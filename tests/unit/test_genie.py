@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from dfqkit.seeds import derive
 from dfqkit.synthesis.base import Demand
-from dfqkit.synthesis.genie import GENIE, GENIEConfig, GENIEWeights
-from dfqkit.teacher import Teacher
+from dfqkit.synthesis.methods.genie import GENIE, GENIEConfig, GENIEWeights
+from dfqkit.teacher.load import Teacher
 from tests._toys import images, toy, toy_teacher
 
 SMALL = GENIEConfig(batch=8, steps=4, latent=6, width=4)

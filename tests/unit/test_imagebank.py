@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
-from dfqkit.imagebank import BankDataset, ImageBank
-from dfqkit.teacher import Teacher
-from dfqkit_export.datasets import LabelledImages
+from dfqkit.images import BankDataset, ImageBank
+from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError
+from dfqkit_export.images.labelled import LabelledImages
 from tests._toys import IMAGE, images, toy_teacher
 
 ROOT = Path(__file__).parents[2]
@@ -26,10 +26,10 @@ PROGRAM = """
 import sys
 from pathlib import Path
 import torch
-from dfqkit.factories import build_model
-from dfqkit.imagebank import ImageBank
+from dfqkit.teacher.sources import build_model
+from dfqkit.images import ImageBank
 from dfqkit.teacher import Teacher
-from dfqkit_export.images import ImageSpec
+from dfqkit_export.images.spec import ImageSpec
 image = ImageSpec(shape=(1, 16, 16), mean=(0.3,), std=(0.32,), classes=10)
 teacher = Teacher.from_module(build_model("dfqkit.models:digits_cnn", 10), image)
 images = torch.rand((5, 1, 16, 16), generator=torch.Generator().manual_seed(0))
@@ -206,7 +206,7 @@ class TestDataset:
 
 
 def test_the_package_has_no_other_names() -> None:
-    import dfqkit.imagebank as package
+    import dfqkit.images as package
 
     with pytest.raises(AttributeError, match=r"no attribute 'nothing'"):
         _ = package.nothing

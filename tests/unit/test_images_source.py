@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dfqkit.recipe import load_recipe
+from dfqkit.config.recipe import load_recipe
 from dfqkit.seeds import derive
-from dfqkit.synthesis import images as module
 from dfqkit.synthesis.base import Demand
-from dfqkit.synthesis.images import Images, ImagesConfig
-from dfqkit_export.datasets import load_images
+from dfqkit.synthesis.methods import images as module
+from dfqkit.synthesis.methods.images import Images, ImagesConfig
 from dfqkit_export.errors import ArtefactError, RecipeError
+from dfqkit_export.images.labelled import load_images
 from tests._toys import IMAGE, toy_teacher
 
 COUNT = 40

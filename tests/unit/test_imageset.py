@@ -22,8 +22,8 @@ from safetensors.numpy import save_file
 
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import sha256_of_file
-from dfqkit_export.images import ImageSpec
-from dfqkit_export.imageset import CalibrationReader, ImageSet, image_digest, softmax_top
+from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.images.stored import CalibrationReader, ImageSet, image_digest, softmax_top
 
 ROOT = Path(__file__).parents[2]
 SPEC = ImageSpec(shape=(3, 6, 5), mean=(0.5, 0.4, 0.3), std=(0.25, 0.2, 0.3), classes=4)
@@ -138,7 +138,7 @@ class TestReading:
 
     def test_it_needs_no_torch(self, folder: Path) -> None:
         program = (
-            f"from dfqkit_export.imageset import ImageSet\ns = ImageSet.open({str(folder)!r})\n"
+            f"from dfqkit_export.images.stored import ImageSet\ns = ImageSet.open({str(folder)!r})\n"
             "next(s.batches(3)); s.logits; s.verify()\nimport sys; print('torch' in sys.modules)"
         )
         done = subprocess.run(

@@ -15,8 +15,8 @@ import pytest
 from onnx import numpy_helper
 
 from dfqkit.cli import main
-from dfqkit_export.runtimes import RUNTIMES
-from dfqkit_export.targets import TARGETS
+from dfqkit_export.backends.runtimes import RUNTIMES
+from dfqkit_export.backends.targets import TARGETS
 from tests.unit.export.test_export_modelfile import tiny
 
 ROOT = Path(__file__).parents[2]

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dfqkit.inspection import inspect_teacher
 from dfqkit.models import cifar_resnet20, digits_cnn
-from dfqkit.teacher import Teacher, load_teacher
-from dfqkit_export.images import ImageSpec
+from dfqkit.teacher.inspection import inspect_teacher
+from dfqkit.teacher.load import Teacher, load_teacher
+from dfqkit_export.images.spec import ImageSpec
 
 SMALL = ImageSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.5,), classes=3)
 CIFAR = ImageSpec(shape=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3, classes=10)
@@ -31,7 +31,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
         "dafl": method("features"),
         "lopes": method("records", "batchnorm"),
     }
-    monkeypatch.setitem(sys.modules, "dfqkit.registry", SimpleNamespace(synthesizers=lambda: table))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "dfqkit.config.registry", SimpleNamespace(synthesizers=lambda: table))  # type: ignore[arg-type]
 
 
 def small_net(*, norm: nn.Module | None = None, forward_extra: nn.Module | None = None) -> nn.Sequential:

@@ -106,8 +106,8 @@ def test_types_and_recipes_are_shipped() -> None:
     [
         "import dfqkit",
         "import dfqkit; dir(dfqkit); dfqkit.__version__; dfqkit.ImageSpec; dfqkit.DfqkitError",
-        "from dfqkit.recipe import list_recipes; assert list_recipes()",
-        "from dfqkit.registry import synthesizer_names; assert synthesizer_names()",
+        "from dfqkit.config.recipe import list_recipes; assert list_recipes()",
+        "from dfqkit.config.registry import synthesizer_names; assert synthesizer_names()",
         "import dfqkit.cli",
     ],
 )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dfqkit.recipe import load_recipe
-from dfqkit.registry import synthesizers
+from dfqkit.config.recipe import load_recipe
+from dfqkit.config.registry import synthesizers
 from dfqkit.synthesis.base import LossWeights
 from dfqkit_export.errors import RecipeError
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from dfqkit.seeds import derive
 from dfqkit.synthesis.base import Demand, Synthesizer
-from dfqkit.synthesis.building import build_synthesizer
-from dfqkit.synthesis.dfq import DFQConfig
+from dfqkit.synthesis.build import build_synthesizer
 from dfqkit.synthesis.low_pass import LowPassed, low_pass_response, low_passed
-from dfqkit.synthesis.noise import NoiseConfig
-from dfqkit_export.images import ImageSpec
+from dfqkit.synthesis.methods.dfq import DFQConfig
+from dfqkit.synthesis.methods.noise import NoiseConfig
+from dfqkit_export.images.spec import ImageSpec
 from tests._toys import IMAGE, images, toy_teacher
 
 

@@ -9,16 +9,16 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dfqkit.recipe import find_file, load_recipe
-from dfqkit.recording import RecordOptions, record
-from dfqkit.records import TOP, ActivationRecords, reading
+from dfqkit.config.recipe import find_file, load_recipe
+from dfqkit.records.file import TOP, ActivationRecords, reading
+from dfqkit.records.recording import RecordOptions, record
 from dfqkit.run.context import teacher_of
 from dfqkit.seeds import derive
 from dfqkit.synthesis.base import Demand
-from dfqkit.synthesis.metadata import Metadata, MetadataConfig
-from dfqkit.teacher import Teacher
-from dfqkit_export.datasets import LabelledImages
+from dfqkit.synthesis.methods.metadata import Metadata, MetadataConfig
+from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError, RecipeError
+from dfqkit_export.images.labelled import LabelledImages
 from tests._toys import IMAGE, toy_teacher
 
 ROOT = Path(__file__).parents[2]

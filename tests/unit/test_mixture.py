@@ -12,17 +12,17 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from dfqkit import registry
-from dfqkit.recipe import Recipe, parse_recipe
+from dfqkit.config import registry
+from dfqkit.config.recipe import Recipe, parse_recipe
 from dfqkit.seeds import derive
 from dfqkit.synthesis import METHODS
 from dfqkit.synthesis.base import Demand, Losses, Synthesizer, SynthesizerConfig
-from dfqkit.synthesis.building import build_synthesizer
+from dfqkit.synthesis.build import build_synthesizer
 from dfqkit.synthesis.low_pass import LowPassed
-from dfqkit.synthesis.mixture import Mixture, MixtureConfig
+from dfqkit.synthesis.methods.mixture import Mixture, MixtureConfig
 from dfqkit.synthesis.pool import PoolConfig, PoolSynthesizer
 from dfqkit.synthesis.turns import counts, turns, until_empty
-from dfqkit.teacher import Teacher
+from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import RecipeError
 from tests._toys import IMAGE, images, toy_teacher
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dfqkit import models
 from dfqkit_export.errors import TeacherError
-from dfqkit_export.images import ImageSpec
+from dfqkit_export.images.spec import ImageSpec
 
 CIFAR = ImageSpec(shape=(3, 32, 32), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), classes=10)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dfqkit.moments import can_join, channel_moments, normalised_with_moments
-from dfqkit.taps import BatchNormTap
+from dfqkit.teacher.batchnorm_moments import can_join, channel_moments, normalised_with_moments
+from dfqkit.teacher.taps import BatchNormTap
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

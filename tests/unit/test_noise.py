@@ -7,9 +7,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dfqkit.recipe import load_recipe
+from dfqkit.config.recipe import load_recipe
 from dfqkit.seeds import derive
-from dfqkit.synthesis.noise import Noise, NoiseConfig
+from dfqkit.synthesis.methods.noise import Noise, NoiseConfig
 from dfqkit_export.errors import RecipeError
 from tests._toys import IMAGE, toy_teacher
 

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from dfqkit.seeds import derive
 from dfqkit.synthesis.base import Demand
-from dfqkit.synthesis.dafl import DAFL, DAFLConfig
-from dfqkit.synthesis.dfq import DFQ, DFQConfig
 from dfqkit.synthesis.generator import Generator
+from dfqkit.synthesis.methods.dafl import DAFL, DAFLConfig
+from dfqkit.synthesis.methods.dfq import DFQ, DFQConfig
+from dfqkit.synthesis.methods.zskt import ZSKT, ZSKTConfig
 from dfqkit.synthesis.online import OnlineConfig, OnlineSynthesizer
-from dfqkit.synthesis.zskt import ZSKT, ZSKTConfig
-from dfqkit.teacher import Teacher
+from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.images import ImageSpec
+from dfqkit_export.images.spec import ImageSpec
 from tests._toys import IMAGE, Head, randomise, toy_teacher
 
 SIZES = {"batch": 8, "latent": 8, "width": 4, "warmup": 3, "memory": 16}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from dfqkit.optimizers import cosine, on_device, optimizer_tensors, restore_optimizer, under
+from dfqkit.synthesis.optimizers import cosine, on_device, optimizer_tensors, restore_optimizer, under
 
 MAKERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "adam": lambda m: torch.optim.Adam(m.parameters(), lr=0.1, betas=(0.5, 0.999)),

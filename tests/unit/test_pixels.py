@@ -16,7 +16,7 @@ from dfqkit.seeds import derive
 from dfqkit.synthesis.base import Demand
 from dfqkit.synthesis.deck import Deck
 from dfqkit.synthesis.pixels import PixelConfig, PixelSynthesizer, Stage
-from dfqkit.teacher import Teacher
+from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError
 from tests._toys import IMAGE, toy_teacher
 

@@ -10,9 +10,9 @@ import torch
 from torch import fx, nn
 
 from dfqkit.students.placement import Plan, plan, quantized_graph
-from dfqkit.students.scheme import QuantConfig
+from dfqkit.students.quantizers import QuantConfig
+from dfqkit_export.backends.targets import get_target
 from dfqkit_export.errors import TargetError
-from dfqkit_export.targets import get_target
 from tests._toys import IMAGE, TOYS, images, toy_graph
 
 

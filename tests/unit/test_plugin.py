@@ -17,12 +17,12 @@ TEMPLATE = ROOT / "tests" / "plugin_template"
 PROGRAM = """
 import torch
 from dfqkit import losses
-from dfqkit.registry import synthesizer
+from dfqkit.config.registry import synthesizer
 from dfqkit.seeds import derive
 from dfqkit.synthesis.base import Demand
-from dfqkit.synthesis.building import build_synthesizer
-from dfqkit.recipe import load_recipe
-from dfqkit.taps import BatchNormTap
+from dfqkit.synthesis.build import build_synthesizer
+from dfqkit.config.recipe import load_recipe
+from dfqkit.teacher.taps import BatchNormTap
 from tests._toys import toy_teacher
 
 recipe = load_recipe("digits/dfq-w8a8-ort", ["synthesis={method: shifted-moments, steps: 40, batch: 16, shift: 0.05}"])
@@ -102,11 +102,11 @@ def call(command: list[str], *paths: Path) -> str:
 
 @pytest.mark.slow
 def test_it_is_listed(installed: Path) -> None:
-    listing = call([sys.executable, "-m", "dfqkit.cli", "list", "synthesizers"], installed)
+    listing = call([sys.executable, "-m", "dfqkit", "list", "synthesizers"], installed)
     (line,) = [line for line in listing.splitlines() if line.split()[:1] == ["shifted-moments"]]
     assert "needs batchnorm" in line
     assert "Pixels matched to BatchNorm statistics" in line
-    without = call([sys.executable, "-m", "dfqkit.cli", "list", "synthesizers"])
+    without = call([sys.executable, "-m", "dfqkit", "list", "synthesizers"])
     assert "shifted-moments" not in without
 
 

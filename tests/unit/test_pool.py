@@ -11,11 +11,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from dfqkit.optimizers import optimizer_tensors, restore_optimizer, under
 from dfqkit.seeds import derive
 from dfqkit.synthesis.base import Demand, Losses
+from dfqkit.synthesis.optimizers import optimizer_tensors, restore_optimizer, under
 from dfqkit.synthesis.pool import PoolConfig, PoolSynthesizer
-from dfqkit.teacher import Teacher
+from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError
 from tests._toys import IMAGE, toy_teacher
 

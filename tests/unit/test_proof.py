@@ -11,18 +11,18 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from dfqkit.recipe import Recipe, load_recipe
+from dfqkit.config.recipe import Recipe, load_recipe
 from dfqkit.run.context import resolve_device
 from dfqkit.run.layers import _student_layers, compare_layers
 from dfqkit.run.plan import plan
-from dfqkit.run.proof import GradingSet, compare, real_images
+from dfqkit.run.validate import GradingSet, compare, real_images
 from dfqkit.students.freezing import freeze
-from dfqkit.students.scheme import QuantConfig
+from dfqkit.students.onnx_file import write_float, write_qdq
+from dfqkit.students.quantizers import QuantConfig
 from dfqkit.students.student import build_student, calibrate_student, equalized_graph
+from dfqkit_export.backends.targets import get_target
 from dfqkit_export.errors import ArtefactError, RecipeError, RuntimeUnavailableError
-from dfqkit_export.metrics import Metric
-from dfqkit_export.qdq import write_float, write_qdq
-from dfqkit_export.targets import get_target
+from dfqkit_export.measure.metrics import Metric
 from tests._toys import IMAGE, images, student, toy_graph
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from dfqkit.imagebank import ImageBank
-from dfqkit.recipe import Recipe, load_recipe
+from dfqkit.config.recipe import Recipe, load_recipe
+from dfqkit.images import ImageBank
+from dfqkit.run.bank_folder import SetFolder
 from dfqkit.run.provenance import measured_on, synthesis, warnings_of
-from dfqkit.run.setfolder import SetFolder
 from tests._toys import IMAGE, images, toy_teacher
 
 
@@ -160,7 +160,7 @@ class TestRealData:
 
 def test_sets_say_what_real_data_took_part(tmp_path: Path) -> None:
     from dfqkit.progress import silent
-    from dfqkit.run.sets import SetPlan, make_set
+    from dfqkit.run.bank_making import SetPlan, make_set
 
     section = "{method: images, path: test.npz}"
     plan = SetPlan(n=4)
@@ -171,8 +171,8 @@ def test_sets_say_what_real_data_took_part(tmp_path: Path) -> None:
 
 
 def toy_digits() -> Any:
-    from dfqkit.factories import build_model
-    from dfqkit.teacher import Teacher
+    from dfqkit.teacher.load import Teacher
+    from dfqkit.teacher.sources import build_model
 
     with torch.random.fork_rng():
         return Teacher.from_module(build_model("dfqkit.models:digits_cnn", 10), recipe_of("{method: dfq}").image.spec())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dfqkit.recipe import Recipe, find_file, find_recipe, library, list_recipes, load_recipe, parse_recipe
+from dfqkit.config.recipe import Recipe, find_file, find_recipe, library, list_recipes, load_recipe, parse_recipe
 from dfqkit_export.errors import ArtefactError, RecipeError, TargetError
 
 SMALLEST: dict[str, Any] = {
@@ -104,7 +104,7 @@ class TestRefusals:
     def test_bits_that_the_target_cannot_do(self, field: str, monkeypatch: pytest.MonkeyPatch) -> None:
         import dataclasses
 
-        from dfqkit_export import targets
+        from dfqkit_export.backends import targets
 
         narrow = dataclasses.replace(
             targets.TARGETS["onnxruntime"],
@@ -282,7 +282,7 @@ class TestIdentity:
 
     def test_a_resumed_run_looks_beside_the_recipe_it_came_from(self, tmp_path: Path) -> None:
         from dfqkit.run.folder import RunFolder
-        from dfqkit.run.stages import recipe_of, run_facts
+        from dfqkit.run.stage import recipe_of, run_facts
 
         for recipe in (parse().found_in(tmp_path / "there"), parse()):
             facts = run_facts(recipe)

@@ -17,13 +17,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dfqkit import recording
 from dfqkit.cli import main
-from dfqkit.recording import RecordOptions, graph_basis, record
-from dfqkit.records import TOP, ActivationRecords, Moments, pooled, reading
-from dfqkit.teacher import Teacher
-from dfqkit_export.datasets import LabelledImages
+from dfqkit.records import recording
+from dfqkit.records.file import TOP, ActivationRecords, Moments, pooled, reading
+from dfqkit.records.recording import RecordOptions, graph_basis, record
+from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError, TeacherError
+from dfqkit_export.images.labelled import LabelledImages
 from tests._toys import IMAGE, conv_bn, randomise, toy_teacher
 
 ROOT = Path(__file__).parents[2]
@@ -225,7 +225,7 @@ def test_images_without_labels_or_of_too_few_classes_are_refused(teacher: Teache
 
 
 def test_what_would_not_fit_into_memory_is_refused(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfqkit.recording._MEMORY", 1000)
+    monkeypatch.setattr("dfqkit.records.recording._MEMORY", 1000)
     with pytest.raises(ArtefactError, match="lower --diagonal-above"):
         record(teacher, labelled(20))
 
@@ -340,7 +340,7 @@ class TestCommand:
         return path
 
     def test_digits_from_end_to_end(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
-        from dfqkit.recipe import load_recipe
+        from dfqkit.config.recipe import load_recipe
         from dfqkit.run.context import teacher_of
 
         self.digits(tmp_path / "train.npz")

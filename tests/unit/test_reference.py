@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from dfqkit.students.reference import measuring_points, reference_graph
-from dfqkit.taps import FeatureTap
+from dfqkit.teacher.taps import FeatureTap
+from dfqkit.training.reference import measuring_points, reference_graph
 from tests._toys import TOYS, images, student, toy_graph
 
 

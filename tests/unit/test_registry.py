@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dfqkit.registry import GROUP, synthesizer, synthesizer_names, synthesizers
+from dfqkit.config.registry import GROUP, synthesizer, synthesizer_names, synthesizers
 from dfqkit.synthesis.base import Synthesizer
-from dfqkit.synthesis.dfq import DFQ
+from dfqkit.synthesis.methods.dfq import DFQ
 from dfqkit_export.errors import RecipeError
 
 PLUGIN = """
@@ -67,7 +67,7 @@ def test_an_unknown_name_comes_with_the_nearest_and_with_all() -> None:
 
 @pytest.mark.usefixtures("installed")
 def test_a_plugin_is_found_and_its_section_is_checked() -> None:
-    from dfqkit.recipe import load_recipe
+    from dfqkit.config.recipe import load_recipe
 
     assert synthesizer_names()["hiss"] == "plugin:Hiss"
     assert synthesizer("hiss").__name__ == "Hiss"

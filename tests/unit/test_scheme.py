@@ -9,9 +9,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dfqkit.students.scheme import QuantConfig, activation_quantizer, weight_quantizer
+from dfqkit.students.quantizers import QuantConfig, activation_quantizer, weight_quantizer
+from dfqkit_export.backends.targets import QuantSpace, Target, get_target
 from dfqkit_export.errors import TargetError
-from dfqkit_export.targets import QuantSpace, Target, get_target
 
 
 def test_bits_are_read_from_the_name() -> None:

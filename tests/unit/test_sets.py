@@ -12,19 +12,20 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from dfqkit.imagebank import ImageBank
+from dfqkit.config.recipe import Recipe, load_recipe
+from dfqkit.images import ImageBank
+from dfqkit.images import folder as setfolder
 from dfqkit.progress import silent
-from dfqkit.recipe import Recipe, load_recipe
-from dfqkit.run import setfolder, sets
+from dfqkit.run import bank_making as sets
+from dfqkit.run.bank_folder import SetFolder
+from dfqkit.run.bank_making import SetPlan, make_set
 from dfqkit.run.context import provisional_student, teacher_of
 from dfqkit.run.manifest import lock
-from dfqkit.run.setfolder import SetFolder
-from dfqkit.run.sets import SetPlan, make_set
 from dfqkit.synthesis import METHODS
 from dfqkit.synthesis.base import Synthesizer, SynthesizerConfig
-from dfqkit.teacher import Teacher
+from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError, BusyError
-from dfqkit_export.imageset import ImageSet
+from dfqkit_export.images.stored import ImageSet
 
 GENERATOR = ["synthesis.warmup=3", "synthesis.batch=8", "synthesis.width=4", "synthesis.latent=4"]
 POOL = ["synthesis={method: zeroq, batch: 10, steps: 3}"]
@@ -119,7 +120,7 @@ def test_any_source_fills_a_set(overrides: list[str], tmp_path: Path, teacher: T
 def test_a_generators_images_are_those_it_draws(tmp_path: Path, teacher: Teacher) -> None:
     from dfqkit.seeds import derive
     from dfqkit.synthesis.base import Demand
-    from dfqkit.synthesis.building import build_synthesizer
+    from dfqkit.synthesis.build import build_synthesizer
 
     images = make(tmp_path / "set", teacher, 12, shard=8)
     config: Any = recipe_of(*GENERATOR).synthesis

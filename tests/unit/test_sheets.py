@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from dfqkit.imagebank import ImageBank
-from dfqkit.imagebank.sheet import _GAP, _LINE, _MARGIN, SheetForm, contact_sheet
+from dfqkit.images import ImageBank
+from dfqkit.images.sheet import _GAP, _LINE, _MARGIN, SheetForm, contact_sheet
 from dfqkit.run.sheets import contact_sheets
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.images import ImageSpec
-from dfqkit_export.imageset import ImageSet
+from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.images.stored import ImageSet
 
 SIZE, SCALE = 10, 5
 TALL, WIDE = SIZE * SCALE + _LINE + _GAP, SIZE * SCALE + _GAP

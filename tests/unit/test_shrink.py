@@ -13,10 +13,12 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from dfqkit import losses
-from dfqkit.loop import judge
-from dfqkit.registry import synthesizer
+from dfqkit.config.registry import synthesizer
 from dfqkit.seeds import derive
-from dfqkit.shrink import (
+from dfqkit.synthesis.base import Demand
+from dfqkit.synthesis.build import build_synthesizer
+from dfqkit.teacher.load import Teacher
+from dfqkit.training.float_student import (
     Shrinker,
     StudentConfig,
     load_float_student,
@@ -24,10 +26,8 @@ from dfqkit.shrink import (
     save_float_student,
     student_objective,
 )
-from dfqkit.stream import LiveStream
-from dfqkit.synthesis.base import Demand
-from dfqkit.synthesis.building import build_synthesizer
-from dfqkit.teacher import Teacher
+from dfqkit.training.loop import judge
+from dfqkit.training.stream import LiveStream
 from dfqkit_export.errors import ArtefactError, RecipeError
 from tests._offset import Offset
 from tests._toys import Head, conv_bn, images, toy_teacher

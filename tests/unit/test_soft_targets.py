@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from dfqkit.seeds import derive
 from dfqkit.synthesis.base import Demand
-from dfqkit.synthesis.soft_targets import SoftTargets, SoftTargetsConfig
-from dfqkit.teacher import Teacher
+from dfqkit.synthesis.methods.soft_targets import SoftTargets, SoftTargetsConfig
+from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import RecipeError, TeacherError
 from tests._toys import IMAGE, conv_bn, randomise, toy_teacher
 

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from dfqkit.students.capture import float_graph
 from dfqkit.students.placement import quantized_graph
-from dfqkit.students.scheme import QuantConfig
+from dfqkit.students.quantizers import QuantConfig
 from dfqkit.students.student import (
     build_student,
     calibrate_student,
@@ -23,8 +23,8 @@ from dfqkit.students.student import (
     save_student,
     snapshot,
 )
+from dfqkit_export.backends.targets import get_target
 from dfqkit_export.errors import ArtefactError, TargetError
-from dfqkit_export.targets import get_target
 from tests._toys import IMAGE, images, randomise, toy_graph
 
 TARGET = get_target("onnxruntime")

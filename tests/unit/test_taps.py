@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dfqkit import losses
-from dfqkit.taps import BatchNormTap, LayerTap, batch_norms
+from dfqkit.teacher.taps import BatchNormTap, LayerTap, batch_norms
 from dfqkit_export.errors import TeacherError
 from tests._toys import conv_bn, images, toy
 

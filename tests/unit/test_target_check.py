@@ -8,10 +8,10 @@ import pytest
 
 from dfqkit.run import target_check
 from dfqkit.run.target_check import Account, ask_runtime, own_runtime
+from dfqkit_export.backends.realised import LayerPrecision, Realised
+from dfqkit_export.backends.targets import get_target
 from dfqkit_export.errors import ArtefactError, RuntimeCrashedError
-from dfqkit_export.precision import LayerPrecision, Realised
 from dfqkit_export.report import Floor, LayerRow
-from dfqkit_export.targets import get_target
 
 CONV = LayerPrecision(name="conv", op="Conv", precision="int8", executed_as="correlation", detail="")
 REALISED = Realised(layers=(CONV,), float_ops=(), nodes={"correlation": 1})
@@ -23,11 +23,11 @@ FLOORS = [
 
 @pytest.fixture(autouse=True)
 def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfqkit_export.runtimes.tensorrt_rtx.find_spec", lambda name: object())
+    monkeypatch.setattr("dfqkit_export.backends.tensorrt_rtx.session.find_spec", lambda name: object())
 
 
 def test_without_rtx_the_report_opens_with_that_and_its_floors_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfqkit_export.runtimes.tensorrt_rtx.find_spec", lambda name: None)
+    monkeypatch.setattr("dfqkit_export.backends.tensorrt_rtx.session.find_spec", lambda name: None)
     account = ask_runtime(Path("m.onnx"), get_target("tensorrt"))
     (warning,) = account.warnings
     assert "pip install 'dfqkit[tensorrt-rtx]'" in warning

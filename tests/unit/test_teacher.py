@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dfqkit.models import CifarResNet, DigitsCnn, digits_cnn
-from dfqkit.teacher import Teacher, load_teacher, resolve_factory
-from dfqkit.weights import sha256_of_weights
+from dfqkit.teacher.load import Teacher, load_teacher, resolve_factory
+from dfqkit.teacher.weights import sha256_of_weights
 from dfqkit_export.errors import TeacherError
-from dfqkit_export.images import ImageSpec
+from dfqkit_export.images.spec import ImageSpec
 
 DIGITS = ImageSpec(shape=(1, 16, 16), mean=(0.3,), std=(0.32,), classes=10)
 CIFAR = ImageSpec(shape=(3, 32, 32), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), classes=10)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dfqkit.synthesis.views import cropped, shifted, usual_shift
-from dfqkit_export.images import ImageSpec
+from dfqkit.synthesis.augmentation import cropped, shifted, usual_shift
+from dfqkit_export.images.spec import ImageSpec
 from tests._toys import IMAGE, images
 
 NARROW = ImageSpec(shape=(1, 10, 7), mean=(0.3,), std=(0.3,), classes=2)

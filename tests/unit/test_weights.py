@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dfqkit.weights import load_weights, sha256_of_weights
+from dfqkit.teacher.weights import load_weights, sha256_of_weights
 from dfqkit_export.errors import TeacherError
 
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from dfqkit.seeds import derive
 from dfqkit.synthesis.base import Demand
-from dfqkit.synthesis.zeroq import ZeroQ, ZeroQConfig
-from dfqkit.teacher import Teacher
+from dfqkit.synthesis.methods.zeroq import ZeroQ, ZeroQConfig
+from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import RecipeError
-from dfqkit_export.images import ImageSpec
+from dfqkit_export.images.spec import ImageSpec
 from tests._toys import IMAGE, Head, images, toy_teacher
 
 Array = NDArray[np.float64]

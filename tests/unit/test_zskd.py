@@ -12,8 +12,8 @@ from torch import nn
 
 from dfqkit.seeds import derive
 from dfqkit.synthesis.base import Demand
-from dfqkit.synthesis.zskd import ZSKD, ZSKDConfig, dirichlet, log_gamma_variables, scaled_similarity
-from dfqkit.teacher import Teacher
+from dfqkit.synthesis.methods.zskd import ZSKD, ZSKDConfig, dirichlet, log_gamma_variables, scaled_similarity
+from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import TeacherError
 from tests._toys import IMAGE, conv_bn, toy_teacher
 
@@ -58,7 +58,7 @@ def test_half_the_targets_have_each_beta_and_the_floor_stays(teacher: Teacher, m
         asked.append(concentration)
         return dirichlet(concentration, generator)
 
-    monkeypatch.setattr("dfqkit.synthesis.zskd.dirichlet", note)
+    monkeypatch.setattr("dfqkit.synthesis.methods.zskd.dirichlet", note)
     zskd = make(teacher)
     zskd.synthesize()
     (concentration,) = asked

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from dfqkit.seeds import derive
 from dfqkit.synthesis.base import Demand
-from dfqkit.synthesis.building import require_needs
-from dfqkit.synthesis.zskt import ZSKT, ZSKTConfig
-from dfqkit.teacher import Teacher, load_teacher
+from dfqkit.synthesis.build import require_needs
+from dfqkit.synthesis.methods.zskt import ZSKT, ZSKTConfig
+from dfqkit.teacher.load import Teacher, load_teacher
 from dfqkit_export.errors import RecipeError
-from dfqkit_export.images import ImageSpec
+from dfqkit_export.images.spec import ImageSpec
 from tests._toys import IMAGE, Head, images, randomise, student, toy_teacher
 
 SMALL = ZSKTConfig(batch=16, latent=8, width=4, warmup=3, memory=24)

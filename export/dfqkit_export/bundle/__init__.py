@@ -6,7 +6,7 @@ made (`reading`, with `entries`, which refuses what could harm, and `archive` fo
 
 from __future__ import annotations
 
-from .reading import KIND, SCHEMA, Bundle, open_bundle
-from .writing import Order, write_bundle
+from dfqkit_export.bundle.reading import KIND, SCHEMA, Bundle, open_bundle
+from dfqkit_export.bundle.writing import Order, write_bundle
 
 __all__ = ["KIND", "SCHEMA", "Bundle", "Order", "open_bundle", "write_bundle"]

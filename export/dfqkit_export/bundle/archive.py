@@ -12,8 +12,8 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from ..errors import ArtefactError
-from .entries import MAX_MODEL, checked_names
+from dfqkit_export.bundle.entries import MAX_MODEL, checked_names
+from dfqkit_export.errors import ArtefactError
 
 __all__ = ["unpack", "zipped"]
 

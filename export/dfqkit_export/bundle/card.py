@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..metrics import Metric
-from ..report import Report
-from ..sentinel import Sentinel
+from dfqkit_export.measure.metrics import Metric
+from dfqkit_export.report import Report
+from dfqkit_export.sentinel import Sentinel
 
 __all__ = ["escaped", "model_card"]
 

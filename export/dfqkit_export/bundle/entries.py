@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..errors import ArtefactError
+from dfqkit_export.errors import ArtefactError
 
 __all__ = ["MAX_JSON", "MAX_MODEL", "checked_names", "parse_json", "plain_file", "printable", "read_json", "read_text"]
 

@@ -14,14 +14,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..errors import ArtefactError
-from ..files import sha256_of_file
-from ..images import ImageSpec
-from ..modelfile import load_onnx
-from ..report import Report
-from ..sentinel import SENTINEL_FILE, Sentinel, read_sentinel
-from .archive import unpack
-from .entries import MAX_JSON, MAX_MODEL, checked_names, parse_json, plain_file, printable, read_json, read_text
+from dfqkit_export.bundle.archive import unpack
+from dfqkit_export.bundle.entries import (
+    MAX_JSON,
+    MAX_MODEL,
+    checked_names,
+    parse_json,
+    plain_file,
+    printable,
+    read_json,
+    read_text,
+)
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.files import sha256_of_file
+from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.onnxfile.model import load_onnx
+from dfqkit_export.report import Report
+from dfqkit_export.sentinel import SENTINEL_FILE, Sentinel, read_sentinel
 
 __all__ = ["KIND", "LABELS_FILE", "MANIFEST", "MODEL_FILE", "SCHEMA", "Bundle", "labels_of", "open_bundle"]
 

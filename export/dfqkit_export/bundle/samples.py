@@ -13,9 +13,9 @@ from importlib import resources
 
 import numpy as np
 
-from ..errors import ArtefactError
-from ..runtimes.ort import OrtSession
-from ..sentinel import Sentinel
+from dfqkit_export.backends.onnxruntime.session import OrtSession
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.sentinel import Sentinel
 
 __all__ = ["sample_files"]
 

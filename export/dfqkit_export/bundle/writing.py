@@ -13,24 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .._version import __version__
-from ..errors import ArtefactError
-from ..files import write_bytes
-from ..imageset import ImageSet
-from ..runtimes.ort import OrtSession
-from ..sentinel import (
-    SENTINEL_FILE,
-    Sentinel,
-    TeacherFile,
-    candidates_of,
-    choose,
-    read_sentinel,
-    sentinel_bytes,
-)
-from .archive import zipped
-from .card import model_card
-from .entries import plain_file
-from .reading import (
+from dfqkit_export._version import __version__
+from dfqkit_export.backends.onnxruntime.session import OrtSession
+from dfqkit_export.bundle.archive import zipped
+from dfqkit_export.bundle.card import model_card
+from dfqkit_export.bundle.entries import plain_file
+from dfqkit_export.bundle.reading import (
     KIND,
     LABELS_FILE,
     MANIFEST,
@@ -43,7 +31,19 @@ from .reading import (
     labels_of,
     open_bundle,
 )
-from .samples import sample_files
+from dfqkit_export.bundle.samples import sample_files
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.files import write_bytes
+from dfqkit_export.images.stored import ImageSet
+from dfqkit_export.sentinel import (
+    SENTINEL_FILE,
+    Sentinel,
+    TeacherFile,
+    candidates_of,
+    choose,
+    read_sentinel,
+    sentinel_bytes,
+)
 
 __all__ = ["Order", "write_bundle"]
 

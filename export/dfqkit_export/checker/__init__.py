@@ -7,9 +7,9 @@ Runtime.
 
 from __future__ import annotations
 
-from .base import CheckResult, Finding, FixResult, Problem, Repaired, Rule, Severity
-from .check import RULES, check_file, check_model, rules_for
-from .fix import fix_file
+from dfqkit_export.checker.check import RULES, check_file, check_model, rules_for
+from dfqkit_export.checker.fix import fix_file
+from dfqkit_export.checker.framework import CheckResult, Finding, FixResult, Problem, Repaired, Rule, Severity
 
 __all__ = [
     "RULES",

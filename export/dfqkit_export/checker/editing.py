@@ -12,9 +12,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from ..source_graph import outer_names
-from ..targets import Target
-from .graph import QdqGraph
+from dfqkit_export.backends.targets import Target
+from dfqkit_export.checker.graph import QdqGraph
+from dfqkit_export.onnxfile.graph import outer_names
 
 __all__ = ["Editor"]
 

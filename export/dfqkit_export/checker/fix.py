@@ -14,17 +14,17 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ..errors import ArtefactError
-from ..files import write_bytes
-from ..inputs import own_batch, random_inputs
-from ..modelfile import load_onnx
-from ..runtimes.base import batched
-from ..runtimes.ort import OrtSession
-from ..targets import get_target
-from .base import FixResult, Repaired
-from .check import check_model
-from .editing import Editor
-from .repairs import EXACT, ROUNDED, Repair
+from dfqkit_export.backends.onnxruntime.session import OrtSession
+from dfqkit_export.backends.session import batched
+from dfqkit_export.backends.targets import get_target
+from dfqkit_export.checker.check import check_model
+from dfqkit_export.checker.editing import Editor
+from dfqkit_export.checker.framework import FixResult, Repaired
+from dfqkit_export.checker.repairs import EXACT, ROUNDED, Repair
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.files import write_bytes
+from dfqkit_export.images.inputs import own_batch, random_inputs
+from dfqkit_export.onnxfile.model import load_onnx
 
 __all__ = ["fix_file"]
 

@@ -13,9 +13,9 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-from ..shapes import inferred_types
-from ..source_graph import SourceGraph
-from ..targets import Target
+from dfqkit_export.backends.targets import Target
+from dfqkit_export.onnxfile.graph import SourceGraph
+from dfqkit_export.onnxfile.shapes import inferred_types
 
 __all__ = ["Operand", "QdqGraph"]
 

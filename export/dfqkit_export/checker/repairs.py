@@ -12,10 +12,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from .codes import make_signed, make_unsigned, stored_codes
-from .editing import Editor, set_attribute
-from .graph import MOVES, attribute, has_input
-from .norms import fold_norm
+from dfqkit_export.checker.editing import Editor, set_attribute
+from dfqkit_export.checker.graph import MOVES, attribute, has_input
+from dfqkit_export.checker.norms import fold_norm
+from dfqkit_export.checker.quantized_weights import make_signed, make_unsigned, stored_codes
 
 __all__ = ["EXACT", "ROUNDED", "Repair"]
 

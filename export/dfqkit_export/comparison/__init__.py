@@ -6,10 +6,10 @@ parted (`layers`), reports metric by metric (`reports`), and all of it in words 
 
 from __future__ import annotations
 
-from .files import Comparison, Side, compare_files
-from .layers import MIN_SQNR, LayerDifference
-from .reports import ReportDifference, compare_reports
-from .text import render_comparison, render_differences
+from dfqkit_export.comparison.files import Comparison, Side, compare_files
+from dfqkit_export.comparison.layers import MIN_SQNR, LayerDifference
+from dfqkit_export.comparison.reports import ReportDifference, compare_reports
+from dfqkit_export.comparison.text import render_comparison, render_differences
 
 __all__ = [
     "MIN_SQNR",

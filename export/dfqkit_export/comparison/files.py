@@ -15,16 +15,16 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ..activations import LayerProbe
-from ..errors import ArtefactError
-from ..inputs import Inputs, own_batch
-from ..modelfile import load_onnx
-from ..precision import realised_precision
-from ..runtimes.base import batched
-from ..runtimes.opening import UNOPTIMIZED, open_session
-from .layers import MAX_DIFFERING, MIN_SQNR, Apart, LayerDifference
-from .matching import Matching, match_layers
-from .notes import bias_notes, disturbance_note
+from dfqkit_export.backends.opening import UNOPTIMIZED, open_session
+from dfqkit_export.backends.realised import realised_precision
+from dfqkit_export.backends.session import batched
+from dfqkit_export.comparison.layers import MAX_DIFFERING, MIN_SQNR, Apart, LayerDifference
+from dfqkit_export.comparison.matching import Matching, match_layers
+from dfqkit_export.comparison.notes import bias_notes, disturbance_note
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.images.inputs import Inputs, own_batch
+from dfqkit_export.measure.activations import LayerProbe
+from dfqkit_export.onnxfile.model import load_onnx
 
 __all__ = ["Comparison", "Side", "compare_files"]
 
@@ -40,7 +40,7 @@ class Side:
 
     Attributes:
         path: The file.
-        runtime: Name of the runtime that executes it, one of `runtimes.opening.runtime_names`.
+        runtime: Name of the runtime that executes it, one of `backends.opening.runtime_names`.
     """
 
     path: Path

@@ -10,7 +10,7 @@ from difflib import SequenceMatcher
 
 import onnx
 
-from ..source_graph import SourceGraph
+from dfqkit_export.onnxfile.graph import SourceGraph
 
 __all__ = ["Matching", "match_layers"]
 

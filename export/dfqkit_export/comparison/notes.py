@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 import onnx
 
-from ..activations import layer_scales
-from ..source_graph import SourceGraph
+from dfqkit_export.measure.activations import layer_scales
+from dfqkit_export.onnxfile.graph import SourceGraph
 
 __all__ = ["bias_notes", "disturbance_note"]
 

@@ -10,8 +10,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ..metrics import Metric
-from ..report import Report
+from dfqkit_export.measure.metrics import Metric
+from dfqkit_export.report import Report
 
 __all__ = ["MetricDifference", "ReportDifference", "compare_reports"]
 

@@ -5,9 +5,9 @@ What belongs here: text for people. What was measured is `files`' and `reports`'
 
 from __future__ import annotations
 
-from .files import Comparison
-from .layers import MAX_DIFFERING, LayerDifference
-from .reports import ReportDifference
+from dfqkit_export.comparison.files import Comparison
+from dfqkit_export.comparison.layers import MAX_DIFFERING, LayerDifference
+from dfqkit_export.comparison.reports import ReportDifference
 
 __all__ = ["render_comparison", "render_differences"]
 

@@ -14,8 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..errors import ArtefactError
-from .features import Features
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.estimate.features import Features
 
 __all__ = ["SCHEMA", "TABLE", "Calibration", "distrust", "read_calibration"]
 

@@ -31,8 +31,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .calibration import Calibration, distrust, read_calibration
-from .features import Features, Logits, measure_features
+from dfqkit_export.estimate.calibration import Calibration, distrust, read_calibration
+from dfqkit_export.estimate.features import Features, Logits, measure_features
 
 __all__ = ["Estimate", "estimate_drop"]
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import metrics
-from ..errors import ArtefactError
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.measure import metrics
 
 __all__ = ["Features", "Logits", "measure_features"]
 

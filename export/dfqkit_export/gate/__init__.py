@@ -6,46 +6,50 @@ that a caller needs; the command line and the pytest plugin add nothing to what 
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from dfqkit_export.lazy import attach
 
 if TYPE_CHECKING:
-    from .baseline import Baseline, Case, Expected, Recorded, read_baseline, write_baseline
-    from .environments import in_ci
-    from .judgement import check, check_case, check_metrics, check_path, conclude
-    from .measurement import Measurement, measure, measure_report, open_subject
-    from .outcome import CaseOutcome, Options, Outcome
-    from .recording import save_cases
-    from .renderings import render_json, render_junit, render_markdown, render_text
-    from .verdicts import Row
+    from dfqkit_export.gate.baseline import Baseline, Case, Expected, Recorded, read_baseline, write_baseline
+    from dfqkit_export.gate.compare import check, check_case, check_metrics, check_path, conclude
+    from dfqkit_export.gate.environments import in_ci
+    from dfqkit_export.gate.measurement import Measurement, measure, measure_report, open_subject
+    from dfqkit_export.gate.outcome import CaseOutcome, Options, Outcome
+    from dfqkit_export.gate.recording import save_cases
+    from dfqkit_export.gate.renderings import render_json, render_junit, render_markdown, render_text
+    from dfqkit_export.gate.verdicts import Row
 
-_HOME = {
-    "Baseline": "baseline",
-    "Case": "baseline",
-    "CaseOutcome": "outcome",
-    "Expected": "baseline",
-    "Measurement": "measurement",
-    "Options": "outcome",
-    "Outcome": "outcome",
-    "Recorded": "baseline",
-    "Row": "verdicts",
-    "check": "judgement",
-    "check_case": "judgement",
-    "check_metrics": "judgement",
-    "check_path": "judgement",
-    "conclude": "judgement",
-    "in_ci": "environments",
-    "measure": "measurement",
-    "measure_report": "measurement",
-    "open_subject": "measurement",
-    "read_baseline": "baseline",
-    "render_json": "renderings",
-    "render_junit": "renderings",
-    "render_markdown": "renderings",
-    "render_text": "renderings",
-    "save_cases": "recording",
-    "write_baseline": "baseline",
-}
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "Baseline": "dfqkit_export.gate.baseline",
+        "Case": "dfqkit_export.gate.baseline",
+        "CaseOutcome": "dfqkit_export.gate.outcome",
+        "Expected": "dfqkit_export.gate.baseline",
+        "Measurement": "dfqkit_export.gate.measurement",
+        "Options": "dfqkit_export.gate.outcome",
+        "Outcome": "dfqkit_export.gate.outcome",
+        "Recorded": "dfqkit_export.gate.baseline",
+        "Row": "dfqkit_export.gate.verdicts",
+        "check": "dfqkit_export.gate.compare",
+        "check_case": "dfqkit_export.gate.compare",
+        "check_metrics": "dfqkit_export.gate.compare",
+        "check_path": "dfqkit_export.gate.compare",
+        "conclude": "dfqkit_export.gate.compare",
+        "in_ci": "dfqkit_export.gate.environments",
+        "measure": "dfqkit_export.gate.measurement",
+        "measure_report": "dfqkit_export.gate.measurement",
+        "open_subject": "dfqkit_export.gate.measurement",
+        "read_baseline": "dfqkit_export.gate.baseline",
+        "render_json": "dfqkit_export.gate.renderings",
+        "render_junit": "dfqkit_export.gate.renderings",
+        "render_markdown": "dfqkit_export.gate.renderings",
+        "render_text": "dfqkit_export.gate.renderings",
+        "save_cases": "dfqkit_export.gate.recording",
+        "write_baseline": "dfqkit_export.gate.baseline",
+    },
+)
 
 __all__ = [
     "Baseline",
@@ -74,11 +78,3 @@ __all__ = [
     "save_cases",
     "write_baseline",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    """Import the module that holds `name` the first time it is asked for."""
-    if name not in _HOME:
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)

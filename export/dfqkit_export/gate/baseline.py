@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..bundle.entries import parse_json, read_text
-from ..errors import ArtefactError
-from ..files import write_bytes
-from .marks import LayerMark, ModelMarks
-from .significance import PerImage
-from .sketches import unpack_sketches
+from dfqkit_export.bundle.entries import parse_json, read_text
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.files import write_bytes
+from dfqkit_export.gate.marks import LayerMark, ModelMarks
+from dfqkit_export.gate.significance import PerImage
+from dfqkit_export.gate.sketches import unpack_sketches
 
 __all__ = ["Baseline", "Case", "Expected", "Recorded", "read_baseline", "write_baseline"]
 

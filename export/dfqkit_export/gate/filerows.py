@@ -11,13 +11,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..metrics import Metric
-from .baseline import Case
-from .causes import preprocessing_changes
-from .marks import ModelMarks
-from .measurement import Measurement
-from .structure import Change
-from .verdicts import FAILING, Row
+from dfqkit_export.gate.baseline import Case
+from dfqkit_export.gate.diagnosis import preprocessing_changes
+from dfqkit_export.gate.graph_diff import Change
+from dfqkit_export.gate.marks import ModelMarks
+from dfqkit_export.gate.measurement import Measurement
+from dfqkit_export.gate.verdicts import FAILING, Row
+from dfqkit_export.measure.metrics import Metric
 
 __all__ = ["file_metrics", "file_rows", "origin_of", "with_reasons"]
 

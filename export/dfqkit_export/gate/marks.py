@@ -17,10 +17,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ..errors import ArtefactError
-from ..filefacts import LayerFacts, QuantFacts, layer_facts
-from ..source_graph import SourceGraph
-from .sketches import BUCKETS, pack, sketch, unpack
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.gate.sketches import BUCKETS, pack, sketch, unpack
+from dfqkit_export.onnxfile.graph import SourceGraph
+from dfqkit_export.onnxfile.summary import LayerFacts, QuantFacts, layer_facts
 
 __all__ = ["LayerMark", "ModelMarks", "read_marks"]
 

@@ -18,21 +18,21 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from .. import metrics
-from ..bundle import Bundle, open_bundle
-from ..bundle.entries import printable, read_text
-from ..errors import ArtefactError
-from ..files import sha256_of_file
-from ..images import ImageSpec
-from ..metrics import Metric
-from ..modelfile import load_onnx
-from ..precision import realised_precision
-from ..report import Report
-from ..runtimes.ort import OrtSession
-from ..sentinel import SENTINEL_FILE, Sentinel, normalized
-from ..targets import as_written
-from .marks import ModelMarks, read_marks
-from .significance import PerImage, noise_stderr_db, per_image
+from dfqkit_export.backends.onnxruntime.session import OrtSession
+from dfqkit_export.backends.realised import realised_precision
+from dfqkit_export.backends.targets import as_written
+from dfqkit_export.bundle import Bundle, open_bundle
+from dfqkit_export.bundle.entries import printable, read_text
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.files import sha256_of_file
+from dfqkit_export.gate.marks import ModelMarks, read_marks
+from dfqkit_export.gate.significance import PerImage, noise_stderr_db, per_image
+from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.measure import metrics
+from dfqkit_export.measure.metrics import Metric
+from dfqkit_export.onnxfile.model import load_onnx
+from dfqkit_export.report import Report
+from dfqkit_export.sentinel import SENTINEL_FILE, Sentinel, normalized
 
 __all__ = ["Measurement", "Subject", "measure", "measure_report", "open_subject"]
 
@@ -75,7 +75,7 @@ class Subject:
 
     @property
     def as_written(self) -> bool:
-        """Whether the file is run without optimizations: see `targets.as_written`."""
+        """Whether the file is run without optimizations: see `backends.targets.as_written`."""
         return as_written(self.target)
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .baseline import Baseline, Case
-from .verdicts import Row
+from dfqkit_export.gate.baseline import Baseline, Case
+from dfqkit_export.gate.verdicts import Row
 
 __all__ = ["CaseOutcome", "Options", "Outcome"]
 

@@ -14,14 +14,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..errors import ArtefactError
-from ..metrics import Metric
-from .baseline import Baseline, Case, Recorded, read_baseline, write_baseline
-from .causes import layer_sketches
-from .filerows import origin_of
-from .measurement import Measurement
-from .significance import default_tolerance, expected_flips
-from .sketches import pack_sketches
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.gate.baseline import Baseline, Case, Recorded, read_baseline, write_baseline
+from dfqkit_export.gate.diagnosis import layer_sketches
+from dfqkit_export.gate.filerows import origin_of
+from dfqkit_export.gate.measurement import Measurement
+from dfqkit_export.gate.significance import default_tolerance, expected_flips
+from dfqkit_export.gate.sketches import pack_sketches
+from dfqkit_export.measure.metrics import Metric
 
 __all__ = ["changes_of", "record", "save_cases"]
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from typing import Any
 from xml.etree import ElementTree
 
-from ..bundle.card import escaped
-from .outcome import CaseOutcome, Outcome
-from .verdicts import Row
+from dfqkit_export.bundle.card import escaped
+from dfqkit_export.gate.outcome import CaseOutcome, Outcome
+from dfqkit_export.gate.verdicts import Row
 
 __all__ = ["numbers_of", "plain", "render_json", "render_junit", "render_markdown", "render_text"]
 

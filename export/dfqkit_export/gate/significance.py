@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ArtefactError
-from .sketches import pack, unpack
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.gate.sketches import pack, unpack
 
 __all__ = ["PerImage", "default_tolerance", "difference_stderr", "expected_flips", "noise_stderr_db", "per_image"]
 

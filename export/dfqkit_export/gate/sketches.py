@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ArtefactError
+from dfqkit_export.errors import ArtefactError
 
 __all__ = [
     "BUCKETS", "distances", "pack", "pack_sketches", "relative_distance", "sketch", "unpack",

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ..metrics import Metric
-from .baseline import Case, Recorded
-from .significance import PerImage, difference_stderr
+from dfqkit_export.gate.baseline import Case, Recorded
+from dfqkit_export.gate.significance import PerImage, difference_stderr
+from dfqkit_export.measure.metrics import Metric
 
 __all__ = ["FAILING", "Row", "Verdict", "judge", "order"]
 

@@ -6,9 +6,9 @@ for (`float_twin`), what single operators cost (`node_times`), and all of it in 
 
 from __future__ import annotations
 
-from .files import Cost, Profile, profile_file
-from .float_twin import float_twin
-from .node_times import NodeTime, node_times
-from .text import render_profile
+from dfqkit_export.profiling.files import Cost, Profile, profile_file
+from dfqkit_export.profiling.float_twin import float_twin
+from dfqkit_export.profiling.node_times import NodeTime, node_times
+from dfqkit_export.profiling.text import render_profile
 
 __all__ = ["Cost", "NodeTime", "Profile", "float_twin", "node_times", "profile_file", "render_profile"]

@@ -14,14 +14,14 @@ from typing import Any
 
 import onnx
 
-from ..errors import ArtefactError
-from ..inputs import own_batch, random_inputs
-from ..latency import Latency, measure
-from ..modelfile import load_onnx
-from ..precision import realised_precision
-from ..runtimes.opening import open_session
-from .float_twin import float_twin
-from .node_times import NodeTime, node_times, time_by_kind
+from dfqkit_export.backends.opening import open_session
+from dfqkit_export.backends.realised import realised_precision
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.images.inputs import own_batch, random_inputs
+from dfqkit_export.measure.latency import Latency, measure
+from dfqkit_export.onnxfile.model import load_onnx
+from dfqkit_export.profiling.float_twin import float_twin
+from dfqkit_export.profiling.node_times import NodeTime, node_times, time_by_kind
 
 __all__ = ["FLOAT", "INT8", "Cost", "Profile", "profile_file"]
 
@@ -100,7 +100,7 @@ def profile_file(
         path: The quantized file.
         against: The float file. None takes `teacher.onnx` beside the quantized one, and where there is none the
             quantized file with its Q/DQ taken out.
-        runtimes: Names of runtimes, see `runtimes.opening.runtime_names`.
+        runtimes: Names of runtimes, see `backends.opening.runtime_names`.
         batch: Images in a call; None takes the batch that the file has, or 1.
         threads: Threads of runtimes on the CPU; None leaves the choice to them.
         repeats: Timed calls of each file, after five that are not counted.

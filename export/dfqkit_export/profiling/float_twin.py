@@ -13,8 +13,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from ..runtimes.ort import OrtSession
-from ..source_graph import SourceGraph, outer_names
+from dfqkit_export.backends.onnxruntime.session import OrtSession
+from dfqkit_export.onnxfile.graph import SourceGraph, outer_names
 
 __all__ = ["float_twin"]
 

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..precision.ort import INTEGER_OPS
-from ..runtimes.ort import OrtSession
+from dfqkit_export.backends.onnxruntime.precision import INTEGER_OPS
+from dfqkit_export.backends.onnxruntime.session import OrtSession
 
 __all__ = ["KINDS", "NodeTime", "node_times", "time_by_kind"]
 

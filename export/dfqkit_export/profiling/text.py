@@ -5,9 +5,9 @@ What belongs here: text for people. What was measured is `files`'s.
 
 from __future__ import annotations
 
-from ..latency import Timing
-from .files import FLOAT, INT8, Profile
-from .node_times import time_by_kind
+from dfqkit_export.measure.latency import Timing
+from dfqkit_export.profiling.files import FLOAT, INT8, Profile
+from dfqkit_export.profiling.node_times import time_by_kind
 
 __all__ = ["render_profile"]
 

@@ -5,7 +5,13 @@ What belongs here: pytest's hooks and the fixture, by name; `plugin` says what t
 
 from __future__ import annotations
 
-from .plugin import AccuracyCheck, accuracy_check, pytest_addoption, pytest_configure, pytest_runtest_makereport
+from dfqkit_export.pytest_plugin.plugin import (
+    AccuracyCheck,
+    accuracy_check,
+    pytest_addoption,
+    pytest_configure,
+    pytest_runtest_makereport,
+)
 
 __all__ = [
     "AccuracyCheck",

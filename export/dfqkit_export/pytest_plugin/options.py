@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from ..gate import Baseline
+    from dfqkit_export.gate import Baseline
 
 __all__ = ["Settings", "add_options", "read_settings"]
 
@@ -48,7 +48,7 @@ class Settings:
         Raises:
             ArtefactError: It cannot be used.
         """
-        from ..gate import Baseline, read_baseline
+        from dfqkit_export.gate import Baseline, read_baseline
 
         if self._baseline is None:
             self._baseline = read_baseline(self.path) if self.path.exists() else Baseline()
@@ -129,7 +129,7 @@ def _updating(config: pytest.Config) -> bool:
         msg = f"The key dfqkit_update takes yes or force; found '{mode}'"
         raise pytest.UsageError(msg)
     if mode == "yes":
-        from ..gate.environments import in_ci
+        from dfqkit_export.gate.environments import in_ci
 
         if in_ci():
             msg = (

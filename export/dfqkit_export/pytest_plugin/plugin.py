@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from .options import Settings, add_options, read_settings
-from .results import FIXTURE, Results, WorkerResults, attach, packed
+from dfqkit_export.pytest_plugin.options import Settings, add_options, read_settings
+from dfqkit_export.pytest_plugin.results import FIXTURE, Results, WorkerResults, attach, packed
 
 if TYPE_CHECKING:
-    from ..errors import DfqkitError
-    from ..gate import CaseOutcome
-    from ..metrics import Metric
-    from ..report import Report
+    from dfqkit_export.errors import DfqkitError
+    from dfqkit_export.gate import CaseOutcome
+    from dfqkit_export.measure.metrics import Metric
+    from dfqkit_export.report import Report
 
 __all__ = ["AccuracyCheck", "accuracy_check"]
 
@@ -101,7 +101,7 @@ class AccuracyCheck:
             The verdicts, where none of them fails the test.
         """
         __tracebackhide__ = True
-        from ..errors import DfqkitError
+        from dfqkit_export.errors import DfqkitError
 
         name, what = (self._marked(), case_or_path) if subject is None else (str(case_or_path), subject)
         try:
@@ -116,7 +116,7 @@ class AccuracyCheck:
 
     def _give_up(self, error: DfqkitError) -> NoReturn:
         __tracebackhide__ = True
-        from ..errors import RuntimeUnavailableError
+        from dfqkit_export.errors import RuntimeUnavailableError
 
         if not isinstance(error, RuntimeUnavailableError):
             pytest.fail(str(error))
@@ -131,8 +131,8 @@ class AccuracyCheck:
     def _outcome(self, name: str, what: Any, options: Mapping[str, Any]) -> CaseOutcome:
         from dataclasses import replace
 
-        from ..errors import ArtefactError
-        from ..gate import Measurement, Options, check_case, check_path, measure_report
+        from dfqkit_export.errors import ArtefactError
+        from dfqkit_export.gate import Measurement, Options, check_case, check_path, measure_report
 
         baseline = self._settings.baseline()
         how = Options(**options, strict=self._settings.strict, update=self._settings.update)
@@ -174,7 +174,7 @@ class AccuracyCheck:
 
     def _fail(self, outcome: CaseOutcome, advice: str) -> NoReturn:
         __tracebackhide__ = True
-        from ..gate import Outcome, render_text
+        from dfqkit_export.gate import Outcome, render_text
 
         text = render_text(Outcome(cases=(outcome,), strict=self._settings.strict)).rpartition("\n\n")[0]
         pytest.fail("\n\n".join(filter(None, (text, advice))))
@@ -193,8 +193,8 @@ def _case_of(case: str) -> str:
 
 
 def _metrics(values: Mapping[str, Any]) -> dict[str, Metric]:
-    from ..errors import ArtefactError
-    from ..metrics import Metric
+    from dfqkit_export.errors import ArtefactError
+    from dfqkit_export.measure.metrics import Metric
 
     found = {}
     for name, value in values.items():

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .options import Settings
+from dfqkit_export.pytest_plugin.options import Settings
 
 if TYPE_CHECKING:
-    from ..gate import CaseOutcome, Outcome
+    from dfqkit_export.gate import CaseOutcome, Outcome
 
 __all__ = ["FIXTURE", "Results", "WorkerResults", "attach", "packed"]
 
@@ -41,7 +41,7 @@ def packed(node: str, outcome: CaseOutcome) -> dict[str, Any]:
 
 
 def _unpacked(values: dict[str, Any]) -> CaseOutcome:
-    from ..gate import Case, CaseOutcome, Row
+    from dfqkit_export.gate import Case, CaseOutcome, Row
 
     return CaseOutcome(
         name=values["name"],
@@ -115,7 +115,7 @@ class Results:
         """Write the files, and let the run fail for what is no test's fault."""
         if self._config.getoption("collectonly") or not (self._received or self._settings.report):
             return
-        from ..errors import DfqkitError
+        from dfqkit_export.errors import DfqkitError
 
         stopped = exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
         self._partial |= stopped or bool(session.shouldfail or session.shouldstop)
@@ -128,7 +128,7 @@ class Results:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _conclude(self, *, write: bool) -> bool:
-        from ..gate import Options, conclude
+        from dfqkit_export.gate import Options, conclude
 
         settings = self._settings
         cases = [_unpacked(values) for values in self._received]
@@ -155,8 +155,8 @@ class Results:
         return sorted(name for name, by_node in entries.items() if len(set(by_node.values())) > 1)
 
     def _write(self, outcome: Outcome) -> None:
-        from ..files import write_bytes
-        from ..gate import render_json, render_markdown, save_cases
+        from dfqkit_export.files import write_bytes
+        from dfqkit_export.gate import render_json, render_markdown, save_cases
 
         settings = self._settings
         if outcome.baseline is not None and any(case.entry is not None for case in outcome.cases):
@@ -178,8 +178,8 @@ class Results:
 
 
 def _table(outcome: Outcome, config: pytest.Config) -> Iterator[str]:
-    from ..gate.renderings import numbers_of, plain
-    from ..gate.verdicts import order
+    from dfqkit_export.gate.renderings import numbers_of, plain
+    from dfqkit_export.gate.verdicts import order
 
     yield from (plain(f"{case.name}: error: {case.error}") for case in outcome.cases if case.error)
     owner = {id(row): case.name for case in outcome.cases for row in case.rows}

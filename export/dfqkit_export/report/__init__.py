@@ -7,7 +7,7 @@ page (`page`, with `rows`, `charts` and `style`).
 
 from __future__ import annotations
 
-from .document import SCHEMA, LayerRow, Report, layer_rows
-from .floors import Finding, Floor, check_floors
+from dfqkit_export.report.document import SCHEMA, LayerRow, Report, layer_rows
+from dfqkit_export.report.floors import Finding, Floor, check_floors
 
 __all__ = ["SCHEMA", "Finding", "Floor", "LayerRow", "Report", "check_floors", "layer_rows"]

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from ..metrics import Metric
-from .rows import figure
+from dfqkit_export.measure.metrics import Metric
+from dfqkit_export.report.rows import figure
 
 __all__ = ["interval_chart", "loss_charts"]
 

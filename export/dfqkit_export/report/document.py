@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass, field, fields
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from ..errors import ArtefactError
-from ..metrics import Metric
-from .floors import Finding, Floor
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.measure.metrics import Metric
+from dfqkit_export.report.floors import Finding, Floor
 
 if TYPE_CHECKING:
-    from ..precision.base import LayerPrecision
+    from dfqkit_export.backends.precision import LayerPrecision
 
 __all__ = ["SCHEMA", "LayerRow", "Report", "layer_rows"]
 

@@ -10,8 +10,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..errors import ArtefactError
-from ..metrics import Metric
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.measure.metrics import Metric
 
 __all__ = ["Finding", "Floor", "check_floors", "floor_of"]
 

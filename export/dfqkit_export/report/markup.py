@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
-from .rows import figure
-from .style import SCRIPT, STYLE
+from dfqkit_export.report.rows import figure
+from dfqkit_export.report.style import SCRIPT, STYLE
 
 __all__ = ["document", "facts", "section", "table"]
 

@@ -10,11 +10,11 @@ import base64
 from collections.abc import Iterable, Mapping
 from html import escape
 
-from ..errors import ArtefactError
-from .charts import interval_chart, loss_charts
-from .document import LayerRow, Report
-from .markup import document, facts, section, table
-from .rows import (
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.report.charts import interval_chart, loss_charts
+from dfqkit_export.report.document import LayerRow, Report
+from dfqkit_export.report.markup import document, facts, section, table
+from dfqkit_export.report.rows import (
     MetricGroup,
     data_note,
     estimate_sentence,

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..metrics import Metric
-from .document import Report
-from .floors import Floor, floor_of
+from dfqkit_export.measure.metrics import Metric
+from dfqkit_export.report.document import Report
+from dfqkit_export.report.floors import Floor, floor_of
 
 __all__ = [
     "Cell",

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
-from ..metrics import Metric
-from .document import LayerRow, Report
-from .markup import document, section, table
-from .rows import figure, title_of, verdict_sentence
+from dfqkit_export.measure.metrics import Metric
+from dfqkit_export.report.document import LayerRow, Report
+from dfqkit_export.report.markup import document, section, table
+from dfqkit_export.report.rows import figure, title_of, verdict_sentence
 
 __all__ = ["render_side_by_side"]
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from .document import LayerRow, Report
-from .rows import (
+from dfqkit_export.report.document import LayerRow, Report
+from dfqkit_export.report.rows import (
     data_note,
     estimate_sentence,
     figure,

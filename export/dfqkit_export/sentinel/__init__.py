@@ -6,9 +6,18 @@ by what copies of the file that are worse in a known way (`probes`) answer.
 
 from __future__ import annotations
 
-from .candidates import Candidates, candidates_of
-from .choice import Choice, TeacherFile, choose, usual_choice
-from .file import PLAIN, SENSITIVE, SENTINEL_FILE, Sentinel, normalized, read_sentinel, sentinel_bytes, write_sentinel
+from dfqkit_export.sentinel.candidates import Candidates, candidates_of
+from dfqkit_export.sentinel.choice import Choice, TeacherFile, choose, usual_choice
+from dfqkit_export.sentinel.file import (
+    PLAIN,
+    SENSITIVE,
+    SENTINEL_FILE,
+    Sentinel,
+    normalized,
+    read_sentinel,
+    sentinel_bytes,
+    write_sentinel,
+)
 
 __all__ = [
     "PLAIN", "SENSITIVE", "SENTINEL_FILE", "Candidates", "Choice", "Sentinel", "TeacherFile", "candidates_of", "choose",

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ArtefactError
-from ..images import ImageSpec
-from ..imageset import ImageSet, image_digest
-from ..sources import spread
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.images.readers import spread
+from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.images.stored import ImageSet, image_digest
 
 __all__ = ["LEAST", "Candidates", "candidates_of", "spread_out"]
 

@@ -29,14 +29,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from ..errors import ArtefactError
-from ..images import ImageSpec
-from ..modelfile import load_onnx
-from ..runtimes.ort import OrtSession
-from ..targets import as_written
-from .candidates import LEAST, Candidates, spread_out
-from .file import PLAIN, SENSITIVE, Sentinel, normalized
-from .probes import Probe, probed
+from dfqkit_export.backends.onnxruntime.session import OrtSession
+from dfqkit_export.backends.targets import as_written
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.onnxfile.model import load_onnx
+from dfqkit_export.sentinel.candidates import LEAST, Candidates, spread_out
+from dfqkit_export.sentinel.file import PLAIN, SENSITIVE, Sentinel, normalized
+from dfqkit_export.sentinel.probes import Probe, probed
 
 __all__ = ["Choice", "TeacherFile", "choose", "likely_flips", "power", "usual_choice"]
 

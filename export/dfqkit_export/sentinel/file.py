@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ArtefactError
-from ..files import write_bytes
-from ..images import ImageSpec
-from ..tensorfile import read_tensors, tensor_bytes
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.files import write_bytes
+from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.tensorfile import read_tensors, tensor_bytes
 
 __all__ = [
     "HEADER", "PLAIN", "SCHEMA", "SENSITIVE", "SENTINEL_FILE", "Sentinel", "normalized", "read_sentinel",

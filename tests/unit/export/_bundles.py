@@ -11,10 +11,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from dfqkit_export.images import ImageSpec
-from dfqkit_export.metrics import Metric
+from dfqkit_export.backends.onnxruntime.session import OrtSession
+from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.measure.metrics import Metric
 from dfqkit_export.report import Report
-from dfqkit_export.runtimes.ort import OrtSession
 from dfqkit_export.sentinel import normalized
 from dfqkit_export.tensorfile import write_tensors
 

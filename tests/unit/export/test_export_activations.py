@@ -9,10 +9,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from dfqkit_export import activations
-from dfqkit_export.activations import LayerProbe, layer_outputs
+from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.runtimes.ort import OrtSession
+from dfqkit_export.measure import activations
+from dfqkit_export.measure.activations import LayerProbe, layer_outputs
 
 Write = Callable[..., Path]
 

@@ -11,11 +11,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from dfqkit.students.onnx_file import write_qdq
+from dfqkit_export.backends.realised import realised_precision
+from dfqkit_export.backends.targets import TARGETS, get_target
 from dfqkit_export.checker import RULES, check_file, check_model, rules_for
 from dfqkit_export.errors import ArtefactError, TargetError
-from dfqkit_export.precision import realised_precision
-from dfqkit_export.qdq import write_qdq
-from dfqkit_export.targets import TARGETS, get_target
 from tests._toys import TOYS, student
 from tests.unit.export._qdq_fixtures import FIXTURES, Fixture, norm, one_conv
 from tests.unit.export._qdq_models import ort, trt

@@ -13,11 +13,11 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from dfqkit_export.backends.onnxruntime.session import OrtSession
+from dfqkit_export.backends.realised import realised_precision
 from dfqkit_export.checker import check_file, check_model, fix, fix_file
 from dfqkit_export.checker.editing import Editor
 from dfqkit_export.errors import ArtefactError, TargetError
-from dfqkit_export.precision import realised_precision
-from dfqkit_export.runtimes.ort import OrtSession
 from tests.unit.export._qdq_fixtures import FIXTURES, norm, one_conv
 from tests.unit.export._qdq_models import Net, ort, trt
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import onnx
 import pytest
 
+from dfqkit_export.backends.tensorrt_rtx.build_log import realised_in_build
+from dfqkit_export.backends.tensorrt_rtx.session import TensorRtRtxRuntime
 from dfqkit_export.checker import check_file
 from dfqkit_export.errors import ArtefactError, RuntimeCrashedError
-from dfqkit_export.precision.rtx_log import realised_in_build
-from dfqkit_export.runtimes.tensorrt_rtx import TensorRtRtxRuntime
 from tests.unit.export._qdq_fixtures import FIXTURES, Fixture
 
 pytest.importorskip("tensorrt_rtx", reason="the builder is an extra")

@@ -11,6 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from dfqkit_export.backends.onnxruntime.session import OrtSession
+from dfqkit_export.backends.opening import UNOPTIMIZED, open_session, runtime_names
 from dfqkit_export.comparison import (
     Comparison,
     Side,
@@ -24,11 +26,9 @@ from dfqkit_export.comparison.layers import Apart
 from dfqkit_export.comparison.matching import match_layers
 from dfqkit_export.comparison.notes import disturbance_note
 from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError, TargetError
-from dfqkit_export.inputs import Inputs, random_inputs
-from dfqkit_export.metrics import Metric
+from dfqkit_export.images.inputs import Inputs, random_inputs
+from dfqkit_export.measure.metrics import Metric
 from dfqkit_export.report import Report
-from dfqkit_export.runtimes.opening import UNOPTIMIZED, open_session, runtime_names
-from dfqkit_export.runtimes.ort import OrtSession
 
 Write = Callable[..., Path]
 
@@ -235,7 +235,7 @@ class TestFiles:
         }
         with pytest.raises(TargetError, match=r"Unknown runtime 'tvm'\. Allowed: onnxruntime, .*openvino"):
             open_session("tvm", residual_net())
-        monkeypatch.setattr("dfqkit_export.runtimes.openvino.find_spec", lambda name: None)
+        monkeypatch.setattr("dfqkit_export.backends.openvino.session.find_spec", lambda name: None)
         with pytest.raises(RuntimeUnavailableError, match=r"'openvino' cannot be used on this machine: .*pip install"):
             open_session("openvino", residual_net())
 

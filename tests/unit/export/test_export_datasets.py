@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfqkit_export.datasets import load_images
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.images import ImageSpec
+from dfqkit_export.images.labelled import load_images
+from dfqkit_export.images.spec import ImageSpec
 
 RGB = ImageSpec(shape=(3, 6, 6), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), classes=4)
 GREY = ImageSpec(shape=(1, 6, 6), mean=(0.5,), std=(0.5,), classes=4)

@@ -16,16 +16,16 @@ import onnxruntime
 import pytest
 
 from dfqkit_export import errors
+from dfqkit_export.backends.isolation import call_isolated
+from dfqkit_export.backends.realised import realised_precision
+from dfqkit_export.backends.runtimes import RUNTIMES, get_runtime
+from dfqkit_export.backends.session import Runtime, Session
+from dfqkit_export.backends.tensorrt._engine_build import build_engine
+from dfqkit_export.backends.tensorrt.engines import check_batches
+from dfqkit_export.backends.tensorrt.runtime import TensorRtRuntime
+from dfqkit_export.backends.tensorrt.session import EngineSession
+from dfqkit_export.backends.tensorrt_rtx.session import TensorRtRtxRuntime
 from dfqkit_export.errors import ArtefactError, RuntimeCrashedError, RuntimeUnavailableError, TargetError
-from dfqkit_export.precision import realised_precision
-from dfqkit_export.runtimes import RUNTIMES, get_runtime
-from dfqkit_export.runtimes._engine_build import build_engine
-from dfqkit_export.runtimes.base import Runtime, Session
-from dfqkit_export.runtimes.engine_session import EngineSession
-from dfqkit_export.runtimes.engines import check_batches
-from dfqkit_export.runtimes.isolation import call_isolated
-from dfqkit_export.runtimes.tensorrt import TensorRtRuntime
-from dfqkit_export.runtimes.tensorrt_rtx import TensorRtRtxRuntime
 from tests.unit.export._qdq_models import trt
 
 VENDOR = Path(__file__).parent / "_vendor"
@@ -90,7 +90,7 @@ class TestIsolation:
     def build(self, path: Path, **options: float) -> object:
         arguments = {"module": "tensorrt", "path": str(path), "plan": str(path.with_suffix(".plan"))}
         return call_isolated(
-            "runtimes._engine_build:build_engine", {**arguments, "profile": [1, 2, 4]}, **self.ASK, **options
+            "backends.tensorrt._engine_build:build_engine", {**arguments, "profile": [1, 2, 4]}, **self.ASK, **options
         )
 
     def test_the_answer_comes_back(self, install: Install, tmp_path: Path) -> None:
@@ -127,14 +127,14 @@ class TestIsolation:
 
     def test_a_bug_in_the_child_shows_its_traceback(self) -> None:
         with pytest.raises(RuntimeCrashedError, match=r"(?s)exit code 1.*unexpected keyword argument 'colour'"):
-            call_isolated("runtimes.engines:check_batches", {"colour": 1}, **self.ASK)
+            call_isolated("backends.tensorrt.engines:check_batches", {"colour": 1}, **self.ASK)
 
     def test_what_the_working_folder_holds_is_not_imported(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "json.py").write_text("raise SystemExit(9)")
         monkeypatch.chdir(tmp_path)
-        assert call_isolated("runtimes.engines:check_batches", {"batches": [1, 2, 3]}, **self.ASK) == [1, 2, 3]
+        assert call_isolated("backends.tensorrt.engines:check_batches", {"batches": [1, 2, 3]}, **self.ASK) == [1, 2, 3]
 
     def test_the_class_is_public(self) -> None:
         assert "RuntimeCrashedError" in errors.__all__
@@ -222,7 +222,7 @@ class TestTensorRt:
             TensorRtRuntime().build(tmp_path / "open.onnx")
 
     def test_without_the_package_it_says_that_no_extra_brings_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("dfqkit_export.runtimes.tensorrt.find_spec", lambda name: None)
+        monkeypatch.setattr("dfqkit_export.backends.tensorrt.runtime.find_spec", lambda name: None)
         missing = TensorRtRuntime().available() or ""
         assert "no extra" in missing
         assert "dfqkit[tensorrt-rtx]" in missing
@@ -261,7 +261,7 @@ class TestRtxStandIn:
             TensorRtRtxRuntime().build(net(tmp_path))
 
     def test_without_the_package_it_names_the_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("dfqkit_export.runtimes.tensorrt_rtx.find_spec", lambda name: None)
+        monkeypatch.setattr("dfqkit_export.backends.tensorrt_rtx.session.find_spec", lambda name: None)
         with pytest.raises(RuntimeUnavailableError, match=r"pip install 'dfqkit\[tensorrt-rtx\]'"):
             TensorRtRtxRuntime().build("m.onnx")
 

@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from dfqkit_export.filefacts import QuantFacts, WeightFacts, file_facts, layer_facts
-from dfqkit_export.source_graph import SourceGraph
+from dfqkit_export.onnxfile.graph import SourceGraph
+from dfqkit_export.onnxfile.summary import QuantFacts, WeightFacts, file_facts, layer_facts
 from tests.unit.export.test_export_modelfile import tiny
 
 F32 = np.float32

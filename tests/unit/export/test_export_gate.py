@@ -36,12 +36,12 @@ from dfqkit_export.gate import (
     write_baseline,
 )
 from dfqkit_export.gate.environments import environment_changes
+from dfqkit_export.gate.graph_diff import compare_marks
 from dfqkit_export.gate.marks import ModelMarks, read_marks
 from dfqkit_export.gate.significance import PerImage, default_tolerance, difference_stderr, expected_flips, per_image
 from dfqkit_export.gate.sketches import distances, pack_sketches, sketch, unpack_sketches
-from dfqkit_export.gate.structure import compare_marks
 from dfqkit_export.gate.verdicts import judge
-from dfqkit_export.metrics import Metric
+from dfqkit_export.measure.metrics import Metric
 from dfqkit_export.report import Finding, Report
 from tests._gate_toy import make_bundle
 
@@ -498,7 +498,7 @@ def test_the_estimate_rests_on_the_plain_images_of_one_synthesizer(
         assert len(student) == len(teacher)
         return estimate_drop(teacher, student, synthesizer=synthesizer)
 
-    monkeypatch.setattr("dfqkit_export.gate.judgement.estimate_drop", estimate)
+    monkeypatch.setattr("dfqkit_export.gate.compare.estimate_drop", estimate)
     (case,) = check([bundle], Baseline(), Options(update=True)).cases
     assert asked == [(96, "digits")] * len(asked)
     assert any(note.startswith("No estimate of the drop on real images: ") for note in case.notes)

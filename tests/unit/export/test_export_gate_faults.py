@@ -12,18 +12,9 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.errors import RuntimeUnavailableError
-from dfqkit_export.gate import (
-    Baseline,
-    Options,
-    Outcome,
-    check,
-    measure,
-    open_subject,
-    read_baseline,
-    write_baseline,
-)
-from dfqkit_export.runtimes.ort import OrtSession
+from dfqkit_export.gate import Baseline, Options, Outcome, check, measure, open_subject, read_baseline, write_baseline
 from tests._faults import FAULTS, VARIANTS, inject, seal
 from tests._gate_toy import make_bundle
 from tests._qdqfile import File

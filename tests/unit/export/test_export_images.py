@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dfqkit_export.errors import ArtefactError, CheckFailedError, DfqkitError, RuntimeUnavailableError, TargetError
-from dfqkit_export.images import ImageSpec
+from dfqkit_export.images.spec import ImageSpec
 
 SPEC = ImageSpec(shape=(3, 4, 5), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.5), classes=10)
 

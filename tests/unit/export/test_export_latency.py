@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dfqkit_export import latency
 from dfqkit_export.env import _cpu, environment
 from dfqkit_export.errors import ArtefactError
+from dfqkit_export.measure import latency
 
 IMAGES = np.zeros((2, 1, 4, 4), np.float32)
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dfqkit_export import metrics
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.metrics import Metric
+from dfqkit_export.measure import metrics
+from dfqkit_export.measure.metrics import Metric
 
 WHERE = {"subject": "s", "data": "d"}
 

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dfqkit.cli import main
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.externaldata import PROTOBUF_LIMIT
-from dfqkit_export.modelfile import load_onnx, require_images
+from dfqkit_export.onnxfile.external_data import PROTOBUF_LIMIT
+from dfqkit_export.onnxfile.model import load_onnx, require_images
 
 Output = pytest.CaptureFixture[str]
 Change = Callable[[onnx.ModelProto], None]
@@ -331,6 +331,6 @@ def test_more_than_two_gigabytes_beside_the_file_are_refused(
     path = saved(outside("codes.bin"))
     (path.parent / "codes.bin").write_bytes(bytes(4 * 27))
     load_onnx(path)
-    monkeypatch.setattr("dfqkit_export.externaldata.PROTOBUF_LIMIT", path.stat().st_size + 107)
+    monkeypatch.setattr("dfqkit_export.onnxfile.external_data.PROTOBUF_LIMIT", path.stat().st_size + 107)
     with pytest.raises(ArtefactError, match=r"2 GiB\) with the data beside it"):
         load_onnx(path)

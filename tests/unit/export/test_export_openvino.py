@@ -9,12 +9,12 @@ import numpy as np
 import onnx
 import pytest
 
+from dfqkit_export.backends.onnxruntime.session import OrtSession
+from dfqkit_export.backends.openvino.session import OpenVinoRuntime, OpenVinoSession
+from dfqkit_export.backends.realised import realised_precision
+from dfqkit_export.backends.runtimes import get_runtime
+from dfqkit_export.backends.session import Runtime, Session
 from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
-from dfqkit_export.precision import realised_precision
-from dfqkit_export.runtimes import get_runtime
-from dfqkit_export.runtimes.base import Runtime, Session
-from dfqkit_export.runtimes.openvino import OpenVinoRuntime, OpenVinoSession
-from dfqkit_export.runtimes.ort import OrtSession
 
 Write = Callable[..., Path]
 
@@ -24,7 +24,7 @@ def images(n: int) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def test_a_missing_runtime_says_which_extra_to_install(residual_net: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfqkit_export.runtimes.openvino.find_spec", lambda name: None)
+    monkeypatch.setattr("dfqkit_export.backends.openvino.session.find_spec", lambda name: None)
     assert "pip install 'dfqkit[openvino]'" in str(OpenVinoRuntime().available())
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(RuntimeUnavailableError, match=r"pip install 'dfqkit\[openvino\]'") as caught:

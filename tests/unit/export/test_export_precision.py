@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
+from dfqkit_export.backends.realised import LayerPrecision, realised_precision
 from dfqkit_export.errors import ArtefactError, TargetError
-from dfqkit_export.precision import LayerPrecision, realised_precision
-from dfqkit_export.precision.macs import multiply_adds
+from dfqkit_export.onnxfile.macs import multiply_adds
 
 Write = Callable[..., Path]
 

@@ -11,14 +11,14 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from dfqkit_export.backends.onnxruntime.session import OrtSession
+from dfqkit_export.backends.opening import UNOPTIMIZED
 from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
-from dfqkit_export.inputs import random_inputs
-from dfqkit_export.latency import Latency, Timing
+from dfqkit_export.images.inputs import random_inputs
+from dfqkit_export.measure.latency import Latency, Timing
 from dfqkit_export.profiling import Profile, float_twin, node_times, profile_file, render_profile
 from dfqkit_export.profiling import files as profiling_files
 from dfqkit_export.profiling.node_times import KINDS, time_by_kind
-from dfqkit_export.runtimes.opening import UNOPTIMIZED
-from dfqkit_export.runtimes.ort import OrtSession
 
 Write = Callable[..., Path]
 
@@ -214,7 +214,7 @@ class TestProfile:
             profile_file(tmp_path / "m.onnx")
 
     def test_an_absent_runtime_says_what_to_install(self, residual_net: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("dfqkit_export.runtimes.openvino.find_spec", lambda name: None)
+        monkeypatch.setattr("dfqkit_export.backends.openvino.session.find_spec", lambda name: None)
         with pytest.raises(RuntimeUnavailableError, match="pip install"):
             profile_file(residual_net(), runtimes=("openvino",))
 

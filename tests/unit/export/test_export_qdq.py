@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 from torch import fx, nn
 
+from dfqkit.students.onnx_file import integer_bias, write_float, write_qdq
+from dfqkit_export.backends.onnxruntime.session import OrtSession
+from dfqkit_export.backends.realised import realised_precision
+from dfqkit_export.backends.targets import get_target
 from dfqkit_export.errors import TargetError
-from dfqkit_export.precision import realised_precision
-from dfqkit_export.qdq import integer_bias, write_float, write_qdq
-from dfqkit_export.runtimes.ort import OrtSession
-from dfqkit_export.targets import get_target
 from tests._toys import IMAGE, TOYS, Depthwise, Head, Residual, conv_bn, images, randomise, student, toy, toy_graph
 
 BITS = ("w8a8", "w4a8", "w4a4")

@@ -12,12 +12,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from dfqkit_export.backends.realised import LayerPrecision, realised_precision
+from dfqkit_export.backends.tensorrt.engine_layers import EngineLayer, match_layers
+from dfqkit_export.backends.tensorrt.inspector import parse_layer_info, realised_in_tensorrt
+from dfqkit_export.backends.tensorrt_rtx.build_log import parse_rtx_log
+from dfqkit_export.backends.tensorrt_rtx.session import TensorRtRtxRuntime
 from dfqkit_export.errors import ArtefactError, RuntimeCrashedError
-from dfqkit_export.precision import LayerPrecision, realised_precision
-from dfqkit_export.precision.engine_layers import EngineLayer, match_layers
-from dfqkit_export.precision.inspector import parse_layer_info, realised_in_tensorrt
-from dfqkit_export.precision.rtx_log import parse_rtx_log
-from dfqkit_export.runtimes.tensorrt_rtx import TensorRtRtxRuntime
 from tests.unit.export._qdq_models import Net, ort, trt
 
 needs_rtx = pytest.mark.skipif(
@@ -234,6 +234,6 @@ class TestRtx:
     def test_running_needs_a_gpu_and_says_so(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from dfqkit_export.errors import RuntimeUnavailableError
 
-        monkeypatch.setattr("dfqkit_export.runtimes.tensorrt_rtx.missing_gpu", lambda: "there is no GPU")
+        monkeypatch.setattr("dfqkit_export.backends.tensorrt_rtx.session.missing_gpu", lambda: "there is no GPU")
         with pytest.raises(RuntimeUnavailableError, match="there is no GPU"):
             TensorRtRtxRuntime().load(one_conv(tmp_path / "m.onnx")).run(np.zeros((1, 3, 8, 8), np.float32))

@@ -11,10 +11,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from dfqkit_export.backends.onnxruntime.session import OrtRuntime, OrtSession
+from dfqkit_export.backends.runtimes import get_runtime
+from dfqkit_export.backends.session import Runtime, Session, batched
 from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
-from dfqkit_export.runtimes import get_runtime
-from dfqkit_export.runtimes.base import Runtime, Session, batched
-from dfqkit_export.runtimes.ort import OrtRuntime, OrtSession
 
 Write = Callable[..., Path]
 

@@ -14,9 +14,9 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.imageset import ImageSet
-from dfqkit_export.runtimes.ort import OrtSession
+from dfqkit_export.images.stored import ImageSet
 from dfqkit_export.sentinel import (
     PLAIN,
     SENSITIVE,

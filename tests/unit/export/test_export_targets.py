@@ -14,14 +14,14 @@ import onnx
 import pytest
 from torch import fx
 
+from dfqkit.students.onnx_file import write_qdq
+from dfqkit_export.backends.onnxruntime.session import OrtSession
+from dfqkit_export.backends.target_text import describe, render_target, summary
+from dfqkit_export.backends.targets import TARGETS, Cell, OperatorRule, QuantSpace, Target, get_target
 from dfqkit_export.checker import check_model
 from dfqkit_export.errors import TargetError
-from dfqkit_export.filefacts import LayerFacts, QuantFacts, layer_facts
-from dfqkit_export.qdq import write_qdq
-from dfqkit_export.runtimes.ort import OrtSession
-from dfqkit_export.source_graph import SourceGraph
-from dfqkit_export.targets import TARGETS, Cell, OperatorRule, QuantSpace, Target, get_target
-from dfqkit_export.targets.text import describe, render_target, summary
+from dfqkit_export.onnxfile.graph import SourceGraph
+from dfqkit_export.onnxfile.summary import LayerFacts, QuantFacts, layer_facts
 from tests._toys import images, student
 
 NAMES = [
@@ -347,8 +347,8 @@ def test_eight_bit_weights_fill_seven_bits_without_vnni(written: Written) -> Non
 @pytest.mark.slow
 def test_openvino_computes_the_students_numbers_in_integers(written: Written) -> None:
     pytest.importorskip("openvino", reason="needs openvino (pip install 'dfqkit[openvino]')")
-    from dfqkit_export.precision import realised_precision
-    from dfqkit_export.runtimes import get_runtime
+    from dfqkit_export.backends.realised import realised_precision
+    from dfqkit_export.backends.runtimes import get_runtime
 
     graph, path = written("openvino")
     x = images(32)

@@ -99,7 +99,7 @@ class TestViews:
         write_tensors(tmp_path / "a.safetensors", tensors())
         program = (
             "import sys; sys.modules['safetensors'] = None; sys.modules['torch'] = None\n"
-            "from dfqkit_export.tensorfile import read_tensors; import dfqkit_export.imageset\n"
+            "from dfqkit_export.tensorfile import read_tensors; import dfqkit_export.images.stored\n"
             f"assert len(read_tensors({str(tmp_path / 'a.safetensors')!r})[0]) == {len(tensors())}"
         )
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

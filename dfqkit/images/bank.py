@@ -1,0 +1,130 @@
+"""ImageBank: a set of synthetic images with the teacher's answers, in memory.
+
+What belongs here: how images become a bank, and a bank one file. How files are read is
+`dfqkit_export.images.stored`; who makes the images is `synthesis`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from dfqkit.teacher.load import Teacher
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.files import write_bytes
+from dfqkit_export.images.bank_file import HEADER, SCHEMA
+from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.images.stored import ImageSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageBank:
+    """Synthetic images and what the teacher says of them.
+
+    Attributes:
+        images: uint8 (N, C, H, W): what an 8-bit camera file would hold.
+        logits: float32 (N, K), the teacher's, on exactly these 8-bit images.
+        image: shape and normalisation.
+        teacher: sha256 of the teacher's weights.
+        source: what made the images, e.g. ``dfq``.
+    """
+
+    images: Tensor
+    logits: Tensor
+    image: ImageSpec
+    teacher: str
+    source: str
+
+    @classmethod
+    def collect(cls, teacher: Teacher, images: Iterator[Tensor], source: str) -> ImageBank:
+        """Make a bank from batches of normalised images (n, C, H, W), rounding them to 8 bits.
+
+        Raises:
+            ArtefactError: when an image is not finite.
+        """
+        codes, logits = [], []
+        for batch in images:
+            if not bool(torch.isfinite(batch).all()):
+                message = (
+                    f"Source '{source}' made images that are not finite. Lower its lr, or the weight of its "
+                    "adversarial term where it has one."
+                )
+                raise ArtefactError(message)
+            code = (teacher.image.denormalize(batch) * 255).round().clamp(0, 255).to(torch.uint8)
+            codes.append(code.cpu())
+            logits.append(teacher.logits(teacher.image.normalize(code.to(batch.device).float() / 255)).float().cpu())
+        return cls(
+            images=torch.cat(codes),
+            logits=torch.cat(logits),
+            image=teacher.image,
+            teacher=teacher.sha256,
+            source=source,
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(self, size: int, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised images (n, C, H, W) and teacher logits (n, K), in order."""
+        for start in range(0, len(self), size):
+            codes = self.images[start : start + size].to(device)
+            yield self.image.normalize(codes.float() / 255), self.logits[start : start + size].to(device)
+
+    def save(self, path: Path) -> None:
+        """Write the bank; there whole or not at all."""
+        header = {"schema": SCHEMA, "image": self.image.to_dict(), "teacher": self.teacher, "source": self.source}
+        # One entry: safetensors writes several in an order that differs from process to process.
+        metadata = {HEADER: json.dumps(header, sort_keys=True)}
+        tensors = {"images": self.images.contiguous(), "logits": self.logits.contiguous()}
+        write_bytes(path, save(tensors, metadata=metadata))
+
+    @classmethod
+    def load(cls, path: Path, teacher: Teacher | None = None) -> ImageBank:
+        """Read a bank.
+
+        Args:
+            path: file that `save` wrote, or the folder of a set, which is then held in memory whole.
+            teacher: when given, the bank must have been made for it.
+
+        Raises:
+            ArtefactError: for a missing or damaged file, an unknown schema, or another teacher's bank.
+        """
+        stored = ImageSet.open(path)
+        if teacher is not None:
+            require_teacher(stored, teacher)
+        shards = list(stored.each_shard())
+        images, logits = shards[0] if len(shards) == 1 else _joined(stored, shards)
+        return cls(
+            images=torch.from_numpy(images),
+            logits=torch.from_numpy(logits),
+            image=stored.spec,
+            teacher=stored.teacher,
+            source=stored.source,
+        )
+
+
+def require_teacher(stored: ImageSet, teacher: Teacher) -> None:
+    """Refuse a set that was made for another teacher.
+
+    Raises:
+        ArtefactError: says for which.
+    """
+    if stored.teacher != teacher.sha256:
+        message = (
+            f"Image bank '{stored.path}' was made for another teacher (weights {stored.teacher[:12]}, this one is "
+            f"{teacher.sha256[:12]}). Make images for this teacher with `dfqkit synthesize`."
+        )
+        raise ArtefactError(message)
+
+
+def _joined(stored: ImageSet, shards: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    if not shards:
+        return stored.take([])
+    return np.concatenate([images for images, _ in shards]), np.concatenate([logits for _, logits in shards])

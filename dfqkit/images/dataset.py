@@ -1,0 +1,48 @@
+"""A stored set as a torch data set, for whoever trains with their own loop.
+
+What belongs here: the data set only; images are read when they are asked for, in worker processes too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dfqkit_export.images.stored import ImageSet
+
+Pair = tuple[Tensor, Tensor]
+
+
+class BankDataset(Dataset[Pair]):
+    """Normalised images (C, H, W) and the teacher's logits (K,), float32 each.
+
+    Args:
+        path: folder of a set, or one file of images.
+
+    Attributes:
+        stored: the set; its ``spec`` says how images are normalised.
+
+    Raises:
+        ArtefactError: for what `ImageSet.open` refuses.
+
+    Example:
+        >>> loader = torch.utils.data.DataLoader(BankDataset("set"), batch_size=64, shuffle=True)  # doctest: +SKIP
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.stored = ImageSet.open(path)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitem__(self, index: int) -> Pair:
+        return self.__getitems__([index + len(self) if index < 0 else index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[Pair]:
+        """What a data loader asks for a batch: one read instead of many."""
+        codes, logits = self.stored.take(indices)
+        images = self.stored.spec.normalize(torch.from_numpy(codes).float() / 255)
+        return list(zip(images, torch.from_numpy(logits), strict=True))

@@ -1,0 +1,112 @@
+"""A stored set in forms that other tools read: one npz, or PNG files in class folders.
+
+What belongs here: the two forms, written shard by shard, and whole or not at all. Labels are the teacher's classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.images.stored import ImageSet, softmax_top
+
+__all__ = ["write_class_folders", "write_npz"]
+
+Array = NDArray[Any]
+
+
+def write_npz(images: ImageSet, path: Path) -> None:
+    """Write arrays ``images`` uint8 (N, H, W, C), ``logits`` float32 (N, K) and ``labels`` int64 (N,).
+
+    Args:
+        images: the set.
+        path: the file, replaced if it is there; `numpy.load` and ``validate.data`` of a recipe read it.
+
+    Raises:
+        ArtefactError: the file cannot be written.
+    """
+    channels, height, width = images.spec.shape
+    n, classes = len(images), images.spec.classes
+    parts: dict[str, tuple[Any, tuple[int, ...], Callable[[], Iterator[Array]]]] = {
+        "images": (np.uint8, (n, height, width, channels), lambda: (c.transpose(0, 2, 3, 1) for c, _ in _read(images))),
+        "logits": (np.float32, (n, classes), lambda: (logits for _, logits in _read(images))),
+        "labels": (np.int64, (n,), lambda: (softmax_top(logits)[0] for _, logits in _read(images))),
+    }
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(temporary, "w") as archive:
+            for name, (dtype, shape, pieces) in parts.items():
+                header = {"descr": npy.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    npy.write_array_header_1_0(file, header)
+                    for piece in pieces():
+                        file.write(np.ascontiguousarray(piece).tobytes())
+        temporary.replace(path)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):  # the folder itself may be what is wrong
+            temporary.unlink(missing_ok=True)
+
+
+def write_class_folders(images: ImageSet, folder: Path) -> None:
+    """Write ``CLASS/INDEX.png``: CLASS is the teacher's, INDEX the image's place in the set, both padded with zeros.
+
+    Classes without images have no folder. A folder's name is the class; readers that number folders by their order
+    instead (torchvision's ImageFolder) agree where no class is empty.
+
+    Args:
+        images: the set.
+        folder: a new or empty one.
+
+    Raises:
+        ArtefactError: the folder has something in it, cannot be written, or images have neither 1 nor 3 channels.
+    """
+    from PIL import Image
+
+    folder, channels = folder.resolve(), images.spec.shape[0]
+    if channels not in (1, 3):
+        message = f"PNG files have 1 or 3 channels, these images {channels}. Export them with --npz."
+        raise ArtefactError(message)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        message = f"'{folder}' is not a new or empty folder. Choose another, so that no other images get in between."
+        raise ArtefactError(message)
+    class_width, index_width = len(str(images.spec.classes - 1)), len(str(max(len(images) - 1, 0)))
+    temporary = folder.with_name(f".{folder.name}.part")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        index = 0
+        for codes, logits in _read(images):
+            for code, label in zip(codes, softmax_top(logits)[0].tolist(), strict=True):
+                place = temporary / f"{label:0{class_width}d}"
+                place.mkdir(exist_ok=True)
+                pixels = code[0] if channels == 1 else code.transpose(1, 2, 0)
+                Image.fromarray(np.ascontiguousarray(pixels)).save(place / f"{index:0{index_width}d}.png")
+                index += 1
+        if folder.exists():
+            folder.rmdir()
+        temporary.replace(folder)
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _read(images: ImageSet) -> Iterator[tuple[Array, Array]]:
+    return images.each_shard()
+
+
+def _cannot_write(path: Path, error: OSError) -> ArtefactError:
+    message = f"Cannot write '{path}': {error.strerror or error}. Free space, or choose another place."
+    return ArtefactError(message)

@@ -1,0 +1,109 @@
+"""Contact sheets: what a set looks like, one row a class, with what the teacher says of each image.
+
+What belongs here: which images are shown and how the sheet is drawn. Works without torch.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.images.readers import spread
+from dfqkit_export.images.stored import Codes, ImageSet
+
+__all__ = ["SheetForm", "contact_sheet"]
+
+_INK, _FAINT, _PAPER = (30, 30, 30), (150, 150, 150), (255, 255, 255)
+_LINE, _MARGIN, _GAP = 12, 84, 2  # pixels: a line of text, the column of names, between images
+
+
+@dataclass(frozen=True, kw_only=True)
+class SheetForm:
+    """How large a sheet is.
+
+    Attributes:
+        columns: images of a class, at the most, evenly spread over those there are.
+        rows: classes; of more, those with the most images and those with the fewest are shown.
+        least: side in pixels that small images are enlarged to, in whole steps.
+        most: side in pixels that large images are reduced to.
+    """
+
+    columns: int = 16
+    rows: int = 50
+    least: int = 48
+    most: int = 112
+
+
+def contact_sheet(images: ImageSet, form: SheetForm | None = None) -> bytes:
+    """Draw a sheet as PNG: a row for each class, empty ones too, with the confidence below each image.
+
+    Args:
+        images: the set; images of 1 or 3 channels.
+        form: its size.
+
+    Raises:
+        ArtefactError: images have another number of channels.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    form = form or SheetForm()
+    if images.spec.shape[0] not in (1, 3):
+        message = f"A sheet shows images of 1 or 3 channels, these have {images.spec.shape[0]}."
+        raise ArtefactError(message)
+    labels, confidence = images.answers()
+    counts = np.bincount(labels, minlength=images.spec.classes)
+    height, width, scale = _cell(images.spec.shape, form)
+    rows = _rows(counts, form.rows)
+    tall, wide = height + _LINE + _GAP, width + _GAP
+    sheet = Image.new("RGB", (_MARGIN + form.columns * wide, len(rows) * tall), _PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
+    for row, label in enumerate(rows):
+        top = row * tall
+        if label is None:
+            draw.text((4, top + height // 2), f"{len(counts) - len(rows) + 1} more classes", _FAINT, font)
+            continue
+        places = np.flatnonzero(labels == label)
+        mean = f"mean p {confidence[places].mean():.2f}" if len(places) else "none"
+        text = f"class {label}\n{len(places)} image{'' if len(places) == 1 else 's'}\n{mean}"
+        draw.multiline_text((4, top + 2), text, _INK if len(places) else _FAINT, font, spacing=2)
+        chosen = places[spread(len(places), form.columns)] if len(places) else places
+        for column, code in enumerate(images.take(chosen.tolist())[0]):
+            left = _MARGIN + column * wide
+            sheet.paste(_picture(code, scale, (width, height)), (left, top))
+            draw.text((left, top + height), f"{confidence[chosen[column]]:.2f}", _INK, font)
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _cell(shape: tuple[int, int, int], form: SheetForm) -> tuple[int, int, int]:
+    """Height and width of an image on the sheet, and the whole steps by which it is enlarged (0: it is reduced)."""
+    _, height, width = shape
+    if max(height, width) > form.most:
+        share = form.most / max(height, width)
+        return max(1, round(height * share)), max(1, round(width * share)), 0
+    scale = max(1, min(math.ceil(form.least / width), form.most // max(height, width)))
+    return height * scale, width * scale, scale
+
+
+def _rows(counts: NDArray[Any], most: int) -> list[int | None]:
+    """Classes from top to bottom; None where some are left out."""
+    if len(counts) <= most:
+        return list(range(len(counts)))
+    order = np.argsort(-counts, kind="stable").tolist()
+    ends = max(most - 1, 2)
+    return [*order[: (ends + 1) // 2], None, *order[len(order) - ends // 2 :]]
+
+
+def _picture(code: Codes, scale: int, size: tuple[int, int]) -> Any:
+    from PIL import Image
+
+    pixels = code[0] if len(code) == 1 else code.transpose(1, 2, 0)
+    picture = Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+    return picture.resize(size, Image.Resampling.NEAREST if scale else Image.Resampling.BOX)

@@ -1,0 +1,213 @@
+"""Portable sets of images from any source, streamed: at most one shard is in memory at a time.
+
+What belongs here: how a recipe's synthesizer is warmed up and drawn from until a set has all its images, and what its
+readers are warned of. Its folder is `setfolder`.
+
+A synthesizer is asked for fresh images only, for one shard to begin with. Sources that make images in batches
+(`available` says how many are left) are asked for more and given more rounds whenever they are short; generators are
+trained once and then drawn from.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dfqkit.config.recipe import Recipe
+from dfqkit.config.registry import synthesizer
+from dfqkit.images.bank import ImageBank
+from dfqkit.progress import Bar, Progress
+from dfqkit.run.bank_folder import SetFolder
+from dfqkit.run.context import CHECKPOINT_SECONDS, provisional_student, resolve_device, resolved_synthesis, teacher_of
+from dfqkit.seeds import derive
+from dfqkit.synthesis.base import Demand, Synthesizer
+from dfqkit.synthesis.build import build_synthesizer
+from dfqkit.teacher.load import Teacher
+from dfqkit.training.stream import frozen
+from dfqkit_export.env import environment
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.images.stored import ImageSet, image_digest
+
+__all__ = ["SetPlan", "make_set"]
+
+_NAMED = 10  # classes named in a warning
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetPlan:
+    """How large a set is, and who asked for it.
+
+    Attributes:
+        n: images, at least 1.
+        shard: images in one file, at least 1; about as many are in memory.
+        command: what makes the set again, for its list.
+    """
+
+    n: int
+    shard: int = 1024
+    command: str = ""
+
+
+def make_set(
+    recipe: Recipe, out: Path, plan: SetPlan, *, device: str, progress: Progress, teacher: Teacher | None = None
+) -> ImageSet:
+    """Make a set, or continue one that was interrupted: its images are those of an uninterrupted one, bit for bit.
+
+    Args:
+        recipe: its teacher, image, synthesis and seed decide the images; its quant section only for methods that play
+            against a student.
+        out: a new or empty folder, or that of the same set.
+        plan: how many images, in what files.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        progress: where progress is shown.
+        teacher: a teacher already loaded; otherwise the recipe's is.
+
+    Raises:
+        ArtefactError: the folder holds something else, there is no room, or the source runs dry.
+        RecipeError: the method needs what the teacher lacks.
+    """
+    where = resolve_device(device)
+    teacher = _placed(teacher or teacher_of(recipe), where)
+    maker, students = _made(recipe, teacher, where, plan)
+    request = {
+        "wanted": plan.n,
+        "shard": plan.shard,
+        "image": teacher.image.to_dict(),
+        "teacher": {"name": teacher.name, "sha256": teacher.sha256},
+        "source": _method(recipe),
+        "synthesis": recipe.synthesis.model_dump(mode="json"),
+        "seed": recipe.seed,
+        "recipe": {"name": recipe.name, "sha256": recipe.digest()},
+        "device": str(where),
+    }
+    config = resolved_synthesis(recipe)
+    kind = synthesizer(config.method)
+    facts = {
+        "command": plan.command,
+        "threads": torch.get_num_threads(),
+        "environment": environment(),
+        "real_data": kind.real_data_of(config),
+        "warnings": list(kind.warnings_of(config)),  # those of the images themselves come when all are there
+    }
+    with SetFolder(out, request, facts) as folder, frozen(students):
+        if not folder.complete:
+            _Making(folder, maker, students, recipe.bank.batch).run(progress)
+        if not folder.finished:
+            folder.finish(_warnings(ImageSet.open(out), recipe, teacher))
+    return ImageSet.open(out)
+
+
+def _placed(teacher: Teacher, device: torch.device) -> Teacher:
+    """The teacher on the device; a caller's own model stays where it is."""
+    if device.type == "cpu":
+        return teacher
+    return dataclasses.replace(teacher, model=copy.deepcopy(teacher.model).to(device))
+
+
+def _method(recipe: Recipe) -> str:
+    return str(recipe.synthesis.method)  # type: ignore[attr-defined]
+
+
+def _made(recipe: Recipe, teacher: Teacher, device: torch.device, plan: SetPlan) -> tuple[Synthesizer, list[nn.Module]]:
+    config = resolved_synthesis(recipe)
+    rng = derive(recipe.seed, "synthesis", device=device)
+    needs = synthesizer(config.method).needs_of(config)
+    # Sources of images that are there already take what they are asked for at the start, and no more later.
+    fresh = plan.n if "images" in needs else min(plan.n, plan.shard)
+    maker = build_synthesizer(config, teacher, rng, Demand(training=0, fresh=fresh))
+    return maker, [provisional_student(recipe, teacher, device)] if "student" in needs else []
+
+
+class _Making:
+    """The rounds and draws that fill a folder."""
+
+    def __init__(self, folder: SetFolder, maker: Synthesizer, students: Sequence[nn.Module], batch: int) -> None:
+        self.folder, self.maker, self.students, self.batch = folder, maker, students, batch
+        self.first_rounds = maker.warmup_rounds
+        self.rounds = 0
+        self.saved = time.monotonic()
+        if folder.state is not None:
+            tensors, values = folder.state
+            maker.ask(values["fresh"])
+            maker.load_state_dict(tensors)
+            self.rounds = values["rounds"]
+
+    def run(self, progress: Progress) -> None:
+        """Warm up, then fill shard after shard."""
+        if self.rounds < self.first_rounds:
+            with progress.stage("synthesize", total=self.first_rounds, start=self.rounds) as bar:
+                while self.rounds < self.first_rounds:
+                    self._round(bar, 1)
+        with progress.stage("draw", total=self.folder.request["wanted"], start=self.folder.n) as bar:
+            while not self.folder.complete:
+                count = self.folder.next_size
+                self._refill(count, bar)
+                self._add(count)
+                self.saved = time.monotonic()
+                bar.advance(count)
+
+    def _add(self, count: int) -> None:
+        bank = ImageBank.collect(self.maker.teacher, self._drawn(count), self.folder.request["source"])
+        self.folder.add(bank, self.maker.state_dict(), self._values())
+
+    def _round(self, bar: Bar, steps: int) -> None:
+        bar.advance(steps, **self.maker.synthesize(self.students))
+        self.rounds += 1
+        if time.monotonic() - self.saved >= CHECKPOINT_SECONDS:
+            self.folder.save_state(self.maker.state_dict(), self._values())
+            self.saved = time.monotonic()
+
+    def _refill(self, count: int, bar: Bar) -> None:
+        """Run rounds until enough fresh images are there.
+
+        Raises:
+            ArtefactError: when rounds bring no more of them.
+        """
+        left = self.maker.available
+        if left is None or left >= count:
+            return
+        if self.maker.demand.fresh < self.folder.n + count:  # not where an interrupted process had asked already
+            self.maker.ask(self.folder.n + count)
+        idle, patience = 0, 2 * self.first_rounds
+        while (now := self.maker.available or 0) < count:
+            before = now, self.maker.cost
+            self._round(bar, 0)
+            idle = 0 if (self.maker.available or 0) > now else idle + 1
+            if idle > patience or before == (self.maker.available, self.maker.cost):
+                message = (
+                    f"Source '{self.folder.request['source']}' has no more images: {self.folder.n + now} of the "
+                    f"{self.folder.request['wanted']} asked for. Ask for fewer with --n, in another folder."
+                )
+                raise ArtefactError(message)
+
+    def _drawn(self, count: int) -> Iterator[Tensor]:
+        for start in range(0, count, self.batch):
+            yield self.maker.sample(min(self.batch, count - start))
+
+    def _values(self) -> dict[str, int]:
+        return {"rounds": self.rounds, "fresh": self.maker.demand.fresh, "cost": self.maker.cost}
+
+
+def _warnings(images: ImageSet, recipe: Recipe, teacher: Teacher) -> list[str]:
+    """What whoever takes the set should know, found by reading it once."""
+    config = resolved_synthesis(recipe)
+    found = list(synthesizer(config.method).warnings_of(config))
+    if teacher.weights_source == "random":
+        found.append("The teacher has random weights: its answers mean nothing.")
+    counts = np.bincount(images.answers()[0], minlength=images.spec.classes)
+    empty = np.flatnonzero(counts == 0)
+    if len(empty):
+        named = ", ".join(map(str, empty[:_NAMED])) + (", ..." if len(empty) > _NAMED else "")
+        found.append(f"{len(empty)} of {len(counts)} classes have no image: {named}.")
+    copies = sum(len(codes) - len({image_digest(code) for code in codes}) for codes, _ in images.each_shard())
+    if copies:
+        found.append(f"{copies} of {len(images)} images repeat another of their shard, pixel by pixel.")
+    return found

@@ -1,0 +1,1 @@
+"""Methods that make images: one subject of the literature each."""

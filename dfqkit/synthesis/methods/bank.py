@@ -1,0 +1,254 @@
+"""A stored set of images as a source: what was made once serves many runs.
+
+What belongs here: checking the set, and who gets which of its images. There is no paper and no loss; making the images
+cost nothing here, and what it cost when the set was made is `Bank.set_cost`. The duties are two:
+
+- A set is refused where it is not what its maker wrote: cut short, changed, of other images or of another teacher
+  (whose classes its images were made to show); all before any compute is spent.
+- No image plays two parts. Images that are equal pixel by pixel count once. Of the rest, the synthesizer that grades
+  takes as many as it was asked for, evenly spread over the set, the one that trains takes the others; each is told by
+  `Demand.beside` how many the other takes. Of what trains, the fresh images are evenly spread again; all that are left
+  train, more than were asked for if there are more.
+
+Images are read from disk when they are drawn; of the set's answers no use is made, since the teacher is at hand.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from dfqkit.config.registry import synthesizer, synthesizer_names
+from dfqkit.synthesis.base import NO_DEMAND, UNKNOWN, Demand, Losses, Synthesizer, SynthesizerConfig
+from dfqkit.synthesis.deck import Deck
+from dfqkit.teacher.load import Teacher
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.images.stored import ImageSet, image_digest
+
+_LOG = logging.getLogger(__name__)
+
+
+class BankConfig(SynthesizerConfig):
+    """The ``synthesis`` section of a recipe with ``method: bank``."""
+
+    method: Literal["bank"] = "bank"
+    path: str = Field(
+        min_length=1, description="Folder of a set (`dfqkit synthesize RECIPE --n N --out DIR`), or one file of images."
+    )
+    other_teacher: bool = Field(
+        False, description="Take a set that was made for another teacher, too. Ours: false, since classes may differ."
+    )
+    part: Literal["training", "grading"] = Field(
+        "training", description="Which images; the source that grades is given the other ones."
+    )
+
+    def resolved(self, find: Callable[[str], str]) -> Self:
+        """The same with the path found."""
+        return self.model_copy(update={"path": find(self.path)})
+
+
+class Bank(Synthesizer):
+    """Images of a stored set, each for training or fresh, never both."""
+
+    Config = BankConfig
+    needs: ClassVar[frozenset[str]] = frozenset({"images"})
+
+    def __init__(
+        self, config: BankConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
+    ) -> None:
+        super().__init__(config, teacher, generator, demand)
+        self.config = config
+        self.stored = ImageSet.open(Path(config.path))
+        self._require_fitting()
+        self.stored.verify()
+        self.digest = self.stored.digest
+        self.training, self.fresh = self._split(_different(self.stored))
+        self.given = 0
+        self.order = Deck(len(self.training), generator)
+        _LOG.info(
+            "Set '%s': %d images, made at a cost of %s teacher passes.", config.path, len(self.stored), self.set_cost
+        )
+
+    @classmethod
+    def real_data_of(cls, config: SynthesizerConfig) -> str | None:
+        """What the set says, if it does and can be read."""
+        stored = _opened(config)
+        found = UNKNOWN if stored is None else stored.facts.get("real_data", UNKNOWN)
+        return None if found is None else str(found)
+
+    @classmethod
+    def warnings_of(cls, config: SynthesizerConfig) -> tuple[str, ...]:
+        """What the set warns of, since nothing made from it is better; of a lone file, what its source does."""
+        stored, what = _opened(config), f"Image set '{_place(config).name}'"
+        if stored is None:
+            return (f"{what} could not be read again: what it warns of is not known.",)
+        found = stored.facts["warnings"] if "warnings" in stored.facts else _method_warnings(stored.source)
+        return tuple(f"{what}: {text}" for text in found)
+
+    @classmethod
+    def grading_config(cls, config: SynthesizerConfig) -> SynthesizerConfig:
+        """The same set, the images that do not train."""
+        return config.model_copy(update={"part": "grading"})
+
+    @property
+    def set_cost(self) -> int | None:
+        """Teacher passes that making the set took; None where it does not say."""
+        cost = self.stored.facts.get("cost")
+        return cost if isinstance(cost, int) else None
+
+    def _require_fitting(self) -> None:
+        stored, teacher, path = self.stored, self.teacher, self.config.path
+        ours, theirs = teacher.image, stored.spec
+        if theirs.shape != ours.shape:
+            message = (
+                f"Image set '{path}' has images of shape {theirs.shape}, teacher '{teacher.name}' takes {ours.shape}. "
+                "Make a set for this teacher with `dfqkit synthesize RECIPE --n N`."
+            )
+            raise ArtefactError(message)
+        if stored.teacher != teacher.sha256 and not self.config.other_teacher:
+            message = (
+                f"Image set '{path}' was made for another teacher (weights {stored.teacher[:12]}, '{teacher.name}' has "
+                f"{teacher.sha256[:12]}). Make one for this teacher with `dfqkit synthesize RECIPE --n N`, or set "
+                "synthesis.other_teacher=true to use its images nevertheless."
+            )
+            raise ArtefactError(message)
+        if not stored.complete:
+            _LOG.warning("Image set '%s' is not finished: %d of %d images.", path, len(stored), stored.wanted)
+
+    def _split(self, indices: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Places of the training and of the fresh images.
+
+        Raises:
+            ArtefactError: there are fewer than both synthesizers of the run need.
+        """
+        demand, beside = self.demand, self.demand.beside
+        own, others = demand.training + demand.fresh, 0 if beside is None else beside.training + beside.fresh
+        if len(indices) < own + others:
+            other = f" and {others} for the synthesizer beside it" if others else ""
+            message = (
+                f"Image set '{self.config.path}' has {len(indices)} different images, but {own + others} are needed: "
+                f"{demand.training} to train on, {demand.fresh} fresh ones{other}. Make a larger set, or ask for fewer "
+                "in the recipe's bank section (calibration, training, held_out, grading)."
+            )
+            raise ArtefactError(message)
+        grades = self.config.part == "grading"
+        mine, theirs = _spread(indices, own if grades else others)
+        mine = mine if grades else theirs
+        if not demand.training:
+            return [], mine
+        fresh, training = _spread(mine, demand.fresh)
+        return training, fresh
+
+    @property
+    def warmup_rounds(self) -> int:
+        """None: nothing is optimised."""
+        return 0
+
+    def synthesize(self, students: Sequence[nn.Module] = ()) -> Losses:
+        """Nothing to do."""
+        return {}
+
+    @property
+    def available(self) -> int:
+        """Fresh images left in the set; asking for more brings none."""
+        return len(self.fresh) - self.given
+
+    def sample(self, n: int) -> Tensor:
+        """The next ``n`` images that are in no training set; each is given once.
+
+        Raises:
+            ArtefactError: when fewer are left.
+        """
+        if n > self.available:
+            message = (
+                f"Asked for {n} fresh images, but {self.available} of {len(self.fresh)} are left in the set "
+                f"'{self.config.path}'. Make a larger set, or ask for more when the source is made (Demand.fresh)."
+            )
+            raise ArtefactError(message)
+        self.given += n
+        return self._read(self.fresh[self.given - n : self.given])
+
+    def training_batch(self, n: int) -> Tensor:
+        """Images of the training set, every one once before any comes again.
+
+        Raises:
+            ArtefactError: when there is no training set.
+        """
+        if not self.training:
+            message = "There are no training images. Make the source with Demand.training above 0."
+            raise ArtefactError(message)
+        return self._read([self.training[index] for index in self.order.deal(n).tolist()])
+
+    def _read(self, indices: Sequence[int]) -> Tensor:
+        codes = torch.from_numpy(self.stored.take(indices)[0]).to(self.device)
+        return self.teacher.image.normalize(codes.float() / 255)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What was given, what comes next, the random state, and what tells the set from others."""
+        return {
+            "given": torch.tensor(self.given),
+            "order": self.order.rest.clone(),
+            "set": torch.tensor(list(bytes.fromhex(self.digest)), dtype=torch.uint8),
+            "rng": self.rng.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue exactly where `state_dict` was taken.
+
+        Raises:
+            ArtefactError: that was with another set.
+        """
+        if bytes(state["set"].tolist()).hex() != self.digest:
+            message = (
+                f"Image set '{self.config.path}' is not the one that this run began with. Put that one back, or begin "
+                "another run."
+            )
+            raise ArtefactError(message)
+        self.given = int(state["given"])
+        self.order.rest = state["order"].to(self.device).clone()
+        self.rng.set_state(state["rng"].cpu())
+
+
+def _place(config: SynthesizerConfig) -> Path:
+    return Path(str(getattr(config, "path", "")))
+
+
+def _opened(config: SynthesizerConfig) -> ImageSet | None:
+    """The set that a configuration names, or None: a report is written where its sources are gone, too."""
+    try:
+        return ImageSet.open(_place(config))
+    except ArtefactError:
+        return None
+
+
+def _method_warnings(source: str) -> tuple[str, ...]:
+    """What the method warns of that a file names as its source (``METHOD`` or ``METHOD:PART``), if it is known."""
+    method = source.partition(":")[0]
+    warning = synthesizer(method).warning if method in synthesizer_names() else None
+    return () if warning is None else (warning,)
+
+
+def _different(stored: ImageSet) -> list[int]:
+    """Places of the images that are equal to none before them."""
+    first: dict[bytes, int] = {}
+    index = 0
+    for codes, _ in stored.each_shard():
+        for code in codes:
+            first.setdefault(image_digest(code), index)
+            index += 1
+    return list(first.values())
+
+
+def _spread(items: Sequence[Any], count: int) -> tuple[list[Any], list[Any]]:
+    """``count`` items evenly spread over all, and the others."""
+    total = len(items)
+    taken = [(place + 1) * count // total > place * count // total for place in range(total)]
+    chosen = [item for item, mine in zip(items, taken, strict=True) if mine]
+    return chosen, [item for item, mine in zip(items, taken, strict=True) if not mine]

@@ -1,0 +1,159 @@
+"""Soft targets: images for the answers that a Gaussian over one layer's outputs gives.
+
+Source: Wang, "Data-Free Knowledge Distillation with Soft Targeted Transfer Set Synthesis", AAAI 2021 (arXiv
+2104.04868). The outputs s of a linear layer l with weight rows w_i are modelled as
+
+    s ~ N(0, sigma^2 R),        R_ij = cos(w_i, w_j)
+
+y = softmax of what the layers behind l make of s, and the images x minimise
+
+    L = kl * mean_n KL(y_n || softmax(T(x_n) / temperature)) - activation * mean |f(x)|
+
+with f what the last convolution gives. All classes are drawn at once, so that no target belongs to another class than
+was meant (as happens in ZSKD).
+
+Needs a linear head and features in front of it; no BatchNorm, no student.
+
+There is no public code and this was written from summaries of the paper; ours are therefore:
+
+- s is drawn as sigma * W' g with W' the rows of unit length and g ~ N(0, I): exactly that distribution, without
+  factorising R, which is singular where the layer has more rows than columns;
+- the layer is the head where none is named (networks with several linear layers gain by naming the last hidden one);
+- f is what the first linear layer behind the last convolution reads, so after activation and pooling, and averaged over
+  its elements;
+- temperature, steps, learning rate and batch, which are not known: those of ZSKD.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from dfqkit import losses
+from dfqkit.synthesis.base import NO_DEMAND, Demand, LossWeights
+from dfqkit.synthesis.pixels import PixelConfig, PixelSynthesizer
+from dfqkit.teacher.load import Teacher
+from dfqkit.teacher.structure import layer_calls, linear_head
+from dfqkit.teacher.taps import LayerTap
+from dfqkit_export.errors import RecipeError, TeacherError
+
+
+class SoftTargetWeights(LossWeights):
+    """Weights of the loss terms."""
+
+    kl: float = Field(1.0, ge=0, description="Distance from the target.")
+    activation: float = Field(0.1, ge=0, description="lambda_a: 0.1 for AlexNet, 0.05 for LeNet-5 in the paper.")
+
+
+class SoftTargetsConfig(PixelConfig):
+    """The ``synthesis`` section of a recipe with ``method: soft-targets``."""
+
+    method: Literal["soft-targets"] = "soft-targets"
+    batch: int = Field(100, ge=2, description="Images that are optimised together (as ZSKD; not known).")
+    steps: int = Field(1500, ge=1, description="Optimiser steps a batch (as ZSKD; not known).")
+    lr: float = Field(0.02, gt=0, description="Adam on the pixels, in normalised units (ours; not known).")
+    start: Literal["normal", "uniform"] = Field("uniform", description="As in PixelConfig (as ZSKD; not known).")
+    layer: str | None = Field(None, description="Module path of the linear layer that is modelled; null: the head.")
+    sigma: float = Field(2.0, gt=0, description="Deviation of every output (paper: 2 for CIFAR-10, 1.5 for MNIST).")
+    temperature: float = Field(20.0, gt=0, description="Of the teacher's answers (as ZSKD; not known).")
+    weights: SoftTargetWeights = SoftTargetWeights()
+
+
+class SoftTargets(PixelSynthesizer):
+    """Pixels optimised for the answers to random outputs of one layer."""
+
+    Config = SoftTargetsConfig
+    needs: ClassVar[frozenset[str]] = frozenset({"linear_head", "features"})
+
+    def __init__(
+        self, config: SoftTargetsConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
+    ) -> None:
+        super().__init__(config, teacher, generator, demand)
+        self.config = config
+        self.weights = config.weights.model_dump()
+        head = linear_head(teacher)
+        if head is None:
+            message = f"Teacher '{teacher.name}' has no linear head for this method to model. Use another method."
+            raise TeacherError(message)
+        self.layer, module = head
+        if config.layer not in (None, self.layer):
+            self.layer, module = _linear(teacher, str(config.layer))
+        self.rows = nn.functional.normalize(module.weight.detach().double(), dim=1).float().to(self.device)
+        self.is_head = self.layer == head[0]
+        self.tap = LayerTap(teacher.model, [_reader(teacher) or head[0]], "input")
+        self.target = torch.zeros(0, device=self.device)
+
+    def _draw(self) -> None:
+        outputs = self._outputs()
+        logits = outputs if self.is_head else _tail(self.teacher, self.layer, outputs)
+        self.target = logits.softmax(1)
+
+    def _outputs(self) -> Tensor:
+        """Outputs of the layer, (batch, rows) ~ N(0, sigma^2 R)."""
+        shape = (self.config.batch, self.rows.shape[1])
+        return self.config.sigma * torch.randn(shape, generator=self.rng, device=self.device) @ self.rows.T
+
+    def _terms(self, images: Tensor, students: Sequence[nn.Module]) -> dict[str, Tensor]:
+        with self.tap as tap:
+            logits = self.teacher.model(images)
+            (features,) = tap.values.values()
+        entropy = torch.special.entr(self.target).sum(1).mean()
+        terms = {"kl": losses.soft_cross_entropy(logits, self.target, self.config.temperature) - entropy}
+        if self.weights["activation"]:
+            terms["activation"] = losses.activation_l1(features)
+        return terms
+
+    def _extra_tensors(self) -> dict[str, Tensor]:
+        return {"target": self.target} if self.at else {}
+
+    def _load_extra_tensors(self, state: dict[str, Tensor]) -> None:
+        self.target = state.get("target", self.target)
+
+
+def _linear(teacher: Teacher, name: str) -> tuple[str, nn.Linear]:
+    """The linear layer called ``name``, which gives one vector an image."""
+    called = {
+        call.name: call
+        for call in layer_calls(teacher)[0]
+        if isinstance(call.layer, nn.Linear) and isinstance(call.output, Tensor) and call.output.dim() == 2
+    }
+    if name not in called:
+        message = (
+            f"synthesis.layer is '{name}', which is no linear layer of teacher '{teacher.name}' that gives one vector "
+            f"an image. It has {', '.join(called)}. Name one of these, or leave it out for the head."
+        )
+        raise RecipeError(message)
+    layer = called[name].layer
+    if not isinstance(layer, nn.Linear):  # never: for the type checker
+        raise TypeError(name)
+    return name, layer
+
+
+def _reader(teacher: Teacher) -> str | None:
+    """The first linear layer that is called after the last convolution."""
+    names: list[str] = []
+    seen = False
+    for call in layer_calls(teacher)[0]:
+        if isinstance(call.layer, nn.modules.conv._ConvNd):
+            names, seen = [], True
+        elif isinstance(call.layer, nn.Linear) and (seen or not names):
+            names.append(call.name)
+    return names[0] if names else None
+
+
+def _tail(teacher: Teacher, layer: str, outputs: Tensor) -> Tensor:
+    """Logits (n, K) of the network when ``layer`` gives ``outputs`` (n, d), whatever came before.
+
+    The whole network runs on grey images, and a hook puts the outputs in place; so the tail needs no taking apart.
+    What passes the layer by on another path is a grey image's.
+    """
+    grey = torch.full((len(outputs), *teacher.image.shape), sum(teacher.image.bounds()) / 2, device=outputs.device)
+    handle = teacher.model.get_submodule(layer).register_forward_hook(lambda *_: outputs.clone())
+    try:
+        return teacher.logits(grey)
+    finally:
+        handle.remove()

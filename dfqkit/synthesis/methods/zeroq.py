@@ -1,0 +1,259 @@
+"""ZeroQ: pixels whose BatchNorm statistics are the teacher's; also the source of the hard-sample methods.
+
+Source: Cai, Yao, Dong, Gholami, Mahoney, Keutzer, "ZeroQ: A Novel Zero Shot Quantization Framework", CVPR 2020 (arXiv
+2001.00281). From noise and without labels, Adam on the pixels minimises
+
+    L = bn * sum_l [ mean_c (mean_l - running_mean_l)^2 + mean_c (std_l - running_std_l)^2 ]
+        + input * [ mean_c mean(x)^2 + mean_c (std(x) - 1)^2 ]
+
+Terms of weight 0 make it the source of IntraQ (Zhong et al., "IntraQ: Learning Synthetic Images with Intra-Class
+Heterogeneity for Zero-Shot Network Quantization", CVPR 2022) and HAST (Li et al., "Hard Sample Matters a Lot in
+Zero-Shot Quantization", CVPR 2023), with labels y dealt evenly and p the teacher's probability of y:
+
+    + ce * CE + hard_sample * mean (1 - p)^gamma CE
+    + soft_label_error * mean over half of the images of (p - u)^2, u ~ U(soft_from, 1) drawn once an image
+    + margin * hinges on the cosine distance d of the penultimate feature to its class's mean over earlier images,
+      mean max(0, lower - d) + mean max(0, d - upper)
+
+and ``crop``, IntraQ's local object reinforcement: in that share of the steps the teacher sees a random part of the
+batch, enlarged. IntraQ is ``bn: mse``, ``input: 0``, ``crop: 0.5``, ``flip: true``, soft_label_error and margin 1; HAST
+with CIFAR-10 is ``bn: mse``, ``input: 0``, ``hard_sample: 10``, ``gamma: 2``.
+
+Needs: BatchNorm with running statistics; with the margin also features in front of the last layer.
+
+Differs from ZeroQ's code: statistics are the batch's, because per-image ones (``statistics: image``) force every image
+to the average and cost diversity; BatchNorm inputs are read where they enter the layer, not paired with convolutions
+by order; one variance floor stands under both roots; the learning rate falls when the loss has not for a share of the
+steps, not for a number of them, so that budgets scale. From IntraQ's: earlier images of a class are those of finished
+batches, and a class without any is free of the margin.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from dfqkit import losses
+from dfqkit.synthesis.base import NO_DEMAND, Demand, LossWeights, SynthesizerConfig
+from dfqkit.synthesis.pixels import PixelConfig, PixelSynthesizer
+from dfqkit.teacher.load import Teacher
+from dfqkit.teacher.structure import last_layer
+from dfqkit.teacher.taps import BatchNormTap, LayerTap
+from dfqkit_export.errors import RecipeError
+
+_FORMS = {"std": losses.bn_std, "mse": losses.bn_mse, "l2": losses.bn_l2}
+
+
+class ZeroQWeights(LossWeights):
+    """Weights of the loss terms; those of labels are off in ZeroQ."""
+
+    bn: float = Field(1.0, ge=0, description="BatchNorm statistics; 1 in all of these methods' codes.")
+    input: float = Field(1.0, ge=0, description="The same form on the image, mean 0 and deviation 1 (ZeroQ, GENIE).")
+    ce: float = Field(0.0, ge=0, description="Plain cross entropy with the labels.")
+    hard_sample: float = Field(0.0, ge=0, description="HAST's beta: 10 for CIFAR, 0.1 for ImageNet.")
+    soft_label_error: float = Field(0.0, ge=0, description="IntraQ's soft inception loss: 1.")
+    margin: float = Field(0.0, ge=0, description="IntraQ's marginal distance constraint: 1.")
+
+
+class ZeroQConfig(PixelConfig):
+    """The ``synthesis`` section of a recipe with ``method: zeroq``."""
+
+    method: Literal["zeroq"] = "zeroq"
+    lr: float = Field(0.5, gt=0, description="Adam (IntraQ's script).")
+    decay: Literal["constant", "cosine", "plateau"] = Field(
+        "plateau", description="A tenth when the loss has stopped falling, down to 1e-4 (ZeroQ's and IntraQ's scripts)."
+    )
+    statistics: Literal["batch", "image"] = Field(
+        "batch", description="Whose mean and deviation are matched; image: every single one's (ZeroQ's code)."
+    )
+    bn: Literal["std", "mse", "l2"] = Field(
+        "std",
+        description="std: ZeroQ, GENIE, sum over layers; mse: IntraQ, HAST, mean; l2: DeepInversion, sum.",
+    )
+    gamma: float = Field(2.0, ge=0, description="HAST's exponent: 2 for CIFAR, 0.5 for ImageNet.")
+    soft_from: float = Field(0.95, ge=0, le=1, description="IntraQ's epsilon: 0.95 for CIFAR-10, 0.6 for CIFAR-100.")
+    lower: float = Field(0.05, ge=0, le=2, description="Smallest cosine distance to the class mean (IntraQ, CIFAR-10).")
+    upper: float = Field(0.8, ge=0, le=2, description="Largest one (IntraQ, CIFAR-10).")
+    crop: float = Field(0.0, ge=0, le=1, description="Share of steps on a random part of the batch; IntraQ 0.5.")
+    crop_area: float = Field(0.5, gt=0, le=1, description="Smallest part of the image's area (IntraQ).")
+    weights: ZeroQWeights = ZeroQWeights()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.lower > self.upper:
+            message = f"lower ({self.lower}) must not be above upper ({self.upper})"
+            raise ValueError(message)
+        if self.statistics == "image" and self.bn == "l2":
+            message = "statistics: image goes with bn: std or bn: mse; l2 is a norm over the channels of a batch's"
+            raise ValueError(message)
+        return self
+
+
+class ZeroQ(PixelSynthesizer):
+    """Batches of pixels on BatchNorm statistics, with label terms where they are asked for."""
+
+    Config = ZeroQConfig
+    needs: ClassVar[frozenset[str]] = frozenset({"batchnorm"})
+
+    def __init__(
+        self, config: ZeroQConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
+    ) -> None:
+        super().__init__(config, teacher, generator, demand)
+        self.config = config
+        self.weights = config.weights.model_dump()
+        self.tap: BatchNormTap | LayerTap = BatchNormTap(teacher.model)
+        self.norms = self.tap.layers
+        if config.statistics == "image":
+            self.tap = LayerTap(teacher.model, list(self.norms), "input")
+            self._require_maps(self.tap)
+        self.last: LayerTap | None = None
+        if config.weights.margin:
+            self.last = LayerTap(teacher.model, [last_layer(teacher)], "input")
+        self.labelled = any(self.weights[name] for name in ("ce", "hard_sample", "soft_label_error", "margin"))
+        classes = teacher.image.classes
+        self.labels = torch.zeros(0, dtype=torch.int64, device=self.device)
+        self.softened, self.targets = self.labels, torch.zeros(0, device=self.device)
+        self.sums = torch.zeros((classes, 0), device=self.device)
+        self.counts = torch.zeros(classes, device=self.device)
+
+    @classmethod
+    def needs_of(cls, config: SynthesizerConfig) -> frozenset[str]:
+        """With the margin, also features."""
+        wants = isinstance(config, ZeroQConfig) and config.weights.margin > 0
+        return cls.needs | {"features"} if wants else cls.needs
+
+    def _draw(self) -> None:
+        if not self.labelled:
+            return
+        batch = self.config.batch
+        self.labels = self._assigned_labels()
+        if self.weights["soft_label_error"]:
+            self.softened = torch.randperm(batch, generator=self.rng, device=self.device)[: batch // 2]
+            drawn = torch.rand(batch // 2, generator=self.rng, device=self.device)
+            self.targets = self.config.soft_from + (1 - self.config.soft_from) * drawn
+
+    def _terms(self, images: Tensor, students: Sequence[nn.Module]) -> dict[str, Tensor]:
+        if self.last is None:
+            logits, statistics = self._read_statistics(images)
+            return statistics | (self._label_terms(logits) if self.labelled else {})
+        with self.last as last:
+            logits, statistics = self._read_statistics(images)
+            (features,) = last.values.values()
+        return statistics | self._label_terms(logits) | {"margin": self._margin(_flat(features))}
+
+    def _read_statistics(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        form = _FORMS[self.config.bn]
+        with self.tap as tap:
+            logits: Tensor = self.teacher.model(images)
+            if isinstance(tap, BatchNormTap):
+                layers = tap.deviations(form)
+            else:
+                read = [
+                    _per_image(x, norm.running_mean, norm.running_var)  # type: ignore[arg-type]
+                    for name, norm in self.norms.items()
+                    for x in tap.calls.get(name, ())
+                    if x.dim() > 2  # a vector has no positions to take statistics over
+                ]
+                layers = [form(*layer) for layer in read]
+        total = torch.stack(layers).sum()
+        return logits, {"bn": total / len(layers) if self.config.bn == "mse" else total}
+
+    def _require_maps(self, tap: LayerTap) -> None:
+        with tap:
+            self.teacher.logits(torch.zeros((1, *self.teacher.image.shape), device=self.device))
+            found = any(x.dim() > 2 for calls in tap.calls.values() for x in calls)
+        if not found:
+            message = (
+                f"Teacher '{self.teacher.name}' normalises vectors only, which have no positions that one image's "
+                "mean and deviation could be taken over. Use synthesis.statistics: batch."
+            )
+            raise RecipeError(message)
+
+    def _image_terms(self, x: Tensor) -> dict[str, Tensor]:
+        if not self.weights["input"]:
+            return {}
+        form, channels = _FORMS[self.config.bn], x.shape[1]
+        zero, one = x.new_zeros(channels), x.new_ones(channels)
+        if self.config.statistics == "image":
+            return {"input": form(*_per_image(x, zero, one))}
+        variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+        return {"input": form(mean, variance, zero, one)}
+
+    def _label_terms(self, logits: Tensor) -> dict[str, Tensor]:
+        terms = {}
+        if self.weights["ce"]:
+            terms["ce"] = nn.functional.cross_entropy(logits, self.labels)
+        if self.weights["hard_sample"]:
+            terms["hard_sample"] = losses.hard_sample(logits, self.labels, self.config.gamma)
+        if self.weights["soft_label_error"]:
+            chosen = self.softened
+            terms["soft_label_error"] = losses.soft_label_error(logits[chosen], self.labels[chosen], self.targets)
+        return terms
+
+    def _margin(self, features: Tensor) -> Tensor:
+        known = self.counts[self.labels] > 0
+        if not known.any():
+            return features.new_zeros(())
+        labels = self.labels[known]
+        centre = self.sums[labels] / self.counts[labels, None]
+        return losses.cosine_margin(features[known], centre, self.config.lower, self.config.upper)
+
+    def _transform(self, images: Tensor) -> Tensor:
+        if not self.config.crop:
+            return images
+        coin, area, ratio, top, left = torch.rand(5, generator=self.rng, device=self.device).tolist()
+        if coin >= self.config.crop:
+            return images
+        height, width = images.shape[2:]
+        part = math.sqrt(self.config.crop_area + (1 - self.config.crop_area) * area)
+        stretch = (4 / 3) ** (ratio - 0.5)  # the box's sides are to each other as 3:4 to 4:3, times the image's own
+        h, w = (max(1, min(size, round(size * part * s))) for size, s in ((height, stretch), (width, 1 / stretch)))
+        y, x = int(top * (height - h + 1)), int(left * (width - w + 1))
+        box = images[:, :, y : y + h, x : x + w]
+        return _linear(height, h, box).mT @ box @ _linear(width, w, box)
+
+    def _finish(self) -> Tensor:
+        images = super()._finish()
+        if self.last is not None:
+            with self.last as last:
+                self.teacher.logits(images)
+                features = _flat(next(iter(last.values.values())))
+            if not self.sums.shape[1]:
+                self.sums = features.new_zeros((len(self.counts), features.shape[1]))
+            members = nn.functional.one_hot(self.labels, len(self.counts)).to(features)
+            self.sums = self.sums + members.T @ features
+            self.counts = self.counts + members.sum(0)
+        return images
+
+    def _extra_tensors(self) -> dict[str, Tensor]:
+        state = {"sums": self.sums, "counts": self.counts}
+        if self.at:
+            state |= {"labels": self.labels, "softened": self.softened, "targets": self.targets}
+        return state
+
+    def _load_extra_tensors(self, state: dict[str, Tensor]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+def _per_image(x: Tensor, running_mean: Tensor, running_variance: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean and variance (N, C) over the positions of every image, and the targets as large."""
+    variance, mean = torch.var_mean(x, dim=tuple(range(2, x.dim())), correction=0)
+    return mean, variance, running_mean.expand_as(mean), running_variance.expand_as(mean)
+
+
+def _linear(size: int, part: int, like: Tensor) -> Tensor:
+    """Weights (part, size) of linear interpolation; as a product, its gradient is repeatable on every device."""
+    basis = torch.eye(part, dtype=like.dtype, device=like.device)[None]
+    return nn.functional.interpolate(basis, size, mode="linear", align_corners=False)[0]
+
+
+def _flat(features: Tensor) -> Tensor:
+    """Features (N, D); of maps, their mean over the positions."""
+    return features.flatten(2).mean(2) if features.dim() > 2 else features

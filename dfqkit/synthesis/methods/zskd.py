@@ -1,0 +1,175 @@
+"""ZSKD: images for soft labels that the last layer's weights make likely.
+
+Source: Nayak, Mopuri, Shaj, Babu, Chakraborty, "Zero-Shot Knowledge Distillation in Deep Networks", ICML 2019. Classes
+whose rows of the last weight matrix point the same way get confused with each other; so for class c targets are drawn
+from Dirichlet(alpha_c),
+
+    alpha_c = beta * minmax(C_c) + floor,        C_cj = cos(w_c, w_j), scaled to [0, 1] within the row
+
+half of them with beta = 1 and half with beta = 0.1 (peaked), and the images x minimise
+
+    L = soft_label * mean_n -sum_k y_nk ln softmax(T(x_n) / temperature)_k
+
+Needs the weights of a linear head; no BatchNorm, no features, no student.
+
+Where the paper and the authors' code (vcl-iisc/ZSKD) disagree, this follows the paper:
+
+- beta scales the concentration after the row was scaled to [0, 1]; the code scales the similarities before, which the
+  scaling then cancels, so that all its targets have beta = 1;
+- the code's addition of a floor of 1e-4 is kept: a concentration must be above zero.
+
+Differs from both in that a batch holds all classes alike, not one (nothing in the loss couples the images, apart from
+`rescale`), and in the learning rate's default; from the code in that every batch starts from noise, where it starts a
+class once and goes on from the optimum of the batch before. Distillation is `training`'s, not the paper's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from dfqkit import losses
+from dfqkit.synthesis.base import NO_DEMAND, Demand, Losses
+from dfqkit.synthesis.pixels import PixelConfig, PixelSynthesizer, Stage
+from dfqkit.teacher.load import Teacher
+from dfqkit.teacher.structure import linear_head
+from dfqkit_export.errors import TeacherError
+
+
+class ZSKDConfig(PixelConfig):
+    """The ``synthesis`` section of a recipe with ``method: zskd``."""
+
+    method: Literal["zskd"] = "zskd"
+    batch: int = Field(100, ge=2, description="Images that are optimised together (author code).")
+    steps: int = Field(1500, ge=1, description="Optimiser steps a batch (author code).")
+    lr: float = Field(
+        0.02,
+        gt=0,
+        description="Adam on the pixels, in normalised units. Ours: the authors' 0.001, on pixels in [0, 1], needs "
+        "their 1500 steps.",
+    )
+    start: Literal["normal", "uniform"] = Field("uniform", description="As in PixelConfig; author code: U(0, 1).")
+    betas: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (1.0, 0.1), min_length=1, description="Factors of the concentration, taken in turn (paper: half and half)."
+    )
+    floor: float = Field(1e-4, gt=0, description="Added to every concentration (author code).")
+    temperature: float = Field(20.0, gt=0, description="Of the teacher's answers (author code).")
+    rescale: bool = Field(
+        True, description="Scale the whole batch to fill [0, 1] after every step (author code); false: clamp."
+    )
+
+
+class ZSKD(PixelSynthesizer):
+    """Pixels optimised for Dirichlet targets from the similarity of classes."""
+
+    Config = ZSKDConfig
+    needs: ClassVar[frozenset[str]] = frozenset({"linear_head"})
+
+    def __init__(
+        self, config: ZSKDConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
+    ) -> None:
+        super().__init__(config, teacher, generator, demand)
+        self.config = config
+        self.weights = {"soft_label": 1.0}
+        head = linear_head(teacher)
+        if head is None:
+            message = f"Teacher '{teacher.name}' has no linear head whose weights ZSKD could read. Use another method."
+            raise TeacherError(message)
+        self.similarity = scaled_similarity(head[1].weight).to(self.device)
+        self.target = torch.zeros(0, device=self.device)
+
+    def _draw(self) -> None:
+        config = self.config
+        factors = torch.tensor(config.betas, dtype=torch.float64, device=self.device)
+        beta = factors[torch.arange(config.batch, device=self.device) % len(factors)]
+        concentration = beta[:, None] * self.similarity[self._assigned_labels()] + config.floor
+        self.target = dirichlet(concentration, self.rng).float()
+
+    def _terms(self, images: Tensor, students: Sequence[nn.Module]) -> dict[str, Tensor]:
+        logits = self.teacher.model(images)
+        return {"soft_label": losses.soft_cross_entropy(logits, self.target, self.config.temperature)}
+
+    def _stages(self, steps: int) -> tuple[Stage, ...]:
+        config = self.config
+        return (Stage(start=0, stop=steps, jitter=config.jitter, clamp=config.clamp and not config.rescale),)
+
+    def _step(self, students: Sequence[nn.Module], step: int, steps: int) -> Losses:
+        terms = super()._step(students, step, steps)
+        if self.config.rescale:
+            image = self.teacher.image
+            with torch.no_grad():
+                plain = image.denormalize(self.x)
+                low, high = plain.aminmax()
+                self.x.copy_(image.normalize((plain - low) / (high - low).clamp_min(1e-8)))
+        return terms
+
+    def _extra_tensors(self) -> dict[str, Tensor]:
+        return {"target": self.target} if self.at else {}
+
+    def _load_extra_tensors(self, state: dict[str, Tensor]) -> None:
+        self.target = state.get("target", self.target)
+
+
+def scaled_similarity(weight: Tensor) -> Tensor:
+    """Cosine between the rows of a head's weights, each row scaled to [0, 1].
+
+    Args:
+        weight: (K, d).
+
+    Returns:
+        (K, K), float64; ones on the diagonal, a zero in every row (all ones where the row is constant).
+    """
+    rows = nn.functional.normalize(weight.detach().double(), dim=1)
+    cosine = rows @ rows.T
+    low, high = cosine.aminmax(dim=1, keepdim=True)
+    spread = high - low
+    return torch.where(spread > 0, (cosine - low) / spread.clamp_min(1e-300), torch.ones_like(cosine))
+
+
+def dirichlet(concentration: Tensor, rng: torch.Generator) -> Tensor:
+    """Draw from Dirichlet distributions with a generator of one's own, which torch.distributions does not take.
+
+    Args:
+        concentration: (N, K), above 0.
+        rng: on the same device.
+
+    Returns:
+        (N, K), float64, rows that add up to 1.
+    """
+    # Normalised in logarithms: a gamma variable of shape 1e-4 is usually below the smallest number.
+    return log_gamma_variables(concentration, rng).softmax(1)
+
+
+def log_gamma_variables(shape: Tensor, rng: torch.Generator) -> Tensor:
+    """Logarithms of independent Gamma(shape, 1) variables, float64, of the same size as ``shape``.
+
+    Source: Marsaglia and Tsang, "A Simple Method for Generating Gamma Variables", ACM Transactions on Mathematical
+    Software, 2000: rejection for shape + 1 (section 2), and Gamma(a) = Gamma(a + 1) U^(1/a) (section 6).
+
+    Raises:
+        ValueError: a shape is not a finite number above 0; nothing drawn would ever be accepted.
+    """
+    shape = shape.double()
+    if not bool(((shape > 0) & shape.isfinite()).all()):
+        message = "A gamma variable's shape must be a finite number above 0; found one that is not."
+        raise ValueError(message)
+    d = shape + 1 - 1 / 3
+    c = 1 / (9 * d).sqrt()
+    found, waiting = torch.zeros_like(d), torch.ones_like(d, dtype=torch.bool)
+    while bool(waiting.any()):
+        x = torch.randn(d.shape, generator=rng, device=d.device, dtype=d.dtype)
+        v = (1 + c * x) ** 3
+        log_v = v.clamp_min(1e-300).log()
+        accepted = waiting & (v > 0) & (_log_uniform(d, rng) < 0.5 * x.square() + d * (1 - v + log_v))
+        found = torch.where(accepted, d.log() + log_v, found)
+        waiting &= ~accepted
+    return found + _log_uniform(d, rng) / shape
+
+
+def _log_uniform(like: Tensor, rng: torch.Generator) -> Tensor:
+    uniform = torch.rand(like.shape, generator=rng, device=like.device, dtype=like.dtype)
+    return (1 - uniform).log()  # rand includes 0 and excludes 1

@@ -1,0 +1,180 @@
+"""Pre-flight: what a teacher offers, and what can be done with it, before any compute is spent.
+
+What belongs here: reading facts off a teacher; `facts` holds and renders them. Whether the teacher is sound at
+all was checked when it was made (`verification`); nothing here changes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import sysconfig
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from dfqkit.teacher.facts import LinearHead, TeacherFacts
+from dfqkit.teacher.load import Teacher
+from dfqkit.teacher.structure import layer_calls, linear_head, provides
+from dfqkit_export.errors import TeacherError
+
+__all__ = ["LinearHead", "TeacherFacts", "inspect_teacher"]
+
+_SUPPLIED = frozenset({"student", "images"})  # needs that the pipeline or the recipe meets, whatever the teacher
+_NORM_NAMES = ("bn", "norm")
+_ADVICE = (
+    "Capture needs a forward without branches, loops or Python numbers that depend on tensor values, for any batch "
+    "size. Rewrite that line (torch.where for a branch, a fixed size for a computed one), or give a module that leaves "
+    "it out."
+)
+
+
+def inspect_teacher(teacher: Teacher) -> TeacherFacts:
+    """Read off a teacher what synthesis and quantization will find; a few forwards and one capture, no training.
+
+    Args:
+        teacher: The teacher; it is left as it is.
+    """
+    with FlopCounterMode(display=False) as counter:
+        calls, _ = layer_calls(teacher)
+    layers = {call.name: call.layer for call in calls}
+    head = linear_head(teacher)
+    norms = {name: layer for name, layer in layers.items() if isinstance(layer, nn.modules.batchnorm._BatchNorm)}
+    with_statistics = tuple(name for name, layer in norms.items() if layer.running_mean is not None)
+    bare = tuple(name for name in norms if name not in with_statistics)
+    operators, unsupported, problem = _capture(teacher)
+    offered = provides(teacher)
+    return TeacherFacts(
+        name=teacher.name,
+        sha256=teacher.sha256,
+        parameters=sum(parameter.numel() for parameter in teacher.model.parameters()),
+        multiply_adds=counter.get_total_flops() // 2,  # torch counts a multiply-add as two operations
+        convolutions=sum(isinstance(layer, nn.modules.conv._ConvNd) for layer in layers.values()),
+        linear_layers=sum(isinstance(layer, nn.Linear) for layer in layers.values()),
+        batchnorm=_batchnorm_state(layers, with_statistics, bare),
+        batchnorm_layers=with_statistics,
+        batchnorm_bare=bare,
+        batchnorm_untrained=tuple(name for name in with_statistics if _is_untrained(norms[name])),
+        head=None if head is None else _as_head(*head),
+        operators=operators,
+        unsupported=unsupported,
+        capture_problem=problem,
+        provides=offered,
+        synthesizers=_synthesizers(offered),
+    )
+
+
+def _as_head(name: str, layer: nn.Linear) -> LinearHead:
+    return LinearHead(name=name, in_features=layer.in_features, out_features=layer.out_features)
+
+
+def _batchnorm_state(layers: Mapping[str, nn.Module], with_statistics: tuple[str, ...], bare: tuple[str, ...]) -> str:
+    if with_statistics:
+        return "partial" if bare else "statistics"
+    if bare:
+        return "no statistics"
+    # torch.nn.utils.fusion and its like put an Identity where the BatchNorm was.
+    placeholders = [name for name, layer in layers.items() if isinstance(layer, nn.Identity)]
+    folded = any(part in name.rpartition(".")[2].lower() for name in placeholders for part in _NORM_NAMES)
+    return "folded" if folded else "none"
+
+
+def _is_untrained(norm: nn.Module) -> bool:
+    mean, variance = norm.running_mean, norm.running_var
+    return isinstance(mean, Tensor) and isinstance(variance, Tensor) and not mean.any() and bool((variance == 1).all())
+
+
+def _capture(teacher: Teacher) -> tuple[dict[str, int], tuple[str, ...], str | None]:
+    # Imported here because the students' half brings Brevitas, which `import dfqkit` must not load.
+    from dfqkit.students import capture
+    from dfqkit.students.normal_form import SUPPORTED_OPS, op_name
+
+    constants = _BatchConstants(capture.__file__)
+    try:
+        with _quiet(constants):
+            graph = capture.export_graph(teacher.model, teacher.image)
+    except TeacherError as error:
+        return {}, (), _capture_problem(error, constants)
+    counts = Counter(op_name(node.target) for node in graph.graph.nodes if node.op == "call_function")
+    return dict(counts), tuple(sorted(set(counts) - SUPPORTED_OPS)), None
+
+
+class _BatchConstants(logging.Handler):
+    """Notes the line of the model at which torch.export first fixed the batch size; its exception does not say.
+
+    torch (2.8 to 2.15) logs `eval Eq(s31, 2) [guard added]` at that moment, with the model's code on the stack.
+    """
+
+    def __init__(self, caller: str) -> None:
+        super().__init__()
+        self.caller = caller  # frames up to this file's last are not the model's
+        self.frames: list[traceback.FrameSummary] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Look at the stack if a symbol was found equal to a number."""
+        if self.frames or not re.match(r"eval Eq\(s\d+, \d+\)", record.getMessage()):
+            return
+        stack = list(traceback.extract_stack())
+        start = max((i for i, frame in enumerate(stack) if frame.filename == self.caller), default=0)
+        self.frames = [frame for frame in stack[start:] if _is_users(frame.filename)]
+
+
+@contextlib.contextmanager
+def _quiet(constants: _BatchConstants) -> Iterator[None]:
+    """Keep torch.export from printing the partial graph and logging on failure, which the facts say shorter."""
+    torch_log, shapes_log = logging.getLogger("torch"), logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    before = torch_log.level, shapes_log.level, shapes_log.propagate
+    torch_log.setLevel(logging.CRITICAL)
+    shapes_log.setLevel(logging.INFO)
+    shapes_log.propagate = False
+    shapes_log.addHandler(constants)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        shapes_log.removeHandler(constants)
+        torch_log.setLevel(before[0])
+        shapes_log.setLevel(before[1])
+        shapes_log.propagate = before[2]
+
+
+def _capture_problem(error: TeacherError, constants: _BatchConstants) -> str:
+    cause = error.__cause__
+    if cause is None:
+        return str(error)
+    frames = [frame for frame in traceback.extract_tb(cause.__traceback__) if _is_users(frame.filename)]
+    reason = (str(cause).strip().splitlines() or ["no message"])[0]
+    reason = f"{type(cause).__name__}: {reason.partition(' For more information')[0].strip().rstrip('.')}"
+    if not frames and constants.frames:
+        frames, reason = constants.frames, "it makes the batch size a constant"
+    where = f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}: `{frames[-1].line}`. " if frames else ""
+    return f"{where}{reason[0].upper()}{reason[1:]}. {_ADVICE}"
+
+
+def _is_users(filename: str) -> bool:
+    """Whether a traceback's frame lies in the model's own code: not in torch, the standard library, or this package."""
+    path = Path(filename)
+    packages = {Path(sysconfig.get_path(key)) for key in ("purelib", "platlib")}
+    here = Path(__file__).parents[1]
+    if filename.startswith("<") or path.is_relative_to(Path(torch.__file__).parent):
+        return False
+    if path.is_relative_to(here) and not path.is_relative_to(here / "models"):
+        return False
+    in_packages = any(path.is_relative_to(folder) for folder in packages)
+    return in_packages or not path.is_relative_to(Path(sysconfig.get_path("stdlib")))
+
+
+def _synthesizers(provides: frozenset[str]) -> dict[str, tuple[str, ...]]:
+    # Imported here because the registry's classes import this package's synthesis half, which imports `teacher`.
+    from dfqkit.config.registry import synthesizers
+
+    return {
+        name: tuple(sorted(frozenset(method.needs) - provides - _SUPPLIED)) for name, method in synthesizers().items()
+    }

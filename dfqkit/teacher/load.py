@@ -1,0 +1,198 @@
+"""The full-precision network that is to be quantized: loaded, frozen and verified before any compute is spent.
+
+What belongs here: `Teacher`, the two ways to get one, and the checks that make it trustworthy. File formats are
+`weights`, architectures `factories` and `models`, what it offers to synthesizers `inspection`.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from dfqkit.teacher.sources import USER_CODE_ERRORS, build_model, resolve_factory
+from dfqkit.teacher.verification import listed, verify_outputs, verify_weights
+from dfqkit.teacher.weights import load_weights, sha256_of_weights
+from dfqkit_export.errors import TeacherError
+from dfqkit_export.images.spec import ImageSpec
+
+__all__ = ["Teacher", "load_teacher", "resolve_factory"]
+
+_log = logging.getLogger(__name__)
+
+_HINTED = 3  # missing names shown get a nearest name from the file; the search is slow
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Teacher:
+    """A frozen classifier: eval mode, no gradients for its weights, everything finite.
+
+    Make one with `load_teacher` or `Teacher.from_module`; both verify it. It is made on the CPU; move `model` where
+    it is needed.
+
+    Attributes:
+        model: Maps normalised images (N, C, H, W), float32, to logits (N, classes).
+        image: What images it takes, and how many classes it tells apart.
+        name: Short name for reports.
+        sha256: Fingerprint of all parameters and buffers (`sha256_of_weights`).
+        factory: Factory string it was made from; None for a module given by the user.
+        factory_args: Keyword arguments that the factory got beside the number of classes.
+        weights_source: Name of the weights file, `random` (nothing loaded) or `module` (given by the user).
+    """
+
+    model: nn.Module
+    image: ImageSpec
+    name: str
+    sha256: str
+    factory: str | None = None
+    factory_args: Mapping[str, object] = field(default_factory=dict)
+    weights_source: str = "module"
+
+    @classmethod
+    def from_module(cls, model: nn.Module, image: ImageSpec, name: str | None = None) -> Teacher:
+        """Make a teacher from a copy of a module; the module itself is not touched.
+
+        Args:
+            model: Trained classifier; wrappers of DataParallel and torch.compile are taken off, other dtypes become
+            float32.
+            image: What images it takes.
+            name: Short name for reports; the class name if None.
+
+        Raises:
+            TeacherError: The module cannot be copied or fails a check; the message says which.
+        """
+        inner: Any = model
+        while isinstance(inner, nn.parallel.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(
+            inner, "_orig_mod"
+        ):
+            inner = getattr(inner, "_orig_mod", None) or inner.module
+        name = name or type(inner).__name__
+        try:
+            copied = copy.deepcopy(inner)
+        except USER_CODE_ERRORS as error:
+            msg = (
+                f"Teacher '{name}' cannot be copied ({type(error).__name__}: {error}). A module must survive "
+                "copy.deepcopy: keep only parameters, buffers and plain values in it."
+            )
+            raise TeacherError(msg) from error
+        return _freeze(copied.cpu().float(), image, name, {})
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Run the teacher without recording gradients.
+
+        Args:
+            x: Normalised images (N, C, H, W), on the model's device.
+
+        Returns:
+            Logits (N, classes).
+        """
+        with torch.no_grad():
+            out: Tensor = self.model(x)
+        return out
+
+
+def load_teacher(
+    factory: str,
+    image: ImageSpec,
+    weights: str | Path | None = None,
+    *,
+    name: str | None = None,
+    factory_args: Mapping[str, object] | None = None,
+) -> Teacher:
+    """Make, load, freeze and verify a teacher.
+
+    Args:
+        factory: `torchvision:NAME`, `timm:NAME` or `package.module:factory`; nothing is ever downloaded.
+        image: What images it takes; its number of classes goes to the factory.
+        weights: A `.safetensors`, `.pt` or `.pth` file; None keeps random weights, for tests and
+            benchmarks only.
+        name: Short name for reports; the factory's own name if None.
+        factory_args: Further keyword arguments for the factory.
+
+    Raises:
+        TeacherError: Anything about factory, weights or the loaded model is not as it must be; the message says what.
+    """
+    name = name or factory.partition(":")[2] or factory
+    model = build_model(factory, image.classes, factory_args).cpu().float()
+    if weights is None:
+        _log.warning("Teacher '%s' keeps random weights: no weights file was given.", name)
+    else:
+        _load_state(model, load_weights(weights), name, Path(weights).name)
+    record = {
+        "factory": factory,
+        "factory_args": dict(factory_args or {}),
+        "weights_source": "random" if weights is None else Path(weights).name,
+    }
+    return _freeze(model, image, name, record)
+
+
+def _load_state(model: nn.Module, state: dict[str, Tensor], name: str, source: str) -> None:
+    expected = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
+    # A counter that eval mode never reads; checkpoints from before it existed lack it.
+    absent = {key for key in expected if key not in state and key.endswith("num_batches_tracked")}
+    missing = [key for key in expected if key not in state and key not in absent]
+    extra = [key for key in state if key not in expected]
+    wrong = [
+        f"{key} {_form(value)} where {_form(expected[key])} is needed"
+        for key, value in state.items()
+        if key in expected and not _fits(value, expected[key])
+    ]
+    problems = [
+        text
+        for text in (
+            listed("missing", [key + _nearest(key, extra) for key in missing[:_HINTED]] + missing[_HINTED:]),
+            listed("not in the model", extra),
+            listed("of the wrong shape or type", wrong),
+        )
+        if text
+    ]
+    if problems:
+        msg = (
+            f"Weights '{source}' do not fit teacher '{name}' ({len(expected)} tensors): {'; '.join(problems)}. "
+            f"{_advice(expected, missing, extra, wrong)}"
+        )
+        raise TeacherError(msg)
+    model.load_state_dict({**state, **{key: expected[key] for key in absent}}, strict=False)
+
+
+def _fits(found: Tensor, needed: Tensor) -> bool:
+    return found.shape == needed.shape and found.is_floating_point() == needed.is_floating_point()
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
+def _nearest(key: str, extra: list[str]) -> str:
+    near = get_close_matches(key, extra, n=1, cutoff=0.75)
+    return f" (the file has {near[0]})" if near else ""
+
+
+def _advice(expected: dict[str, Tensor], missing: list[str], extra: list[str], wrong: list[str]) -> str:
+    prefix = extra[0].partition(".")[0] + "." if extra else ""
+    if missing and extra and all(key.removeprefix(prefix) in expected for key in extra):
+        return f"The file's names carry the prefix '{prefix}': save them without it, or save that part of the model."
+    if wrong and not missing and not extra and len(wrong) < 3:
+        return "Only a layer or two differ: check image.classes (and teacher.args) against the checkpoint."
+    return "Check that teacher.factory and teacher.args are the architecture this checkpoint was trained with."
+
+
+def _freeze(model: nn.Module, image: ImageSpec, name: str, record: dict[str, Any]) -> Teacher:
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    if not tensors or any(is_lazy(tensor) for tensor in tensors.values()):
+        found = "has lazy parameters that were never initialised" if tensors else "has no parameters"
+        msg = f"Teacher '{name}' {found}. A trained classifier is needed: give the model after training."
+        raise TeacherError(msg)
+    model.eval().requires_grad_(False)
+    verify_weights(tensors, name)
+    verify_outputs(model, image, name)
+    state = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
+    return Teacher(model=model, image=image, name=name, sha256=sha256_of_weights(state), **record)

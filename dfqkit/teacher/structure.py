@@ -1,0 +1,101 @@
+"""What a teacher is made of, as one image finds it: layers in the order of their calls, the linear head, last features.
+
+What belongs here: facts that methods and inspection both need, read by running the teacher once, so that neither names
+nor positions are guessed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dfqkit.teacher.load import Teacher
+from dfqkit.teacher.taps import batch_norms
+from dfqkit_export.errors import TeacherError
+
+__all__ = ["Call", "last_layer", "layer_calls", "linear_head", "provides"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Call:
+    """One call of one module: its path, itself, and what it returned."""
+
+    name: str
+    layer: nn.Module
+    output: Any
+
+
+def layer_calls(teacher: Teacher) -> tuple[list[Call], Tensor]:
+    """Run one grey image; every module call in the order in which they ended, and the logits (1, classes)."""
+    calls: list[Call] = []
+
+    def watch(name: str, layer: nn.Module) -> torch.utils.hooks.RemovableHandle:
+        def note(module: nn.Module, _: object, output: object) -> None:
+            calls.append(Call(name=name, layer=module, output=output))
+
+        return layer.register_forward_hook(note)
+
+    handles = [watch(name, layer) for name, layer in teacher.model.named_modules()]
+    device = next((parameter.device for parameter in teacher.model.parameters()), torch.device("cpu"))
+    low, high = teacher.image.bounds()
+    try:
+        logits = teacher.logits(torch.full((1, *teacher.image.shape), (low + high) / 2, device=device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls, logits
+
+
+def linear_head(teacher: Teacher) -> tuple[str, nn.Linear] | None:
+    """The linear layer whose output is the logits, with its module path; None where there is none.
+
+    A network that ends in a 1x1 convolution per class (SqueezeNet) has features but no linear head.
+    """
+    return _head_of(*layer_calls(teacher))
+
+
+def last_layer(teacher: Teacher) -> str:
+    """Module path of the layer whose input are the features: the linear head, or a convolution with all classes.
+
+    Raises:
+        TeacherError: there is neither, so that nothing says where the features are.
+    """
+    calls, logits = layer_calls(teacher)
+    head = _head_of(calls, logits)
+    name = head[0] if head is not None else _last_of_classes(calls, logits.shape[1])
+    if name is None:
+        message = (
+            f"Teacher '{teacher.name}' has no features in front of its last layer: neither does a linear layer give "
+            "its logits, nor does it end in a convolution with one output per class. Use a method, or weights, that "
+            "need logits or BatchNorm statistics only."
+        )
+        raise TeacherError(message)
+    return name
+
+
+def provides(teacher: Teacher) -> frozenset[str]:
+    """What it offers of "batchnorm", "linear_head" and "features"; see `Synthesizer.needs`."""
+    calls, logits = layer_calls(teacher)
+    head = _head_of(calls, logits) is not None
+    last = _last_of_classes(calls, logits.shape[1]) is not None
+    called = {id(call.layer) for call in calls}
+    norms = any(id(layer) in called for layer in batch_norms(teacher.model).values())
+    found = {"batchnorm": norms, "linear_head": head, "features": head or last}
+    return frozenset(name for name, there in found.items() if there)
+
+
+def _last_of_classes(calls: list[Call], classes: int) -> str | None:
+    """The convolution that is called last of all layers with weights, if it gives one map a class."""
+    last = next((call for call in reversed(calls) if isinstance(call.layer, nn.Linear | nn.Conv2d)), None)
+    fits = last is not None and isinstance(last.layer, nn.Conv2d) and last.layer.out_channels == classes
+    return last.name if last is not None and fits else None
+
+
+def _head_of(calls: list[Call], logits: Tensor) -> tuple[str, nn.Linear] | None:
+    for call in reversed(calls):
+        if isinstance(call.layer, nn.Linear) and isinstance(call.output, Tensor) and torch.equal(call.output, logits):
+            return call.name, call.layer
+    return None

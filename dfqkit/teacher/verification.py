@@ -1,0 +1,148 @@
+"""The checks that a teacher must pass before any compute is spent on it.
+
+What belongs here: finite weights, usable outputs, determinism, independence of the batch, and messages that say what to
+do when one of them fails. Nothing here changes the model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dfqkit.teacher.sources import USER_CODE_ERRORS
+from dfqkit_export.errors import TeacherError
+from dfqkit_export.images.spec import ImageSpec
+
+__all__ = ["listed", "verify_outputs", "verify_weights"]
+
+_SHOWN = 3
+_BATCH_TOLERANCE = 1e-3  # of the largest logit: kernels may sum in another order for another batch size
+
+
+def listed(label: str, names: list[str]) -> str:
+    """Count names and show the first few, as in `5 missing: a, b, c and 2 more`; empty for no names."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{len(names)} {label}: {', '.join(names[:_SHOWN])}{more}" if names else ""
+
+
+def verify_weights(tensors: dict[str, Tensor], name: str) -> None:
+    """Check that every parameter and buffer is finite.
+
+    Args:
+        tensors: Parameters and buffers by name.
+        name: The teacher's name, for messages.
+
+    Raises:
+        TeacherError: A value is NaN or infinite; the first tensors are named.
+    """
+    bad = [
+        f"{key} ({int(count)} of {tensor.numel()} values)"
+        for key, tensor in tensors.items()
+        if (count := (~torch.isfinite(tensor)).sum())
+    ]
+    if bad:
+        msg = (
+            f"Teacher '{name}' holds NaN or infinite values in {listed('tensor(s)', bad)}. Every weight and every "
+            "BatchNorm statistic must be finite. Use a checkpoint from before training diverged."
+        )
+        raise TeacherError(msg)
+
+
+def verify_outputs(model: nn.Module, image: ImageSpec, name: str) -> None:
+    """Check that a frozen model maps images to logits, the same ones each time and whatever else is in the batch.
+
+    Args:
+        model: Classifier in eval mode, on the CPU.
+        image: What images it takes.
+        name: The teacher's name, for messages.
+
+    Raises:
+        TeacherError: The model fails on such an image (wrong channels or size), returns anything but finite logits
+            (N, classes), or is not a function of each image alone.
+    """
+    x = image.normalize(torch.rand((2, *image.shape), generator=torch.Generator().manual_seed(0)))
+    out = _logits(model, x, image, name)
+    if not torch.equal(out, _forward(model, x, image, name)):
+        msg = (
+            f"Teacher '{name}' gives different logits for the same images. It must be deterministic in eval mode: look "
+            "for dropout called with training=True, or random operations in forward."
+        )
+        raise TeacherError(msg)
+    singles = torch.cat([_forward(model, one, image, name) for one in (x[:1], x[1:])])
+    difference = float((singles - out).abs().max()) if singles.shape == out.shape else float("inf")
+    if difference > _BATCH_TOLERANCE * float(out.abs().max()) + 1e-6:
+        bare = [key for key, layer in model.named_modules() if _uses_batch_statistics(layer)]
+        cause = (
+            f"{listed('BatchNorm layer(s) without running statistics', bare)}; train with track_running_stats=True."
+            if bare
+            else "Make its forward treat every image of a batch alone."
+        )
+        msg = (
+            f"Teacher '{name}' gives an image other logits alone than in a batch of two (largest difference "
+            f"{difference:.3g}). Logits must not depend on the other images. {cause}"
+        )
+        raise TeacherError(msg)
+
+
+def _logits(model: nn.Module, x: Tensor, image: ImageSpec, name: str) -> Tensor:
+    out = _forward(model, x, image, name)
+    if not isinstance(out, Tensor):
+        msg = (
+            f"Teacher '{name}' returns a {type(out).__name__}; one tensor of logits (N, {image.classes}) is needed. "
+            "Wrap the model in a module whose forward returns its logits alone."
+        )
+        raise TeacherError(msg)
+    if tuple(out.shape) != (len(x), image.classes):
+        msg = (
+            f"Teacher '{name}' maps images {tuple(x.shape)} to an output of shape {tuple(out.shape)}; image.classes "
+            f"{image.classes} asks for {(len(x), image.classes)}. Set image.classes to the number the model was "
+            "trained for, or use a model that returns one logit per class."
+        )
+        raise TeacherError(msg)
+    if not bool(torch.isfinite(out).all()):
+        msg = (
+            f"Teacher '{name}' has finite weights but gives NaN or infinite logits for normalised images. Check "
+            "image.mean and image.std, and look for BatchNorm variances that are negative."
+        )
+        raise TeacherError(msg)
+    return out
+
+
+def _uses_batch_statistics(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is None
+
+
+def _forward(model: nn.Module, x: Tensor, image: ImageSpec, name: str) -> Any:
+    """Run a model without gradients; on failure, say which layer was entered last and what it got."""
+    entered: list[tuple[str, nn.Module, Any]] = []
+
+    def watch(key: str, layer: nn.Module) -> torch.utils.hooks.RemovableHandle:
+        def hook(_: nn.Module, given: tuple[Any, ...]) -> None:
+            entered.append((key, layer, given[0] if given else None))
+
+        return layer.register_forward_pre_hook(hook)
+
+    weighted = [(key, layer) for key, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    handles = [watch(key, layer) for key, layer in weighted]
+    try:
+        with torch.no_grad():
+            return model(x)
+    except USER_CODE_ERRORS as error:
+        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        where = _describe(*entered[-1]) if entered else "It failed before any convolution or linear layer."
+        msg = (
+            f"Teacher '{name}' cannot run on an image of image.shape {image.shape}: {type(error).__name__}: {reason}. "
+            f"{where} Set image.shape (channels, height, width) to what the model was trained with."
+        )
+        raise TeacherError(msg) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _describe(key: str, layer: nn.Module, given: Any) -> str:
+    wanted = f"{layer.in_channels} channels" if isinstance(layer, nn.Conv2d) else f"{layer.in_features} features"
+    shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+    return f"The last layer entered was '{key}' ({type(layer).__name__}), which takes {wanted} and got {shape}."

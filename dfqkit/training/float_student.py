@@ -1,0 +1,255 @@
+"""Distillation into a smaller float student: its section of a recipe, how it is made, and the loop that trains it.
+
+What belongs here: what is particular to a student of another architecture that starts from random weights. The loop
+itself is `loop`, what it minimises `objective`. The student that comes of it can be quantized like a teacher.
+
+After the data-free distillation literature (DAFL, ZSKT, DFQ, CMI, FastDFKD), which alternates between a synthesizer's
+rounds and steps of a student with SGD or Adam on what the synthesizer makes. Differs from it: the state that is kept is
+chosen on held-out synthetic images, not on test images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field, field_validator, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from dfqkit.seeds import derive
+from dfqkit.teacher.load import Teacher
+from dfqkit.teacher.sources import USER_CODE_ERRORS, build_model
+from dfqkit.teacher.taps import LayerTap
+from dfqkit.teacher.weights import load_weights
+from dfqkit.training.loop import Batch, Loop, LoopConfig
+from dfqkit.training.objective import Objective, require_names
+from dfqkit.training.stream import Stream
+from dfqkit_export.errors import ArtefactError, RecipeError, TeacherError
+from dfqkit_export.files import write_bytes
+
+__all__ = [
+    "Shrinker",
+    "StudentConfig",
+    "load_float_student",
+    "new_float_student",
+    "save_float_student",
+    "student_objective",
+]
+
+_LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3}
+
+
+class StudentConfig(LoopConfig):
+    """The ``student`` section of a recipe: a smaller network, trained in float before it is quantized."""
+
+    factory: str = Field(description="torchvision:NAME, timm:NAME or package.module:factory.")
+    args: dict[str, Any] = Field(default_factory=dict, description="Further keyword arguments of the factory.")
+    start: str | None = Field(
+        None, description="State dict to start from (.safetensors, .pt, .pth); null: random weights of the run's seed."
+    )
+    steps: int = Field(4000, ge=1, description="Steps (ours; the literature: 80,000 and more on CIFAR-10).")
+    batch: int = Field(128, ge=2, description="Images a step (CMI, ZSKT: 128).")
+    optimizer: Literal["sgd", "adam"] = Field("sgd", description="SGD with Nesterov momentum, or Adam; cosine to 0.")
+    lr: float | None = Field(None, gt=0, description="null: 0.1 for sgd (CMI, DAFL, DFAD), 1e-3 for adam.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Of sgd; Nesterov's unless 0 (CMI, DAFL, DFAD: 0.9).")
+    weight_decay: float = Field(1e-4, ge=0, description="On all weights (CMI: 1e-4, DAFL: 5e-4).")
+    judge_every: int = Field(200, ge=1, description="Steps between two looks at the held-out synthetic images.")
+
+    @field_validator("args")
+    @classmethod
+    def _sorted(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return dict(sorted(value.items()))  # their order means nothing, and must not change the digest
+
+    @model_validator(mode="after")
+    def _layers_named(self) -> StudentConfig:
+        if self.weights.of_layers and self.layers is None:
+            message = (
+                f"weights.{self.weights.of_layers[0]} needs layers: two architectures have no layers in common that "
+                "could be found by themselves. Name modules of both, e.g. layers: [{teacher: layer2, student: layer2}]"
+            )
+            raise ValueError(message)
+        return self
+
+    @property
+    def rate(self) -> float:
+        """The highest learning rate."""
+        return _LEARNING_RATES[self.optimizer] if self.lr is None else self.lr
+
+
+def new_float_student(
+    config: StudentConfig, teacher: Teacher, seed: int, find: Callable[[str], Path] = Path
+) -> nn.Module:
+    """Make a student with random weights, or those of ``start``, in eval mode on the teacher's device.
+
+    Args:
+        config: the recipe's section.
+        teacher: gives images, classes and device.
+        seed: the run's; decides the weights. The global random state stays as it is.
+        find: finds the file that ``start`` names.
+
+    Raises:
+        RecipeError: when there is no such network, or it is no student for this teacher.
+    """
+    number = derive(seed, "float student").initial_seed()
+    try:
+        model = build_model(config.factory, teacher.image.classes, config.args, seed=number).float()
+        state = None if config.start is None else load_weights(find(config.start))
+    except TeacherError as error:
+        message = f"The recipe's student section: {error}"
+        raise RecipeError(message) from error
+    if state is not None:
+        _load_start(model, state, str(config.start))
+    device = next(iter(teacher.model.state_dict().values())).device
+    model.to(device).eval()
+    _require_fit(model, config.factory, teacher, device)
+    return model
+
+
+def _load_start(model: nn.Module, state: dict[str, Tensor], name: str) -> None:
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:3]]
+        message = (
+            f"student.start '{name}' does not fit student.factory: {' '.join(lines)[:300]} Name another file, or "
+            "leave it out to start from random weights."
+        )
+        raise RecipeError(message) from error
+
+
+def _require_fit(model: nn.Module, factory: str, teacher: Teacher, device: torch.device) -> None:
+    """Refuse a network that does not take the teacher's images or tells other classes apart."""
+    image, wanted = teacher.image, (2, teacher.image.classes)
+    try:
+        with torch.no_grad():
+            answer = model(torch.zeros((2, *image.shape), device=device))
+    except USER_CODE_ERRORS as error:
+        message = (
+            f"Student '{factory}' fails on images (2, {', '.join(map(str, image.shape))}): {type(error).__name__}: "
+            f"{error}. Name a network for such images, or check student.args."
+        )
+        raise RecipeError(message) from error
+    if not isinstance(answer, Tensor) or tuple(answer.shape) != wanted:
+        found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+        message = f"Student '{factory}' gives {found} where logits {wanted} are needed. Check student.args (classes)."
+        raise RecipeError(message)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        message = f"Student '{factory}' has no parameter that could be trained. Name another network."
+        raise RecipeError(message)
+
+
+def student_objective(student: nn.Module, teacher: Teacher, config: StudentConfig, rng: torch.Generator) -> Objective:
+    """What the student minimises; a grey image shows the shapes of features. ``student`` must be in eval mode.
+
+    Raises:
+        RecipeError: when the layers that the section names are not there, or cannot be compared.
+    """
+    pairs = list(config.layers or ()) if config.weights.of_layers else []
+    names, ours = [pair.teacher for pair in pairs], [pair.student for pair in pairs]
+    for model, asked, whose in ((teacher.model, names, "the teacher"), (student, ours, "the student")):
+        require_names(asked, [name for name, _ in model.named_modules() if name], "student", whose)
+    image = torch.zeros((1, *teacher.image.shape), device=next(student.parameters()).device)
+    with torch.no_grad(), LayerTap(teacher.model, names) as wanted, LayerTap(student, ours) as found:
+        teacher.model(image), student(image)
+        return Objective(config, pairs, found.values, wanted.values, rng)
+
+
+class Shrinker(Loop[StudentConfig, nn.Module]):
+    """The loop over one float student, which is in training mode (BatchNorm on the batch) only while it takes a step.
+
+    Args:
+        student: from `new_float_student`; trained in place.
+        teacher: labels every batch.
+        stream: where batches come from; plays against the student in eval mode.
+        held_out: images that never train the student, with the teacher's logits; they choose the state that is kept.
+        config: the recipe's section.
+        rng: draws the projections' weights, and the seed of what layers such as dropout draw.
+
+    Raises:
+        RecipeError: when the layers that the section names are not there, or cannot be compared.
+        ArtefactError: when the student's first answers are not finite.
+    """
+
+    section: ClassVar[str] = "student"
+    not_finite: ClassVar[str] = (
+        "The untrained student's answers are not finite, so there is nothing to train from. Check student.start, or "
+        "the network's initial weights."
+    )
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: Teacher,
+        stream: Stream,
+        held_out: Sequence[Batch],
+        config: StudentConfig,
+        rng: torch.Generator,
+    ) -> None:
+        self.student, self.teacher = student.eval(), teacher
+        objective = student_objective(student, teacher, config, rng)
+        self.seed = rng.initial_seed()
+        parameters = [p for p in (*student.parameters(), *objective.parameters()) if p.requires_grad]
+        optimizer = _optimizer([{"params": parameters, "base": config.rate}], config)
+        super().__init__([student], [objective], [optimizer], stream, held_out, config)
+
+    def _terms(self, index: int, images: Tensor) -> dict[str, Tensor]:
+        objective = self.objectives[index]
+        with (
+            LayerTap(self.teacher.model, objective.teacher_names) as wanted,
+            LayerTap(self.student, objective.student_names) as found,
+        ):
+            logits = self.teacher.logits(images)
+            answer = self._answer(images)
+            return objective.terms(answer, logits, found.values, wanted.values)
+
+    def _answer(self, images: Tensor) -> Tensor:
+        """One forward in training mode; what layers draw is the step's, so that a resumed run draws the same."""
+        self.student.train()
+        try:
+            with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+                torch.manual_seed((self.seed + self.step) % 2**63)
+                answer: Tensor = self.student(images)
+        finally:
+            self.student.eval()
+        return answer
+
+    def _snapshot(self, index: int) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.student.state_dict().items()}
+
+    def _restore(self, index: int, state: dict[str, Tensor]) -> None:
+        self.student.load_state_dict(state)
+
+
+def _optimizer(groups: list[dict[str, Any]], config: StudentConfig) -> torch.optim.Optimizer:
+    if config.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=config.rate, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        groups,
+        lr=config.rate,
+        momentum=config.momentum,
+        nesterov=config.momentum > 0,
+        weight_decay=config.weight_decay,
+    )
+
+
+def save_float_student(student: nn.Module, path: Path) -> None:
+    """Write a student's tensors; there whole or not at all."""
+    state = {name: value.detach().cpu().clone().contiguous() for name, value in student.state_dict().items()}
+    write_bytes(path, save(state))
+
+
+def load_float_student(student: nn.Module, path: Path) -> None:
+    """Load what `save_float_student` wrote into a student of the same section.
+
+    Raises:
+        ArtefactError: when the file is missing, damaged or of another network.
+    """
+    try:
+        student.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        message = f"Cannot read the float student '{path}': {str(error)[:300]} Train it again with `dfqkit train`."
+        raise ArtefactError(message) from error

@@ -1,0 +1,243 @@
+"""One training loop for students, whatever they are and whatever makes the images.
+
+What belongs here: what is done in which step, and the choice of the state that is kept. The loop only ever iterates
+batches: a stored bank and a live ensemble of generators look the same to it. Its state can be taken and put back at any
+step, bit for bit. What is minimised is `objective`; quantized students are `distill`, smaller float ones `shrink`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, Generic, TypeVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from dfqkit import losses
+from dfqkit.synthesis.base import Losses
+from dfqkit.synthesis.optimizers import cosine, optimizer_tensors, restore_optimizer, under
+from dfqkit.training.objective import Objective, ObjectiveConfig
+from dfqkit.training.stream import Stream
+from dfqkit_export.errors import ArtefactError
+
+__all__ = ["Batch", "Loop", "LoopConfig", "judge"]
+
+_log = logging.getLogger(__name__)
+
+Batch = tuple[Tensor, Tensor]
+
+
+class LoopConfig(ObjectiveConfig):
+    """What every section that trains students in a loop has."""
+
+    steps: int = Field(600, ge=1, description="Steps of each student.")
+    batch: int = Field(64, ge=2, description="Images a student step.")
+    round_every: int = Field(10, ge=1, description="Student steps per round of the synthesizer (DFQ: 10).")
+    shift: int = Field(0, ge=0, description="Largest random shift of a batch, in pixels.")
+    flip: bool = Field(False, description="Mirror half of the batches; not for digits or text.")
+    average: float = Field(
+        0.0, ge=0, lt=1, description="Decay of the moving average of weights that is judged and kept."
+    )
+    judge_every: int = Field(100, ge=1, description="Steps between two looks at the held-out synthetic images.")
+    harder: float = Field(
+        0.0,
+        ge=0,
+        description="Step by which every batch is also made harder, in normalised pixel values (HAST, Li et al., 2023: "
+        "0.01 to 0.02); doubles the cost of a step.",
+    )
+
+    @property
+    def rounds(self) -> int:
+        """Rounds that the synthesizer plays."""
+        return -(-self.steps // self.round_every)
+
+
+def judge(student: nn.Module, batches: Sequence[Batch]) -> tuple[float, float]:
+    """Agreement with the teacher (percent of equal argmax) and mean per-sample KL (nats) on held-out batches."""
+    same, divergence, count = 0, 0.0, 0
+    with torch.no_grad():
+        for images, logits in batches:
+            answer = student(images)
+            same += int((answer.argmax(1) == logits.argmax(1)).sum())
+            divergence += float(losses.kd_kl(answer, logits)) * len(images)
+            count += len(images)
+    return 100 * same / count, divergence / count
+
+
+Config = TypeVar("Config", bound=LoopConfig)
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Loop(ABC, Generic[Config, Model]):
+    """The loop's state: students, the first of which is the one that counts, and the best state seen of it.
+
+    Args:
+        students: the models that learn.
+        objectives: what each minimises.
+        optimizers: of each; every group has its highest learning rate as ``base``.
+        stream: where batches come from.
+        held_out: images that never train a student, with the teacher's logits; they choose the state that is kept.
+        config: the recipe's section.
+
+    Raises:
+        ArtefactError: when the first student's answers are not finite.
+    """
+
+    section: ClassVar[str]
+    not_finite: ClassVar[str]
+
+    def __init__(
+        self,
+        students: Sequence[Model],
+        objectives: Sequence[Objective],
+        optimizers: Sequence[torch.optim.Optimizer],
+        stream: Stream,
+        held_out: Sequence[Batch],
+        config: Config,
+    ) -> None:
+        self.students, self.objectives, self.optimizers = list(students), list(objectives), list(optimizers)
+        self.stream, self.held_out, self.config = stream, held_out, config
+        self.step = 0
+        self.curve: list[dict[str, float]] = []
+        self.average = self._snapshot(0) if config.average else {}
+        self.best = self._snapshot(0)
+        agreement, divergence = judge(self.students[0], held_out)
+        if not math.isfinite(divergence):
+            raise ArtefactError(self.not_finite)
+        self.best_score = divergence
+        self.judged: list[dict[str, float]] = [{"step": 0, "agreement": agreement, "kl": divergence}]
+
+    @abstractmethod
+    def _terms(self, index: int, images: Tensor) -> dict[str, Tensor]:
+        """The loss terms of student ``index`` on a batch, unweighted, with gradient."""
+
+    @abstractmethod
+    def _snapshot(self, index: int) -> dict[str, Tensor]:
+        """A copy of a student's tensors."""
+
+    @abstractmethod
+    def _restore(self, index: int, state: dict[str, Tensor]) -> None:
+        """Put such a copy back; parameters stay the same objects."""
+
+    def _turns(self) -> Iterator[tuple[int, str]]:
+        """Which students step now, and what is appended to the names of their terms."""
+        yield 0, ""
+
+    @property
+    def kept_step(self) -> int:
+        """The step whose state is the best."""
+        return int(min(self.judged, key=lambda entry: entry["kl"])["step"])
+
+    def run_step(self) -> dict[str, float]:
+        """One step of every student; a synthesizer round and a look at the held-out images when they are due.
+
+        A loss that is no longer finite ends the training: the best state seen stays, and nothing after it could be.
+        """
+        config = self.config
+        terms: dict[str, float] = {}
+        if self.step % config.round_every == 0:
+            terms |= self.stream.advance(self.students)
+        for index, suffix in self._turns():
+            for name, value in self._train(index).items():
+                terms[name + suffix] = value
+        self.step += 1
+        if not all(math.isfinite(value) for value in terms.values()):
+            return self._give_up({name: value for name, value in terms.items() if math.isfinite(value)})
+        self._update_average()
+        if (self.step - 1) % config.round_every == 0:
+            self.curve.append({"step": self.step, **terms})
+        if self.step % config.judge_every == 0 or self.step == config.steps:
+            self._judge()
+        return terms
+
+    def _give_up(self, terms: Losses) -> Losses:
+        _log.warning(
+            "Distillation diverged in step %d of %d; the best state before it is kept. Lower %s.lr, or the weight of "
+            "the adversarial term where the synthesis method has one.",
+            self.step,
+            self.config.steps,
+            self.section,
+        )
+        self.step = self.config.steps
+        return terms
+
+    def _train(self, index: int) -> dict[str, float]:
+        """One optimizer step on a fresh batch; returns the loss terms, unweighted."""
+        optimizer = self.optimizers[index]
+        images = self.stream.batch(self.config.batch)
+        terms = self._harder_terms(index, images) if self.config.harder else self._terms(index, images)
+        loss = self.objectives[index].total(terms)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for group in optimizer.param_groups:
+            group["lr"] = cosine(group["base"], self.step / self.config.steps)
+        optimizer.step()
+        return {name: float(term.detach()) for name, term in terms.items()}
+
+    def _harder_terms(self, index: int, images: Tensor) -> dict[str, Tensor]:
+        """Means of the terms on a batch x and on x + harder * sign(dL/dx), labelled anew.
+
+        Source: Li et al., "Hard Sample Matters a Lot in Zero-Shot Quantization", CVPR 2023, sample difficulty
+        promotion. Differs: the two losses are averaged, not added; dL/dx goes through the student only.
+        """
+        images = images.detach().requires_grad_(True)
+        plain = self._terms(index, images)
+        (gradient,) = torch.autograd.grad(self.objectives[index].total(plain), images, retain_graph=True)
+        harder = self._terms(index, images.detach() + self.config.harder * gradient.sign())
+        return {name: (plain[name] + harder[name]) / 2 for name in plain}
+
+    def _update_average(self) -> None:
+        """Moving average of the first student; its decay grows with the steps, so that it starts at the student."""
+        if not self.average:
+            return
+        decay = min(self.config.average, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for name, value in self._snapshot(0).items():
+                if value.is_floating_point():
+                    self.average[name].lerp_(value, 1 - decay)
+
+    def _judge(self) -> None:
+        """Keep the first student's state if it is the nearest to the teacher seen so far."""
+        kept = self._snapshot(0)
+        if self.average:
+            self._restore(0, self.average)
+        agreement, divergence = judge(self.students[0], self.held_out)
+        if not math.isfinite(divergence):
+            self._give_up({})
+            return
+        self.judged.append({"step": self.step, "agreement": agreement, "kl": divergence})
+        if divergence < self.best_score:
+            self.best_score = divergence
+            self.best = self._snapshot(0)
+        if self.average:
+            self._restore(0, kept)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, object]]:
+        """Tensors and plain values from which the run continues to the same bits."""
+        tensors = {f"stream.{name}": value for name, value in self.stream.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        tensors |= {f"average.{name}": value for name, value in self.average.items()}
+        for index, (objective, optimizer) in enumerate(zip(self.objectives, self.optimizers, strict=True)):
+            tensors |= {f"student.{index}.{name}": value for name, value in self._snapshot(index).items()}
+            tensors |= {f"objective.{index}.{name}": value for name, value in objective.state_dict().items()}
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in optimizer_tensors(optimizer).items()}
+        values = {"step": self.step, "score": self.best_score, "curve": list(self.curve), "judged": list(self.judged)}
+        return {name: value.detach().clone() for name, value in tensors.items()}, values
+
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, object]) -> None:
+        """Put back what `state` returned."""
+        self.stream.load_state_dict(under(tensors, "stream."))
+        self.best = under(tensors, "best.")
+        # Changed in place, on the student's device.
+        average = under(tensors, "average.")
+        self.average = {name: value.to(self.average[name], copy=True) for name, value in average.items()}
+        for index, (objective, optimizer) in enumerate(zip(self.objectives, self.optimizers, strict=True)):
+            self._restore(index, under(tensors, f"student.{index}."))
+            objective.load_state_dict(under(tensors, f"objective.{index}."))
+            restore_optimizer(optimizer, under(tensors, f"optimizer.{index}."))
+        self.step, self.best_score = values["step"], values["score"]  # type: ignore[assignment]
+        self.curve, self.judged = list(values["curve"]), list(values["judged"])  # type: ignore[call-overload]

@@ -1,0 +1,299 @@
+"""What a student is trained for: the weighted loss terms between its answers and features and those of a reference.
+
+What belongs here: which terms there are, which layers they compare, and the projections that make two layers
+comparable. The formulas are `losses`; the loops that minimise the sum are `distill` (quantized students) and `shrink`
+(smaller float ones).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from dfqkit import losses
+from dfqkit_export.errors import RecipeError
+
+__all__ = ["DistillWeights", "LayerPair", "Objective", "ObjectiveConfig", "require_names"]
+
+Features = Mapping[str, Tensor]
+_SHOWN = 12  # names that a message lists
+
+
+class DistillWeights(BaseModel):
+    """Weights of the students' loss terms; a term of weight 0 is not computed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    response: float = Field(1.0, ge=0, description="tau^2 KL between softened logits (Hinton et al., 2015).")
+    feature: float = Field(
+        0.0,
+        ge=0,
+        description="Mean over the layers of the error of their features, which `hint` says how to measure (FitNets, "
+        "Romero et al., 2015).",
+    )
+    relation: float = Field(
+        0.0,
+        ge=0,
+        description="Mean over consecutive layers of the squared difference of their FSP matrices (Yim et al., 2017); "
+        "RepDistiller: 50.",
+    )
+    attention: float = Field(
+        0.0,
+        ge=0,
+        description="Mean over the layers of the squared difference of attention maps (Zagoruyko and Komodakis, 2017, "
+        "whose code has 1000).",
+    )
+    logit_l1: float = Field(0.0, ge=0, description="Mean absolute difference of logits (DFAD: 1).")
+    logit_mse: float = Field(0.0, ge=0, description="Mean squared difference of logits (Ba and Caruana, 2014).")
+
+    @model_validator(mode="after")
+    def _some(self) -> DistillWeights:
+        if not any(self.model_dump().values()):
+            message = "all are 0, which trains nothing; give one a value above 0, or set the whole section to null"
+            raise ValueError(message)
+        return self
+
+    @property
+    def of_layers(self) -> list[str]:
+        """The terms above 0 that compare features."""
+        return [name for name in ("feature", "relation", "attention") if getattr(self, name)]
+
+
+class LayerPair(BaseModel):
+    """Two layers that are compared; a plain name stands for both."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    teacher: str = Field(min_length=1, description="Name on the side that is imitated.")
+    student: str = Field(min_length=1, description="Name on the side that learns.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, value: Any) -> Any:
+        return {"teacher": value, "student": value} if isinstance(value, str) else value
+
+
+class ObjectiveConfig(BaseModel):
+    """What every section that trains a student has in a recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    temperature: float = Field(4.0, gt=0, description="tau of response distillation (RepDistiller: 4).")
+    weights: DistillWeights = DistillWeights()
+    layers: tuple[LayerPair, ...] | None = Field(
+        None,
+        description="Layers that feature, relation (consecutive ones) and attention compare: names, or teacher: NAME, "
+        "student: NAME.",
+    )
+    hint: Literal["relative", "mse"] = Field(
+        "relative",
+        description="How features are compared: squared error over the teacher's energy, so that all layers weigh "
+        "the same (ours), or the mean squared error of FitNets (RepDistiller: weight 100).",
+    )
+
+    @model_validator(mode="after")
+    def _enough_layers(self) -> ObjectiveConfig:
+        least = 2 if self.weights.relation else 1
+        if self.layers is not None and len(self.layers) < least:
+            reason = "weights.relation compares consecutive ones" if least == 2 else "there is nothing to compare"
+            message = f"layers names {len(self.layers)}, but {reason}; name {least} or more, or leave it out"
+            raise ValueError(message)
+        return self
+
+
+class Projection(nn.Module):
+    """A linear map of channels, the same at every position: (N, C, ...) to (N, D, ...).
+
+    The regressor of Romero et al. (2015), one pixel wide. Only the student has one: two trained sides would meet at 0.
+
+    Args:
+        channels: C.
+        out: D.
+        rng: draws the weights, N(0, 1 / C).
+    """
+
+    def __init__(self, channels: int, out: int, rng: torch.Generator) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn((out, channels), generator=rng, device=rng.device) / channels**0.5)
+        self.bias = nn.Parameter(torch.zeros(out, device=rng.device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C) or (N, C, H, W)."""
+        if x.dim() == 2:
+            return F.linear(x, self.weight, self.bias)
+        return F.conv2d(x, self.weight[..., None, None], self.bias)
+
+
+class Objective(nn.Module):
+    """The sum that one student minimises. Its parameters are the projections', none where all channels agree.
+
+    Args:
+        config: weights and options.
+        pairs: the layers that are compared; of no account where no term does.
+        ours: an example of the student's features, by name; only their shapes are read.
+        theirs: the same of the reference.
+        rng: draws the projections' weights.
+
+    Raises:
+        RecipeError: when two layers cannot be compared; says which, and their shapes.
+    """
+
+    def __init__(
+        self,
+        config: ObjectiveConfig,
+        pairs: Sequence[LayerPair],
+        ours: Features,
+        theirs: Features,
+        rng: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.config, self.weights = config, config.weights
+        self.pairs = list(pairs) if config.weights.of_layers else []
+        self.projections = nn.ModuleDict()
+        self.maps: list[int] = []
+        for index, pair in enumerate(self.pairs):
+            mine, other = _feature(ours, pair.student, "student"), _feature(theirs, pair.teacher, "teacher")
+            _require_comparable(pair, mine, other)
+            if mine.dim() == other.dim() == 4:
+                self.maps.append(index)
+            elif config.layers and (config.weights.relation or config.weights.attention):
+                raise RecipeError(_not_a_map(pair, other, config))
+            projects = config.weights.feature or (config.weights.relation and index in self.maps)
+            if projects and mine.shape[1] != other.shape[1]:
+                self.projections[str(index)] = Projection(mine.shape[1], other.shape[1], rng)
+        if config.weights.relation and len(self.maps) < 2:
+            message = (
+                f"weights.relation compares consecutive feature maps; there are {len(self.maps)} here. Set it to 0."
+            )
+            raise RecipeError(message)
+
+    @property
+    def student_names(self) -> list[str]:
+        """The student's layers that are read."""
+        return list(dict.fromkeys(pair.student for pair in self.pairs))
+
+    @property
+    def teacher_names(self) -> list[str]:
+        """The reference's layers that are read."""
+        return list(dict.fromkeys(pair.teacher for pair in self.pairs))
+
+    def terms(self, answer: Tensor, logits: Tensor, ours: Features, theirs: Features) -> dict[str, Tensor]:
+        """Every term of a weight above 0, unweighted.
+
+        Args:
+            answer: the student's logits (N, K).
+            logits: the reference's.
+            ours: the student's features of the same batch, by name; may be empty where no term reads them.
+            theirs: the reference's.
+        """
+        computed: dict[str, Callable[[], Tensor]] = {
+            "response": lambda: losses.kd_kl(answer, logits, self.config.temperature),
+            "feature": lambda: torch.stack([self._error(*both) for both in self._projected(ours, theirs)]).mean(),
+            "relation": lambda: self._relation(ours, theirs),
+            "attention": lambda: torch.stack(
+                [losses.attention(*self._features(index, ours, theirs)) for index in self.maps]
+            ).mean(),
+            "logit_l1": lambda: losses.logit_l1(answer, logits),
+            "logit_mse": lambda: losses.logit_mse(answer, logits),
+        }
+        return {name: compute() for name, compute in computed.items() if getattr(self.weights, name)}
+
+    def total(self, terms: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum, a scalar."""
+        return torch.stack([getattr(self.weights, name) * term for name, term in terms.items()]).sum()
+
+    def _features(self, index: int, ours: Features, theirs: Features) -> tuple[Tensor, Tensor]:
+        return ours[self.pairs[index].student], theirs[self.pairs[index].teacher]
+
+    def _project(self, index: int, feature: Tensor) -> Tensor:
+        key = str(index)
+        return self.projections[key](feature) if key in self.projections else feature  # type: ignore[no-any-return]
+
+    def _projected(self, ours: Features, theirs: Features) -> Iterator[tuple[Tensor, Tensor]]:
+        """Both features of every pair, of the same shape: the larger pooled to the smaller, then the channels."""
+        for index in range(len(self.pairs)):
+            mine, other = self._features(index, ours, theirs)
+            if mine.shape != other.shape:
+                mine, other = _pooled(mine, other)
+                mine = self._project(index, mine)
+            yield mine, other
+
+    def _error(self, mine: Tensor, other: Tensor) -> Tensor:
+        return losses.relative_error(mine, other) if self.config.hint == "relative" else losses.hint(mine, other)
+
+    def _relation(self, ours: Features, theirs: Features) -> Tensor:
+        both = [self._features(index, ours, theirs) for index in self.maps]
+        mine = [self._project(index, feature) for index, (feature, _) in zip(self.maps, both, strict=True)]
+        pairs = zip(pairwise(mine), pairwise(other for _, other in both), strict=True)
+        return torch.stack([losses.fsp(*pair) for pair in pairs]).mean()
+
+
+def require_names(names: Sequence[str], known: Collection[str], where: str, whose: str) -> None:
+    """Refuse names of layers that are not among those ``known``.
+
+    Args:
+        names: asked for.
+        known: there are.
+        where: the recipe's section.
+        whose: what the layers belong to, in words.
+
+    Raises:
+        RecipeError: for the first one, with near names and those there are.
+    """
+    for name in names:
+        if name in known:
+            continue
+        near = get_close_matches(name, known, n=3, cutoff=0.5)
+        there = ", ".join(list(known)[:_SHOWN]) + (f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else "")
+        hint = f"Near: {', '.join(near)}. " if near else ""
+        message = f"{where}.layers names '{name}', but {whose} has no layer of that name. {hint}There are: {there}."
+        raise RecipeError(message)
+
+
+def _feature(features: Features, name: str, side: str) -> Tensor:
+    found = features.get(name)
+    if not isinstance(found, Tensor) or not found.is_floating_point() or found.dim() < 2:
+        what = "is never called" if found is None else f"gives {type(found).__name__}, not features (N, C, ...)"
+        message = (
+            f"Layer '{name}' of the {side} {what}. Name one whose result is a tensor, such as a block or activation."
+        )
+        raise RecipeError(message)
+    return found
+
+
+def _require_comparable(pair: LayerPair, mine: Tensor, other: Tensor) -> None:
+    """Refuse two features that neither pooling nor a projection makes one shape."""
+    if mine.shape != other.shape and not (mine.dim() == other.dim() and mine.dim() in (2, 4)):
+        message = (
+            f"Layer '{pair.teacher}' of the teacher gives {_shape(other)} and '{pair.student}' of the student "
+            f"{_shape(mine)}, which cannot be compared: both must be (N, C, H, W), or both (N, C), or alike. Name two "
+            "layers at the same depth."
+        )
+        raise RecipeError(message)
+
+
+def _not_a_map(pair: LayerPair, other: Tensor, config: ObjectiveConfig) -> str:
+    terms = " and ".join(name for name in config.weights.of_layers if name != "feature")
+    return (
+        f"Layer '{pair.teacher}' gives {_shape(other)}, but {terms} compare(s) feature maps (N, C, H, W). Leave it out "
+        "of layers, or set the weight to 0."
+    )
+
+
+def _shape(feature: Tensor) -> str:
+    return f"(N, {', '.join(str(size) for size in feature.shape[1:])})"
+
+
+def _pooled(mine: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Feature maps averaged to the smaller of their heights and widths; vectors as they are."""
+    if mine.dim() != 4 or mine.shape[2:] == other.shape[2:]:
+        return mine, other
+    size = (min(mine.shape[2], other.shape[2]), min(mine.shape[3], other.shape[3]))
+    return F.adaptive_avg_pool2d(mine, size), F.adaptive_avg_pool2d(other, size)

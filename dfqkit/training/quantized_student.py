@@ -1,0 +1,166 @@
+"""Distillation into quantized students: their section of a recipe, and the loop over an ensemble of them.
+
+What belongs here: what is particular to fake-quantized students - their layers, their learnable ranges, the partners
+that steer but do not ship. The loop itself is `loop`, what it minimises `objective`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, fx, nn
+
+from dfqkit.seeds import derive
+from dfqkit.students.quantizers import QuantConfig, check_bits
+from dfqkit.students.student import restore, snapshot
+from dfqkit.teacher.taps import FeatureTap
+from dfqkit.training.loop import Batch, Loop, LoopConfig
+from dfqkit.training.objective import LayerPair, Objective, require_names
+from dfqkit.training.reference import measuring_points, reference_graph
+from dfqkit.training.stream import Stream
+
+__all__ = ["DistillConfig", "Distiller", "measured_pairs"]
+
+
+class DistillConfig(LoopConfig):
+    """The ``distill`` section of a recipe; ``layers`` names quantized tensors, all of them by default."""
+
+    lr: float = Field(2e-4, gt=0, description="Adam, cosine to 0; for weights, biases and weight scales.")
+    lr_ranges: float = Field(1e-3, ge=0, description="Adam, for activation ranges where the scheme lets them learn.")
+    partners: tuple[str, ...] = Field(
+        (),
+        description="Bits of further students of the ensemble, e.g. [w3a3]: other noise than the one deployed.",
+    )
+    partner_every: int = Field(
+        2, ge=1, description="Partners step once in so many steps: they steer, they do not ship."
+    )
+
+    @field_validator("partners")
+    @classmethod
+    def _check_bits(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(check_bits(bits) for bits in value)
+
+
+def measured_pairs(student: fx.GraphModule, config: DistillConfig) -> list[LayerPair]:
+    """The quantized tensors of a student that a section compares with those of the float graph.
+
+    Raises:
+        RecipeError: for a name that no quantized tensor has.
+    """
+    if not config.weights.of_layers:
+        return []
+    points = measuring_points(student)
+    if config.layers is None:
+        return [LayerPair(teacher=name, student=name) for name in points]
+    names = [name for pair in config.layers for name in (pair.teacher, pair.student)]
+    require_names(names, points, "distill", "the quantized graph")
+    return list(config.layers)
+
+
+class Distiller(Loop[DistillConfig, fx.GraphModule]):
+    """The loop over an ensemble of quantized students, the first of which is deployed.
+
+    Args:
+        students: calibrated; the first is the one that ships.
+        schemes: their schemes.
+        reference: the float graph that the students were built from (`equalized_graph`); labels every batch.
+        stream: where batches come from.
+        held_out: images that never train a student, with the teacher's logits; they choose the state that is kept.
+        config: the recipe's section.
+
+    Raises:
+        RecipeError: when the layers that the section names are not there, or cannot be compared.
+        ArtefactError: when the deployed student's answers are not finite.
+    """
+
+    section: ClassVar[str] = "distill"
+    not_finite: ClassVar[str] = (
+        "The calibrated student's answers are not finite, so there is nothing to train from. Try more calibration "
+        "images, quant.activation_range: percentile, or more bits."
+    )
+
+    def __init__(
+        self,
+        students: Sequence[fx.GraphModule],
+        schemes: Sequence[QuantConfig],
+        reference: fx.GraphModule,
+        stream: Stream,
+        held_out: Sequence[Batch],
+        config: DistillConfig,
+    ) -> None:
+        self.schemes = list(schemes)
+        pairs = measured_pairs(students[0], config)
+        self.reference = reference_graph(reference, list(dict.fromkeys(pair.teacher for pair in pairs)))
+        image = held_out[0][0][:1]
+        # Only a recipe that crosses layers needs projections, so that their seed may be the same in every run.
+        objectives = [
+            self._objective(student, pairs, image, config, derive(0, "projections", index, device=image.device))
+            for index, student in enumerate(students)
+        ]
+        self.points = objectives[0].student_names
+        optimizers = [self._optimizer(*both, config) for both in zip(students, objectives, strict=True)]
+        super().__init__(students, objectives, optimizers, stream, held_out, config)
+
+    def _objective(
+        self,
+        student: fx.GraphModule,
+        pairs: Sequence[LayerPair],
+        image: Tensor,
+        config: DistillConfig,
+        rng: torch.Generator,
+    ) -> Objective:
+        """What one student minimises; an image shows the shapes of its features."""
+        names, ours = [pair.teacher for pair in pairs], [pair.student for pair in pairs]
+        with torch.no_grad(), FeatureTap(self.reference, names) as wanted, FeatureTap(student, ours) as found:
+            self.reference(image), student(image)
+            return Objective(config, pairs, found.features, wanted.features, rng)
+
+    def _optimizer(self, student: fx.GraphModule, objective: Objective, config: DistillConfig) -> torch.optim.Adam:
+        ranges: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for name, parameter in student.named_parameters():
+            if parameter.requires_grad:
+                (ranges if name.startswith("quant.") else others).append(parameter)
+        groups: list[dict[str, Any]] = [
+            {"params": others, "base": config.lr},
+            {"params": ranges, "base": config.lr_ranges},
+            {"params": list(objective.parameters()), "base": config.lr},
+        ]
+        return torch.optim.Adam([group for group in groups if group["params"]])
+
+    def _turns(self) -> Iterator[tuple[int, str]]:
+        for index in range(len(self.students)):
+            if not index or self.step % self.config.partner_every == 0:
+                yield index, f"_{self.config.partners[index - 1]}" if index else ""
+
+    def _terms(self, index: int, images: Tensor) -> dict[str, Tensor]:
+        student, objective = self.students[index], self.objectives[index]
+        with (
+            FeatureTap(self.reference, objective.teacher_names) as wanted,
+            FeatureTap(student, objective.student_names) as found,
+        ):
+            with torch.no_grad():
+                logits = self.reference(images)
+            answer = student(images)
+            return objective.terms(answer, logits, found.features, wanted.features)
+
+    def _snapshot(self, index: int) -> dict[str, Tensor]:
+        return snapshot(self.students[index])
+
+    def _restore(self, index: int, state: dict[str, Tensor]) -> None:
+        restore(self.students[index], state, self.schemes[index])
+
+    def disagreement(self) -> float | None:
+        """How far the ensemble's members part: percent of held-out images on which any two give another class."""
+        if len(self.students) < 2:
+            return None
+        with torch.no_grad():
+            parted, count = 0, 0
+            for images, _ in self.held_out:
+                answers = torch.stack([student(images).argmax(1) for student in self.students])
+                parted += int((answers != answers[0]).any(0).sum())
+                count += len(images)
+        return 100 * parted / count

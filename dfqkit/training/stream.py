@@ -1,0 +1,101 @@
+"""Where a training loop's batches come from: a synthesizer that plays against the students between them.
+
+What belongs here: what `loop` draws from, and what happens to students while they are played against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dfqkit.synthesis.base import Losses, Synthesizer
+from dfqkit.synthesis.optimizers import under
+
+__all__ = ["LiveStream", "Motion", "Stream", "frozen"]
+
+
+class Stream(Protocol):
+    """What the loop draws from."""
+
+    def advance(self, students: Sequence[nn.Module]) -> Losses:
+        """Play one round against the students; a stored set has nothing to do and returns no losses."""
+
+    def batch(self, n: int) -> Tensor:
+        """Normalised images (n, C, H, W)."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """State to continue from."""
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue."""
+
+
+class Motion(Protocol):
+    """How far batches are moved: a section of a recipe."""
+
+    @property
+    def shift(self) -> int:
+        """Largest shift in pixels."""
+
+    @property
+    def flip(self) -> bool:
+        """Whether half of the batches are mirrored."""
+
+
+class LiveStream:
+    """Batches straight from a synthesizer, moved a little.
+
+    Args:
+        synthesizer: plays against the students in `advance`.
+        config: gives shifts and flips.
+        rng: draws them.
+    """
+
+    def __init__(self, synthesizer: Synthesizer, config: Motion, rng: torch.Generator) -> None:
+        self.synthesizer, self.config, self.rng = synthesizer, config, rng
+
+    def advance(self, students: Sequence[nn.Module]) -> Losses:
+        """One round of the synthesizer, the students frozen meanwhile."""
+        with frozen(students):
+            return self.synthesizer.synthesize(students)
+
+    def batch(self, n: int) -> Tensor:
+        """Fresh and remembered images."""
+        return _moved(self.synthesizer.training_batch(n), self.config, self.rng)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The synthesizer's state and the augmentation's."""
+        return {f"synthesizer.{name}": value for name, value in self.synthesizer.state_dict().items()} | {
+            "rng": self.rng.get_state()
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue."""
+        self.synthesizer.load_state_dict(under(state, "synthesizer."))
+        self.rng.set_state(state["rng"].cpu())
+
+
+def _moved(images: Tensor, config: Motion, rng: torch.Generator) -> Tensor:
+    if config.shift:
+        down, right = torch.randint(-config.shift, config.shift + 1, (2,), generator=rng, device=rng.device).tolist()
+        images = torch.roll(images, (down, right), (2, 3))
+    if config.flip and bool(torch.rand((), generator=rng, device=rng.device) < 0.5):
+        images = images.flip(3)
+    return images
+
+
+@contextmanager
+def frozen(students: Sequence[nn.Module]) -> Iterator[None]:
+    """Students as adversaries: gradients pass through them, none arrive in them."""
+    trainable = [p for student in students for p in student.parameters() if p.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)

@@ -1,0 +1,1 @@
+"""Runtimes: what each accepts, how it runs a file, what it made of the layers."""

@@ -1,0 +1,1 @@
+"""ONNX Runtime: its targets, sessions, account of what ran, and rules."""

@@ -1,0 +1,189 @@
+"""What keeps ONNX Runtime's CPU provider from running a QDQ file in integer kernels, or makes those slow.
+
+What belongs here: the reasons of `reasons` as rules, and what concerns no single layer. They were observed on
+ONNX Runtime 1.32 on x86; on Arm, int8 activations are as good as uint8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from dfqkit_export.backends.onnxruntime.reasons import float_reasons
+from dfqkit_export.checker.framework import Finding, Rule
+from dfqkit_export.checker.graph import QdqGraph, attribute
+from dfqkit_export.checker.quantized_weights import CLIPS_CODES
+
+__all__ = ["RULES"]
+
+ONNXRUNTIME = frozenset({"onnxruntime"})
+# ConvTranspose has O14; Pad only moves values, so that float costs it a copy at most, and often not even that.
+_REPORTED = frozenset({"ConvTranspose", "Pad"})
+# Only x86 needs unsigned activations.
+_X86_ONLY = frozenset({"O6", "O7"})
+# Repaired by a Clip on codes.
+_CLIPPING = frozenset({"O5", "O12"})
+
+
+def _layers_with(rule: str) -> Callable[[QdqGraph], Iterator[Finding]]:
+    def find(graph: QdqGraph) -> Iterator[Finding]:
+        if rule in _X86_ONLY and "arm" in graph.target.name:
+            return
+        for layer in graph.layers():
+            # The first reason is enough to keep a layer in float; the next shows once that is repaired.
+            reason = next(float_reasons(layer, graph), None)
+            if reason is not None and reason.rule == rule:
+                yield Finding(
+                    node=graph.name(layer),
+                    message=f"it runs in float: {reason.found}",
+                    repair=reason.repair,
+                    fixable=reason.fixable and (rule not in _CLIPPING or graph.opset >= CLIPS_CODES),
+                )
+
+    return find
+
+
+def is_spatial_mean(node: onnx.NodeProto, graph: QdqGraph) -> bool:
+    """Return whether a ReduceMean averages exactly height and width of a tensor (N, C, H, W)."""
+    shape = graph.shape(node.input[0])
+    if node.op_type != "ReduceMean" or shape is None or len(shape) != 4 or node.input[0] not in graph.activations:
+        return False
+    axes = attribute(node, "axes", None)
+    if axes is None and len(node.input) > 1:
+        axes = graph.constant(node.input[1])
+    return axes is not None and sorted(int(axis) % 4 for axis in axes) == [2, 3]
+
+
+def find_means(graph: QdqGraph) -> Iterator[Finding]:
+    """Global pooling that is written as ReduceMean."""
+    for node in graph.of_type("ReduceMean"):
+        if is_spatial_mean(node, graph):
+            yield Finding(
+                node=graph.name(node), message="it averages height and width by ReduceMean, which always runs in float"
+            )
+
+
+def find_late_quantizers(graph: QdqGraph) -> Iterator[Finding]:
+    """Pooling whose output is quantized only behind Flatten."""
+    for node in graph.of_type("GlobalAveragePool", "AveragePool"):
+        flatten = graph.only_reader(node.output[0])
+        quantize = graph.only_reader(flatten.output[0]) if flatten is not None else None
+        if flatten is None or quantize is None or flatten.op_type not in ("Flatten", "Reshape", "Squeeze"):
+            continue
+        if quantize.op_type == "QuantizeLinear" and graph.operand(node.input[0]).dequantize is not None:
+            yield Finding(
+                node=graph.name(node),
+                message=f"its output is quantized only behind {flatten.op_type} {graph.name(flatten)!r}, so that "
+                "the pooling runs in float",
+            )
+
+
+def find_unsigned_weights(graph: QdqGraph) -> Iterator[Finding]:
+    """Weights stored as uint8."""
+    for layer in graph.weighted():
+        weight = graph.operand(layer.input[1])
+        if weight.activation or weight.dequantize is None:
+            continue
+        if graph.quantized_type(weight.dequantize) == TensorProto.UINT8:
+            yield Finding(
+                node=graph.name(layer),
+                message="its weights are uint8, whose kernels are about 2.5 times slower than those for int8",
+                fixable=_stored(weight.dequantize, graph) and graph.zero_point(weight.dequantize) == 128,
+            )
+
+
+def _stored(dequantize: onnx.NodeProto, graph: QdqGraph) -> bool:
+    return graph.is_initializer(dequantize.input[0])
+
+
+def find_float_operators(graph: QdqGraph) -> Iterator[Finding]:
+    """Operators between Q/DQ pairs for which the target's table knows no integer kernel."""
+    for node in graph.nodes:
+        row = graph.target.rule(node.op_type)
+        if row is None or row.placement.value != "float" or node.op_type in _REPORTED or is_spatial_mean(node, graph):
+            continue
+        if node.input and graph.operand(node.input[0]).dequantize is not None and node.input[0] in graph.activations:
+            yield Finding(
+                node=graph.name(node),
+                message=f"{node.op_type} always runs in float here, between dequantizing and quantizing again",
+            )
+
+
+def find_saturating_weights(graph: QdqGraph) -> Iterator[Finding]:
+    """Weights of more than 7 bits for kernels that add products in 16 bits."""
+    if not graph.target.weights.reduce_range:
+        return
+    for layer in graph.weighted():
+        weight = graph.operand(layer.input[1])
+        codes = graph.constant(weight.dequantize.input[0]) if weight.dequantize is not None else None
+        if codes is not None and codes.dtype == np.int8 and int(np.abs(codes.astype(np.int16)).max(initial=0)) > 64:
+            yield Finding(
+                node=graph.name(layer),
+                message="its weights fill 8 bits; without VNNI, sums of uint8 x int8 products saturate at 16 bits",
+            )
+
+
+_warning = partial(Rule, severity="warning", families=ONNXRUNTIME)
+_REASONS = (
+    ("O1", "The inputs of layers are quantized", "put Q/DQ in front of the layer"),
+    ("O2", "Weights are quantized", "store the weight as int8 with DequantizeLinear"),
+    ("O3", "Biases are int32", "store the bias as int32 with scale = input scale x weight scale"),
+    ("O4", "The outputs of convolutions and additions are quantized", "put Q/DQ behind the layer"),
+    ("O5", "The zero point behind Relu and Clip is the lowest code", "use uint8 with zero point 0"),
+    ("O6", "int8 activations have one reader", "store the same numbers as uint8 with zero point 128"),
+    ("O7", "No Clip on int8 codes", "store the same numbers as uint8 with zero point 128"),
+    ("O8", "Codes have 8 bits", "store them as int8 or uint8"),
+    ("O11", "A layer's output is quantized once", "keep one QuantizeLinear"),
+    (
+        "O12",
+        "A Clip does not cut inside the range of codes",
+        "put an integer Clip behind QuantizeLinear instead, or use Relu",
+    ),
+    ("O13", "Activations have one scale", "quantize activations per tensor"),
+    ("O14", "ConvTranspose is float", "leave it unquantized, or replace it by Resize and Conv"),
+)
+_FIXABLE = frozenset({"O1", "O5", "O6", "O7", "O12"})
+
+RULES = (
+    *(
+        _warning(id=id, title=title, repair=repair, find=_layers_with(id), fixable=id in _FIXABLE)
+        for id, title, repair in _REASONS
+    ),
+    _warning(
+        id="O9",
+        title="Global pooling is GlobalAveragePool",
+        repair="write it as GlobalAveragePool",
+        find=find_means,
+        fixable=True,
+    ),
+    _warning(
+        id="O10",
+        title="Pooling is quantized right behind",
+        repair="put the Q/DQ pair between pooling and Flatten as well",
+        find=find_late_quantizers,
+        fixable=True,
+    ),
+    _warning(
+        id="O15",
+        title="Weights are int8",
+        repair="store them as int8 with zero point 0",
+        find=find_unsigned_weights,
+        fixable=True,
+    ),
+    _warning(
+        id="O16",
+        title="Operators between pairs have integer kernels",
+        repair="nothing in the file helps; choose a model without this operator where speed matters",
+        find=find_float_operators,
+    ),
+    _warning(
+        id="O17",
+        title="Weights leave a bit free where products saturate",
+        repair="quantize with 7-bit weights (reduce_range)",
+        find=find_saturating_weights,
+    ),
+)

@@ -1,0 +1,203 @@
+"""ONNX Runtime: on the CPU, and through its other execution providers where they are present.
+
+What belongs here: loading and running an ONNX file, with settings that make the result the same every time.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfqkit_export.backends.session import Images, OutputsSession, check_threads, require_one_image
+from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
+
+__all__ = ["OrtCudaRuntime", "OrtRuntime", "OrtSession", "OrtTensorRtRuntime"]
+
+_ERRORS_ONLY = 3
+_CPU = "CPUExecutionProvider"
+
+
+class OrtRuntime:
+    """The adapter that makes `OrtSession`s on the CPU."""
+
+    name: ClassVar[str] = "onnxruntime"
+    provider: ClassVar[str] = _CPU
+    package: ClassVar[str] = "onnxruntime"
+
+    def available(self) -> str | None:
+        """Return None where onnxruntime is installed with this adapter's provider, else what to install.
+
+        A provider that is there can still fail to load its own libraries; `load` notices that.
+        """
+        if find_spec("onnxruntime") is None:
+            return f"onnxruntime is not installed; run pip install {self.package}"
+        present = _onnxruntime().get_available_providers()
+        if self.provider not in present:
+            return (
+                f"this onnxruntime has no {self.provider} (it has {', '.join(present)}); run pip install {self.package}"
+            )
+        return None
+
+    def load(self, path: str | Path, **options: Any) -> OrtSession:
+        """Load an ONNX file; the options are those of `OrtSession`.
+
+        Raises:
+            RuntimeUnavailableError: onnxruntime, or the provider, is not installed.
+            ArtefactError: The file is not a model with one input and at least one output that onnxruntime accepts.
+        """
+        missing = self.available()
+        if missing is not None:
+            msg = f"Runtime {self.name!r} cannot be used on this machine: {missing}."
+            raise RuntimeUnavailableError(msg)
+        return OrtSession(path, provider=self.provider, **options)
+
+
+class OrtCudaRuntime(OrtRuntime):
+    """The adapter to ONNX Runtime's CUDA provider. It has no int8 convolutions: Q/DQ is computed as written.
+
+    Not executed by the maintainers, who had no GPU.
+    """
+
+    name: ClassVar[str] = "onnxruntime-cuda"
+    provider: ClassVar[str] = "CUDAExecutionProvider"
+    package: ClassVar[str] = "onnxruntime-gpu"
+
+
+class OrtTensorRtRuntime(OrtRuntime):
+    """The adapter to ONNX Runtime's TensorRT provider, which is linked to TensorRT 10.
+
+    Not executed by the maintainers, who had no GPU.
+    """
+
+    name: ClassVar[str] = "onnxruntime-tensorrt"
+    provider: ClassVar[str] = "TensorrtExecutionProvider"
+    package: ClassVar[str] = "onnxruntime-gpu, and TensorRT 10 beside it"
+
+
+class OrtSession(OutputsSession):
+    """One ONNX file, loaded into one of ONNX Runtime's providers, by default the CPU.
+
+    The session runs its operators one after another and with the runtime's deterministic kernels, so that the same
+    images give the same logits every time.
+
+    Attributes:
+        path: The file.
+        input_name: Name of the model's input.
+        output_name: Name of the model's first output, the logits.
+        input_shape: Shape of the input as the file states it; symbolic sizes are strings or None.
+        threads: Threads inside one operator; None leaves the choice to the runtime.
+        optimized: Whether graph optimizations are on.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        threads: int | None = None,
+        optimized: bool = True,
+        optimized_path: str | Path | None = None,
+        profile_prefix: str | Path | None = None,
+        provider: str = _CPU,
+    ) -> None:
+        """Load the file.
+
+        Args:
+            path: The ONNX file.
+            threads: Threads inside one operator, at least 1; None leaves the choice to the runtime.
+            optimized: False switches all graph optimizations off, which executes Q/DQ as written, in float.
+            optimized_path: Where to write the graph that is really executed, or None.
+            profile_prefix: How the name of the runtime's own profile begins, which `end_profile` ends; None takes none.
+            provider: Name of the execution provider that must take the file.
+
+        Raises:
+            RuntimeUnavailableError: onnxruntime is not installed, or the provider could not be loaded.
+            ArtefactError: The file is not a model with one input and at least one output that onnxruntime accepts.
+        """
+        check_threads(threads)
+        self.path = Path(path)
+        self.threads = threads
+        self.optimized = optimized
+        level = "ORT_ENABLE_ALL" if optimized else "ORT_DISABLE_ALL"
+        settings = _settings(threads, level, optimized_path, profile_prefix)
+        self._session = _inference_session(self.path, settings, provider)
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        told = [(value.name, value.type) for value in inputs]
+        require_one_image(self.path, told, len(outputs), float32="tensor(float)")
+        self.input_name: str = inputs[0].name
+        self.output_name: str = outputs[0].name
+        self.input_shape: tuple[int | str | None, ...] = tuple(inputs[0].shape)
+
+    def outputs(self, images: Images, names: list[str] | None = None) -> list[NDArray[Any]]:
+        """Compute several of the model's outputs; see `OutputsSession.outputs`."""
+        self.check(images)
+        feed = {self.input_name: np.ascontiguousarray(images, dtype=np.float32)}
+        try:
+            return list(self._session.run(names, feed))
+        except _rejections() as error:
+            msg = f"Model {str(self.path)!r} could not run on images of shape {images.shape}: {error}"
+            raise ArtefactError(msg) from None
+
+    def end_profile(self) -> Path:
+        """Stop profiling and return the file of events that was written, for sessions with a `profile_prefix`."""
+        return Path(self._session.end_profiling())
+
+
+def _settings(
+    threads: int | None, level: str, optimized_path: str | Path | None, profile_prefix: str | Path | None
+) -> Any:
+    onnxruntime = _onnxruntime()
+    options = onnxruntime.SessionOptions()
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.use_deterministic_compute = True
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _ERRORS_ONLY
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if optimized_path is not None:
+        options.optimized_model_filepath = str(optimized_path)
+    if profile_prefix is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile_prefix)
+    return options
+
+
+def _inference_session(path: Path, settings: Any, provider: str) -> Any:
+    onnxruntime = _onnxruntime()
+    if not path.is_file():
+        msg = f"Model {str(path)!r} is not a file. Give the path of an .onnx file."
+        raise ArtefactError(msg)
+    try:
+        session = onnxruntime.InferenceSession(str(path), settings, providers=list(dict.fromkeys((provider, _CPU))))
+    except _rejections() as error:
+        msg = f"Model {str(path)!r} is not accepted by ONNX Runtime: {error} Is the file a complete ONNX model?"
+        raise ArtefactError(msg) from None
+    # A provider whose libraries are missing is replaced by the CPU with no more than a log line.
+    if session.get_providers()[0] != provider:
+        msg = (
+            f"ONNX Runtime could not load its {provider} and would run {str(path)!r} on the CPU in its place. Install "
+            "the libraries that it names in its log, or choose the runtime 'onnxruntime'."
+        )
+        raise RuntimeUnavailableError(msg)
+    return session
+
+
+def _onnxruntime() -> Any:
+    # import_module, because onnxruntime has no type information.
+    try:
+        return import_module("onnxruntime")
+    except ImportError:
+        msg = "Running ONNX files needs onnxruntime, which is not installed. Run pip install onnxruntime."
+        raise RuntimeUnavailableError(msg) from None
+
+
+def _rejections() -> tuple[type[Exception], ...]:
+    # onnxruntime's exceptions share no base class of their own.
+    state = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+    names = ("EPFail", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented")
+    return (ValueError, *(getattr(state, name) for name in (*names, "RuntimeException")))

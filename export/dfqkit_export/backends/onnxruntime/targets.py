@@ -1,0 +1,156 @@
+"""ONNX Runtime, CPU execution provider: x86 with VNNI (measured), x86 without and Arm (read, no such machine here)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from dfqkit_export.backends.spaces import (
+    S8,
+    U8,
+    U8_ZERO,
+    W7,
+    W7_FULL,
+    W7_TENSOR,
+    W8,
+    W8_FULL,
+    W8_TENSOR,
+    W8_UNSIGNED,
+    row,
+)
+from dfqkit_export.backends.target import Cell, OperatorRule, Placement, QuantSpace, Target
+
+_ONE_OP = "measured: ONNX Runtime 1.32, a graph of this operator between Q/DQ, as the runtime optimized it"
+_FUSED = "measured: ONNX Runtime 1.32, one pattern a graph, as the runtime optimized it"
+_PAGE = "read: ONNX Runtime, Quantize ONNX Models (data type selection; when to use reduce-range)"
+_ARM_KERNELS = "read: ONNX Runtime, core/mlas/lib/platform.cpp: U8S8 and S8S8 both have dot product kernels on Arm64"
+_ARM_INT8 = (
+    "read: ONNX Runtime, qdq_selector_action_transformer.h: int8 is allowed where the machine is Arm; QLinearConv "
+    "takes one type for input and output"
+)
+
+_FLOAT = (
+    *("Pad", "ReduceMean", "Resize", "HardSigmoid", "HardSwish", "Sub", "Div", "Tanh", "Gelu", "Elu"),
+    *("ConvTranspose", "InstanceNormalization", "BatchNormalization"),
+)
+_WEIGHTS = (W8_FULL, W8_TENSOR)
+_WEIGHTS_SOURCE = (
+    "measured: ONNX Runtime 1.32, all fuse; int8 per channel and per tensor 3.1x over float32 on ResNet-18, uint8 1.25x"
+)
+_BIAS_SOURCE = (
+    "measured: ONNX Runtime 1.32, a float bias is quantized by the runtime itself, so that results move; a final Gemm "
+    "with a float bias stays float"
+)
+
+
+def _weighted(
+    *operators: str,
+    placement: Placement,
+    activations: tuple[QuantSpace, ...],
+    weights: tuple[QuantSpace, ...],
+    sources: dict[str, str],
+) -> OperatorRule:
+    cited = {"": _FUSED, "weights": _WEIGHTS_SOURCE, "bias": _BIAS_SOURCE} | sources
+    return row(
+        *operators,
+        placement=placement,
+        activations=activations,
+        weights=weights,
+        bias=("int32", "float"),
+        source=cited,
+    )
+
+
+def _operators(
+    activations: tuple[QuantSpace, ...], weights: tuple[QuantSpace, ...], sources: dict[str, str]
+) -> tuple[OperatorRule, ...]:
+    """The rows of one machine: what fuses is decided by the same code on all, which types are fast is not."""
+    elsewhere = {"": _ONE_OP} | {key: text for key, text in sources.items() if key == "activations"}
+    matmul = {"": _FUSED, "weights": _WEIGHTS_SOURCE} | sources
+    pooled = elsewhere | {"placement": f"{_ONE_OP}; a Flatten between it and Q keeps it float"}
+    relu = f"{_FUSED}: it disappears where the Q behind it starts at 0, a Clip only where it ends there, too"
+    split = f"{_FUSED}: without Q behind it what follows is float"
+    moves = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "MaxPool", "Slice", "Gather")
+    return (
+        _weighted("Conv", placement="around", activations=activations, weights=weights, sources=sources),
+        _weighted("Gemm", placement="inputs", activations=activations, weights=weights, sources=sources),
+        row("MatMul", placement="inputs", activations=activations, weights=weights, source=matmul),
+        row("Add", "Mul", "Concat", placement="around", activations=activations, source=elsewhere),
+        row("Sigmoid", "Softmax", "LeakyRelu", placement="around", activations=activations, source=elsewhere),
+        row("AveragePool", "GlobalAveragePool", placement="around", activations=activations, source=pooled),
+        row("Relu", "Clip", placement="through", activations=activations, source=relu),
+        row(*moves, placement="through", activations=activations, source=_FUSED),
+        row("Split", placement="around", activations=activations, source=split),
+        row(*_FLOAT, placement="float", source=f"{_ONE_OP}: float kernels, whatever is around it"),
+    )
+
+
+_X86 = _operators((U8, S8), (*_WEIGHTS, W8_UNSIGNED), {
+    "activations": "measured: ONNX Runtime 1.32, uint8 fuses with any zero point; int8 in plain chains alone, not at "
+    "branches nor behind Relu",
+})  # fmt: skip
+
+ONNXRUNTIME = Target(
+    name="onnxruntime",
+    title="ONNX Runtime (CPU)",
+    runtime="onnxruntime",
+    family="onnxruntime",
+    opset=18,
+    opsets=Cell(value=(10, 27), source="measured: ONNX Runtime 1.32 loads and fuses a convolution of each"),
+    weights=W8,
+    unsigned_activations=U8_ZERO,
+    signed_activations=U8,
+    bias="int32",
+    quantize_outputs=True,
+    clip_before_quantize=False,
+    dtypes=Cell(value=("uint8", "int8"), source="measured: ONNX Runtime 1.32; int4 weights of a Conv are not fused"),
+    relu_zero_point=Cell(
+        value="lowest", source="measured: ONNX Runtime 1.32: uint8 0 and int8 -128 fuse, int8 0, uint8 3 and 128 do not"
+    ),
+    operators=_X86,
+    quirks=(
+        "Relu disappears into a convolution only where the zero point of the Q behind it is the lowest code: uint8 "
+        "with zero "
+        "point 0 (selectors of QDQ transformers; measured 3.0x against 1.1x over float32 on ResNet-18).",
+        "uint8 activations with int8 per-channel weights is the fast kernel; uint8 weights run 2.5x slower (measured).",
+        "4-bit weights are stored as int8 codes: DequantizeLinear(INT4) in front of Conv is not fused (measured, "
+        "1.32).",
+        "The final Gemm needs an int32 bias to become QGemm with a float output (measured).",
+        "On x86 without VNNI, u8 x s8 products can saturate: use target onnxruntime-avx2 there, whose weights fill 7 "
+        "bits (ONNX Runtime quantization page).",
+    ),
+)
+
+ONNXRUNTIME_AVX2 = dataclasses.replace(
+    ONNXRUNTIME,
+    name="onnxruntime-avx2",
+    title="ONNX Runtime (CPU, x86 without VNNI)",
+    weights=W7,
+    operators=_operators((U8, S8), (W7_FULL, W7_TENSOR, W8_UNSIGNED), {
+        "activations": f"{_PAGE}; fusion is decided by the same code as with VNNI, where it was measured",
+        "weights": f"{_PAGE}: VPMADDUBSW adds pairs of u8 x s8 products in 16 bits and saturates, not with 7-bit "
+        "weights, nor with uint8 weights, which are slower",
+    }),
+    quirks=(
+        "Weights fill 7 of their 8 bits ([-63, 63]), whatever quant.bits says above 7: two u8 x s8 products then fit "
+        "the 16 bits that AVX2 and AVX-512 without VNNI add them in (2 x 255 x 64 = 32640 < 32767).",
+        "Files are also right, and as fast, on machines with VNNI (measured: 6.2 against 5.5 to 6.0 ms on ResNet-18).",
+        "Not measured on a machine without VNNI: none was to be had.",
+    ),
+)  # fmt: skip
+
+ONNXRUNTIME_ARM = dataclasses.replace(
+    ONNXRUNTIME,
+    name="onnxruntime-arm",
+    title="ONNX Runtime (CPU, Arm64)",
+    operators=_operators((U8, S8), _WEIGHTS, {
+        "activations": f"{_ARM_KERNELS}; {_ARM_INT8.removeprefix('read: ')}",
+        "weights": "read: ONNX Runtime, qlinearconv.cc: its symmetric kernel wants weights with zero point 0",
+    }),
+    quirks=(
+        "uint8 and int8 activations have equally direct kernels (platform.cpp); what counts is one type for all, since "
+        "nothing rewrites int8 to uint8 there as on x86.",
+        "The files are those of target onnxruntime: uint8 with zero point 0 fuses behind Relu, int8 would need -128.",
+        "No saturation in 16 bits, so 8-bit weights (ONNX Runtime quantization page).",
+        "Not measured on Arm: none was to be had.",
+    ),
+)  # fmt: skip

@@ -1,0 +1,1 @@
+"""OpenVINO: its targets, sessions, account of what ran, and rules."""

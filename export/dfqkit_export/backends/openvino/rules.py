@@ -1,0 +1,36 @@
+"""What keeps OpenVINO's CPU plugin from running a layer of a QDQ file in integers.
+
+What belongs here: the reasons of `reasons` as a rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from dfqkit_export.backends.openvino.reasons import reason_in_openvino
+from dfqkit_export.checker.framework import Finding, Rule
+from dfqkit_export.checker.graph import QdqGraph
+
+__all__ = ["RULES"]
+
+_UNEXPLAINED = "no known rule"
+
+
+def find_float_layers(graph: QdqGraph) -> Iterator[Finding]:
+    """Layers for which a rule says that they stay in float."""
+    for layer in graph.weighted():
+        reason = reason_in_openvino(layer, graph)
+        if not reason.startswith(_UNEXPLAINED):
+            yield Finding(node=graph.name(layer), message=f"it runs in float: {reason}")
+
+
+RULES = (
+    Rule(
+        id="V1",
+        severity="warning",
+        families=frozenset({"openvino"}),
+        title="Layers run in integers",
+        repair="see the reason",
+        find=find_float_layers,
+    ),
+)

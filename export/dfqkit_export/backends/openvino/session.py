@@ -1,0 +1,154 @@
+"""OpenVINO on the CPU.
+
+What belongs here: loading and running an ONNX file, with settings that make the result the same every time. What
+OpenVINO made of the file is `dfqkit_export.backends.openvino.precision`'s question.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfqkit_export.backends.session import Images, OutputsSession, check_threads, require_one_image
+from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
+from dfqkit_export.onnxfile.model import load_onnx
+
+__all__ = ["OpenVinoRuntime", "OpenVinoSession"]
+
+_INSTALL = "pip install 'dfqkit[openvino]'"
+
+
+class OpenVinoRuntime:
+    """The adapter that makes `OpenVinoSession`s."""
+
+    name: ClassVar[str] = "openvino"
+
+    def available(self) -> str | None:
+        """Return None where openvino is installed, else what to install."""
+        if find_spec("openvino") is None:
+            return f"openvino is not installed; run {_INSTALL}"
+        return None
+
+    def load(self, path: str | Path, **options: Any) -> OpenVinoSession:
+        """Load an ONNX file; the options are those of `OpenVinoSession`.
+
+        Raises:
+            RuntimeUnavailableError: openvino is not installed.
+            ArtefactError: The file is not a model with one input and at least one output that OpenVINO accepts.
+        """
+        return OpenVinoSession(path, **options)
+
+
+class OpenVinoSession(OutputsSession):
+    """One ONNX file, compiled for OpenVINO's CPU plugin.
+
+    One stream, so that a call is one inference after the other; what the file leaves in float is computed in float32,
+    where OpenVINO would choose bfloat16 by itself on processors that have it.
+
+    Attributes:
+        path: The file.
+        input_name: Name of the model's input.
+        output_name: Name of the model's first output, the logits.
+        input_shape: Shape of the input as the file states it; open sizes are None.
+        threads: Threads of an inference; None leaves the choice to the runtime.
+    """
+
+    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
+        """Load the file.
+
+        Args:
+            path: The ONNX file.
+            threads: Threads of an inference, at least 1; None leaves the choice to the runtime.
+
+        Raises:
+            RuntimeUnavailableError: openvino is not installed.
+            ArtefactError: The file is not a model with one input and at least one output that OpenVINO accepts.
+        """
+        check_threads(threads)
+        self.path = Path(path)
+        self.threads = threads
+        self._compiled = _compiled(self.path, threads)
+        inputs, outputs = list(self._compiled.inputs), list(self._compiled.outputs)
+        told = [(value.any_name, value.get_element_type().get_type_name()) for value in inputs]
+        require_one_image(self.path, told, len(outputs), float32="f32")
+        self.input_name: str = inputs[0].any_name
+        self.output_name: str = outputs[0].any_name
+        self.input_shape = tuple(
+            size.get_length() if size.is_static else None for size in inputs[0].get_partial_shape()
+        )
+        self._places = {name: place for place, value in enumerate(outputs) for name in value.names}
+        self._names = [value.any_name for value in outputs]
+        self._request = self._compiled.create_infer_request()
+
+    def outputs(self, images: Images, names: list[str] | None = None) -> list[NDArray[Any]]:
+        """Compute several of the model's outputs; see `OutputsSession.outputs`."""
+        self.check(images)
+        wanted = self._names if names is None else names
+        unknown = [name for name in wanted if name not in self._places]
+        if unknown:
+            msg = f"Model {str(self.path)!r} could not run: it has no output {unknown[0]!r}, but {self._names}."
+            raise ArtefactError(msg)
+        try:
+            found = self._request.infer([np.ascontiguousarray(images, dtype=np.float32)])
+        except RuntimeError as error:
+            msg = f"Model {str(self.path)!r} could not run on images of shape {images.shape}: {_short(error)}"
+            raise ArtefactError(msg) from None
+        # Copies: the next call writes into the same memory.
+        return [np.array(found[self._places[name]]) for name in wanted]
+
+    def executed(self) -> list[dict[str, str]]:
+        """Return the nodes that are executed, in order, with OpenVINO's own account of each as text.
+
+        Among the keys are "layerType", "runtimePrecision", "primitiveType", and "originalLayersNames": names of the
+        file's nodes, and of some that OpenVINO made, with commas between them. "name" is added here.
+        """
+        return [
+            {"name": node.get_friendly_name(), **{key: _text(value) for key, value in node.get_rt_info().items()}}
+            for node in self._compiled.get_runtime_model().get_ordered_ops()
+        ]
+
+
+def _compiled(path: Path, threads: int | None) -> Any:
+    openvino = _openvino()
+    # OpenVINO takes what is no ONNX for a format of somebody else, and complains about that one.
+    load_onnx(path)
+    settings: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        # A thread that is bound to a core waits for whatever else runs there.
+        "ENABLE_CPU_PINNING": False,
+    }
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    try:
+        return openvino.Core().compile_model(str(path), "CPU", settings)
+    except RuntimeError as error:
+        msg = f"Model {str(path)!r} is not accepted by OpenVINO: {_short(error)}"
+        raise ArtefactError(msg) from None
+
+
+def _openvino() -> Any:
+    # import_module, because the package is optional and its type information incomplete.
+    try:
+        return import_module("openvino")
+    except ImportError:
+        msg = f"Running files in OpenVINO needs openvino, which is not installed. Run {_INSTALL}."
+        raise RuntimeUnavailableError(msg) from None
+
+
+def _text(value: Any) -> str:
+    # Values are OVAny, plain strings in other versions.
+    return str(value.astype(str)) if hasattr(value, "astype") else str(value)
+
+
+def _short(error: RuntimeError) -> str:
+    # The first lines say where in OpenVINO's sources it happened.
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith(("Exception from", "Check '", "FrontEnd API"))]
+    return " ".join(told[:6]) or str(error).strip()

@@ -1,0 +1,186 @@
+"""What every runtime adapter offers.
+
+What belongs here: the protocols `Runtime` and `Session`, and what all adapters share.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfqkit_export.errors import ArtefactError
+
+__all__ = ["FileSession", "OutputsSession", "Runtime", "Session", "batched", "check_threads", "require_one_image"]
+
+Images = NDArray[np.float32]
+Logits = NDArray[np.float32]
+
+
+@runtime_checkable
+class Session(Protocol):
+    """One model, loaded and ready to run."""
+
+    def run(self, images: Images) -> Logits:
+        """Compute logits (n, classes) of images (n, C, H, W), normalised, in one call of the runtime."""
+        ...
+
+
+@runtime_checkable
+class Runtime(Protocol):
+    """One way to execute a model file.
+
+    Attributes:
+        name: The name reports use as the subject of what it computed.
+    """
+
+    name: str
+
+    def available(self) -> str | None:
+        """Return None where the runtime can be used, else the reason why not and what to install."""
+        ...
+
+    def load(self, path: str | Path, **options: Any) -> Session:
+        """Load a model file.
+
+        Raises:
+            RuntimeUnavailableError: The runtime is not installed.
+            ArtefactError: The file is not a model that the runtime accepts.
+        """
+        ...
+
+
+class FileSession(ABC):
+    """What the sessions of all runtimes share: one file with one input, and images that must fit it.
+
+    Attributes:
+        path: The file.
+        input_shape: Shape of the input as the file states it; symbolic sizes are strings or None.
+    """
+
+    path: Path
+    input_shape: tuple[int | str | None, ...]
+
+    @abstractmethod
+    def run(self, images: Images) -> Logits:
+        """Compute logits (n, classes) of images (n, C, H, W), normalised, in one call of the runtime."""
+
+    def predict(self, images: Images, batch: int = 64) -> Logits:
+        """Compute logits of any number of images, a batch at a time.
+
+        Args:
+            images: Shape (N, C, H, W), float32, normalised, at least one.
+            batch: Images in one call of the runtime.
+
+        Returns:
+            Logits, shape (N, classes).
+
+        Raises:
+            ArtefactError: The images do not fit the model's input, or there are none.
+        """
+        return np.concatenate([self.run(part) for part in batched(images, batch)])
+
+    def check(self, images: Images) -> None:
+        """Refuse images that do not fit the model's input.
+
+        Raises:
+            ArtefactError: Says both shapes.
+        """
+        expected = self.input_shape
+        fits = images.ndim == len(expected) and all(
+            not isinstance(size, int) or size == found for size, found in zip(expected, images.shape, strict=True)
+        )
+        if not fits:
+            msg = f"Model {str(self.path)!r} takes images of shape {expected}, found {images.shape}."
+            raise ArtefactError(msg)
+
+
+class OutputsSession(FileSession):
+    """A session that gives any of the model's outputs by name, the logits being the first.
+
+    Attributes:
+        input_name: Name of the model's input.
+        output_name: Name of the model's first output, the logits.
+    """
+
+    input_name: str
+    output_name: str
+
+    @abstractmethod
+    def outputs(self, images: Images, names: list[str] | None = None) -> list[NDArray[Any]]:
+        """Compute several of the model's outputs.
+
+        Args:
+            images: Shape (n, C, H, W), float32, normalised.
+            names: Output names; None for all, in the file's order.
+
+        Raises:
+            ArtefactError: The images do not fit the model's input, or an output is unknown.
+        """
+
+    def run(self, images: Images) -> Logits:
+        """Compute logits in one call of the runtime.
+
+        Args:
+            images: Shape (n, C, H, W), float32, normalised.
+
+        Returns:
+            Logits, shape (n, classes).
+
+        Raises:
+            ArtefactError: The images do not fit the model's input.
+        """
+        return np.asarray(self.outputs(images, [self.output_name])[0])
+
+
+def require_one_image(path: Path, inputs: Sequence[tuple[str, str]], outputs: int, *, float32: str) -> None:
+    """Refuse a model with another signature than one float32 input and at least one output.
+
+    Args:
+        path: The file, for the message.
+        inputs: Name and type of each input, as the runtime tells them.
+        outputs: How many outputs there are.
+        float32: What the runtime calls that type.
+
+    Raises:
+        ArtefactError: Says what was found.
+    """
+    if len(inputs) != 1 or not outputs or inputs[0][1] != float32:
+        found = ", ".join(f"{name}: {kind}" for name, kind in inputs)
+        msg = (
+            f"Model {str(path)!r} has {len(inputs)} input(s) ({found}) and {outputs} output(s); allowed is "
+            "one float32 input. Export the classifier alone, with weights as initializers and not as inputs."
+        )
+        raise ArtefactError(msg)
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of threads below 1; None leaves the choice to the runtime.
+
+    Raises:
+        ArtefactError: Says what was found.
+    """
+    if threads is not None and threads < 1:
+        msg = f"Threads must be at least 1, found {threads}. Leave it out to let the runtime choose."
+        raise ArtefactError(msg)
+
+
+def batched(images: Images, size: int) -> Iterator[Images]:
+    """Cut images into consecutive batches.
+
+    Args:
+        images: Shape (N, C, H, W), at least one image.
+        size: Images in a batch, at least 1; the last batch may be smaller.
+
+    Raises:
+        ArtefactError: The size is below 1 or there is no image.
+    """
+    if size < 1 or len(images) == 0:
+        msg = f"Prediction needs a batch size of at least 1 and at least one image, found {size} and {len(images)}."
+        raise ArtefactError(msg)
+    for start in range(0, len(images), size):
+        yield images[start : start + size]

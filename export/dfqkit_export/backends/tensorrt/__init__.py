@@ -1,0 +1,1 @@
+"""TensorRT: its targets, sessions, account of what ran, and rules."""

@@ -1,0 +1,196 @@
+"""Running a built engine on a GPU, through device buffers.
+
+What belongs here: the vendor's runtime interface, which 10.13 to 11 of TensorRT and TensorRT-RTX share: tensors by
+name, addresses of torch's CUDA tensors, one stream. torch is imported inside the functions, and nothing of CUDA is
+touched before torch says that there is a GPU: without a driver the vendor's runtime hands out null pointers.
+
+The project's maintainers have not executed this module: they have no such GPU. It is tested against stand-ins written
+from the documented interfaces of TensorRT 10.13 and 11.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dfqkit_export.backends.session import FileSession, Images, Logits
+from dfqkit_export.backends.tensorrt._engine_build import vendor_module
+from dfqkit_export.backends.tensorrt.engines import Build, module_name
+from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
+
+__all__ = ["EngineSession", "inspect_engine", "load_built", "missing_gpu"]
+
+
+def missing_gpu() -> str | None:
+    """Return None where torch sees a CUDA device, else what is missing."""
+    if find_spec("torch") is None:
+        return "running an engine needs torch for its device buffers; run pip install torch"
+    if not import_module("torch").cuda.is_available():
+        return "running an engine needs an NVIDIA GPU with its driver, and torch sees none on this machine"
+    return None
+
+
+class EngineSession(FileSession):
+    """One engine, loaded onto the current CUDA device.
+
+    Attributes:
+        path: The ONNX file that the engine was built from.
+        input_name: Name of the engine's input.
+        output_name: Name of its output, the logits.
+        input_shape: Shape of the input; an open batch is None.
+        batches: Smallest and largest batch that it was built for.
+    """
+
+    def __init__(self, path: str | Path, module: str, engine: bytes) -> None:
+        """Load an engine.
+
+        Args:
+            path: The ONNX file that the engine was built from, for messages.
+            module: "tensorrt" or "tensorrt_rtx".
+            engine: What the builder wrote, on a machine with the same GPU and version.
+
+        Raises:
+            RuntimeUnavailableError: There is no GPU, or the module is not installed or of another version.
+            ArtefactError: The engine is not for this GPU and version, or has not one float input and output.
+        """
+        self.path = Path(path)
+        self._torch = _torch()
+        trt = vendor_module(module)
+        # The logger must outlive the runtime, and the runtime the engine.
+        self._logger = trt.Logger(trt.Logger.WARNING)
+        self._runtime = trt.Runtime(self._logger)
+        self.engine: Any = self._runtime.deserialize_cuda_engine(engine)
+        self._context: Any = self.engine.create_execution_context() if self.engine is not None else None
+        if self._context is None:
+            msg = (
+                f"The engine cannot be loaded by {module} {trt.__version__} on this GPU. Engines belong to one version "
+                "and one kind of GPU; build it again from the ONNX file, on this machine."
+            )
+            raise ArtefactError(msg)
+        self.input_name, self.output_name = _ends(trt, self.engine)
+        shape = tuple(self.engine.get_tensor_shape(self.input_name))
+        self.input_shape = tuple(int(size) if size >= 0 else None for size in shape)
+        smallest, _, largest = self.engine.get_tensor_profile_shape(self.input_name, 0)
+        self.batches = (int(smallest[0]), int(largest[0]))
+
+    def run(self, images: Images) -> Logits:
+        """Compute logits (n, classes) of images (n, C, H, W), normalised, in one call of the runtime.
+
+        Raises:
+            ArtefactError: The images do not fit the input, the batch is not among those built for, or the runtime
+                refuses.
+        """
+        self.check(images)
+        torch = self._torch
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            source = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32)).to("cuda")
+            self._require(self._context.set_input_shape(self.input_name, tuple(images.shape)), "the input's shape")
+            shape = tuple(self._context.get_tensor_shape(self.output_name))
+            result = torch.empty(shape, dtype=torch.float32, device="cuda")
+            for name, buffer in ((self.input_name, source), (self.output_name, result)):
+                self._require(self._context.set_tensor_address(name, buffer.data_ptr()), f"the address of {name!r}")
+            self._require(self._context.execute_async_v3(stream.cuda_stream), "the run")
+        stream.synchronize()
+        return np.asarray(result.cpu().numpy())
+
+    def predict(self, images: Images, batch: int = 64) -> Logits:
+        """Compute logits of any number of images, in batches of at most what the engine was built for.
+
+        Args:
+            images: Shape (N, C, H, W), float32, normalised, at least one.
+            batch: Images in one call of the runtime, at most.
+
+        Raises:
+            ArtefactError: The images do not fit the input, or there are none.
+        """
+        return super().predict(images, min(batch, self.batches[1]))
+
+    def check(self, images: Images) -> None:
+        """Refuse images that the engine was not built for.
+
+        Raises:
+            ArtefactError: The shape or the batch is another; says both.
+        """
+        super().check(images)
+        first, last = self.batches
+        if not first <= len(images) <= last:
+            msg = (
+                f"The engine of {str(self.path)!r} takes batches of {first} to {last} images, found {len(images)}. "
+                "Give another batch, or build the engine with batches=(smallest, best, largest)."
+            )
+            raise ArtefactError(msg)
+
+    @staticmethod
+    def _require(done: bool, what: str) -> None:
+        if not done:
+            msg = f"The engine's runtime refused {what}; its log says why. Build the engine again on this machine."
+            raise ArtefactError(msg)
+
+
+def load_built(build: Callable[[Path], Build]) -> EngineSession:
+    """Load what a build gives.
+
+    Args:
+        build: Builds an engine into the file that it is given.
+
+    Raises:
+        ArtefactError: The file is not accepted, or its engine cannot be loaded.
+    """
+    with tempfile.TemporaryDirectory(prefix="dfqkit-") as folder:
+        engine = Path(folder) / "engine"
+        built = build(engine)
+        built.require()
+        return EngineSession(built.path, module_name(built.runtime), engine.read_bytes())
+
+
+def inspect_engine(module: str, engine: str) -> dict[str, Any]:
+    """Load an engine, read what its inspector says, and run it once on zeros; called in a child process.
+
+    Running it once here shows a crash of the vendor's library where it hurts nobody.
+
+    Args:
+        module: "tensorrt" or "tensorrt_rtx".
+        engine: The engine's file, absolute.
+
+    Returns:
+        layer_info: the inspector's JSON document as text.
+
+    Raises:
+        RuntimeUnavailableError: There is no GPU, or the module is not installed or of another version.
+        ArtefactError: The engine cannot be loaded or run.
+    """
+    session = EngineSession(engine, module, Path(engine).read_bytes())
+    trt = vendor_module(module)
+    shape = tuple(session.engine.get_tensor_shape(session.input_name))
+    session.run(np.zeros((session.batches[0], *shape[1:]), np.float32))
+    inspector = session.engine.create_engine_inspector()
+    return {"layer_info": str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))}
+
+
+def _torch() -> Any:
+    missing = missing_gpu()
+    if missing is not None:
+        msg = f"The engine cannot run: {missing}."
+        raise RuntimeUnavailableError(msg)
+    return import_module("torch")
+
+
+def _ends(trt: Any, engine: Any) -> tuple[str, str]:
+    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+    outputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT]
+    floats = all(engine.get_tensor_dtype(name) == trt.DataType.FLOAT for name in (*inputs, *outputs))
+    if len(inputs) != 1 or len(outputs) != 1 or not floats:
+        msg = (
+            f"The engine has the inputs {inputs} and outputs {outputs}; allowed is one of each, both float32. "
+            "Export the classifier alone."
+        )
+        raise ArtefactError(msg)
+    return inputs[0], outputs[0]

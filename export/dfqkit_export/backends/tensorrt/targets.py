@@ -1,0 +1,134 @@
+"""NVIDIA's runtimes: TensorRT 10.13 to 11, TensorRT for RTX, and TensorRT as a provider of ONNX Runtime.
+
+One set of rules: explicit quantization with strong typing. What was measured was measured with TensorRT for RTX, which
+builds without a GPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from dfqkit_export.backends.spaces import S8_ZERO, W8, W8_FULL, W8_TENSOR, row
+from dfqkit_export.backends.target import Cell, OperatorRule, Target
+
+_RTX = "measured: TensorRT for RTX 1.7.1, build for SM86, types of layers in its log"
+_HEADER = "read: NvInfer.h, IQuantizeLayer and IDequantizeLayer"
+_GUIDE = "read: TensorRT developer guide, Q/DQ layer placement recommendations"
+_WEIGHTS = (W8_FULL, W8_TENSOR)
+
+#: What the parser of TensorRT for RTX 1.7.1 says `supports_operator` is false for, of ONNX 1.23's own domain.
+_UNSUPPORTED = frozenset(
+    (
+        *("AffineGrid", "Bernoulli", "BitCast", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr"),
+        *("BitwiseXor", "CenterCropPad", "Col2Im", "Compress", "ConcatFromSequence", "ConvInteger", "CumProd"),
+        *("DFT", "DeformConv", "Det", "DynamicQuantizeLinear", "ImageDecoder", "MatMulInteger", "MaxRoiPool"),
+        *("MaxUnpool", "MelWeightMatrix", "Multinomial", "NegativeLogLikelihoodLoss", "Optional"),
+        *("OptionalGetElement", "OptionalHasElement", "QLinearConv", "QLinearMatMul", "RegexFullMatch"),
+        *("SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceErase", "SequenceInsert"),
+        *("SequenceLength", "SequenceMap", "SoftmaxCrossEntropyLoss", "SplitToSequence", "StringConcat"),
+        *("StringNormalizer", "StringSplit", "SwiGLU", "TfIdfVectorizer", "Unique"),
+    )
+)
+
+
+def _operators(seen: str, told: str) -> tuple[OperatorRule, ...]:
+    """The rows, with the source of what RTX showed and of what the vendor's documents say."""
+    cited = {
+        "": seen,
+        "placement": f"{told}: quantize the inputs of weighted layers, not their outputs",
+        "bias": f"{seen}; a DequantizeLinear of int32 is refused",
+    }
+    activations = (S8_ZERO,)
+    return (
+        row(
+            "Conv", "Gemm", placement="inputs", activations=activations, weights=_WEIGHTS, bias=("float",),
+            source=cited,
+        ),
+        row(
+            "MatMul", placement="inputs", activations=activations, weights=_WEIGHTS,
+            source=cited | {"activations": f"{seen}; two activations may be multiplied, too"},
+        ),
+        row(
+            "Add", placement="inputs", activations=activations,
+            source=cited | {"placement": f"{told}: the residual input, not the branch that the convolution makes"},
+        ),
+        row(
+            "GlobalAveragePool", "AveragePool", "ReduceMean", placement="inputs", activations=activations,
+            source=cited,
+        ),
+        row("MaxPool", placement="through", activations=activations, source=f"{told}: it commutes with Q/DQ"),
+        row(
+            "Relu", "Clip", placement="through", activations=activations,
+            source=f"{told}: no Q/DQ between a convolution and its activation",
+        ),
+        row(
+            "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Concat",
+            placement="through", activations=activations, source=f"{told}: they commute with Q/DQ",
+        ),
+        row("ConvTranspose", placement="float", source=f"{seen}: accepted, computes in float"),
+    )  # fmt: skip
+
+
+TENSORRT = Target(
+    name="tensorrt",
+    title="NVIDIA TensorRT",
+    runtime="tensorrt",
+    family="tensorrt",
+    opset=18,
+    opsets=Cell(value=(9, 25), source="read: TensorRT 11 ONNX opset guide: 9 and above, at most 25"),
+    weights=W8,
+    unsigned_activations=S8_ZERO,
+    signed_activations=S8_ZERO,
+    bias="float",
+    quantize_outputs=False,
+    clip_before_quantize=True,
+    dtypes=Cell(
+        value=("int8",), source="read: ONNX importer of TensorRT: 10 refuses a uint8 zero point, 11 warns and uses int8"
+    ),
+    zero_point_zero=Cell(value=True, source=f"{_HEADER}: the zero point is constant and 0"),
+    relu_zero_point=Cell(value="any", source="measured: TensorRT for RTX 1.7.1, int8 with zero point 0 behind Relu"),
+    operators=_operators(f"{_RTX}; not measured in TensorRT itself", _GUIDE),
+    unsupported=Cell(
+        value=_UNSUPPORTED, source="measured: parser of TensorRT for RTX 1.7.1; not measured in TensorRT itself"
+    ),
+    quirks=(
+        "INT8 only, zero point 0, for activations after ReLU too: a uint8 zero point is read as int8 (TensorRT 11 "
+        "importer).",
+        "A DequantizeLinear on an int32 bias is refused: the bias stays float (TensorRT importer message).",
+        "Per-tensor scales are scalars of rank 0; shape [1] makes the convolution run in float (NvInfer.h).",
+        "The residual input of an addition is quantized, the convolution output it is added to is not (developer "
+        "guide).",
+    ),
+)
+
+TENSORRT_RTX = dataclasses.replace(
+    TENSORRT,
+    name="tensorrt-rtx",
+    title="NVIDIA TensorRT for RTX",
+    runtime="tensorrt-rtx",
+    opsets=Cell(value=(10, 25), source="measured: TensorRT for RTX 1.7.1 parses and builds 10 to 25"),
+    operators=_operators(_RTX, _GUIDE),
+    unsupported=Cell(value=_UNSUPPORTED, source="measured: parser of TensorRT for RTX 1.7.1, supports_operator"),
+    quirks=(
+        *TENSORRT.quirks,
+        "Engines are built without a GPU or driver (measured); 1.4 to 1.6 refuse every int8 convolution (measured).",
+    ),
+)
+
+ONNXRUNTIME_TENSORRT = dataclasses.replace(
+    TENSORRT,
+    name="onnxruntime-tensorrt",
+    title="ONNX Runtime (TensorRT provider)",
+    runtime="onnxruntime-tensorrt",
+    opsets=Cell(
+        value=(9, 20), source="read: onnx-tensorrt 10.0, opsets 9 to 20; libnvinfer 10 is what ONNX Runtime links"
+    ),
+    operators=_operators(f"{_RTX}; not measured in ONNX Runtime's provider", _GUIDE),
+    quirks=(
+        *TENSORRT.quirks,
+        "onnxruntime-gpu links libnvinfer 10 and lists the provider as available where it cannot load: ask "
+        "InferenceSession.get_providers() (measured, 1.31).",
+        "Operators that TensorRT refuses run on another provider, with copies between them (ONNX Runtime, TensorRT "
+        "execution provider page).",
+    ),
+)

@@ -1,0 +1,1 @@
+"""TensorRT for RTX: its targets, sessions, account of what ran, and rules."""

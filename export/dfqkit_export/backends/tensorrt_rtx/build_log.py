@@ -1,0 +1,86 @@
+"""The layer table that TensorRT-RTX writes into its verbose build log.
+
+What belongs here: reading that text. It is no interface of the vendor's and may change, so whatever is not understood
+is left out instead of being refused; a file then shows fewer layers, and those count as float.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dfqkit_export.backends.precision import Realised
+from dfqkit_export.backends.tensorrt.engine_layers import EngineLayer, match_layers, nodes_in, read_file, types_in
+from dfqkit_export.errors import ArtefactError
+
+__all__ = ["parse_rtx_log", "realised_in_build", "realised_in_tensorrt_rtx"]
+
+if TYPE_CHECKING:
+    from dfqkit_export.backends.tensorrt.engines import Build
+
+# Only the fields of the layer itself: those of its tensors stand behind "{ " or have other names.
+_FIELD = re.compile(r"(?:^|, )(Name|LayerType|Inputs|Constants|Outputs|TacticName|StreamId|Metadata): ?")
+_DATA_TYPE = re.compile(r"Data ?type: ?([^,}]*)", re.IGNORECASE)
+
+
+def realised_in_tensorrt_rtx(path: str | Path) -> Realised:
+    """Build a file with TensorRT-RTX, without a GPU, and report how each convolution and matrix product is executed.
+
+    Args:
+        path: The ONNX file.
+
+    Raises:
+        ArtefactError: The file is not a complete ONNX model, or TensorRT-RTX does not accept it.
+        RuntimeUnavailableError: TensorRT-RTX is not installed, or too old.
+        RuntimeCrashedError: Its builder died or took too long.
+    """
+    from dfqkit_export.backends.tensorrt_rtx.session import TensorRtRtxRuntime
+
+    return realised_in_build(TensorRtRtxRuntime().build(path))
+
+
+def realised_in_build(build: Build) -> Realised:
+    """Read the log of a build by TensorRT-RTX.
+
+    Raises:
+        ArtefactError: The build did not accept the file, or its log holds no layers.
+    """
+    build.require()
+    layers = parse_rtx_log(build.log)
+    if not layers:
+        msg = (
+            f"The log of TensorRT-RTX {build.version} holds no layer table that this version of dfqkit can read. "
+            "The file was accepted; what runs in integers is not known. Use version 1.7."
+        )
+        raise ArtefactError(msg)
+    return match_layers(read_file(build.path), layers, target=build.runtime)
+
+
+def parse_rtx_log(messages: Iterable[str]) -> tuple[EngineLayer, ...]:
+    """Read the layers out of a build's messages.
+
+    Args:
+        messages: What the logger was given at any severity; all but the layer table is skipped.
+
+    Returns:
+        The layers in the engine's order; none where there is no table (DETAILED profiling verbosity writes it).
+    """
+    lines = (line.strip() for message in messages if "LayerType:" in message for line in message.split("\n"))
+    return tuple(_layer(line) for line in lines if line.startswith("Name:") and "LayerType:" in line)
+
+
+def _layer(line: str) -> EngineLayer:
+    parts = _FIELD.split(line)
+    # The first of each: a field's name inside a later value must not replace it.
+    fields: dict[str, str] = {}
+    for key, value in zip(parts[1::2], parts[2::2], strict=True):
+        fields.setdefault(key, value)
+    return EngineLayer(
+        name=fields.get("Name", ""),
+        kind=fields.get("LayerType", ""),
+        inputs=types_in(_DATA_TYPE.findall(fields.get("Inputs", ""))),
+        outputs=types_in(_DATA_TYPE.findall(fields.get("Outputs", ""))),
+        nodes=nodes_in(fields.get("Metadata", "")),
+    )

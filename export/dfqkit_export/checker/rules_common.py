@@ -1,0 +1,273 @@
+"""Rules that hold for every runtime: scales that are numbers, zero points that fit, operators and opsets that exist.
+
+What belongs here: what ONNX itself asks of a QDQ file, and the limits that every target's table states.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+from onnx import TensorProto
+
+from dfqkit_export.checker.framework import Finding, Rule
+from dfqkit_export.checker.graph import QdqGraph, attribute, has_input
+from dfqkit_export.onnxfile.graph import type_name
+
+__all__ = ["RULES"]
+
+EVERY = frozenset({"tensorrt", "onnxruntime", "openvino", ""})
+_SCALE_TYPES = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16})
+QUANTIZED_OPERATORS = frozenset(
+    {"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul"}
+)
+OWN_DOMAINS = frozenset({"", "ai.onnx"})
+# Domains whose operators come with the runtime. TensorRT-RTX 1.7 happens to read com.microsoft's Q/DQ; others need not.
+_DOMAINS = {
+    "onnxruntime": OWN_DOMAINS | {"ai.onnx.ml", "com.microsoft"},
+    "openvino": OWN_DOMAINS | {"com.microsoft"},
+}
+_GIVEN = "an input of the graph: every caller would have to bring it, and no kernel can be chosen by it"
+_FIRST_IR_WITHOUT_LISTED_INITIALIZERS = 4
+
+
+def find_bad_scales(graph: QdqGraph) -> Iterator[Finding]:
+    """Scales that are not constant, not positive finite numbers, or not as many as the axis is long."""
+    for node in graph.of_type("QuantizeLinear", "DequantizeLinear"):
+        scale = graph.constant(node.input[1])
+        kind = graph.elem_type(node.input[1])
+        if kind not in _SCALE_TYPES | {0}:
+            yield Finding(
+                node=graph.name(node), message=f"its scale is {type_name(kind)}; allowed are float32, float16, bfloat16"
+            )
+        elif scale is None:
+            yield from _not_constant(node, graph)
+        if graph.target.family != "tensorrt" and has_input(node, 2) and graph.is_input(node.input[2]):  # else E2
+            yield Finding(node=graph.name(node), message=f"its zero point {node.input[2]!r} is {_GIVEN}")
+        if scale is None:
+            continue
+        numbers = scale.astype(np.float64).reshape(-1)
+        wrong = np.flatnonzero(~(np.isfinite(numbers) & (numbers > 0)))
+        if wrong.size:
+            where = f" in channel {wrong[0]}" if numbers.size > 1 else ""
+            more = f" ({wrong.size} of {numbers.size} channels)" if wrong.size > 1 else ""
+            yield Finding(
+                node=graph.name(node),
+                message=f"its scale is {numbers[wrong[0]]:g}{where}{more}; a scale must be a finite number above 0",
+            )
+        yield from _wrong_sizes(node, scale.shape, graph)
+
+
+def _not_constant(node: onnx.NodeProto, graph: QdqGraph) -> Iterator[Finding]:
+    tensor = node.input[1]
+    maker = graph.producer(tensor)
+    source = f"made by {maker.op_type} {graph.name(maker)!r}" if maker is not None else "an input of the graph"
+    if graph.target.family == "tensorrt":
+        why = "TensorRT needs it while it builds the engine (TensorRT-RTX crashes)"
+        yield Finding(node=graph.name(node), message=f"its scale {tensor!r} is {source}; {why}")
+    elif maker is None:  # Those that nodes make are computed, and the layer is then float.
+        yield Finding(node=graph.name(node), message=f"its scale {tensor!r} is {_GIVEN}")
+
+
+def _wrong_sizes(node: onnx.NodeProto, scale: tuple[int, ...], graph: QdqGraph) -> Iterator[Finding]:
+    size = math.prod(scale)
+    if has_input(node, 2):
+        zero_point = graph.shape(node.input[2])
+        if zero_point is not None and None not in zero_point and math.prod(zero_point) != size:  # type: ignore[arg-type]
+            yield Finding(
+                node=graph.name(node),
+                message=f"it has {size} scale(s) and {math.prod(zero_point)} zero point(s)",  # type: ignore[arg-type]
+            )
+    shape = graph.shape(node.input[0])
+    if size == 1 or len(scale) != 1 or shape is None or attribute(node, "block_size", 0):
+        return
+    axis = attribute(node, "axis", 1)
+    if not -len(shape) <= axis < len(shape):
+        yield Finding(node=graph.name(node), message=f"its axis {axis} does not exist in a tensor of rank {len(shape)}")
+    elif shape[axis] is not None and shape[axis] != size:
+        yield Finding(
+            node=graph.name(node), message=f"it has {size} scales for an axis (number {axis}) of length {shape[axis]}"
+        )
+
+
+def find_foreign_operators(graph: QdqGraph) -> Iterator[Finding]:
+    """Operators that do not exist or do not come with the runtime, and TensorRT's refusal of operators on codes."""
+    allowed = _DOMAINS.get(graph.target.family, OWN_DOMAINS)
+    functions = {(function.domain, function.name) for function in graph.model.functions}
+    for node in graph.nodes:
+        if node.domain not in allowed and (node.domain, node.op_type) not in functions:
+            yield Finding(
+                node=graph.name(node),
+                message=f"{node.op_type} is of the domain {node.domain!r}, which {graph.target.title} does not bring",
+            )
+        elif node.domain in OWN_DOMAINS and not onnx.defs.has(node.op_type, graph.opset, ""):
+            yield Finding(
+                node=graph.name(node),
+                message=f"ONNX has no operator {node.op_type} in opset {graph.opset}",
+                repair="export with a newer opset, or without the operator; one of your own needs a domain of its own",
+            )
+        elif graph.target.family == "tensorrt" and node.op_type in QUANTIZED_OPERATORS:
+            yield Finding(
+                node=graph.name(node),
+                message=f"{node.op_type} computes on codes by itself; TensorRT reads quantization as Q/DQ pairs only",
+                repair="write it as DequantizeLinear, the float operator, QuantizeLinear",
+            )
+
+
+def find_unsupported_operators(graph: QdqGraph) -> Iterator[Finding]:
+    """Operators that the target's table lists as refused."""
+    for node in graph.nodes:
+        is_reported = node.op_type in QUANTIZED_OPERATORS and graph.target.family == "tensorrt"
+        name = node.op_type if node.domain in OWN_DOMAINS else f"{node.domain}.{node.op_type}"
+        if not is_reported and graph.target.refuses([name]):
+            yield Finding(node=graph.name(node), message=f"{graph.target.title} has no implementation of {name}")
+
+
+def find_wrong_opset(graph: QdqGraph) -> Iterator[Finding]:
+    """An opset that the target does not read."""
+    first, last = graph.target.opsets.value
+    if not graph.target.reads_opset(graph.opset):
+        yield Finding(
+            node="", message=f"the file has opset {graph.opset}; {graph.target.title} reads {first} to {last}"
+        )
+
+
+def find_repeated_pairs(graph: QdqGraph) -> Iterator[Finding]:
+    """A Q/DQ pair right behind another with the same scale and zero point."""
+    for node in graph.of_type("QuantizeLinear"):
+        before = graph.producer(node.input[0])
+        if before is None or before.op_type != "DequantizeLinear" or not same_parameters(before, node, graph):
+            continue
+        if graph.elem_type(before.input[0]) == graph.quantized_type(node):
+            yield Finding(
+                node=graph.name(node),
+                message=f"it quantizes again what {graph.name(before)!r} has just dequantized, to the same codes",
+            )
+
+
+def find_node_made_parameters(graph: QdqGraph) -> Iterator[Finding]:
+    """Scales and zero points that are constants, but made by Constant, Identity or Cast nodes."""
+    for node in graph.of_type("QuantizeLinear", "DequantizeLinear"):
+        for tensor in filter(None, node.input[1:3]):
+            maker = graph.producer(tensor)
+            if maker is not None and graph.constant(tensor) is not None:
+                yield Finding(
+                    node=graph.name(node),
+                    message=f"its parameter {tensor!r} is made by {maker.op_type} {graph.name(maker)!r}",
+                )
+
+
+def find_listed_initializers(graph: QdqGraph) -> Iterator[Finding]:
+    """Initializers that are graph inputs as well, so that a caller could replace them."""
+    listed = [value.name for value in graph.model.graph.input if graph.is_initializer(value.name)]
+    if listed:
+        names = ", ".join(repr(name) for name in listed[:3]) + (", ..." if len(listed) > 3 else "")
+        yield Finding(
+            node="",
+            message=(
+                f"{len(listed)} initializers are listed as inputs of the graph too ({names}): a caller may replace "
+                "them, so that no tool may take them for constants and fold or quantize with them"
+            ),
+        )
+    elif graph.model.ir_version < _FIRST_IR_WITHOUT_LISTED_INITIALIZERS and list(graph.initializers()):
+        yield Finding(
+            node="",
+            message=f"the file has IR version {graph.model.ir_version}, which wants initializers listed as inputs",
+        )
+
+
+def find_nothing_quantized(graph: QdqGraph) -> Iterator[Finding]:
+    """A file without any quantization."""
+    quantized = QUANTIZED_OPERATORS | {"QuantizeLinear", "DequantizeLinear", "QGemm"}
+    if not any(node.op_type in quantized or node.op_type.startswith("QLinear") for node in graph.nodes):
+        yield Finding(node="", message="it holds no QuantizeLinear and no DequantizeLinear: everything runs in float")
+
+
+def same_parameters(first: onnx.NodeProto, second: onnx.NodeProto, graph: QdqGraph) -> bool:
+    """Return whether two Q/DQ nodes have equal constant scales, and equal zero points or the same one."""
+    scales = [graph.constant(node.input[1]) for node in (first, second)]
+    if any(scale is None for scale in scales):
+        return False
+    one, other = (np.asarray(scale, np.float64).reshape(-1) for scale in scales)
+    if not np.array_equal(one, other, equal_nan=True):
+        return False
+    if list(first.input[2:3]) == list(second.input[2:3]):
+        return True
+    points = [graph.constant(node.input[2]) if has_input(node, 2) else np.zeros(1) for node in (first, second)]
+    if any(point is None for point in points):
+        return False
+    one, other = (np.unique(np.asarray(point, np.float64)) for point in points)
+    return bool(np.array_equal(one, other))
+
+
+RULES = (
+    Rule(
+        id="E3",
+        severity="error",
+        families=EVERY,
+        title="Scales are positive finite numbers, one for the tensor or one for each index of the axis",
+        repair="store a float32 initializer above 0, of rank 0 or of the axis' length (clamp a range of zero)",
+        find=find_bad_scales,
+    ),
+    Rule(
+        id="E6",
+        severity="error",
+        families=EVERY,
+        title="Operators are ONNX's own or come with the runtime",
+        repair="export with standard ONNX operators (QuantizeLinear and DequantizeLinear for quantization)",
+        find=find_foreign_operators,
+    ),
+    Rule(
+        id="E7",
+        severity="error",
+        families=EVERY,
+        title="The runtime implements every operator",
+        repair="replace the operator, or compute it outside of the model",
+        find=find_unsupported_operators,
+    ),
+    Rule(
+        id="E8",
+        severity="error",
+        families=EVERY,
+        title="The runtime reads the file's opset",
+        repair="export again with an opset in that range, or convert the file with onnx.version_converter",
+        find=find_wrong_opset,
+    ),
+    Rule(
+        id="W16",
+        severity="warning",
+        families=EVERY,
+        title="Initializers are not graph inputs",
+        repair="remove them from the inputs (torch.onnx: keep_initializers_as_inputs=False)",
+        find=find_listed_initializers,
+        fixable=True,
+    ),
+    Rule(
+        id="W17",
+        severity="warning",
+        families=EVERY,
+        title="No tensor is quantized twice to the same codes",
+        repair="remove the second pair",
+        find=find_repeated_pairs,
+        fixable=True,
+    ),
+    Rule(
+        id="W18",
+        severity="warning",
+        families=EVERY,
+        title="Scales and zero points are initializers",
+        repair="store the value as an initializer; some tools do not look through nodes",
+        find=find_node_made_parameters,
+        fixable=True,
+    ),
+    Rule(
+        id="W19",
+        severity="warning",
+        families=EVERY,
+        title="Something is quantized",
+        repair="check that this is the quantized file; quantize the model where it is not",
+        find=find_nothing_quantized,
+    ),
+)

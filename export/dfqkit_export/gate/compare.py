@@ -1,0 +1,244 @@
+"""The gate itself: files in, verdicts out, and the baseline that an update makes.
+
+What belongs here: `check` and its parts, which the command line and the pytest plugin call. What they return is
+`outcome`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dfqkit_export.env import environment
+from dfqkit_export.errors import ArtefactError, DfqkitError, RuntimeUnavailableError
+from dfqkit_export.estimate import estimate_drop
+from dfqkit_export.gate.baseline import Baseline, Case
+from dfqkit_export.gate.diagnosis import explain
+from dfqkit_export.gate.environments import environment_changes, recorded_environment
+from dfqkit_export.gate.filerows import file_metrics, file_rows, with_reasons
+from dfqkit_export.gate.graph_diff import Change, compare_marks
+from dfqkit_export.gate.measurement import Measurement, measure, measure_report, open_subject
+from dfqkit_export.gate.outcome import CaseOutcome, Options, Outcome
+from dfqkit_export.gate.recording import changes_of, record
+from dfqkit_export.gate.verdicts import FAILING, judge, order
+from dfqkit_export.measure.metrics import Metric
+from dfqkit_export.report.rows import estimate_sentence
+
+__all__ = ["check", "check_case", "check_metrics", "check_path", "conclude"]
+
+
+def check(paths: Sequence[str | Path], baseline: Baseline, options: Options | None = None) -> Outcome:
+    """Check files against a baseline.
+
+    Args:
+        paths: Bundles (folder or .zip), folders of runs, and reports (.json).
+        baseline: What was recorded; an empty one before the first update.
+        options: How to check.
+
+    Returns:
+        The verdicts. With `options.update`, a case that is no worse than its floors and not refused is recorded in
+        `Outcome.baseline`, and its verdicts are those after that.
+
+    Raises:
+        ArtefactError: Two files are of the same case, or a tolerance is of no metric.
+        RuntimeUnavailableError: onnxruntime is not installed.
+    """
+    options = options or Options()
+    outcomes = [check_path(path, baseline, options) for path in paths]
+    names = [outcome.name for outcome in outcomes]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        msg = f"More than one file is of the case {twice[0]!r}. Check them with a baseline each, or rename one."
+        raise ArtefactError(msg)
+    _require_known(options.tolerances, outcomes)
+    return conclude(outcomes, baseline, options)
+
+
+def _require_known(tolerances: Mapping[str, float], outcomes: Sequence[CaseOutcome]) -> None:
+    """Refuse a tolerance of nothing, which is a misspelt one."""
+    names = {row.metric for outcome in outcomes for row in outcome.rows}
+    names |= {name.partition(" of ")[0] for name in names}  # one for all of a report's rows of its metric
+    unknown = sorted(set(tolerances) - names)
+    if unknown and not any(outcome.error for outcome in outcomes):
+        msg = f"There is no metric {unknown[0]!r} to tolerate anything of; known are {', '.join(sorted(names))}."
+        raise ArtefactError(msg)
+
+
+def conclude(outcomes: Sequence[CaseOutcome], baseline: Baseline, options: Options | None = None) -> Outcome:
+    """Put what came of single cases together, and make the new baseline where one is wanted.
+
+    Args:
+        outcomes: What came of each case.
+        baseline: What was recorded.
+        options: How they were checked.
+    """
+    options = options or Options()
+    # Whatever it was recorded with, the same machine measures alike; elsewhere the last digits may differ.
+    here = environment()
+    result = Outcome(
+        cases=tuple(sorted(outcomes, key=lambda case: (not case.failed(strict=options.strict), case.name))),
+        unused=() if any(outcome.error for outcome in outcomes) else _unused(outcomes, baseline),
+        environment=tuple(environment_changes(baseline.environment, here)),
+        strict=options.strict,
+    )
+    return _updated(result, baseline, here) if options.update else result
+
+
+def _unused(outcomes: Sequence[CaseOutcome], baseline: Baseline) -> tuple[str, ...]:
+    return tuple(sorted(set(baseline.cases) - {outcome.name for outcome in outcomes}))
+
+
+def check_case(measured: Measurement, case: Case | None, options: Options | None = None) -> CaseOutcome:
+    """Judge what was measured of one file.
+
+    Args:
+        measured: The measurement.
+        case: What was recorded; None where nothing was.
+        options: How to check.
+
+    Raises:
+        ArtefactError: It was recorded with another sentinel set or teacher, so that nothing can be compared.
+    """
+    options = options or Options()
+    if case is not None and options.update:
+        case = case.readable()
+    elif case is not None:
+        _require_same_images(measured, case)
+    base = case.marks() if case is not None else None
+    changes = compare_marks(base, measured.marks) if base is not None and measured.marks is not None else ()
+    found = dict(measured.metrics) | file_metrics(measured, case, changes)
+    rows = judge(found, case, images=measured.images, tolerances=options.tolerances, unmeasured=measured.unmeasured)
+    rows = [
+        *file_rows(measured, case, recording=options.update, allow=options.allow),
+        *with_reasons(rows, changes, measured, case),
+    ]
+    causes = [f"refused: {row.reason}" for row in rows if row.verdict == "refused"]
+    if case is not None and any(row.verdict in ("regressed", "expected") for row in rows):
+        worse = {row.metric for row in rows if row.verdict in ("regressed", "expected")}
+        answers = bool((worse & set(found)) - {"structure"})
+        causes += explain(measured, case, changes, regressed=answers)
+    outcome = CaseOutcome(
+        name=measured.name,
+        rows=tuple(order(rows)),
+        causes=tuple(causes),
+        notes=tuple(_notes(measured, case, changes)),
+    )
+    return _recorded(outcome, measured, case, options) if options.update else outcome
+
+
+def check_metrics(
+    name: str, metrics: Mapping[str, Metric], baseline: Baseline, options: Options | None = None
+) -> CaseOutcome:
+    """Judge metrics that were measured elsewhere, as a test does.
+
+    Args:
+        name: Name of the case.
+        metrics: By name.
+        baseline: What was recorded.
+        options: How to check.
+    """
+    return check_case(Measurement(name=name, metrics=metrics), baseline.cases.get(name), options)
+
+
+def check_path(path: str | Path, baseline: Baseline, options: Options | None = None, *, name: str = "") -> CaseOutcome:
+    """Check one file against a baseline.
+
+    Args:
+        path: Bundle (folder or .zip), folder of a run, or report (.json).
+        baseline: What was recorded.
+        options: How to check.
+        name: Name of the case; "" takes the file's own.
+
+    Raises:
+        RuntimeUnavailableError: onnxruntime is not installed.
+    """
+    options = options or Options()
+    try:
+        if Path(path).suffix == ".json":
+            measured = measure_report(path)
+            measured = replace(measured, name=name or measured.name)
+            return check_case(measured, baseline.cases.get(measured.name), options)
+        with open_subject(path) as subject:
+            name = name or subject.name
+            measured = replace(measure(subject, threads=options.threads, optimized=options.optimized), name=name)
+            return check_case(measured, baseline.cases.get(name), options)
+    except RuntimeUnavailableError:
+        raise
+    except DfqkitError as error:
+        return CaseOutcome(name=name or str(path), error=str(error), exit_code=error.exit_code)
+
+
+def _require_same_images(measured: Measurement, case: Case) -> None:
+    for name, what in (("teacher", "teacher's answers"), ("sentinel", "sentinel set")):
+        old, new = case.files.get(name), measured.files.get(name)
+        if old and new and old != new:
+            msg = (
+                f"The {what} of case {measured.name!r} changed since the baseline was recorded ({old[:12]} then, "
+                f"{new[:12]} now), so nothing can be compared. Use the sentinel set of the baseline; or, if the change "
+                "is meant, look at the new numbers and record them with --update."
+            )
+            raise ArtefactError(msg)
+
+
+def _notes(measured: Measurement, case: Case | None, changes: Sequence[Change]) -> Iterator[str]:
+    if measured.subject is not None and measured.subject.as_written:
+        yield (
+            f"Made for {measured.subject.target}: run as written, without ONNX Runtime's optimizations, which would "
+            "change its float biases; integer_ops is not measured."
+        )
+    yield from _estimated(measured)
+    if case is None:
+        return
+    if case.allowed:
+        yield f"Taken although it is refused by default: {case.allowed}"
+    if measured.files and case.files.get("model") != measured.files.get("model"):
+        told = {change.layer for change in changes if change.layer}
+        what = f"{len(told)} layers differ" if told else "no layer does"
+        yield f"The model file is another one than the recorded ({what})."
+    yield from (f"Note: {change.text}." for change in changes if not change.layer and not change.wrong)
+
+
+def _estimated(measured: Measurement) -> Iterator[str]:
+    """What the images that were drawn at random tell of the drop on real ones, or why they tell nothing."""
+    if measured.subject is None or measured.logits is None:
+        return
+    sentinel = measured.subject.sentinel
+    makers = {sentinel.sources[index].partition(":")[0] for index in np.unique(sentinel.source[sentinel.plain])}
+    if len(makers) == 1:  # the constants are those of one synthesizer's images
+        answers = sentinel.teacher_logits[sentinel.plain], measured.logits[sentinel.plain]
+        yield estimate_sentence(estimate_drop(*answers, synthesizer=makers.pop()).to_dict())
+
+
+def _recorded(outcome: CaseOutcome, measured: Measurement, case: Case | None, options: Options) -> CaseOutcome:
+    """Take what was measured as the new truth, where neither a floor nor a refusal stands against it."""
+    same = case is not None and case.files.get("sentinel") == measured.files.get("sentinel")
+    keep = [row.metric for row in outcome.rows if row.verdict == "expected"] if same else []
+    entry = record(measured, case, tolerances=options.tolerances, floors=options.floors, allow=options.allow, keep=keep)
+    kept = {"origin", "files", "preprocessing", "floor of the report"}
+    stands = [row for row in outcome.rows if row.metric in kept and row.verdict in FAILING]
+    values = dict(measured.metrics) | file_metrics(measured, None, ())
+    rows = [*judge(values, entry, images=measured.images, unmeasured=measured.unmeasured)]
+    rows = [row for row in rows if row.metric not in {s.metric for s in stands}]
+    beyond = any(row.verdict in FAILING for row in rows)  # a floor, or one of a metric that there is not
+    return replace(
+        outcome,
+        rows=tuple(order([*stands, *rows])),
+        causes=(),
+        notes=tuple(_notes(measured, None, ())),
+        entry=None if stands or beyond else entry,
+    )
+
+
+def _updated(outcome: Outcome, baseline: Baseline, here: Mapping[str, Any]) -> Outcome:
+    entries = {case.name: case.entry for case in outcome.cases if case.entry is not None}
+    made = Baseline(
+        cases={**baseline.cases, **entries},
+        environment=recorded_environment(here),
+    )
+    lines = [line for name, entry in entries.items() for line in changes_of(name, baseline.cases.get(name), entry)]
+    moved = [f"environment: {text}" for text in outcome.environment] if entries else []
+    return replace(outcome, baseline=made, changes=(*lines, *moved), environment=())

@@ -1,0 +1,240 @@
+"""Why a file regressed: the layer or the cause, where there is one.
+
+What belongs here: what the differences of all layers together mean, experiments that cost a run of the sentinel images,
+and the first layer whose output changed. A cause is a sentence for whoever reviews the change; the surest is first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.gate.baseline import Case
+from dfqkit_export.gate.graph_diff import Change
+from dfqkit_export.gate.measurement import Measurement, Subject, predict
+from dfqkit_export.gate.sketches import distances, sketch, unpack_sketches
+from dfqkit_export.measure.activations import layer_outputs
+from dfqkit_export.sentinel import SENSITIVE, normalized
+
+__all__ = ["explain", "layer_sketches", "preprocessing_changes"]
+
+#: Images that layers are compared on.
+_IMAGES = 8
+#: Points of agreement by which an experiment must do better to count, and how near perfect it must come.
+_RESTORED = 15.0
+#: A layer's output counts as changed where its squared distance is above this share, and this many times what any layer
+#: before it had: files calibrated on other images stay below 0.02 and grow slowly with depth.
+_DISTANT, _JUMP = 0.05, 6.0
+_FEW = 3
+_OTHER_WEIGHTS = 0.08
+#: Octaves: files calibrated on the poorest images moved a scale by two.
+_UNCALIBRATED = 3.0
+_HALF, _NEARLY_ALL = (0.25, 0.75), 0.8
+_FAR = "activation range left uncalibrated"
+
+
+def explain(measured: Measurement, case: Case, changes: Sequence[Change], *, regressed: bool) -> list[str]:
+    """Return what made a file fail, the surest first; empty where nothing is known.
+
+    Args:
+        measured: The case.
+        case: What was recorded of it.
+        changes: How its layers differ from the recorded ones.
+        regressed: Whether its answers got worse; otherwise it is only of another kind, and no experiment is made.
+    """
+    found = list(_of_kind(changes))
+    subject = measured.subject
+    if subject is None or not regressed:
+        return found
+    preprocessing = preprocessing_changes(subject, case)
+    if preprocessing:
+        return [*(f"preprocessing: {text}" for text in preprocessing), *found]
+    names = [name for name, mark in measured.marks.layers.items() if mark.weight] if measured.marks is not None else []
+    found = [
+        *_experiments(measured, subject, names),
+        *found,
+        *_of_values(changes),
+        *_first_distant(subject, case),
+    ]
+    return found or list(_of_ranges(changes))
+
+
+def preprocessing_changes(subject: Subject, case: Case | None) -> list[str]:
+    """Return where the normalisation differs from what the teacher was given on the sentinel set, and from before."""
+    truth = subject.sentinel.spec
+    found = []
+    if (subject.image.mean, subject.image.std) != (truth.mean, truth.std):
+        found.append(
+            f"the manifest states mean {_numbers(subject.image.mean)} and std {_numbers(subject.image.std)}, the "
+            f"teacher was given mean {_numbers(truth.mean)} and std {_numbers(truth.std)}"
+        )
+    text = subject.metadata.get("dfqkit.image")
+    if text is not None and not _states(text, subject):
+        found.append(
+            f"the ONNX metadata (dfqkit.image) state {text:.200}, the teacher was given mean {_numbers(truth.mean)} "
+            f"and std {_numbers(truth.std)}"
+        )
+    before = case.facts.get("image") if case is not None else None
+    if not found and isinstance(before, dict) and before != truth.to_dict():
+        found.append(f"mean and std were {before.get('mean')} and {before.get('std')} in the baseline")
+    return found
+
+
+def layer_sketches(subject: Subject) -> dict[str, NDArray[np.float64]]:
+    """Return sketches of what the layers put out on the first sensitive images, normalised as the manifest says."""
+    chosen = np.flatnonzero(subject.sentinel.kind == SENSITIVE)[:_IMAGES]
+    chosen = chosen if chosen.size else np.arange(min(_IMAGES, len(subject.sentinel)))
+    images = normalized(subject.sentinel.images[chosen], subject.image)
+    outputs = layer_outputs(subject.model_path, images, optimized=not subject.as_written)
+    return {name: sketch(values) for name, values in outputs.items()}
+
+
+def _states(text: str, subject: Subject) -> bool:
+    try:
+        stated = json.loads(text)
+        mean, std = (tuple(float(value) for value in stated[key]) for key in ("mean", "std"))
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return False
+    return (mean, std) == (subject.sentinel.spec.mean, subject.sentinel.spec.std)
+
+
+def _experiments(measured: Measurement, subject: Subject, names: Sequence[str]) -> Iterator[str]:
+    """What the answers look like, and what they would be with the channels in the other order."""
+    first, last = (names[0], names[-1]) if names else ("the first layer", "the last layer")
+    teacher = subject.sentinel.teacher_logits
+    if measured.logits is None or measured.session is None:
+        return
+    wanted, given = teacher.argmax(1), measured.logits.argmax(1)
+    agreement = 100 * float((wanted == given).mean())
+    swapped = _swapped_classes(wanted, given)
+    if swapped:
+        pairs = " and ".join(f"{a} for {b}" for a, b in swapped)
+        yield f"classes swapped: the file answers {pairs} and the other way round; look at {last}"
+    if subject.image.shape[0] == 3 and not swapped:
+        codes = subject.sentinel.images
+        # Swapped where images are read, or behind the normalisation, as in the first layer's weights.
+        orders = (normalized(codes[:, ::-1], subject.image), normalized(codes, subject.image)[:, ::-1])
+        tried = (predict(measured.session, np.ascontiguousarray(images)) for images in orders)
+        other = max(100 * float((found.argmax(1) == wanted).mean()) for found in tried)
+        if other > agreement + _RESTORED:
+            yield (
+                f"channels swapped: with the channels in the other order (RGB for BGR) agreement is {other:.1f} % "
+                f"instead of {agreement:.1f} %; look at {first} and at what prepares its input"
+            )
+
+
+def _swapped_classes(wanted: NDArray[np.int64], given: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Pairs of classes of which most images get the other's answer, in both directions."""
+    usual = {int(c): int(np.bincount(given[wanted == c]).argmax()) for c in np.unique(wanted)}
+    counts = {c: int((wanted == c).sum()) for c in usual}
+    strict = {c: u for c, u in usual.items() if counts[c] >= 2 and (given[wanted == c] == u).mean() > 0.5}
+    return [(a, b) for a, b in strict.items() if a < b and strict.get(b) == a]
+
+
+def _of_kind(changes: Sequence[Change]) -> Iterator[str]:
+    """Differences that are wrong whatever the accuracy, one sentence for many layers of one kind."""
+    wrong = [change for change in changes if change.wrong]
+    named = any(change.kind in ("weight_scale", "activation_scale", "folding") for change in wrong)
+    for kind in dict.fromkeys(change.kind for change in wrong):
+        alike = [change for change in wrong if change.kind == kind]
+        if kind == "bias_scale" and named:
+            continue  # whose scale it is has been said
+        far = kind == "activation_scale" and abs(alike[0].size) >= _UNCALIBRATED
+        yield f"{_FAR if far else _LABELS.get(kind, kind)}: {_some(alike)}"
+
+
+_LABELS = {
+    "granularity": "granularity changed",
+    "bits": "bits changed",
+    "type": "type of the codes changed (uint8 for int8, or a layer left in float)",
+    "bias": "bias changed",
+    "bias_scale": "scales do not fit each other",
+    "weight_scale": "scale changed",
+    "weights": "weights changed",
+    "activation_scale": "scale changed",
+    "folding": "BatchNorm folding",
+    "layers": "other layers",
+    "operators": "other operators",
+}
+
+
+def _of_values(changes: Sequence[Change]) -> Iterator[str]:
+    """What the differences of numbers mean, over all layers."""
+    other_kind = {c.layer for c in changes if c.kind in ("granularity", "bits", "type") and c.wrong}
+    coded = [c for c in changes if c.kind in ("weights", "rounding") and c.layer not in other_kind and not c.wrong]
+    if len(coded) > _FEW and _floored(coded):
+        names, share = ", ".join(c.layer for c in coded[:_FEW]), -float(np.median([c.shift for c in coded]))
+        yield (
+            f"rounding changed: the weight codes of {len(coded)} layers ({names}, ...) are {share:.2f} lower on "
+            "average, as when weights are rounded down instead of to the nearest"
+        )
+    elif len(coded) > _FEW and float(np.median([c.size for c in coded])) > _OTHER_WEIGHTS:
+        size = float(np.median([c.size for c in coded]))
+        yield (
+            f"other weights: the codes of {len(coded)} layers differ, by {size:.0%} of their size in the median layer, "
+            "as those of another checkpoint do"
+        )
+    else:
+        large = [c for c in coded if c.size >= _OTHER_WEIGHTS]
+        if 0 < len(large) <= _FEW:
+            yield f"weights changed: {_some(large)}"
+    scaled = [c for c in changes if c.kind in ("weight_scale", "folding") and not c.wrong]
+    if 0 < len(scaled) <= _FEW:
+        yield f"{'BatchNorm folding' if scaled[0].kind == 'folding' else 'scale changed'}: {_some(scaled)}"
+    far = [c for c in changes if c.kind == "activation_scale" and not c.wrong and abs(c.size) >= _UNCALIBRATED]
+    if 0 < len(far) <= _FEW:
+        yield f"{_FAR}: {_some(far)}"
+
+
+def _floored(coded: Sequence[Change]) -> bool:
+    """Whether codes are about half of one lower nearly everywhere, also in a file that was calibrated anew."""
+    shifts = [c.shift for c in coded]
+    low, high = _HALF
+    small = float(np.median([c.size for c in coded if c.kind == "weights"] or [0.0])) < 4 * _OTHER_WEIGHTS
+    return small and low < -float(np.median(shifts)) < high and float(np.mean(np.less(shifts, 0))) >= _NEARLY_ALL
+
+
+def _of_ranges(changes: Sequence[Change]) -> Iterator[str]:
+    """The last resort: where weights tell nothing, the activations' ranges."""
+    ranges = [c for c in changes if c.kind == "activation_scale"]
+    if ranges:
+        factor = 2 ** float(np.median([abs(c.size) for c in ranges]))
+        yield (
+            f"calibration changed: the activation scales of {len(ranges)} layers differ, by a factor of {factor:.3g} "
+            "in the median layer, and nothing else tells, as after a calibration on other images (noise, or too few)"
+        )
+
+
+def _first_distant(subject: Subject, case: Case) -> Iterator[str]:
+    """The first layer whose output is not what it was."""
+    base = unpack_sketches({str(k): v for k, v in case.sketches.items()})
+    if not base:
+        return
+    try:
+        found = distances(base, layer_sketches(subject))
+    except ArtefactError:
+        return  # an explanation less; the verdict stands without it
+    highest = 0.0
+    for name, distance in found.items():
+        if distance > _DISTANT and distance > _JUMP * highest:
+            before = f", those of all layers before it {_db(highest)} dB or less" if highest else ""
+            yield f"first layer to differ: the output of {name} is {_db(distance)} dB from the baseline's{before}"
+            return
+        highest = max(highest, distance)
+
+
+def _db(distance: float) -> str:
+    return f"{10 * np.log10(max(distance, 1e-12)):.0f}"
+
+
+def _some(changes: Sequence[Change]) -> str:
+    texts = "; ".join(change.text for change in changes[:_FEW])
+    return texts + (f"; and {len(changes) - _FEW} more" if len(changes) > _FEW else "")
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{value:g}" for value in values) + ")"

@@ -1,0 +1,1 @@
+"""Images for a file: what one is, and where they come from."""

@@ -1,0 +1,190 @@
+"""The files of a stored set of images: what each says about itself, and whether they fit together.
+
+What belongs here: the form on disk, and every check that reads no image. A set is a folder: ``set.json`` (what it is,
+who made it of what, and the sha256 of every shard) beside shards ``shard-00000.safetensors``, each of which holds uint8
+``images`` (N, C, H, W) and float32 ``logits`` (N, K), and says in its own header what it is; so that a lone shard, or a
+file from the ``images`` folder of a run, is read as a set of one. The readers are `imageset`; who writes sets is
+`dfqkit.images.folder`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.tensorfile import TensorFile
+
+__all__ = ["HEADER", "SCHEMA", "SET_FILE", "Contents", "Shard", "reading", "set_contents"]
+
+SCHEMA = 1
+SET_FILE = "set.json"
+#: The one metadata entry of every shard.
+HEADER = "imagebank"
+
+_AGAIN = "Make it again with `dfqkit synthesize`."
+_DAMAGED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArtefactError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One file of a set.
+
+    Attributes:
+        path: where it lies.
+        n: images in it.
+        sha256: of the file, as the set's own list has it; None for a lone file, which nothing vouches for.
+    """
+
+    path: Path
+    n: int
+    sha256: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """What a set says of itself, checked.
+
+    Attributes:
+        spec: shape and normalisation of its images.
+        teacher: sha256 of the weights of the teacher that answered.
+        source: what made the images.
+        shards: its files, in order.
+        wanted: how many images it was to have; more than it has while it is unfinished.
+        facts: everything in ``set.json``; empty for a lone file.
+    """
+
+    spec: ImageSpec
+    teacher: str
+    source: str
+    shards: tuple[Shard, ...]
+    wanted: int
+    facts: Mapping[str, Any]
+
+    @property
+    def n(self) -> int:
+        """Images in all shards."""
+        return sum(shard.n for shard in self.shards)
+
+
+def set_contents(path: Path) -> Contents:
+    """Read what a set's folder or a lone file says, and check that all files are there with what they should hold.
+
+    Raises:
+        ArtefactError: it is missing, not a set, of a newer version, damaged, or cut short.
+    """
+    if path.is_dir():
+        contents = _listed(path)
+        for shard in contents.shards:
+            _require_shard(shard, contents)
+        return contents
+    return _header(path)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say of a file that cannot be read that it was to be an image bank, and how to make one."""
+    try:
+        yield
+    except (ArtefactError, ValueError, AttributeError) as error:
+        message = f"Cannot read the image bank '{path}': {error} {_AGAIN}"
+        raise ArtefactError(message) from error
+
+
+def _header(path: Path) -> Contents:
+    """What one file says, checked against its tensors."""
+    with reading(path):
+        file = TensorFile(path)
+        header = json.loads(file.metadata.get(HEADER, "{}"))
+        schema = header.get("schema")
+        forms = {name: (entry.dtype, entry.shape) for name, entry in file.entries.items()}
+    _require_schema(schema, path, "an image bank")
+    try:
+        spec, n = ImageSpec.from_dict(header["image"]), forms["images"][1][0]
+        for name, needed in (("images", ("U8", (n, *spec.shape))), ("logits", ("F32", (n, spec.classes)))):
+            if forms[name] != needed:
+                message = f"its {name} are {forms[name]}, its header asks for {needed}"
+                raise ValueError(message)
+        return Contents(
+            spec=spec,
+            teacher=str(header["teacher"]),
+            source=str(header["source"]),
+            shards=(Shard(path=path, n=n, sha256=None),),
+            wanted=n,
+            facts={},
+        )
+    except _DAMAGED as error:
+        message = f"Image bank '{path}' contradicts itself: {type(error).__name__}: {error}. {_AGAIN}"
+        raise ArtefactError(message) from error
+
+
+def _listed(path: Path) -> Contents:
+    """What the list of a folder says."""
+    file = path / SET_FILE
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        inside = sorted(entry.name for entry in (path / "images").glob("*.safetensors"))
+        hint = f"It has images/: give one of its files, {', '.join(inside)}." if inside else "Give the folder of one."
+        message = f"'{path}' is not an image set: it has no {SET_FILE}. {hint}"
+        raise ArtefactError(message) from error
+    except (OSError, ValueError) as error:
+        message = f"Cannot read '{file}': {error}. {_AGAIN}"
+        raise ArtefactError(message) from error
+    _require_schema(facts.get("schema") if isinstance(facts, dict) else None, file, "a list of an image set")
+    try:
+        contents = Contents(
+            spec=ImageSpec.from_dict(facts["image"]),
+            teacher=str(facts["teacher"]["sha256"]),
+            source=str(facts["source"]),
+            shards=tuple(_entry(path, entry) for entry in facts["shards"]),
+            wanted=int(facts["wanted"]),
+            facts=facts,
+        )
+        if facts["n"] != contents.n or contents.wanted < contents.n:
+            message = f"its shards have {contents.n} images, it says {facts['n']} of {contents.wanted}"
+            raise ValueError(message)
+    except _DAMAGED as error:
+        message = f"'{file}' contradicts itself: {type(error).__name__}: {error}. {_AGAIN}"
+        raise ArtefactError(message) from error
+    return contents
+
+
+def _entry(path: Path, entry: Mapping[str, Any]) -> Shard:
+    name = str(entry["name"])
+    if Path(name).name != name:
+        message = f"a shard's name must be that of a file beside it, found {name!r}"
+        raise ValueError(message)
+    return Shard(path=path / name, n=int(entry["n"]), sha256=str(entry["sha256"]))
+
+
+def _require_schema(schema: object, path: Path, kind: str) -> None:
+    if schema == SCHEMA:
+        return
+    newer = isinstance(schema, int) and schema > SCHEMA
+    message = f"'{path}' is not {kind} that this version reads (schema {schema}, needed {SCHEMA}). " + (
+        "A newer version of dfqkit made it: upgrade." if newer else _AGAIN
+    )
+    raise ArtefactError(message)
+
+
+def _require_shard(shard: Shard, contents: Contents) -> None:
+    if not shard.path.is_file():
+        message = (
+            f"Image set '{shard.path.parent}' is cut short: {shard.path.name} is missing. Copy the set again with all "
+            f"its files, or make it again."
+        )
+        raise ArtefactError(message)
+    own = _header(shard.path)
+    if own.n == shard.n and all(getattr(own, key) == getattr(contents, key) for key in ("spec", "teacher", "source")):
+        return
+    message = (
+        f"'{shard.path}' is not the shard that {SET_FILE} lists: it has {own.n} images and {shard.n} are listed, or it "
+        "is of another teacher, shape or source. Copy the set again, or make it again."
+    )
+    raise ArtefactError(message)

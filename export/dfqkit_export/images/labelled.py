@@ -1,0 +1,165 @@
+"""Labelled images from the formats people have, checked before anything is measured with them.
+
+What belongs here: `LabelledImages`, the dispatch from a source to its reader, and preprocessing by resize and crop. The
+readers themselves are in `sources`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.images.preprocess import Preprocess
+from dfqkit_export.images.readers import read_folder, read_npz, read_torchvision, read_zip
+from dfqkit_export.images.spec import ImageSpec
+
+__all__ = ["LabelledImages", "load_images"]
+
+_FORMS = (
+    "Allowed are an .npz with uint8 'images' and optional 'labels', a .zip with labels.csv and images, a folder of "
+    "class folders, a folder of images, and torchvision:NAME:ROOT"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledImages:
+    """Images that are ready to be normalised, and their labels where there are any.
+
+    Attributes:
+        images: uint8 pixels, shape (N, H, W, C).
+        labels: Class indices int64, shape (N,), or None.
+        name: Where they come from, short enough for a report.
+        sha256: Hash over shape, pixels and labels, so that equal content has an equal hash whatever the container.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64] | None
+    name: str
+    sha256: str
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.images)
+
+    def batches(self, spec: ImageSpec, size: int) -> Iterator[NDArray[np.float32]]:
+        """Yield the images in order, normalised.
+
+        Args:
+            spec: Shape and normalisation; the images must have its shape.
+            size: Images in a batch, at least 1; the last batch may be smaller.
+
+        Yields:
+            Images float32 (n, C, H, W) in the normalised space.
+
+        Raises:
+            ArtefactError: The size is below 1 or the images do not have the shape of `spec`.
+        """
+        if size < 1:
+            msg = f"Batch size must be at least 1, found {size}."
+            raise ArtefactError(msg)
+        _check_shape(self.images.shape[1:], spec, self.name)
+        for start in range(0, len(self.images), size):
+            pixels = self.images[start : start + size].transpose(0, 3, 1, 2)
+            yield spec.normalize(np.ascontiguousarray(pixels).astype(np.float32) / np.float32(255.0))
+
+
+def load_images(
+    source: str | Path,
+    spec: ImageSpec,
+    *,
+    resize: int | None = None,
+    crop: int | None = None,
+    limit: int | None = None,
+) -> LabelledImages:
+    """Read images and labels from a file, a folder or an installed data set.
+
+    Args:
+        source: One of: an `.npz` with `images` uint8 (N, H, W, C) or (N, H, W) and optionally `labels`; a `.zip` with
+            `labels.csv` (columns filename and label, others ignored; file names with or without their folder); a
+            folder of class folders (label = index in sorted order, or the folder's name where all names are integers);
+            a flat folder of images (no labels); `torchvision:NAME:ROOT`, the test split of a data set already in ROOT.
+        spec: What the images must be after preprocessing.
+        resize: Length in pixels that the shorter side is resized to (bicubic), before the crop.
+        crop: Side in pixels of the centred square that is cut out.
+        limit: Read only so many images, evenly spread over the source, so that sorted classes all take part.
+
+    Returns:
+        The images in a reproducible order: that of the file, or sorted by name for folders.
+
+    Raises:
+        ArtefactError: The source is missing, empty, damaged, not uint8, of another shape than `spec` after
+            preprocessing, or its labels do not fit.
+    """
+    for option, value in (("resize", resize), ("crop", crop), ("limit", limit)):
+        if value is not None and value < 1:
+            msg = f"Option {option} must be at least 1, found {value}. Leave it out to switch it off."
+            raise ArtefactError(msg)
+    prepare = Preprocess(channels=spec.shape[0], resize=resize, crop=crop)
+    images, labels, name = _read(str(source), prepare, limit)
+    _check_shape(images.shape[1:], spec, name)
+    _check_labels(labels, len(images), spec.classes, name)
+    return LabelledImages(images=images, labels=labels, name=name, sha256=_digest(images, labels))
+
+
+def _read(
+    source: str, prepare: Preprocess, limit: int | None
+) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None, str]:
+    if source.startswith("torchvision:"):
+        return (*read_torchvision(source, prepare, limit), source.split(":")[1])
+    path = Path(source)
+    if not path.exists():
+        msg = f"Image source {source!r} does not exist (looked in {Path.cwd()}). {_FORMS}."
+        raise ArtefactError(msg)
+    if path.is_dir():
+        return (*read_folder(path, prepare, limit), path.resolve().name)
+    readers = {".npz": read_npz, ".zip": read_zip}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        msg = f"Image source {source!r} has the unknown type {path.suffix!r}. {_FORMS}."
+        raise ArtefactError(msg)
+    return (*reader(path, prepare, limit), path.stem)
+
+
+def _check_shape(found: tuple[int, ...], spec: ImageSpec, name: str) -> None:
+    channels, height, width = spec.shape
+    if found == (height, width, channels):
+        return
+    hint = (
+        "Give images with that many channels" if found[2] != channels else f"Add resize and crop: {min(height, width)}"
+    )
+    if found[2] == channels and height != width:
+        hint = "Give images of that size (crop makes squares only)"
+    msg = (
+        f"Images from {name!r} are {found[0]}x{found[1]} pixels with {found[2]} channel(s); the model takes "
+        f"{height}x{width} with {channels}. {hint}."
+    )
+    raise ArtefactError(msg)
+
+
+def _check_labels(labels: NDArray[Any] | None, count: int, classes: int, name: str) -> None:
+    if labels is None:
+        return
+    if labels.shape != (count,):
+        msg = f"Data set {name!r} has {count} images but labels of shape {labels.shape}. Give one label for each image."
+        raise ArtefactError(msg)
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        msg = (
+            f"Labels of {name!r} run from {low} to {high}; the model has {classes} classes, so they must lie in "
+            f"[0, {classes}). Check that labels start at 0 and belong to this model."
+        )
+        raise ArtefactError(msg)
+
+
+def _digest(images: NDArray[np.uint8], labels: NDArray[np.int64] | None) -> str:
+    digest = hashlib.sha256(f"uint8 {images.shape}".encode())
+    digest.update(np.ascontiguousarray(images).data)
+    digest.update(b"no labels" if labels is None else labels.astype("<i8").tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,279 @@
+"""Readers for each form in which images come: npz, zip, folders, torchvision data sets.
+
+What belongs here: one function for each form, (source, prepare, limit) -> (images uint8 (N, H, W, C), labels or None).
+Every file is foreign input: nothing is unpickled, nothing is written to disk, and names inside archives are only looked
+up. torchvision is imported inside the function that needs it.
+"""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import io
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.images.preprocess import Preprocess
+
+__all__ = ["read_folder", "read_npz", "read_torchvision", "read_zip"]
+
+Pixels = NDArray[np.uint8]
+Labelled = tuple[Pixels, NDArray[np.int64] | None]
+
+_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+# An image or a table in an archive that claims more than this is a decompression bomb.
+_MAX_ENTRY_BYTES = 256 * 1024 * 1024
+_UNREADABLE = (OSError, ValueError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+
+
+_Item = TypeVar("_Item")
+
+
+def spread(count: int, limit: int | None) -> list[int]:
+    """Return `limit` indices of `count`, first and last among them, at even distances; all of them without a limit.
+
+    Example:
+        >>> spread(9, 3), spread(2, 5)
+        ([0, 4, 8], [0, 1])
+    """
+    if limit is None or limit >= count:
+        return list(range(count))
+    return [round(float(index)) for index in np.linspace(0, count - 1, limit)]
+
+
+def _chosen(items: list[_Item], limit: int | None) -> list[_Item]:
+    return [items[index] for index in spread(len(items), limit)]
+
+
+def read_npz(path: Path, prepare: Preprocess, limit: int | None) -> Labelled:
+    """Read `images` (N, H, W, C) or (N, H, W) uint8 and optional integer `labels` from an .npz.
+
+    Args:
+        path: The file.
+        prepare: Preprocessing of each image.
+        limit: Take only so many images, evenly spread over the source.
+
+    Raises:
+        ArtefactError: The file is damaged, has no such arrays, or they are of another type or shape.
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            msg = "it is not an npz archive"
+            raise ValueError(msg)
+        with np.load(path, allow_pickle=False) as archive:
+            names = list(archive.files)
+            images = archive["images"] if "images" in names else None
+            labels = archive["labels"] if "labels" in names else None
+    except _UNREADABLE as error:
+        msg = f"Image file {str(path)!r} cannot be read as .npz ({error}). Is it complete? Write it with numpy.savez."
+        raise ArtefactError(msg) from None
+    images = _checked_pixels(images, names, path)
+    if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != (len(images),)):
+        msg = (
+            f"Array 'labels' in {str(path)!r} is {labels.dtype} of shape {labels.shape}; allowed are integers of shape "
+            f"({len(images)},), one for each image. Store class indices."
+        )
+        raise ArtefactError(msg)
+    chosen = spread(len(images), limit)
+    images = images[chosen]
+    if prepare.active and images.shape[3] == prepare.channels:
+        images = _stack(((prepare.apply(image, f"[{i}]"), f"[{i}]") for i, image in enumerate(images)), path.name)
+    return images, None if labels is None else labels[chosen].astype(np.int64)
+
+
+def read_folder(path: Path, prepare: Preprocess, limit: int | None) -> Labelled:
+    """Read a folder of class folders, or a flat folder of images without labels.
+
+    Args:
+        path: The folder; hidden entries are skipped.
+        prepare: Preprocessing of each image.
+        limit: Take only so many images, evenly spread over the sorted files.
+
+    Raises:
+        ArtefactError: There are no images, an image is damaged, or images lie both flat and in class folders.
+    """
+    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    flat = [entry for entry in entries if _is_image(entry)]
+    folders = [entry for entry in entries if entry.is_dir()]
+    if flat and folders:
+        msg = (
+            f"Folder {str(path)!r} holds {len(flat)} image(s) next to {len(folders)} folder(s), so labels are not "
+            "clear. Use either one folder for each class or images only."
+        )
+        raise ArtefactError(msg)
+    if flat:
+        return _stack(((prepare.decode(file, file.name), file.name) for file in _chosen(flat, limit)), path.name), None
+    found = [
+        (file, label)
+        for label, folder in _class_folders(folders)
+        for file in sorted(entry for entry in folder.iterdir() if _is_image(entry))
+    ]
+    found = _chosen(found, limit)
+    if not found:
+        msg = f"Folder {str(path)!r} holds no images. Allowed are {', '.join(sorted(_SUFFIXES))}, flat or by class."
+        raise ArtefactError(msg)
+    names = ((file, f"{file.parent.name}/{file.name}") for file, _ in found)
+    images = _stack(((prepare.decode(file, name), name) for file, name in names), path.name)
+    return images, np.array([label for _, label in found], dtype=np.int64)
+
+
+def read_zip(path: Path, prepare: Preprocess, limit: int | None) -> Labelled:
+    """Read the images that `labels.csv` lists from a zip, without unpacking anything to disk.
+
+    Args:
+        path: The file. `labels.csv` has a header with at least `filename` and `label`; a file name may omit its folder.
+        prepare: Preprocessing of each image.
+        limit: Take only so many images, evenly spread over labels.csv.
+
+    Raises:
+        ArtefactError: The archive or an image is damaged, a listed image is missing or ambiguous, a name leaves the
+            archive, or a label is not an integer.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [_safe_name(name, path) for name in archive.namelist() if not name.endswith("/")]
+            rows = _chosen(_label_rows(_entry(archive, _find("labels.csv", members, path)), path), limit)
+            names = [_find(_safe_name(name, path), members, path) for name, _ in rows]
+            decoded = ((prepare.decode(io.BytesIO(_entry(archive, name)), name), name) for name in names)
+            images = _stack(decoded, path.name)
+    except (*_UNREADABLE, RuntimeError) as error:  # zipfile raises RuntimeError for encrypted entries.
+        msg = f"Image file {str(path)!r} cannot be read as .zip ({error}). Is it complete and not encrypted?"
+        raise ArtefactError(msg) from None
+    return images, np.array([label for _, label in rows], dtype=np.int64)
+
+
+def read_torchvision(source: str, prepare: Preprocess, limit: int | None) -> Labelled:
+    """Read the test split of a torchvision data set that is already on disk; nothing is ever downloaded.
+
+    Args:
+        source: `torchvision:NAME:ROOT`, for example `torchvision:CIFAR10:/data`.
+        prepare: Preprocessing of each image.
+        limit: Take only so many images, evenly spread over the source.
+
+    Raises:
+        ArtefactError: torchvision is not installed, knows no such data set, or does not find it in ROOT.
+    """
+    _, name, root = [*source.split(":", 2), "", ""][:3]
+    if not name or not root:
+        msg = (
+            f"Image source {source!r} is not complete. Allowed is torchvision:NAME:ROOT, as in torchvision:MNIST:/data."
+        )
+        raise ArtefactError(msg)
+    try:
+        catalogue = import_module("torchvision.datasets")
+    except ImportError:
+        msg = f"Image source {source!r} needs torchvision, which is not installed. Install it, or store images as .npz."
+        raise ArtefactError(msg) from None
+    if name not in catalogue.__all__:
+        msg = (
+            f"torchvision has no data set {name!r}. It has, among others, CIFAR10, CIFAR100, MNIST, SVHN, ImageFolder."
+        )
+        raise ArtefactError(msg)
+    try:
+        dataset = _test_split(getattr(catalogue, name), root)
+    except (RuntimeError, OSError, TypeError, ValueError) as error:
+        msg = f"torchvision data set {name!r} cannot be read from {root!r} ({error}). Nothing is downloaded."
+        raise ArtefactError(msg) from None
+    pairs = [dataset[index] for index in spread(len(dataset), limit)]
+    decoded = ((prepare.convert(image, f"{name}[{i}]"), f"{name}[{i}]") for i, (image, _) in enumerate(pairs))
+    return _stack(decoded, name), np.array([int(label) for _, label in pairs], dtype=np.int64)
+
+
+def _checked_pixels(images: NDArray[Any] | None, names: list[str], path: Path) -> Pixels:
+    if images is None:
+        msg = f"Image file {str(path)!r} has no array 'images'; it has {names}. Name the pixels 'images'."
+        raise ArtefactError(msg)
+    if images.dtype != np.uint8:
+        msg = (
+            f"Array 'images' in {str(path)!r} is {images.dtype}, allowed is uint8 (0 to 255, not normalised). "
+            "Undo the normalisation and store round(255 * x) as uint8."
+        )
+        raise ArtefactError(msg)
+    if images.ndim not in (3, 4) or images.size == 0:
+        msg = f"Array 'images' in {str(path)!r} has shape {images.shape}; allowed is (N, H, W, C) or (N, H, W)."
+        raise ArtefactError(msg)
+    return images[..., None] if images.ndim == 3 else images
+
+
+def _class_folders(folders: list[Path]) -> list[tuple[int, Path]]:
+    # int() would also take "1_0" and " 1"; a label is plain digits.
+    if all(folder.name.isascii() and folder.name.isdigit() for folder in folders):
+        return sorted((int(folder.name), folder) for folder in folders)
+    return list(enumerate(folders))
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in _SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def _stack(decoded: Iterable[tuple[Pixels, str]], name: str) -> Pixels:
+    images: list[Pixels] = []
+    for pixels, image_name in decoded:
+        if images and pixels.shape != images[0].shape:
+            msg = (
+                f"Images of {name!r} differ in size: {image_name!r} is {pixels.shape}, the first is {images[0].shape} "
+                "(height, width, channels). Add resize and crop to bring them to one size."
+            )
+            raise ArtefactError(msg)
+        images.append(pixels)
+    if not images:
+        msg = f"Image source {name!r} holds no images. Give at least one."
+        raise ArtefactError(msg)
+    return np.stack(images)
+
+
+def _safe_name(name: str, path: Path) -> str:
+    parts = PurePosixPath(name.replace("\\", "/"))
+    if parts.is_absolute() or ".." in parts.parts or ":" in (parts.parts or ("",))[0]:
+        msg = f"Archive {str(path)!r} names {name!r}, which lies outside of it. Only plain relative names are allowed."
+        raise ArtefactError(msg)
+    return name
+
+
+def _find(name: str, members: list[str], path: Path) -> str:
+    if name in members:
+        return name
+    matches = [member for member in members if member.endswith(f"/{name}")]
+    if len(matches) != 1:
+        found = f"{len(matches)} entries of that name" if matches else "no such entry"
+        msg = f"Archive {str(path)!r} needs {name!r}, found {found}. Each listed image must be in it exactly once."
+        raise ArtefactError(msg)
+    return matches[0]
+
+
+def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
+    size = archive.getinfo(name).file_size
+    if size > _MAX_ENTRY_BYTES:
+        msg = f"Archive entry {name!r} claims {size} bytes; allowed are {_MAX_ENTRY_BYTES}. Give smaller images."
+        raise ArtefactError(msg)
+    return archive.read(name)
+
+
+def _label_rows(table: bytes, path: Path) -> list[tuple[str, int]]:
+    reader = csv.DictReader(io.StringIO(table.decode("utf-8-sig"), newline=""))
+    columns = list(reader.fieldnames or [])
+    if not {"filename", "label"} <= set(columns):
+        msg = f"labels.csv in {str(path)!r} has the columns {columns}; needed are 'filename' and 'label'."
+        raise ArtefactError(msg)
+    rows: list[tuple[str, int]] = []
+    for row in reader:
+        try:
+            rows.append((row["filename"] or "", int(row["label"])))
+        except (TypeError, ValueError):
+            msg = f"labels.csv in {str(path)!r}, line {reader.line_num}: label {row['label']!r} is not an integer."
+            raise ArtefactError(msg) from None
+    return rows
+
+
+def _test_split(factory: Callable[..., Any], root: str) -> Any:
+    options: dict[str, Any] = {"train": False, "split": "test", "download": False}
+    known = inspect.signature(factory).parameters
+    return factory(root, **{key: value for key, value in options.items() if key in known})

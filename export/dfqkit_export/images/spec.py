@@ -1,0 +1,171 @@
+"""What an image is to a classifier: its shape, its normalisation and the number of classes.
+
+What belongs here: `ImageSpec`, the only place that converts between [0, 1] and the normalised space. It works on numpy
+arrays and on torch tensors alike without importing torch, so that both halves of the project share it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+import numpy as np
+
+from dfqkit_export.errors import ArtefactError
+
+__all__ = ["ImageSpec"]
+
+ArrayLike = TypeVar("ArrayLike", bound=Any)
+
+_RANK = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSpec:
+    """Shape, normalisation and number of classes of a classifier's input.
+
+    A normalised image is `(x - mean) / std` per channel, with x in [0, 1].
+
+    Attributes:
+        shape: Channels, height and width of one image, in pixels.
+        mean: Mean per channel, in [0, 1] space.
+        std: Standard deviation per channel, in [0, 1] space, above zero.
+        classes: Number of classes the classifier tells apart, at least 2.
+
+    Example:
+        >>> ImageSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.25,), classes=10).bounds()
+        (-2.0, 2.0)
+    """
+
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: int
+
+    def __post_init__(self) -> None:
+        """Coerce lists to tuples, then check every field.
+
+        Raises:
+            ArtefactError: A field is not a sequence of numbers, not positive where it must be, or of the wrong length.
+        """
+        object.__setattr__(self, "shape", _integers("shape", self.shape))
+        object.__setattr__(self, "mean", _numbers("mean", self.mean))
+        object.__setattr__(self, "std", _numbers("std", self.std))
+        if len(self.shape) != 3 or min(self.shape) < 1:
+            msg = (
+                f"Image shape {self.shape} is not usable: it must be (channels, height, width), three integers of at "
+                "least 1, for example (3, 32, 32)."
+            )
+            raise ArtefactError(msg)
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.shape[0]:
+                msg = (
+                    f"Image {name} has {len(values)} value(s) but the image has {self.shape[0]} channel(s). "
+                    f"Give {name} one value per channel."
+                )
+                raise ArtefactError(msg)
+        if min(self.std) <= 0:
+            msg = f"Image std {self.std} must be above zero in every channel, because images are divided by it."
+            raise ArtefactError(msg)
+        if isinstance(self.classes, bool) or not isinstance(self.classes, int) or self.classes < 2:
+            msg = f"Number of classes must be an integer of at least 2, found {self.classes!r}."
+            raise ArtefactError(msg)
+
+    def normalize(self, x: ArrayLike) -> ArrayLike:
+        """Convert images from [0, 1] to the normalised space.
+
+        Args:
+            x: Images (N, C, H, W) in [0, 1], floating point, numpy array or torch tensor.
+
+        Returns:
+            Images of the same kind, dtype and shape, normalised.
+
+        Raises:
+            ArtefactError: x is not a floating-point (N, C, H, W) array or tensor of this specification.
+        """
+        self._check(x)
+        mean, std = self._constants(x)
+        normalized: ArrayLike = (x - mean) / std
+        return normalized
+
+    def denormalize(self, x: ArrayLike) -> ArrayLike:
+        """Convert images from the normalised space to [0, 1]; the inverse of `normalize`, without clipping.
+
+        Args:
+            x: Images (N, C, H, W), normalised, floating point, numpy array or torch tensor.
+
+        Returns:
+            Images of the same kind, dtype and shape, in [0, 1] if x lay within the bounds.
+
+        Raises:
+            ArtefactError: x is not a floating-point (N, C, H, W) array or tensor of this specification.
+        """
+        self._check(x)
+        mean, std = self._constants(x)
+        plain: ArrayLike = x * std + mean
+        return plain
+
+    def bounds(self) -> tuple[float, float]:
+        """Return the smallest and the largest value that a normalised image can take, over all channels."""
+        low = min((0.0 - m) / s for m, s in zip(self.mean, self.std, strict=True))
+        high = max((1.0 - m) / s for m, s in zip(self.mean, self.std, strict=True))
+        return low, high
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as lists and numbers that JSON can hold."""
+        return {"shape": list(self.shape), "mean": list(self.mean), "std": list(self.std), "classes": self.classes}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ImageSpec:
+        """Rebuild the specification that `to_dict` wrote.
+
+        Args:
+            values: Mapping with exactly the keys shape, mean, std and classes.
+
+        Raises:
+            ArtefactError: A key is missing or unknown, or a value is not usable.
+        """
+        known = {field.name for field in fields(cls)}
+        if set(values) != known:
+            missing, unknown = sorted(known - set(values)), sorted(set(values) - known)
+            msg = f"Image specification needs exactly the keys {sorted(known)}; missing {missing}, unknown {unknown}."
+            raise ArtefactError(msg)
+        return cls(**values)
+
+    def _check(self, x: Any) -> None:
+        shape = tuple(getattr(x, "shape", ()))
+        if len(shape) != _RANK or shape[1] != self.shape[0]:
+            msg = f"Images must have shape (N, {self.shape[0]}, H, W), found {shape or type(x).__name__}."
+            raise ArtefactError(msg)
+        if not (x.dtype.kind == "f" if isinstance(x, np.ndarray) else x.is_floating_point()):
+            msg = f"Images must be floating point, found {x.dtype}. Convert uint8 images with x / 255 in float32 first."
+            raise ArtefactError(msg)
+
+    def _constants(self, x: Any) -> tuple[Any, Any]:
+        channels = (1, self.shape[0], 1, 1)
+        if isinstance(x, np.ndarray):
+            return np.array(self.mean, x.dtype).reshape(channels), np.array(self.std, x.dtype).reshape(channels)
+        # new_tensor keeps torch's dtype and device, which is what makes this module independent of torch.
+        return x.new_tensor(self.mean).view(channels), x.new_tensor(self.std).view(channels)
+
+
+def _integers(name: str, values: Any) -> tuple[int, ...]:
+    numbers = _numbers(name, values)
+    if any(number != int(number) for number in numbers):
+        msg = f"Image {name} must hold integers, found {values!r}."
+        raise ArtefactError(msg)
+    return tuple(int(number) for number in numbers)
+
+
+def _numbers(name: str, values: Any) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        msg = f"Image {name} must be a list of numbers, found {values!r}."
+        raise ArtefactError(msg) from None
+    if isinstance(values, str) or not numbers or not all(math.isfinite(number) for number in numbers):
+        msg = f"Image {name} must be a non-empty list of finite numbers, found {values!r}."
+        raise ArtefactError(msg)
+    return numbers

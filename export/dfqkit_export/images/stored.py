@@ -1,0 +1,233 @@
+"""Stored sets of synthetic images with a teacher's answers, read without torch.
+
+What belongs here: `ImageSet`, which reads images and answers when they are asked for, and what feeds it to a quantizer.
+What the files look like is `setfile`; the same as a torch data set is `dfqkit.images.BankDataset`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.files import sha256_of_file
+from dfqkit_export.images.bank_file import Contents, reading, set_contents
+from dfqkit_export.tensorfile import TensorFile
+
+__all__ = ["CalibrationReader", "ImageSet", "image_digest", "softmax_top"]
+
+Codes = NDArray[np.uint8]
+Floats = NDArray[np.float32]
+
+
+class ImageSet:
+    """A stored set, opened with `open`; images are read when they are asked for.
+
+    Attributes:
+        path: the folder, or the lone file.
+        spec: shape and normalisation of its images.
+        teacher: sha256 of the weights of the teacher that answered.
+        source: what made the images.
+        shards: its files, in order.
+        wanted: how many images it was to have; more than it has while it is unfinished.
+        facts: everything in ``set.json``; empty for a lone file.
+
+    Example:
+        >>> images = ImageSet.open("set")  # doctest: +SKIP
+        >>> next(images.batches(64)).dtype, images.logits.shape  # doctest: +SKIP
+        (dtype('float32'), (1024, 10))
+    """
+
+    def __init__(self, path: Path, contents: Contents) -> None:
+        self.path = path
+        self.spec, self.teacher, self.source = contents.spec, contents.teacher, contents.source
+        self.shards, self.wanted, self.facts = contents.shards, contents.wanted, dict(contents.facts)
+        self._starts = [0, *accumulate(shard.n for shard in self.shards)]
+        self._files: dict[int, tuple[Codes, Floats]] = {}
+
+    @classmethod
+    def open(cls, path: str | Path) -> ImageSet:
+        """Open a set's folder, or a lone file, and check that all its files are there with what they should hold.
+
+        Contents are not hashed; `verify` does that.
+
+        Raises:
+            ArtefactError: it is missing, not a set, of a newer version, damaged, or cut short.
+        """
+        return cls(Path(path), set_contents(Path(path)))
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        return self._starts[-1]
+
+    @property
+    def complete(self) -> bool:
+        """Whether it has all the images that it was to have."""
+        return len(self) == self.wanted
+
+    @property
+    def digest(self) -> str:
+        """sha256 of what is in it: equal for equal shards, wherever they lie."""
+        hashes = [shard.sha256 or sha256_of_file(shard.path) for shard in self.shards]
+        return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+    def verify(self) -> None:
+        """Hash every shard and compare with the set's own list.
+
+        Raises:
+            ArtefactError: names the first file that is not as it was written.
+        """
+        for shard in self.shards:
+            found = sha256_of_file(shard.path)
+            if shard.sha256 not in (None, found):
+                message = (
+                    f"'{shard.path}' was changed since it was written: its sha256 is {found[:12]}..., the set's list "
+                    f"has {str(shard.sha256)[:12]}.... Copy the file again, or make the set again."
+                )
+                raise ArtefactError(message)
+
+    def read_shard(self, index: int) -> tuple[Codes, Floats]:
+        """Images uint8 (n, C, H, W) and logits float32 (n, K) of one shard."""
+        path = self.shards[index].path
+        with reading(path):
+            file = TensorFile(path)
+            return file.read("images"), file.read("logits")
+
+    def each_shard(self) -> Iterator[tuple[Codes, Floats]]:
+        """What `read_shard` gives, one after the other; only one is held."""
+        return (self.read_shard(index) for index in range(len(self.shards)))
+
+    def take(self, indices: Sequence[int]) -> tuple[Codes, Floats]:
+        """Images and logits at the given places, in that order; no more than these are read.
+
+        Args:
+            indices: each from 0 to the number of images, exclusive.
+
+        Raises:
+            IndexError: for one outside.
+        """
+        images = np.empty((len(indices), *self.spec.shape), np.uint8)
+        logits = np.empty((len(indices), self.spec.classes), np.float32)
+        for row, index in enumerate(indices):
+            if not 0 <= index < len(self):
+                message = f"Image {index} of '{self.path}', which has {len(self)}: allowed are 0 to {len(self) - 1}."
+                raise IndexError(message)
+            number = bisect_right(self._starts, index) - 1
+            stored, answers = self._slices(number)
+            at = int(index) - self._starts[number]
+            images[row], logits[row] = stored[at], answers[at]
+        return images, logits
+
+    def batches(self, size: int) -> Iterator[Floats]:
+        """Normalised images float32 (n, C, H, W), in order; the last batch may be smaller.
+
+        Raises:
+            ArtefactError: for a size below 1.
+        """
+        if size < 1:
+            message = f"Batch size must be at least 1, found {size}."
+            raise ArtefactError(message)
+        return self._batches(size)
+
+    def _batches(self, size: int) -> Iterator[Floats]:
+        for start in range(0, len(self), size):
+            yield self.normalized(range(start, min(start + size, len(self))))
+
+    def normalized(self, indices: Sequence[int]) -> Floats:
+        """Normalised images float32 (n, C, H, W) at the given places."""
+        return self.spec.normalize(self.take(indices)[0].astype(np.float32) / np.float32(255))
+
+    @property
+    def logits(self) -> Floats:
+        """The teacher's answers, (N, K), read shard by shard."""
+        return np.concatenate([np.empty((0, self.spec.classes), np.float32), *self._each_logits()])
+
+    def answers(self) -> tuple[NDArray[np.int64], Floats]:
+        """The teacher's class and its confidence in it, (N,) each."""
+        found = [softmax_top(logits) for logits in self._each_logits()]
+        labels = [np.empty(0, np.int64), *(label for label, _ in found)]
+        return np.concatenate(labels), np.concatenate([np.empty(0, np.float32), *(top for _, top in found)])
+
+    def _each_logits(self) -> Iterator[Floats]:
+        for shard in self.shards:
+            with reading(shard.path):
+                logits = TensorFile(shard.path).read("logits")
+            yield logits
+
+    def _slices(self, number: int) -> tuple[Codes, Floats]:
+        found = self._files.get(number)
+        if found is None:
+            path = self.shards[number].path
+            with reading(path):
+                file = TensorFile(path)
+                found = self._files[number] = (file.view("images"), file.view("logits"))
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Open files do not travel to the worker processes of a data loader; each opens its own.
+        return self.__dict__ | {"_files": {}}
+
+
+def image_digest(codes: Codes) -> bytes:
+    """What is equal for images that are equal pixel by pixel, and for no others."""
+    return hashlib.blake2b(np.ascontiguousarray(codes).data, digest_size=16).digest()
+
+
+class CalibrationReader:
+    """Feeds a set to ``onnxruntime.quantization.quantize_static``, which takes it as a ``CalibrationDataReader``.
+
+    Args:
+        images: the set.
+        input_name: name of the model's input.
+        batch: images in one call, at least 1.
+
+    Example:
+        >>> reader = CalibrationReader(ImageSet.open("set"), "input")  # doctest: +SKIP
+        >>> quantize_static("model.onnx", "model.int8.onnx", reader)  # doctest: +SKIP
+    """
+
+    def __init__(self, images: ImageSet, input_name: str, batch: int = 32) -> None:
+        if batch < 1:
+            message = f"Batch size must be at least 1, found {batch}."
+            raise ArtefactError(message)
+        self.images, self.input_name, self.batch = images, input_name, batch
+        self._next, self._end = 0, len(images)
+
+    def get_next(self) -> dict[str, Floats] | None:
+        """The next images by the input's name; None at the end."""
+        stop = min(self._next + self.batch, self._end)
+        if stop <= self._next:
+            return None
+        batch = self.images.normalized(range(self._next, stop))
+        self._next = stop
+        return {self.input_name: batch}
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        """Go on with the images from one index to another, exclusive."""
+        self._next, self._end = max(0, start_index), min(end_index, len(self.images))
+
+    def rewind(self) -> None:
+        """Begin again."""
+        self.set_range(0, len(self.images))
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[dict[str, Floats]]:
+        while (batch := self.get_next()) is not None:
+            yield batch
+
+
+def softmax_top(logits: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """Class and confidence of each row of logits (n, K): argmax, and the largest value of the softmax."""
+    labels = logits.argmax(1)
+    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
+    return labels.astype(np.int64), (1 / np.exp(shifted).sum(1)).astype(np.float32)

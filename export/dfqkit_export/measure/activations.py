@@ -1,0 +1,163 @@
+"""What each layer of an ONNX file puts out, seen in the runtime that executes it.
+
+What belongs here: exposing layers' outputs as outputs of the model, so that two files, or a file and the student it was
+written from, can be compared layer by layer.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from dfqkit_export.backends.opening import UNOPTIMIZED, open_session
+from dfqkit_export.backends.session import batched
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.onnxfile.graph import SourceGraph
+from dfqkit_export.onnxfile.model import load_onnx
+
+__all__ = ["LayerProbe", "layer_outputs", "layer_scales"]
+
+
+class LayerProbe:
+    """A file in a runtime, with the outputs of its layers laid open.
+
+    A layer's output is taken after the BatchNormalization and the Relu or Clip that follow it and, in a quantized file,
+    after the Q/DQ pair behind that. There a runtime's fusions are disturbed least, so that its integer kernels are what
+    is seen.
+
+    Attributes:
+        scales: For each layer, in the file's order, the scale of the codes that its output was quantized to; None where
+            it was not, or not with one scale.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        runtime: str = "onnxruntime",
+        threads: int | None = None,
+        layers: Collection[str] | None = None,
+    ) -> None:
+        """Load the file.
+
+        Args:
+            path: The ONNX file; layers without a name are left out.
+            runtime: One of `backends.opening.runtime_names`, whose sessions give several outputs.
+            threads: Threads of a runtime on the CPU; None leaves the choice to it.
+            layers: Names of the layers to look at; None for all.
+
+        Raises:
+            ArtefactError: The file is not a complete ONNX model, or the runtime does not give inner outputs.
+            RuntimeUnavailableError: The runtime is not installed.
+        """
+        model = load_onnx(path)
+        graph = SourceGraph(model.graph)
+        visible = _visible_tensors(graph)
+        self._tensors = {name: visible[name] for name in visible if layers is None or name in layers}
+        self.scales = {name: _scale(tensor, graph) for name, tensor in self._tensors.items()}
+        present = {value.name for value in model.graph.output}
+        for tensor in dict.fromkeys(self._tensors.values()):
+            if tensor not in present:
+                model.graph.output.append(onnx.ValueInfoProto(name=tensor))  # whatever type it has
+        self._logits = model.graph.output[0].name
+        with tempfile.TemporaryDirectory(prefix="dfqkit-") as folder:
+            exposed = Path(folder) / "exposed.onnx"
+            onnx.save(model, str(exposed))
+            session = open_session(runtime, exposed, threads=threads)
+        if not hasattr(session, "outputs"):
+            msg = f"Runtime {runtime!r} gives logits only; layers can be seen in onnxruntime and openvino."
+            raise ArtefactError(msg)
+        self._session = cast("_ManyOutputs", session)
+
+    def run(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
+        """Run one batch.
+
+        Args:
+            images: Shape (n, C, H, W), normalised.
+
+        Returns:
+            The logits (n, classes), and the name of each layer with its output, float32.
+
+        Raises:
+            ArtefactError: The images do not fit the model.
+        """
+        names = list(dict.fromkeys([self._logits, *self._tensors.values()]))
+        values = dict(zip(names, self._session.outputs(images, names), strict=True))
+        return values[self._logits], {layer: values[tensor] for layer, tensor in self._tensors.items()}
+
+
+class _ManyOutputs(Protocol):
+    def outputs(self, images: NDArray[np.float32], names: list[str] | None = None) -> list[NDArray[Any]]: ...
+
+
+def layer_outputs(
+    path: str | Path,
+    images: NDArray[np.float32],
+    *,
+    batch: int = 64,
+    threads: int | None = None,
+    optimized: bool = True,
+) -> dict[str, NDArray[np.float32]]:
+    """Run a file in ONNX Runtime and return the output of each of its layers, as `LayerProbe` sees it.
+
+    Args:
+        path: The ONNX file; layers without a name are left out.
+        images: Shape (N, C, H, W), normalised. All outputs are kept in memory, so a few dozen images are enough.
+        batch: Images in one call of the runtime.
+        threads: Threads inside one operator; None leaves the choice to the runtime.
+        optimized: False executes the file as written, in float.
+
+    Returns:
+        Name of the layer to its output, float32, in the file's order.
+
+    Raises:
+        ArtefactError: The file is not a complete ONNX model, or the images do not fit it.
+        RuntimeUnavailableError: onnxruntime is not installed.
+    """
+    probe = LayerProbe(path, runtime="onnxruntime" if optimized else UNOPTIMIZED, threads=threads)
+    parts = [probe.run(part)[1] for part in batched(images, batch)]
+    return {layer: np.concatenate([part[layer] for part in parts]) for layer in probe.scales}
+
+
+def layer_scales(model: onnx.ModelProto) -> dict[str, float | None]:
+    """Return, without running anything, what `LayerProbe.scales` is for all layers of a model."""
+    graph = SourceGraph(model.graph)
+    return {name: _scale(tensor, graph) for name, tensor in _visible_tensors(graph).items()}
+
+
+def _visible_tensors(graph: SourceGraph) -> dict[str, str]:
+    return {layer.name: _visible_tensor(layer, graph) for layer in graph.layers() if layer.name}
+
+
+def _visible_tensor(layer: onnx.NodeProto, graph: SourceGraph) -> str:
+    behind = tensor = _activated(layer, graph)
+    for operator in ("QuantizeLinear", "DequantizeLinear"):
+        readers = [node for node in graph.readers(tensor) if node.op_type in (operator, "Clip")]
+        while operator == "DequantizeLinear" and readers and readers[0].op_type == "Clip":
+            # Fewer than 8 bits: Q -> Clip -> DQ.
+            readers = graph.readers(readers[0].output[0])
+        matching = [node for node in readers if node.op_type == operator]
+        if not matching:
+            return behind
+        tensor = matching[0].output[0]
+    return tensor
+
+
+def _activated(layer: onnx.NodeProto, graph: SourceGraph) -> str:
+    readers = graph.readers(layer.output[0])
+    normalized = len(readers) == 1 and readers[0].op_type == "BatchNormalization"
+    return graph.fused_outputs(readers[0] if normalized and not graph.is_output(layer.output[0]) else layer)[-1]
+
+
+def _scale(tensor: str, graph: SourceGraph) -> float | None:
+    producer = graph.producer(tensor)
+    if producer is None or producer.op_type != "DequantizeLinear":
+        return None
+    values = graph.constant(producer.input[1])
+    return float(values.reshape(-1)[0]) if values is not None and values.size == 1 else None

@@ -1,0 +1,1 @@
+"""ONNX files as data: read with suspicion, their graph, shapes, and how their tensors are stored."""

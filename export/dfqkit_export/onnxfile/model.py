@@ -1,0 +1,217 @@
+"""Reading an ONNX file that somebody else may have made: complete, sane, and nothing outside its folder.
+
+What belongs here: `load_onnx` and every way in which a file can be no model, and `require_images` for files that are
+models but take no images. Whether a model is good for a target is the checker's question.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.onnxfile.external_data import PROTOBUF_LIMIT, load_external_data
+from dfqkit_export.onnxfile.graph import parameter_inputs, type_name
+
+__all__ = ["load_onnx", "require_images"]
+
+_OLDEST_OPSET = 7  # what ONNX Runtime reads at all (docs/Versioning.md)
+#: Begins every file with an ir_version, which all exporters write first: field 1, a number.
+_FIRST_BYTE = b"\x08"
+_ENTRY = {b"PK\x03\x04": "a zip archive (a torch checkpoint?)", b"\x80": "a pickle", b"\x89PNG": "a PNG image"}
+
+# import_module, because protobuf has no type information.
+_DECODE_ERROR: type[Exception] = import_module("google.protobuf.message").DecodeError
+
+
+def load_onnx(path: str | Path) -> onnx.ModelProto:
+    """Read an ONNX file, with its external data where it has such.
+
+    Args:
+        path: The file.
+
+    Returns:
+        A model whose nodes are in order and whose initializers are whole.
+
+    Raises:
+        ArtefactError: It does not exist, is too large to be one, is no ONNX, is truncated, has an opset that is not
+            read here, keeps data elsewhere than beside itself, or holds nodes that ONNX does not allow or a graph that
+            does not fit together.
+    """
+    file = Path(path)
+    model = _parsed(file)
+    _check_versions(model, file)
+    load_external_data(model, file)
+    _check_nodes(model, file)
+    _check_graph(model.graph, file)
+    return model
+
+
+def require_images(model: onnx.ModelProto, path: str | Path) -> None:
+    """Refuse a model that does not take one batch of float32 images, such as (N, 3, 224, 224).
+
+    Inputs that only quantizers read, as scales and zero points, are no images: they are the checker's question.
+
+    Args:
+        model: A model as `load_onnx` returns it.
+        path: Its file, for messages.
+
+    Raises:
+        ArtefactError: It has another number of inputs, another type or rank, or leaves more open than the batch size.
+    """
+    stored = {tensor.name for tensor in model.graph.initializer}
+    parameters = parameter_inputs(model.graph)
+    inputs = [value for value in model.graph.input if value.name not in stored | parameters]
+    if len(inputs) != 1:
+        names = ", ".join(repr(value.name) for value in inputs) or "none"
+        msg = (
+            f"Model {str(path)!r} has {len(inputs)} inputs ({names}); allowed is one, a batch of images. Export the "
+            "classifier alone, with weights as initializers and not as inputs."
+        )
+        raise ArtefactError(msg)
+    tensor = inputs[0].type.tensor_type
+    sizes = list(tensor.shape.dim)
+    if tensor.elem_type != TensorProto.FLOAT or len(sizes) != 4:
+        msg = (
+            f"Model {str(path)!r} takes {inputs[0].name!r} of type {type_name(tensor.elem_type)} with {len(sizes)} "
+            "dimensions; allowed is float with 4: images, channels, height, width. Put conversions in front of the "
+            "model, not into it."
+        )
+        raise ArtefactError(msg)
+    if sizes[0].HasField("dim_value") and sizes[0].dim_value < 1:
+        msg = (
+            f"Model {str(path)!r} takes batches of {sizes[0].dim_value} images in {inputs[0].name!r}. Export it with a "
+            "batch of at least 1, or with a symbolic one."
+        )
+        raise ArtefactError(msg)
+    still_open = [size.dim_param or "?" for size in sizes[1:] if not size.dim_value > 0]
+    if still_open:
+        msg = (
+            f"Model {str(path)!r} leaves {', '.join(repr(name) for name in still_open)} of its input "
+            f"{inputs[0].name!r} open; only the batch size, the first, may be. Export it with the size of the images "
+            "it is to classify."
+        )
+        raise ArtefactError(msg)
+
+
+def _parsed(path: Path) -> onnx.ModelProto:
+    if not path.is_file():
+        msg = f"Model {str(path)!r} is not a file. Give the path of an .onnx file."
+        raise ArtefactError(msg)
+    size = path.stat().st_size
+    if size > PROTOBUF_LIMIT:
+        msg = (
+            f"Model {str(path)!r} has {size} bytes; an ONNX file has at most {PROTOBUF_LIMIT} (2 GiB), the limit of "
+            "protobuf. Keep its weights beside it: onnx.save_model(model, path, save_as_external_data=True)."
+        )
+        raise ArtefactError(msg)
+    content = path.read_bytes()
+    try:
+        model: onnx.ModelProto = onnx.ModelProto.FromString(content)
+    except _DECODE_ERROR:
+        model = onnx.ModelProto()
+    if not model.graph.node and not content.startswith(_FIRST_BYTE):
+        msg = f"Model {str(path)!r} is not an ONNX file but {_what(content)}. Give the path of an .onnx file."
+        raise ArtefactError(msg)
+    if not model.graph.node:
+        msg = (
+            f"Model {str(path)!r} is not a complete ONNX file: its {size} bytes end too early, are damaged, or hold no "
+            "operators. Export or copy it again."
+        )
+        raise ArtefactError(msg)
+    return model
+
+
+def _what(content: bytes) -> str:
+    if not content:
+        return "empty"
+    known = next((what for start, what in _ENTRY.items() if content.startswith(start)), None)
+    return known or f"begins with {content[:8]!r}"
+
+
+def _check_versions(model: onnx.ModelProto, path: Path) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    version = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), None)
+    if version is None:
+        own = any(node.domain in ("", "ai.onnx") for node in model.graph.node)
+        if own:
+            msg = f"Model {str(path)!r} names no opset, so it is not a complete ONNX file. Export or copy it again."
+            raise ArtefactError(msg)
+        return
+    if version > newest:
+        msg = (
+            f"Model {str(path)!r} has opset {version}; onnx {onnx.__version__} knows {_OLDEST_OPSET} to {newest}. "
+            "Upgrade onnx, or export with an older opset, such as 18."
+        )
+        raise ArtefactError(msg)
+    if version < _OLDEST_OPSET:
+        msg = (
+            f"Model {str(path)!r} has opset {version}; read are {_OLDEST_OPSET} to {newest}. Export it again, or use "
+            "onnx.version_converter.convert_version(model, 18)."
+        )
+        raise ArtefactError(msg)
+
+
+def _check_nodes(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse nodes with other inputs, outputs or attributes than their operator has; the unknown ones are E6's."""
+    context = onnx.checker.C.CheckerContext()
+    context.ir_version = model.ir_version
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    context.opset_imports = opsets
+    for index, node in enumerate(model.graph.node):
+        problem = "" if node.output else "it has no output"
+        # protobuf gives what is no UTF-8 as bytes.
+        if not all(isinstance(text, str) for text in (node.op_type, node.domain, node.name, *node.input, *node.output)):
+            msg = f"Model {str(path)!r}: names of node number {index} are no text. The file is damaged: copy it again."
+            raise ArtefactError(msg)
+        try:
+            # Graphs inside a node read the tensors around it, which the check of a single node does not know.
+            alone = not any(item.HasField("g") or item.graphs for item in node.attribute)
+            if alone and onnx.defs.has(node.op_type, opsets.get(node.domain, 0), node.domain):
+                onnx.checker.check_node(node, context)
+        except (onnx.checker.ValidationError, UnicodeDecodeError) as error:
+            problem = str(error).partition("\n")[0].rstrip(".")
+        if problem:
+            msg = (
+                f"Model {str(path)!r}: node {node.name or f'{node.op_type}[{index}]'!r} is not what ONNX allows: "
+                f"{problem}. Export it again."
+            )
+            raise ArtefactError(msg)
+
+
+def _check_graph(graph: onnx.GraphProto, path: Path) -> None:
+    """Refuse initializers that are not whole, nodes that read what nothing has made, and outputs that nothing makes."""
+    made = {""} | {value.name for value in graph.input}
+    for tensor in graph.initializer:
+        try:
+            numpy_helper.to_array(tensor)
+        except (KeyError, TypeError, ValueError) as error:
+            msg = (
+                f"Model {str(path)!r} holds an initializer {tensor.name!r} that is not whole: {error}. Export or copy "
+                "it again."
+            )
+            raise ArtefactError(msg) from None
+        made.add(tensor.name)
+    made.update(tensor.values.name for tensor in graph.sparse_initializer)
+    for index, node in enumerate(graph.node):
+        missing = next((name for name in node.input if name not in made), None)
+        if missing is not None:
+            msg = (
+                f"Model {str(path)!r}: node {node.name or f'{node.op_type}[{index}]'!r} reads {missing!r}, which no "
+                "input, initializer or earlier node makes. Export it again."
+            )
+            raise ArtefactError(msg)
+        again = next((name for name in node.output if name and name in made), None)
+        if again is not None:
+            msg = f"Model {str(path)!r}: {again!r} is made twice, which ONNX does not allow. Export it again."
+            raise ArtefactError(msg)
+        made.update(node.output)
+    outputs = [value.name for value in graph.output]
+    unmade = [name for name in outputs if name not in made]
+    if unmade or not outputs:
+        found = f"the output {unmade[0]!r}, which nothing makes" if unmade else "no output"
+        msg = f"Model {str(path)!r} has {found}. Export it again."
+        raise ArtefactError(msg)
