@@ -14,8 +14,8 @@ from torch import Tensor, fx
 
 from dfqkit.config.recipe import Recipe, load_recipe
 from dfqkit.images import ImageBank
-from dfqkit.images import folder as setfolder
 from dfqkit.progress import silent
+from dfqkit.run import bank_folder as setfolder
 from dfqkit.run import bank_making as sets
 from dfqkit.run.bank_folder import SetFolder
 from dfqkit.run.bank_making import SetPlan, make_set
