@@ -8,11 +8,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, fx, nn
 
+from dfqkit.config.quant import QuantConfig
 from dfqkit.students.calibration import calibrate, correct_bias
 from dfqkit.students.capture import float_graph
 from dfqkit.students.freezing import freeze
 from dfqkit.students.placement import quantized_graph
-from dfqkit.students.quantizers import QuantConfig
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.backends.targets import get_target
 from dfqkit_export.images.spec import ImageSpec

@@ -45,11 +45,11 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _schema(args: argparse.Namespace) -> int:
+    from dfqkit.config.distill import DistillConfig
+    from dfqkit.config.quant import QuantConfig
     from dfqkit.config.recipe import Recipe
     from dfqkit.config.registry import synthesizers
-    from dfqkit.students.quantizers import QuantConfig
-    from dfqkit.training.float_student import StudentConfig
-    from dfqkit.training.quantized_student import DistillConfig
+    from dfqkit.config.student import FloatStudentConfig
 
     known = {name: method.Config for name, method in synthesizers().items()}
     if args.recipe:
@@ -61,7 +61,7 @@ def _schema(args: argparse.Namespace) -> int:
     properties["synthesis"] = references[0] if len(references) == 1 else {"anyOf": references}
     properties["quant"] = _define(definitions, QuantConfig.model_json_schema(by_alias=True))
     sections = {
-        name: kind.model_json_schema() for name, kind in (("student", StudentConfig), ("distill", DistillConfig))
+        name: kind.model_json_schema() for name, kind in (("student", FloatStudentConfig), ("distill", DistillConfig))
     }
     for name, schema in sections.items():
         section = _define(definitions, schema)

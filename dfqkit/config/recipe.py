@@ -153,9 +153,9 @@ class Recipe(_Section):
     @field_validator("student", mode="before")
     @classmethod
     def _student(cls, value: Any) -> Any:
-        from dfqkit.training.float_student import StudentConfig
+        from dfqkit.config.student import FloatStudentConfig
 
-        return StudentConfig.model_validate(value) if isinstance(value, Mapping) else value
+        return FloatStudentConfig.model_validate(value) if isinstance(value, Mapping) else value
 
     @field_validator("quant", mode="before")
     @classmethod
@@ -165,7 +165,7 @@ class Recipe(_Section):
     @field_validator("distill", mode="before")
     @classmethod
     def _distill(cls, value: Any) -> Any:
-        from dfqkit.training.quantized_student import DistillConfig
+        from dfqkit.config.distill import DistillConfig
 
         return DistillConfig.model_validate(value) if isinstance(value, Mapping) else value
 
@@ -197,7 +197,7 @@ class Recipe(_Section):
 
 
 def _quant_config() -> Any:
-    from dfqkit.students.quantizers import QuantConfig
+    from dfqkit.config.quant import QuantConfig
 
     return QuantConfig
 

@@ -39,14 +39,14 @@ def shown(value: object, length: int = 80) -> str:
 
 def _allowed_keys(path: Sequence[str], data: dict[str, Any]) -> list[str]:
     """Keys of the section at ``path``, found by walking the model classes."""
+    from dfqkit.config.distill import DistillConfig
+    from dfqkit.config.quant import QuantConfig
     from dfqkit.config.recipe import Recipe
     from dfqkit.config.registry import synthesizer, synthesizer_names
-    from dfqkit.students.quantizers import QuantConfig
-    from dfqkit.training.float_student import StudentConfig
-    from dfqkit.training.quantized_student import DistillConfig
+    from dfqkit.config.student import FloatStudentConfig
 
     section: Any = Recipe
-    dynamic: dict[str, Any] = {"quant": QuantConfig, "distill": DistillConfig, "student": StudentConfig}
+    dynamic: dict[str, Any] = {"quant": QuantConfig, "distill": DistillConfig, "student": FloatStudentConfig}
     synthesis = data.get("synthesis")
     if list(path[:2]) == ["synthesis", "sources"] and len(path) > 2 and isinstance(synthesis, dict):
         # A source has the keys of its own method, and a share.

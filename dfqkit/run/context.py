@@ -12,20 +12,22 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor, fx, nn
 
+from dfqkit.config.distill import LoopConfig
+from dfqkit.config.quant import QuantConfig
 from dfqkit.config.recipe import Recipe, find_file
 from dfqkit.config.registry import synthesizer
+from dfqkit.config.student import FloatStudentConfig
 from dfqkit.images import ImageBank
 from dfqkit.progress import Progress
 from dfqkit.run.folder import RunFolder
 from dfqkit.seeds import derive
 from dfqkit.students.capture import float_graph
-from dfqkit.students.quantizers import QuantConfig
 from dfqkit.students.student import build_student, calibrate_student
 from dfqkit.synthesis.base import Demand, Synthesizer, SynthesizerConfig
 from dfqkit.synthesis.build import build_synthesizer
 from dfqkit.teacher.load import Teacher, load_teacher
-from dfqkit.training.float_student import StudentConfig, load_float_student, new_float_student
-from dfqkit.training.loop import Batch, LoopConfig
+from dfqkit.training.float_student import load_float_student, new_float_student
+from dfqkit.training.loop import Batch
 from dfqkit_export.backends.targets import Target, get_target
 from dfqkit_export.errors import RecipeError, RuntimeUnavailableError
 
@@ -135,7 +137,7 @@ class Context:
         return float_graph(student, self.teacher.image)
 
     @property
-    def student_section(self) -> StudentConfig | None:
+    def student_section(self) -> FloatStudentConfig | None:
         """The recipe's smaller float student, or None where the teacher itself is quantized."""
         return self.recipe.student  # type: ignore[return-value]
 

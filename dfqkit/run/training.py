@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from torch import fx
 
+from dfqkit.config.distill import DistillConfig
+from dfqkit.config.quant import QuantConfig
 from dfqkit.run.context import FLOAT_STUDENT, Checkpoints, Context
 from dfqkit.students.capture import float_graph
 from dfqkit.students.freezing import freeze
-from dfqkit.students.quantizers import QuantConfig
 from dfqkit.students.student import (
     build_student,
     calibrate_student,
@@ -22,7 +23,7 @@ from dfqkit.students.student import (
 from dfqkit.synthesis.base import Synthesizer
 from dfqkit.training.float_student import Shrinker, save_float_student, student_objective
 from dfqkit.training.loop import Loop
-from dfqkit.training.quantized_student import DistillConfig, Distiller, measured_pairs
+from dfqkit.training.quantized_student import Distiller, measured_pairs
 from dfqkit.training.stream import LiveStream
 from dfqkit_export.errors import ArtefactError
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any, Literal
+from typing import Any
 
 from brevitas.core.function_wrapper import CeilSte
 from brevitas.core.scaling.standalone import ParameterFromStatsFromParameterScaling
@@ -18,84 +17,9 @@ from brevitas.quant import (
     Uint8ActPerTensorFloat,
     Uint8ActPerTensorFloatMSE,
 )
-from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from dfqkit.config.quant import QuantConfig
 from dfqkit_export.backends.targets import Target
-
-_BITS = re.compile(r"w([2-8])a([2-8])")
-
-
-class QuantConfig(BaseModel):
-    """The ``quant`` section of a recipe."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    bits: str = Field("w8a8", description="Weight and activation bits of every layer but the first and the last: w4a8.")
-    first_last: int | None = Field(
-        8,
-        ge=2,
-        le=8,
-        description="Bits of the first and last layer's weights and inputs (common practice since Zhou et al., "
-        "DoReFa-Net, 2016, section 3.6); null gives them the bits of all others.",
-    )
-    elementwise: int | None = Field(
-        8,
-        ge=2,
-        le=8,
-        description="Bits of tensors that no convolution multiplies, such as the inputs of a residual addition. The "
-        "literature leaves these in float; an integer runtime cannot. null gives them the activation bits.",
-    )
-    scales: Literal["power_of_two", "float"] = Field(
-        "power_of_two",
-        description="Activation scales. With powers of two every product and sum of the integer network is exact in "
-        "float32, so that torch and the runtime give the same bits; float scales fit ranges closer, but ties round "
-        "differently "
-        "in each runtime and the differences grow from layer to layer.",
-    )
-    weight_range: Literal["max", "mse"] = Field(
-        "mse", description="How weight scales start: largest value, or least error."
-    )
-    activation_range: Literal["percentile", "mse"] = Field("mse", description="How activation ranges are calibrated.")
-    percentile: float = Field(
-        99.99, gt=50, le=100, description="Share (in percent) of values a calibrated range holds."
-    )
-    equalize: int = Field(
-        0, ge=0, description="Iterations of cross-layer equalization (Nagel et al., 2019); 0 is none."
-    )
-    bias_correction: bool = Field(True, description="Empirical bias correction (Nagel et al., 2019, section 4.2).")
-
-    @field_validator("bits")
-    @classmethod
-    def _check_bits(cls, value: str) -> str:
-        return check_bits(value)
-
-    @property
-    def weight_bits(self) -> int:
-        """Bits of inner weights."""
-        return int(self.bits[1])
-
-    @property
-    def activation_bits(self) -> int:
-        """Bits of the tensors that inner convolutions multiply."""
-        return int(self.bits[3])
-
-    def check(self, target: Target) -> None:
-        """Refuse a scheme that the target cannot run, before any compute is spent."""
-        target.require(weight_bits=self.weight_bits, activation_bits=self.activation_bits)
-        edge, elementwise = self.first_last or self.weight_bits, self.elementwise or self.activation_bits
-        target.require(weight_bits=edge, activation_bits=elementwise)
-
-
-def check_bits(value: str) -> str:
-    """Return a pair of bit widths as it is.
-
-    Raises:
-        ValueError: it is not one.
-    """
-    if not _BITS.fullmatch(value):
-        message = f"'{value}' must be w<weights>a<activations> with 2 to 8 bits each, such as w8a8, w4a8 or w4a4"
-        raise ValueError(message)
-    return value
 
 
 def weight_quantizer(config: QuantConfig, bits: int, target: Target) -> Any:

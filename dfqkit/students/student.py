@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, fx
 
+from dfqkit.config.quant import QuantConfig
 from dfqkit.students.calibration import calibrate, correct_bias, settle
 from dfqkit.students.placement import quantized_graph
-from dfqkit.students.quantizers import QuantConfig
 from dfqkit_export.backends.targets import Target
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import write_bytes

@@ -1,4 +1,4 @@
-"""Distillation into a smaller float student: its section of a recipe, how it is made, and the loop that trains it.
+"""Distillation into a smaller float student: how it is made, and the loop that trains it.
 
 What belongs here: what is particular to a student of another architecture that starts from random weights. The loop
 itself is `loop`, what it minimises `objective`. The student that comes of it can be quantized like a teacher.
@@ -12,20 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, field_validator, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from dfqkit.config.student import FloatStudentConfig
 from dfqkit.seeds import derive
 from dfqkit.teacher.load import Teacher
 from dfqkit.teacher.sources import USER_CODE_ERRORS, build_model
 from dfqkit.teacher.taps import LayerTap
 from dfqkit.teacher.weights import load_weights
-from dfqkit.training.loop import Batch, Loop, LoopConfig
+from dfqkit.training.loop import Batch, Loop
 from dfqkit.training.objective import Objective, require_names
 from dfqkit.training.stream import Stream
 from dfqkit_export.errors import ArtefactError, RecipeError, TeacherError
@@ -33,55 +33,15 @@ from dfqkit_export.files import write_bytes
 
 __all__ = [
     "Shrinker",
-    "StudentConfig",
     "load_float_student",
     "new_float_student",
     "save_float_student",
     "student_objective",
 ]
 
-_LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3}
-
-
-class StudentConfig(LoopConfig):
-    """The ``student`` section of a recipe: a smaller network, trained in float before it is quantized."""
-
-    factory: str = Field(description="torchvision:NAME, timm:NAME or package.module:factory.")
-    args: dict[str, Any] = Field(default_factory=dict, description="Further keyword arguments of the factory.")
-    start: str | None = Field(
-        None, description="State dict to start from (.safetensors, .pt, .pth); null: random weights of the run's seed."
-    )
-    steps: int = Field(4000, ge=1, description="Steps (ours; the literature: 80,000 and more on CIFAR-10).")
-    batch: int = Field(128, ge=2, description="Images a step (CMI, ZSKT: 128).")
-    optimizer: Literal["sgd", "adam"] = Field("sgd", description="SGD with Nesterov momentum, or Adam; cosine to 0.")
-    lr: float | None = Field(None, gt=0, description="null: 0.1 for sgd (CMI, DAFL, DFAD), 1e-3 for adam.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Of sgd; Nesterov's unless 0 (CMI, DAFL, DFAD: 0.9).")
-    weight_decay: float = Field(1e-4, ge=0, description="On all weights (CMI: 1e-4, DAFL: 5e-4).")
-    judge_every: int = Field(200, ge=1, description="Steps between two looks at the held-out synthetic images.")
-
-    @field_validator("args")
-    @classmethod
-    def _sorted(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return dict(sorted(value.items()))  # their order means nothing, and must not change the digest
-
-    @model_validator(mode="after")
-    def _layers_named(self) -> StudentConfig:
-        if self.weights.of_layers and self.layers is None:
-            message = (
-                f"weights.{self.weights.of_layers[0]} needs layers: two architectures have no layers in common that "
-                "could be found by themselves. Name modules of both, e.g. layers: [{teacher: layer2, student: layer2}]"
-            )
-            raise ValueError(message)
-        return self
-
-    @property
-    def rate(self) -> float:
-        """The highest learning rate."""
-        return _LEARNING_RATES[self.optimizer] if self.lr is None else self.lr
-
 
 def new_float_student(
-    config: StudentConfig, teacher: Teacher, seed: int, find: Callable[[str], Path] = Path
+    config: FloatStudentConfig, teacher: Teacher, seed: int, find: Callable[[str], Path] = Path
 ) -> nn.Module:
     """Make a student with random weights, or those of ``start``, in eval mode on the teacher's device.
 
@@ -142,7 +102,9 @@ def _require_fit(model: nn.Module, factory: str, teacher: Teacher, device: torch
         raise RecipeError(message)
 
 
-def student_objective(student: nn.Module, teacher: Teacher, config: StudentConfig, rng: torch.Generator) -> Objective:
+def student_objective(
+    student: nn.Module, teacher: Teacher, config: FloatStudentConfig, rng: torch.Generator
+) -> Objective:
     """What the student minimises; a grey image shows the shapes of features. ``student`` must be in eval mode.
 
     Raises:
@@ -158,7 +120,7 @@ def student_objective(student: nn.Module, teacher: Teacher, config: StudentConfi
         return Objective(config, pairs, found.values, wanted.values, rng)
 
 
-class Shrinker(Loop[StudentConfig, nn.Module]):
+class Shrinker(Loop[FloatStudentConfig, nn.Module]):
     """The loop over one float student, which is in training mode (BatchNorm on the batch) only while it takes a step.
 
     Args:
@@ -186,7 +148,7 @@ class Shrinker(Loop[StudentConfig, nn.Module]):
         teacher: Teacher,
         stream: Stream,
         held_out: Sequence[Batch],
-        config: StudentConfig,
+        config: FloatStudentConfig,
         rng: torch.Generator,
     ) -> None:
         self.student, self.teacher = student.eval(), teacher
@@ -224,7 +186,7 @@ class Shrinker(Loop[StudentConfig, nn.Module]):
         self.student.load_state_dict(state)
 
 
-def _optimizer(groups: list[dict[str, Any]], config: StudentConfig) -> torch.optim.Optimizer:
+def _optimizer(groups: list[dict[str, Any]], config: FloatStudentConfig) -> torch.optim.Optimizer:
     if config.optimizer == "adam":
         return torch.optim.Adam(groups, lr=config.rate, weight_decay=config.weight_decay)
     return torch.optim.SGD(

@@ -14,46 +14,21 @@ from collections.abc import Iterator, Sequence
 from typing import ClassVar, Generic, TypeVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from dfqkit import losses
+from dfqkit.config.distill import LoopConfig
 from dfqkit.synthesis.base import Losses
 from dfqkit.synthesis.optimizers import cosine, optimizer_tensors, restore_optimizer, under
-from dfqkit.training.objective import Objective, ObjectiveConfig
+from dfqkit.training.objective import Objective
 from dfqkit.training.stream import Stream
 from dfqkit_export.errors import ArtefactError
 
-__all__ = ["Batch", "Loop", "LoopConfig", "judge"]
+__all__ = ["Batch", "Loop", "judge"]
 
 _log = logging.getLogger(__name__)
 
 Batch = tuple[Tensor, Tensor]
-
-
-class LoopConfig(ObjectiveConfig):
-    """What every section that trains students in a loop has."""
-
-    steps: int = Field(600, ge=1, description="Steps of each student.")
-    batch: int = Field(64, ge=2, description="Images a student step.")
-    round_every: int = Field(10, ge=1, description="Student steps per round of the synthesizer (DFQ: 10).")
-    shift: int = Field(0, ge=0, description="Largest random shift of a batch, in pixels.")
-    flip: bool = Field(False, description="Mirror half of the batches; not for digits or text.")
-    average: float = Field(
-        0.0, ge=0, lt=1, description="Decay of the moving average of weights that is judged and kept."
-    )
-    judge_every: int = Field(100, ge=1, description="Steps between two looks at the held-out synthetic images.")
-    harder: float = Field(
-        0.0,
-        ge=0,
-        description="Step by which every batch is also made harder, in normalised pixel values (HAST, Li et al., 2023: "
-        "0.01 to 0.02); doubles the cost of a step.",
-    )
-
-    @property
-    def rounds(self) -> int:
-        """Rounds that the synthesizer plays."""
-        return -(-self.steps // self.round_every)
 
 
 def judge(student: nn.Module, batches: Sequence[Batch]) -> tuple[float, float]:

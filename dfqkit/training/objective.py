@@ -10,102 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
-from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from dfqkit import losses
+from dfqkit.config.distill import LayerPair, ObjectiveConfig
 from dfqkit_export.errors import RecipeError
 
-__all__ = ["DistillWeights", "LayerPair", "Objective", "ObjectiveConfig", "require_names"]
+__all__ = ["Objective", "require_names"]
 
 Features = Mapping[str, Tensor]
 _SHOWN = 12  # names that a message lists
-
-
-class DistillWeights(BaseModel):
-    """Weights of the students' loss terms; a term of weight 0 is not computed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    response: float = Field(1.0, ge=0, description="tau^2 KL between softened logits (Hinton et al., 2015).")
-    feature: float = Field(
-        0.0,
-        ge=0,
-        description="Mean over the layers of the error of their features, which `hint` says how to measure (FitNets, "
-        "Romero et al., 2015).",
-    )
-    relation: float = Field(
-        0.0,
-        ge=0,
-        description="Mean over consecutive layers of the squared difference of their FSP matrices (Yim et al., 2017); "
-        "RepDistiller: 50.",
-    )
-    attention: float = Field(
-        0.0,
-        ge=0,
-        description="Mean over the layers of the squared difference of attention maps (Zagoruyko and Komodakis, 2017, "
-        "whose code has 1000).",
-    )
-    logit_l1: float = Field(0.0, ge=0, description="Mean absolute difference of logits (DFAD: 1).")
-    logit_mse: float = Field(0.0, ge=0, description="Mean squared difference of logits (Ba and Caruana, 2014).")
-
-    @model_validator(mode="after")
-    def _some(self) -> DistillWeights:
-        if not any(self.model_dump().values()):
-            message = "all are 0, which trains nothing; give one a value above 0, or set the whole section to null"
-            raise ValueError(message)
-        return self
-
-    @property
-    def of_layers(self) -> list[str]:
-        """The terms above 0 that compare features."""
-        return [name for name in ("feature", "relation", "attention") if getattr(self, name)]
-
-
-class LayerPair(BaseModel):
-    """Two layers that are compared; a plain name stands for both."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    teacher: str = Field(min_length=1, description="Name on the side that is imitated.")
-    student: str = Field(min_length=1, description="Name on the side that learns.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _plain(cls, value: Any) -> Any:
-        return {"teacher": value, "student": value} if isinstance(value, str) else value
-
-
-class ObjectiveConfig(BaseModel):
-    """What every section that trains a student has in a recipe."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    temperature: float = Field(4.0, gt=0, description="tau of response distillation (RepDistiller: 4).")
-    weights: DistillWeights = DistillWeights()
-    layers: tuple[LayerPair, ...] | None = Field(
-        None,
-        description="Layers that feature, relation (consecutive ones) and attention compare: names, or teacher: NAME, "
-        "student: NAME.",
-    )
-    hint: Literal["relative", "mse"] = Field(
-        "relative",
-        description="How features are compared: squared error over the teacher's energy, so that all layers weigh "
-        "the same (ours), or the mean squared error of FitNets (RepDistiller: weight 100).",
-    )
-
-    @model_validator(mode="after")
-    def _enough_layers(self) -> ObjectiveConfig:
-        least = 2 if self.weights.relation else 1
-        if self.layers is not None and len(self.layers) < least:
-            reason = "weights.relation compares consecutive ones" if least == 2 else "there is nothing to compare"
-            message = f"layers names {len(self.layers)}, but {reason}; name {least} or more, or leave it out"
-            raise ValueError(message)
-        return self
 
 
 class Projection(nn.Module):

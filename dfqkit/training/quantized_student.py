@@ -1,4 +1,4 @@
-"""Distillation into quantized students: their section of a recipe, and the loop over an ensemble of them.
+"""Distillation into quantized students: the loop over an ensemble of them.
 
 What belongs here: what is particular to fake-quantized students - their layers, their learnable ranges, the partners
 that steer but do not ship. The loop itself is `loop`, what it minimises `objective`.
@@ -10,38 +10,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, field_validator
 from torch import Tensor, fx, nn
 
+from dfqkit.config.distill import DistillConfig, LayerPair
+from dfqkit.config.quant import QuantConfig
 from dfqkit.seeds import derive
-from dfqkit.students.quantizers import QuantConfig, check_bits
 from dfqkit.students.student import restore, snapshot
 from dfqkit.teacher.taps import FeatureTap
-from dfqkit.training.loop import Batch, Loop, LoopConfig
-from dfqkit.training.objective import LayerPair, Objective, require_names
+from dfqkit.training.loop import Batch, Loop
+from dfqkit.training.objective import Objective, require_names
 from dfqkit.training.reference import measuring_points, reference_graph
 from dfqkit.training.stream import Stream
 
-__all__ = ["DistillConfig", "Distiller", "measured_pairs"]
-
-
-class DistillConfig(LoopConfig):
-    """The ``distill`` section of a recipe; ``layers`` names quantized tensors, all of them by default."""
-
-    lr: float = Field(2e-4, gt=0, description="Adam, cosine to 0; for weights, biases and weight scales.")
-    lr_ranges: float = Field(1e-3, ge=0, description="Adam, for activation ranges where the scheme lets them learn.")
-    partners: tuple[str, ...] = Field(
-        (),
-        description="Bits of further students of the ensemble, e.g. [w3a3]: other noise than the one deployed.",
-    )
-    partner_every: int = Field(
-        2, ge=1, description="Partners step once in so many steps: they steer, they do not ship."
-    )
-
-    @field_validator("partners")
-    @classmethod
-    def _check_bits(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(check_bits(bits) for bits in value)
+__all__ = ["Distiller", "measured_pairs"]
 
 
 def measured_pairs(student: fx.GraphModule, config: DistillConfig) -> list[LayerPair]:

@@ -26,10 +26,10 @@ import torchvision
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
+from dfqkit.config.quant import QuantConfig
 from dfqkit.students.capture import float_graph
 from dfqkit.students.freezing import freeze
 from dfqkit.students.onnx_file import write_qdq
-from dfqkit.students.quantizers import QuantConfig
 from dfqkit.students.student import build_student, calibrate_student
 from dfqkit_export.backends.realised import Realised, realised_precision
 from dfqkit_export.backends.runtimes import get_runtime

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from dfqkit.config.quant import QuantConfig
 from dfqkit.config.recipe import load_recipe
 from dfqkit.config.registry import synthesizer
 from dfqkit.run.context import teacher_of
 from dfqkit.seeds import derive
 from dfqkit.students.capture import float_graph
-from dfqkit.students.quantizers import QuantConfig
 from dfqkit.students.student import build_student, calibrate_student
 from dfqkit.synthesis import METHODS
 from dfqkit.synthesis.base import Demand, Synthesizer, SynthesizerConfig

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from dfqkit.config.quant import QuantConfig
 from dfqkit.students.calibration import calibrate, correct_bias
 from dfqkit.students.placement import quantized_graph
-from dfqkit.students.quantizers import QuantConfig
 from dfqkit_export.backends.targets import get_target
 from dfqkit_export.images.spec import ImageSpec
 from tests._toys import IMAGE, Depthwise, images, randomise, student, toy, toy_graph

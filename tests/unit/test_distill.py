@@ -12,12 +12,13 @@ from pydantic import ValidationError
 from torch import Tensor, fx, nn
 
 from dfqkit import losses
+from dfqkit.config.distill import DistillConfig
+from dfqkit.config.quant import QuantConfig
 from dfqkit.seeds import derive
-from dfqkit.students.quantizers import QuantConfig
 from dfqkit.students.student import build_student, calibrate_student, equalized_graph, snapshot
 from dfqkit.teacher.taps import FeatureTap
 from dfqkit.training.loop import judge
-from dfqkit.training.quantized_student import DistillConfig, Distiller
+from dfqkit.training.quantized_student import Distiller
 from dfqkit.training.stream import LiveStream, frozen
 from dfqkit_export.backends.targets import get_target
 from dfqkit_export.errors import RecipeError

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from dfqkit import losses
-from dfqkit.training.objective import DistillWeights, LayerPair, Objective, ObjectiveConfig, require_names
+from dfqkit.config.distill import DistillWeights, LayerPair, ObjectiveConfig
+from dfqkit.training.objective import Objective, require_names
 from dfqkit_export.errors import RecipeError
 
 ALL = {"response": 1.0, "feature": 2.0, "relation": 3.0, "attention": 5.0, "logit_l1": 7.0, "logit_mse": 11.0}

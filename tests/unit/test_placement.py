@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import fx, nn
 
+from dfqkit.config.quant import QuantConfig
 from dfqkit.students.placement import Plan, plan, quantized_graph
-from dfqkit.students.quantizers import QuantConfig
 from dfqkit_export.backends.targets import get_target
 from dfqkit_export.errors import TargetError
 from tests._toys import IMAGE, TOYS, images, toy_graph

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from dfqkit.config.quant import QuantConfig
 from dfqkit.config.recipe import Recipe, load_recipe
 from dfqkit.run.context import resolve_device
 from dfqkit.run.layers import _student_layers, compare_layers
@@ -18,7 +19,6 @@ from dfqkit.run.plan import plan
 from dfqkit.run.validate import GradingSet, compare, real_images
 from dfqkit.students.freezing import freeze
 from dfqkit.students.onnx_file import write_float, write_qdq
-from dfqkit.students.quantizers import QuantConfig
 from dfqkit.students.student import build_student, calibrate_student, equalized_graph
 from dfqkit_export.backends.targets import get_target
 from dfqkit_export.errors import ArtefactError, RecipeError, RuntimeUnavailableError

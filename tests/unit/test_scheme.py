@@ -9,7 +9,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dfqkit.students.quantizers import QuantConfig, activation_quantizer, weight_quantizer
+from dfqkit.config.quant import QuantConfig
+from dfqkit.students.quantizers import activation_quantizer, weight_quantizer
 from dfqkit_export.backends.targets import QuantSpace, Target, get_target
 from dfqkit_export.errors import TargetError
 

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from dfqkit import losses
 from dfqkit.config.registry import synthesizer
+from dfqkit.config.student import FloatStudentConfig
 from dfqkit.seeds import derive
 from dfqkit.synthesis.base import Demand
 from dfqkit.synthesis.build import build_synthesizer
 from dfqkit.teacher.load import Teacher
 from dfqkit.training.float_student import (
     Shrinker,
-    StudentConfig,
     load_float_student,
     new_float_student,
     save_float_student,
@@ -70,9 +70,9 @@ def not_finite() -> nn.Module:
     return model
 
 
-def config(**changes: Any) -> StudentConfig:
+def config(**changes: Any) -> FloatStudentConfig:
     small: dict[str, Any] = {"factory": f"{HERE}:Small", "steps": 8, "batch": 8, "round_every": 3, "judge_every": 3}
-    return StudentConfig.model_validate(small | changes)
+    return FloatStudentConfig.model_validate(small | changes)
 
 
 def teacher() -> Teacher:
@@ -84,7 +84,7 @@ def held_out() -> list[tuple[Tensor, Tensor]]:
     return [(batch, model.logits(batch)) for batch in (images(16, 20), images(9, 21))]
 
 
-def shrinker(section: StudentConfig | None = None, seed: int = 0) -> Shrinker:
+def shrinker(section: FloatStudentConfig | None = None, seed: int = 0) -> Shrinker:
     section = section or config()
     model = teacher()
     stream = LiveStream(Offset(model, derive(seed, "offset")), section, derive(seed, "augmentation"))

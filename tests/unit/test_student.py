@@ -11,9 +11,9 @@ import torch
 from brevitas.graph.calibrate import quantization_status_manager
 from torch import Tensor, fx, nn
 
+from dfqkit.config.quant import QuantConfig
 from dfqkit.students.capture import float_graph
 from dfqkit.students.placement import quantized_graph
-from dfqkit.students.quantizers import QuantConfig
 from dfqkit.students.student import (
     build_student,
     calibrate_student,
