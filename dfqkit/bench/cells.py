@@ -34,6 +34,7 @@ from dfqkit_export.errors import ArtefactError, BusyError
 from dfqkit_export.files import write_bytes
 from dfqkit_export.images.labelled import LabelledImages
 from dfqkit_export.measure import metrics
+from dfqkit_export.words import some
 
 #: The stage of a cell's folder that holds what was measured.
 MEASURED = "bench"
@@ -96,9 +97,8 @@ class Bench:
                 continue
             tell(f"[{len(found)}/{len(cells)}] {_line(found[cell])}")
         if busy:
-            names = ", ".join(cell.folder for cell in busy[:3])
             message = (
-                f"Another process is still working on {len(busy)} cells ({names}{', ...' if len(busy) > 3 else ''}). "
+                f"Another process is still working on {len(busy)} cells ({some([cell.folder for cell in busy], 3)}). "
                 "Everything else is done: run the same command again when it has ended."
             )
             raise BusyError(message)

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfqkit.cli.options import Parser, note, result, table
+from dfqkit.cli.options import Parser, note, result
+from dfqkit_export.words import table
 
 if TYPE_CHECKING:
     from dfqkit.cli.options import Commands

@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from dfqkit.cli.options import Parser, result, table
+from dfqkit.cli.options import Parser, result
+from dfqkit_export.words import table
 
 if TYPE_CHECKING:
     from dfqkit.cli.options import Commands
@@ -29,7 +30,7 @@ def _env(args: argparse.Namespace) -> int:
     from dfqkit_export.env import environment
 
     facts = {"dfqkit": __version__, **environment()}
-    result(json.dumps({"schema": 1, **facts}, indent=2) if args.json else table(list(_rows(facts))))
+    result(json.dumps({"schema": 1, **facts}, indent=2) if args.json else table([*_rows(facts)]))
     return 0
 
 

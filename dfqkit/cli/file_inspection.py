@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from dfqkit.cli.options import note, result, table
+from dfqkit.cli.options import note, result
 from dfqkit_export.errors import ArtefactError, DfqkitError
+from dfqkit_export.words import some, table
 
 if TYPE_CHECKING:
     from dfqkit_export.backends.realised import Realised
@@ -156,7 +157,7 @@ def _frame(path: str, facts: FileFacts) -> Iterator[str]:
         ("stored", f"{facts.parameters} numbers"),
         *((name, made[name]) for name in ("recipe", "target", "teacher", "synthesizer", "seed") if name in made),
     ]
-    yield table(rows)
+    yield from table(rows)
 
 
 def _layers(layers: Sequence[LayerFacts]) -> Iterator[str]:
@@ -167,7 +168,7 @@ def _layers(layers: Sequence[LayerFacts]) -> Iterator[str]:
     )
     yield ""
     yield f"{len(layers)} layers that compute"
-    yield table([(f"  {count} x", *kind) for kind, count in kinds.items()])
+    yield from table([(f"  {count} x", *kind) for kind, count in kinds.items()])
 
 
 def _weight(layer: LayerFacts) -> str:
@@ -211,14 +212,12 @@ def _problems(path: object, target: str, problems: Sequence[Problem]) -> Iterato
         yield f"  {rule} {first.severity}: {f'{first.node}: ' if first.node else ''}{first.message}"
         yield f"    do: {first.repair}{' (--fix does it)' if first.fixable else ''}"
         if len(found) > 1:
-            names = ", ".join(problem.node for problem in found[1 : 1 + _NODES])
-            more = f" and {len(found) - 1 - _NODES} more" if len(found) > 1 + _NODES else ""
-            yield f"    also: {names}{more}"
+            yield f"    also: {some([problem.node for problem in found[1:]], _NODES)}"
 
 
 def _precision(runtime: str, item: Realised) -> Iterator[str]:
     share = "" if item.integer_macs is None else f", {100 * item.integer_macs:.1f} % of multiply-adds"
     yield f"in {runtime}: {item.integer_layers} of {len(item.layers)} layers in integers{share}"
-    yield table(
+    yield from table(
         [(f"  {layer.name}", layer.op, layer.precision, layer.executed_as, layer.detail) for layer in item.layers]
     )

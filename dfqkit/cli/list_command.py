@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from dfqkit.cli.options import Parser, result, table
+from dfqkit.cli.options import Parser, result
+from dfqkit_export.words import table
 
 if TYPE_CHECKING:
     from dfqkit.cli.options import Commands

@@ -9,11 +9,11 @@ import textwrap
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     Commands = argparse._SubParsersAction["Parser"]
 
-__all__ = ["Parser", "add_compute_options", "add_overrides", "add_recipe_options", "note", "result", "table"]
+__all__ = ["Parser", "add_compute_options", "add_overrides", "add_recipe_options", "note", "result"]
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -92,13 +92,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def result(text: str) -> None:
-    """Write a result to stdout, which carries nothing else.
+def result(text: str | Iterable[str]) -> None:
+    """Write a result, a text or its lines, to stdout, which carries nothing else.
 
     A reader that has seen enough (`| head`) does not change how the command ends.
     """
     try:
-        print(text.rstrip("\n"), flush=True)
+        print((text if isinstance(text, str) else "\n".join(text)).rstrip("\n"), flush=True)
     except BrokenPipeError:
         discard_stdout()
 
@@ -111,12 +111,3 @@ def discard_stdout() -> None:
 def note(text: str) -> None:
     """Write a line for people to stderr."""
     print(text, file=sys.stderr, flush=True)
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Lay out rows with columns as wide as their longest cell; the last column is free."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)] if rows else []
-    return "\n".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
-        for row in rows
-    )

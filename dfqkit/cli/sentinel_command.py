@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfqkit.cli.options import Parser, natural, note, positive, result, table
+from dfqkit.cli.options import Parser, natural, note, positive, result
+from dfqkit_export.words import table
 
 if TYPE_CHECKING:
     from dfqkit.cli.options import Commands

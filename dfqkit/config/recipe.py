@@ -6,7 +6,6 @@ documented on the configuration classes they are made of.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ from pydantic import (
 from dfqkit.config.recipe_errors import explain, shown
 from dfqkit_export.backends.targets import get_target
 from dfqkit_export.errors import RecipeError
+from dfqkit_export.words import did_you_mean
 
 if TYPE_CHECKING:
     from dfqkit_export.images.spec import ImageSpec
@@ -228,11 +228,9 @@ def find_recipe(name: str | Path) -> Path:
     key = str(name).removesuffix(".yaml")
     if key in shipped:
         return shipped[key]
-    near = difflib.get_close_matches(key, shipped, n=1)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
     message = (
-        f"No recipe '{name}': neither a file (looked for {path} and {path}.yaml) nor a shipped recipe.{hint} "
-        f"Shipped: {', '.join(shipped)}."
+        f"No recipe '{name}': neither a file (looked for {path} and {path}.yaml) nor a shipped recipe."
+        f"{did_you_mean(key, shipped)} Shipped: {', '.join(shipped)}."
     )
     raise RecipeError(message)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
+
+from dfqkit_export.words import did_you_mean
 
 __all__ = ["explain", "shown"]
 
@@ -15,9 +16,7 @@ def explain(item: Any, data: dict[str, Any]) -> str:
     where = ".".join(path) or "recipe"
     if item["type"] == "extra_forbidden":
         allowed = _allowed_keys(path[:-1], data)
-        near = difflib.get_close_matches(path[-1], allowed, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        return f"  {where}: unknown key.{hint} Allowed here: {', '.join(allowed)}."
+        return f"  {where}: unknown key.{did_you_mean(path[-1], allowed)} Allowed here: {', '.join(allowed)}."
     if item["type"] == "missing":
         return f"  {where}: is missing"
     if item["type"] in ("model_type", "model_attributes_type"):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from dfqkit_export.errors import RecipeError
+from dfqkit_export.words import did_you_mean
 
 if TYPE_CHECKING:
     from dfqkit.synthesis.base import Synthesizer
@@ -33,9 +33,7 @@ def synthesizer(name: str) -> type[Synthesizer]:
 
     known = synthesizer_names()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        message = f"Unknown synthesizer '{name}'.{hint} Known: {', '.join(sorted(known))}."
+        message = f"Unknown synthesizer '{name}'.{did_you_mean(name, known)} Known: {', '.join(sorted(known))}."
         raise RecipeError(message)
     module, _, attribute = known[name].partition(":")
     try:

@@ -25,6 +25,7 @@ from dfqkit.records.file import TOP, ActivationRecords, Moments, Pair, pooled, r
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError, TeacherError
 from dfqkit_export.images.labelled import LabelledImages
+from dfqkit_export.words import some
 
 __all__ = ["RecordOptions", "graph_basis", "record"]
 
@@ -197,7 +198,7 @@ def _chosen(images: LabelledImages, teacher: Teacher, per_class: int | None) -> 
         counts = np.minimum(counts, per_class)
     few = [str(label) for label in np.flatnonzero(counts < 2)]
     if few:
-        shown = ", ".join(few[:_SHOWN]) + (f" and {len(few) - _SHOWN} more" if len(few) > _SHOWN else "")
+        shown = some(few, _SHOWN)
         message = (
             f"A covariance needs two images of every class; '{images.name}' has fewer of {len(few)} of the teacher's "
             f"{classes} classes ({shown}). Give images of all classes that the teacher tells apart."

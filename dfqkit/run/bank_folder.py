@@ -25,6 +25,7 @@ from dfqkit.run.manifest import lock
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import sha256_of_file, write_bytes
 from dfqkit_export.images.bank_file import SCHEMA, SET_FILE
+from dfqkit_export.words import some
 
 __all__ = ["SetFolder", "facts_of"]
 
@@ -108,8 +109,8 @@ class SetFolder:
             foreign = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
             if foreign:
                 message = (
-                    f"Folder '{self.path}' holds files that are not of a set: {', '.join(foreign[:_SHOWN])}"
-                    f"{' and more' if len(foreign) > _SHOWN else ''}. Choose a new or an empty folder with --out."
+                    f"Folder '{self.path}' holds files that are not of a set: "
+                    f"{some(foreign, _SHOWN)}. Choose a new or an empty folder with --out."
                 )
                 raise ArtefactError(message)
             self._require_space()

@@ -35,6 +35,7 @@ from dfqkit.training.stream import frozen
 from dfqkit_export.env import environment
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.stored import ImageSet, image_digest
+from dfqkit_export.words import some
 
 __all__ = ["SetPlan", "make_set"]
 
@@ -205,8 +206,7 @@ def _warnings(images: ImageSet, recipe: Recipe, teacher: Teacher) -> list[str]:
     counts = np.bincount(images.answers()[0], minlength=images.spec.classes)
     empty = np.flatnonzero(counts == 0)
     if len(empty):
-        named = ", ".join(map(str, empty[:_NAMED])) + (", ..." if len(empty) > _NAMED else "")
-        found.append(f"{len(empty)} of {len(counts)} classes have no image: {named}.")
+        found.append(f"{len(empty)} of {len(counts)} classes have no image: {some([*map(str, empty)], _NAMED)}.")
     copies = sum(len(codes) - len({image_digest(code) for code in codes}) for codes, _ in images.each_shard())
     if copies:
         found.append(f"{copies} of {len(images)} images repeat another of their shard, pixel by pixel.")

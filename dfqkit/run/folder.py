@@ -22,6 +22,7 @@ from dfqkit.run.checkpoint import read_checkpoint, write_checkpoint
 from dfqkit.run.manifest import MANIFEST, SCHEMA, differences, lock, read_manifest
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import sha256_of_file, write_bytes
+from dfqkit_export.words import some
 
 __all__ = ["RunFolder"]
 
@@ -76,9 +77,8 @@ class RunFolder:
             return folder
         foreign = [name for name in names if name not in _LEFTOVERS and not _is_recipe(path / name, recipe_text)]
         if foreign:
-            more = f" and {len(foreign) - _SHOWN} more" if len(foreign) > _SHOWN else ""
             msg = (
-                f"Folder '{path}' holds files that are not of a run: {', '.join(foreign[:_SHOWN])}{more}. "
+                f"Folder '{path}' holds files that are not of a run: {some(foreign, _SHOWN)}. "
                 "A run needs a new or an empty folder: choose another one with --out."
             )
             raise ArtefactError(msg)

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from dfqkit_export.errors import ArtefactError, BusyError
+from dfqkit_export.words import some
 
 __all__ = ["MANIFEST", "SCHEMA", "differences", "lock", "read_manifest"]
 
@@ -72,8 +73,8 @@ def differences(before: str, after: str) -> str:
     except yaml.YAMLError:
         return ""
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    shown = [f"{key} {old.get(key, 'absent')} there, {new.get(key, 'absent')} here" for key in keys[:_SHOWN]]
-    return "; ".join(shown) + (f"; and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else "")
+    texts = [f"{key} {old.get(key, 'absent')} there, {new.get(key, 'absent')} here" for key in keys]
+    return some(texts, _SHOWN, "; ")
 
 
 def _leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dfqkit_export.words import some, table
+
 __all__ = ["LinearHead", "TeacherFacts"]
 
 _SHOWN = 5
@@ -113,8 +115,7 @@ class TeacherFacts:
             (f"synthesizer {name}", f"does not apply: needs {_joined(list(lacks))}" if lacks else "applies")
             for name, lacks in sorted(self.synthesizers.items())
         ]
-        width = max(len(label) for label, _ in rows)
-        lines = [f"  {label.ljust(width)}  {text}" for label, text in rows]
+        lines = [f"  {line}" for line in table(rows)]
         return "\n".join([f"Teacher {self.name} (weights sha256 {self.sha256[:12]})", *lines])
 
     def _batchnorm_text(self) -> str:
@@ -131,5 +132,4 @@ class TeacherFacts:
 
 
 def _joined(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more if names else "none"
+    return some(names, _SHOWN) if names else "none"

@@ -10,7 +10,6 @@ import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from dfqkit.teacher.verification import listed, verify_outputs, verify_weights
 from dfqkit.teacher.weights import load_weights, sha256_of_weights
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.words import nearest
 
 __all__ = ["Teacher", "load_teacher", "resolve_factory"]
 
@@ -172,7 +172,7 @@ def _form(tensor: Tensor) -> str:
 
 
 def _nearest(key: str, extra: list[str]) -> str:
-    near = get_close_matches(key, extra, n=1, cutoff=0.75)
+    near = nearest(key, extra, cutoff=0.75)
     return f" (the file has {near[0]})" if near else ""
 
 

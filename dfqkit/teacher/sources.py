@@ -10,13 +10,13 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
 from types import ModuleType
 
 import torch
 from torch import nn
 
 from dfqkit_export.errors import TeacherError
+from dfqkit_export.words import did_you_mean, some
 
 __all__ = ["USER_CODE_ERRORS", "build_model", "resolve_factory"]
 
@@ -160,11 +160,8 @@ def _require_known(name: str, factory: str, known: Iterable[str]) -> None:
     known = sorted(known)
     if factory in known:
         return
-    near = get_close_matches(factory, known, n=3)
-    hint = (
-        f"Nearest: {', '.join(near)}." if near else f"It has {len(known)} factories, among them {', '.join(known[:5])}."
-    )
-    msg = f"Factory '{name}' does not exist: no '{factory}' in '{name.partition(':')[0]}'. {hint}"
+    hint = did_you_mean(factory, known, n=3) or f" It has {some(known, 5)}."
+    msg = f"Factory '{name}' does not exist: no '{factory}' in '{name.partition(':')[0]}'.{hint}"
     raise TeacherError(msg)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from types import TracebackType
 from typing import Literal, NoReturn
 
@@ -18,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dfqkit.teacher.batchnorm_moments import can_join, channel_moments, normalised_with_moments
 from dfqkit_export.errors import TeacherError
+from dfqkit_export.words import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,10 +193,9 @@ class LayerTap(_Tap):
         known = dict(model.named_modules())
         missing = [name for name in names if name not in known]
         if missing:
-            near = get_close_matches(missing[0], known, n=3, cutoff=0.5)
+            hint = did_you_mean(missing[0], known, n=3, cutoff=0.5)
             message = (
-                f"The model has no layer '{missing[0]}'. "
-                f"{'Near: ' + ', '.join(near) if near else 'It has ' + ', '.join(name for name in known if name)}."
+                f"The model has no layer '{missing[0]}'.{hint or ' It has ' + ', '.join(filter(None, known)) + '.'}"
             )
             raise TeacherError(message)
         self.layers = {name: known[name] for name in names}

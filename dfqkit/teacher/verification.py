@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dfqkit.teacher.sources import USER_CODE_ERRORS
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.words import some
 
 __all__ = ["listed", "verify_outputs", "verify_weights"]
 
@@ -23,8 +24,7 @@ _BATCH_TOLERANCE = 1e-3  # of the largest logit: kernels may sum in another orde
 
 def listed(label: str, names: list[str]) -> str:
     """Count names and show the first few, as in `5 missing: a, b, c and 2 more`; empty for no names."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{len(names)} {label}: {', '.join(names[:_SHOWN])}{more}" if names else ""
+    return f"{len(names)} {label}: {some(names, _SHOWN)}" if names else ""
 
 
 def verify_weights(tensors: dict[str, Tensor], name: str) -> None:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dfqkit_export.errors import TeacherError
+from dfqkit_export.words import some
 
 __all__ = ["load_weights", "sha256_of_weights"]
 
@@ -136,8 +137,7 @@ def _tensors(content: object, path: Path) -> dict[str, Tensor]:
         raise TeacherError(msg)
     others = [f"{key!r} ({type(value).__name__})" for key, value in content.items() if not _is_entry(key, value)]
     if others or not content:
-        more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
-        found = f"{', '.join(others[:_SHOWN])}{more} beside its tensors" if others else "no tensor at all"
+        found = f"{some(others, _SHOWN)} beside its tensors" if others else "no tensor at all"
         msg = (
             f"Weights file '{path}' holds {found}. Needed is a dictionary of named tensors (a state dict), "
             f"bare or under one of {', '.join(_WRAPPERS)}. {_RESAVE}"

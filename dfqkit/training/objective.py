@@ -8,7 +8,6 @@ comparable. The formulas are `losses`; the loops that minimise the sum are `dist
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from itertools import pairwise
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from dfqkit import losses
 from dfqkit.config.distill import LayerPair, ObjectiveConfig
 from dfqkit_export.errors import RecipeError
+from dfqkit_export.words import did_you_mean, some
 
 __all__ = ["Objective", "require_names"]
 
@@ -167,10 +167,10 @@ def require_names(names: Sequence[str], known: Collection[str], where: str, whos
     for name in names:
         if name in known:
             continue
-        near = get_close_matches(name, known, n=3, cutoff=0.5)
-        there = ", ".join(list(known)[:_SHOWN]) + (f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else "")
-        hint = f"Near: {', '.join(near)}. " if near else ""
-        message = f"{where}.layers names '{name}', but {whose} has no layer of that name. {hint}There are: {there}."
+        message = (
+            f"{where}.layers names '{name}', but {whose} has no layer of that name."
+            f"{did_you_mean(name, known, n=3, cutoff=0.5)} There are: {some(list(known), _SHOWN)}."
+        )
         raise RecipeError(message)
 
 

@@ -6,11 +6,11 @@ inside the functions of its adapter, and an adapter only when it is asked for.
 
 from __future__ import annotations
 
-import difflib
 from importlib import import_module
 
 from dfqkit_export.backends.session import Runtime, Session
 from dfqkit_export.errors import TargetError
+from dfqkit_export.words import did_you_mean
 
 __all__ = ["RUNTIMES", "Runtime", "Session", "get_runtime"]
 
@@ -35,10 +35,8 @@ def get_runtime(name: str) -> Runtime:
         TargetError: No runtime has that name; gives the nearest and all allowed ones.
     """
     if name not in RUNTIMES:
-        near = difflib.get_close_matches(name, RUNTIMES, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        msg = f"Unknown runtime {name!r}.{hint} Allowed: {', '.join(RUNTIMES)}."
-        raise TargetError(msg)
+        message = f"Unknown runtime {name!r}.{did_you_mean(name, RUNTIMES)} Allowed: {', '.join(RUNTIMES)}."
+        raise TargetError(message)
     module, _, adapter = RUNTIMES[name].partition(":")
     runtime: Runtime = getattr(import_module(module), adapter)()
     return runtime

@@ -6,13 +6,12 @@ is held against. No runtime is imported.
 
 from __future__ import annotations
 
-import difflib
-
 from dfqkit_export.backends.onnxruntime.targets import ONNXRUNTIME, ONNXRUNTIME_ARM, ONNXRUNTIME_AVX2
 from dfqkit_export.backends.openvino.targets import OPENVINO
 from dfqkit_export.backends.target import Bias, Cell, Family, Granularity, OperatorRule, Placement, QuantSpace, Target
 from dfqkit_export.backends.tensorrt.targets import ONNXRUNTIME_TENSORRT, TENSORRT, TENSORRT_RTX
 from dfqkit_export.errors import TargetError
+from dfqkit_export.words import did_you_mean
 
 TARGETS: dict[str, Target] = {
     target.name: target
@@ -50,9 +49,7 @@ def get_target(name: str) -> Target:
     """
     if name in TARGETS:
         return TARGETS[name]
-    near = difflib.get_close_matches(name, TARGETS, n=1)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
-    message = f"Unknown target '{name}'.{hint} Allowed: {', '.join(sorted(TARGETS))}."
+    message = f"Unknown target '{name}'.{did_you_mean(name, TARGETS)} Allowed: {', '.join(sorted(TARGETS))}."
     raise TargetError(message)
 
 

@@ -12,6 +12,7 @@ import onnx
 
 from dfqkit_export.measure.activations import layer_scales
 from dfqkit_export.onnxfile.graph import SourceGraph
+from dfqkit_export.words import some
 
 __all__ = ["bias_notes", "disturbance_note"]
 
@@ -30,8 +31,7 @@ def disturbance_note(runtime: str, model: onnx.ModelProto, hidden: Mapping[str, 
     )
     if hidden:
         shown = [f"{name} with {last}" for name, last in hidden.items()]
-        some = ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
-        text += f", without the {len(hidden)} that it computes in one kernel with a later one ({some})"
+        text += f", without the {len(hidden)} that it computes in one kernel with a later one ({some(shown, 3)})"
     scales = layer_scales(model)
     rounded = [name for name in hidden if scales.get(name) is not None]
     if rounded and runtime == "openvino":

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dfqkit_export.comparison.files import Comparison
 from dfqkit_export.comparison.layers import MAX_DIFFERING, LayerDifference
 from dfqkit_export.comparison.reports import ReportDifference
+from dfqkit_export.words import some, table
 
 __all__ = ["render_comparison", "render_differences"]
 
@@ -27,7 +28,9 @@ def render_comparison(found: Comparison) -> str:
         f"argmax  {_flips(found)}",
     ]
     if found.layers:
-        lines += [f"parts   {_first(found)}", "", *_table(found.layers), "", f"A layer parts {_rule(found.min_sqnr)}."]
+        rows = [_HEADER, *map(_row, found.layers)]
+        lines += [f"parts   {_first(found)}", "", *table(rows, numbers=True), ""]
+        lines += [f"A layer parts {_rule(found.min_sqnr)}."]
     return "\n".join([*lines, *(f"note: {note}" for note in found.notes)])
 
 
@@ -39,10 +42,8 @@ def render_differences(found: ReportDifference) -> str:
         noise = "" if m.noise is None or not apart else f" (2 s.e. {m.noise:.2g})"
         unit = f" {m.unit}" if m.unit else ""
         rows.append((m.name, m.subject, m.data, _value(m.a, unit), _value(m.b, unit), apart + noise, m.change))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     head = [f"A  {found.title_a}: {found.verdict_a}", f"B  {found.title_b}: {found.verdict_b}", ""]
-    return "\n".join(head + table)
+    return "\n".join(head + table(rows))
 
 
 def _matched(found: Comparison) -> str:
@@ -50,7 +51,7 @@ def _matched(found: Comparison) -> str:
     text = f"{len(matching.pairs)} matched {matching.how}"
     for side, names in (("A", matching.only_a), ("B", matching.only_b)):
         if names:
-            text += f"; {len(names)} only in {side} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            text += f"; {len(names)} only in {side} ({some(names, 3)})"
     return text
 
 
@@ -76,17 +77,6 @@ def _rule(min_sqnr: float) -> str:
         "where both sides quantize it with the same scale, when its error has more power than the quantizer's own "
         f"(step^2 / 12), and begins to with {100 * MAX_DIFFERING:g} % other codes; elsewhere below {min_sqnr:g} dB"
     )
-
-
-def _table(layers: tuple[LayerDifference, ...]) -> list[str]:
-    rows = [_HEADER, *(_row(layer) for layer in layers)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADER))]
-    return [
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def _row(layer: LayerDifference) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from dfqkit_export.gate.measurement import Measurement, Subject, predict
 from dfqkit_export.gate.sketches import distances, sketch, unpack_sketches
 from dfqkit_export.measure.activations import layer_outputs
 from dfqkit_export.sentinel import SENSITIVE, normalized
+from dfqkit_export.words import some
 
 __all__ = ["explain", "layer_sketches", "preprocessing_changes"]
 
@@ -167,9 +168,9 @@ def _of_values(changes: Sequence[Change]) -> Iterator[str]:
     other_kind = {c.layer for c in changes if c.kind in ("granularity", "bits", "type") and c.wrong}
     coded = [c for c in changes if c.kind in ("weights", "rounding") and c.layer not in other_kind and not c.wrong]
     if len(coded) > _FEW and _floored(coded):
-        names, share = ", ".join(c.layer for c in coded[:_FEW]), -float(np.median([c.shift for c in coded]))
+        names, share = some([c.layer for c in coded], _FEW), -float(np.median([c.shift for c in coded]))
         yield (
-            f"rounding changed: the weight codes of {len(coded)} layers ({names}, ...) are {share:.2f} lower on "
+            f"rounding changed: the weight codes of {len(coded)} layers ({names}) are {share:.2f} lower on "
             "average, as when weights are rounded down instead of to the nearest"
         )
     elif len(coded) > _FEW and float(np.median([c.size for c in coded])) > _OTHER_WEIGHTS:
@@ -232,8 +233,7 @@ def _db(distance: float) -> str:
 
 
 def _some(changes: Sequence[Change]) -> str:
-    texts = "; ".join(change.text for change in changes[:_FEW])
-    return texts + (f"; and {len(changes) - _FEW} more" if len(changes) > _FEW else "")
+    return some([change.text for change in changes], _FEW, "; ")
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -18,6 +18,7 @@ from dfqkit_export.gate.marks import ModelMarks
 from dfqkit_export.gate.measurement import Measurement
 from dfqkit_export.gate.verdicts import FAILING, Row
 from dfqkit_export.measure.metrics import Metric
+from dfqkit_export.words import some
 
 __all__ = ["file_metrics", "file_rows", "origin_of", "with_reasons"]
 
@@ -87,7 +88,7 @@ def _refused(measured: Measurement, recording: bool) -> list[Row]:
 def _broken(measured: Measurement) -> list[Row]:
     rows = [Row(metric="floor of the report", verdict="regressed", reason=text) for text in measured.findings]
     if measured.subject is not None and measured.subject.damaged:
-        names = ", ".join(measured.subject.damaged[:_SHOWN])
+        names = some(measured.subject.damaged, _SHOWN)
         reason = f"Not the files that the manifest lists (another sha256): {names}. Copy or make the bundle again."
         rows.append(Row(metric="files", verdict="regressed", reason=reason))
     return rows

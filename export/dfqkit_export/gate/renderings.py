@@ -15,8 +15,9 @@ from xml.etree import ElementTree
 from dfqkit_export.bundle.card import escaped
 from dfqkit_export.gate.outcome import CaseOutcome, Outcome
 from dfqkit_export.gate.verdicts import Row
+from dfqkit_export.words import plain, table
 
-__all__ = ["numbers_of", "plain", "render_json", "render_junit", "render_markdown", "render_text"]
+__all__ = ["numbers_of", "render_json", "render_junit", "render_markdown", "render_text"]
 
 SCHEMA = 1
 #: What XML 1.0 cannot hold, not even escaped.
@@ -124,11 +125,9 @@ def _case_text(case: CaseOutcome, strict: bool) -> Iterator[str]:
         return
     for cause in case.causes:
         yield f"  cause: {plain(cause)}"
-    table = [_HEAD, *((row.metric, *numbers_of(row), row.verdict) for row in case.rows)]
-    widths = [max(len(line[column]) for line in table) for column in range(len(_HEAD))]
-    for index, line in enumerate(table):
-        cells = [plain(cell).ljust(width) for cell, width in zip(line, widths, strict=True)]
-        yield "  " + "  ".join(cells).rstrip()
+    cells = [(row.metric, *numbers_of(row), row.verdict) for row in case.rows]
+    for index, line in enumerate(table([_HEAD, *(tuple(map(plain, row)) for row in cells)])):
+        yield f"  {line}"
         row = case.rows[index - 1] if index else None
         if row is not None and row.reason and (row.verdict != "ok" or row.fails(strict=strict)):
             yield f"    {plain(row.reason)}"
@@ -152,11 +151,6 @@ def _number(value: float | None) -> str:
 
 def _cell(text: str) -> str:
     return text if text.startswith("**") else escaped(text)
-
-
-def plain(text: str) -> str:
-    """Text on one line, without what a terminal would obey."""
-    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

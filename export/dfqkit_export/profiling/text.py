@@ -8,6 +8,7 @@ from __future__ import annotations
 from dfqkit_export.measure.latency import Timing
 from dfqkit_export.profiling.files import FLOAT, INT8, Profile
 from dfqkit_export.profiling.node_times import time_by_kind
+from dfqkit_export.words import table
 
 __all__ = ["render_profile"]
 
@@ -29,8 +30,7 @@ def render_profile(found: Profile) -> str:
         base, quantized = timed.timings[FLOAT], timed.timings[INT8]
         ratio = "-" if quantized.ratio is None else f"{quantized.ratio:.2f}x"
         rows.append((name, _spread(base), _spread(quantized), ratio))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += table(rows)
     lines += _nodes(found)
     if found.warnings:
         lines += ["", *(f"warning: {warning}" for warning in found.warnings), *_costs(found)]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dfqkit_export.pytest_plugin.options import Settings
+from dfqkit_export.words import plain, table
 
 if TYPE_CHECKING:
     from dfqkit_export.gate import CaseOutcome, Outcome
@@ -178,19 +179,17 @@ class Results:
 
 
 def _table(outcome: Outcome, config: pytest.Config) -> Iterator[str]:
-    from dfqkit_export.gate.renderings import numbers_of, plain
+    from dfqkit_export.gate.renderings import numbers_of
     from dfqkit_export.gate.verdicts import order
 
     yield from (plain(f"{case.name}: error: {case.error}") for case in outcome.cases if case.error)
     owner = {id(row): case.name for case in outcome.cases for row in case.rows}
     rows = order([row for case in outcome.cases for row in case.rows])
     shown = rows if config.get_verbosity() > 0 else rows[:_SHOWN]
-    table = [("case", "metric", "baseline", "now", "tolerance", "verdict")]
-    table += [(owner[id(row)], row.metric, *numbers_of(row), row.verdict) for row in shown]
-    widths = [max(len(plain(line[column])) for line in table) for column in range(len(table[0]))]
+    lines = [("case", "metric", "baseline", "now", "tolerance", "verdict")]
+    lines += [(owner[id(row)], row.metric, *numbers_of(row), row.verdict) for row in shown]
     if shown:
-        for line in table:
-            yield "  ".join(plain(cell).ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        yield from table([[*map(plain, line)] for line in lines])
     if len(shown) < len(rows):
         yield f"and {len(rows) - len(shown)} more, none worse (-v shows them)"
     yield from (plain(f"{name}: in the baseline, but no test checked it") for name in outcome.unused)

@@ -18,6 +18,7 @@ from dfqkit_export.report.rows import (
     timing_rows,
     verdict_sentence,
 )
+from dfqkit_export.words import table
 
 __all__ = ["render_markdown", "render_text"]
 
@@ -70,8 +71,8 @@ def render_markdown(report: Report) -> str:
         blocks.append("**Findings**\n\n" + "\n".join(f"- {_md(finding.message)}" for finding in report.findings))
     blocks.extend(filter(None, [_md(estimate_sentence(report.estimate))]))
     if report.layers:
-        table = _markdown_table(_LAYER_HEADER, [_layer_cells(layer) for layer in report.layers])
-        blocks.append(f"<details><summary>{len(report.layers)} layers</summary>\n\n{table}\n\n</details>")
+        layers = _markdown_table(_LAYER_HEADER, [_layer_cells(layer) for layer in report.layers])
+        blocks.append(f"<details><summary>{len(report.layers)} layers</summary>\n\n{layers}\n\n</details>")
     timings = [[name, *cells] for name, cells in timing_rows(report)]
     if timings:
         blocks.append(f"{_md(timing_caption(report))}\n\n{_markdown_table(_TIMING_HEADER, timings)}")
@@ -112,13 +113,7 @@ def _layer_cells(layer: LayerRow) -> list[str]:
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    ruler = ["-" * width for width in widths]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in (header, ruler, *rows)
-    )
+    return "\n".join(table([header, *rows], ruler=True))
 
 
 def _printable(text: str) -> str:
