@@ -1,8 +1,12 @@
-"""What holds for the whole source: size, docstrings, packaging, the direction of imports, and what is never called."""
+"""What holds for the whole source: size, docstrings, packaging, the direction of imports, and what is never called.
+
+Each check goes over all modules and names every offender in one failure.
+"""
 
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import re
 import subprocess
@@ -19,25 +23,39 @@ else:  # the standard library has no TOML reader before
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"dfqkit": ROOT / "dfqkit", "dfqkit_export": ROOT / "export" / "dfqkit_export"}
-MODULES = sorted(path for folder in PACKAGES.values() for path in folder.rglob("*.py"))
 SETUP = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+# Every module of both packages by its dotted name.
+MODULES = {
+    ".".join((package, *path.relative_to(root).with_suffix("").parts)).removesuffix(".__init__"): path
+    for package, root in PACKAGES.items()
+    for path in sorted(root.rglob("*.py"))
+}
 
 LONGEST = 400
 
+FOREIGN_CODE = {"yaml.load", "yaml.unsafe_load", "yaml.full_load", "eval", "exec", "pickle.load", "pickle.loads"}
+# What a reader of files must be told, so that it runs no code of theirs.
+SAFE_ARGUMENT = {
+    "torch.load": ("weights_only", "True", "False"),
+    "np.load": ("allow_pickle", "False", "False"),
+    "numpy.load": ("allow_pickle", "False", "False"),
+}
 
-def name_of(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
+
+@functools.cache
+def tree(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
 
 
-def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def calls(module: str) -> Iterator[tuple[str, ast.Call]]:
+    for node in ast.walk(tree(module)):
         if isinstance(node, ast.Call):
             yield ast.unparse(node.func), node
 
 
-def imports(path: Path) -> Iterator[tuple[str, list[str]]]:
+def imports(module: str) -> Iterator[tuple[str, list[str]]]:
     """Absolute imports as (module, names)."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(module)):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield alias.name, []
@@ -45,36 +63,105 @@ def imports(path: Path) -> Iterator[tuple[str, list[str]]]:
             yield node.module or "", [alias.name for alias in node.names]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_a_module_says_what_belongs_in_it_and_is_a_room(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert ast.get_docstring(ast.parse(text)), "no docstring"
-    assert len(text.splitlines()) <= LONGEST
+def test_every_module_says_what_belongs_in_it() -> None:
+    assert [module for module in MODULES if not ast.get_docstring(tree(module))] == []
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_nothing_that_could_run_foreign_code_is_called(path: Path) -> None:
-    forbidden = {"yaml.load", "yaml.unsafe_load", "yaml.full_load", "eval", "exec", "pickle.load", "pickle.loads"}
-    for function, call in calls(path):
-        assert function not in forbidden
-        if function == "torch.load":
+def test_every_module_is_a_room_not_a_hall() -> None:
+    lengths = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in MODULES.items()}
+    assert {module: lines for module, lines in lengths.items() if lines > LONGEST} == {}
+
+
+def test_nothing_that_could_run_foreign_code_is_called() -> None:
+    offenders = []
+    for module in MODULES:
+        for function, call in calls(module):
+            argument, safe, default = SAFE_ARGUMENT.get(function, ("", "", ""))
             given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-            assert given.get("weights_only") == "True"
-        if function in ("np.load", "numpy.load"):
-            given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
-            assert given.get("allow_pickle", "False") == "False"
-    for module, names in imports(path):
-        # The name of what torch.load raises is all that may come from there.
-        assert module.split(".")[0] not in ("pickle", "dill", "cloudpickle", "joblib") or names == ["UnpicklingError"]
+            if function in FOREIGN_CODE or given.get(argument, default) != safe:
+                offenders.append(f"{module}:{call.lineno}: {ast.unparse(call)}")
+        for imported, names in imports(module):
+            # The name of what torch.load raises is all that may come from there.
+            if imported.split(".")[0] in ("pickle", "dill", "cloudpickle", "joblib") and names != ["UnpicklingError"]:
+                offenders.append(f"{module}: imports {imported}")
+    assert offenders == []
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if "export" in path.parts], ids=name_of)
-def test_the_deployment_half_knows_nothing_of_the_other(path: Path) -> None:
-    assert not [module for module, _ in imports(path) if module.split(".")[0] == "dfqkit"]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            depth = len(path.relative_to(PACKAGES["dfqkit_export"]).parts)
-            assert node.level <= depth, "leaves the package"
+def test_the_library_does_not_print() -> None:
+    allowed = re.compile(r"dfqkit\.(cli\.|progress$)")
+    printing = [module for module in MODULES if any(function == "print" for function, _ in calls(module))]
+    assert [module for module in printing if not allowed.match(module)] == []
+
+
+def test_imports_are_absolute() -> None:
+    assert [
+        f"{module}:{node.lineno}"
+        for module in MODULES
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.ImportFrom) and node.level
+    ] == []
+
+
+def test_the_deployment_half_knows_nothing_of_the_other() -> None:
+    assert [
+        f"{module}: {imported}"
+        for module in MODULES
+        if module.split(".")[0] == "dfqkit_export"
+        for imported, _ in imports(module)
+        if imported.split(".")[0] == "dfqkit"
+    ] == []
+
+
+def run(program: str) -> str:
+    """Return what a fresh interpreter prints, with the checkout on its path."""
+    path = os.pathsep.join([str(ROOT), str(ROOT / "export")])
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout.strip()
+
+
+def test_importing_every_module_of_the_deployment_half_imports_neither_torch_nor_dfqkit() -> None:
+    # A module whose name starts with _torch is imported inside functions alone.
+    modules = [name for name in sorted(MODULES) if name.startswith("dfqkit_export") and "._torch" not in name]
+    loop = (
+        f"import importlib, sys\nfor name in {modules!r}:\n    importlib.import_module(name)\n"
+        "    heavy = {'torch', 'brevitas', 'torchvision', 'dfqkit'} & set(sys.modules)\n"
+        "    if heavy: print(name, heavy); break"
+    )
+    assert run(loop) == ""
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import dfqkit; dir(dfqkit); dfqkit.__version__; dfqkit.ImageSpec; dfqkit.DfqkitError",
+        "from dfqkit.config.recipe import list_recipes; assert list_recipes()",
+        "from dfqkit.config.registry import synthesizer_names; assert synthesizer_names()",
+        "import dfqkit.cli",
+    ],
+)
+def test_importing_is_light(program: str) -> None:
+    ending = "; import sys; print(sorted({'torch', 'brevitas', 'onnxruntime'} & set(sys.modules)))"
+    assert run(program + ending) == "[]"
+
+
+def test_importing_the_deployment_half_alone_is_lighter_still() -> None:
+    ending = "import sys; print(sorted({'numpy', 'onnx', 'onnxruntime'} & set(sys.modules)))"
+    assert run(f"import dfqkit_export; {ending}") == "[]"
+    assert "onnx" not in run(f"from dfqkit_export import Report, render_html; {ending}")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_name_resolves(package: str) -> None:
+    module = __import__(package)
+    assert [name for name in module.__all__ if getattr(module, name) is None] == []
+    assert set(module.__all__) - {"__version__"} <= set(dir(module))
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = module.nothing
 
 
 def test_every_package_on_disk_is_shipped() -> None:
@@ -101,43 +188,6 @@ def test_types_and_recipes_are_shipped() -> None:
     assert set(needed) <= shipped
 
 
-@pytest.mark.parametrize(
-    "program",
-    [
-        "import dfqkit",
-        "import dfqkit; dir(dfqkit); dfqkit.__version__; dfqkit.ImageSpec; dfqkit.DfqkitError",
-        "from dfqkit.config.recipe import list_recipes; assert list_recipes()",
-        "from dfqkit.config.registry import synthesizer_names; assert synthesizer_names()",
-        "import dfqkit.cli",
-    ],
-)
-def test_importing_is_light(program: str) -> None:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "export")])
-    ending = "; import sys; print(sorted({'torch', 'brevitas', 'onnxruntime'} & set(sys.modules)))"
-    done = subprocess.run(
-        [sys.executable, "-c", program + ending],
-        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path},
-    )  # fmt: skip
-    assert done.stderr == ""
-    assert done.stdout.strip() == "[]"
-
-
-def test_every_public_name_resolves() -> None:
-    import dfqkit
-
-    for name in dfqkit.__all__:
-        assert getattr(dfqkit, name) is not None
-    with pytest.raises(AttributeError, match=r"no attribute 'nothing'"):
-        _ = dfqkit.nothing
-
-
 def test_names_of_test_modules_are_unique() -> None:
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
-    assert len(names) == len(set(names))
-
-
-def test_the_library_does_not_print() -> None:
-    allowed = re.compile(r"dfqkit/cli/|dfqkit/progress\.py")
-    for path in MODULES:
-        if not allowed.search(name_of(path)):
-            assert "print" not in {function for function, _ in calls(path)}, name_of(path)
+    assert sorted(name for name in set(names) if names.count(name) > 1) == []
