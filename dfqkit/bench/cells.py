@@ -136,7 +136,9 @@ class Bench:
                     metrics.paired_drop(reference, logits, labels, **where),
                     metrics.agreement(reference, logits, **where),
                     metrics.kl(reference, logits, **where),
-                    realised_precision(folder.path / "model.onnx").metric(subject="onnxruntime", data="model.onnx"),
+                    metrics.integer_ops(
+                        realised_precision(folder.path / "model.onnx"), subject="onnxruntime", data="model.onnx"
+                    ),
                 )
             ],
             "teacher_top1": metrics.top1(reference, labels, subject="teacher", data=where["data"]).value,

@@ -55,7 +55,8 @@ def _compare(args: argparse.Namespace) -> int:
 
 def _files(args: argparse.Namespace) -> int:
     from dfqkit_export.comparison import MIN_SQNR, Side, compare_files, render_comparison
-    from dfqkit_export.images.inputs import model_image, random_inputs, read_inputs
+    from dfqkit_export.comparison.inputs import read_inputs
+    from dfqkit_export.images.inputs import model_image, random_inputs
     from dfqkit_export.onnxfile.model import load_onnx
 
     model = load_onnx(args.a)

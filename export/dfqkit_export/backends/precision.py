@@ -7,15 +7,15 @@ all of them do with a file first.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import onnx
 
-from dfqkit_export.measure.metrics import Metric
+from dfqkit_export.onnxfile.macs import multiply_adds
 
-__all__ = ["LayerPrecision", "Realised", "layer_told", "with_unique_names"]
+__all__ = ["LayerPrecision", "Realised", "layer_told", "with_multiply_adds", "with_unique_names"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,24 +98,6 @@ class Realised:
             "nodes": dict(self.nodes),
         }
 
-    def metric(self, *, subject: str = "onnxruntime", data: str = "") -> Metric:
-        """Return `integer_ops` in percent as a metric; n counts layers, and there is no sampling error.
-
-        Args:
-            subject: The runtime that was asked.
-            data: What it was measured on; a graph needs no images.
-        """
-        share = self.integer_ops
-        return Metric(
-            name="integer_ops",
-            subject=subject,
-            data=data or "graph",
-            value=None if share is None else 100.0 * share,
-            unit="%",
-            n=len(self.layers),
-            higher_is_better=True,
-        )
-
 
 def with_unique_names(model: onnx.ModelProto, path: Path, folder: Path) -> Path:
     """Give every node a name of its own, by which a runtime's account of it can be told from the others'.
@@ -147,6 +129,13 @@ def _candidates(stem: str, index: int) -> Iterator[str]:
     yield f"{stem}_{index}"
     for suffix in range(10**6):
         yield f"{stem}_{index}_{suffix}"
+
+
+def with_multiply_adds(realised: Realised, model: onnx.ModelProto) -> Realised:
+    """Return the same with each layer's `macs`, as far as the file's shapes tell."""
+    counts = multiply_adds(model)
+    layers = tuple(replace(layer, macs=counts.get(layer.name)) for layer in realised.layers)
+    return replace(realised, layers=layers)
 
 
 def layer_told(

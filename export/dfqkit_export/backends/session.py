@@ -29,6 +29,10 @@ class Session(Protocol):
         """Compute logits (n, classes) of images (n, C, H, W), normalised, in one call of the runtime."""
         ...
 
+    def run_all(self, images: Images) -> dict[str, NDArray[Any]]:
+        """Compute every output of the file by its name, in the file's order, in one call of the runtime."""
+        ...
+
 
 @runtime_checkable
 class Runtime(Protocol):
@@ -69,6 +73,20 @@ class FileSession(ABC):
     def run(self, images: Images) -> Logits:
         """Compute logits (n, classes) of images (n, C, H, W), normalised, in one call of the runtime."""
 
+    @abstractmethod
+    def run_all(self, images: Images) -> dict[str, NDArray[Any]]:
+        """Compute every output of the file, in one call of the runtime.
+
+        Args:
+            images: Shape (n, C, H, W), float32, normalised.
+
+        Returns:
+            Output name to values, in the file's order.
+
+        Raises:
+            ArtefactError: The images do not fit the model's input.
+        """
+
     def predict(self, images: Images, batch: int = 64) -> Logits:
         """Compute logits of any number of images, a batch at a time.
 
@@ -104,11 +122,16 @@ class OutputsSession(FileSession):
 
     Attributes:
         input_name: Name of the model's input.
-        output_name: Name of the model's first output, the logits.
+        output_names: Names of the model's outputs, in the file's order.
     """
 
     input_name: str
-    output_name: str
+    output_names: tuple[str, ...]
+
+    @property
+    def output_name(self) -> str:
+        """Name of the model's first output, the logits."""
+        return self.output_names[0]
 
     @abstractmethod
     def outputs(self, images: Images, names: list[str] | None = None) -> list[NDArray[Any]]:
@@ -135,6 +158,10 @@ class OutputsSession(FileSession):
             ArtefactError: The images do not fit the model's input.
         """
         return np.asarray(self.outputs(images, [self.output_name])[0])
+
+    def run_all(self, images: Images) -> dict[str, NDArray[Any]]:
+        """Compute every output of the file; see `FileSession.run_all`."""
+        return dict(zip(self.output_names, self.outputs(images), strict=True))
 
 
 def require_one_image(path: Path, inputs: Sequence[tuple[str, str]], outputs: int, *, float32: str) -> None:

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 from dfqkit_export.checker.check import RULES, check_file, check_model, rules_for
 from dfqkit_export.checker.fix import fix_file
-from dfqkit_export.checker.framework import CheckResult, Finding, FixResult, Problem, Repaired, Rule, Severity
+from dfqkit_export.checker.framework import CheckResult, FixResult, Problem, Repaired
 
 __all__ = [
     "RULES",
     "CheckResult",
-    "Finding",
     "FixResult",
     "Problem",
     "Repaired",
-    "Rule",
-    "Severity",
     "check_file",
     "check_model",
     "fix_file",

@@ -11,13 +11,14 @@ import onnx
 
 from dfqkit_export.backends.onnxruntime import rules as onnxruntime
 from dfqkit_export.backends.openvino import rules as openvino
+from dfqkit_export.backends.qdq import QdqGraph
+from dfqkit_export.backends.rule import Rule
 from dfqkit_export.backends.targets import get_target
 from dfqkit_export.backends.tensorrt import rules_errors as tensorrt_errors
 from dfqkit_export.backends.tensorrt import rules_placement as placement
 from dfqkit_export.backends.tensorrt import rules_warnings as tensorrt_warnings
 from dfqkit_export.checker import rules_common as common
-from dfqkit_export.checker.framework import CheckResult, Problem, Rule
-from dfqkit_export.checker.graph import QdqGraph
+from dfqkit_export.checker.framework import CheckResult, Problem
 from dfqkit_export.onnxfile.model import load_onnx
 
 __all__ = ["RULES", "check_file", "check_model", "rules_for"]

@@ -1,21 +1,17 @@
 """What the checker finds and what its repairs did, as plain data.
 
-What belongs here: the types that other rooms and the command line read, and the shape of a rule.
+What belongs here: the types that other rooms and the command line read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
-if TYPE_CHECKING:
-    from dfqkit_export.checker.graph import QdqGraph
+from dfqkit_export.backends.rule import Severity
 
-__all__ = ["CheckResult", "Finding", "FixResult", "Problem", "Repaired", "Rule", "Severity"]
-
-Severity = Literal["error", "warning"]
+__all__ = ["CheckResult", "FixResult", "Problem", "Repaired"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,43 +149,3 @@ class FixResult:
             "exact": self.exact,
             "reason": self.reason,
         }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """One place that breaks a rule, as the rule's function reports it.
-
-    Attributes:
-        node: Name of the place.
-        message: What was found, and why that matters.
-        repair: What to change here, where that differs from the rule's general repair.
-        fixable: False where the rule's repair cannot keep the values in this place.
-    """
-
-    node: str
-    message: str
-    repair: str = ""
-    fixable: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """One row of the checker's table.
-
-    Attributes:
-        id: Short name, unique.
-        severity: See `Problem`.
-        families: The families of targets that it judges: "tensorrt", "onnxruntime", "openvino".
-        title: What the rule wants, in one line.
-        repair: What to change where it is broken.
-        find: Yields every place that breaks it.
-        fixable: Whether `fix_file` knows a repair.
-    """
-
-    id: str
-    severity: Severity
-    families: frozenset[str]
-    title: str
-    repair: str
-    find: Callable[[QdqGraph], Iterator[Finding]]
-    fixable: bool = False

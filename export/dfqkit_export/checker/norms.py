@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from dfqkit_export.backends.qdq import QdqGraph, attribute, has_input
 from dfqkit_export.checker.editing import Editor
-from dfqkit_export.checker.graph import QdqGraph, attribute, has_input
 
 __all__ = ["fold_norm"]
 

@@ -1,6 +1,6 @@
 """The same numbers in other codes: int8 as uint8 and back, for the runtimes that each take only one of them.
 
-What belongs here: when a change of type keeps every number, and the change itself.
+What belongs here: the change itself. Whether it keeps every number is `backends.quantized_codes`' question.
 """
 
 from __future__ import annotations
@@ -10,43 +10,15 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import TensorProto
 
+from dfqkit_export.backends.qdq import MOVES, QdqGraph, has_input
+from dfqkit_export.backends.quantized_codes import CLIPS_CODES, can_be_signed, can_be_unsigned, clip_bound, stored_codes
 from dfqkit_export.checker.editing import Editor, set_attribute
-from dfqkit_export.checker.graph import MOVES, QdqGraph, has_input
 
-__all__ = ["CLIPS_CODES", "can_be_signed", "can_be_unsigned", "make_signed", "make_unsigned", "stored_codes"]
+__all__ = ["make_signed", "make_unsigned"]
 
-#: First opset whose Clip takes codes.
-CLIPS_CODES = 12
 _MIDDLE = 128
-_HIGHEST_INT8 = 127
 _NOT_NEGATIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid"})
-
-
-def stored_codes(dequantize: onnx.NodeProto, graph: QdqGraph) -> NDArray[Any] | None:
-    """Return the codes that a DequantizeLinear reads from the file; None where they are computed."""
-    return graph.constant(dequantize.input[0]) if dequantize.input[0] not in graph.activations else None
-
-
-def can_be_signed(node: onnx.NodeProto, graph: QdqGraph) -> bool:
-    """Return whether a Q or DQ node's uint8 codes can be int8 codes around zero point 0 for the same numbers."""
-    if graph.quantized_type(node) != TensorProto.UINT8:
-        return False
-    point = graph.zero_point(node)
-    if node.op_type == "DequantizeLinear" and stored_codes(node, graph) is not None:
-        return point == _MIDDLE
-    quantize = graph.quantizer(node) if node.op_type == "DequantizeLinear" else node
-    if quantize is None or not _is_plain(quantize, graph):
-        return False
-    return point == _MIDDLE or (point == 0 and _highest(quantize, graph) <= _HIGHEST_INT8)
-
-
-def can_be_unsigned(quantize: onnx.NodeProto, graph: QdqGraph) -> bool:
-    """Return whether a QuantizeLinear's int8 codes can be uint8 codes for the same numbers."""
-    known = graph.quantized_type(quantize) == TensorProto.INT8 and graph.zero_point(quantize) is not None
-    return known and _is_plain(quantize, graph)
 
 
 def make_signed(editor: Editor, node: onnx.NodeProto) -> str:
@@ -82,41 +54,9 @@ def make_unsigned(editor: Editor, quantize: onnx.NodeProto) -> str:
     return "wrote its int8 codes as uint8, moved up by 128"
 
 
-def _is_plain(quantize: onnx.NodeProto, graph: QdqGraph) -> bool:
-    """Whether only DequantizeLinear, with the same zero point, and what moves or clips codes read a quantizer."""
-    waiting = [quantize.output[0]]
-    while waiting:
-        tensor = waiting.pop()
-        if graph.is_output(tensor):
-            return False
-        for reader in graph.readers(tensor):
-            if reader.op_type in MOVES | {"Clip"} and reader.input[0] == tensor:
-                bounds = [graph.constant(name) for name in filter(None, reader.input[1:3])]
-                if reader.op_type == "Clip" and any(bound is None for bound in bounds):
-                    return False
-                waiting.extend(reader.output)
-            elif reader.op_type != "DequantizeLinear" or (graph.zero_point(reader) != graph.zero_point(quantize)):
-                return False
-    return True
-
-
 def _clips(quantize: onnx.NodeProto, graph: QdqGraph) -> Iterator[onnx.NodeProto]:
     for _, between in graph.pair(quantize):
         yield from (node for node in between if node.op_type == "Clip")
-
-
-def _highest(quantize: onnx.NodeProto, graph: QdqGraph) -> int:
-    """The highest code that any DequantizeLinear behind a quantizer of uint8 can read."""
-    highest = [
-        min((_bound(node, 2, 255, graph) for node in between if node.op_type == "Clip"), default=255)
-        for _, between in graph.pair(quantize)
-    ]
-    return max(highest, default=255)
-
-
-def _bound(clip: onnx.NodeProto, index: int, default: int, graph: QdqGraph) -> int:
-    value = graph.constant(clip.input[index]) if has_input(clip, index) else None
-    return default if value is None else int(value.reshape(-1)[0])
 
 
 def _is_not_negative(tensor: str, graph: QdqGraph) -> bool:
@@ -155,7 +95,7 @@ def _convert(editor: Editor, quantize: onnx.NodeProto, *, shift: int, dtype: Any
             continue
         for index in (1, 2):
             if has_input(node, index):
-                bound = int(np.clip(_bound(node, index, 0, graph) + shift, limits.min, limits.max))
+                bound = int(np.clip(clip_bound(node, index, 0, graph) + shift, limits.min, limits.max))
                 node.input[index] = editor.store(
                     f"{node.name}_{'low' if index == 1 else 'high'}", np.array(bound, dtype)
                 )

@@ -12,10 +12,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from dfqkit_export.backends.qdq import MOVES, attribute, has_input
+from dfqkit_export.backends.quantized_codes import stored_codes
 from dfqkit_export.checker.editing import Editor, set_attribute
-from dfqkit_export.checker.graph import MOVES, attribute, has_input
 from dfqkit_export.checker.norms import fold_norm
-from dfqkit_export.checker.quantized_weights import make_signed, make_unsigned, stored_codes
+from dfqkit_export.checker.quantized_weights import make_signed, make_unsigned
 
 __all__ = ["EXACT", "ROUNDED", "Repair"]
 

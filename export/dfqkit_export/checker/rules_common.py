@@ -12,40 +12,38 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from dfqkit_export.checker.framework import Finding, Rule
-from dfqkit_export.checker.graph import QdqGraph, attribute, has_input
+from dfqkit_export.backends.qdq import OWN_DOMAINS, QUANTIZED_OPERATORS, QdqGraph, attribute, has_input
+from dfqkit_export.backends.quantized_codes import same_parameters
+from dfqkit_export.backends.rule import EVERY, Rule, Violation
+from dfqkit_export.backends.weight_axes import WEIGHT_AXES
 from dfqkit_export.onnxfile.graph import type_name
 
 __all__ = ["RULES"]
 
-EVERY = frozenset({"tensorrt", "onnxruntime", "openvino", ""})
 _SCALE_TYPES = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16})
-QUANTIZED_OPERATORS = frozenset(
-    {"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul"}
-)
-OWN_DOMAINS = frozenset({"", "ai.onnx"})
 # Domains whose operators come with the runtime. TensorRT-RTX 1.7 happens to read com.microsoft's Q/DQ; others need not.
 _DOMAINS = {
     "onnxruntime": OWN_DOMAINS | {"ai.onnx.ml", "com.microsoft"},
     "openvino": OWN_DOMAINS | {"com.microsoft"},
 }
 _GIVEN = "an input of the graph: every caller would have to bring it, and no kernel can be chosen by it"
+_HOLDS_A_NORM = frozenset({"Conv", "ConvTranspose", "Gemm"})
 _FIRST_IR_WITHOUT_LISTED_INITIALIZERS = 4
 
 
-def find_bad_scales(graph: QdqGraph) -> Iterator[Finding]:
+def find_bad_scales(graph: QdqGraph) -> Iterator[Violation]:
     """Scales that are not constant, not positive finite numbers, or not as many as the axis is long."""
     for node in graph.of_type("QuantizeLinear", "DequantizeLinear"):
         scale = graph.constant(node.input[1])
         kind = graph.elem_type(node.input[1])
         if kind not in _SCALE_TYPES | {0}:
-            yield Finding(
+            yield Violation(
                 node=graph.name(node), message=f"its scale is {type_name(kind)}; allowed are float32, float16, bfloat16"
             )
         elif scale is None:
             yield from _not_constant(node, graph)
         if graph.target.family != "tensorrt" and has_input(node, 2) and graph.is_input(node.input[2]):  # else E2
-            yield Finding(node=graph.name(node), message=f"its zero point {node.input[2]!r} is {_GIVEN}")
+            yield Violation(node=graph.name(node), message=f"its zero point {node.input[2]!r} is {_GIVEN}")
         if scale is None:
             continue
         numbers = scale.astype(np.float64).reshape(-1)
@@ -53,30 +51,30 @@ def find_bad_scales(graph: QdqGraph) -> Iterator[Finding]:
         if wrong.size:
             where = f" in channel {wrong[0]}" if numbers.size > 1 else ""
             more = f" ({wrong.size} of {numbers.size} channels)" if wrong.size > 1 else ""
-            yield Finding(
+            yield Violation(
                 node=graph.name(node),
                 message=f"its scale is {numbers[wrong[0]]:g}{where}{more}; a scale must be a finite number above 0",
             )
         yield from _wrong_sizes(node, scale.shape, graph)
 
 
-def _not_constant(node: onnx.NodeProto, graph: QdqGraph) -> Iterator[Finding]:
+def _not_constant(node: onnx.NodeProto, graph: QdqGraph) -> Iterator[Violation]:
     tensor = node.input[1]
     maker = graph.producer(tensor)
     source = f"made by {maker.op_type} {graph.name(maker)!r}" if maker is not None else "an input of the graph"
     if graph.target.family == "tensorrt":
         why = "TensorRT needs it while it builds the engine (TensorRT-RTX crashes)"
-        yield Finding(node=graph.name(node), message=f"its scale {tensor!r} is {source}; {why}")
+        yield Violation(node=graph.name(node), message=f"its scale {tensor!r} is {source}; {why}")
     elif maker is None:  # Those that nodes make are computed, and the layer is then float.
-        yield Finding(node=graph.name(node), message=f"its scale {tensor!r} is {_GIVEN}")
+        yield Violation(node=graph.name(node), message=f"its scale {tensor!r} is {_GIVEN}")
 
 
-def _wrong_sizes(node: onnx.NodeProto, scale: tuple[int, ...], graph: QdqGraph) -> Iterator[Finding]:
+def _wrong_sizes(node: onnx.NodeProto, scale: tuple[int, ...], graph: QdqGraph) -> Iterator[Violation]:
     size = math.prod(scale)
     if has_input(node, 2):
         zero_point = graph.shape(node.input[2])
         if zero_point is not None and None not in zero_point and math.prod(zero_point) != size:  # type: ignore[arg-type]
-            yield Finding(
+            yield Violation(
                 node=graph.name(node),
                 message=f"it has {size} scale(s) and {math.prod(zero_point)} zero point(s)",  # type: ignore[arg-type]
             )
@@ -85,86 +83,88 @@ def _wrong_sizes(node: onnx.NodeProto, scale: tuple[int, ...], graph: QdqGraph) 
         return
     axis = attribute(node, "axis", 1)
     if not -len(shape) <= axis < len(shape):
-        yield Finding(node=graph.name(node), message=f"its axis {axis} does not exist in a tensor of rank {len(shape)}")
+        yield Violation(
+            node=graph.name(node), message=f"its axis {axis} does not exist in a tensor of rank {len(shape)}"
+        )
     elif shape[axis] is not None and shape[axis] != size:
-        yield Finding(
+        yield Violation(
             node=graph.name(node), message=f"it has {size} scales for an axis (number {axis}) of length {shape[axis]}"
         )
 
 
-def find_foreign_operators(graph: QdqGraph) -> Iterator[Finding]:
+def find_foreign_operators(graph: QdqGraph) -> Iterator[Violation]:
     """Operators that do not exist or do not come with the runtime, and TensorRT's refusal of operators on codes."""
     allowed = _DOMAINS.get(graph.target.family, OWN_DOMAINS)
     functions = {(function.domain, function.name) for function in graph.model.functions}
     for node in graph.nodes:
         if node.domain not in allowed and (node.domain, node.op_type) not in functions:
-            yield Finding(
+            yield Violation(
                 node=graph.name(node),
                 message=f"{node.op_type} is of the domain {node.domain!r}, which {graph.target.title} does not bring",
             )
         elif node.domain in OWN_DOMAINS and not onnx.defs.has(node.op_type, graph.opset, ""):
-            yield Finding(
+            yield Violation(
                 node=graph.name(node),
                 message=f"ONNX has no operator {node.op_type} in opset {graph.opset}",
                 repair="export with a newer opset, or without the operator; one of your own needs a domain of its own",
             )
         elif graph.target.family == "tensorrt" and node.op_type in QUANTIZED_OPERATORS:
-            yield Finding(
+            yield Violation(
                 node=graph.name(node),
                 message=f"{node.op_type} computes on codes by itself; TensorRT reads quantization as Q/DQ pairs only",
                 repair="write it as DequantizeLinear, the float operator, QuantizeLinear",
             )
 
 
-def find_unsupported_operators(graph: QdqGraph) -> Iterator[Finding]:
+def find_unsupported_operators(graph: QdqGraph) -> Iterator[Violation]:
     """Operators that the target's table lists as refused."""
     for node in graph.nodes:
         is_reported = node.op_type in QUANTIZED_OPERATORS and graph.target.family == "tensorrt"
         name = node.op_type if node.domain in OWN_DOMAINS else f"{node.domain}.{node.op_type}"
         if not is_reported and graph.target.refuses([name]):
-            yield Finding(node=graph.name(node), message=f"{graph.target.title} has no implementation of {name}")
+            yield Violation(node=graph.name(node), message=f"{graph.target.title} has no implementation of {name}")
 
 
-def find_wrong_opset(graph: QdqGraph) -> Iterator[Finding]:
+def find_wrong_opset(graph: QdqGraph) -> Iterator[Violation]:
     """An opset that the target does not read."""
     first, last = graph.target.opsets.value
     if not graph.target.reads_opset(graph.opset):
-        yield Finding(
+        yield Violation(
             node="", message=f"the file has opset {graph.opset}; {graph.target.title} reads {first} to {last}"
         )
 
 
-def find_repeated_pairs(graph: QdqGraph) -> Iterator[Finding]:
+def find_repeated_pairs(graph: QdqGraph) -> Iterator[Violation]:
     """A Q/DQ pair right behind another with the same scale and zero point."""
     for node in graph.of_type("QuantizeLinear"):
         before = graph.producer(node.input[0])
         if before is None or before.op_type != "DequantizeLinear" or not same_parameters(before, node, graph):
             continue
         if graph.elem_type(before.input[0]) == graph.quantized_type(node):
-            yield Finding(
+            yield Violation(
                 node=graph.name(node),
                 message=f"it quantizes again what {graph.name(before)!r} has just dequantized, to the same codes",
             )
 
 
-def find_node_made_parameters(graph: QdqGraph) -> Iterator[Finding]:
+def find_node_made_parameters(graph: QdqGraph) -> Iterator[Violation]:
     """Scales and zero points that are constants, but made by Constant, Identity or Cast nodes."""
     for node in graph.of_type("QuantizeLinear", "DequantizeLinear"):
         for tensor in filter(None, node.input[1:3]):
             maker = graph.producer(tensor)
             if maker is not None and graph.constant(tensor) is not None:
-                yield Finding(
+                yield Violation(
                     node=graph.name(node),
                     message=f"its parameter {tensor!r} is made by {maker.op_type} {graph.name(maker)!r}",
                 )
 
 
-def find_listed_initializers(graph: QdqGraph) -> Iterator[Finding]:
+def find_listed_initializers(graph: QdqGraph) -> Iterator[Violation]:
     """Initializers that are graph inputs as well, so that a caller could replace them."""
     listed = [value.name for value in graph.model.graph.input if graph.is_initializer(value.name)]
     if listed:
         names = ", ".join(repr(name) for name in listed[:3]) + (", ..." if len(listed) > 3 else "")
-        yield Finding(
+        yield Violation(
             node="",
             message=(
                 f"{len(listed)} initializers are listed as inputs of the graph too ({names}): a caller may replace "
@@ -172,37 +172,44 @@ def find_listed_initializers(graph: QdqGraph) -> Iterator[Finding]:
             ),
         )
     elif graph.model.ir_version < _FIRST_IR_WITHOUT_LISTED_INITIALIZERS and list(graph.initializers()):
-        yield Finding(
+        yield Violation(
             node="",
             message=f"the file has IR version {graph.model.ir_version}, which wants initializers listed as inputs",
         )
 
 
-def find_nothing_quantized(graph: QdqGraph) -> Iterator[Finding]:
+def find_nothing_quantized(graph: QdqGraph) -> Iterator[Violation]:
     """A file without any quantization."""
     quantized = QUANTIZED_OPERATORS | {"QuantizeLinear", "DequantizeLinear", "QGemm"}
     if not any(node.op_type in quantized or node.op_type.startswith("QLinear") for node in graph.nodes):
-        yield Finding(node="", message="it holds no QuantizeLinear and no DequantizeLinear: everything runs in float")
+        yield Violation(node="", message="it holds no QuantizeLinear and no DequantizeLinear: everything runs in float")
 
 
-def same_parameters(first: onnx.NodeProto, second: onnx.NodeProto, graph: QdqGraph) -> bool:
-    """Return whether two Q/DQ nodes have equal constant scales, and equal zero points or the same one."""
-    scales = [graph.constant(node.input[1]) for node in (first, second)]
-    if any(scale is None for scale in scales):
-        return False
-    one, other = (np.asarray(scale, np.float64).reshape(-1) for scale in scales)
-    if not np.array_equal(one, other, equal_nan=True):
-        return False
-    if list(first.input[2:3]) == list(second.input[2:3]):
-        return True
-    points = [graph.constant(node.input[2]) if has_input(node, 2) else np.zeros(1) for node in (first, second)]
-    if any(point is None for point in points):
-        return False
-    one, other = (np.unique(np.asarray(point, np.float64)) for point in points)
-    return bool(np.array_equal(one, other))
+def find_unfolded_norms(graph: QdqGraph) -> Iterator[Violation]:
+    """BatchNormalization right behind the layer that could hold it."""
+    for norm in graph.of_type("BatchNormalization"):
+        layer = graph.producer(norm.input[0])
+        if layer is not None and layer.op_type in _HOLDS_A_NORM and graph.only_reader(norm.input[0]):
+            yield Violation(
+                node=graph.name(norm),
+                message=(
+                    f"it follows {layer.op_type} {graph.name(layer)!r} and is not folded into it, so that the layer's "
+                    "output is no longer what its scales were chosen for, and ONNX Runtime leaves the layer in float"
+                ),
+            )
 
 
 RULES = (
+    WEIGHT_AXES,
+    Rule(
+        id="W11",
+        severity="warning",
+        families=EVERY,
+        title="BatchNormalization is folded",
+        repair="fold it into the layer's weights before quantizing",
+        find=find_unfolded_norms,
+        fixable=True,
+    ),
     Rule(
         id="E3",
         severity="error",

@@ -185,7 +185,9 @@ def measure(subject: Subject, *, threads: int | None = None, optimized: bool = T
     found = _metrics(sentinel, logits)
     unmeasured = {}
     if session.optimized:
-        found["integer_ops"] = realised_precision(subject.model_path).metric(subject=_SUBJECT, data="model.onnx")
+        found["integer_ops"] = metrics.integer_ops(
+            realised_precision(subject.model_path), subject=_SUBJECT, data="model.onnx"
+        )
     elif not subject.as_written:
         unmeasured["integer_ops"] = "Graph optimizations are off, which runs every layer as written, in float."
     return Measurement(

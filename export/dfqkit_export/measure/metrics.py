@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
 
-__all__ = ["Metric", "agreement", "kl", "logit_max_abs", "paired_drop", "sqnr_db", "top1", "top5"]
+if TYPE_CHECKING:
+    from dfqkit_export.backends.precision import Realised
+
+__all__ = ["Metric", "agreement", "integer_ops", "kl", "logit_max_abs", "paired_drop", "sqnr_db", "top1", "top5"]
 
 Logits = NDArray[np.floating[Any]]
 Labels = NDArray[np.integer[Any]]
@@ -298,3 +301,23 @@ def _finite(values: NDArray[np.float64]) -> None:
             "division by zero in the model that made them."
         )
         raise ArtefactError(msg)
+
+
+def integer_ops(realised: Realised, *, subject: str, data: str = "graph") -> Metric:
+    """Return the share of layers in integer kernels in percent; n counts layers, and there is no sampling error.
+
+    Args:
+        realised: What ran.
+        subject: The runtime that was asked.
+        data: What it was measured on; a graph needs no images.
+    """
+    share = realised.integer_ops
+    return Metric(
+        name="integer_ops",
+        subject=subject,
+        data=data,
+        value=None if share is None else 100.0 * share,
+        unit="%",
+        n=len(realised.layers),
+        higher_is_better=True,
+    )

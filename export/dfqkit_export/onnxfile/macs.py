@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 
 import onnx
 
-from dfqkit_export.backends.precision import Realised
 from dfqkit_export.onnxfile.graph import SourceGraph
 from dfqkit_export.onnxfile.shapes import inferred_types
 
-__all__ = ["multiply_adds", "with_multiply_adds"]
+__all__ = ["multiply_adds"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -34,13 +32,6 @@ def multiply_adds(model: onnx.ModelProto, image_shape: tuple[int, ...] | None = 
     shapes = _shapes(model, image_shape)
     counts = {node.name: _count(node, shapes) for node in SourceGraph(model.graph).layers() if node.op_type != "Add"}
     return {name: count for name, count in counts.items() if count is not None}
-
-
-def with_multiply_adds(realised: Realised, model: onnx.ModelProto) -> Realised:
-    """Return the same with each layer's `macs`, as far as the file's shapes tell."""
-    counts = multiply_adds(model)
-    layers = tuple(replace(layer, macs=counts.get(layer.name)) for layer in realised.layers)
-    return replace(realised, layers=layers)
 
 
 def _shapes(model: onnx.ModelProto, image_shape: tuple[int, ...] | None) -> dict[str, tuple[int, ...]]:

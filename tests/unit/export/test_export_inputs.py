@@ -9,8 +9,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from dfqkit_export.comparison.inputs import read_inputs
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.images.inputs import model_image, own_batch, random_inputs, read_inputs
+from dfqkit_export.images.inputs import model_image, own_batch, random_inputs
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.sentinel import PLAIN, Sentinel, write_sentinel
 from dfqkit_export.tensorfile import write_tensors

@@ -15,9 +15,8 @@ import onnx
 
 from dfqkit_export.backends.onnxruntime.reasons import reason_for_float
 from dfqkit_export.backends.onnxruntime.session import OrtSession
-from dfqkit_export.backends.precision import LayerPrecision, Realised, layer_told, with_unique_names
+from dfqkit_export.backends.precision import LayerPrecision, Realised, layer_told, with_multiply_adds, with_unique_names
 from dfqkit_export.onnxfile.graph import SourceGraph
-from dfqkit_export.onnxfile.macs import with_multiply_adds
 from dfqkit_export.onnxfile.model import load_onnx
 
 __all__ = ["INTEGER_OPS", "realised_in_onnxruntime"]

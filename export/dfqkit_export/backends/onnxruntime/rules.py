@@ -14,9 +14,9 @@ import onnx
 from onnx import TensorProto
 
 from dfqkit_export.backends.onnxruntime.reasons import float_reasons
-from dfqkit_export.checker.framework import Finding, Rule
-from dfqkit_export.checker.graph import QdqGraph, attribute
-from dfqkit_export.checker.quantized_weights import CLIPS_CODES
+from dfqkit_export.backends.qdq import QdqGraph, attribute
+from dfqkit_export.backends.quantized_codes import CLIPS_CODES
+from dfqkit_export.backends.rule import Rule, Violation
 
 __all__ = ["RULES"]
 
@@ -29,15 +29,15 @@ _X86_ONLY = frozenset({"O6", "O7"})
 _CLIPPING = frozenset({"O5", "O12"})
 
 
-def _layers_with(rule: str) -> Callable[[QdqGraph], Iterator[Finding]]:
-    def find(graph: QdqGraph) -> Iterator[Finding]:
+def _layers_with(rule: str) -> Callable[[QdqGraph], Iterator[Violation]]:
+    def find(graph: QdqGraph) -> Iterator[Violation]:
         if rule in _X86_ONLY and "arm" in graph.target.name:
             return
         for layer in graph.layers():
             # The first reason is enough to keep a layer in float; the next shows once that is repaired.
             reason = next(float_reasons(layer, graph), None)
             if reason is not None and reason.rule == rule:
-                yield Finding(
+                yield Violation(
                     node=graph.name(layer),
                     message=f"it runs in float: {reason.found}",
                     repair=reason.repair,
@@ -58,16 +58,16 @@ def is_spatial_mean(node: onnx.NodeProto, graph: QdqGraph) -> bool:
     return axes is not None and sorted(int(axis) % 4 for axis in axes) == [2, 3]
 
 
-def find_means(graph: QdqGraph) -> Iterator[Finding]:
+def find_means(graph: QdqGraph) -> Iterator[Violation]:
     """Global pooling that is written as ReduceMean."""
     for node in graph.of_type("ReduceMean"):
         if is_spatial_mean(node, graph):
-            yield Finding(
+            yield Violation(
                 node=graph.name(node), message="it averages height and width by ReduceMean, which always runs in float"
             )
 
 
-def find_late_quantizers(graph: QdqGraph) -> Iterator[Finding]:
+def find_late_quantizers(graph: QdqGraph) -> Iterator[Violation]:
     """Pooling whose output is quantized only behind Flatten."""
     for node in graph.of_type("GlobalAveragePool", "AveragePool"):
         flatten = graph.only_reader(node.output[0])
@@ -75,21 +75,21 @@ def find_late_quantizers(graph: QdqGraph) -> Iterator[Finding]:
         if flatten is None or quantize is None or flatten.op_type not in ("Flatten", "Reshape", "Squeeze"):
             continue
         if quantize.op_type == "QuantizeLinear" and graph.operand(node.input[0]).dequantize is not None:
-            yield Finding(
+            yield Violation(
                 node=graph.name(node),
                 message=f"its output is quantized only behind {flatten.op_type} {graph.name(flatten)!r}, so that "
                 "the pooling runs in float",
             )
 
 
-def find_unsigned_weights(graph: QdqGraph) -> Iterator[Finding]:
+def find_unsigned_weights(graph: QdqGraph) -> Iterator[Violation]:
     """Weights stored as uint8."""
     for layer in graph.weighted():
         weight = graph.operand(layer.input[1])
         if weight.activation or weight.dequantize is None:
             continue
         if graph.quantized_type(weight.dequantize) == TensorProto.UINT8:
-            yield Finding(
+            yield Violation(
                 node=graph.name(layer),
                 message="its weights are uint8, whose kernels are about 2.5 times slower than those for int8",
                 fixable=_stored(weight.dequantize, graph) and graph.zero_point(weight.dequantize) == 128,
@@ -100,20 +100,20 @@ def _stored(dequantize: onnx.NodeProto, graph: QdqGraph) -> bool:
     return graph.is_initializer(dequantize.input[0])
 
 
-def find_float_operators(graph: QdqGraph) -> Iterator[Finding]:
+def find_float_operators(graph: QdqGraph) -> Iterator[Violation]:
     """Operators between Q/DQ pairs for which the target's table knows no integer kernel."""
     for node in graph.nodes:
         row = graph.target.rule(node.op_type)
         if row is None or row.placement.value != "float" or node.op_type in _REPORTED or is_spatial_mean(node, graph):
             continue
         if node.input and graph.operand(node.input[0]).dequantize is not None and node.input[0] in graph.activations:
-            yield Finding(
+            yield Violation(
                 node=graph.name(node),
                 message=f"{node.op_type} always runs in float here, between dequantizing and quantizing again",
             )
 
 
-def find_saturating_weights(graph: QdqGraph) -> Iterator[Finding]:
+def find_saturating_weights(graph: QdqGraph) -> Iterator[Violation]:
     """Weights of more than 7 bits for kernels that add products in 16 bits."""
     if not graph.target.weights.reduce_range:
         return
@@ -121,7 +121,7 @@ def find_saturating_weights(graph: QdqGraph) -> Iterator[Finding]:
         weight = graph.operand(layer.input[1])
         codes = graph.constant(weight.dequantize.input[0]) if weight.dequantize is not None else None
         if codes is not None and codes.dtype == np.int8 and int(np.abs(codes.astype(np.int16)).max(initial=0)) > 64:
-            yield Finding(
+            yield Violation(
                 node=graph.name(layer),
                 message="its weights fill 8 bits; without VNNI, sums of uint8 x int8 products saturate at 16 bits",
             )

@@ -88,7 +88,7 @@ class OrtSession(OutputsSession):
     Attributes:
         path: The file.
         input_name: Name of the model's input.
-        output_name: Name of the model's first output, the logits.
+        output_names: Names of the model's outputs, in the file's order.
         input_shape: Shape of the input as the file states it; symbolic sizes are strings or None.
         threads: Threads inside one operator; None leaves the choice to the runtime.
         optimized: Whether graph optimizations are on.
@@ -129,7 +129,7 @@ class OrtSession(OutputsSession):
         told = [(value.name, value.type) for value in inputs]
         require_one_image(self.path, told, len(outputs), float32="tensor(float)")
         self.input_name: str = inputs[0].name
-        self.output_name: str = outputs[0].name
+        self.output_names = tuple(value.name for value in outputs)
         self.input_shape: tuple[int | str | None, ...] = tuple(inputs[0].shape)
 
     def outputs(self, images: Images, names: list[str] | None = None) -> list[NDArray[Any]]:

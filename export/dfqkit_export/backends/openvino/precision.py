@@ -16,9 +16,8 @@ import onnx
 
 from dfqkit_export.backends.openvino.reasons import reason_in_openvino
 from dfqkit_export.backends.openvino.session import OpenVinoSession
-from dfqkit_export.backends.precision import LayerPrecision, Realised, layer_told, with_unique_names
+from dfqkit_export.backends.precision import LayerPrecision, Realised, layer_told, with_multiply_adds, with_unique_names
 from dfqkit_export.onnxfile.graph import SourceGraph
-from dfqkit_export.onnxfile.macs import with_multiply_adds
 from dfqkit_export.onnxfile.model import load_onnx
 
 __all__ = ["realised_in_openvino"]

@@ -8,20 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dfqkit_export.backends.openvino.reasons import reason_in_openvino
-from dfqkit_export.checker.framework import Finding, Rule
-from dfqkit_export.checker.graph import QdqGraph
+from dfqkit_export.backends.qdq import QdqGraph
+from dfqkit_export.backends.rule import Rule, Violation
 
 __all__ = ["RULES"]
 
 _UNEXPLAINED = "no known rule"
 
 
-def find_float_layers(graph: QdqGraph) -> Iterator[Finding]:
+def find_float_layers(graph: QdqGraph) -> Iterator[Violation]:
     """Layers for which a rule says that they stay in float."""
     for layer in graph.weighted():
         reason = reason_in_openvino(layer, graph)
         if not reason.startswith(_UNEXPLAINED):
-            yield Finding(node=graph.name(layer), message=f"it runs in float: {reason}")
+            yield Violation(node=graph.name(layer), message=f"it runs in float: {reason}")
 
 
 RULES = (

@@ -53,7 +53,7 @@ class OpenVinoSession(OutputsSession):
     Attributes:
         path: The file.
         input_name: Name of the model's input.
-        output_name: Name of the model's first output, the logits.
+        output_names: Names of the model's outputs, in the file's order.
         input_shape: Shape of the input as the file states it; open sizes are None.
         threads: Threads of an inference; None leaves the choice to the runtime.
     """
@@ -77,22 +77,22 @@ class OpenVinoSession(OutputsSession):
         told = [(value.any_name, value.get_element_type().get_type_name()) for value in inputs]
         require_one_image(self.path, told, len(outputs), float32="f32")
         self.input_name: str = inputs[0].any_name
-        self.output_name: str = outputs[0].any_name
+        self.output_names = tuple(value.any_name for value in outputs)
         self.input_shape = tuple(
             size.get_length() if size.is_static else None for size in inputs[0].get_partial_shape()
         )
         self._places = {name: place for place, value in enumerate(outputs) for name in value.names}
-        self._names = [value.any_name for value in outputs]
         self._request = self._compiled.create_infer_request()
 
     def outputs(self, images: Images, names: list[str] | None = None) -> list[NDArray[Any]]:
         """Compute several of the model's outputs; see `OutputsSession.outputs`."""
         self.check(images)
-        wanted = self._names if names is None else names
+        wanted = list(self.output_names) if names is None else names
         unknown = [name for name in wanted if name not in self._places]
         if unknown:
-            msg = f"Model {str(self.path)!r} could not run: it has no output {unknown[0]!r}, but {self._names}."
-            raise ArtefactError(msg)
+            found = list(self.output_names)
+            message = f"Model {str(self.path)!r} could not run: it has no output {unknown[0]!r}, but {found}."
+            raise ArtefactError(message)
         try:
             found = self._request.infer([np.ascontiguousarray(images, dtype=np.float32)])
         except RuntimeError as error:

@@ -1,7 +1,7 @@
 """What the TensorRT family says of an engine, layer by layer, and how that answers for the layers of an ONNX file.
 
 What belongs here: `EngineLayer`, which the readers `rtx_log` and `inspector` fill in, and the match between engine
-layers and ONNX nodes. Why a layer stayed in float is the checker's knowledge and is only asked for here.
+layers and ONNX nodes. Why a layer stayed in float is the rules' knowledge and is only asked for here.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from pathlib import Path
 
 import onnx
 
-from dfqkit_export.backends.precision import LayerPrecision, Realised, with_unique_names
+from dfqkit_export.backends.precision import LayerPrecision, Realised, with_multiply_adds, with_unique_names
+from dfqkit_export.backends.qdq import QdqGraph
+from dfqkit_export.backends.targets import get_target
+from dfqkit_export.backends.tensorrt.rules_warnings import RULES
+from dfqkit_export.backends.weight_axes import WEIGHT_AXES
 from dfqkit_export.onnxfile.graph import SourceGraph
-from dfqkit_export.onnxfile.macs import with_multiply_adds
 from dfqkit_export.onnxfile.model import load_onnx
 
 __all__ = ["EngineLayer", "match_layers", "nodes_in", "read_file", "types_in"]
@@ -41,8 +44,10 @@ _UNEXPLAINED = {
     False: "no known rule explains it",
     True: "no layer of its own in the engine computes it (fused or folded under another name); counted as float",
 }
-# The checker's rules for what is accepted and then computed in float.
-_FLOAT_RULES = frozenset({"W3", "W4", "W5", "W6", "W15"})
+# The rules for what is accepted and then computed in float, the most telling last.
+_FLOAT_RULES = sorted(
+    (WEIGHT_AXES, *(rule for rule in RULES if rule.id in ("W3", "W4", "W6", "W15"))), key=lambda rule: int(rule.id[1:])
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,12 +160,11 @@ def _reasons(model: onnx.ModelProto, graph: SourceGraph, layers: list[onnx.NodeP
     """Why each layer is in float, "" where no rule tells."""
     if not layers:
         return {}
-    from dfqkit_export.checker import check_model
-
+    quantized = QdqGraph(model, get_target(target))
     problems = {
-        problem.node: f"{problem.node!r}: {problem.message} (rule {problem.rule}); {problem.repair}"
-        for problem in check_model(model, target).problems
-        if problem.rule in _FLOAT_RULES
+        found.node: f"{found.node!r}: {found.message} (rule {rule.id}); {found.repair or rule.repair}"
+        for rule in _FLOAT_RULES
+        for found in rule.find(quantized)
     }
     found = {}
     for layer in layers:

@@ -13,10 +13,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from dfqkit_export.checker.framework import Finding, Rule
-from dfqkit_export.checker.graph import QdqGraph, has_input
-from dfqkit_export.checker.quantized_weights import can_be_signed
-from dfqkit_export.checker.rules_common import OWN_DOMAINS, QUANTIZED_OPERATORS
+from dfqkit_export.backends.qdq import OWN_DOMAINS, QUANTIZED_OPERATORS, QdqGraph, has_input
+from dfqkit_export.backends.quantized_codes import can_be_signed
+from dfqkit_export.backends.rule import Rule, Violation
 from dfqkit_export.onnxfile.graph import type_name
 
 __all__ = ["RULES", "is_code", "is_uint8_read_as_int8"]
@@ -37,7 +36,7 @@ def is_uint8_read_as_int8(node: onnx.NodeProto, graph: QdqGraph) -> bool:
     return node.input[0] in graph.activations and has_input(node, 2)
 
 
-def find_wrong_types(graph: QdqGraph) -> Iterator[Finding]:
+def find_wrong_types(graph: QdqGraph) -> Iterator[Violation]:
     """Q/DQ nodes on types that TensorRT does not quantize to."""
     for node in graph.of_type("QuantizeLinear", "DequantizeLinear"):
         found = graph.quantized_type(node)
@@ -50,7 +49,7 @@ def find_wrong_types(graph: QdqGraph) -> Iterator[Finding]:
             if found == TensorProto.UINT8
             else "TensorRT has no such quantized type"
         )
-        yield Finding(
+        yield Violation(
             node=graph.name(node),
             message=f"its codes are {type_name(found)}; {reason}",
             fixable=can_be_signed(node, graph),
@@ -67,7 +66,7 @@ def _says_no_type(node: onnx.NodeProto, graph: QdqGraph) -> bool:
     )
 
 
-def find_zero_points(graph: QdqGraph) -> Iterator[Finding]:
+def find_zero_points(graph: QdqGraph) -> Iterator[Violation]:
     """Zero points that are not constants of zeros."""
     for node in graph.of_type("QuantizeLinear", "DequantizeLinear"):
         if not has_input(node, 2) or graph.quantized_type(node) == _INT32:
@@ -75,29 +74,29 @@ def find_zero_points(graph: QdqGraph) -> Iterator[Finding]:
         reported = graph.quantized_type(node) == TensorProto.UINT8 and not is_uint8_read_as_int8(node, graph)
         value = graph.constant(node.input[2])
         if value is None:
-            yield Finding(
+            yield Violation(
                 node=graph.name(node), message=f"its zero point {node.input[2]!r} is not a constant", fixable=False
             )
         elif np.any(value.astype(np.float64)) and not reported:
-            yield Finding(
+            yield Violation(
                 node=graph.name(node),
                 message=f"its zero point is {int(value.reshape(-1)[0])}; TensorRT quantizes symmetrically, around 0",
                 fixable=can_be_signed(node, graph),
             )
 
 
-def find_integer_biases(graph: QdqGraph) -> Iterator[Finding]:
+def find_integer_biases(graph: QdqGraph) -> Iterator[Violation]:
     """DequantizeLinear on int32."""
     for node in graph.of_type("DequantizeLinear"):
         if graph.quantized_type(node) == _INT32:
             readers = ", ".join(f"{graph.name(reader)!r}" for reader in graph.readers(node.output[0]))
-            yield Finding(
+            yield Violation(
                 node=graph.name(node),
                 message=f"it dequantizes int32 (the bias of {readers}), which TensorRT's importer refuses",
             )
 
 
-def find_read_codes(graph: QdqGraph) -> Iterator[Finding]:
+def find_read_codes(graph: QdqGraph) -> Iterator[Violation]:
     """Integer constants that something else than DequantizeLinear reads."""
     for tensor in graph.initializers():
         if tensor.data_type not in _CODES:
@@ -108,7 +107,7 @@ def find_read_codes(graph: QdqGraph) -> Iterator[Finding]:
                 continue
             if _is_reported(reader, graph):
                 continue
-            yield Finding(
+            yield Violation(
                 node=graph.name(reader),
                 message=(
                     f"it reads the {type_name(tensor.data_type)} constant {tensor.name!r}; TensorRT lets only "
@@ -131,12 +130,12 @@ def _is_reported(node: onnx.NodeProto, graph: QdqGraph) -> bool:
     )
 
 
-def find_low_bit_types(graph: QdqGraph) -> Iterator[Finding]:
+def find_low_bit_types(graph: QdqGraph) -> Iterator[Violation]:
     """Types of 4 bits and 8-bit floats, which the target's profile does not declare."""
     for node in graph.of_type("QuantizeLinear", "DequantizeLinear"):
         found = graph.quantized_type(node)
         if found in _LOW_BIT and type_name(found) not in graph.target.dtypes.value:
-            yield Finding(
+            yield Violation(
                 node=graph.name(node),
                 message=(
                     f"its codes are {type_name(found)}, which needs certain GPUs and layers (int4: weight-only linear "
@@ -151,12 +150,12 @@ def is_code(tensor: str, graph: QdqGraph) -> bool:
     return graph.elem_type(tensor) in _CODES | _LOW_BIT
 
 
-def find_raw_codes(graph: QdqGraph) -> Iterator[Finding]:
+def find_raw_codes(graph: QdqGraph) -> Iterator[Violation]:
     """Layers that read codes without DequantizeLinear."""
     for node in graph.of_type("Conv", "ConvTranspose", "Gemm", "MatMul", "Add"):
         for tensor in node.input[:2]:
             if is_code(tensor, graph):
-                yield Finding(
+                yield Violation(
                     node=graph.name(node),
                     message=f"its input {tensor!r} is {type_name(graph.elem_type(tensor))} without DequantizeLinear",
                 )

@@ -1,6 +1,6 @@
 """Where TensorRT wants the Q/DQ pairs, so that it can fuse a layer with what follows.
 
-What belongs here: rules W7, W8, W9 and W11, after the developer guide's placement recommendations.
+What belongs here: rules W7, W8 and W9, after the developer guide's placement recommendations.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from dfqkit_export.backends.qdq import MOVES, QdqGraph, attribute, has_input
+from dfqkit_export.backends.rule import Rule, Violation
 from dfqkit_export.backends.tensorrt.rules_errors import TENSORRT
-from dfqkit_export.checker.framework import Finding, Rule
-from dfqkit_export.checker.graph import MOVES, QdqGraph, attribute, has_input
-from dfqkit_export.checker.rules_common import EVERY
 
 __all__ = ["RULES"]
 
@@ -23,7 +22,7 @@ _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _FUSED = frozenset({"BatchNormalization", "Clip", "LeakyRelu", "Relu"})
 
 
-def find_pairs_inside_fusions(graph: QdqGraph) -> Iterator[Finding]:
+def find_pairs_inside_fusions(graph: QdqGraph) -> Iterator[Violation]:
     """Q/DQ between a convolution and what TensorRT would fuse into it."""
     for quantize in graph.of_type("QuantizeLinear"):
         layer = graph.producer(quantize.input[0])
@@ -32,7 +31,7 @@ def find_pairs_inside_fusions(graph: QdqGraph) -> Iterator[Finding]:
         for dequantize, _ in graph.pair(quantize):
             for reader in graph.readers(dequantize.output[0]):
                 if reader.op_type in _FUSED and reader.input[0] == dequantize.output[0]:
-                    yield Finding(
+                    yield Violation(
                         node=graph.name(quantize),
                         message=(
                             f"it quantizes between {layer.op_type} {graph.name(layer)!r} and {reader.op_type} "
@@ -42,7 +41,7 @@ def find_pairs_inside_fusions(graph: QdqGraph) -> Iterator[Finding]:
     yield from _pairs_on_main_branches(graph)
 
 
-def _pairs_on_main_branches(graph: QdqGraph) -> Iterator[Finding]:
+def _pairs_on_main_branches(graph: QdqGraph) -> Iterator[Violation]:
     for add in _additions(graph):
         branches = [graph.producer(tensor) for tensor in add.input]
         if any(branch is None or branch.op_type != "DequantizeLinear" for branch in branches):
@@ -51,7 +50,7 @@ def _pairs_on_main_branches(graph: QdqGraph) -> Iterator[Finding]:
             quantize = graph.quantizer(branch) if branch is not None else None
             layer = graph.producer(quantize.input[0]) if quantize is not None else None
             if quantize is not None and layer is not None and layer.op_type in _CONVOLUTIONS:
-                yield Finding(
+                yield Violation(
                     node=graph.name(quantize),
                     message=(
                         f"it quantizes the output of {layer.op_type} {graph.name(layer)!r} in front of Add "
@@ -61,7 +60,7 @@ def _pairs_on_main_branches(graph: QdqGraph) -> Iterator[Finding]:
                 break
 
 
-def find_float_residuals(graph: QdqGraph) -> Iterator[Finding]:
+def find_float_residuals(graph: QdqGraph) -> Iterator[Violation]:
     """Additions to a quantized convolution's output whose other input is float."""
     for add in _additions(graph):
         layers = [_quantized_convolution(graph.producer(tensor), graph) for tensor in add.input]
@@ -70,7 +69,7 @@ def find_float_residuals(graph: QdqGraph) -> Iterator[Finding]:
             continue
         residual = add.input[1] if layers[0] is not None else add.input[0]
         main = next(layer for layer in layers if layer is not None)
-        yield Finding(
+        yield Violation(
             node=graph.name(add),
             message=(
                 f"it adds the float tensor {residual!r} to the output of {main.op_type} {graph.name(main)!r}; with a "
@@ -106,28 +105,14 @@ def _quantized_convolution(node: onnx.NodeProto | None, graph: QdqGraph) -> onnx
     return node if all(graph.operand(tensor).dequantize is not None for tensor in node.input[:2]) else None
 
 
-def find_clipped_codes(graph: QdqGraph) -> Iterator[Finding]:
+def find_clipped_codes(graph: QdqGraph) -> Iterator[Violation]:
     """Clip on codes between Q and DQ."""
     for clip in graph.of_type("Clip"):
         is_code = graph.elem_type(clip.input[0]) in (TensorProto.INT8, TensorProto.UINT8)
         if is_code and clip.input[0] in graph.activations:
-            yield Finding(
+            yield Violation(
                 node=graph.name(clip),
                 message="it clips codes between QuantizeLinear and DequantizeLinear, which keeps the pair from fusing",
-            )
-
-
-def find_unfolded_norms(graph: QdqGraph) -> Iterator[Finding]:
-    """BatchNormalization right behind the layer that could hold it."""
-    for norm in graph.of_type("BatchNormalization"):
-        layer = graph.producer(norm.input[0])
-        if layer is not None and layer.op_type in _CONVOLUTIONS | {"Gemm"} and graph.only_reader(norm.input[0]):
-            yield Finding(
-                node=graph.name(norm),
-                message=(
-                    f"it follows {layer.op_type} {graph.name(layer)!r} and is not folded into it, so that the layer's "
-                    "output is no longer what its scales were chosen for, and ONNX Runtime leaves the layer in float"
-                ),
             )
 
 
@@ -152,14 +137,6 @@ RULES = (
         title="No Clip on codes",
         repair="put a float Clip in front of QuantizeLinear: the same values",
         find=find_clipped_codes,
-        fixable=True,
-    ),
-    _warning(
-        id="W11",
-        families=EVERY,
-        title="BatchNormalization is folded",
-        repair="fold it into the layer's weights before quantizing",
-        find=find_unfolded_norms,
         fixable=True,
     ),
 )

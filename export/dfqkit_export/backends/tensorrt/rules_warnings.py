@@ -1,6 +1,6 @@
 """What TensorRT accepts although layers then run in float or the numbers are not those of the file.
 
-What belongs here: rules W1 to W6, W10 and W12 to W15; those on where Q/DQ pairs stand are `placement`'s.
+What belongs here: rules W1 to W4, W6, W10 and W12 to W15; those on where Q/DQ pairs stand are `placement`'s.
 """
 
 from __future__ import annotations
@@ -12,11 +12,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from dfqkit_export.backends.qdq import QdqGraph, attribute, has_input
+from dfqkit_export.backends.quantized_codes import can_be_signed, same_parameters
+from dfqkit_export.backends.rule import Rule, Violation
 from dfqkit_export.backends.tensorrt.rules_errors import TENSORRT, is_code, is_uint8_read_as_int8
-from dfqkit_export.checker.framework import Finding, Rule
-from dfqkit_export.checker.graph import QdqGraph, attribute, has_input
-from dfqkit_export.checker.quantized_weights import can_be_signed
-from dfqkit_export.checker.rules_common import EVERY, same_parameters
 from dfqkit_export.onnxfile.graph import type_name
 
 __all__ = ["RULES"]
@@ -24,28 +23,28 @@ __all__ = ["RULES"]
 _WIDE = frozenset({TensorProto.DOUBLE, TensorProto.INT64, TensorProto.UINT64})
 
 
-def find_missing_types(graph: QdqGraph) -> Iterator[Finding]:
+def find_missing_types(graph: QdqGraph) -> Iterator[Violation]:
     """QuantizeLinear without zero point and output_dtype."""
     for node in graph.of_type("QuantizeLinear"):
         if not has_input(node, 2) and not attribute(node, "output_dtype", 0):
-            yield Finding(
+            yield Violation(
                 node=graph.name(node),
                 message="it has neither zero point nor output_dtype: uint8 for ONNX, int8 for TensorRT",
             )
 
 
-def find_saturating_types(graph: QdqGraph) -> Iterator[Finding]:
+def find_saturating_types(graph: QdqGraph) -> Iterator[Violation]:
     """Unsigned codes that TensorRT reads as signed."""
     for node in graph.of_type("QuantizeLinear"):
         if is_uint8_read_as_int8(node, graph) and graph.zero_point(node) == 0:
-            yield Finding(
+            yield Violation(
                 node=graph.name(node),
                 message="its codes are uint8, which TensorRT reads as int8: values above 127 steps saturate",
                 fixable=can_be_signed(node, graph),
             )
 
 
-def find_scales_of_rank_one(graph: QdqGraph) -> Iterator[Finding]:
+def find_scales_of_rank_one(graph: QdqGraph) -> Iterator[Violation]:
     """One scale for the whole tensor that is written as a list."""
     for node in graph.of_type("QuantizeLinear", "DequantizeLinear"):
         scale = graph.constant(node.input[1])
@@ -55,68 +54,24 @@ def find_scales_of_rank_one(graph: QdqGraph) -> Iterator[Finding]:
         axis = attribute(node, "axis", 1)
         if node.input[0] not in graph.activations and shape and axis < len(shape) and shape[axis] == 1:
             continue  # A weight with a single output channel: one scale a channel.
-        yield Finding(
+        yield Violation(
             node=graph.name(node),
             message=f"its scale has shape {list(scale.shape)}; TensorRT takes that for per-channel and runs in float",
         )
 
 
-def find_channel_scales_on_activations(graph: QdqGraph) -> Iterator[Finding]:
+def find_channel_scales_on_activations(graph: QdqGraph) -> Iterator[Violation]:
     """Activations with a scale for each channel."""
     for node in graph.of_type("QuantizeLinear"):
         scale = graph.constant(node.input[1])
         if node.input[0] in graph.activations and scale is not None and scale.size > 1:
-            yield Finding(
+            yield Violation(
                 node=graph.name(node),
                 message=f"it quantizes an activation with {scale.size} scales; kernels take one for the tensor",
             )
 
 
-def find_wrong_axes(graph: QdqGraph) -> Iterator[Finding]:
-    """Weights whose scales run along another axis than the output channels."""
-    for layer in graph.weighted():
-        weight = graph.operand(layer.input[1])
-        if weight.activation or weight.dequantize is None:
-            continue
-        scale, shape = graph.constant(weight.dequantize.input[1]), graph.shape(weight.dequantize.input[0])
-        if scale is None or scale.size == 1 or not shape:
-            continue
-        between = _between(weight.dequantize, weight.tensor, graph)
-        if not between <= {"Transpose", "Identity"}:
-            continue  # Where the axis went is not followed further.
-        expected = _channel_axis(layer, len(shape), transposed="Transpose" in between)
-        found = attribute(weight.dequantize, "axis", 1) % len(shape)
-        if expected is not None and found != expected:
-            yield Finding(
-                node=graph.name(weight.dequantize),
-                message=(
-                    f"the weight of {layer.op_type} {graph.name(layer)!r} has its scales along axis {found}; the "
-                    f"output channels are axis {expected}, and only there they can be applied after the integer sum"
-                ),
-            )
-
-
-def _between(dequantize: onnx.NodeProto, tensor: str, graph: QdqGraph) -> set[str]:
-    """The operators through which dequantized weights reach a layer, such as Transpose in front of MatMul."""
-    found: set[str] = set()
-    while tensor != dequantize.output[0] and (node := graph.producer(tensor)) is not None:
-        found.add(node.op_type)
-        tensor = node.input[0]
-    return found
-
-
-def _channel_axis(layer: onnx.NodeProto, rank: int, *, transposed: bool) -> int | None:
-    if layer.op_type == "Conv":
-        return 0
-    if layer.op_type == "ConvTranspose":
-        return 1
-    last = layer.op_type == "MatMul" or not attribute(layer, "transB", 0)
-    if transposed:
-        return None if rank != 2 else int(not last)
-    return rank - 1 if last else 0
-
-
-def find_half_quantized_layers(graph: QdqGraph) -> Iterator[Finding]:
+def find_half_quantized_layers(graph: QdqGraph) -> Iterator[Violation]:
     """Layers of which only one operand is quantized."""
     for layer in graph.weighted():
         operands = [graph.operand(tensor) for tensor in layer.input[:2]]
@@ -124,18 +79,18 @@ def find_half_quantized_layers(graph: QdqGraph) -> Iterator[Finding]:
         if len(floats) == 1 and not any(is_code(tensor, graph) for tensor in layer.input[:2]):
             (operand,) = floats
             what = "activation" if operand.activation else "weight"
-            yield Finding(
+            yield Violation(
                 node=graph.name(layer),
                 message=f"its {what} {operand.tensor!r} is float and its other operand quantized, so it runs in float",
             )
 
 
-def find_differing_scales(graph: QdqGraph) -> Iterator[Finding]:
+def find_differing_scales(graph: QdqGraph) -> Iterator[Violation]:
     """A DequantizeLinear that undoes another quantization than the one in front of it, and requantization."""
     for node in graph.of_type("QuantizeLinear"):
         for dequantize, _ in graph.pair(node):
             if _constant_scales(node, dequantize, graph) and not same_parameters(node, dequantize, graph):
-                yield Finding(
+                yield Violation(
                     node=graph.name(dequantize),
                     message=f"its scale or zero point differs from those of {graph.name(node)!r}, whose codes it reads",
                 )
@@ -143,7 +98,7 @@ def find_differing_scales(graph: QdqGraph) -> Iterator[Finding]:
         if before is None or before.op_type != "DequantizeLinear" or node.input[0] not in graph.activations:
             continue
         if _constant_scales(before, node, graph) and not same_parameters(before, node, graph):
-            yield Finding(
+            yield Violation(
                 node=graph.name(node),
                 message=f"it quantizes again what {graph.name(before)!r} has just dequantized, on another scale",
             )
@@ -153,21 +108,23 @@ def _constant_scales(first: onnx.NodeProto, second: onnx.NodeProto, graph: QdqGr
     return graph.constant(first.input[1]) is not None and graph.constant(second.input[1]) is not None
 
 
-def find_wide_types(graph: QdqGraph) -> Iterator[Finding]:
+def find_wide_types(graph: QdqGraph) -> Iterator[Violation]:
     """Activations and constants of 64 bits that are no shapes."""
     for tensor in graph.initializers():
         if tensor.data_type == TensorProto.DOUBLE:
             for reader in graph.readers(tensor.name)[:1]:
-                yield Finding(node=graph.name(reader), message=f"its constant {tensor.name!r} is float64")
+                yield Violation(node=graph.name(reader), message=f"its constant {tensor.name!r} is float64")
     for value in graph.model.graph.input:
         if value.type.tensor_type.elem_type in _WIDE and not graph.is_initializer(value.name):
             found = type_name(value.type.tensor_type.elem_type)
-            yield Finding(node="", message=f"the model's input {value.name!r} is {found}")
+            yield Violation(node="", message=f"the model's input {value.name!r} is {found}")
     for node in graph.nodes:
         for tensor in node.output:
             if tensor in graph.activations and graph.elem_type(tensor) in _WIDE and _computes(tensor, graph):
                 found = type_name(graph.elem_type(tensor))
-                yield Finding(node=graph.name(node), message=f"it computes on {found}, for which there are few kernels")
+                yield Violation(
+                    node=graph.name(node), message=f"it computes on {found}, for which there are few kernels"
+                )
 
 
 def _computes(tensor: str, graph: QdqGraph) -> bool:
@@ -175,7 +132,7 @@ def _computes(tensor: str, graph: QdqGraph) -> bool:
     return node is not None and node.op_type not in ("Shape", "Size")
 
 
-def find_dynamic_axes(graph: QdqGraph) -> Iterator[Finding]:
+def find_dynamic_axes(graph: QdqGraph) -> Iterator[Violation]:
     """Inputs with more unknown sizes than the batch."""
     for value in graph.model.graph.input:
         shape = graph.shape(value.name)
@@ -184,7 +141,7 @@ def find_dynamic_axes(graph: QdqGraph) -> Iterator[Finding]:
         free = [axis for axis, size in enumerate(shape) if size is None and axis > 0]
         if free:
             axes = ", ".join(map(str, free))
-            yield Finding(
+            yield Violation(
                 node="",
                 message=(
                     f"the input {value.name!r} has unknown sizes on axes {axes} beside the batch; the engine's profile "
@@ -193,7 +150,7 @@ def find_dynamic_axes(graph: QdqGraph) -> Iterator[Finding]:
             )
 
 
-def find_vanishing_scales(graph: QdqGraph) -> Iterator[Finding]:
+def find_vanishing_scales(graph: QdqGraph) -> Iterator[Violation]:
     """Weight scales so small that float32 holds them only as subnormal numbers."""
     smallest = float(np.finfo(np.float32).tiny)
     for node in graph.of_type("DequantizeLinear"):
@@ -203,7 +160,7 @@ def find_vanishing_scales(graph: QdqGraph) -> Iterator[Finding]:
         numbers = scale.astype(np.float64).reshape(-1)
         dead = np.flatnonzero((numbers > 0) & (numbers < smallest))
         if dead.size:
-            yield Finding(
+            yield Violation(
                 node=graph.name(node),
                 message=(
                     f"the scale of channel {dead[0]} is {numbers[dead[0]]:.1e} ({dead.size} such): its weights are all "
@@ -212,11 +169,11 @@ def find_vanishing_scales(graph: QdqGraph) -> Iterator[Finding]:
             )
 
 
-def find_transposed_convolutions(graph: QdqGraph) -> Iterator[Finding]:
+def find_transposed_convolutions(graph: QdqGraph) -> Iterator[Violation]:
     """Quantized ConvTranspose."""
     for layer in graph.of_type("ConvTranspose"):
         if all(graph.operand(tensor).dequantize is not None for tensor in layer.input[:2]):
-            yield Finding(
+            yield Violation(
                 node=graph.name(layer),
                 message="a quantized ConvTranspose: TensorRT-RTX runs it in float, TensorRT depending on its version",
             )
@@ -251,14 +208,6 @@ RULES = (
         title="Activations have one scale",
         repair="quantize activations per tensor",
         find=find_channel_scales_on_activations,
-    ),
-    _warning(
-        id="W5",
-        families=EVERY,
-        title="Weight scales run along the output channels",
-        repair="quantize along the output channels: axis 0 for Conv, and for Gemm with transB=1; 1 for ConvTranspose; "
-        "else the last",
-        find=find_wrong_axes,
     ),
     _warning(
         id="W6",

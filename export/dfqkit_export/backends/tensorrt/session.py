@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dfqkit_export.backends.session import FileSession, Images, Logits
 from dfqkit_export.backends.tensorrt._engine_build import vendor_module
@@ -99,6 +100,10 @@ class EngineSession(FileSession):
             self._require(self._context.execute_async_v3(stream.cuda_stream), "the run")
         stream.synchronize()
         return np.asarray(result.cpu().numpy())
+
+    def run_all(self, images: Images) -> dict[str, NDArray[Any]]:
+        """Compute the engine's one output; see `FileSession.run_all`."""
+        return {self.output_name: self.run(images)}
 
     def predict(self, images: Images, batch: int = 64) -> Logits:
         """Compute logits of any number of images, in batches of at most what the engine was built for.

@@ -17,13 +17,19 @@ from dfqkit_export.backends.targets import Target
 from dfqkit_export.onnxfile.graph import SourceGraph
 from dfqkit_export.onnxfile.shapes import inferred_types
 
-__all__ = ["Operand", "QdqGraph"]
+__all__ = ["MOVES", "OWN_DOMAINS", "QUANTIZED_OPERATORS", "Operand", "QdqGraph", "attribute", "has_input"]
 
 # Operators that only move or select values, so that codes may pass through them unchanged.
 MOVES = frozenset(
     {"DepthToSpace", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze"}
     | {"Transpose", "Unsqueeze"}
 )
+#: Operators that compute on codes by themselves.
+QUANTIZED_OPERATORS = frozenset(
+    {"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul"}
+)
+#: The names of ONNX's own domain.
+OWN_DOMAINS = frozenset({"", "ai.onnx"})
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 

@@ -1,0 +1,58 @@
+"""What a rule is: an id, what it wants of a quantized file, and a function that yields every place that breaks it.
+
+What belongs here: the shape of a rule. Rules of a runtime stand in its folder, those for all in `checker.rules_common`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from dfqkit_export.backends.qdq import QdqGraph
+
+__all__ = ["EVERY", "Rule", "Severity", "Violation"]
+
+Severity = Literal["error", "warning"]
+EVERY = frozenset({"tensorrt", "onnxruntime", "openvino", ""})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Violation:
+    """One place that breaks a rule, as the rule's function reports it.
+
+    Attributes:
+        node: Name of the place.
+        message: What was found, and why that matters.
+        repair: What to change here, where that differs from the rule's general repair.
+        fixable: False where the rule's repair cannot keep the values in this place.
+    """
+
+    node: str
+    message: str
+    repair: str = ""
+    fixable: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """One row of the checker's table.
+
+    Attributes:
+        id: Short name, unique.
+        severity: "error" where the runtime refuses the file or computes other numbers, "warning" where it accepts the
+            file and is slower than it could be, or where other tools may stumble.
+        families: The families of targets that it judges: "tensorrt", "onnxruntime", "openvino".
+        title: What the rule wants, in one line.
+        repair: What to change where it is broken.
+        find: Yields every place that breaks it.
+        fixable: Whether `fix_file` knows a repair.
+    """
+
+    id: str
+    severity: Severity
+    families: frozenset[str]
+    title: str
+    repair: str
+    find: Callable[[QdqGraph], Iterator[Violation]]
+    fixable: bool = False

@@ -1,0 +1,100 @@
+"""The images that a comparison feeds to files: a stored set, a sentinel, or an array file.
+
+What belongs here: finding out what a file of images is, and bringing it into the normalised space of a model.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.images.inputs import Inputs, model_image
+from dfqkit_export.images.stored import ImageSet
+from dfqkit_export.sentinel import normalized, read_sentinel
+from dfqkit_export.tensorfile import TensorFile
+
+__all__ = ["read_inputs"]
+
+Floats = NDArray[np.float32]
+
+
+def read_inputs(source: str | Path, model: onnx.ModelProto, n: int) -> Inputs:
+    """Read images, evenly spread over the source.
+
+    Args:
+        source: A stored set (folder or file), a sentinel file, a `.npz` with `images`, or a `.npy`. uint8 arrays have
+            shape (N, H, W, C) and are normalised as the model's metadata say; float arrays (N, C, H, W) are taken as
+            normalised.
+        model: What they are for.
+        n: How many at most.
+
+    Raises:
+        ArtefactError: The source is missing, damaged or nothing of the kind, or its images cannot be normalised.
+    """
+    path = Path(source)
+    if not path.exists():
+        msg = f"Images '{path}' do not exist. Give a stored set, a sentinel file, or a .npz or .npy of images."
+        raise ArtefactError(msg)
+    if path.suffix in (".npz", ".npy"):
+        images = _from_array(path, model, n)
+    elif path.is_file() and _is_sentinel(path):
+        images = _from_sentinel(path, n)
+    else:
+        images = _from_set(path, n)
+    return Inputs(images=images, source=str(path))
+
+
+def _spread(count: int, n: int) -> list[int]:
+    return np.unique(np.linspace(0, count - 1, min(n, count)).astype(int)).tolist() if count else []
+
+
+def _from_set(path: Path, n: int) -> Floats:
+    images = ImageSet.open(path)
+    return images.normalized(_spread(len(images), n))
+
+
+def _is_sentinel(path: Path) -> bool:
+    return "sentinel" in TensorFile(path).metadata
+
+
+def _from_sentinel(path: Path, n: int) -> Floats:
+    sentinel = read_sentinel(path)
+    return normalized(sentinel.images[_spread(len(sentinel), n)], sentinel.spec)
+
+
+def _from_array(path: Path, model: onnx.ModelProto, n: int) -> Floats:
+    images = _stored_array(path)
+    if images.ndim != 4 or len(images) == 0:
+        msg = f"'{path}' holds an array of shape {images.shape}; allowed are images, (N, H, W, C) or (N, C, H, W)."
+        raise ArtefactError(msg)
+    chosen = images[_spread(len(images), n)]
+    if chosen.dtype.kind == "f":
+        return chosen.astype(np.float32)
+    image = model_image(model)
+    if chosen.dtype != np.uint8 or image is None:
+        known = "knows" if image is not None else "does not know"
+        msg = (
+            f"'{path}' holds {chosen.dtype} images, and the model {known} how they are normalised. Allowed are uint8 "
+            "for a file that dfqkit wrote, and normalised float32 (N, C, H, W) for any."
+        )
+        raise ArtefactError(msg)
+    pixels = np.ascontiguousarray(chosen.transpose(0, 3, 1, 2)).astype(np.float32)
+    return image.normalize(pixels / np.float32(255))
+
+
+def _stored_array(path: Path) -> NDArray[Any]:
+    try:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return found
+        with found:
+            return np.asarray(found["images"])
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        msg = f"'{path}' cannot be read as images: {error}. Allowed are a .npy, or a .npz with an array 'images'."
+        raise ArtefactError(msg) from None
