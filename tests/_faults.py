@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from dfqkit_export.tensorfile import read_tensors, write_tensors
+from dfqkit_export.images.tensors import read_tensors, write_tensors
 
 from ._qdqfile import File
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.inputs import Inputs, model_image
 from dfqkit_export.images.stored import ImageSet
+from dfqkit_export.images.tensors import TensorFile
 from dfqkit_export.sentinel import normalized, read_sentinel
-from dfqkit_export.tensorfile import TensorFile
 
 __all__ = ["read_inputs"]
 

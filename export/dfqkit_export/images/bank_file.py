@@ -18,7 +18,7 @@ from typing import Any
 
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.spec import ImageSpec
-from dfqkit_export.tensorfile import TensorFile
+from dfqkit_export.images.tensors import TensorFile
 
 __all__ = ["HEADER", "SCHEMA", "SET_FILE", "Contents", "Shard", "reading", "set_contents"]
 
@@ -102,7 +102,7 @@ def _header(path: Path) -> Contents:
         file = TensorFile(path)
         header = json.loads(file.metadata.get(HEADER, "{}"))
         schema = header.get("schema")
-        forms = {name: (entry.dtype, entry.shape) for name, entry in file.entries.items()}
+        forms = file.forms
     _require_schema(schema, path, "an image bank")
     try:
         spec, n = ImageSpec.from_dict(header["image"]), forms["images"][1][0]

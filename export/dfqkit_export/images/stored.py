@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import sha256_of_file
 from dfqkit_export.images.bank_file import Contents, reading, set_contents
-from dfqkit_export.tensorfile import TensorFile
+from dfqkit_export.images.tensors import TensorFile
 
 __all__ = ["CalibrationReader", "ImageSet", "image_digest", "softmax_top"]
 
@@ -50,7 +50,7 @@ class ImageSet:
         self.spec, self.teacher, self.source = contents.spec, contents.teacher, contents.source
         self.shards, self.wanted, self.facts = contents.shards, contents.wanted, dict(contents.facts)
         self._starts = [0, *accumulate(shard.n for shard in self.shards)]
-        self._files: dict[int, tuple[Codes, Floats]] = {}
+        self._files: dict[int, tuple[Any, Any]] = {}
 
     @classmethod
     def open(cls, path: str | Path) -> ImageSet:
@@ -161,13 +161,13 @@ class ImageSet:
                 logits = TensorFile(shard.path).read("logits")
             yield logits
 
-    def _slices(self, number: int) -> tuple[Codes, Floats]:
+    def _slices(self, number: int) -> tuple[Any, Any]:
         found = self._files.get(number)
         if found is None:
             path = self.shards[number].path
             with reading(path):
                 file = TensorFile(path)
-                found = self._files[number] = (file.view("images"), file.view("logits"))
+                found = self._files[number] = (file.part("images"), file.part("logits"))
         return found
 
     def __getstate__(self) -> dict[str, Any]:

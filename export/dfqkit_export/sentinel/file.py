@@ -1,7 +1,7 @@
 """The sentinel set: a few images with the teacher's answers, by which a file is checked again after every change.
 
-What belongs here: what such a set is and its form on disk, one file of tensors (`tensorfile`) with a JSON text under
-``sentinel`` in its metadata. Which images are chosen, and what they can notice, is `choice`.
+What belongs here: what such a set is and its form on disk, one file of tensors (`images.tensors`) with a JSON text
+under ``sentinel`` in its metadata. Which images are chosen, and what they can notice, is `choice`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import write_bytes
 from dfqkit_export.images.spec import ImageSpec
-from dfqkit_export.tensorfile import read_tensors, tensor_bytes
+from dfqkit_export.images.tensors import read_tensors, tensor_bytes
 
 __all__ = [
     "HEADER", "PLAIN", "SCHEMA", "SENSITIVE", "SENTINEL_FILE", "Sentinel", "normalized", "read_sentinel",

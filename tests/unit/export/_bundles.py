@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.images.tensors import write_tensors
 from dfqkit_export.measure.metrics import Metric
 from dfqkit_export.report import Report
 from dfqkit_export.sentinel import normalized
-from dfqkit_export.tensorfile import write_tensors
 
 SPEC = ImageSpec(shape=(3, 8, 8), mean=(0.5, 0.4, 0.6), std=(0.25, 0.2, 0.3), classes=10)
 TEACHER = "a" * 64

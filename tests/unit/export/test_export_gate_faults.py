@@ -143,7 +143,7 @@ def test_a_file_that_gives_no_numbers_is_an_error_of_its_case(bundle: Path, base
 
 
 def test_another_sentinel_set_must_be_recorded(bundle: Path, baseline: Baseline, tmp_path: Path) -> None:
-    from dfqkit_export.tensorfile import read_tensors, write_tensors
+    from dfqkit_export.images.tensors import read_tensors, write_tensors
 
     inject("bias_dropped", bundle, tmp_path / "other")
     for name in ("model.onnx", "sentinel.safetensors"):

@@ -13,8 +13,8 @@ from dfqkit_export.comparison.inputs import read_inputs
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.inputs import model_image, own_batch, random_inputs
 from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.images.tensors import write_tensors
 from dfqkit_export.sentinel import PLAIN, Sentinel, write_sentinel
-from dfqkit_export.tensorfile import write_tensors
 
 SPEC = ImageSpec(shape=(3, 8, 8), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), classes=10)
 

@@ -17,6 +17,7 @@ from onnx import numpy_helper
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.stored import ImageSet
+from dfqkit_export.images.tensors import read_tensors, write_tensors
 from dfqkit_export.sentinel import (
     PLAIN,
     SENSITIVE,
@@ -35,7 +36,6 @@ from dfqkit_export.sentinel import (
 )
 from dfqkit_export.sentinel.choice import disagree, likely_flips, power
 from dfqkit_export.sentinel.probes import Probe, probed
-from dfqkit_export.tensorfile import read_tensors, write_tensors
 from tests.unit.export._bundles import SPEC, TEACHER, codes, write_net, write_set
 
 
