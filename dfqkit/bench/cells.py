@@ -136,9 +136,7 @@ class Bench:
                     metrics.paired_drop(reference, logits, labels, **where),
                     metrics.agreement(reference, logits, **where),
                     metrics.kl(reference, logits, **where),
-                    metrics.integer_ops(
-                        realised_precision(folder.path / "model.onnx"), subject="onnxruntime", data="model.onnx"
-                    ),
+                    metrics.integer_ops(realised_precision(folder.path / "model.onnx"), subject="onnxruntime"),
                 )
             ],
             "teacher_top1": metrics.top1(reference, labels, subject="teacher", data=where["data"]).value,

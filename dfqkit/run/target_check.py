@@ -14,7 +14,8 @@ from dfqkit_export.backends.realised import Realised, realised_precision
 from dfqkit_export.backends.runtimes import Session, get_runtime
 from dfqkit_export.backends.targets import Target
 from dfqkit_export.errors import ArtefactError, RuntimeCrashedError
-from dfqkit_export.measure.metrics import Metric, integer_ops
+from dfqkit_export.measure.kinds import Metric
+from dfqkit_export.measure.metrics import integer_ops
 from dfqkit_export.report import Finding, Floor, LayerRow
 
 #: Family of targets, or runtime where a target has none, to the runtime that answers without the target's hardware.
@@ -39,7 +40,7 @@ class Account:
 
     def metrics(self) -> list[Metric]:
         """The share of integer layers, where the runtime answered."""
-        return [integer_ops(self.realised, subject=self.subject, data="model.onnx")] if self.realised else []
+        return [integer_ops(self.realised, subject=self.subject)] if self.realised else []
 
     def answerable(self, floors: Iterable[Floor]) -> list[Floor]:
         """The floors without those about a runtime that was not asked; `warnings` says that it was not."""

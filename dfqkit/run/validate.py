@@ -31,7 +31,7 @@ from dfqkit_export.estimate import estimate_drop
 from dfqkit_export.files import write_bytes
 from dfqkit_export.images.labelled import LabelledImages, load_images
 from dfqkit_export.measure import latency, metrics
-from dfqkit_export.measure.metrics import Metric
+from dfqkit_export.measure.kinds import LOGIT_SQNR_DB, SIZE, STUDENT_AGREEMENT, STUDENT_TOP1_GAP, TOP1, Metric
 from dfqkit_export.report import Floor, Report, check_floors
 from dfqkit_export.report.page import render_html
 
@@ -177,16 +177,7 @@ def compare(logits: dict[str, NDArray[Any]], grading: GradingSet) -> list[Metric
             found.append(metrics.paired_drop(reference, values, grading.labels, **where))
         found.append(metrics.agreement(reference, values, **where))
         found.append(metrics.kl(reference, values, **where))
-        found.append(
-            Metric(
-                name="logit_sqnr_db",
-                value=metrics.sqnr_db(reference, values),
-                unit="dB",
-                n=len(values),
-                higher_is_better=True,
-                **where,
-            )
-        )
+        found.append(LOGIT_SQNR_DB.metric(value=metrics.sqnr_db(reference, values), n=len(values), **where))
     for subject in (name for name in logits if name not in _NO_RUNTIME):
         found += _beside_the_student(logits["student"], logits[subject], grading, subject)
     return found
@@ -197,23 +188,16 @@ def _beside_the_student(
 ) -> Iterator[Metric]:
     """How far a runtime is from the fake-quantized student that its file was written from."""
     where: dict[str, Any] = {"subject": subject, "data": grading.name}
-    yield metrics.agreement(student, values, name="student_agreement", **where)
+    yield metrics.agreement(student, values, kind=STUDENT_AGREEMENT, **where)
     if grading.labels is None:
         return
     ours, theirs = (metrics.top1(logits, grading.labels, **where).value or 0.0 for logits in (student, values))
-    yield Metric(
-        name="student_top1_gap",
-        value=abs(ours - theirs),
-        unit="points",
-        n=len(values),
-        higher_is_better=False,
-        **where,
-    )
+    yield STUDENT_TOP1_GAP.metric(value=abs(ours - theirs), n=len(values), **where)
 
 
 def _estimate(logits: dict[str, NDArray[Any]], recipe: Recipe, found: list[Metric]) -> dict[str, Any]:
     """The drop on real images as the synthetic ones tell it; a known accuracy only says whether it may be told."""
-    known = next((m.value for m in found if (m.name, m.subject) == ("top1", "teacher")), None)
+    known = next((m.value for m in found if (m.name, m.subject) == (TOP1.name, "teacher")), None)
     made_by: str = recipe.synthesis.method  # type: ignore[attr-defined]
     return estimate_drop(logits["teacher"], logits["onnxruntime"], synthesizer=made_by, teacher_top1=known).to_dict()
 
@@ -246,15 +230,7 @@ def _torch_logits(model: nn.Module, images: Images, device: torch.device) -> NDA
 def _sizes(path: Path) -> list[Metric]:
     files = {"teacher": path / "teacher.onnx", "onnxruntime": path / "model.onnx"}
     return [
-        Metric(
-            name="size",
-            subject=subject,
-            data="file",
-            value=float(file.stat().st_size),
-            unit="bytes",
-            n=1,
-            higher_is_better=False,
-        )
+        SIZE.metric(subject=subject, data="file", value=float(file.stat().st_size), n=1)
         for subject, file in files.items()
     ]
 
@@ -264,7 +240,7 @@ def _latency(recipe: Recipe, teacher: OrtSession, quantized: OrtSession, image: 
     if not repeats:
         return None
     sessions = {"teacher": teacher, "onnxruntime": quantized}
-    return latency.measure(sessions, image, repeats=repeats, reference="teacher")
+    return latency.measure_latency(sessions, image, repeats=repeats, reference="teacher")
 
 
 __all__ = ["GradingSet", "compare", "prove", "real_images"]

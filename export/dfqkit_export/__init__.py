@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dfqkit_export.images.labelled import LabelledImages, load_images
     from dfqkit_export.images.spec import ImageSpec
     from dfqkit_export.measure.activations import layer_outputs
-    from dfqkit_export.measure.metrics import Metric
+    from dfqkit_export.measure.kinds import Metric
     from dfqkit_export.profiling import profile_file
     from dfqkit_export.report import Finding, Floor, LayerRow, Report, check_floors
     from dfqkit_export.report.page import render_html
@@ -50,7 +50,7 @@ __getattr__, __dir__ = attach(
         "LabelledImages": "dfqkit_export.images.labelled",
         "LayerPrecision": "dfqkit_export.backends.realised",
         "LayerRow": "dfqkit_export.report",
-        "Metric": "dfqkit_export.measure.metrics",
+        "Metric": "dfqkit_export.measure.kinds",
         "OrtRuntime": "dfqkit_export.backends.onnxruntime.session",
         "OrtSession": "dfqkit_export.backends.onnxruntime.session",
         "Problem": "dfqkit_export.checker",

@@ -31,7 +31,7 @@ from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.backends.realised import realised_precision
 from dfqkit_export.backends.targets import get_target
 from dfqkit_export.images.spec import ImageSpec
-from dfqkit_export.measure.latency import measure
+from dfqkit_export.measure.latency import measure_latency
 
 #: Models, and how many times float32's speed they must reach on a CPU with VNNI.
 ASKED = {"resnet18": 2.8, "mobilenet_v2": 2.0}
@@ -63,7 +63,7 @@ def compared(name: str, options: argparse.Namespace) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         paths, images = written(f"torchvision:{name}", Path(folder))
         sessions = {path.stem: OrtSession(path, threads=options.threads) for path in paths}
-        timing = measure(sessions, images, repeats=options.repeats, warmup=10, reference="float32")
+        timing = measure_latency(sessions, images, repeats=options.repeats, warmup=10, reference="float32")
         print(f"{name} at 224, batch 1, {options.threads} thread(s), {options.repeats} interleaved runs")
         for path in paths:
             entry, integer = timing.timings[path.stem], realised_precision(path)

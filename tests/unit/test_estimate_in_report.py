@@ -9,7 +9,7 @@ import pytest
 
 from dfqkit.config.recipe import load_recipe
 from dfqkit.run.validate import _estimate
-from dfqkit_export.measure.metrics import Metric
+from dfqkit_export.measure.kinds import Metric
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dfqkit_export.measure.metrics import Metric
+from dfqkit_export.measure.kinds import INTEGER_OPS, Metric
 from dfqkit_export.report import Report
 from dfqkit_export.sentinel import Sentinel
 
@@ -19,7 +19,6 @@ __all__ = ["escaped", "model_card"]
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~<>&@])")
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
-_SHOWN = ("top1", "top1_drop", "agreement", "kl", "student_agreement")
 _SUBJECTS = {"teacher": "float teacher", "onnxruntime": "this file", "student": "student in torch"}
 
 
@@ -75,7 +74,7 @@ def _warnings(manifest: Mapping[str, Any], report: Report | None) -> list[str]:
 def _accuracy(report: Report | None) -> str:
     if report is None:
         return "Not measured."
-    rows = [metric for metric in report.metrics if metric.name in _SHOWN and metric.subject in _SUBJECTS]
+    rows = [metric for metric in report.metrics if metric.kind.on_card and metric.subject in _SUBJECTS]
     if not rows:
         return "Not measured."
     head = ["measured", "of", "on", "value", "standard error", "images"]
@@ -89,7 +88,7 @@ def _named(metric: Metric) -> Sequence[str]:
 
 
 def _precision(report: Report | None) -> str:
-    found = report.metric("integer_ops", "onnxruntime") if report else None
+    found = report.metric(INTEGER_OPS.name, "onnxruntime") if report else None
     if found is None or found.value is None:
         return "Which layers run in integers was not read from a runtime."
     environment = report.provenance.get("environment", {}) if report else {}

@@ -10,7 +10,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from dfqkit_export.measure.metrics import Metric
+from dfqkit_export.measure.kinds import Metric
 from dfqkit_export.report import Report
 
 __all__ = ["MetricDifference", "ReportDifference", "compare_reports"]
@@ -19,8 +19,6 @@ Change = Literal["better", "worse", "same", "noise", "changed", "only in A", "on
 
 # Standard errors of a difference within which it is taken for noise.
 _SIGMAS = 2.0
-# They depend on the machine and on what else runs there, and carry no standard error.
-_TIMES = frozenset({"latency", "speedup"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +109,7 @@ def _change(a: Metric | None, b: Metric | None, noise: float | None) -> Change:
         return "only in B" if a is None else "only in A"
     if a.value == b.value:
         return "same"
-    if a.value is None or b.value is None or a.higher_is_better is None or a.name in _TIMES:
+    if a.value is None or b.value is None or a.higher_is_better is None or a.kind.timed:
         return "changed"
     if noise is not None and abs(b.value - a.value) <= noise:
         return "noise"

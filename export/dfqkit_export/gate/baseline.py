@@ -17,7 +17,7 @@ from dfqkit_export.bundle.entries import parse_json, read_text
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import write_bytes
 from dfqkit_export.gate.marks import LayerMark, ModelMarks
-from dfqkit_export.gate.significance import PerImage
+from dfqkit_export.gate.significance import ImageValues
 from dfqkit_export.gate.sketches import unpack_sketches
 
 __all__ = ["Baseline", "Case", "Expected", "Recorded", "read_baseline", "write_baseline"]
@@ -73,7 +73,7 @@ class Case:
         expected_failure: A failure that is accepted, or None.
         allowed: Why a file that is refused by default was recorded; "" otherwise.
         facts: What the file is: "layers", "opset", "before", "image" (its preprocessing), "origin".
-        images: `PerImage.to_dict()`; empty for a report.
+        images: `ImageValues.to_dict()`; empty for a report.
         sketches: Fingerprints of the layers' outputs, by layer.
         files: sha256 of "model", "sentinel" and "teacher"; empty for a report.
     """
@@ -115,7 +115,7 @@ class Case:
             self.marks()
             unpack_sketches(self.sketches)
             if self.images:
-                PerImage.from_dict(self.images)
+                ImageValues.from_dict(self.images)
         except ArtefactError:
             return replace(self, facts={}, images={}, sketches={})
         return self

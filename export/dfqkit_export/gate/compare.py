@@ -19,13 +19,13 @@ from dfqkit_export.estimate import estimate_drop
 from dfqkit_export.gate.baseline import Baseline, Case
 from dfqkit_export.gate.diagnosis import explain
 from dfqkit_export.gate.environments import environment_changes, recorded_environment
-from dfqkit_export.gate.filerows import file_metrics, file_rows, with_reasons
+from dfqkit_export.gate.filerows import STANDING, file_metrics, file_rows, with_reasons
 from dfqkit_export.gate.graph_diff import Change, compare_marks
 from dfqkit_export.gate.measurement import Measurement, measure, measure_report, open_subject
 from dfqkit_export.gate.outcome import CaseOutcome, Options, Outcome
 from dfqkit_export.gate.recording import changes_of, record
 from dfqkit_export.gate.verdicts import FAILING, judge, order
-from dfqkit_export.measure.metrics import Metric
+from dfqkit_export.measure.kinds import STRUCTURE, Metric
 from dfqkit_export.report.rows import estimate_sentence
 
 __all__ = ["check", "check_case", "check_metrics", "check_path", "conclude"]
@@ -119,7 +119,7 @@ def check_case(measured: Measurement, case: Case | None, options: Options | None
     causes = [f"refused: {row.reason}" for row in rows if row.verdict == "refused"]
     if case is not None and any(row.verdict in ("regressed", "expected") for row in rows):
         worse = {row.metric for row in rows if row.verdict in ("regressed", "expected")}
-        answers = bool((worse & set(found)) - {"structure"})
+        answers = bool((worse & set(found)) - {STRUCTURE.name})
         causes += explain(measured, case, changes, regressed=answers)
     outcome = CaseOutcome(
         name=measured.name,
@@ -218,8 +218,7 @@ def _recorded(outcome: CaseOutcome, measured: Measurement, case: Case | None, op
     same = case is not None and case.files.get("sentinel") == measured.files.get("sentinel")
     keep = [row.metric for row in outcome.rows if row.verdict == "expected"] if same else []
     entry = record(measured, case, tolerances=options.tolerances, floors=options.floors, allow=options.allow, keep=keep)
-    kept = {"origin", "files", "preprocessing", "floor of the report"}
-    stands = [row for row in outcome.rows if row.metric in kept and row.verdict in FAILING]
+    stands = [row for row in outcome.rows if row.metric in STANDING and row.verdict in FAILING]
     values = dict(measured.metrics) | file_metrics(measured, None, ())
     rows = [*judge(values, entry, images=measured.images, unmeasured=measured.unmeasured)]
     rows = [row for row in rows if row.metric not in {s.metric for s in stands}]

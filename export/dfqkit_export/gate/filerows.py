@@ -17,11 +17,15 @@ from dfqkit_export.gate.graph_diff import Change
 from dfqkit_export.gate.marks import ModelMarks
 from dfqkit_export.gate.measurement import Measurement
 from dfqkit_export.gate.verdicts import FAILING, Row
-from dfqkit_export.measure.metrics import Metric
+from dfqkit_export.measure.kinds import PREPROCESSING, STRUCTURE, Metric
 from dfqkit_export.words import some
 
-__all__ = ["file_metrics", "file_rows", "origin_of", "with_reasons"]
+__all__ = ["STANDING", "file_metrics", "file_rows", "origin_of", "with_reasons"]
 
+#: Rows that are there only where something is wrong.
+ORIGIN, FILES, FLOOR = "origin", "files", "floor of the report"
+#: Rows that an update does not make good.
+STANDING = frozenset({ORIGIN, FILES, FLOOR, PREPROCESSING.name})
 _SHOWN = 6
 _NOISE = "noise"
 
@@ -52,26 +56,21 @@ def file_metrics(measured: Measurement, case: Case | None, changes: Sequence[Cha
     wrong = len({change.layer for change in changes if change.wrong})
     stated = len(preprocessing_changes(measured.subject, case))
     return {
-        name: Metric(
-            name=name, subject="file", data="model.onnx", value=float(value), unit=unit, n=n, higher_is_better=False
-        )
-        for name, value, unit, n in (
-            ("structure", wrong, "layers", len(measured.marks.layers)),
-            ("preprocessing", stated, "statements", 3),
-        )
+        kind.name: kind.metric(subject="file", data="model.onnx", value=float(value), n=n)
+        for kind, value, n in ((STRUCTURE, wrong, len(measured.marks.layers)), (PREPROCESSING, stated, 3))
     }
 
 
 def with_reasons(rows: list[Row], changes: Sequence[Change], measured: Measurement, case: Case | None) -> list[Row]:
     """Give the rows about the file itself the reason that their number stands for."""
     reasons = {
-        "structure": "; ".join([change.text for change in changes if change.wrong][:_SHOWN]),
-        "preprocessing": "; ".join(preprocessing_changes(measured.subject, case)) if measured.subject else "",
+        STRUCTURE.name: "; ".join([change.text for change in changes if change.wrong][:_SHOWN]),
+        PREPROCESSING.name: "; ".join(preprocessing_changes(measured.subject, case)) if measured.subject else "",
     }
     told = []
     for row in rows:
         reason = reasons.get(row.metric, "")
-        if row.metric == "preprocessing" and reason and row.verdict in ("ok", "new"):
+        if row.metric == PREPROCESSING.name and reason and row.verdict in ("ok", "new"):
             row = replace(row, verdict="regressed")  # wrong from the first day on
         told.append(
             replace(row, reason=f"{reason[:1].upper()}{reason[1:]}.") if reason and row.verdict in FAILING else row
@@ -82,15 +81,15 @@ def with_reasons(rows: list[Row], changes: Sequence[Change], measured: Measureme
 def _refused(measured: Measurement, recording: bool) -> list[Row]:
     reasons = _refusals(measured, recording=recording)
     advice = "Calibrate it on better images, or say why it is to be taken with --allow REASON."
-    return [Row(metric="origin", verdict="refused", reason=f"{' '.join(reasons)} {advice}")] if reasons else []
+    return [Row(metric=ORIGIN, verdict="refused", reason=f"{' '.join(reasons)} {advice}")] if reasons else []
 
 
 def _broken(measured: Measurement) -> list[Row]:
-    rows = [Row(metric="floor of the report", verdict="regressed", reason=text) for text in measured.findings]
+    rows = [Row(metric=FLOOR, verdict="regressed", reason=text) for text in measured.findings]
     if measured.subject is not None and measured.subject.damaged:
         names = some(measured.subject.damaged, _SHOWN)
         reason = f"Not the files that the manifest lists (another sha256): {names}. Copy or make the bundle again."
-        rows.append(Row(metric="files", verdict="regressed", reason=reason))
+        rows.append(Row(metric=FILES, verdict="regressed", reason=reason))
     return rows
 
 

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,10 @@ from dfqkit_export.bundle.entries import printable, read_text
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import sha256_of_file
 from dfqkit_export.gate.marks import ModelMarks, read_marks
-from dfqkit_export.gate.significance import PerImage, noise_stderr_db, per_image
+from dfqkit_export.gate.significance import ImageValues, image_values, noise_stderr_db
 from dfqkit_export.images.spec import ImageSpec
-from dfqkit_export.measure import metrics
-from dfqkit_export.measure.metrics import Metric
+from dfqkit_export.measure import metrics, per_image
+from dfqkit_export.measure.kinds import FLIPS, INTEGER_OPS, LOGIT_SQNR_DB, PLAIN_AGREEMENT, Metric
 from dfqkit_export.onnxfile.model import load_onnx
 from dfqkit_export.report import Report
 from dfqkit_export.sentinel import SENTINEL_FILE, Sentinel, normalized
@@ -38,7 +38,6 @@ __all__ = ["Measurement", "Subject", "measure", "measure_report", "open_subject"
 
 _SUBJECT = "onnxruntime"
 _BATCH = 64
-_INFORMATIVE_UNITS = ("ms", "bytes", "s", "x")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +98,7 @@ class Measurement:
     name: str
     metrics: Mapping[str, Metric]
     unmeasured: Mapping[str, str] = field(default_factory=dict)
-    images: PerImage | None = None
+    images: ImageValues | None = None
     logits: NDArray[np.float32] | None = None
     marks: ModelMarks | None = None
     files: Mapping[str, str] = field(default_factory=dict)
@@ -185,16 +184,14 @@ def measure(subject: Subject, *, threads: int | None = None, optimized: bool = T
     found = _metrics(sentinel, logits)
     unmeasured = {}
     if session.optimized:
-        found["integer_ops"] = metrics.integer_ops(
-            realised_precision(subject.model_path), subject=_SUBJECT, data="model.onnx"
-        )
+        found.append(metrics.integer_ops(realised_precision(subject.model_path), subject=_SUBJECT))
     elif not subject.as_written:
-        unmeasured["integer_ops"] = "Graph optimizations are off, which runs every layer as written, in float."
+        unmeasured[INTEGER_OPS.name] = "Graph optimizations are off, which runs every layer as written, in float."
     return Measurement(
         name=subject.name,
-        metrics=found,
+        metrics={metric.name: metric for metric in found},
         unmeasured=unmeasured,
-        images=per_image(sentinel.teacher_logits, logits, sentinel.sensitive),
+        images=image_values((m.kind for m in found), sentinel.teacher_logits, logits, sentinel.sensitive),
         logits=logits,
         marks=read_marks(subject.model),
         files={
@@ -231,7 +228,7 @@ def measure_report(source: str | Path | Report) -> Measurement:
         ArtefactError: It is no report.
     """
     report = source if isinstance(source, Report) else _read_report(source)
-    rows = [m for m in report.metrics if m.higher_is_better is not None and m.unit not in _INFORMATIVE_UNITS]
+    rows = [m for m in report.metrics if m.higher_is_better is not None and m.kind.gated]
     named = {f"{m.name} of {m.subject} on {m.data}": m for m in rows}
     if not all(printable(text) for text in (report.title, *named)):
         msg = f"Report {report.title!r:.80} has a title or metric that is no plain text. Give the report of a run."
@@ -250,36 +247,20 @@ def _read_report(path: str | Path) -> Report:
     return Report.from_json(read_text(Path(path)))
 
 
-def _metrics(sentinel: Sentinel, logits: NDArray[np.float32]) -> dict[str, Metric]:
-    teacher, sensitive = sentinel.teacher_logits, sentinel.sensitive
+def _metrics(sentinel: Sentinel, logits: NDArray[np.float32]) -> list[Metric]:
+    teacher, sensitive, plain = sentinel.teacher_logits, sentinel.sensitive, sentinel.plain
     where = {"subject": _SUBJECT, "data": "sentinel"}
-    values = per_image(teacher, logits, sensitive) if logits.shape == teacher.shape else None
-    found = {
-        "agreement": metrics.agreement(teacher, logits, **where),
-        "kl": metrics.kl(teacher, logits, **where),
-        "logit_sqnr_db": Metric(
-            name="logit_sqnr_db",
-            value=metrics.sqnr_db(teacher, logits),
-            unit="dB",
-            n=len(logits),
-            stderr=noise_stderr_db(values.noise) if values is not None else None,
-            higher_is_better=True,
-            **where,
-        ),
-    }
-    if sentinel.plain.any():
-        plain = metrics.agreement(teacher[sentinel.plain], logits[sentinel.plain], name="plain_agreement", **where)
-        found["plain_agreement"] = plain
+    found = [metrics.agreement(teacher, logits, **where), metrics.kl(teacher, logits, **where)]
+    ratio = metrics.sqnr_db(teacher, logits)
+    stderr = noise_stderr_db(per_image.noise(teacher, logits))
+    found.append(LOGIT_SQNR_DB.metric(value=ratio, n=len(logits), stderr=stderr, **where))
+    if plain.any():
+        found.append(metrics.agreement(teacher[plain], logits[plain], kind=PLAIN_AGREEMENT, **where))
     if sensitive.any():
-        share = metrics.agreement(teacher[sensitive], logits[sensitive], name="flips", **where)
+        share = metrics.agreement(teacher[sensitive], logits[sensitive], **where)
         n = share.n
-        found["flips"] = replace(
-            share,
-            value=float(np.rint(n * (1 - (share.value or 0.0) / 100))),
-            unit="images",
-            stderr=n * (share.stderr or 0.0) / 100,
-            higher_is_better=False,
-        )
+        flipped = float(np.rint(n * (1 - (share.value or 0.0) / 100)))
+        found.append(FLIPS.metric(value=flipped, n=n, stderr=n * (share.stderr or 0.0) / 100, **where))
     return found
 
 

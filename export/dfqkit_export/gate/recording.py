@@ -21,11 +21,9 @@ from dfqkit_export.gate.filerows import origin_of
 from dfqkit_export.gate.measurement import Measurement
 from dfqkit_export.gate.significance import default_tolerance, expected_flips
 from dfqkit_export.gate.sketches import pack_sketches
-from dfqkit_export.measure.metrics import Metric
+from dfqkit_export.measure.kinds import PREPROCESSING, STRUCTURE, Metric, find_kind
 
 __all__ = ["changes_of", "record", "save_cases"]
-
-_OF_THE_FILE = ("integer_ops",)
 
 
 def record(
@@ -52,10 +50,8 @@ def record(
     """
     metrics = dict(measured.metrics)
     if measured.subject is not None and measured.marks is not None:
-        metrics |= {
-            name: Metric(name=name, subject="file", data="", value=0.0, unit="", n=n, higher_is_better=False)
-            for name, n in (("structure", len(measured.marks.layers)), ("preprocessing", 3))
-        }
+        for kind, n in ((STRUCTURE, len(measured.marks.layers)), (PREPROCESSING, 3)):
+            metrics[kind.name] = kind.metric(subject="file", data="", value=0.0, n=n)
     old = before.metrics if before is not None else {}
     flips = expected_flips(measured.subject.sentinel.power) if measured.subject is not None else 0.0
     recorded = {
@@ -171,10 +167,15 @@ def _recipe_floors(measured: Measurement) -> dict[str, float]:
         return {
             str(floor["metric"]): float(floor["value"])
             for floor in floors
-            if floor["metric"] in _OF_THE_FILE and floor.get("subject") == "onnxruntime"
+            if _is_of_the_file(str(floor["metric"])) and floor.get("subject") == "onnxruntime"
         }
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError, RecursionError):
         return {}  # a recipe that cannot be read has no say; the baseline's own floors have
+
+
+def _is_of_the_file(metric: str) -> bool:
+    kind = find_kind(metric)
+    return kind is not None and kind.about == "file" and kind.gated
 
 
 def _facts(measured: Measurement) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""When a metric has changed: per-image values, standard errors of a difference, default tolerances.
+"""When a metric has changed: values of each image, standard errors of a difference, default tolerances.
 
 What belongs here: the numbers behind a verdict. The same images are measured every time, so what decides whether a
 difference would also be seen on others of their kind is the spread of the per-image *differences*, not the spread of
@@ -8,7 +8,7 @@ either side: images on which both files answer alike say nothing (see also `metr
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,16 @@ from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.gate.sketches import pack, unpack
+from dfqkit_export.measure.kinds import MetricKind, find_kind, known_kinds
 
-__all__ = ["PerImage", "default_tolerance", "difference_stderr", "expected_flips", "noise_stderr_db", "per_image"]
+__all__ = [
+    "ImageValues",
+    "default_tolerance",
+    "difference_stderr",
+    "expected_flips",
+    "image_values",
+    "noise_stderr_db",
+]
 
 Floats = NDArray[np.float64]
 
@@ -26,92 +34,74 @@ Floats = NDArray[np.float64]
 _STEPS, _ZERO = 8.0, 200.0
 _DB = 10.0 / math.log(10.0)
 
-# Set from W8A8 files of CIFAR-10 ResNet-20 that were calibrated on images of 16 kinds, 512 sentinel images: files of
-# eight kinds that lose nothing on real images spread over 1.2 points of agreement, a factor of 1.41 in KL and 1.1 dB;
-# that of noise lies 4.7 points, a factor of 2.3 and 3.2 dB from the best.
-_ABSOLUTE = {
-    "agreement": 1.5,
-    "plain_agreement": 1.5,
-    "logit_sqnr_db": 1.5,
-    "integer_ops": 0.0,
-    "structure": 0.0,
-    "preprocessing": 0.0,
-    "top1": 0.3,
-    "top5": 0.3,
-    "top1_drop": 0.3,
-    "student_agreement": 0.1,
-    "student_top1_gap": 0.05,
-}
-_KL_SHARE, _KL_LEAST, _FLIP_SHARE = 0.5, 0.002, 0.04
-
 
 @dataclass(frozen=True, kw_only=True)
-class PerImage:
+class ImageValues:
     """What each sentinel image contributed.
 
     Attributes:
-        agrees: Whether the file and the teacher chose the same class, bool (N,).
-        kl: KL(teacher || file), nats, (N,).
-        noise: Squared error of the logits, summed over the classes, (N,).
         sensitive: Which images are of the sensitive kind, bool (N,).
+        values: What they contribute, (N,), by the key that `PerImage` gives it; bool for yes or no.
     """
 
-    agrees: NDArray[np.bool_]
-    kl: Floats
-    noise: Floats
     sensitive: NDArray[np.bool_]
+    values: Mapping[str, NDArray[Any]]
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.sensitive)
 
     def to_dict(self) -> dict[str, Any]:
         """Return text that JSON can hold, about a byte an image and value."""
-        return {
-            "n": len(self.agrees),
-            "agrees": pack(np.packbits(self.agrees)),
-            "sensitive": pack(np.packbits(self.sensitive)),
-            "kl": pack(_encoded(self.kl)),
-            "noise": pack(_encoded(self.noise)),
+        packed = {
+            key: pack(np.packbits(values) if values.dtype == np.bool_ else _encoded(values))
+            for key, values in self.values.items()
         }
+        return {"n": len(self), "sensitive": pack(np.packbits(self.sensitive)), **packed}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> PerImage:
-        """Rebuild what `to_dict` wrote, values to within 5 %.
+    def from_dict(cls, values: Mapping[str, Any]) -> ImageValues:
+        """Rebuild what `to_dict` wrote, values to within 5 %; those of which no metric is known are left out.
 
         Raises:
             ArtefactError: Something else stands there.
         """
+        kept = {kind.per_image.key: kind.per_image.binary for kind in known_kinds() if kind.per_image is not None}
         try:
             n = int(values["n"])
-            agrees, sensitive = (
-                np.unpackbits(unpack(values[k], "u1"))[:n].astype(bool) for k in ("agrees", "sensitive")
-            )
-            kl, noise = (_decoded(unpack(values[key], "u1")) for key in ("kl", "noise"))
+            sensitive = _bits(values["sensitive"], n)
+            found = {
+                key: _bits(values[key], n) if binary else _decoded(unpack(values[key], "u1"))
+                for key, binary in kept.items()
+                if key in values
+            }
         except (KeyError, TypeError, ValueError) as error:
-            msg = f"The baseline's values per image are damaged ({error!r}). Record it again with --update."
-            raise ArtefactError(msg) from None
-        if not len(agrees) == len(sensitive) == len(kl) == len(noise) == n:
-            msg = f"The baseline's values per image are not of the {n} images they name. Record it again with --update."
-            raise ArtefactError(msg)
-        return cls(agrees=agrees, kl=kl, noise=noise, sensitive=sensitive)
+            message = f"The baseline's values per image are damaged ({error!r}). Record it again with --update."
+            raise ArtefactError(message) from None
+        if not found or any(len(array) != n for array in (sensitive, *found.values())):
+            message = (
+                f"The baseline's values per image are not of the {n} images they name. Record it again with --update."
+            )
+            raise ArtefactError(message)
+        return cls(sensitive=sensitive, values=found)
 
 
-def per_image(teacher: NDArray[Any], logits: NDArray[Any], sensitive: NDArray[np.bool_]) -> PerImage:
-    """Return what each image contributes to the metrics.
+def image_values(
+    kinds: Iterable[MetricKind], reference: Any, outputs: Any, sensitive: NDArray[np.bool_]
+) -> ImageValues:
+    """Return what each image contributes to metrics.
 
     Args:
-        teacher: Teacher logits, shape (n, classes), finite.
-        logits: The file's logits of the same images, finite.
+        kinds: The metrics.
+        reference: The teacher's outputs.
+        outputs: The file's, of the same images.
         sensitive: Which images are of the sensitive kind, (n,).
     """
-    first, second = np.asarray(teacher, np.float64), np.asarray(logits, np.float64)
-    p, q = _log_softmax(first), _log_softmax(second)
-    return PerImage(
-        agrees=first.argmax(1) == second.argmax(1),
-        kl=np.maximum((np.exp(p) * (p - q)).sum(1), 0.0),
-        noise=np.square(first - second).sum(1),
-        sensitive=sensitive,
-    )
+    wanted = {kind.per_image.key: kind.per_image for kind in kinds if kind.per_image is not None}
+    return ImageValues(sensitive=sensitive, values={key: each.of(reference, outputs) for key, each in wanted.items()})
 
 
-def difference_stderr(metric: str, base: PerImage, now: PerImage) -> float | None:
+def difference_stderr(metric: str, base: ImageValues, now: ImageValues) -> float | None:
     """Return the standard error of the change of a metric between two files on the same images.
 
     Args:
@@ -122,20 +112,19 @@ def difference_stderr(metric: str, base: PerImage, now: PerImage) -> float | Non
     Returns:
         The paired standard error in the metric's unit, with `ddof` 1; None for a metric without one.
     """
-    sensitive, n = now.sensitive, len(now.agrees)
-    hits = now.agrees.astype(np.float64) - base.agrees
-    if metric == "agreement":
-        return 100.0 * _stderr(hits)
-    if metric == "plain_agreement":
-        return 100.0 * _stderr(hits[~sensitive])
-    if metric == "flips":
-        return int(sensitive.sum()) * _stderr(hits[sensitive])
-    if metric == "kl":
-        return _stderr(now.kl - base.kl)
-    if metric == "logit_sqnr_db" and n and now.noise.mean() > 0 and base.noise.mean() > 0:
+    kind = find_kind(metric)
+    each = kind.per_image if kind is not None else None
+    if kind is None or each is None or each.key not in base.values or each.key not in now.values:
+        return None
+    counted = {"all": np.ones(len(now), bool), "plain": ~now.sensitive, "sensitive": now.sensitive}[each.over]
+    first, second = (side.values[each.key][counted].astype(np.float64) for side in (base, now))
+    if each.total == "dB":
+        if not len(now) or first.mean() <= 0 or second.mean() <= 0:
+            return None
         # The signal is the teacher's and does not change: d log(mean noise), by the delta method.
-        return _DB * _stderr(now.noise / now.noise.mean() - base.noise / base.noise.mean())
-    return None
+        return _DB * _stderr(second / second.mean() - first / first.mean())
+    scale = int(counted.sum()) if each.total == "sum" else 100.0 if kind.unit == "%" else 1.0
+    return scale * _stderr(second - first)
 
 
 def default_tolerance(metric: str, value: float | None, n: int, flips: float = 0.0) -> float:
@@ -147,13 +136,8 @@ def default_tolerance(metric: str, value: float | None, n: int, flips: float = 0
         n: How many images it rests on.
         flips: How many more images an equally good file may flip: `expected_flips`.
     """
-    if metric == "kl":
-        return _rounded(_KL_SHARE * (value or 0.0) + _KL_LEAST)
-    if metric == "flips":
-        return float(math.ceil(max(1.0, _FLIP_SHARE * n, flips)))
-    if metric == "agreement" and n:
-        return _rounded(max(_ABSOLUTE[metric], 100 * flips / n))
-    return _ABSOLUTE.get(metric, 0.0)
+    kind = find_kind(metric)
+    return kind.tolerance_at(value, n, flips) if kind is not None else 0.0
 
 
 def expected_flips(power: Mapping[str, Any]) -> float:
@@ -181,10 +165,8 @@ def _stderr(values: Floats) -> float:
     return float(values.std(ddof=1) / math.sqrt(values.size)) if values.size > 1 else 0.0
 
 
-def _log_softmax(values: Floats) -> Floats:
-    shifted = values - values.max(axis=1, keepdims=True)
-    result: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return result
+def _bits(text: Any, n: int) -> NDArray[np.bool_]:
+    return np.unpackbits(unpack(text, "u1"))[:n].astype(bool)
 
 
 def _encoded(values: Floats) -> NDArray[np.uint8]:
@@ -195,7 +177,3 @@ def _encoded(values: Floats) -> NDArray[np.uint8]:
 def _decoded(codes: NDArray[Any]) -> Floats:
     values: Floats = np.exp2((codes.astype(np.float64) - _ZERO) / _STEPS)
     return np.where(codes == 0, 0.0, values)
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.3g}")

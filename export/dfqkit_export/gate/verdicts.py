@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from dfqkit_export.gate.baseline import Case, Recorded
-from dfqkit_export.gate.significance import PerImage, difference_stderr
-from dfqkit_export.measure.metrics import Metric
+from dfqkit_export.gate.significance import ImageValues, difference_stderr
+from dfqkit_export.measure.kinds import Metric
 
 __all__ = ["FAILING", "Row", "Verdict", "judge", "order"]
 
@@ -71,7 +71,7 @@ def judge(
     metrics: Mapping[str, Metric],
     case: Case | None,
     *,
-    images: PerImage | None = None,
+    images: ImageValues | None = None,
     tolerances: Mapping[str, float] | None = None,
     unmeasured: Mapping[str, str] | None = None,
 ) -> list[Row]:
@@ -89,8 +89,8 @@ def judge(
     """
     recorded = case.metrics if case is not None else {}
     floors = case.floors if case is not None else {}
-    before = PerImage.from_dict(case.images) if case is not None and case.images else None
-    if before is not None and (images is None or len(images.agrees) != len(before.agrees)):
+    before = ImageValues.from_dict(case.images) if case is not None and case.images else None
+    if before is not None and (images is None or len(images) != len(before)):
         before = None
     rows = []
     for name in dict.fromkeys([*metrics, *recorded, *floors]):
@@ -167,9 +167,8 @@ def _without_value(name: str, metric: Metric | None, old: Recorded | None, unmea
     if metric is not None and (old is None or old.value is None):
         reason = "It has no finite value, as when there is no difference at all."
         return Row(metric=name, verdict="ok" if old is not None else "new", reason=reason)
-    if metric is not None and metric.name == "logit_sqnr_db":
-        # No noise at all is better than any.
-        return Row(metric=name, verdict="improved", baseline=baseline, reason="The logits are the teacher's exactly.")
+    if metric is not None and metric.kind.without_value:
+        return Row(metric=name, verdict="improved", baseline=baseline, reason=metric.kind.without_value)
     return Row(
         metric=name, verdict="missing", baseline=baseline, reason="The baseline has it, but it was not measured."
     )

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from dfqkit_export.backends.session import Session
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.measure.metrics import Metric
+from dfqkit_export.measure.kinds import LATENCY, SPEEDUP, Metric
 
-__all__ = ["Latency", "Timing", "measure"]
+__all__ = ["Latency", "Timing", "measure_latency"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,25 +73,14 @@ class Latency:
         """
         found: list[Metric] = []
         for subject, timing in self.timings.items():
-            values: list[tuple[str, float, str, bool]] = [("latency", timing.median, "ms", False)]
+            where: dict[str, Any] = {"subject": subject, "data": data, "n": self.repeats}
+            found.append(LATENCY.metric(value=timing.median, **where))
             if timing.ratio is not None and subject != self.reference:
-                values.append(("speedup", timing.ratio, "x", True))
-            found.extend(
-                Metric(
-                    name=name,
-                    subject=subject,
-                    data=data,
-                    value=value,
-                    unit=unit,
-                    n=self.repeats,
-                    higher_is_better=better,
-                )
-                for name, value, unit, better in values
-            )
+                found.append(SPEEDUP.metric(value=timing.ratio, **where))
         return found
 
 
-def measure(
+def measure_latency(
     sessions: Mapping[str, Session],
     images: NDArray[np.float32],
     *,

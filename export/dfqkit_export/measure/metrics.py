@@ -1,70 +1,26 @@
 """Numbers that say how far one set of logits is from another, each with its standard error.
 
-What belongs here: `Metric` and pure functions on numpy arrays, computed in float64. Every function takes logits of
+What belongs here: pure functions on numpy arrays, computed in float64. Every function takes logits of
 shape (n, classes) of the *same images in the same order*; the reference, where there is one, comes first.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dfqkit_export.backends.precision import Realised
 from dfqkit_export.errors import ArtefactError
-
-if TYPE_CHECKING:
-    from dfqkit_export.backends.precision import Realised
+from dfqkit_export.measure import per_image
+from dfqkit_export.measure.kinds import AGREEMENT, INTEGER_OPS, KL, TOP1, TOP1_DROP, TOP5, Metric, MetricKind
 
 __all__ = ["Metric", "agreement", "integer_ops", "kl", "logit_max_abs", "paired_drop", "sqnr_db", "top1", "top5"]
 
 Logits = NDArray[np.floating[Any]]
 Labels = NDArray[np.integer[Any]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    """One measured number and what is needed to judge it.
-
-    Attributes:
-        name: What was measured, for example "top1".
-        subject: What it was measured on: "teacher", "student", "onnxruntime", ...
-        data: The images it was measured with, for example "real:cifar10_test" or "synthetic:dfq, seed 7".
-        value: The number; None where the quantity has no finite value (see the function that made it).
-        unit: "%", "points", "nats", "dB", "ms", "bytes", "" for a plain number.
-        n: How many images (for latency: repetitions) the value rests on.
-        stderr: Standard error of the value, in its unit; None where it has none.
-        higher_is_better: Direction; None for a number that is neither good nor bad.
-    """
-
-    name: str
-    subject: str
-    data: str
-    value: float | None
-    unit: str
-    n: int
-    stderr: float | None = None
-    higher_is_better: bool | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse values that JSON cannot hold.
-
-        Raises:
-            ArtefactError: The value or the standard error is not finite, or n is negative.
-        """
-        for field in ("value", "stderr"):
-            number = getattr(self, field)
-            if number is not None and not math.isfinite(number):
-                msg = (
-                    f"Metric {self.name!r} of {self.subject!r} has the {field} {number}, which is not finite. Use None "
-                    "for a quantity without a finite value, and look for NaN in the model's outputs."
-                )
-                raise ArtefactError(msg)
-        if self.n < 0:
-            msg = f"Metric {self.name!r} of {self.subject!r} claims to rest on {self.n} images; n cannot be negative."
-            raise ArtefactError(msg)
 
 
 def top1(logits: Logits, labels: Labels, *, subject: str, data: str) -> Metric:
@@ -82,7 +38,7 @@ def top1(logits: Logits, labels: Labels, *, subject: str, data: str) -> Metric:
     Raises:
         ArtefactError: The shapes do not fit, nothing is there to measure, or a value is not finite.
     """
-    return _share("top1", _correct(logits, labels), subject, data)
+    return _share(TOP1, _correct(logits, labels), subject, data)
 
 
 def top5(logits: Logits, labels: Labels, *, subject: str, data: str) -> Metric:
@@ -105,10 +61,10 @@ def top5(logits: Logits, labels: Labels, *, subject: str, data: str) -> Metric:
         msg = f"Top-5 needs at least 5 classes, found {values.shape[1]}. Use top-1."
         raise ArtefactError(msg)
     best = np.argsort(-values, axis=1, kind="stable")[:, :5]
-    return _share("top5", (best == indices[:, None]).any(axis=1), subject, data)
+    return _share(TOP5, (best == indices[:, None]).any(axis=1), subject, data)
 
 
-def agreement(reference: Logits, logits: Logits, *, subject: str, data: str, name: str = "agreement") -> Metric:
+def agreement(reference: Logits, logits: Logits, *, subject: str, data: str, kind: MetricKind = AGREEMENT) -> Metric:
     """Return the share of images on which both sets of logits choose the same class.
 
     Args:
@@ -116,7 +72,7 @@ def agreement(reference: Logits, logits: Logits, *, subject: str, data: str, nam
         logits: Logits of the subject, the same shape.
         subject: What `logits` come from.
         data: The images both were computed on.
-        name: Name of the metric: "agreement" with the teacher, "student_agreement" where the reference is the student.
+        kind: What it is called: `AGREEMENT` with the teacher, `STUDENT_AGREEMENT` where the reference is the student.
 
     Returns:
         Metric in percent with its binomial standard error. It needs no labels.
@@ -125,7 +81,7 @@ def agreement(reference: Logits, logits: Logits, *, subject: str, data: str, nam
         ArtefactError: The shapes differ, nothing is there to measure, or a value is not finite.
     """
     first, second = _pair(reference, logits)
-    return _share(name, first.argmax(axis=1) == second.argmax(axis=1), subject, data)
+    return _share(kind, per_image.agrees(first, second), subject, data)
 
 
 def paired_drop(reference: Logits, logits: Logits, labels: Labels, *, subject: str, data: str) -> Metric:
@@ -150,15 +106,12 @@ def paired_drop(reference: Logits, logits: Logits, labels: Labels, *, subject: s
     """
     _pair(reference, logits)
     difference = _correct(reference, labels).astype(np.float64) - _correct(logits, labels)
-    return Metric(
-        name="top1_drop",
+    return TOP1_DROP.metric(
         subject=subject,
         data=data,
         value=100.0 * float(difference.mean()),
-        unit="points",
         n=difference.size,
         stderr=100.0 * float(difference.std() / math.sqrt(difference.size)),
-        higher_is_better=False,
     )
 
 
@@ -177,20 +130,28 @@ def kl(teacher: Logits, logits: Logits, *, subject: str, data: str) -> Metric:
     Raises:
         ArtefactError: The shapes differ, nothing is there to measure, or a value is not finite.
     """
-    first, second = (_log_softmax(values) for values in _pair(teacher, logits))
-    per_image = (np.exp(first) * (first - second)).sum(axis=1)
-    n = per_image.size
-    return Metric(
-        name="kl",
+    values = per_image.divergence(*_pair(teacher, logits))
+    n = values.size
+    return KL.metric(
         subject=subject,
         data=data,
-        # Rounding can push the divergence of equal distributions a few ulp below zero.
-        value=max(0.0, float(per_image.mean())),
-        unit="nats",
+        value=max(0.0, float(values.mean())),
         n=n,
-        stderr=float(per_image.std(ddof=1) / math.sqrt(n)) if n > 1 else None,
-        higher_is_better=False,
+        stderr=float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else None,
     )
+
+
+def integer_ops(realised: Realised, *, subject: str, data: str = "model.onnx") -> Metric:
+    """Return the share of the layers that a runtime computes in integers; n counts layers, without a sampling error.
+
+    Args:
+        realised: What the runtime told.
+        subject: The runtime that was asked.
+        data: The file.
+    """
+    share = realised.integer_ops
+    value = None if share is None else 100.0 * share
+    return INTEGER_OPS.metric(subject=subject, data=data, value=value, n=len(realised.layers))
 
 
 def sqnr_db(reference: NDArray[Any], test: NDArray[Any]) -> float | None:
@@ -228,30 +189,15 @@ def logit_max_abs(reference: NDArray[Any], test: NDArray[Any]) -> float:
     return float(np.abs(first - second).max())
 
 
-def _share(name: str, hits: NDArray[np.bool_], subject: str, data: str) -> Metric:
+def _share(kind: MetricKind, hits: NDArray[np.bool_], subject: str, data: str) -> Metric:
     p, n = float(hits.mean()), hits.size
-    return Metric(
-        name=name,
-        subject=subject,
-        data=data,
-        value=100.0 * p,
-        unit="%",
-        n=n,
-        stderr=100.0 * math.sqrt(p * (1.0 - p) / n),
-        higher_is_better=True,
-    )
+    return kind.metric(subject=subject, data=data, value=100.0 * p, n=n, stderr=100.0 * math.sqrt(p * (1.0 - p) / n))
 
 
 def _correct(logits: Logits, labels: Labels) -> NDArray[np.bool_]:
     values, indices = _labelled(logits, labels)
     correct: NDArray[np.bool_] = values.argmax(axis=1) == indices
     return correct
-
-
-def _log_softmax(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    shifted = values - values.max(axis=1, keepdims=True)
-    normalized: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return normalized
 
 
 def _labelled(logits: Logits, labels: Labels) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -301,23 +247,3 @@ def _finite(values: NDArray[np.float64]) -> None:
             "division by zero in the model that made them."
         )
         raise ArtefactError(msg)
-
-
-def integer_ops(realised: Realised, *, subject: str, data: str = "graph") -> Metric:
-    """Return the share of layers in integer kernels in percent; n counts layers, and there is no sampling error.
-
-    Args:
-        realised: What ran.
-        subject: The runtime that was asked.
-        data: What it was measured on; a graph needs no images.
-    """
-    share = realised.integer_ops
-    return Metric(
-        name="integer_ops",
-        subject=subject,
-        data=data,
-        value=None if share is None else 100.0 * share,
-        unit="%",
-        n=len(realised.layers),
-        higher_is_better=True,
-    )

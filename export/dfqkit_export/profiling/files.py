@@ -18,7 +18,7 @@ from dfqkit_export.backends.opening import open_session
 from dfqkit_export.backends.realised import realised_precision
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.inputs import own_batch, random_inputs
-from dfqkit_export.measure.latency import Latency, measure
+from dfqkit_export.measure.latency import Latency, measure_latency
 from dfqkit_export.onnxfile.model import load_onnx
 from dfqkit_export.profiling.float_twin import float_twin
 from dfqkit_export.profiling.node_times import NodeTime, node_times, time_by_kind
@@ -124,7 +124,7 @@ def profile_file(
         latencies = {}
         for name in dict.fromkeys(runtimes):
             sessions = {key: open_session(name, file, threads=threads) for key, file in ((FLOAT, base), (INT8, path))}
-            latencies[name] = measure(sessions, images, repeats=repeats, reference=FLOAT)
+            latencies[name] = measure_latency(sessions, images, repeats=repeats, reference=FLOAT)
     nodes: tuple[NodeTime, ...] = ()
     if _PROFILED in latencies:
         nodes = node_times(path, images, threads=threads, repeats=min(repeats, 50))

@@ -22,15 +22,10 @@ from dfqkit_export.pytest_plugin.results import FIXTURE, Results, WorkerResults,
 if TYPE_CHECKING:
     from dfqkit_export.errors import DfqkitError
     from dfqkit_export.gate import CaseOutcome
-    from dfqkit_export.measure.metrics import Metric
+    from dfqkit_export.measure.kinds import Metric
     from dfqkit_export.report import Report
 
 __all__ = ["AccuracyCheck", "accuracy_check"]
-
-_HIGHER_IS_BETTER = {
-    **dict.fromkeys(("agreement", "integer_ops", "logit_sqnr_db", "plain_agreement", "top1", "top5"), True),
-    **dict.fromkeys(("flips", "kl", "logit_max_abs"), False),
-}
 
 _SETTINGS = pytest.StashKey[Settings]()
 _RESULTS = pytest.StashKey[list[dict[str, Any]]]()
@@ -193,8 +188,10 @@ def _case_of(case: str) -> str:
 
 
 def _metrics(values: Mapping[str, Any]) -> dict[str, Metric]:
+    from dataclasses import replace
+
     from dfqkit_export.errors import ArtefactError
-    from dfqkit_export.measure.metrics import Metric
+    from dfqkit_export.measure.kinds import Metric, find_kind, known_kinds
 
     found = {}
     for name, value in values.items():
@@ -202,14 +199,14 @@ def _metrics(values: Mapping[str, Any]) -> dict[str, Metric]:
             if value.higher_is_better is not None:
                 found[name] = value
             continue
-        better = _HIGHER_IS_BETTER.get(name)
-        if better is None:
-            msg = (
-                f"It is not known whether more or less of {name!r} is better; known are "
-                f"{', '.join(sorted(_HIGHER_IS_BETTER))}. Give it as a dfqkit_export.Metric with higher_is_better."
+        kind = find_kind(name)
+        if kind is None or kind.higher_is_better is None or not kind.gated:
+            judged = sorted(kind.name for kind in known_kinds() if kind.gated and kind.higher_is_better is not None)
+            message = (
+                f"It is not known whether more or less of {name!r} is better; known are {', '.join(judged)}. Give it "
+                "as a dfqkit_export.Metric with higher_is_better."
             )
-            raise ArtefactError(msg)
-        found[name] = Metric(
-            name=name, subject="test", data="", value=float(value), unit="", n=0, higher_is_better=better
-        )
+            raise ArtefactError(message)
+        metric = kind.metric(subject="test", data="", value=float(value), n=0)
+        found[name] = replace(metric, unit="")  # as it was given: a share may be one of 1 or of 100
     return found

@@ -14,7 +14,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.measure.metrics import Metric
+from dfqkit_export.measure.kinds import Metric
 from dfqkit_export.report.floors import Finding, Floor
 
 if TYPE_CHECKING:

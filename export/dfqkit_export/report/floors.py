@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.measure.metrics import Metric
+from dfqkit_export.measure.kinds import Metric
 
 __all__ = ["Finding", "Floor", "check_floors", "floor_of"]
 

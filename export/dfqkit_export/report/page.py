@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 
 from dfqkit_export.errors import ArtefactError
+from dfqkit_export.measure.kinds import TOP1_DROP, known_kinds
 from dfqkit_export.report.charts import interval_chart, loss_charts
 from dfqkit_export.report.document import LayerRow, Report
 from dfqkit_export.report.markup import document, facts, section, table
@@ -28,7 +29,6 @@ from dfqkit_export.report.rows import (
 __all__ = ["render_html"]
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_KEY_METRICS = ("top1_drop", "agreement", "integer_ops", "latency", "size")
 _MAX_KEYS = 4
 
 
@@ -79,7 +79,7 @@ def _key_figures(report: Report) -> str:
     shown = "onnxruntime" if "onnxruntime" in present else (present[-1] if present else "teacher")
     groups = {group.name: group for group in reversed(metric_groups(report)) if shown in group.cells}
     keys = []
-    for name in [name for name in _KEY_METRICS if name in groups][:_MAX_KEYS]:
+    for name in [kind.name for kind in known_kinds() if kind.key and kind.name in groups][:_MAX_KEYS]:
         cell = groups[name].cells[shown]
         value = f"{cell.number} {cell.unit}".rstrip()
         notes = "<br>".join(escape(text) for text in (cell.stderr and f"± {cell.stderr}", cell.gap) if text)
@@ -136,7 +136,7 @@ def _estimate(report: Report) -> str:
     if not sentence:
         return ""
     shown = frozenset({"value", "low", "high", "confidence", "trusted", "reason", "n", "features"})
-    chart = interval_chart(report.estimate, report.metric("top1_drop", "onnxruntime"))
+    chart = interval_chart(report.estimate, report.metric(TOP1_DROP.name, "onnxruntime"))
     body = f'<p class="note">{escape(sentence)}</p>{chart}{facts(report.estimate, skip=shown)}'
     features = report.estimate.get("features")
     if isinstance(features, Mapping) and features:

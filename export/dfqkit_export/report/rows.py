@@ -9,14 +9,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dfqkit_export.measure.metrics import Metric
+from dfqkit_export.measure.kinds import (
+    AGREEMENT,
+    LATENCY,
+    SIZE,
+    SPEEDUP,
+    TOP1,
+    TOP1_DROP,
+    Metric,
+    MetricKind,
+    find_kind,
+    kind_of_unit,
+)
 from dfqkit_export.report.document import Report
 from dfqkit_export.report.floors import Floor, floor_of
 
 __all__ = [
-    "Cell",
+    "Figure",
     "MetricGroup",
     "data_note",
+    "difference_figure",
     "estimate_sentence",
     "figure",
     "gap",
@@ -30,29 +42,11 @@ __all__ = [
 
 TEACHER = "teacher"
 MISSING = "-"
-_DECIMALS = {"%": 2, "points": 2, "dB": 1, "x": 2, "ms": 3}
-_SMALL = {"nats": 3}  # significant digits of quantities that span many orders of magnitude
 _SIZES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
-_RATIO_WORDS = {"ms": ("faster", "slower"), "bytes": ("smaller", "larger")}
-_TITLES = {
-    "agreement": "Agreement with the teacher",
-    "integer_ops": "Layers in integer kernels",
-    "kl": "KL from the teacher",
-    "latency": "Latency, median",
-    "logit_max_abs": "Logits, largest difference",
-    "logit_sqnr_db": "Logit SQNR",
-    "size": "File size",
-    "speedup": "Speed-up",
-    "student_agreement": "Agreement with the student",
-    "student_top1_gap": "Top-1 gap to the student",
-    "top1": "Top-1 accuracy",
-    "top1_drop": "Top-1 drop",
-    "top5": "Top-5 accuracy",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class Figure:
     """One subject's value within a group, as text.
 
     Attributes:
@@ -84,7 +78,7 @@ class MetricGroup:
         data: What it was measured on.
         n: How many images (or repetitions, or layers) it rests on.
         direction: "higher is better", "lower is better" or "".
-        cells: One cell a subject.
+        cells: One figure a subject.
     """
 
     name: str
@@ -92,7 +86,7 @@ class MetricGroup:
     data: str
     n: int
     direction: str
-    cells: Mapping[str, Cell]
+    cells: Mapping[str, Figure]
 
 
 def subjects(report: Report) -> list[str]:
@@ -122,8 +116,14 @@ def data_note(report: Report) -> str:
     return f"Not data-free: {real if isinstance(real, str) and real else 'real images'} took part in making the images."
 
 
-def figure(value: Any, unit: str = "") -> str:
+def figure(value: Any, unit: str = "", kind: MetricKind | None = None) -> str:
     """Format a number with its unit; a dash for anything that is not a number.
+
+    Args:
+        value: The number.
+        unit: Its unit.
+        kind: The metric that it is of, which says how many decimals there are; None for that of other numbers in its
+            unit.
 
     Example:
         >>> figure(91.734, "%"), figure(1_094_400, "bytes"), figure(None)
@@ -131,16 +131,19 @@ def figure(value: Any, unit: str = "") -> str:
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return MISSING
-    if unit == "bytes":
+    if unit == SIZE.unit:
         for size, name in _SIZES:
             if abs(value) >= size:
                 return f"{value / size:.3g} {name}"
         return f"{value:.0f} bytes"
-    if unit in _DECIMALS:
-        number = f"{value:.{_DECIMALS[unit]}f}"
+    kind = kind or kind_of_unit(unit)
+    if kind is not None and kind.decimals is not None:
+        number = f"{value:.{kind.decimals}f}"
+    elif isinstance(value, int):
+        number = f"{value:d}"
     else:
-        number = f"{value:d}" if isinstance(value, int) else f"{value:.{_SMALL.get(unit, 4)}g}"
-    return f"{number}x" if unit == "x" else f"{number} {unit}".rstrip()
+        number = f"{value:.{(kind and kind.significant) or 4}g}"
+    return f"{number}x" if unit == SPEEDUP.unit else f"{number} {unit}".rstrip()
 
 
 def gap(metric: Metric, teacher: Metric | None) -> str:
@@ -156,14 +159,18 @@ def gap(metric: Metric, teacher: Metric | None) -> str:
     """
     if teacher is None or metric is teacher or metric.value is None or teacher.value is None:
         return ""
-    if metric.unit in _RATIO_WORDS:
+    if metric.kind.ratio_words is not None:
         if metric.value <= 0 or teacher.value <= 0:
             return ""
-        ratio, (better, worse) = teacher.value / metric.value, _RATIO_WORDS[metric.unit]
+        ratio, (better, worse) = teacher.value / metric.value, metric.kind.ratio_words
         return f"{max(ratio, 1 / ratio):.2f}x {better if ratio >= 1 else worse}"
-    difference = metric.value - teacher.value
-    text = figure(difference, "points" if metric.unit == "%" else metric.unit)
+    text = difference_figure(metric.value - teacher.value, metric)
     return text if text.startswith("-") else f"+{text}"
+
+
+def difference_figure(difference: float, metric: Metric) -> str:
+    """Format a difference of two values of a metric; that of two shares is in points."""
+    return figure(difference, TOP1_DROP.unit if metric.unit == TOP1.unit else metric.unit, metric.kind)
 
 
 def timing_rows(report: Report) -> list[tuple[str, list[str]]]:
@@ -171,15 +178,14 @@ def timing_rows(report: Report) -> list[tuple[str, list[str]]]:
     timings = report.latency.get("timings")
     if not isinstance(timings, Mapping):
         return []
-    keys = ("median", "min", "p10", "p90", "max")
-    return [
-        (
-            str(name),
-            [*(figure(timing.get(key), "ms").removesuffix(" ms") for key in keys), figure(timing.get("ratio"), "x")],
-        )
-        for name, timing in timings.items()
-        if isinstance(timing, Mapping)
-    ]
+    unit = LATENCY.unit
+    rows = []
+    for name, timing in timings.items():
+        if isinstance(timing, Mapping):
+            durations = [timing.get(key) for key in ("median", "min", "p10", "p90", "max")]
+            cells = [figure(duration, unit).removesuffix(f" {unit}") for duration in durations]
+            rows.append((str(name), [*cells, figure(timing.get("ratio"), SPEEDUP.unit)]))
+    return rows
 
 
 def timing_caption(report: Report) -> str:
@@ -205,19 +211,19 @@ def verdict_sentence(report: Report) -> str:
 
 
 def _accuracy(report: Report, subject: str) -> str:
-    drop, top1 = report.metric("top1_drop", subject), report.metric("top1", subject)
+    drop, top1 = report.metric(TOP1_DROP.name, subject), report.metric(TOP1.name, subject)
     if drop is not None and top1 is not None and drop.value is not None:
         error = f" ± {drop.stderr:.2f}" if drop.stderr is not None else ""
         change = "loses" if drop.value >= 0 else "gains"
         return (
-            f"{subject} reaches {figure(top1.value, '%')} top-1 and {change} {abs(drop.value):.2f}{error} points "
+            f"{subject} reaches {figure(top1.value, top1.unit)} top-1 and {change} {abs(drop.value):.2f}{error} points "
             f"against the teacher, on {top1.n} images of {top1.data}"
         )
-    agreement = report.metric("agreement", subject)
+    agreement = report.metric(AGREEMENT.name, subject)
     if agreement is not None and agreement.value is not None:
         return (
-            f"{subject} agrees with the teacher on {figure(agreement.value, '%')} of {agreement.n} images of "
-            f"{agreement.data}"
+            f"{subject} agrees with the teacher on {figure(agreement.value, agreement.unit)} of {agreement.n} images "
+            f"of {agreement.data}"
         )
     return ""
 
@@ -242,14 +248,14 @@ def _group(name: str, data: str, n: int, members: Mapping[str, Metric], floors: 
     )
 
 
-def _cell(metric: Metric, teacher: Metric | None, floors: Sequence[Floor]) -> Cell:
-    number, _, unit = figure(metric.value, metric.unit).partition(" ")
+def _cell(metric: Metric, teacher: Metric | None, floors: Sequence[Floor]) -> Figure:
+    number, _, unit = figure(metric.value, metric.unit, metric.kind).partition(" ")
     stderr = ""
     if metric.stderr is not None and metric.value is not None:
         decimals = len(number.partition(".")[2]) if "e" not in number else None
-        short = decimals is None or metric.unit in _SMALL
+        short = decimals is None or metric.kind.significant is not None
         stderr = f"{metric.stderr:.2g}" if short else f"{metric.stderr:.{decimals}f}"
-    return Cell(number=number, stderr=stderr, unit=unit, gap=gap(metric, teacher), floor=_floor(metric, floors))
+    return Figure(number=number, stderr=stderr, unit=unit, gap=gap(metric, teacher), floor=_floor(metric, floors))
 
 
 def _floor(metric: Metric, floors: Sequence[Floor]) -> str:
@@ -263,7 +269,8 @@ def _floor(metric: Metric, floors: Sequence[Floor]) -> str:
 
 def title_of(name: str) -> str:
     """Return a metric's name for readers."""
-    return _TITLES.get(name, name)
+    kind = find_kind(name)
+    return kind.title if kind is not None else name
 
 
 def estimate_sentence(estimate: Mapping[str, Any]) -> str:

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
-from dfqkit_export.measure.metrics import Metric
+from dfqkit_export.measure.kinds import Metric
 from dfqkit_export.report.document import LayerRow, Report
 from dfqkit_export.report.markup import document, section, table
-from dfqkit_export.report.rows import figure, title_of, verdict_sentence
+from dfqkit_export.report.rows import difference_figure, figure, title_of, verdict_sentence
 
 __all__ = ["render_side_by_side"]
 
@@ -70,7 +70,7 @@ def _value(metric: Metric | None) -> str:
     if metric is None:
         return _MISSING
     error = f" ± {metric.stderr:.2g}" if metric.stderr is not None else ""
-    return f"{figure(metric.value, metric.unit)}{error}"
+    return f"{figure(metric.value, metric.unit, metric.kind)}{error}"
 
 
 def _change(before: Metric | None, after: Metric | None) -> tuple[str, str]:
@@ -83,10 +83,10 @@ def _change(before: Metric | None, after: Metric | None) -> tuple[str, str]:
     errors = [metric.stderr for metric in (before, after) if metric.stderr is not None]
     spread = sum(value * value for value in errors) ** 0.5
     error = f" ± {spread:.2g}" if errors else ""
-    unit = "points" if before.unit == "%" else before.unit
+    shown = difference_figure(difference, before)
     if difference == 0:
-        return figure(0.0, unit), "same"
-    text = f"{'+' if difference > 0 else ''}{figure(difference, unit)}{error}"
+        return shown, "same"
+    text = f"{'+' if difference > 0 else ''}{shown}{error}"
     if before.higher_is_better is None:
         return text, ""
     word = "better" if (difference > 0) == before.higher_is_better else "worse"

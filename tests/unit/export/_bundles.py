@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.images.tensors import write_tensors
-from dfqkit_export.measure.metrics import Metric
+from dfqkit_export.measure.kinds import Metric
 from dfqkit_export.report import Report
 from dfqkit_export.sentinel import normalized
 

@@ -27,7 +27,7 @@ from dfqkit_export.comparison.matching import match_layers
 from dfqkit_export.comparison.notes import disturbance_note
 from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError, TargetError
 from dfqkit_export.images.inputs import Inputs, random_inputs
-from dfqkit_export.measure.metrics import Metric
+from dfqkit_export.measure.kinds import Metric
 from dfqkit_export.report import Report
 
 Write = Callable[..., Path]

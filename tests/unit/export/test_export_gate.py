@@ -38,10 +38,16 @@ from dfqkit_export.gate import (
 from dfqkit_export.gate.environments import environment_changes
 from dfqkit_export.gate.graph_diff import compare_marks
 from dfqkit_export.gate.marks import ModelMarks, read_marks
-from dfqkit_export.gate.significance import PerImage, default_tolerance, difference_stderr, expected_flips, per_image
+from dfqkit_export.gate.significance import (
+    ImageValues,
+    default_tolerance,
+    difference_stderr,
+    expected_flips,
+    image_values,
+)
 from dfqkit_export.gate.sketches import distances, pack_sketches, sketch, unpack_sketches
 from dfqkit_export.gate.verdicts import judge
-from dfqkit_export.measure.metrics import Metric
+from dfqkit_export.measure.kinds import KINDS, Metric
 from dfqkit_export.report import Finding, Report
 from tests._gate_toy import make_bundle
 
@@ -93,17 +99,17 @@ def test_paired_standard_errors_are_those_of_the_mean_difference() -> None:
     teacher = rng.normal(size=(400, 10))
     first, second = (teacher + rng.normal(0, 0.7, teacher.shape) for _ in range(2))
     sensitive = np.arange(400) < 300
-    a, b = per_image(teacher, first, sensitive), per_image(teacher, second, sensitive)
+    a, b = (image_values(KINDS.values(), teacher, logits, sensitive) for logits in (first, second))
     # Independent oracle: the spread over bootstrap samples of the images.
     draws = rng.integers(0, 400, (3000, 400))
-    kl = (b.kl - a.kl)[draws].mean(1).std()
-    hits = 100 * (b.agrees.astype(float) - a.agrees)[draws].mean(1).std()
-    noise = 10 * np.log10(b.noise[draws].mean(1) / a.noise[draws].mean(1))
+    kl = (b.values["kl"] - a.values["kl"])[draws].mean(1).std()
+    hits = 100 * (b.values["agrees"].astype(float) - a.values["agrees"])[draws].mean(1).std()
+    noise = 10 * np.log10(b.values["noise"][draws].mean(1) / a.values["noise"][draws].mean(1))
     assert difference_stderr("kl", a, b) == pytest.approx(kl, rel=0.08)
     assert difference_stderr("agreement", a, b) == pytest.approx(hits, rel=0.08)
     assert difference_stderr("logit_sqnr_db", a, b) == pytest.approx(noise.std(), rel=0.08)
     assert difference_stderr("flips", a, b) == pytest.approx(
-        300 * (b.agrees[:300].astype(float) - a.agrees[:300]).std(ddof=1) / math.sqrt(300)
+        300 * (b.values["agrees"][:300].astype(float) - a.values["agrees"][:300]).std(ddof=1) / math.sqrt(300)
     )
     assert difference_stderr("agreement", a, a) == 0.0
     assert difference_stderr("integer_ops", a, b) is None
@@ -112,14 +118,15 @@ def test_paired_standard_errors_are_those_of_the_mean_difference() -> None:
 def test_values_per_image_survive_the_baseline() -> None:
     rng = np.random.default_rng(1)
     teacher = rng.normal(size=(37, 5))
-    values = per_image(teacher, teacher + rng.normal(0, 0.1, teacher.shape), np.arange(37) % 2 == 0)
-    back = PerImage.from_dict(json.loads(json.dumps(values.to_dict())))
-    assert (back.agrees == values.agrees).all()
+    noisy = teacher + rng.normal(0, 0.1, teacher.shape)
+    values = image_values(KINDS.values(), teacher, noisy, np.arange(37) % 2 == 0)
+    back = ImageValues.from_dict(json.loads(json.dumps(values.to_dict())))
+    assert (back.values["agrees"] == values.values["agrees"]).all()
     assert (back.sensitive == values.sensitive).all()
-    np.testing.assert_allclose(back.kl, values.kl, rtol=0.05)
-    np.testing.assert_allclose(back.noise, values.noise, rtol=0.05)
+    np.testing.assert_allclose(back.values["kl"], values.values["kl"], rtol=0.05)
+    np.testing.assert_allclose(back.values["noise"], values.values["noise"], rtol=0.05)
     with pytest.raises(ArtefactError, match="damaged"):
-        PerImage.from_dict({"n": 3, "agrees": "!"})
+        ImageValues.from_dict({"n": 3, "agrees": "!"})
 
 
 def test_the_tolerance_of_kl_grows_with_it() -> None:

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from dfqkit.cli import main
-from dfqkit_export.measure.metrics import Metric
+from dfqkit_export.measure.kinds import Metric
 from dfqkit_export.report import Report
 
 

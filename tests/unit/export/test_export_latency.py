@@ -45,7 +45,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
 def test_sessions_take_turns_and_statistics_are_numpys(clock: FakeClock) -> None:
     slow, fast = [9.0, 3.0, 4.0, 8.0, 5.0], [7.0, 1.0, 2.0, 2.0, 1.0]
     sessions = {"float": clock.session("float", slow), "int8": clock.session("int8", fast)}
-    result = latency.measure(sessions, IMAGES, repeats=4, warmup=1, reference="float")
+    result = latency.measure_latency(sessions, IMAGES, repeats=4, warmup=1, reference="float")
     assert clock.calls == ["float", "int8"] * 5
     timing = result.timings["int8"]
     assert (timing.median, timing.min, timing.max) == pytest.approx((1.5, 1.0, 2.0))
@@ -57,7 +57,7 @@ def test_sessions_take_turns_and_statistics_are_numpys(clock: FakeClock) -> None
 
 def test_metrics_name_latency_and_speedup(clock: FakeClock) -> None:
     sessions = {"teacher": clock.session("a", [4.0]), "onnxruntime": clock.session("b", [2.0])}
-    result = latency.measure(sessions, IMAGES, repeats=1, warmup=0, reference="teacher")
+    result = latency.measure_latency(sessions, IMAGES, repeats=1, warmup=0, reference="teacher")
     found = {(m.name, m.subject): (m.value, m.unit) for m in result.metrics(data="2x1x4x4")}
     assert found == {
         ("latency", "teacher"): (pytest.approx(4.0), "ms"),
@@ -67,7 +67,7 @@ def test_metrics_name_latency_and_speedup(clock: FakeClock) -> None:
 
 
 def test_without_reference_there_is_no_ratio(clock: FakeClock) -> None:
-    result = latency.measure({"a": clock.session("a", [1.0, 1.0])}, IMAGES, repeats=2, warmup=0)
+    result = latency.measure_latency({"a": clock.session("a", [1.0, 1.0])}, IMAGES, repeats=2, warmup=0)
     assert result.timings["a"].ratio is None
     assert result.to_dict()["timings"]["a"]["median"] == pytest.approx(1.0)
 
@@ -78,7 +78,7 @@ def test_real_time_is_measured_in_milliseconds() -> None:
             time.sleep(0.01)
             return images
 
-    result = latency.measure({"sleep": Sleeper()}, IMAGES, repeats=3, warmup=0)
+    result = latency.measure_latency({"sleep": Sleeper()}, IMAGES, repeats=3, warmup=0)
     assert 10.0 <= result.timings["sleep"].min < 1000.0
 
 
@@ -88,9 +88,9 @@ def test_real_time_is_measured_in_milliseconds() -> None:
 )
 def test_options_are_checked(clock: FakeClock, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ArtefactError, match=words):
-        latency.measure({"a": clock.session("a", [])}, IMAGES, **{"repeats": 1, "warmup": 0, **options})
+        latency.measure_latency({"a": clock.session("a", [])}, IMAGES, **{"repeats": 1, "warmup": 0, **options})
     with pytest.raises(ArtefactError, match="at least one session"):
-        latency.measure({}, IMAGES)
+        latency.measure_latency({}, IMAGES)
 
 
 def test_environment_names_versions_and_processor() -> None:

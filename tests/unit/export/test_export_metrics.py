@@ -8,7 +8,7 @@ import pytest
 
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.measure import metrics
-from dfqkit_export.measure.metrics import Metric
+from dfqkit_export.measure.kinds import STUDENT_AGREEMENT, Metric
 
 WHERE = {"subject": "s", "data": "d"}
 
@@ -33,7 +33,7 @@ def test_top5_takes_the_five_largest() -> None:
 def test_agreement_needs_no_labels() -> None:
     metric = metrics.agreement(one_hot([0, 1, 2, 3, 4]), one_hot([0, 1, 2, 3, 5]), **WHERE)
     assert (metric.name, metric.value) == ("agreement", 80.0)
-    assert metrics.agreement(one_hot([0]), one_hot([0]), name="student_agreement", **WHERE).name == "student_agreement"
+    assert metrics.agreement(one_hot([0]), one_hot([0]), kind=STUDENT_AGREEMENT, **WHERE).name == "student_agreement"
 
 
 def test_paired_drop_is_the_difference_with_the_paired_error() -> None:

@@ -32,7 +32,7 @@ def test_a_residual_net_runs_in_integer_kernels(residual_net: Write) -> None:
     assert (realised.integer_layers, realised.float_layers, realised.integer_ops) == (4, 0, 1.0)
     assert realised.float_ops == ()
     assert realised.nodes["QLinearGlobalAveragePool"] == 1
-    metric = integer_ops(realised, subject="onnxruntime")
+    metric = integer_ops(realised, subject="x")
     assert (metric.value, metric.n, metric.unit) == (100.0, 4, "%")
 
 
@@ -117,7 +117,7 @@ def test_additions_of_a_constant_are_not_layers(tmp_path: Path, qdq: Any) -> Non
     realised = realised_precision(path)
     assert realised.layers == ()
     assert realised.integer_ops is None
-    assert integer_ops(realised, subject="onnxruntime").value is None
+    assert integer_ops(realised, subject="x").value is None
 
 
 @pytest.mark.parametrize("keep", [0, 20, -40])

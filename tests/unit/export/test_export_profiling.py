@@ -137,7 +137,7 @@ def fixed_ratio(monkeypatch: pytest.MonkeyPatch, ratio: float) -> None:
         timings = {name: Timing(median=2.0, ratio=1.0 if name == reference else ratio, **spread) for name in sessions}
         return Latency(timings=timings, reference=reference, repeats=repeats, warmup=5, batch=len(batch))
 
-    monkeypatch.setattr(profiling_files, "measure", measured)
+    monkeypatch.setattr(profiling_files, "measure_latency", measured)
 
 
 class TestProfile:

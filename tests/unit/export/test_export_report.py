@@ -12,7 +12,7 @@ import pytest
 
 from dfqkit_export.backends.realised import LayerPrecision
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.measure.metrics import Metric
+from dfqkit_export.measure.kinds import Metric
 from dfqkit_export.report import Finding, Floor, LayerRow, Report, check_floors, layer_rows
 from dfqkit_export.report.charts import loss_charts
 from dfqkit_export.report.page import render_html

@@ -1,0 +1,443 @@
+"""Kinds of metrics: what is known of a metric before it is measured, and one measured number of a kind.
+
+What belongs here: the table of all metrics, one entry each. Title, unit, decimals, direction and tolerance of a metric
+stand here and nowhere else; tables, floors, the gate, model cards and plots read them. Other packages join the table
+through the entry point group ``dfqkit.metrics`` (``name = "package.module:KIND"``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, Literal
+
+from numpy.typing import NDArray
+
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.measure import per_image
+
+__all__ = ["KINDS", "Metric", "MetricKind", "PerImage", "Tolerance", "find_kind", "known_kinds", "register"]
+
+#: Entry point group under which other packages offer kinds.
+GROUP = "dfqkit.metrics"
+#: Kinds by name, in the order in which tables that choose their rows show them.
+KINDS: dict[str, MetricKind] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """How far a value may be on the wrong side of a recorded one, unless another tolerance is stated.
+
+    Attributes:
+        absolute: In the metric's unit.
+        relative: A share of the recorded value, added.
+        of_images: The least, as a share of the images.
+        flips: Whether it is no less than what an equally good file would flip of images that were chosen where the
+            file at hand is right.
+    """
+
+    absolute: float = 0.0
+    relative: float = 0.0
+    of_images: float = 0.0
+    flips: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerImage:
+    """What each image contributes to a metric, from which the paired standard error of a change follows.
+
+    Attributes:
+        key: Name under which baselines keep the values; metrics with the same values share it.
+        of: Gives the values, (N,), from the reference's and the file's outputs.
+        binary: Whether the values are yes or no.
+        over: The images that count.
+        total: How values come to the metric: their mean, their sum, or their mean as noise power in dB.
+    """
+
+    key: str
+    of: Callable[[Any, Any], NDArray[Any]]
+    binary: bool = False
+    over: Literal["all", "plain", "sensitive"] = "all"
+    total: Literal["mean", "sum", "dB"] = "mean"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricKind:
+    """A metric, whatever its value.
+
+    Attributes:
+        name: Its name in files.
+        title: Its name for readers.
+        unit: "%", "points", "nats", "dB", "ms", "bytes", "" for a plain number.
+        decimals: Decimals that readers see; None for significant digits.
+        significant: Significant digits of a metric that spans many orders of magnitude; None for four.
+        higher_is_better: Direction; None for a number that is neither good nor bad.
+        tolerance: How far it may change.
+        per_image: What each image contributes; None for a metric that is not about images, or has no paired error.
+        about: What it is told of: the file alone, images, or images with labels.
+        gated: Whether the gate compares it; False for what is information only.
+        timed: Whether it depends on the machine and on what else runs there.
+        ratio_words: For a metric that is compared as a ratio, how a better and a worse one are called.
+        without_value: What it means that there is no finite value where there was one, for a metric whose best it is.
+        key: Whether it is among the figures at the head of a report, of which the first of the table are shown.
+        on_card: Whether model cards show it.
+        short: Its name at the head of a narrow column of comparisons of synthesizers; "" where they leave it out.
+    """
+
+    name: str
+    title: str
+    unit: str = ""
+    decimals: int | None = None
+    significant: int | None = None
+    higher_is_better: bool | None
+    tolerance: Tolerance = Tolerance()
+    per_image: PerImage | None = None
+    about: Literal["file", "images", "labels"] = "images"
+    gated: bool = True
+    timed: bool = False
+    ratio_words: tuple[str, str] | None = None
+    without_value: str = ""
+    key: bool = False
+    on_card: bool = False
+    short: str = ""
+
+    def metric(self, *, subject: str, data: str, value: float | None, n: int, stderr: float | None = None) -> Metric:
+        """Return a measured number of this kind.
+
+        Args:
+            subject: What it was measured on.
+            data: The images it was measured with.
+            value: The number; None where it has no finite value.
+            n: How many images it rests on.
+            stderr: Its standard error; None where it has none.
+
+        Raises:
+            ArtefactError: The value or the standard error is not finite, or n is negative.
+        """
+        return Metric(
+            name=self.name,
+            subject=subject,
+            data=data,
+            value=value,
+            unit=self.unit,
+            n=n,
+            stderr=stderr,
+            higher_is_better=self.higher_is_better,
+        )
+
+    def tolerance_at(self, value: float | None, n: int, flips: float = 0.0) -> float:
+        """Return the tolerance that a value is recorded with.
+
+        Args:
+            value: The value.
+            n: How many images it rests on.
+            flips: How many more images an equally good file may flip.
+        """
+        known = self.tolerance
+        whole = self.unit == "images"
+        least = flips * (1.0 if whole else 100.0 / n) if known.flips and n else 0.0
+        limit = max(known.absolute + known.relative * (value or 0.0), known.of_images * n, least)
+        return float(math.ceil(limit)) if whole else float(f"{limit:.3g}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One measured number and what is needed to judge it.
+
+    Attributes:
+        name: What was measured, the name of a `MetricKind`.
+        subject: What it was measured on: "teacher", "student", the name of a runtime, ...
+        data: The images it was measured with, for example "real:cifar10_test" or "synthetic:dfq, seed 7".
+        value: The number; None where the quantity has no finite value (see the function that made it).
+        unit: The kind's.
+        n: How many images (for latency: repetitions) the value rests on.
+        stderr: Standard error of the value, in its unit; None where it has none.
+        higher_is_better: The kind's.
+    """
+
+    name: str
+    subject: str
+    data: str
+    value: float | None
+    unit: str
+    n: int
+    stderr: float | None = None
+    higher_is_better: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that JSON cannot hold.
+
+        Raises:
+            ArtefactError: The value or the standard error is not finite, or n is negative.
+        """
+        for field in ("value", "stderr"):
+            number = getattr(self, field)
+            if number is not None and not math.isfinite(number):
+                message = (
+                    f"Metric {self.name!r} of {self.subject!r} has the {field} {number}, which is not finite. Use None "
+                    "for a quantity without a finite value, and look for NaN in the model's outputs."
+                )
+                raise ArtefactError(message)
+        if self.n < 0:
+            message = (
+                f"Metric {self.name!r} of {self.subject!r} claims to rest on {self.n} images; n cannot be negative."
+            )
+            raise ArtefactError(message)
+
+    @property
+    def kind(self) -> MetricKind:
+        """Its kind; what it says of itself goes before what is known, as in a file that another version wrote."""
+        known = find_kind(self.name)
+        if known is not None and known.unit == self.unit:
+            return known
+        alike = kind_of_unit(self.unit)
+        made = known or MetricKind(name=self.name, title=self.name, higher_is_better=self.higher_is_better)
+        return replace(
+            made,
+            unit=self.unit,
+            decimals=alike.decimals if alike else None,
+            significant=alike.significant if alike else None,
+            ratio_words=alike.ratio_words if alike else None,
+            gated=alike.gated if alike else True,
+        )
+
+
+def register(kind: MetricKind) -> MetricKind:
+    """Add a kind to the table.
+
+    Args:
+        kind: What to add.
+
+    Returns:
+        The same, so that a constant can name it.
+
+    Raises:
+        ArtefactError: There is another of that name.
+    """
+    if KINDS.setdefault(kind.name, kind) != kind:
+        message = f"There are two kinds of metrics called {kind.name!r}. Give one of them another name."
+        raise ArtefactError(message)
+    return kind
+
+
+def find_kind(name: str) -> MetricKind | None:
+    """Return the kind of a name, own or from a plugin; None where nobody knows it."""
+    if name not in KINDS:
+        _load_plugins()
+    return KINDS.get(name)
+
+
+def known_kinds() -> list[MetricKind]:
+    """Return all kinds, those of plugins last."""
+    _load_plugins()
+    return list(KINDS.values())
+
+
+def kind_of_unit(unit: str) -> MetricKind | None:
+    """Return the first kind of the table with a unit, after whose way other numbers in that unit are written."""
+    return next((kind for kind in KINDS.values() if kind.unit == unit), None) if unit else None
+
+
+@cache
+def _load_plugins() -> None:
+    for point in entry_points(group=GROUP):
+        try:
+            kind = point.load()
+        except (ImportError, AttributeError) as error:
+            message = (
+                f"Metric {point.name!r} ({point.value}) cannot be imported: {error}. Repair or remove the package that "
+                f"offers it under the entry point {GROUP!r}."
+            )
+            raise ArtefactError(message) from error
+        if not isinstance(kind, MetricKind):
+            message = f"Metric {point.name!r} ({point.value}) is not a dfqkit_export.measure.kinds.MetricKind."
+            raise ArtefactError(message)
+        register(kind)
+
+
+# Tolerances were set from W8A8 files of CIFAR-10 ResNet-20 that were calibrated on images of 16 kinds, 512 sentinel
+# images: files of eight kinds that lose nothing on real images spread over 1.2 points of agreement, a factor of 1.41 in
+# KL and 1.1 dB; that of noise lies 4.7 points, a factor of 2.3 and 3.2 dB from the best.
+_AGREES = PerImage(key="agrees", of=per_image.agrees, binary=True)
+
+TOP1 = register(
+    MetricKind(
+        name="top1",
+        title="Top-1 accuracy",
+        unit="%",
+        decimals=2,
+        higher_is_better=True,
+        tolerance=Tolerance(absolute=0.3),
+        about="labels",
+        on_card=True,
+        short="top-1 %",
+    )
+)
+TOP5 = register(replace(TOP1, name="top5", title="Top-5 accuracy", on_card=False, short=""))
+TOP1_DROP = register(
+    MetricKind(
+        name="top1_drop",
+        title="Top-1 drop",
+        unit="points",
+        decimals=2,
+        higher_is_better=False,
+        tolerance=Tolerance(absolute=0.3),
+        about="labels",
+        key=True,
+        on_card=True,
+        short="drop",
+    )
+)
+AGREEMENT = register(
+    MetricKind(
+        name="agreement",
+        title="Agreement with the teacher",
+        unit="%",
+        decimals=2,
+        higher_is_better=True,
+        tolerance=Tolerance(absolute=1.5, flips=True),
+        per_image=_AGREES,
+        key=True,
+        on_card=True,
+        short="agreement %",
+    )
+)
+PLAIN_AGREEMENT = register(
+    MetricKind(
+        name="plain_agreement",
+        title="Agreement on images drawn at random",
+        unit="%",
+        decimals=2,
+        higher_is_better=True,
+        tolerance=Tolerance(absolute=1.5),
+        per_image=replace(_AGREES, over="plain"),
+    )
+)
+FLIPS = register(
+    MetricKind(
+        name="flips",
+        title="Sensitive images that flip",
+        unit="images",
+        higher_is_better=False,
+        tolerance=Tolerance(absolute=1.0, of_images=0.04, flips=True),
+        per_image=replace(_AGREES, over="sensitive", total="sum"),
+    )
+)
+STUDENT_AGREEMENT = register(
+    MetricKind(
+        name="student_agreement",
+        title="Agreement with the student",
+        unit="%",
+        decimals=2,
+        higher_is_better=True,
+        tolerance=Tolerance(absolute=0.1),
+        on_card=True,
+    )
+)
+STUDENT_TOP1_GAP = register(
+    MetricKind(
+        name="student_top1_gap",
+        title="Top-1 gap to the student",
+        unit="points",
+        decimals=2,
+        higher_is_better=False,
+        tolerance=Tolerance(absolute=0.05),
+        about="labels",
+    )
+)
+KL = register(
+    MetricKind(
+        name="kl",
+        title="KL from the teacher",
+        unit="nats",
+        significant=3,
+        higher_is_better=False,
+        tolerance=Tolerance(absolute=0.002, relative=0.5),
+        per_image=PerImage(key="kl", of=per_image.divergence),
+        on_card=True,
+    )
+)
+LOGIT_SQNR_DB = register(
+    MetricKind(
+        name="logit_sqnr_db",
+        title="Logit SQNR",
+        unit="dB",
+        decimals=1,
+        higher_is_better=True,
+        tolerance=Tolerance(absolute=1.5),
+        per_image=PerImage(key="noise", of=per_image.noise, total="dB"),
+        without_value="The logits are the teacher's exactly.",
+    )
+)
+LOGIT_MAX_ABS = register(MetricKind(name="logit_max_abs", title="Logits, largest difference", higher_is_better=False))
+INTEGER_OPS = register(
+    MetricKind(
+        name="integer_ops",
+        title="Layers in integer kernels",
+        unit="%",
+        decimals=2,
+        higher_is_better=True,
+        about="file",
+        key=True,
+        short="integer ops %",
+    )
+)
+LATENCY = register(
+    MetricKind(
+        name="latency",
+        title="Latency, median",
+        unit="ms",
+        decimals=3,
+        higher_is_better=False,
+        about="file",
+        gated=False,
+        timed=True,
+        ratio_words=("faster", "slower"),
+        key=True,
+    )
+)
+SPEEDUP = register(
+    MetricKind(
+        name="speedup",
+        title="Speed-up",
+        unit="x",
+        decimals=2,
+        higher_is_better=True,
+        about="file",
+        gated=False,
+        timed=True,
+    )
+)
+SIZE = register(
+    MetricKind(
+        name="size",
+        title="File size",
+        unit="bytes",
+        higher_is_better=False,
+        about="file",
+        gated=False,
+        ratio_words=("smaller", "larger"),
+        key=True,
+    )
+)
+STRUCTURE = register(
+    MetricKind(
+        name="structure",
+        title="Layers of another kind than recorded",
+        unit="layers",
+        higher_is_better=False,
+        about="file",
+    )
+)
+PREPROCESSING = register(
+    MetricKind(
+        name="preprocessing",
+        title="Statements of another normalisation",
+        unit="statements",
+        higher_is_better=False,
+        about="file",
+    )
+)
