@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "recipes" / "ci"
 NAMES = ("github-actions.yml", "gitlab-ci.yml")
 LIGHT = {"numpy", "onnx", "onnxruntime", "pytest"}
-ABSENT = ("torch", "torchvision", "brevitas", "yaml", "pydantic", "rich", "safetensors", "PIL", "onnxscript", "sklearn")
+ABSENT = ("torch", "torchvision", "brevitas", "yaml", "pydantic", "rich", "PIL", "onnxscript", "sklearn")
 TESTS = """
 from pathlib import Path
 

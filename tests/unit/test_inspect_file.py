@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "export")])}
 #: What a machine that only deploys need not have.
 ABSENT = (
-    "PIL", "brevitas", "dependencies", "openvino", "pydantic", "rich", "safetensors", "tensorrt", "tensorrt_rtx",
+    "PIL", "brevitas", "dependencies", "openvino", "pydantic", "rich", "tensorrt", "tensorrt_rtx",
     "torch", "torchvision", "yaml",
 )  # fmt: skip
 # None in sys.modules makes an import fail and a package look absent, as if it were not installed.

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 from collections.abc import Collection, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.gate.baseline import Baseline, Case, Recorded, read_baseline, write_baseline
@@ -81,8 +82,7 @@ def record(
 def save_cases(path: str | Path, cases: Mapping[str, Case], environment: Mapping[str, Any]) -> None:
     """Put cases into a baseline's file, new or not, and leave the others that stand there by now.
 
-    Where two processes record in one file, neither loses what the other wrote; on Windows, which cannot lock a folder,
-    only if they are not done within the same few milliseconds.
+    Where two processes record in one file, neither loses what the other wrote.
 
     Args:
         path: The baseline's file.
@@ -93,25 +93,24 @@ def save_cases(path: str | Path, cases: Mapping[str, Case], environment: Mapping
         ArtefactError: The file there cannot be read, or not be written.
     """
     path = Path(path)
-    with _locked(path.absolute().parent):
+    with _locked(path):
         before = read_baseline(path).cases if path.exists() else {}
         write_baseline(path, Baseline(cases={**before, **cases}, environment=environment))
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    if os.name == "nt" or not folder.is_dir():
-        yield
-        return
-    import fcntl
-
-    descriptor = os.open(folder, os.O_RDONLY)
+def _locked(path: Path) -> Iterator[None]:
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    with contextlib.suppress(OSError):  # of a folder that cannot be written, the writing says so
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
     try:
-        with contextlib.suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
-        os.close(descriptor)
+        if lock.is_locked:
+            with contextlib.suppress(OSError):
+                Path(lock.lock_file).unlink()  # while it is held: whoever waits for it notices and makes another
+        lock.release()
 
 
 def changes_of(name: str, before: Case | None, now: Case) -> Iterator[str]:
