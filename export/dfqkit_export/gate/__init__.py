@@ -11,25 +11,23 @@ from typing import TYPE_CHECKING
 from dfqkit_export.lazy import attach
 
 if TYPE_CHECKING:
-    from dfqkit_export.gate.baseline import Baseline, Case, Expected, Recorded, read_baseline, write_baseline
+    from dfqkit_export.gate.baseline import Baseline, Case, Expected, Recorded, in_ci, read_baseline, write_baseline
     from dfqkit_export.gate.compare import check, check_case, check_metrics, check_path, conclude
-    from dfqkit_export.gate.environments import in_ci
     from dfqkit_export.gate.measurement import Measurement, measure, measure_report, open_subject
-    from dfqkit_export.gate.outcome import CaseOutcome, Options, Outcome
     from dfqkit_export.gate.recording import save_cases
     from dfqkit_export.gate.renderings import render_json, render_junit, render_markdown, render_text
-    from dfqkit_export.gate.verdicts import Row
+    from dfqkit_export.gate.verdicts import CaseOutcome, Options, Outcome, Row
 
 __getattr__, __dir__ = attach(
     __name__,
     {
         "Baseline": "dfqkit_export.gate.baseline",
         "Case": "dfqkit_export.gate.baseline",
-        "CaseOutcome": "dfqkit_export.gate.outcome",
+        "CaseOutcome": "dfqkit_export.gate.verdicts",
         "Expected": "dfqkit_export.gate.baseline",
         "Measurement": "dfqkit_export.gate.measurement",
-        "Options": "dfqkit_export.gate.outcome",
-        "Outcome": "dfqkit_export.gate.outcome",
+        "Options": "dfqkit_export.gate.verdicts",
+        "Outcome": "dfqkit_export.gate.verdicts",
         "Recorded": "dfqkit_export.gate.baseline",
         "Row": "dfqkit_export.gate.verdicts",
         "check": "dfqkit_export.gate.compare",
@@ -37,7 +35,7 @@ __getattr__, __dir__ = attach(
         "check_metrics": "dfqkit_export.gate.compare",
         "check_path": "dfqkit_export.gate.compare",
         "conclude": "dfqkit_export.gate.compare",
-        "in_ci": "dfqkit_export.gate.environments",
+        "in_ci": "dfqkit_export.gate.baseline",
         "measure": "dfqkit_export.gate.measurement",
         "measure_report": "dfqkit_export.gate.measurement",
         "open_subject": "dfqkit_export.gate.measurement",

@@ -1,14 +1,15 @@
 """The baseline: what was measured when somebody said that it is good, kept in the repository and reviewed as a diff.
 
-What belongs here: `Baseline`, its cases, and the form of `dfqkit-baseline.json`: sorted keys, one metric or layer a
-line. What is compared with it is `verdicts`'.
+What belongs here: `Baseline`, its cases, where they were recorded, and the form of `dfqkit-baseline.json`: sorted keys,
+one metric or layer a line. What is compared with it is `verdicts`'.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,25 @@ from typing import Any
 from dfqkit_export.bundle.entries import parse_json, read_text
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import write_bytes
-from dfqkit_export.gate.marks import LayerMark, ModelMarks
+from dfqkit_export.gate.signature import LayerSignature, Signature, unpack_sketches
 from dfqkit_export.gate.significance import ImageValues
-from dfqkit_export.gate.sketches import unpack_sketches
 
-__all__ = ["Baseline", "Case", "Expected", "Recorded", "read_baseline", "write_baseline"]
+__all__ = [
+    "Baseline",
+    "Case",
+    "Expected",
+    "Recorded",
+    "environment_changes",
+    "in_ci",
+    "read_baseline",
+    "recorded_environment",
+    "write_baseline",
+]
 
 SCHEMA = 1
+#: What of the packages is recorded, and what of that is told where it differs, as it may move numbers.
+_RECORDED = ("dfqkit", "numpy", "onnx", "onnxruntime")
+_TOLD = ("onnxruntime", "dfqkit")
 _LARGEST, _LARGEST_NUMBER = 64 << 20, 1e30
 _LINE = 400
 _AGAIN = "Put the committed file back, or delete it and record it again with --update."
@@ -112,7 +125,7 @@ class Case:
     def readable(self) -> Case:
         """Return the case without what is only compared with, where that is damaged, as an update may take it."""
         try:
-            self.marks()
+            self.signature()
             unpack_sketches(self.sketches)
             if self.images:
                 ImageValues.from_dict(self.images)
@@ -120,7 +133,7 @@ class Case:
             return replace(self, facts={}, images={}, sketches={})
         return self
 
-    def marks(self) -> ModelMarks | None:
+    def signature(self) -> Signature | None:
         """Return what is kept of the layers; None where nothing is, as for a report.
 
         Raises:
@@ -132,8 +145,8 @@ class Case:
         order = self.facts.get("order")
         names = [n for n in order if isinstance(n, str) and n in layers] if isinstance(order, list) else list(layers)
         opset = self.facts.get("opset")
-        return ModelMarks(
-            layers={str(name): LayerMark.from_dict(str(name), layers[name]) for name in names},
+        return Signature(
+            layers={str(name): LayerSignature.from_dict(str(name), layers[name]) for name in names},
             opset=opset if isinstance(opset, int) else 0,
             before=str(self.facts.get("before", "")),
         )
@@ -197,6 +210,40 @@ def write_baseline(path: str | Path, baseline: Baseline) -> None:
         "environment": dict(baseline.environment),
     }
     write_bytes(Path(path), (_laid_out(document, "") + "\n").encode(errors="backslashreplace"))
+
+
+def in_ci() -> bool:
+    """Return whether this is a CI job, which must not approve its own change: the variable CI is set, and not to no."""
+    return os.environ.get("CI", "").strip().lower() not in ("", "0", "false", "no")
+
+
+def recorded_environment(here: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a baseline keeps of `environment()`."""
+    return {
+        "packages": {name: here["packages"][name] for name in _RECORDED if name in here["packages"]},
+        "cpu_flags": list(here["cpu"]["flags"]),
+    }
+
+
+def environment_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what differs between two environments that may move numbers: the runtime's version and CPU features.
+
+    Args:
+        before: `Baseline.environment`.
+        now: `environment()`.
+    """
+    stated = before.get("packages")
+    packages = stated if isinstance(stated, Mapping) else {}
+    for name in _TOLD:
+        old, new = packages.get(name), now["packages"].get(name)
+        if old != new and old is not None:
+            yield f"{name} was {old} when the baseline was recorded and is {new or 'not installed'}."
+    flags = before.get("cpu_flags")
+    if isinstance(flags, list) and flags != now["cpu"]["flags"]:
+        before_flags, flags_now = {str(flag) for flag in flags}, set(now["cpu"]["flags"])
+        gone, come = sorted(before_flags - flags_now), sorted(flags_now - before_flags)
+        texts = [f"without {', '.join(gone)}"] * bool(gone) + [f"with {', '.join(come)}"] * bool(come)
+        yield f"This processor is {' and '.join(texts)}, unlike the one of the baseline, so int8 kernels may differ."
 
 
 def _read(name: str, entry: Any) -> Case:

@@ -16,15 +16,13 @@ import numpy as np
 from dfqkit_export.env import environment
 from dfqkit_export.errors import ArtefactError, DfqkitError, RuntimeUnavailableError
 from dfqkit_export.estimate import estimate_drop
-from dfqkit_export.gate.baseline import Baseline, Case
+from dfqkit_export.gate.baseline import Baseline, Case, environment_changes, recorded_environment
 from dfqkit_export.gate.diagnosis import explain
-from dfqkit_export.gate.environments import environment_changes, recorded_environment
 from dfqkit_export.gate.filerows import STANDING, file_metrics, file_rows, with_reasons
-from dfqkit_export.gate.graph_diff import Change, compare_marks
+from dfqkit_export.gate.graph_diff import Change, compare_signatures
 from dfqkit_export.gate.measurement import Measurement, measure, measure_report, open_subject
-from dfqkit_export.gate.outcome import CaseOutcome, Options, Outcome
 from dfqkit_export.gate.recording import changes_of, record
-from dfqkit_export.gate.verdicts import FAILING, judge, order
+from dfqkit_export.gate.verdicts import FAILING, CaseOutcome, Options, Outcome, judge, order
 from dfqkit_export.measure.kinds import STRUCTURE, Metric
 from dfqkit_export.report.rows import estimate_sentence
 
@@ -108,8 +106,10 @@ def check_case(measured: Measurement, case: Case | None, options: Options | None
         case = case.readable()
     elif case is not None:
         _require_same_images(measured, case)
-    base = case.marks() if case is not None else None
-    changes = compare_marks(base, measured.marks) if base is not None and measured.marks is not None else ()
+    base = case.signature() if case is not None else None
+    changes = (
+        compare_signatures(base, measured.signature) if base is not None and measured.signature is not None else ()
+    )
     found = dict(measured.metrics) | file_metrics(measured, case, changes)
     rows = judge(found, case, images=measured.images, tolerances=options.tolerances, unmeasured=measured.unmeasured)
     rows = [

@@ -16,7 +16,7 @@ from dfqkit_export.errors import ArtefactError
 from dfqkit_export.gate.baseline import Case
 from dfqkit_export.gate.graph_diff import Change
 from dfqkit_export.gate.measurement import Measurement, Subject, predict
-from dfqkit_export.gate.sketches import distances, sketch, unpack_sketches
+from dfqkit_export.gate.signature import distances, sketch, unpack_sketches
 from dfqkit_export.measure.activations import layer_outputs
 from dfqkit_export.sentinel import SENSITIVE, normalized
 from dfqkit_export.words import some
@@ -54,7 +54,11 @@ def explain(measured: Measurement, case: Case, changes: Sequence[Change], *, reg
     preprocessing = preprocessing_changes(subject, case)
     if preprocessing:
         return [*(f"preprocessing: {text}" for text in preprocessing), *found]
-    names = [name for name, mark in measured.marks.layers.items() if mark.weight] if measured.marks is not None else []
+    names = (
+        [name for name, layer in measured.signature.layers.items() if layer.weight]
+        if measured.signature is not None
+        else []
+    )
     found = [
         *_experiments(measured, subject, names),
         *found,

@@ -14,8 +14,8 @@ from dataclasses import replace
 from dfqkit_export.gate.baseline import Case
 from dfqkit_export.gate.diagnosis import preprocessing_changes
 from dfqkit_export.gate.graph_diff import Change
-from dfqkit_export.gate.marks import ModelMarks
 from dfqkit_export.gate.measurement import Measurement
+from dfqkit_export.gate.signature import Signature
 from dfqkit_export.gate.verdicts import FAILING, Row
 from dfqkit_export.measure.kinds import PREPROCESSING, STRUCTURE, Metric
 from dfqkit_export.words import some
@@ -51,13 +51,13 @@ def _unknown(name: str) -> Row:
 
 def file_metrics(measured: Measurement, case: Case | None, changes: Sequence[Change]) -> dict[str, Metric]:
     """How many layers and statements of the file are wrong, as metrics whose recorded value is 0."""
-    if measured.subject is None or measured.marks is None:
+    if measured.subject is None or measured.signature is None:
         return {}
     wrong = len({change.layer for change in changes if change.wrong})
     stated = len(preprocessing_changes(measured.subject, case))
     return {
         kind.name: kind.metric(subject="file", data="model.onnx", value=float(value), n=n)
-        for kind, value, n in ((STRUCTURE, wrong, len(measured.marks.layers)), (PREPROCESSING, stated, 3))
+        for kind, value, n in ((STRUCTURE, wrong, len(measured.signature.layers)), (PREPROCESSING, stated, 3))
     }
 
 
@@ -104,7 +104,7 @@ def _refusals(measured: Measurement, *, recording: bool) -> list[str]:
             "It was calibrated on random noise, says "
             + ("its ONNX metadata." if subject.metadata.get("dfqkit.synthesizer") == _NOISE else "its manifest.")
         )
-    if measured.marks is not None and (uncalibrated := _uncalibrated(measured.marks)):
+    if measured.signature is not None and (uncalibrated := _uncalibrated(measured.signature)):
         reasons.append(uncalibrated)
     if recording and not origin_of(measured):
         reasons.append("Neither its ONNX metadata nor its manifest say what it was calibrated with.")
@@ -119,9 +119,9 @@ def origin_of(measured: Measurement) -> str:
     return subject.metadata.get("dfqkit.synthesizer") or str(subject.synthesis.get("method") or "")
 
 
-def _uncalibrated(marks: ModelMarks) -> str:
-    scales = [m.output_scale for m in marks.layers.values() if m.output] + [
-        m.input_scale for m in marks.layers.values() if m.input
+def _uncalibrated(signature: Signature) -> str:
+    scales = [layer.output_scale for layer in signature.layers.values() if layer.output] + [
+        layer.input_scale for layer in signature.layers.values() if layer.input
     ]
     unusable = [scale for scale in scales if not (scale > 0 and math.isfinite(scale))]
     if unusable:

@@ -1,7 +1,7 @@
 """How the layers of two files differ, read from what a baseline keeps of them; nothing is run.
 
 What belongs here: the differences one layer at a time, and which of them are wrong whatever the accuracy: a file that
-is not of the kind that was recorded, or that contradicts itself. What made them, over all layers, is `causes`'.
+is not of the kind that was recorded, or that contradicts itself. What made them, over all layers, is `diagnosis`'.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dfqkit_export.gate.marks import LayerMark, ModelMarks
-from dfqkit_export.gate.sketches import relative_distance
+from dfqkit_export.gate.signature import LayerSignature, Signature, relative_distance
 
-__all__ = ["Change", "compare_marks"]
+__all__ = ["Change", "compare_signatures"]
 
 _SHARE_FLOORED = (0.2, 0.8)
 _MISFIT = 0.02
@@ -48,7 +47,7 @@ class Change:
     wrong: bool = False
 
 
-def compare_marks(base: ModelMarks, now: ModelMarks) -> tuple[Change, ...]:
+def compare_signatures(base: Signature, now: Signature) -> tuple[Change, ...]:
     """Return how a file differs from the one of the baseline, in the file's order.
 
     Args:
@@ -68,8 +67,8 @@ def compare_marks(base: ModelMarks, now: ModelMarks) -> tuple[Change, ...]:
 
 
 def _pairs(
-    base: Mapping[str, LayerMark], now: Mapping[str, LayerMark]
-) -> tuple[list[tuple[LayerMark, LayerMark]], list[Change]]:
+    base: Mapping[str, LayerSignature], now: Mapping[str, LayerSignature]
+) -> tuple[list[tuple[LayerSignature, LayerSignature]], list[Change]]:
     """Layers that belong together, by name, or by place where an exporter gave them all new names."""
     common = [name for name in now if name in base]
     if 2 * len(common) < len(base) and [m.op for m in base.values()] == [m.op for m in now.values()]:
@@ -88,7 +87,7 @@ def _pairs(
     return [(base[name], now[name]) for name in common], changes
 
 
-def _frame(base: ModelMarks, now: ModelMarks) -> Iterator[Change]:
+def _frame(base: Signature, now: Signature) -> Iterator[Change]:
     if base.before != now.before:
         text = f"operators before the first layer were [{base.before or 'none'}] and are [{now.before or 'none'}]"
         yield Change(layer="", kind="operators", text=text, wrong=True)
@@ -96,7 +95,7 @@ def _frame(base: ModelMarks, now: ModelMarks) -> Iterator[Change]:
         yield Change(layer="", kind="opset", text=f"the opset was {base.opset} and is {now.opset}")
 
 
-def _kinds(before: LayerMark, after: LayerMark) -> Iterator[Change]:
+def _kinds(before: LayerSignature, after: LayerSignature) -> Iterator[Change]:
     """Differences of kind: types, bits, granularity, whether there is a bias."""
     name = after.name
     old, new = _weight(before.weight), _weight(after.weight)
@@ -112,7 +111,7 @@ def _kinds(before: LayerMark, after: LayerMark) -> Iterator[Change]:
     yield from _typed(before.output, after.output, name, "output")
 
 
-def _bias(before: LayerMark, after: LayerMark) -> Iterator[Change]:
+def _bias(before: LayerSignature, after: LayerSignature) -> Iterator[Change]:
     name = after.name
     if before.bias != after.bias:
         lost = after.bias == "none"
@@ -137,7 +136,7 @@ def _typed(before: str, after: str, name: str, which: str) -> Iterator[Change]:
         yield Change(layer=name, kind="type", text=text, wrong=True)
 
 
-def _values(before: LayerMark, after: LayerMark) -> Iterator[Change]:
+def _values(before: LayerSignature, after: LayerSignature) -> Iterator[Change]:
     """Differences of numbers, which every calibration makes."""
     name = after.name
     if before.codes_sha256 == after.codes_sha256:
@@ -153,7 +152,7 @@ def _values(before: LayerMark, after: LayerMark) -> Iterator[Change]:
             yield Change(layer=name, kind="activation_scale", text=text, size=math.log2(ratio))
 
 
-def _rescaled(before: LayerMark, after: LayerMark) -> Change:
+def _rescaled(before: LayerSignature, after: LayerSignature) -> Change:
     steps = after.scales - before.scales
     step, name = float(np.median(steps)), after.name
     if float(np.ptp(steps)) < 0.05:
@@ -166,7 +165,7 @@ def _rescaled(before: LayerMark, after: LayerMark) -> Change:
     return Change(layer=name, kind="folding", text=text, size=float(np.abs(steps).max()))
 
 
-def _recoded(before: LayerMark, after: LayerMark) -> Change:
+def _recoded(before: LayerSignature, after: LayerSignature) -> Change:
     steps = after.codes - before.codes
     down, same, name = float(np.mean(steps == -1)), float(np.mean(steps == 0)), after.name
     if down + same == 1 and _SHARE_FLOORED[0] < down < _SHARE_FLOORED[1]:
@@ -177,7 +176,7 @@ def _recoded(before: LayerMark, after: LayerMark) -> Change:
     return Change(layer=name, kind="weights", text=text, size=size, shift=float(steps.mean()))
 
 
-def _lone(changes: Sequence[Change], pairs: Sequence[tuple[LayerMark, LayerMark]]) -> list[Change]:
+def _lone(changes: Sequence[Change], pairs: Sequence[tuple[LayerSignature, LayerSignature]]) -> list[Change]:
     """Take other weights and doubled scales as wrong where one layer has them and nothing else changed.
 
     No calibration does that, since it corrects every bias a little; an edit does. It matters where few images answer
@@ -196,7 +195,7 @@ def _lone(changes: Sequence[Change], pairs: Sequence[tuple[LayerMark, LayerMark]
     ]
 
 
-def _corrected(before: LayerMark, after: LayerMark) -> bool:
+def _corrected(before: LayerSignature, after: LayerSignature) -> bool:
     """Whether a bias is another; behind an input of another scale it is the same one, rounded to another grid."""
     same_input = math.isclose(before.input_scale, after.input_scale, rel_tol=_SAME_SCALE)
     return before.bias_sha256 != after.bias_sha256 and same_input

@@ -25,7 +25,7 @@ from dfqkit_export.bundle import Bundle, open_bundle
 from dfqkit_export.bundle.entries import printable, read_text
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import sha256_of_file
-from dfqkit_export.gate.marks import ModelMarks, read_marks
+from dfqkit_export.gate.signature import Signature, read_signature
 from dfqkit_export.gate.significance import ImageValues, image_values, noise_stderr_db
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.measure import metrics, per_image
@@ -88,7 +88,7 @@ class Measurement:
         unmeasured: Metrics that could not be measured, with the reason.
         images: Values per image; None for a report.
         logits: The file's logits, (N, K); None for a report.
-        marks: What is kept of the layers; None for a report.
+        signature: What is kept of the layers; None for a report.
         files: sha256 of "model", "sentinel" and "teacher"; empty for a report.
         subject: What was measured; None for a report.
         session: The file as it was run, for experiments; None for a report.
@@ -100,7 +100,7 @@ class Measurement:
     unmeasured: Mapping[str, str] = field(default_factory=dict)
     images: ImageValues | None = None
     logits: NDArray[np.float32] | None = None
-    marks: ModelMarks | None = None
+    signature: Signature | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     subject: Subject | None = None
     session: OrtSession | None = None
@@ -193,7 +193,7 @@ def measure(subject: Subject, *, threads: int | None = None, optimized: bool = T
         unmeasured=unmeasured,
         images=image_values((m.kind for m in found), sentinel.teacher_logits, logits, sentinel.sensitive),
         logits=logits,
-        marks=read_marks(subject.model),
+        signature=read_signature(subject.model),
         files={
             "model": sha256_of_file(subject.model_path),
             "sentinel": _sentinel_digest(sentinel),

@@ -20,8 +20,8 @@ from dfqkit_export.gate.baseline import Baseline, Case, Recorded, read_baseline,
 from dfqkit_export.gate.diagnosis import layer_sketches
 from dfqkit_export.gate.filerows import origin_of
 from dfqkit_export.gate.measurement import Measurement
+from dfqkit_export.gate.signature import pack_sketches
 from dfqkit_export.gate.significance import default_tolerance, expected_flips
-from dfqkit_export.gate.sketches import pack_sketches
 from dfqkit_export.measure.kinds import PREPROCESSING, STRUCTURE, Metric, find_kind
 
 __all__ = ["changes_of", "record", "save_cases"]
@@ -50,8 +50,8 @@ def record(
         ArtefactError: A floor to add is there already, with another value.
     """
     metrics = dict(measured.metrics)
-    if measured.subject is not None and measured.marks is not None:
-        for kind, n in ((STRUCTURE, len(measured.marks.layers)), (PREPROCESSING, 3)):
+    if measured.subject is not None and measured.signature is not None:
+        for kind, n in ((STRUCTURE, len(measured.signature.layers)), (PREPROCESSING, 3)):
             metrics[kind.name] = kind.metric(subject="file", data="", value=0.0, n=n)
     old = before.metrics if before is not None else {}
     flips = expected_flips(measured.subject.sentinel.power) if measured.subject is not None else 0.0
@@ -178,14 +178,14 @@ def _is_of_the_file(metric: str) -> bool:
 
 
 def _facts(measured: Measurement) -> dict[str, Any]:
-    marks, subject = measured.marks, measured.subject
-    if marks is None or subject is None:
+    signature, subject = measured.signature, measured.subject
+    if signature is None or subject is None:
         return {}
     return {
-        "layers": {name: mark.to_dict() for name, mark in marks.layers.items()},
-        "order": list(marks.layers),
-        "opset": marks.opset,
-        "before": marks.before,
+        "layers": {name: layer.to_dict() for name, layer in signature.layers.items()},
+        "order": list(signature.layers),
+        "opset": signature.opset,
+        "before": signature.before,
         "image": subject.sentinel.spec.to_dict(),
         "origin": origin_of(measured),
     }

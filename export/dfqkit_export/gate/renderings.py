@@ -13,8 +13,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from dfqkit_export.bundle.card import escaped
-from dfqkit_export.gate.outcome import CaseOutcome, Outcome
-from dfqkit_export.gate.verdicts import Row
+from dfqkit_export.gate.verdicts import CaseOutcome, Outcome, Row
 from dfqkit_export.words import plain, table
 
 __all__ = ["numbers_of", "render_json", "render_junit", "render_markdown", "render_text"]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.gate.sketches import pack, unpack
+from dfqkit_export.gate.signature import pack, unpack
 from dfqkit_export.measure.kinds import MetricKind, find_kind, known_kinds
 
 __all__ = [

@@ -129,7 +129,7 @@ def _updating(config: pytest.Config) -> bool:
         msg = f"The key dfqkit_update takes yes or force; found '{mode}'"
         raise pytest.UsageError(msg)
     if mode == "yes":
-        from dfqkit_export.gate.environments import in_ci
+        from dfqkit_export.gate.baseline import in_ci
 
         if in_ci():
             msg = (

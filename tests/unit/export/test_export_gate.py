@@ -35,9 +35,9 @@ from dfqkit_export.gate import (
     save_cases,
     write_baseline,
 )
-from dfqkit_export.gate.environments import environment_changes
-from dfqkit_export.gate.graph_diff import compare_marks
-from dfqkit_export.gate.marks import ModelMarks, read_marks
+from dfqkit_export.gate.baseline import environment_changes
+from dfqkit_export.gate.graph_diff import compare_signatures
+from dfqkit_export.gate.signature import Signature, distances, pack_sketches, read_signature, sketch, unpack_sketches
 from dfqkit_export.gate.significance import (
     ImageValues,
     default_tolerance,
@@ -45,7 +45,6 @@ from dfqkit_export.gate.significance import (
     expected_flips,
     image_values,
 )
-from dfqkit_export.gate.sketches import distances, pack_sketches, sketch, unpack_sketches
 from dfqkit_export.gate.verdicts import judge
 from dfqkit_export.measure.kinds import KINDS, Metric
 from dfqkit_export.report import Finding, Report
@@ -470,28 +469,28 @@ class TestLoneChanges:
     """One layer with another scale: an edit where nothing else changed, a calibration where the biases did too."""
 
     @staticmethod
-    def marks(folder: Path) -> ModelMarks:
-        return read_marks(onnx.load(str(make_bundle(folder) / "model.onnx")))
+    def signature(folder: Path) -> Signature:
+        return read_signature(onnx.load(str(make_bundle(folder) / "model.onnx")))
 
     def test_a_doubled_scale_alone_is_wrong_and_with_other_biases_it_is_a_calibration(self, tmp_path: Path) -> None:
-        base = self.marks(tmp_path / "toy")
+        base = self.signature(tmp_path / "toy")
         names = list(base.layers)
         first = base.layers[names[0]]
         doubled = replace(first, output_scale=2 * first.output_scale)
         edited = replace(base, layers={**base.layers, names[0]: doubled})
-        (change,) = compare_marks(base, edited)
+        (change,) = compare_signatures(base, edited)
         assert (change.kind, change.layer, change.wrong) == ("activation_scale", names[0], True)
-        corrected = {name: replace(mark, bias_sha256="another") for name, mark in base.layers.items()}
+        corrected = {name: replace(layer, bias_sha256="another") for name, layer in base.layers.items()}
         calibrated = replace(base, layers={**corrected, names[0]: replace(doubled, bias_sha256="another")})
-        assert [change.wrong for change in compare_marks(base, calibrated)] == [False]
+        assert [change.wrong for change in compare_signatures(base, calibrated)] == [False]
 
     def test_a_bias_behind_another_scale_is_the_same_one_on_another_grid(self, tmp_path: Path) -> None:
-        base = self.marks(tmp_path / "toy")
+        base = self.signature(tmp_path / "toy")
         first, second, *_ = base.layers
         layers = dict(base.layers)
         layers[first] = replace(layers[first], output_scale=2 * layers[first].output_scale)
         moved = replace(layers[second], input_scale=2 * layers[second].input_scale, bias_sha256="rounded otherwise")
-        assert any(change.wrong for change in compare_marks(base, replace(base, layers={**layers, second: moved})))
+        assert any(change.wrong for change in compare_signatures(base, replace(base, layers={**layers, second: moved})))
 
 
 def test_the_estimate_rests_on_the_plain_images_of_one_synthesizer(

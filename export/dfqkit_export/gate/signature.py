@@ -1,12 +1,17 @@
-"""What a baseline keeps of a quantized file so that a later one can be told from it, layer by layer.
+"""The signature of a quantized file: what a baseline keeps of it so that a later one can be told from it.
 
-What belongs here: reading the facts off a model and their short JSON form. The kinds of things (types, bits,
-granularity) come from `filefacts`; added are samples of the numbers, small enough for a file that people review. What a
-difference means is `structure`'s and `causes`'.
+What belongs here: reading the facts of each layer off a model, sketches of large arrays, and the short JSON form of
+both, small enough for a file that people review. What a difference means is `graph_diff`'s and `diagnosis`'.
+
+A sketch adds up an array's values with fixed pseudo-random signs in a few buckets; the squared length of the difference
+of two sketches is an unbiased estimate of that of the difference of the arrays (Charikar, Chen, Farach-Colton, ICALP
+2002, the count sketch).
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import math
 from collections.abc import Mapping
@@ -18,21 +23,33 @@ import onnx
 from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.gate.sketches import BUCKETS, pack, sketch, unpack
 from dfqkit_export.onnxfile.graph import SourceGraph
 from dfqkit_export.onnxfile.summary import LayerFacts, QuantFacts, layer_facts
 
-__all__ = ["LayerMark", "ModelMarks", "read_marks"]
+__all__ = [
+    "LayerSignature",
+    "Signature",
+    "distances",
+    "pack",
+    "pack_sketches",
+    "read_signature",
+    "relative_distance",
+    "sketch",
+    "unpack",
+    "unpack_sketches",
+]
 
 Floats = NDArray[np.float64]
 
+#: Numbers in a sketch.
+BUCKETS = 16
 #: Weight codes and channel scales kept of a layer: enough to tell a shift from a permutation, 64 and 32 letters long.
 CODES, SCALES = 48, 12
 _THROUGH = frozenset({"Cast", "Clip", "Identity", "Reshape", "Transpose"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerMark:
+class LayerSignature:
     """What is kept of one layer.
 
     Attributes:
@@ -93,7 +110,7 @@ class LayerMark:
         }
 
     @classmethod
-    def from_dict(cls, name: str, values: Mapping[str, Any]) -> LayerMark:
+    def from_dict(cls, name: str, values: Mapping[str, Any]) -> LayerSignature:
         """Rebuild what `to_dict` wrote.
 
         Raises:
@@ -122,7 +139,7 @@ class LayerMark:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelMarks:
+class Signature:
     """What is kept of one file.
 
     Attributes:
@@ -131,13 +148,13 @@ class ModelMarks:
         before: Operators between the input and the first layer, without quantization: "Sub Div"; "" for none.
     """
 
-    layers: Mapping[str, LayerMark]
+    layers: Mapping[str, LayerSignature]
     opset: int
     before: str
 
 
 def _require_whole(codes: NDArray[np.int32], sketched: Floats, scales: Floats, numbers: Mapping[str, float]) -> None:
-    """Refuse arrays of other lengths than `read_marks` makes, and numbers that no file has."""
+    """Refuse arrays of other lengths than `read_signature` makes, and numbers that no file has."""
     both = sketched.size == (BUCKETS if codes.size else 0) and bool(codes.size) == bool(scales.size)
     fits = codes.size <= CODES and scales.size <= SCALES and both
     if not fits or not all(np.isfinite(values).all() for values in (sketched, scales)):
@@ -148,7 +165,7 @@ def _require_whole(codes: NDArray[np.int32], sketched: Floats, scales: Floats, n
         raise ValueError(msg)
 
 
-def read_marks(model: onnx.ModelProto) -> ModelMarks:
+def read_signature(model: onnx.ModelProto) -> Signature:
     """Read what is to be kept of a model.
 
     Args:
@@ -156,16 +173,16 @@ def read_marks(model: onnx.ModelProto) -> ModelMarks:
     """
     graph = SourceGraph(model.graph)
     nodes = {node.name or node.output[0]: node for node in graph.layers()}
-    marks = {facts.name: _mark(graph, nodes[facts.name], facts) for facts in layer_facts(model)}
+    layers = {facts.name: _layer(graph, nodes[facts.name], facts) for facts in layer_facts(model)}
     opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
-    return ModelMarks(layers=marks, opset=opset, before=_before(graph, next(iter(nodes.values()), None)))
+    return Signature(layers=layers, opset=opset, before=_before(graph, next(iter(nodes.values()), None)))
 
 
-def _mark(graph: SourceGraph, node: onnx.NodeProto, facts: LayerFacts) -> LayerMark:
+def _layer(graph: SourceGraph, node: onnx.NodeProto, facts: LayerFacts) -> LayerSignature:
     codes, scales = _weights(graph, node)
     bias, bias_scale = _bias(graph, node)
     stored = facts.weight
-    return LayerMark(
+    return LayerSignature(
         name=facts.name,
         op=facts.op,
         weight=f"{stored.dtype} {stored.bits} {stored.granularity}".rstrip() if stored is not None else "",
@@ -269,3 +286,83 @@ def _rms(values: Floats) -> float:
 
 def _short(value: float) -> float:
     return float(f"{value:.6g}") if math.isfinite(value) else 0.0
+
+
+def sketch(values: NDArray[np.floating[Any]]) -> Floats:
+    """Return the sketch of an array: 16 numbers of about its root mean square.
+
+    Args:
+        values: Any shape; the places in C order decide the signs.
+    """
+    flat = np.asarray(values, np.float64).reshape(-1)
+    padded = np.zeros(-(-flat.size // BUCKETS) * BUCKETS)
+    padded[: flat.size] = flat * _signs(flat.size)
+    rows = padded.reshape(-1, BUCKETS)
+    result: Floats = rows.sum(axis=0) / np.sqrt(len(rows))
+    return result
+
+
+def relative_distance(base: Floats, now: Floats) -> float:
+    """Return |now - base|^2 / |base|^2 of two arrays, estimated from their sketches."""
+    return float(np.square(now - base).sum() / max(float(np.square(base).sum()), 1e-12))
+
+
+def pack(values: NDArray[Any]) -> str:
+    """Write an array's bytes as text."""
+    return base64.b64encode(values.tobytes()).decode("ascii")
+
+
+def unpack(text: Any, dtype: str) -> NDArray[Any]:
+    """Read what `pack` wrote.
+
+    Raises:
+        ValueError: It is not such a text.
+    """
+    try:
+        return np.frombuffer(base64.b64decode(text, validate=True), dtype)
+    except (binascii.Error, TypeError) as error:
+        raise ValueError(str(error)) from None
+
+
+def distances(base: Mapping[str, Floats], now: Mapping[str, Floats]) -> dict[str, float]:
+    """Return how far each layer's output is from the baseline's, relative to its size.
+
+    Args:
+        base: Sketches of the baseline's file.
+        now: Sketches of today's, of the same images.
+
+    Returns:
+        |now - base|^2 / |base|^2 by layer, in the order of `now`; layers that only one of them has are left out.
+    """
+    found = {}
+    for name, values in now.items():
+        before = base.get(name)
+        if before is not None and before.shape == values.shape:
+            found[name] = relative_distance(before, values)
+    return found
+
+
+def pack_sketches(sketches: Mapping[str, Floats]) -> dict[str, str]:
+    """Write sketches as text, 44 letters a layer."""
+    return {name: pack(np.clip(values, -65504, 65504).astype("<f2")) for name, values in sketches.items()}
+
+
+def unpack_sketches(texts: Mapping[str, object]) -> dict[str, Floats]:
+    """Read what `pack_sketches` wrote.
+
+    Raises:
+        ArtefactError: Something else stands there.
+    """
+    try:
+        return {name: unpack(text, "<f2").astype(np.float64) for name, text in texts.items()}
+    except ValueError as error:
+        msg = f"The baseline's fingerprints are damaged ({error}). Record it again with --update."
+        raise ArtefactError(msg) from None
+
+
+def _signs(count: int) -> Floats:
+    # Not numpy's generators: their streams may change between versions, and a baseline outlives those.
+    mixed = np.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    mixed ^= mixed >> np.uint64(29)
+    mixed *= np.uint64(0xBF58476D1CE4E5B9)
+    return np.where((mixed >> np.uint64(40)) & np.uint64(1), 1.0, -1.0)
