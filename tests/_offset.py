@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from dfqkit import losses
-from dfqkit.synthesis.base import Losses, Synthesizer, SynthesizerConfig
+from dfqkit.config.synthesis import SynthesizerConfig
+from dfqkit.synthesis.base import Losses, Synthesizer
 from dfqkit.teacher.load import Teacher
 from tests._toys import IMAGE
 
 
 class Offset(Synthesizer):
     """Noise plus an offset that climbs the students' divergence."""
-
-    Config = SynthesizerConfig
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, teacher: Teacher, generator: torch.Generator) -> None:
         super().__init__(SynthesizerConfig(method="offset"), teacher, generator)

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dfqkit.config.recipe import Recipe, find_file, list_recipes, load_recipe, parse_recipe
-from dfqkit.config.registry import synthesizer
-from dfqkit.synthesis.base import Demand
+from dfqkit.config.synthesis import Demand
 from dfqkit_export.errors import RecipeError
 
 Mode = Literal["calibration", "distilled"]
@@ -90,7 +89,7 @@ class Grid:
         """The recipe of the synthesis that all cells of a contestant and a seed share."""
         base: Any = self.contestants[contestant]
         bits = base.quant.bits
-        if "student" in synthesizer(base.synthesis.method).needs_of(base.synthesis):
+        if "student" in base.synthesis.needed:
             bits = min(self.bits, key=lambda scheme: [int(part) for part in re.findall(r"\d+", scheme)])
         return self._recipe(contestant, bits, seed, "synthesis", None)
 
@@ -111,7 +110,7 @@ class Grid:
         if self.passes is None:
             return recipe
         config: Any = recipe.synthesis
-        sized = synthesizer(config.method).at_cost(config, self.passes, Demand(training=self.images, fresh=held_out))
+        sized = config.at_cost(self.passes, Demand(training=self.images, fresh=held_out))
         return recipe.model_copy(update={"synthesis": sized}).found_in(base.directory)
 
 

@@ -50,11 +50,11 @@ def _recipes() -> list[tuple[str, ...]]:
 
 
 def _synthesizers() -> list[tuple[str, ...]]:
-    from dfqkit.config.registry import synthesizers
+    from dfqkit.config.registry import synthesizer_configs
 
     return [
-        (name, f"needs {', '.join(sorted(method.needs)) or 'nothing'}", (method.__doc__ or "").partition("\n")[0])
-        for name, method in synthesizers().items()
+        (name, f"needs {', '.join(sorted(method.needs)) or 'nothing'}", method.summary())
+        for name, method in synthesizer_configs().items()
     ]
 
 

@@ -48,10 +48,10 @@ def _schema(args: argparse.Namespace) -> int:
     from dfqkit.config.distill import DistillConfig
     from dfqkit.config.quant import QuantConfig
     from dfqkit.config.recipe import Recipe
-    from dfqkit.config.registry import synthesizers
+    from dfqkit.config.registry import synthesizer_configs
     from dfqkit.config.student import FloatStudentConfig
 
-    known = {name: method.Config for name, method in synthesizers().items()}
+    known = dict(synthesizer_configs())
     if args.recipe:
         method = chosen_recipe(args).model_dump()["synthesis"]["method"]
         known = {method: known[method]}

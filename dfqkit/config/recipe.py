@@ -139,7 +139,7 @@ class Recipe(_Section):
     @field_validator("synthesis", mode="before")
     @classmethod
     def _synthesis(cls, value: Any) -> Any:
-        from dfqkit.config.registry import synthesizer
+        from dfqkit.config.registry import synthesizer_config
 
         if isinstance(value, Mapping):
             if "sources" in value and "method" not in value:
@@ -147,7 +147,7 @@ class Recipe(_Section):
             if "method" not in value:
                 message = "needs a method, e.g. method: dfq"
                 raise ValueError(message)
-            return synthesizer(str(value["method"])).Config.model_validate(value)
+            return synthesizer_config(str(value["method"])).model_validate(value)
         return value
 
     @field_validator("student", mode="before")

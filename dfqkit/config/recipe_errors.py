@@ -41,7 +41,7 @@ def _allowed_keys(path: Sequence[str], data: dict[str, Any]) -> list[str]:
     from dfqkit.config.distill import DistillConfig
     from dfqkit.config.quant import QuantConfig
     from dfqkit.config.recipe import Recipe
-    from dfqkit.config.registry import synthesizer, synthesizer_names
+    from dfqkit.config.registry import synthesizer_config, synthesizer_names
     from dfqkit.config.student import FloatStudentConfig
 
     section: Any = Recipe
@@ -54,7 +54,7 @@ def _allowed_keys(path: Sequence[str], data: dict[str, Any]) -> list[str]:
     if isinstance(synthesis, dict):
         method = str(synthesis.get("method", "mixture"))
         if method in synthesizer_names():
-            dynamic["synthesis"] = synthesizer(method).Config
+            dynamic["synthesis"] = synthesizer_config(method)
     for depth, part in enumerate(path):
         if depth == 0 and part in dynamic:
             section = dynamic[part]

@@ -1,55 +1,90 @@
-"""Names of synthesizers, resolved when used: ours from `dfqkit.synthesis`, others' from an entry point."""
+"""Names of synthesizers, and the section of a recipe that each has: ours from one table, others' from an entry point.
+
+What belongs here: the table and how its names are resolved. Sections import no torch; the class that does the work is
+named by a section and imported where one is built (`dfqkit.synthesis.build`).
+"""
 
 from __future__ import annotations
 
+import functools
+import logging
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING
 
+from dfqkit.config.synthesis import SynthesizerConfig
 from dfqkit_export.errors import RecipeError
 from dfqkit_export.words import did_you_mean
 
-if TYPE_CHECKING:
-    from dfqkit.synthesis.base import Synthesizer
+__all__ = ["GROUP", "METHODS", "plugins", "synthesizer_config", "synthesizer_configs", "synthesizer_names"]
 
-#: Entry point group under which other packages offer synthesizers: ``name = "package.module:Class"``.
+_LOG = logging.getLogger(__name__)
+
+#: Entry point group under which other packages offer synthesizers: ``name = "package.module:ConfigClass"``.
 GROUP = "dfqkit.synthesizers"
+
+METHODS = {
+    "bank": "dfqkit.synthesis.methods.bank:BankConfig",
+    "cmi": "dfqkit.synthesis.methods.cmi:CMIConfig",
+    "dafl": "dfqkit.synthesis.methods.dafl:DAFLConfig",
+    "deepinversion": "dfqkit.synthesis.methods.deepinversion:DeepInversionConfig",
+    "deepinversion-adaptive": "dfqkit.synthesis.methods.deepinversion_adaptive:AdaptiveDeepInversionConfig",
+    "dfq": "dfqkit.synthesis.methods.dfq:DFQConfig",
+    "fastdfkd": "dfqkit.synthesis.methods.fastdfkd:FastDFKDConfig",
+    "genie": "dfqkit.synthesis.methods.genie:GENIEConfig",
+    "images": "dfqkit.synthesis.methods.images:ImagesConfig",
+    "metadata": "dfqkit.synthesis.methods.metadata:MetadataConfig",
+    "mixture": "dfqkit.synthesis.methods.mixture:MixtureConfig",
+    "noise": "dfqkit.synthesis.methods.noise:NoiseConfig",
+    "soft-targets": "dfqkit.synthesis.methods.soft_targets:SoftTargetsConfig",
+    "zeroq": "dfqkit.synthesis.methods.zeroq:ZeroQConfig",
+    "zskd": "dfqkit.synthesis.methods.zskd:ZSKDConfig",
+    "zskt": "dfqkit.synthesis.methods.zskt:ZSKTConfig",
+}
+
+
+@functools.cache
+def plugins() -> dict[str, str]:
+    """Names that installed packages offer, with their ``module:ConfigClass``."""
+    return {point.name: point.value for point in entry_points(group=GROUP)}
 
 
 def synthesizer_names() -> dict[str, str]:
-    """Every known name with its ``module:Class``; own names win over plugins'."""
-    from dfqkit.synthesis import METHODS
-
-    return {point.name: point.value for point in entry_points(group=GROUP)} | METHODS
+    """Every known name with its ``module:ConfigClass``, sorted; own names win over plugins'."""
+    return dict(sorted((plugins() | METHODS).items()))
 
 
-def synthesizer(name: str) -> type[Synthesizer]:
-    """The class called ``name``.
+def synthesizer_config(name: str) -> type[SynthesizerConfig]:
+    """The section of the method called ``name``.
 
     Raises:
-        RecipeError: for an unknown name, with the nearest; for a plugin that is not a synthesizer.
+        RecipeError: for an unknown name, with the nearest; for a plugin that cannot be imported or is no section.
     """
-    from dfqkit.synthesis.base import Synthesizer
-
-    known = synthesizer_names()
+    known = METHODS if name in METHODS else synthesizer_names()
     if name not in known:
         message = f"Unknown synthesizer '{name}'.{did_you_mean(name, known)} Known: {', '.join(sorted(known))}."
         raise RecipeError(message)
     module, _, attribute = known[name].partition(":")
+    repair = f"Repair or remove the package that offers it under the entry point '{GROUP}'."
     try:
         found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        message = (
-            f"Synthesizer '{name}' ({known[name]}) cannot be imported: {error}. Repair or remove the package that "
-            f"offers it under the entry point '{GROUP}'."
-        )
+    except Exception as error:  # whatever another's module raises when it is imported
+        message = f"Synthesizer '{name}' ({known[name]}) cannot be imported: {error}. {repair}"
         raise RecipeError(message) from error
-    if not (isinstance(found, type) and issubclass(found, Synthesizer)):
-        message = f"Synthesizer '{name}' ({known[name]}) is not a subclass of dfqkit.synthesis.base.Synthesizer."
+    if not (isinstance(found, type) and issubclass(found, SynthesizerConfig)):
+        message = (
+            f"Synthesizer '{name}' ({known[name]}) is not a subclass of dfqkit.config.synthesis.SynthesizerConfig: the "
+            f"entry point names the section of the recipe. {repair}"
+        )
         raise RecipeError(message)
     return found
 
 
-def synthesizers() -> dict[str, type[Synthesizer]]:
-    """All of them, loaded."""
-    return {name: synthesizer(name) for name in sorted(synthesizer_names())}
+def synthesizer_configs() -> dict[str, type[SynthesizerConfig]]:
+    """The sections of all methods by name, sorted; a plugin that is broken is left out with a warning."""
+    found = {}
+    for name in synthesizer_names():
+        try:
+            found[name] = synthesizer_config(name)
+        except RecipeError as error:
+            _LOG.warning("%s", error)
+    return found

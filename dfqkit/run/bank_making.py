@@ -22,13 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from dfqkit.config.recipe import Recipe
-from dfqkit.config.registry import synthesizer
+from dfqkit.config.synthesis import Demand
 from dfqkit.images.bank import ImageBank
 from dfqkit.progress import Bar, Progress
 from dfqkit.run.bank_folder import SetFolder
 from dfqkit.run.context import CHECKPOINT_SECONDS, provisional_student, resolve_device, resolved_synthesis, teacher_of
 from dfqkit.seeds import derive
-from dfqkit.synthesis.base import Demand, Synthesizer
+from dfqkit.synthesis.base import Synthesizer
 from dfqkit.synthesis.build import build_synthesizer
 from dfqkit.teacher.load import Teacher
 from dfqkit.training.stream import frozen
@@ -90,13 +90,12 @@ def make_set(
         "device": str(where),
     }
     config = resolved_synthesis(recipe)
-    kind = synthesizer(config.method)
     facts = {
         "command": plan.command,
         "threads": torch.get_num_threads(),
         "environment": environment(),
-        "real_data": kind.real_data_of(config),
-        "warnings": list(kind.warnings_of(config)),  # those of the images themselves come when all are there
+        "real_data": config.real_data(),
+        "warnings": list(config.warnings()),  # those of the images themselves come when all are there
     }
     with SetFolder(out, request, facts) as folder, frozen(students):
         if not folder.complete:
@@ -120,7 +119,7 @@ def _method(recipe: Recipe) -> str:
 def _made(recipe: Recipe, teacher: Teacher, device: torch.device, plan: SetPlan) -> tuple[Synthesizer, list[nn.Module]]:
     config = resolved_synthesis(recipe)
     rng = derive(recipe.seed, "synthesis", device=device)
-    needs = synthesizer(config.method).needs_of(config)
+    needs = config.needed
     # Sources of images that are there already take what they are asked for at the start, and no more later.
     fresh = plan.n if "images" in needs else min(plan.n, plan.shard)
     maker = build_synthesizer(config, teacher, rng, Demand(training=0, fresh=fresh))
@@ -200,7 +199,7 @@ class _Making:
 def _warnings(images: ImageSet, recipe: Recipe, teacher: Teacher) -> list[str]:
     """What whoever takes the set should know, found by reading it once."""
     config = resolved_synthesis(recipe)
-    found = list(synthesizer(config.method).warnings_of(config))
+    found = list(config.warnings())
     if teacher.weights_source == "random":
         found.append("The teacher has random weights: its answers mean nothing.")
     counts = np.bincount(images.answers()[0], minlength=images.spec.classes)

@@ -15,15 +15,15 @@ from torch import Tensor, fx, nn
 from dfqkit.config.distill import LoopConfig
 from dfqkit.config.quant import QuantConfig
 from dfqkit.config.recipe import Recipe, find_file
-from dfqkit.config.registry import synthesizer
 from dfqkit.config.student import FloatStudentConfig
+from dfqkit.config.synthesis import Demand, SynthesizerConfig
 from dfqkit.images import ImageBank
 from dfqkit.progress import Progress
 from dfqkit.run.folder import RunFolder
 from dfqkit.seeds import derive
 from dfqkit.students.capture import float_graph
 from dfqkit.students.student import build_student, calibrate_student
-from dfqkit.synthesis.base import Demand, Synthesizer, SynthesizerConfig
+from dfqkit.synthesis.base import Synthesizer
 from dfqkit.synthesis.build import build_synthesizer
 from dfqkit.teacher.load import Teacher, load_teacher
 from dfqkit.training.float_student import load_float_student, new_float_student
@@ -172,7 +172,7 @@ class Context:
         )
         graded = Demand(training=0, fresh=bank.grading)
         if grading:
-            config = synthesizer(config.method).grading_config(config)
+            config = config.grading()
         demand = replace(graded, beside=main) if grading else replace(main, beside=graded)
         return build_synthesizer(config, self.teacher, self.rng("grading" if grading else "synthesis"), demand)
 
@@ -193,7 +193,7 @@ class Context:
         A student of the recipe's scheme, calibrated on Gaussian noise. Only the opponent is: what ships is calibrated
         on the images that come of it.
         """
-        if "student" not in synthesizer(self.synthesis.method).needs_of(self.synthesis):
+        if "student" not in self.synthesis.needed:
             return []
         return [provisional_student(self.recipe, self.teacher, self.device, self.teacher_graph)]
 

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dfqkit.config.recipe import Recipe, find_file
-from dfqkit.config.registry import synthesizer
-from dfqkit.synthesis.base import UNKNOWN, SynthesizerConfig
+from dfqkit.config.synthesis import UNKNOWN, SynthesizerConfig
 from dfqkit_export.backends.runtimes import get_runtime
 from dfqkit_export.backends.targets import Target
 from dfqkit_export.env import environment
@@ -28,7 +27,7 @@ _TORCHVISION = "torchvision:"
 def warnings_of(recipe: Recipe) -> tuple[str, ...]:
     """What a report on this recipe's result must open with: of its sources, and images that both make and measure."""
     config = _resolved(recipe)
-    found: tuple[str, ...] = synthesizer(config.method).warnings_of(config)
+    found = config.warnings()
     if any(measured_on(recipe, place) for place in _places(recipe)):
         found += (
             f"validate.data is '{recipe.validation.data}', which the synthesis section names too: accuracy was "
@@ -156,8 +155,7 @@ def synthesis(context: Context) -> dict[str, Any]:
     cost = {"synthesis_image_passes": made.get("cost", 0), "game_image_passes": played.get("cost", 0)}
     if trained:
         cost["train_image_passes"] = trained["cost"]
-    config = _resolved(context.recipe)
-    real = synthesizer(config.method).real_data_of(config)
+    real = _resolved(context.recipe).real_data()
     return {
         "losses": curve,
         "cost": cost,

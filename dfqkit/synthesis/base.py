@@ -1,81 +1,20 @@
-"""The interface every synthesizer keeps, its configuration base, and the error of one that has diverged."""
+"""The interface every synthesizer keeps, and the error of one that has diverged."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
-from typing_extensions import Self
 
+from dfqkit.config.synthesis import NO_DEMAND, Demand, SynthesizerConfig
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError
 
 Losses = dict[str, float]
-
-#: What `Synthesizer.real_data_of` says where nothing tells.
-UNKNOWN = "unknown"
-
-
-class SynthesizerConfig(BaseModel):
-    """Base of every method's section in a recipe: frozen, and closed (an unknown key is an error)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    method: str
-    low_pass: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        description="Gaussian low-pass on every image that is drawn, D0 as a share of the image's size (SynQ: 20 to "
-        "100 of 224 pixels); null leaves images as they are.",
-    )
-
-    def resolved(self, find: Callable[[str], str]) -> Self:
-        """The same, with every file that it names found by ``find``; methods that read files override this."""
-        return self
-
-
-class LossWeights(BaseModel):
-    """Base of every method's ``weights``: factors of its loss terms, of which at least one must count."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="after")
-    def _some(self) -> Self:
-        if all(value == 0 for value in self.model_dump().values()):
-            message = (
-                "all are 0, which optimises nothing and leaves noise; give one a value above 0, or use method noise "
-                "where a baseline is wanted"
-            )
-            raise ValueError(message)
-        return self
-
-
-@dataclass(frozen=True, kw_only=True)
-class Demand:
-    """What the caller is going to ask of a synthesizer, for schedules and for methods that make a set beforehand.
-
-    Attributes:
-        training: different images that `Synthesizer.training_batch` should draw from.
-        fresh: images that `Synthesizer.sample` will be asked for, in all.
-        game_rounds: rounds with students after the warm-up.
-        beside: what the run's other synthesizer of the same configuration is asked for, the one that grades or, for
-            that one, the main one; None where it is not known. Sources of a limited number of images leave that many.
-    """
-
-    training: int = 256
-    fresh: int = 0
-    game_rounds: int = 0
-    beside: Demand | None = None
-
-
-NO_DEMAND = Demand()
 
 
 class Synthesizer(ABC):
@@ -86,66 +25,21 @@ class Synthesizer(ABC):
     it.
 
     Attributes:
-        Config: the method's configuration class.
-        needs: what the method cannot do without, of "batchnorm" (layers with running statistics), "linear_head" (a
-            linear layer that gives the logits), "features" (what enters the last layer), "student" (one to play
-            against, in the warm-up too), "records" and "images" (files that the configuration names).
-        warning: what every report about its images must open with; None for most methods.
+        config: its section of the recipe, which says what the method needs and what reports must say of it.
         cost: teacher forward+backward image passes spent so far.
     """
 
-    Config: ClassVar[type[SynthesizerConfig]]
-    needs: ClassVar[frozenset[str]]
-    warning: ClassVar[str | None] = None
+    config: SynthesizerConfig
 
     def __init__(
         self, config: SynthesizerConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
     ) -> None:
+        self.config = config
         self.teacher = teacher
         self.rng = generator
         self.demand = demand
         self.device = generator.device
         self.cost = 0
-
-    @classmethod
-    def needs_of(cls, config: SynthesizerConfig) -> frozenset[str]:
-        """What this configuration needs; less or more than ``needs`` where options decide."""
-        return cls.needs
-
-    @classmethod
-    def warnings_of(cls, config: SynthesizerConfig) -> tuple[str, ...]:
-        """What reports about images of this configuration must open with, from ``warning``."""
-        return () if cls.warning is None else (cls.warning,)
-
-    @classmethod
-    def real_data_of(cls, config: SynthesizerConfig) -> str | None:
-        """What real data took part in images of this configuration, its files found, in a few words.
-
-        Returns:
-            A phrase such as "similar images"; `UNKNOWN` where that cannot be told; None where the teacher alone was
-            needed. Methods that read data, or what was made of data, override this.
-        """
-        return None
-
-    @classmethod
-    def grading_config(cls, config: SynthesizerConfig) -> SynthesizerConfig:
-        """Configuration of the separate, differently seeded synthesizer whose images grade the result."""
-        return config
-
-    @classmethod
-    def at_cost(cls, config: SynthesizerConfig, passes: int, demand: Demand) -> SynthesizerConfig:
-        """The same method sized to a budget, as comparisons at equal cost need it.
-
-        Args:
-            config: what to size; everything that does not decide the cost stays.
-            passes: teacher forward+backward image passes that the warm-up may take, at the most; a method whose
-                smallest unit is larger than that takes one unit.
-            demand: what will be asked of it.
-
-        Returns:
-            A configuration; the same one where a method has no cost (`images`, `noise`).
-        """
-        return config
 
     def ask(self, fresh: int) -> None:
         """Ask for so many fresh images in all, more than was said when it was made; further rounds make them."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import torch
 
-from dfqkit.config.registry import synthesizer, synthesizers
-from dfqkit.synthesis.base import Demand, Synthesizer, SynthesizerConfig
+from dfqkit.config.registry import synthesizer_configs
+from dfqkit.config.synthesis import Demand, SynthesizerConfig
+from dfqkit.synthesis.base import Synthesizer
 from dfqkit.teacher.load import Teacher
 from dfqkit.teacher.structure import provides
 from dfqkit_export.errors import RecipeError
@@ -29,12 +32,32 @@ def build_synthesizer(
         RecipeError: when it needs what the teacher lacks.
     """
     require_needs(config, teacher)
-    made = synthesizer(config.method)(config, teacher, generator, demand)
+    made = implementation(type(config))(config, teacher, generator, demand)
     if config.low_pass is None:
         return made
     from dfqkit.synthesis.low_pass import LowPassed
 
     return LowPassed(made, config.low_pass)
+
+
+def implementation(kind: type[SynthesizerConfig]) -> type[Synthesizer]:
+    """The class that does what sections of this kind describe.
+
+    Raises:
+        RecipeError: it is not there, or is no synthesizer; says whose section names it.
+    """
+    where = f"{kind.__module__}.{kind.__qualname__}"
+    named = getattr(kind, "implementation", None)
+    module, _, attribute = str(named).partition(":")
+    try:
+        found = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        message = f"{where}.implementation is {named!r}, which cannot be imported: {error}. Name module:Class."
+        raise RecipeError(message) from error
+    if not (isinstance(found, type) and issubclass(found, Synthesizer)):
+        message = f"{where}.implementation is {named!r}, no subclass of dfqkit.synthesis.base.Synthesizer."
+        raise RecipeError(message)
+    return found
 
 
 def require_needs(config: SynthesizerConfig, teacher: Teacher) -> None:
@@ -44,10 +67,10 @@ def require_needs(config: SynthesizerConfig, teacher: Teacher) -> None:
         RecipeError: says what is lacking, what there is, and which methods would do.
     """
     offered = provides(teacher)
-    lacking = sorted((synthesizer(config.method).needs_of(config) & TEACHERS_PART) - offered)
+    lacking = sorted((config.needed & TEACHERS_PART) - offered)
     if not lacking:
         return
-    would_do = [name for name, kind in synthesizers().items() if not (kind.needs & TEACHERS_PART) - offered]
+    would_do = [name for name, kind in synthesizer_configs().items() if not (kind.needs & TEACHERS_PART) - offered]
     folded = " (folded into the convolutions, or another normalisation?)" if "batchnorm" in lacking else ""
     message = (
         f"Synthesizer '{config.method}' needs {' and '.join(_IN_WORDS[name] for name in lacking)}, which teacher "

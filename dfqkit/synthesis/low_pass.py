@@ -17,12 +17,12 @@ stored image cannot hold it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dfqkit.synthesis.base import Losses, Synthesizer, SynthesizerConfig
+from dfqkit.synthesis.base import Losses, Synthesizer
 from dfqkit_export.images.spec import ImageSpec
 
 
@@ -58,15 +58,10 @@ class LowPassed(Synthesizer):
         low_pass: D0 as a share of the image's smaller side, above 0.
     """
 
-    Config = SynthesizerConfig
-    needs: ClassVar[frozenset[str]] = frozenset()
-
     def __init__(self, made: Synthesizer, low_pass: float) -> None:
         # Not the base's: a second count of the cost and a second random state would go stale.
-        self.made = made
+        self.made, self.config = made, made.config
         self.teacher, self.rng, self.demand, self.device = made.teacher, made.rng, made.demand, made.device
-        # A class attribute hides what __getattr__ would find.
-        vars(self).update(Config=made.Config, needs=made.needs, warning=made.warning)
         _, height, width = made.teacher.image.shape
         self.response = low_pass_response(height, width, low_pass * min(height, width), made.device)
 

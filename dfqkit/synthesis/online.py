@@ -19,37 +19,14 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from dfqkit.synthesis.base import NO_DEMAND, Demand, Losses, Synthesizer, SynthesizerConfig, require_finite
+from dfqkit.config.pools import OnlineConfig
+from dfqkit.config.synthesis import NO_DEMAND, Demand
+from dfqkit.synthesis.base import Losses, Synthesizer, require_finite
 from dfqkit.synthesis.generator import Generator
 from dfqkit.synthesis.optimizers import cosine, optimizer_tensors, restore_optimizer, under
 from dfqkit.teacher.load import Teacher
-
-
-class OnlineConfig(SynthesizerConfig):
-    """What all of these methods have in a recipe; a method gives its own defaults."""
-
-    generators: int = Field(1, ge=1, le=16, description="Networks, each with its own share of a batch (papers: 1).")
-    batch: int = Field(128, ge=2, description="Images a generator step, over all generators (ZSKT: 128).")
-    latent: int = Field(256, ge=1, description="Dimension of z (CMI scripts).")
-    width: int = Field(64, ge=4, description="Channels of a generator's second block (CMI scripts); see Generator.")
-    warmup: int = Field(300, ge=0, description="Generator steps before images are drawn. Ours.")
-    steps: int = Field(1, ge=1, description="Steps of each generator in one round of the game (ZSKT: 1).")
-    lr: float = Field(1e-3, gt=0, description="Adam, cosine, in the warm-up (ZSKT; CMI scripts).")
-    lr_game: float = Field(1e-3, gt=0, description="The same in the game.")
-    clip: float = Field(5.0, gt=0, description="Largest gradient norm (ZSKT).")
-    memory: int = Field(
-        8192, ge=0, description="Past images of the game kept; half of every training batch (CMI keeps all)."
-    )
-    ema: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="Images are drawn from a moving average of each generator's weights with this decay, against drift "
-        "in the game (the idea of MAD, NeurIPS 2022, decay 0.95); 0 draws from the generators themselves.",
-    )
 
 
 class OnlineSynthesizer(Synthesizer):
@@ -67,6 +44,7 @@ class OnlineSynthesizer(Synthesizer):
         averages: what images are drawn from; the generators themselves where ``ema`` is 0.
     """
 
+    config: OnlineConfig
     betas: ClassVar[tuple[float, float]] = (0.5, 0.999)
     weights: dict[str, float]
 
@@ -74,7 +52,6 @@ class OnlineSynthesizer(Synthesizer):
         self, config: OnlineConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
     ) -> None:
         super().__init__(config, teacher, generator, demand)
-        self.config = config
         self.generators = [
             Generator(teacher.image, config.latent, config.width, generator).to(self.device)
             for _ in range(config.generators)
@@ -89,20 +66,6 @@ class OnlineSynthesizer(Synthesizer):
         self.memory = torch.zeros(shape, dtype=torch.uint8, device=self.device)
         self.remembered = 0
 
-    @classmethod
-    def grading_config(cls, config: SynthesizerConfig) -> SynthesizerConfig:
-        """One generator with the batch of one member: as good an image as the ensemble's, at a share of the cost."""
-        fields = config.model_dump()
-        share = _share(fields["batch"], fields["generators"])
-        return cls.Config.model_validate(fields | {"generators": 1, "batch": share, "memory": 0})
-
-    @classmethod
-    def at_cost(cls, config: SynthesizerConfig, passes: int, demand: Demand) -> SynthesizerConfig:
-        """As many warm-up steps of all generators as the budget allows."""
-        fields = config.model_dump()
-        images = fields["generators"] * _share(fields["batch"], fields["generators"])
-        return config.model_copy(update={"warmup": max(1, passes // images)})
-
     @property
     def warmup_rounds(self) -> int:
         """Rounds before images are drawn."""
@@ -111,7 +74,7 @@ class OnlineSynthesizer(Synthesizer):
     def synthesize(self, students: Sequence[nn.Module] = ()) -> Losses:
         """One round of every generator: a step of the warm-up, or ``steps`` steps of the game."""
         config = self.config
-        game = bool(students) and ("student" not in self.needs or self.warmed >= config.warmup)
+        game = bool(students) and ("student" not in self.config.needs or self.warmed >= config.warmup)
         if game:
             lr, steps = cosine(config.lr_game, self.played / max(self.demand.game_rounds, 1), floor=0.05), config.steps
         else:
@@ -133,7 +96,7 @@ class OnlineSynthesizer(Synthesizer):
     def _step(self, index: int, students: Sequence[nn.Module]) -> tuple[Tensor, Losses]:
         """One optimiser step of one generator; the images it was taken on, detached, and the terms."""
         member, optimizer = self.generators[index], self.optimizers[index]
-        n = _share(self.config.batch, len(self.generators))
+        n = self.config.each_batch
         images = member(self._latent(n))
         terms = self._terms(images, students)
         loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
@@ -246,8 +209,3 @@ class OnlineSynthesizer(Synthesizer):
 
     def _load_tensors(self, state: dict[str, Tensor]) -> None:
         """Put back what `_tensors` returned."""
-
-
-def _share(batch: int, generators: int) -> int:
-    """Images of one generator's step; BatchNorm needs two."""
-    return max(2, batch // generators)

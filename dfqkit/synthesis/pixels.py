@@ -13,57 +13,23 @@ from __future__ import annotations
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
-from typing_extensions import Self
 
-from dfqkit.synthesis.base import NO_DEMAND, Demand, Losses, SynthesizerConfig
-from dfqkit.synthesis.deck import Deck
+from dfqkit.config.pools import PixelConfig
+from dfqkit.config.synthesis import NO_DEMAND, Demand
+from dfqkit.synthesis.base import Losses
+from dfqkit.synthesis.drawing import Deck
 from dfqkit.synthesis.optimizers import cosine, optimizer_tensors, restore_optimizer, under
-from dfqkit.synthesis.pool import PoolConfig, PoolSynthesizer
+from dfqkit.synthesis.pool import PoolSynthesizer
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.images.labelled import load_images
 from dfqkit_export.images.stored import image_digest
 
-_log = logging.getLogger(__name__)
-
-
-class PixelConfig(PoolConfig):
-    """What all of these methods have in a recipe; a method gives fields its own defaults."""
-
-    lr: float = Field(0.1, gt=0, description="Adam on the pixels, in normalised units.")
-    decay: Literal["constant", "cosine", "plateau"] = Field(
-        "constant", description="Learning rate over a stage: cosine to 0; plateau: a tenth when the loss stops falling."
-    )
-    patience: float = Field(0.05, gt=0, le=1, description="Share of a stage without a new best that is a plateau.")
-    warmup: int = Field(
-        0, ge=0, description="Steps over which the rate first rises linearly; at most a tenth of the stage."
-    )
-    jitter: int = Field(0, ge=0, description="Circular shift of the batch in every step, up to so many pixels.")
-    flip: bool = Field(False, description="Mirror the whole batch in half of the steps.")
-    clamp: bool = Field(True, description="Keep pixels within [0, 1] after every step.")
-    start: Literal["normal", "uniform"] = Field(
-        "normal", description="N(0, 1) in the normalised space, clamped as above, or U(0, 1) in pixels."
-    )
-    start_from: str | None = Field(
-        None,
-        description="Similar images (.npz, .zip, a folder, torchvision:NAME:ROOT) that batches start from instead of "
-        "noise, so that the inversion enriches them. Each starts one image, so that none is in what trains and in what "
-        "is fresh; copies count once. Images beyond their number, and those that grade, start from noise.",
-    )
-    start_resize: int | None = Field(None, ge=1, description="Shorter side of those, bicubic, before the crop.")
-    start_crop: int | None = Field(None, ge=1, description="Centre crop of those.")
-
-    def resolved(self, find: Callable[[str], str]) -> Self:
-        """The same, with ``start_from`` found."""
-        if self.start_from is None or self.start_from.startswith("torchvision:"):
-            return self
-        return self.model_copy(update={"start_from": find(self.start_from)})
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +73,12 @@ class PixelSynthesizer(PoolSynthesizer):
         classes: deals class labels evenly.
     """
 
+    config: PixelConfig
+
     def __init__(
         self, config: PixelConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
     ) -> None:
         super().__init__(config, teacher, generator, demand)
-        self.pixels = config
         self.weights: dict[str, float] = {}
         black = torch.zeros((1, teacher.image.shape[0], 1, 1), device=self.device)
         self.low, self.high = teacher.image.normalize(black), teacher.image.normalize(black + 1)
@@ -126,17 +93,6 @@ class PixelSynthesizer(PoolSynthesizer):
         self.best, self.best_loss = torch.zeros(0), math.inf
         self.reduced, self.waited = 1.0, 0
 
-    @classmethod
-    def real_data_of(cls, config: SynthesizerConfig) -> str | None:
-        """Given images that batches start from."""
-        given = isinstance(config, PixelConfig) and config.start_from is not None
-        return "similar images as a start" if given else None
-
-    @classmethod
-    def grading_config(cls, config: SynthesizerConfig) -> SynthesizerConfig:
-        """Starts from noise, so that no given image is in what trains and in what grades."""
-        return config.model_copy(update={"start_from": None})
-
     @abstractmethod
     def _terms(self, images: Tensor, students: Sequence[nn.Module]) -> dict[str, Tensor]:
         """Unweighted scalar terms of what the teacher sees, with gradient to ``images``."""
@@ -149,21 +105,21 @@ class PixelSynthesizer(PoolSynthesizer):
         """The next given images, and noise where there are no more; normalised (batch, C, H, W)."""
         given = self._given()
         if self.starts is None or not given:
-            return self._noise(self.pixels.batch)
+            return self._noise(self.config.batch)
         images: Tensor = self.teacher.image.normalize(self.starts[self.places.deal(given)].float() / 255)
-        return images if given == self.pixels.batch else torch.cat([images, self._noise(self.pixels.batch - given)])
+        return images if given == self.config.batch else torch.cat([images, self._noise(self.config.batch - given)])
 
     def _given(self) -> int:
         """How many images of the batch at hand start from given ones, each of which is used once; the first ones."""
-        left = 0 if self.starts is None else len(self.starts) - self.finished * self.pixels.batch
-        return min(max(left, 0), self.pixels.batch)
+        left = 0 if self.starts is None else len(self.starts) - self.finished * self.config.batch
+        return min(max(left, 0), self.config.batch)
 
     def _noise(self, n: int) -> Tensor:
         shape = (n, *self.teacher.image.shape)
-        if self.pixels.start == "uniform":
+        if self.config.start == "uniform":
             return self.teacher.image.normalize(torch.rand(shape, generator=self.rng, device=self.device))
         noise = torch.randn(shape, generator=self.rng, device=self.device)
-        return noise.clamp(self.low, self.high) if self.pixels.clamp else noise
+        return noise.clamp(self.low, self.high) if self.config.clamp else noise
 
     def _draw(self) -> None:
         """Draw what else belongs to a new batch."""
@@ -172,9 +128,9 @@ class PixelSynthesizer(PoolSynthesizer):
         """Labels int64 (batch,) for a new batch: evenly over the classes; of given images, what the teacher sees."""
         given = self._given()
         if not given:
-            return self.classes.deal(self.pixels.batch)
+            return self.classes.deal(self.config.batch)
         seen = self.teacher.logits(self.x.detach()[:given]).argmax(1)
-        return torch.cat([seen, self.classes.deal(self.pixels.batch - given)])
+        return torch.cat([seen, self.classes.deal(self.config.batch - given)])
 
     def _transform(self, images: Tensor) -> Tensor:
         """What happens to the batch in front of the teacher, before it is shifted and mirrored."""
@@ -182,11 +138,11 @@ class PixelSynthesizer(PoolSynthesizer):
 
     def _stages(self, steps: int) -> tuple[Stage, ...]:
         """All stages of a batch of ``steps`` steps, in order and without gaps."""
-        return (Stage(start=0, stop=steps, jitter=self.pixels.jitter, clamp=self.pixels.clamp),)
+        return (Stage(start=0, stop=steps, jitter=self.config.jitter, clamp=self.config.clamp),)
 
     def _lr(self, step: int, steps: int) -> float:
         """Learning rate of the ``step``-th of the ``steps`` of a stage, counted from 0."""
-        config = self.pixels
+        config = self.config
         rise = min(config.warmup, steps // 10)
         if step < rise:
             return config.lr * (step + 1) / rise
@@ -207,7 +163,7 @@ class PixelSynthesizer(PoolSynthesizer):
         self._restart()
 
     def _restart(self) -> None:
-        self.optimizer = torch.optim.Adam([self.x], lr=self.pixels.lr)
+        self.optimizer = torch.optim.Adam([self.x], lr=self.config.lr)
         self.best, self.best_loss = self.x.detach().clone(), math.inf
         self.reduced, self.waited = 1.0, 0
 
@@ -226,7 +182,7 @@ class PixelSynthesizer(PoolSynthesizer):
         if total < self.best_loss:
             self.best.copy_(self.x.detach())
             self.best_loss, self.waited = total, 0
-        elif self.pixels.decay == "plateau" and self.waited > self.pixels.patience * (stage.stop - stage.start):
+        elif self.config.decay == "plateau" and self.waited > self.config.patience * (stage.stop - stage.start):
             self.reduced, self.waited = 0.1 * self.reduced, 0
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr(step - stage.start, stage.stop - stage.start)
@@ -246,7 +202,7 @@ class PixelSynthesizer(PoolSynthesizer):
         if stage.jitter:
             shift = torch.randint(-stage.jitter, stage.jitter + 1, (2,), generator=self.rng, device=self.device)
             images = images.roll(shift.tolist(), (2, 3))
-        if self.pixels.flip and float(torch.rand(1, generator=self.rng, device=self.device)) < 0.5:
+        if self.config.flip and float(torch.rand(1, generator=self.rng, device=self.device)) < 0.5:
             images = images.flip(3)
         return images
 
@@ -274,7 +230,7 @@ class PixelSynthesizer(PoolSynthesizer):
             restore_optimizer(self.optimizer, under(state, "adam."))
 
     def _read(self, source: str) -> Tensor:
-        config = self.pixels
+        config = self.config
         found = load_images(source, self.teacher.image, resize=config.start_resize, crop=config.start_crop)
         first: dict[bytes, int] = {}
         for index, image in enumerate(found.images):
@@ -282,6 +238,6 @@ class PixelSynthesizer(PoolSynthesizer):
         needed = self.batches * config.batch
         if len(first) < needed:
             message = "%d different images to start from, %d are made: the others start from noise."
-            _log.warning(message, len(first), needed)
+            _LOG.warning(message, len(first), needed)
         pixels = found.images[list(first.values())]
         return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()).to(self.device)

@@ -11,23 +11,15 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from dfqkit.synthesis.base import NO_DEMAND, Demand, Losses, Synthesizer, SynthesizerConfig, require_finite
-from dfqkit.synthesis.deck import Deck
+from dfqkit.config.pools import PoolConfig
+from dfqkit.config.synthesis import NO_DEMAND, Demand
+from dfqkit.synthesis.base import Losses, Synthesizer, require_finite
+from dfqkit.synthesis.drawing import Deck
 from dfqkit.synthesis.optimizers import on_device, under
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError
-
-
-class PoolConfig(SynthesizerConfig):
-    """What all of these methods have in a recipe; a method gives ``steps`` its own default."""
-
-    batch: int = Field(128, ge=2, description="Images that are optimised together.")
-    steps: int = Field(500, ge=1, description="Optimiser steps a batch.")
-    game_steps: int | None = Field(None, ge=1, description="The same for a batch made in a game; null: steps.")
-    memory: int = Field(65536, ge=1, description="Training images kept; beyond, new ones replace random old ones.")
 
 
 class PoolSynthesizer(Synthesizer):
@@ -42,17 +34,15 @@ class PoolSynthesizer(Synthesizer):
 
     Attributes:
         plays: whether students change what is made.
-        passes_per_step: teacher forward+backward passes an image costs in one step.
     """
 
+    config: PoolConfig
     plays: ClassVar[bool] = False
-    passes_per_step: ClassVar[int] = 1
 
     def __init__(
         self, config: PoolConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
     ) -> None:
         super().__init__(config, teacher, generator, demand)
-        self.pool_config = config
         self.at = 0
         self.finished = 0
         self.made = 0
@@ -60,26 +50,15 @@ class PoolSynthesizer(Synthesizer):
         self.training, self.fresh = empty, empty.clone()
         self.order = Deck(0, generator)
 
-    @classmethod
-    def at_cost(cls, config: SynthesizerConfig, passes: int, demand: Demand) -> SynthesizerConfig:
-        """As many steps a batch as the budget allows for all batches that the demand needs.
-
-        Batches are whole: the images by which the last one exceeds the demand are made and kept like the others, and
-        are paid for out of the budget, so that a demand just above a whole number of batches gets the fewest steps.
-        """
-        batch = config.model_dump()["batch"]
-        images = _batches(batch, demand) * batch * cls.passes_per_step
-        return config.model_copy(update={"steps": max(1, passes // images)})
-
     @property
     def batches(self) -> int:
         """Batches that meet the demand."""
-        return _batches(self.pool_config.batch, self.demand)
+        return self.config.batches(self.demand)
 
     @property
     def warmup_rounds(self) -> int:
         """Steps until the demand is met."""
-        return self.batches * self.pool_config.steps
+        return self.batches * self.config.steps
 
     @property
     def available(self) -> int:
@@ -88,7 +67,7 @@ class PoolSynthesizer(Synthesizer):
 
     def synthesize(self, students: Sequence[nn.Module] = ()) -> Losses:
         """One step of the batch at hand; in a game a whole batch, or nothing."""
-        config = self.pool_config
+        config = self.config
         if not students or self.finished < self.batches:
             return self._advance(students, config.steps, game=False)
         if not self.plays:
@@ -103,7 +82,7 @@ class PoolSynthesizer(Synthesizer):
             self._begin()
         terms = self._step(students, self.at, steps)
         self._require_finite(terms, self.at)
-        self.cost += self.pool_config.batch * self.passes_per_step
+        self.cost += self.config.batch * self.config.passes_per_step
         self.at += 1
         if self.at >= steps:
             images = self._finish().detach()
@@ -116,11 +95,11 @@ class PoolSynthesizer(Synthesizer):
 
     def _require_finite(self, values: Mapping[str, float], step: int) -> None:
         """Stop a batch that has diverged in a step, counted from 0; see `require_finite`."""
-        require_finite(self.pool_config, values, f"in step {step + 1} of batch {self.finished + 1}")
+        require_finite(self.config, values, f"in step {step + 1} of batch {self.finished + 1}")
 
     def _keep(self, images: Tensor, *, game: bool) -> None:
         codes = (self.teacher.image.denormalize(images) * 255).round().clamp(0, 255).to(torch.uint8)
-        total = self.demand.training + self.demand.fresh
+        total = self.demand.images
         count = torch.arange(self.made, self.made + len(codes), device=self.device)
         # Spread evenly, so that both halves hold images of every batch.
         share = (self.demand.fresh, total) if total else (1, 1)
@@ -131,7 +110,7 @@ class PoolSynthesizer(Synthesizer):
             self.made += len(codes)
         self.fresh = torch.cat([self.fresh, codes[fresh]])
         self.training = torch.cat([self.training, codes[~fresh]])
-        excess = len(self.training) - self.pool_config.memory
+        excess = len(self.training) - self.config.memory
         if excess > 0:
             kept = torch.randperm(len(self.training), generator=self.rng, device=self.device)[:-excess]
             self.training, self.order.rest = self.training[kept.sort().values], self.order.rest[:0]
@@ -199,7 +178,3 @@ class PoolSynthesizer(Synthesizer):
     @abstractmethod
     def _load_tensors(self, state: dict[str, Tensor]) -> None:
         """Put back what `_tensors` returned, as copies on ``self.device``; within a batch, right after `_begin`."""
-
-
-def _batches(batch: int, demand: Demand) -> int:
-    return max(1, -(-(demand.training + demand.fresh) // batch))

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from dfqkit.config.registry import synthesizer_configs
 from dfqkit.teacher.facts import LinearHead, TeacherFacts
 from dfqkit.teacher.load import Teacher
 from dfqkit.teacher.structure import layer_calls, linear_head, provides
@@ -172,9 +173,4 @@ def _is_users(filename: str) -> bool:
 
 
 def _synthesizers(provides: frozenset[str]) -> dict[str, tuple[str, ...]]:
-    # Imported here because the registry's classes import this package's synthesis half, which imports `teacher`.
-    from dfqkit.config.registry import synthesizers
-
-    return {
-        name: tuple(sorted(frozenset(method.needs) - provides - _SUPPLIED)) for name, method in synthesizers().items()
-    }
+    return {name: tuple(sorted(method.needs - provides - _SUPPLIED)) for name, method in synthesizer_configs().items()}

@@ -24,9 +24,10 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from dfqkit.config.registry import synthesizers
+from dfqkit.config.registry import synthesizer_configs
+from dfqkit.config.synthesis import Demand, SynthesizerConfig
 from dfqkit.seeds import derive
-from dfqkit.synthesis.base import Demand, Synthesizer
+from dfqkit.synthesis.build import implementation
 from dfqkit.synthesis.pixels import PixelSynthesizer
 from dfqkit.teacher.load import Teacher, load_teacher
 from dfqkit_export.errors import DfqkitError
@@ -53,13 +54,13 @@ def bare_pass(teacher: Teacher, batch: int, device: torch.device) -> Callable[[]
     return lambda: torch.autograd.grad(teacher.model(x).sum(), x)
 
 
-def measure(kind: type[Synthesizer], teacher: Teacher, options: argparse.Namespace) -> dict[str, Any]:
+def measure(kind: type[SynthesizerConfig], teacher: Teacher, options: argparse.Namespace) -> dict[str, Any]:
     """Ratios of one method."""
     device, batch = torch.device(options.device), options.batch
-    fields = {"batch": batch} if "batch" in kind.Config.model_fields else {}
-    config = kind.Config.model_validate(fields)
-    made = kind(config, teacher, derive(0, "step", device=device), Demand(training=batch, fresh=0))
-    students = [copy.deepcopy(teacher.model)] if "student" in kind.needs_of(config) else []
+    fields = {"batch": batch} if "batch" in kind.model_fields else {}
+    config = kind.model_validate(fields)
+    made = implementation(kind)(config, teacher, derive(0, "step", device=device), Demand(training=batch, fresh=0))
+    students = [copy.deepcopy(teacher.model)] if "student" in config.needed else []
     made.synthesize(students)
     before = made.cost
     made.synthesize(students)
@@ -79,7 +80,7 @@ def measure(kind: type[Synthesizer], teacher: Teacher, options: argparse.Namespa
         "seconds": statistics.median(seconds),
         "passes": passes,
         "student": bool(students),
-        "pixels": issubclass(kind, PixelSynthesizer),
+        "pixels": isinstance(made, PixelSynthesizer),
     }
 
 
@@ -101,7 +102,7 @@ def main() -> int:
     teacher.model.to(options.device)
     found: dict[str, dict[str, Any]] = {}
     print(f"{'method':24s} {'ratio':>6s}  {'quartiles':>13s}  {'seconds':>8s}  passes")
-    for name, kind in synthesizers().items():
+    for name, kind in synthesizer_configs().items():
         if options.methods and name not in options.methods:
             continue
         try:

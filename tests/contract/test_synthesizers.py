@@ -13,13 +13,13 @@ from torch import Tensor, fx, nn
 
 from dfqkit.config.quant import QuantConfig
 from dfqkit.config.recipe import load_recipe
-from dfqkit.config.registry import synthesizer
+from dfqkit.config.registry import METHODS, synthesizer_config
+from dfqkit.config.synthesis import Demand, SynthesizerConfig
 from dfqkit.run.context import teacher_of
 from dfqkit.seeds import derive
 from dfqkit.students.capture import float_graph
 from dfqkit.students.student import build_student, calibrate_student
-from dfqkit.synthesis import METHODS
-from dfqkit.synthesis.base import Demand, Synthesizer, SynthesizerConfig
+from dfqkit.synthesis.base import Synthesizer
 from dfqkit.synthesis.build import TEACHERS_PART, build_synthesizer
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.backends.targets import get_target
@@ -116,7 +116,7 @@ def config_of(name: str, files: dict[str, str], **changes: Any) -> SynthesizerCo
             return {key: filled(inner) for key, inner in value.items()}
         return [filled(inner) for inner in value] if isinstance(value, list) else value
 
-    return synthesizer(name).Config.model_validate({"method": name, **filled(SMALL[name]), **changes})
+    return synthesizer_config(name).model_validate({"method": name, **filled(SMALL[name]), **changes})
 
 
 Make = Callable[..., Synthesizer]
@@ -131,7 +131,7 @@ def make(teacher: Teacher, files: dict[str, str]) -> Make:
 
 
 def students_of(made: Synthesizer, name: str, opponent: nn.Module) -> list[nn.Module]:
-    return [opponent] if "student" in synthesizer(name).needs else []
+    return [opponent] if "student" in synthesizer_config(name).needs else []
 
 
 def warm(made: Synthesizer, students: Sequence[nn.Module], rounds: int | None = None) -> list[dict[str, float]]:
@@ -239,7 +239,7 @@ def test_the_loss_falls(name: str, make: Make, opponent: nn.Module) -> None:
 
 @pytest.mark.parametrize("name", FALLS)
 def test_a_budget_is_kept(name: str, teacher: Teacher, files: dict[str, str], opponent: nn.Module) -> None:
-    sized = synthesizer(name).at_cost(config_of(name, files), 700, DEMAND)
+    sized = config_of(name, files).at_cost(700, DEMAND)
     made = build_synthesizer(sized, teacher, derive(0, "budget"), DEMAND)
     warm(made, students_of(made, name, opponent))
     assert 600 <= made.cost <= 700
@@ -262,7 +262,7 @@ def test_what_a_teacher_lacks_is_said_before_any_compute() -> None:
     image = ImageSpec(shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.5,) * 3, classes=5)
     folded = Teacher.from_module(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), Head(4)), image, "folded")
     for name in METHODS:
-        kind = synthesizer(name)
+        kind = synthesizer_config(name)
         if "batchnorm" in kind.needs & TEACHERS_PART:
             with pytest.raises(RecipeError, match=r"'folded' does not have.*Use one of .*zskt"):
-                build_synthesizer(kind.Config.model_validate({"method": name}), folded, derive(0), DEMAND)
+                build_synthesizer(kind.model_validate({"method": name}), folded, derive(0), DEMAND)

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from dfqkit.config.synthesis import Demand
 from dfqkit.images import ImageBank
 from dfqkit.run.bank_folder import SetFolder
-from dfqkit.synthesis.base import Demand
-from dfqkit.synthesis.methods.bank import Bank, BankConfig
+from dfqkit.synthesis.methods.bank import BankConfig
+from dfqkit.synthesis.methods.bank.method import Bank
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError
 from tests._toys import IMAGE, toy_teacher
@@ -63,7 +64,7 @@ def numbers(images: Tensor) -> list[int]:
 def parts(path: Path, teacher: Teacher, main: Demand, grading: Demand) -> tuple[set[int], set[int], set[int]]:
     """Numbers of all training, fresh and grading images of a run."""
     own = make(path, teacher, Demand(training=main.training, fresh=main.fresh, beside=grading))
-    config = BankConfig.model_validate(Bank.grading_config(own.config).model_dump())
+    config = BankConfig.model_validate(own.config.grading().model_dump())
     other = Bank(
         config, teacher, torch.Generator().manual_seed(9), Demand(training=0, fresh=grading.fresh, beside=main)
     )
@@ -225,4 +226,4 @@ class TestRefusals:
 def test_the_path_is_found_where_recipes_look() -> None:
     found = BankConfig(path="set", low_pass=0.5).resolved(lambda name: f"/assets/{name}")
     assert (found.path, found.low_pass, found.part) == ("/assets/set", 0.5, "training")
-    assert Bank.needs_of(found) == {"images"}
+    assert found.needed == {"images"}

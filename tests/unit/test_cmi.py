@@ -9,10 +9,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from dfqkit.config.synthesis import Demand
 from dfqkit.seeds import derive
-from dfqkit.synthesis.base import Demand
-from dfqkit.synthesis.methods import cmi
-from dfqkit.synthesis.methods.cmi import CMI, CMIConfig, CMIWeights
+from dfqkit.synthesis.methods.cmi import CMIConfig, CMIWeights
+from dfqkit.synthesis.methods.cmi import method as cmi
+from dfqkit.synthesis.methods.cmi.method import CMI
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.images.spec import ImageSpec
@@ -280,4 +281,4 @@ def test_config_is_closed_and_survives_json() -> None:
     with pytest.raises(ValidationError, match="crop"):
         CMIConfig(crop=0.0)
     assert CMIConfig.model_validate_json(SMALL.model_dump_json()) == SMALL
-    assert CMI.at_cost(SMALL, 3 * 8 * 2 * 10 + 5, Demand(training=12, fresh=12)).model_dump()["steps"] == 10
+    assert SMALL.at_cost(3 * 8 * 2 * 10 + 5, Demand(training=12, fresh=12)).model_dump()["steps"] == 10

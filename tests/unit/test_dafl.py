@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from dfqkit.config.synthesis import Demand
 from dfqkit.seeds import derive
-from dfqkit.synthesis.base import Demand
 from dfqkit.synthesis.build import require_needs
-from dfqkit.synthesis.methods.dafl import DAFL, DAFLConfig, DAFLWeights
+from dfqkit.synthesis.methods.dafl import DAFLConfig, DAFLWeights
+from dfqkit.synthesis.methods.dafl.method import DAFL
 from dfqkit.teacher.load import Teacher, load_teacher
 from dfqkit_export.errors import RecipeError, TeacherError
 from dfqkit_export.images.spec import ImageSpec

@@ -9,16 +9,13 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from dfqkit.config.synthesis import Demand
 from dfqkit.losses import js_divergence
 from dfqkit.seeds import derive
-from dfqkit.synthesis.base import Demand
-from dfqkit.synthesis.methods.deepinversion import DeepInversion, DeepInversionConfig, DeepInversionWeights
-from dfqkit.synthesis.methods.deepinversion_adaptive import (
-    AdaptiveDeepInversion,
-    AdaptiveDeepInversionConfig,
-    AdaptiveDeepInversionWeights,
-    author_competition,
-)
+from dfqkit.synthesis.methods.deepinversion import DeepInversionConfig, DeepInversionWeights
+from dfqkit.synthesis.methods.deepinversion.method import DeepInversion
+from dfqkit.synthesis.methods.deepinversion_adaptive import AdaptiveDeepInversionConfig, AdaptiveDeepInversionWeights
+from dfqkit.synthesis.methods.deepinversion_adaptive.method import AdaptiveDeepInversion, author_competition
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import RecipeError
 from dfqkit_export.images.spec import ImageSpec
@@ -231,7 +228,7 @@ def test_the_adaptive_configuration(teacher: Teacher, opponents: list[nn.Module]
     given = AdaptiveDeepInversionConfig.model_validate({"schedule": "imagenet1", "weights": {"competition": 1.0}})
     assert given.weights.competition == 1.0
     assert AdaptiveDeepInversionConfig.model_validate_json(given.model_dump_json()) == given
-    assert "student" in AdaptiveDeepInversion.needs_of(ADAPTIVE)
+    assert "student" in ADAPTIVE.needed
     author = adaptive(teacher, ADAPTIVE.model_copy(update={"form": "author"})).synthesize(opponents)["competition"]
     assert author != adaptive(teacher).synthesize(opponents)["competition"]
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from dfqkit.losses import bn_kl, class_balance, instance_entropy, kd_kl
 from dfqkit.seeds import derive
 from dfqkit.synthesis.generator import Generator
-from dfqkit.synthesis.methods.dfq import DFQ, DFQConfig, DFQWeights
+from dfqkit.synthesis.methods.dfq import DFQConfig, DFQWeights
+from dfqkit.synthesis.methods.dfq.method import DFQ
 from dfqkit.teacher.load import Teacher
 from dfqkit.teacher.taps import BatchNormTap
 from dfqkit_export.errors import TeacherError

@@ -9,9 +9,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from dfqkit.config.synthesis import Demand
 from dfqkit.seeds import derive
-from dfqkit.synthesis.base import Demand
-from dfqkit.synthesis.methods.fastdfkd import FastDFKD, FastDFKDConfig, FastDFKDWeights
+from dfqkit.synthesis.methods.fastdfkd import FastDFKDConfig, FastDFKDWeights
+from dfqkit.synthesis.methods.fastdfkd.method import FastDFKD
 from dfqkit.teacher.load import Teacher
 from tests._toys import toy, toy_teacher
 
@@ -228,7 +229,7 @@ def test_a_budget_goes_to_the_warm_up() -> None:
     demand = Demand(training=12, fresh=12)
 
     def sized(passes: int) -> tuple[int, int]:
-        fields = FastDFKD.at_cost(SMALL, passes, demand).model_dump()
+        fields = SMALL.at_cost(passes, demand).model_dump()
         return fields["steps"], fields["warmup_batches"]
 
     assert sized(10 * 3 * 8 + 5) == (3, 7)

@@ -9,9 +9,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from dfqkit.config.synthesis import Demand
 from dfqkit.seeds import derive
-from dfqkit.synthesis.base import Demand
-from dfqkit.synthesis.methods.genie import GENIE, GENIEConfig, GENIEWeights
+from dfqkit.synthesis.methods.genie import GENIEConfig, GENIEWeights
+from dfqkit.synthesis.methods.genie.method import GENIE
 from dfqkit.teacher.load import Teacher
 from tests._toys import images, toy, toy_teacher
 
@@ -169,4 +170,4 @@ def test_config_is_closed_and_survives_json() -> None:
     with pytest.raises(ValidationError, match="swings"):
         GENIEConfig.model_validate({"swings": True})
     assert GENIEConfig.model_validate_json(SMALL.model_dump_json()) == SMALL
-    assert GENIE.at_cost(SMALL, 16 * 30 + 3, Demand(training=8, fresh=8)).model_dump()["steps"] == 30
+    assert SMALL.at_cost(16 * 30 + 3, Demand(training=8, fresh=8)).model_dump()["steps"] == 30

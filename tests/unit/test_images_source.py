@@ -12,10 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from dfqkit.config.recipe import load_recipe
+from dfqkit.config.synthesis import Demand
 from dfqkit.seeds import derive
-from dfqkit.synthesis.base import Demand
-from dfqkit.synthesis.methods import images as module
-from dfqkit.synthesis.methods.images import Images, ImagesConfig
+from dfqkit.synthesis.methods.images import ImagesConfig
+from dfqkit.synthesis.methods.images import method as module
+from dfqkit.synthesis.methods.images.method import Images
 from dfqkit_export.errors import ArtefactError, RecipeError
 from dfqkit_export.images.labelled import load_images
 from tests._toys import IMAGE, toy_teacher
@@ -88,7 +89,7 @@ def test_every_training_image_comes_once_before_any_comes_again(archive: Path) -
 
 def test_the_source_that_grades_gets_others(archive: Path) -> None:
     main = make(archive, Demand(training=16, fresh=10, beside=GRADING))
-    config = Images.grading_config(main.config)
+    config = main.config.grading()
     grader = Images(config, main.teacher, derive(0, "grading"), Demand(training=0, fresh=14, beside=MAIN))
     graded = codes(grader.sample(14))
     assert len(set(graded)) == 14
@@ -184,7 +185,7 @@ def test_a_recipe_names_them_like_every_other_file(tmp_path: Path) -> None:
     assert config.resolved(lambda name: f"/found/{name}").path == "/found/similar"
     installed = ImagesConfig(path="torchvision:CIFAR10:/data")
     assert installed.resolved(lambda name: f"/found/{name}") == installed
-    assert Images.needs_of(config) == {"images"}
+    assert config.needed == {"images"}
     recipe = load_recipe("digits/dfq-w8a8-ort", ["synthesis={method: images, path: test.npz, limit: 9}"])
     assert json.loads(recipe.model_dump_json())["synthesis"]["limit"] == 9
     with pytest.raises(RecipeError, match=r"synthesis.path: is missing"):

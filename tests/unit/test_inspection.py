@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from dfqkit.models import cifar_resnet20, digits_cnn
+from dfqkit.teacher import inspection
 from dfqkit.teacher.inspection import inspect_teacher
 from dfqkit.teacher.load import Teacher, load_teacher
 from dfqkit_export.images.spec import ImageSpec
@@ -31,7 +30,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
         "dafl": method("features"),
         "lopes": method("records", "batchnorm"),
     }
-    monkeypatch.setitem(sys.modules, "dfqkit.config.registry", SimpleNamespace(synthesizers=lambda: table))  # type: ignore[arg-type]
+    monkeypatch.setattr(inspection, "synthesizer_configs", lambda: table)
 
 
 def small_net(*, norm: nn.Module | None = None, forward_extra: nn.Module | None = None) -> nn.Sequential:

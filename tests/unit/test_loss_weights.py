@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from dfqkit.config.recipe import load_recipe
-from dfqkit.config.registry import synthesizers
-from dfqkit.synthesis.base import LossWeights
+from dfqkit.config.registry import synthesizer_configs
+from dfqkit.config.synthesis import LossWeights
 from dfqkit_export.errors import RecipeError
 
-WEIGHTED = [name for name, kind in synthesizers().items() if "weights" in kind.Config.model_fields]
+WEIGHTED = [name for name, kind in synthesizer_configs().items() if "weights" in kind.model_fields]
 
 
 def test_there_are_such_methods() -> None:
@@ -18,7 +18,7 @@ def test_there_are_such_methods() -> None:
 
 @pytest.mark.parametrize("name", WEIGHTED)
 def test_all_0_is_refused_and_one_is_enough(name: str) -> None:
-    kind = synthesizers()[name].Config.model_fields["weights"].annotation
+    kind = synthesizer_configs()[name].model_fields["weights"].annotation
     assert isinstance(kind, type)
     assert issubclass(kind, LossWeights)
     terms = ", ".join(f"{term}: 0" for term in kind.model_fields)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from dfqkit.config.synthesis import Demand
 from dfqkit.seeds import derive
-from dfqkit.synthesis.base import Demand, Synthesizer
+from dfqkit.synthesis.base import Synthesizer
 from dfqkit.synthesis.build import build_synthesizer
 from dfqkit.synthesis.low_pass import LowPassed, low_pass_response, low_passed
 from dfqkit.synthesis.methods.dfq import DFQConfig
@@ -87,7 +88,7 @@ def test_all_else_is_the_synthesizers_own() -> None:
     assert wrapped.available is None
     assert wrapped.warmed == 1
     assert wrapped.rng is made.rng
-    assert (wrapped.needs, wrapped.Config) == (made.needs, made.Config)
+    assert wrapped.config is made.config
     with pytest.raises(AttributeError, match="no_such"):
         _ = wrapped.no_such
     assert torch.equal(copy.copy(wrapped).response, wrapped.response)
@@ -105,4 +106,4 @@ def test_state_goes_through() -> None:
 def test_a_warning_goes_through() -> None:
     config = NoiseConfig(accept_noise=True, low_pass=0.1)
     wrapped = build_synthesizer(config, toy_teacher(), derive(0), Demand())
-    assert wrapped.warning
+    assert wrapped.config.warnings()

@@ -10,12 +10,13 @@ import torch
 from pydantic import ValidationError
 
 from dfqkit.config.recipe import find_file, load_recipe
+from dfqkit.config.synthesis import Demand
 from dfqkit.records.file import TOP, ActivationRecords, reading
 from dfqkit.records.recording import RecordOptions, record
 from dfqkit.run.context import teacher_of
 from dfqkit.seeds import derive
-from dfqkit.synthesis.base import Demand
-from dfqkit.synthesis.methods.metadata import Metadata, MetadataConfig
+from dfqkit.synthesis.methods.metadata import MetadataConfig
+from dfqkit.synthesis.methods.metadata.method import Metadata
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError, RecipeError
 from dfqkit_export.images.labelled import LabelledImages

@@ -13,15 +13,17 @@ import yaml
 from torch import Tensor, nn
 
 from dfqkit.config import registry
+from dfqkit.config.pools import PoolConfig
 from dfqkit.config.recipe import Recipe, parse_recipe
+from dfqkit.config.synthesis import Demand, SynthesizerConfig
 from dfqkit.seeds import derive
-from dfqkit.synthesis import METHODS
-from dfqkit.synthesis.base import Demand, Losses, Synthesizer, SynthesizerConfig
+from dfqkit.synthesis.base import Losses, Synthesizer
 from dfqkit.synthesis.build import build_synthesizer
 from dfqkit.synthesis.low_pass import LowPassed
-from dfqkit.synthesis.methods.mixture import Mixture, MixtureConfig
-from dfqkit.synthesis.pool import PoolConfig, PoolSynthesizer
-from dfqkit.synthesis.turns import counts, turns, until_empty
+from dfqkit.synthesis.methods.mixture import MixtureConfig
+from dfqkit.synthesis.methods.mixture.method import Mixture
+from dfqkit.synthesis.methods.mixture.turns import counts, turns, until_empty
+from dfqkit.synthesis.pool import PoolSynthesizer
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import RecipeError
 from tests._toys import IMAGE, images, toy_teacher
@@ -31,6 +33,8 @@ NOISE = {"method": "noise", "accept_noise": True}
 
 
 class FlatConfig(PoolConfig):
+    implementation: ClassVar[str] = f"{__name__}:Flat"
+
     method: Literal["flat"] = "flat"
     level: float = 0.0
     batch: int = 4
@@ -40,8 +44,7 @@ class FlatConfig(PoolConfig):
 class Flat(PoolSynthesizer):
     """Images of one level, which tells who made them; one pass a step, as if it were work."""
 
-    Config = FlatConfig
-    needs: ClassVar[frozenset[str]] = frozenset()
+    config: FlatConfig
 
     def _begin(self) -> None:
         return
@@ -50,8 +53,8 @@ class Flat(PoolSynthesizer):
         return {"level": float(step), "students": float(len(students))}
 
     def _finish(self) -> Tensor:
-        level = self.pool_config.model_dump()["level"]
-        return self.teacher.image.normalize(torch.full((self.pool_config.batch, *IMAGE.shape), level))
+        level = self.config.level
+        return self.teacher.image.normalize(torch.full((self.config.batch, *IMAGE.shape), level))
 
     def _tensors(self) -> dict[str, Tensor]:
         return {}
@@ -61,21 +64,22 @@ class Flat(PoolSynthesizer):
 
 
 class PlayerConfig(FlatConfig):
+    implementation: ClassVar[str] = f"{__name__}:Player"
+    needs: ClassVar[frozenset[str]] = frozenset({"student"})
+
     method: Literal["player"] = "player"  # type: ignore[assignment]
 
 
 class Player(Flat):
     """The same, and cannot do without a student."""
 
-    Config = PlayerConfig
-    needs: ClassVar[frozenset[str]] = frozenset({"student"})
     plays: ClassVar[bool] = True
 
 
 @pytest.fixture(autouse=True)
 def _known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHODS, "flat", f"{__name__}:Flat")
-    monkeypatch.setitem(METHODS, "player", f"{__name__}:Player")
+    monkeypatch.setitem(registry.METHODS, "flat", f"{__name__}:FlatConfig")
+    monkeypatch.setitem(registry.METHODS, "player", f"{__name__}:PlayerConfig")
     monkeypatch.setattr(registry, "import_module", lambda name, load=registry.import_module: (
         __import__("sys").modules[name] if name == __name__ else load(name)
     ))  # fmt: skip
@@ -200,9 +204,7 @@ class TestImages:
         for training, fresh, grading in ((20, 9, 21), (21, 10, 18), (14, 4, 31)):
             first, second = Demand(training=training, fresh=fresh), Demand(training=0, fresh=grading)
             main = Mixture(section, teacher, derive(0), Demand(training=training, fresh=fresh, beside=second))
-            graded = Mixture(
-                Mixture.grading_config(section), teacher, derive(1), Demand(training=0, fresh=grading, beside=first)
-            )
+            graded = Mixture(section.grading(), teacher, derive(1), Demand(training=0, fresh=grading, beside=first))
             assert (graded.parts[1].demand.fresh, graded.parts[1].demand.beside) == (
                 main.parts[1].demand.beside.fresh,  # type: ignore[union-attr]
                 Demand(training=main.parts[1].demand.training, fresh=main.parts[1].demand.fresh),
@@ -278,7 +280,7 @@ class TestConfiguration:
     def test_a_budget_is_split_over_the_sources_that_cost(self) -> None:
         section = config(LOW | {"share": 2}, HIGH | {"share": 1}, NOISE | {"share": 5})
         demand = Demand(training=64)
-        sized = Mixture.at_cost(section, 3000, demand)
+        sized = section.at_cost(3000, demand)
         # 16 and 8 images of 64, so 4 and 2 batches of 4: 2000 and 1000 passes
         assert [source.config.model_dump().get("steps") for source in sized.sources] == [125, 125, None]
         made = Mixture(sized, toy_teacher(), derive(0), demand)
@@ -286,18 +288,18 @@ class TestConfiguration:
             made.synthesize()
         assert 0.9 * 3000 <= made.cost <= 3000
         free = config(NOISE)
-        assert Mixture.at_cost(free, 100, demand) is free
+        assert free.at_cost(100, demand) is free
 
     def test_needs_warnings_and_grading_are_the_sources_own(self) -> None:
         section = config(DFQ | {"generators": 4, "share": 1}, NOISE | {"share": 2}, NOISE | {"kind": "uniform"})
-        assert Mixture.needs_of(section) == {"batchnorm"}
-        (warning,) = Mixture.warnings_of(section)
+        assert section.needed == {"batchnorm"}
+        (warning,) = section.warnings()
         assert warning.startswith("75 % of the images: Random noise")
-        assert Mixture.warnings_of(config(DFQ, NOISE | {"share": 0})) == ()
-        graded = Mixture.grading_config(section)
+        assert config(DFQ, NOISE | {"share": 0}).warnings() == ()
+        graded = section.grading()
         assert graded.sources[0].config.model_dump()["generators"] == 1
         assert graded.shares == section.shares
-        assert Mixture.needs_of(config(DFQ | {"share": 0}, {"method": "images", "path": "x"})) == {"images"}
+        assert config(DFQ | {"share": 0}, {"method": "images", "path": "x"}).needed == {"images"}
 
     def test_files_of_every_source_are_found(self) -> None:
         section = config(DFQ, {"method": "images", "path": "a"}, {"method": "images", "path": "b"})

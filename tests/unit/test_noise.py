@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from dfqkit.config.recipe import load_recipe
 from dfqkit.seeds import derive
-from dfqkit.synthesis.methods.noise import Noise, NoiseConfig
+from dfqkit.synthesis.methods.noise import NoiseConfig
+from dfqkit.synthesis.methods.noise.method import Noise
 from dfqkit_export.errors import RecipeError
 from tests._toys import IMAGE, toy_teacher
 
@@ -56,5 +57,5 @@ def test_it_has_to_be_accepted_in_so_many_words(fields: dict[str, object]) -> No
 
 
 def test_it_warns() -> None:
-    (warning,) = Noise.warnings_of(NoiseConfig(accept_noise=True))
+    (warning,) = NoiseConfig(accept_noise=True).warnings()
     assert "baseline" in warning

@@ -9,13 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dfqkit.config.pools import OnlineConfig
+from dfqkit.config.synthesis import Demand
 from dfqkit.seeds import derive
-from dfqkit.synthesis.base import Demand
 from dfqkit.synthesis.generator import Generator
-from dfqkit.synthesis.methods.dafl import DAFL, DAFLConfig
-from dfqkit.synthesis.methods.dfq import DFQ, DFQConfig
-from dfqkit.synthesis.methods.zskt import ZSKT, ZSKTConfig
-from dfqkit.synthesis.online import OnlineConfig, OnlineSynthesizer
+from dfqkit.synthesis.methods.dafl import DAFLConfig
+from dfqkit.synthesis.methods.dafl.method import DAFL
+from dfqkit.synthesis.methods.dfq import DFQConfig
+from dfqkit.synthesis.methods.dfq.method import DFQ
+from dfqkit.synthesis.methods.zskt import ZSKTConfig
+from dfqkit.synthesis.methods.zskt.method import ZSKT
+from dfqkit.synthesis.online import OnlineSynthesizer
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.spec import ImageSpec
@@ -66,10 +70,10 @@ def test_a_budget_is_kept_and_used(
     batch: int,
 ) -> None:
     asked = config(**{**SIZES, "generators": generators, "batch": batch})
-    sized = method.at_cost(asked, passes, Demand())
+    sized = asked.at_cost(passes, Demand())
     assert sized == asked.model_copy(update={"warmup": sized.warmup})  # type: ignore[attr-defined]
     made = method(sized, teacher, derive(0))
-    made.synthesize([opponent] if "student" in made.needs else [])
+    made.synthesize([opponent] if "student" in made.config.needs else [])
     total = made.cost * made.warmup_rounds
     assert total <= passes < total + made.cost or (made.warmup_rounds == 1 and made.cost > passes)
 
@@ -79,7 +83,7 @@ def test_the_grader_is_one_generator_with_a_members_batch(
     method: type[OnlineSynthesizer], config: type[OnlineConfig]
 ) -> None:
     ensemble = config(**{**SIZES, "generators": 2, "ema": 0.9})
-    grader = method.grading_config(ensemble)
+    grader = ensemble.grading()
     assert grader == ensemble.model_copy(update={"generators": 1, "batch": 4, "memory": 0})
     assert isinstance(grader, config)
 

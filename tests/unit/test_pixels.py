@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dfqkit.config.pools import PixelConfig
+from dfqkit.config.synthesis import Demand
 from dfqkit.seeds import derive
-from dfqkit.synthesis.base import Demand
-from dfqkit.synthesis.deck import Deck
-from dfqkit.synthesis.pixels import PixelConfig, PixelSynthesizer, Stage
+from dfqkit.synthesis.drawing import Deck
+from dfqkit.synthesis.pixels import PixelSynthesizer, Stage
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError
 from tests._toys import IMAGE, toy_teacher
@@ -256,7 +257,7 @@ def test_given_images_are_found_checked_and_kept_out_of_grading(
     assert SMALL.resolved(lambda name: name + "!").start_from is None
     torchvision = config.model_copy(update={"start_from": "torchvision:CIFAR10:/x"})
     assert torchvision.resolved(lambda name: name + "!") == torchvision
-    grading = Probe.grading_config(config)
+    grading = config.grading()
     assert isinstance(grading, PixelConfig)
     assert grading.start_from is None
     with caplog.at_level(logging.WARNING):

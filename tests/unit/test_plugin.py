@@ -17,9 +17,9 @@ TEMPLATE = ROOT / "tests" / "plugin_template"
 PROGRAM = """
 import torch
 from dfqkit import losses
-from dfqkit.config.registry import synthesizer
+from dfqkit.config.registry import synthesizer_config
 from dfqkit.seeds import derive
-from dfqkit.synthesis.base import Demand
+from dfqkit.config.synthesis import Demand
 from dfqkit.synthesis.build import build_synthesizer
 from dfqkit.config.recipe import load_recipe
 from dfqkit.teacher.taps import BatchNormTap
@@ -73,7 +73,7 @@ assert 0.6 < float(spread) < 1.5, spread
 
 assert all(torch.equal(before[name], value) for name, value in teacher.model.state_dict().items())
 assert all(parameter.grad is None for parameter in teacher.model.parameters())
-print(synthesizer("shifted-moments").__module__, "done")
+print(synthesizer_config("shifted-moments").__module__, type(straight).__module__)
 """
 
 
@@ -112,7 +112,8 @@ def test_it_is_listed(installed: Path) -> None:
 
 @pytest.mark.slow
 def test_it_synthesizes_and_keeps_the_interface(installed: Path) -> None:
-    assert call([sys.executable, "-c", PROGRAM], installed).split() == ["dfqkit_shifted_moments", "done"]
+    package = "dfqkit_shifted_moments"
+    assert call([sys.executable, "-c", PROGRAM], installed).split() == [package, f"{package}.method"]
 
 
 def test_the_template_is_not_taken_for_tests() -> None:
@@ -121,8 +122,8 @@ def test_the_template_is_not_taken_for_tests() -> None:
 
 def test_the_readme_names_what_there_is() -> None:
     text = (TEMPLATE / "README.md").read_text(encoding="utf-8")
-    for name in ("pyproject.toml", "dfqkit_shifted_moments.py"):
+    for name in ("pyproject.toml", "dfqkit_shifted_moments/__init__.py", "dfqkit_shifted_moments/method.py"):
         assert name in text
         assert (TEMPLATE / name).is_file()
     declared = (TEMPLATE / "pyproject.toml").read_text(encoding="utf-8")
-    assert 'shifted-moments = "dfqkit_shifted_moments:ShiftedMoments"' in declared
+    assert 'shifted-moments = "dfqkit_shifted_moments:ShiftedMomentsConfig"' in declared

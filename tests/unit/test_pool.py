@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import pytest
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from dfqkit.config.pools import PoolConfig
+from dfqkit.config.synthesis import Demand
 from dfqkit.seeds import derive
-from dfqkit.synthesis.base import Demand, Losses
+from dfqkit.synthesis.base import Losses
 from dfqkit.synthesis.optimizers import optimizer_tensors, restore_optimizer, under
-from dfqkit.synthesis.pool import PoolConfig, PoolSynthesizer
+from dfqkit.synthesis.pool import PoolSynthesizer
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError
 from tests._toys import IMAGE, toy_teacher
@@ -32,9 +34,6 @@ class GreyConfig(PoolConfig):
 class Grey(PoolSynthesizer):
     """A level a batch, by Adam."""
 
-    Config = GreyConfig
-    needs: ClassVar[frozenset[str]] = frozenset()
-
     def _begin(self) -> None:
         self.level = torch.full((1,), 0.2, device=self.device, requires_grad=True)
         self.optimizer = torch.optim.Adam([self.level], lr=0.1)
@@ -46,7 +45,7 @@ class Grey(PoolSynthesizer):
         return {"level": float(loss.detach())}
 
     def _finish(self) -> Tensor:
-        images = torch.zeros((self.pool_config.batch, *IMAGE.shape), device=self.device)
+        images = torch.zeros((self.config.batch, *IMAGE.shape), device=self.device)
         return self.teacher.image.normalize(images + self.level)
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -125,7 +124,7 @@ def test_a_finished_batch_that_is_not_finite_is_not_kept(teacher: Teacher) -> No
 
 def test_a_budget_pays_for_whole_batches(teacher: Teacher) -> None:
     """Nine images in batches of four are twelve images' worth of steps."""
-    sized = Grey.at_cost(GreyConfig(batch=4), 120, DEMAND)
+    sized = GreyConfig(batch=4).at_cost(120, DEMAND)
     assert sized.model_dump()["steps"] == 10
     made = Grey(GreyConfig.model_validate(sized.model_dump()), teacher, derive(0), DEMAND)
     for _ in range(made.warmup_rounds):

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, fx
 
 from dfqkit.config.recipe import Recipe, load_recipe
+from dfqkit.config.registry import METHODS
+from dfqkit.config.synthesis import SynthesizerConfig
 from dfqkit.images import ImageBank
 from dfqkit.progress import silent
 from dfqkit.run import bank_folder as setfolder
@@ -21,8 +23,7 @@ from dfqkit.run.bank_folder import SetFolder
 from dfqkit.run.bank_making import SetPlan, make_set
 from dfqkit.run.context import provisional_student, teacher_of
 from dfqkit.run.manifest import lock
-from dfqkit.synthesis import METHODS
-from dfqkit.synthesis.base import Synthesizer, SynthesizerConfig
+from dfqkit.synthesis.base import Synthesizer
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError, BusyError
 from dfqkit_export.images.stored import ImageSet
@@ -35,14 +36,14 @@ MIXED = [f"synthesis={{low_pass: 0.5, sources: [{{method: zeroq, batch: 10, step
 
 
 class CheapConfig(SynthesizerConfig):
+    implementation: ClassVar[str] = f"{__name__}:Cheap"
+
     method: Literal["cheap"] = "cheap"
 
 
 class Cheap(Synthesizer):
     """Noise at no cost."""
 
-    Config = CheapConfig
-    needs: ClassVar[frozenset[str]] = frozenset()
     warmup_rounds = 0
 
     def synthesize(self, students: Any = ()) -> dict[str, float]:
@@ -60,7 +61,7 @@ class Cheap(Synthesizer):
 
 @pytest.fixture(autouse=True)
 def _cheap_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHODS, "cheap", f"{__name__}:Cheap")
+    monkeypatch.setitem(METHODS, "cheap", f"{__name__}:CheapConfig")
 
 
 def recipe_of(*overrides: str) -> Recipe:
@@ -118,8 +119,8 @@ def test_any_source_fills_a_set(overrides: list[str], tmp_path: Path, teacher: T
 
 
 def test_a_generators_images_are_those_it_draws(tmp_path: Path, teacher: Teacher) -> None:
+    from dfqkit.config.synthesis import Demand
     from dfqkit.seeds import derive
-    from dfqkit.synthesis.base import Demand
     from dfqkit.synthesis.build import build_synthesizer
 
     images = make(tmp_path / "set", teacher, 12, shard=8)

@@ -13,10 +13,10 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from dfqkit import losses
-from dfqkit.config.registry import synthesizer
+from dfqkit.config.registry import synthesizer_config
 from dfqkit.config.student import FloatStudentConfig
+from dfqkit.config.synthesis import Demand
 from dfqkit.seeds import derive
-from dfqkit.synthesis.base import Demand
 from dfqkit.synthesis.build import build_synthesizer
 from dfqkit.teacher.load import Teacher
 from dfqkit.training.float_student import (
@@ -179,13 +179,12 @@ def test_a_step_is_sgd_with_nesterov_momentum_on_the_tempered_divergence() -> No
 @pytest.mark.parametrize("name", ONLINE)
 def test_every_online_method_plays_with_it_and_resumes(name: str) -> None:
     section = config(steps=4, round_every=2, judge_every=2)
-    kind = synthesizer(name)
-    settings = kind.Config.model_validate({"method": name} | ONLINE[name])
+    settings = synthesizer_config(name).model_validate({"method": name} | ONLINE[name])
 
     def made() -> Shrinker:
         model = teacher()
         maker = build_synthesizer(settings, model, derive(0, "s"), Demand(training=8, fresh=8, game_rounds=2))
-        opponents = [toy_teacher("residual", seed=1).model] if "student" in kind.needs_of(settings) else []
+        opponents = [toy_teacher("residual", seed=1).model] if "student" in settings.needed else []
         for _ in range(maker.warmup_rounds):
             maker.synthesize(opponents)
         stream = LiveStream(maker, section, derive(0, "a"))

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dfqkit.config.synthesis import Demand
 from dfqkit.seeds import derive
-from dfqkit.synthesis.base import Demand
-from dfqkit.synthesis.methods.soft_targets import SoftTargets, SoftTargetsConfig
+from dfqkit.synthesis.methods.soft_targets import SoftTargetsConfig
+from dfqkit.synthesis.methods.soft_targets.method import SoftTargets
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import RecipeError, TeacherError
 from tests._toys import IMAGE, conv_bn, randomise, toy_teacher

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from dfqkit.config.synthesis import Demand
 from dfqkit.seeds import derive
-from dfqkit.synthesis.base import Demand
-from dfqkit.synthesis.methods.zeroq import ZeroQ, ZeroQConfig
+from dfqkit.synthesis.methods.zeroq import ZeroQConfig
+from dfqkit.synthesis.methods.zeroq.method import ZeroQ
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import RecipeError
 from dfqkit_export.images.spec import ImageSpec
@@ -143,8 +144,8 @@ def test_the_margin_reads_maps_where_a_convolution_ends_the_network() -> None:
 
 
 def test_the_margin_alone_needs_features() -> None:
-    assert ZeroQ.needs_of(ZeroQConfig()) == {"batchnorm"}
-    assert ZeroQ.needs_of(ZeroQConfig.model_validate({"weights": {"margin": 1}})) == {"batchnorm", "features"}
+    assert ZeroQConfig().needed == {"batchnorm"}
+    assert ZeroQConfig.model_validate({"weights": {"margin": 1}}).needed == {"batchnorm", "features"}
 
 
 def test_a_crop_shows_a_part_of_the_batch_enlarged(teacher: Teacher) -> None:

@@ -10,9 +10,10 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from dfqkit.config.synthesis import Demand
 from dfqkit.seeds import derive
-from dfqkit.synthesis.base import Demand
-from dfqkit.synthesis.methods.zskd import ZSKD, ZSKDConfig, dirichlet, log_gamma_variables, scaled_similarity
+from dfqkit.synthesis.methods.zskd import ZSKDConfig
+from dfqkit.synthesis.methods.zskd.method import ZSKD, dirichlet, log_gamma_variables, scaled_similarity
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import TeacherError
 from tests._toys import IMAGE, conv_bn, toy_teacher

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from dfqkit.config.synthesis import Demand
 from dfqkit.seeds import derive
-from dfqkit.synthesis.base import Demand
 from dfqkit.synthesis.build import require_needs
-from dfqkit.synthesis.methods.zskt import ZSKT, ZSKTConfig
+from dfqkit.synthesis.methods.zskt import ZSKTConfig
+from dfqkit.synthesis.methods.zskt.method import ZSKT
 from dfqkit.teacher.load import Teacher, load_teacher
 from dfqkit_export.errors import RecipeError
 from dfqkit_export.images.spec import ImageSpec

@@ -26,22 +26,18 @@ generators.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 
-from dfqkit import losses
-from dfqkit.synthesis.base import NO_DEMAND, Demand, Losses
-from dfqkit.synthesis.online import OnlineConfig, OnlineSynthesizer
-from dfqkit.teacher.load import Teacher
-from dfqkit_export.errors import RecipeError
+from dfqkit.config.pools import OnlineConfig
 
 
 class ZSKTConfig(OnlineConfig):
-    """The ``synthesis`` section of a recipe with ``method: zskt``."""
+    """Generators that play against students, without any prior on images."""
+
+    implementation: ClassVar[str] = "dfqkit.synthesis.methods.zskt.method:ZSKT"
+    needs: ClassVar[frozenset[str]] = frozenset({"student"})
 
     method: Literal["zskt"] = "zskt"
     latent: int = Field(100, ge=1, description="Dimension of z (authors' code).")
@@ -53,38 +49,3 @@ class ZSKTConfig(OnlineConfig):
     adversary: Literal["kl", "l1"] = Field(
         "kl", description="What the generator raises: kl of the answers (ZSKT) or l1 of the logits (DFAD)."
     )
-
-
-class ZSKT(OnlineSynthesizer):
-    """Generators that play against students, without any prior on images."""
-
-    Config = ZSKTConfig
-    needs: ClassVar[frozenset[str]] = frozenset({"student"})
-    betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
-
-    def __init__(
-        self, config: ZSKTConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
-    ) -> None:
-        super().__init__(config, teacher, generator, demand)
-        self.weights = {"adversarial": 1.0}
-        self.divergence = {"kl": losses.kd_kl, "l1": losses.logit_l1}[config.adversary]
-
-    def synthesize(self, students: Sequence[nn.Module] = ()) -> Losses:
-        """One round against the students: of the warm-up while that lasts, then of the game.
-
-        Raises:
-            RecipeError: without a student.
-        """
-        if not students:
-            message = (
-                "Synthesizer 'zskt' makes images on which teacher and student differ, and was given no student. It "
-                "needs one in every round, in the warm-up too: call synthesize([student]), frozen and in eval mode, or "
-                "use a method that works from the teacher alone (dfq, dafl)."
-            )
-            raise RecipeError(message)
-        return super().synthesize(students)
-
-    def _terms(self, images: Tensor, students: Sequence[nn.Module]) -> dict[str, Tensor]:
-        logits = self.teacher.model(images)
-        divergences = [self.divergence(student(images), logits) for student in students]
-        return {"adversarial": -torch.stack(divergences).mean()}

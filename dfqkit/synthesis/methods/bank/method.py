@@ -1,33 +1,19 @@
-"""A stored set of images as a source: what was made once serves many runs.
-
-What belongs here: checking the set, and who gets which of its images. There is no paper and no loss; making the images
-cost nothing here, and what it cost when the set was made is `Bank.set_cost`. The duties are two:
-
-- A set is refused where it is not what its maker wrote: cut short, changed, of other images or of another teacher
-  (whose classes its images were made to show); all before any compute is spent.
-- No image plays two parts. Images that are equal pixel by pixel count once. Of the rest, the synthesizer that grades
-  takes as many as it was asked for, evenly spread over the set, the one that trains takes the others; each is told by
-  `Demand.beside` how many the other takes. Of what trains, the fresh images are evenly spread again; all that are left
-  train, more than were asked for if there are more.
-
-Images are read from disk when they are drawn; of the set's answers no use is made, since the teacher is at hand.
-"""
+"""Drawing from a stored set of images; what it is and who gets what is told in the package."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
-from typing_extensions import Self
 
-from dfqkit.config.registry import synthesizer, synthesizer_names
-from dfqkit.synthesis.base import NO_DEMAND, UNKNOWN, Demand, Losses, Synthesizer, SynthesizerConfig
-from dfqkit.synthesis.deck import Deck
+from dfqkit.config.synthesis import NO_DEMAND, Demand
+from dfqkit.synthesis.base import Losses, Synthesizer
+from dfqkit.synthesis.drawing import Deck
+from dfqkit.synthesis.methods.bank import BankConfig
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.stored import ImageSet, image_digest
@@ -35,36 +21,15 @@ from dfqkit_export.images.stored import ImageSet, image_digest
 _LOG = logging.getLogger(__name__)
 
 
-class BankConfig(SynthesizerConfig):
-    """The ``synthesis`` section of a recipe with ``method: bank``."""
-
-    method: Literal["bank"] = "bank"
-    path: str = Field(
-        min_length=1, description="Folder of a set (`dfqkit synthesize RECIPE --n N --out DIR`), or one file of images."
-    )
-    other_teacher: bool = Field(
-        False, description="Take a set that was made for another teacher, too. Ours: false, since classes may differ."
-    )
-    part: Literal["training", "grading"] = Field(
-        "training", description="Which images; the source that grades is given the other ones."
-    )
-
-    def resolved(self, find: Callable[[str], str]) -> Self:
-        """The same with the path found."""
-        return self.model_copy(update={"path": find(self.path)})
-
-
 class Bank(Synthesizer):
     """Images of a stored set, each for training or fresh, never both."""
 
-    Config = BankConfig
-    needs: ClassVar[frozenset[str]] = frozenset({"images"})
+    config: BankConfig
 
     def __init__(
         self, config: BankConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
     ) -> None:
         super().__init__(config, teacher, generator, demand)
-        self.config = config
         self.stored = ImageSet.open(Path(config.path))
         self._require_fitting()
         self.stored.verify()
@@ -75,27 +40,6 @@ class Bank(Synthesizer):
         _LOG.info(
             "Set '%s': %d images, made at a cost of %s teacher passes.", config.path, len(self.stored), self.set_cost
         )
-
-    @classmethod
-    def real_data_of(cls, config: SynthesizerConfig) -> str | None:
-        """What the set says, if it does and can be read."""
-        stored = _opened(config)
-        found = UNKNOWN if stored is None else stored.facts.get("real_data", UNKNOWN)
-        return None if found is None else str(found)
-
-    @classmethod
-    def warnings_of(cls, config: SynthesizerConfig) -> tuple[str, ...]:
-        """What the set warns of, since nothing made from it is better; of a lone file, what its source does."""
-        stored, what = _opened(config), f"Image set '{_place(config).name}'"
-        if stored is None:
-            return (f"{what} could not be read again: what it warns of is not known.",)
-        found = stored.facts["warnings"] if "warnings" in stored.facts else _method_warnings(stored.source)
-        return tuple(f"{what}: {text}" for text in found)
-
-    @classmethod
-    def grading_config(cls, config: SynthesizerConfig) -> SynthesizerConfig:
-        """The same set, the images that do not train."""
-        return config.model_copy(update={"part": "grading"})
 
     @property
     def set_cost(self) -> int | None:
@@ -214,25 +158,6 @@ class Bank(Synthesizer):
         self.given = int(state["given"])
         self.order.rest = state["order"].to(self.device).clone()
         self.rng.set_state(state["rng"].cpu())
-
-
-def _place(config: SynthesizerConfig) -> Path:
-    return Path(str(getattr(config, "path", "")))
-
-
-def _opened(config: SynthesizerConfig) -> ImageSet | None:
-    """The set that a configuration names, or None: a report is written where its sources are gone, too."""
-    try:
-        return ImageSet.open(_place(config))
-    except ArtefactError:
-        return None
-
-
-def _method_warnings(source: str) -> tuple[str, ...]:
-    """What the method warns of that a file names as its source (``METHOD`` or ``METHOD:PART``), if it is known."""
-    method = source.partition(":")[0]
-    warning = synthesizer(method).warning if method in synthesizer_names() else None
-    return () if warning is None else (warning,)
 
 
 def _different(stored: ImageSet) -> list[int]:

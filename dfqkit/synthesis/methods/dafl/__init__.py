@@ -29,19 +29,12 @@ average were this batch's, so that the weight keeps its meaning at any decay.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 
-from dfqkit import losses
-from dfqkit.synthesis.base import NO_DEMAND, Demand, LossWeights
-from dfqkit.synthesis.online import OnlineConfig, OnlineSynthesizer
-from dfqkit.teacher.load import Teacher
-from dfqkit.teacher.structure import last_layer
-from dfqkit.teacher.taps import LayerTap
+from dfqkit.config.pools import OnlineConfig
+from dfqkit.config.synthesis import LossWeights
 
 
 class DAFLWeights(LossWeights):
@@ -58,7 +51,10 @@ class DAFLWeights(LossWeights):
 
 
 class DAFLConfig(OnlineConfig):
-    """The ``synthesis`` section of a recipe with ``method: dafl``."""
+    """Generators trained on a teacher's certainty, feature strength and class balance."""
+
+    implementation: ClassVar[str] = "dfqkit.synthesis.methods.dafl.method:DAFL"
+    needs: ClassVar[frozenset[str]] = frozenset({"features"})
 
     method: Literal["dafl"] = "dafl"
     batch: int = Field(
@@ -77,44 +73,3 @@ class DAFLConfig(OnlineConfig):
         "K. Ours; 0: each batch by itself, as in the paper.",
     )
     weights: DAFLWeights = DAFLWeights()
-
-
-class DAFL(OnlineSynthesizer):
-    """Generators trained on a teacher's certainty, feature strength and class balance."""
-
-    Config = DAFLConfig
-    needs: ClassVar[frozenset[str]] = frozenset({"features"})
-
-    def __init__(
-        self, config: DAFLConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
-    ) -> None:
-        super().__init__(config, teacher, generator, demand)
-        self.weights = config.weights.model_dump()
-        self.decay = config.balance_average
-        self.last = last_layer(teacher)
-        self.tap = LayerTap(teacher.model, [self.last], side="input")
-        #: Mean prediction of past batches (classes,); empty before the first.
-        self.mean = torch.zeros(0, device=self.device)
-
-    def _terms(self, images: Tensor, students: Sequence[nn.Module]) -> dict[str, Tensor]:
-        with self.tap as tap:
-            logits = self.teacher.model(images)
-            features = tap.values[self.last]
-        return {
-            "one_hot": losses.pseudo_label(logits),
-            "activation": losses.activation_l1(features.flatten(2).mean(2) if features.dim() > 2 else features),
-            "class_balance": self._averaged_balance(logits) if self.decay else losses.class_balance(logits),
-        }
-
-    def _averaged_balance(self, logits: Tensor) -> Tensor:
-        mean = torch.softmax(logits.float(), 1).mean(0)
-        now = mean.detach()
-        self.mean = torch.lerp(now, self.mean, self.decay) if len(self.mean) else now
-        # Softmax of a distribution's logarithm is the distribution.
-        return losses.class_balance(torch.log(self.mean + (mean - now) + 1e-12)[None])
-
-    def _tensors(self) -> dict[str, Tensor]:
-        return {"mean": self.mean}
-
-    def _load_tensors(self, state: dict[str, Tensor]) -> None:
-        self.mean = state["mean"].to(self.device)

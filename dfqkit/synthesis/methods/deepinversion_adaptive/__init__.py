@@ -19,17 +19,12 @@ are zero. The true divergence never exceeds ln 2, so the term stays above 0.307.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
 
-from dfqkit import losses
-from dfqkit.synthesis.base import NO_DEMAND, Demand
-from dfqkit.synthesis.methods.deepinversion import DeepInversion, DeepInversionConfig, DeepInversionWeights
-from dfqkit.teacher.load import Teacher
+from dfqkit.synthesis.methods.deepinversion import DeepInversionConfig, DeepInversionWeights
 
 
 class AdaptiveDeepInversionWeights(DeepInversionWeights):
@@ -43,7 +38,10 @@ class AdaptiveDeepInversionWeights(DeepInversionWeights):
 
 
 class AdaptiveDeepInversionConfig(DeepInversionConfig):
-    """The ``synthesis`` section of a recipe with ``method: deepinversion-adaptive``."""
+    """DeepInversion against students."""
+
+    implementation: ClassVar[str] = "dfqkit.synthesis.methods.deepinversion_adaptive.method:AdaptiveDeepInversion"
+    needs: ClassVar[frozenset[str]] = frozenset({"batchnorm", "student"})
 
     method: Literal["deepinversion-adaptive"] = "deepinversion-adaptive"  # type: ignore[assignment]
     form: Literal["js", "author"] = Field(
@@ -59,47 +57,3 @@ class AdaptiveDeepInversionConfig(DeepInversionConfig):
             return values
         weights = values.get("weights", {})
         return {**values, "weights": {"competition": 0.2, **weights}} if isinstance(weights, Mapping) else values
-
-
-class AdaptiveDeepInversion(DeepInversion):
-    """DeepInversion against students."""
-
-    Config = AdaptiveDeepInversionConfig
-    needs: ClassVar[frozenset[str]] = frozenset({"batchnorm", "student"})
-    plays: ClassVar[bool] = True
-
-    def __init__(
-        self,
-        config: AdaptiveDeepInversionConfig,
-        teacher: Teacher,
-        generator: torch.Generator,
-        demand: Demand = NO_DEMAND,
-    ) -> None:
-        super().__init__(config, teacher, generator, demand)
-        self.form = config.form
-
-    def _against(self, students: Sequence[nn.Module], images: Tensor, logits: Tensor) -> dict[str, Tensor]:
-        if not students or not self.weights["competition"]:
-            return {}
-        form = author_competition if self.form == "author" else losses.competition
-        return {"competition": torch.stack([form(student(images), logits) for student in students]).mean()}
-
-
-def author_competition(student: Tensor, teacher: Tensor, temperature: float = 3.0) -> Tensor:
-    """The competition term as the authors' code computes it.
-
-    1 - clamp(J, 0, 1), J = mean_n 0.5 * sum_k [M ln(M / P) + M ln(M / Q)], with P and Q the probabilities of student
-    and teacher and M their mean, each then clamped to [0.01, 0.99].
-
-    Args:
-        student: logits (N, K).
-        teacher: logits (N, K).
-        temperature: of both.
-
-    Returns:
-        Scalar within [0, 1]. Lower is better.
-    """
-    p, q = (torch.softmax(logits / temperature, 1) for logits in (student, teacher))
-    p, q, m = (part.clamp(0.01, 0.99) for part in (p, q, (p + q) / 2))
-    divergence = 0.5 * (m * (m / p).log() + m * (m / q).log()).sum(1).mean()
-    return 1 - divergence.clamp(0, 1)

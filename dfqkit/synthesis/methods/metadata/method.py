@@ -1,86 +1,30 @@
-"""Metadata: images that bring back recorded activations.
-
-Source: Lopes, Fenu, Starner, "Data-Free Knowledge Distillation for Deep Neural Networks", 2017 (arXiv 1710.07535). Not
-free of data altogether: when the teacher is released, its owner records per class the mean and covariance of its
-layers' outputs (`dfqkit record`); no image leaves. From then on targets are drawn, for an image of class c,
-
-    a_l ~ N(mean_lc, covariance_lc)    layer by layer, of its pre-activation outputs T_l
-
-the top layer T_L being the logits over the recording's temperature, and images x minimise one of
-
-    top       mean (relu(a_L) - relu(T_L(x)))^2
-    all       sum over layers of (1/d_l) mean (relu(a_l) - relu(T_l(x)))^2
-    spectral  mean over images, sum over pairs of (1/k) ||V_k^T [T_l(x); T_l+1(x)] - b||^2,  b ~ N of the recorded same
-
-where V_k are the lowest frequencies of the graph that the weights between two layers make (`recording`).
-
-Needs the records file; of the teacher only that it is the recorded one.
-
-Differs from the paper and from the authors' code (iRapha/replayed_distillation) in that
-
-- convolutional layers are recorded and matched as averages over positions (`records`), which says nothing of where in
-  the image something is;
-- the spectral form is our definition: the code has the name, but computes `all`;
-- targets use the Cholesky factor of the covariance, where the code multiplies by the covariance itself;
-- a batch holds all classes alike, and starts from N(mean, std) of the teacher's normalisation (code: constants for each
-  data set).
-"""
+"""The algorithm of the metadata method; its source, formula and deviations are told in the package."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
-from typing_extensions import Self
 
+from dfqkit.config.synthesis import NO_DEMAND, Demand
 from dfqkit.records.file import TOP, ActivationRecords, Moments, reading
-from dfqkit.synthesis.base import NO_DEMAND, Demand, SynthesizerConfig
-from dfqkit.synthesis.pixels import PixelConfig, PixelSynthesizer
+from dfqkit.synthesis.methods.metadata import MetadataConfig
+from dfqkit.synthesis.pixels import PixelSynthesizer
 from dfqkit.teacher.load import Teacher
-from dfqkit_export.errors import ArtefactError, RecipeError
-
-
-class MetadataConfig(PixelConfig):
-    """The ``synthesis`` section of a recipe with ``method: metadata``."""
-
-    method: Literal["metadata"] = "metadata"
-    records: str = Field(description="File that `dfqkit record` wrote for this teacher.")
-    loss: Literal["top", "all", "spectral"] = Field("all", description="Which records are matched.")
-    batch: int = Field(64, ge=2, description="Images that are optimised together (author code).")
-    steps: int = Field(1000, ge=1, description="Optimiser steps a batch (author code).")
-    lr: float = Field(
-        0.1, gt=0, description="Adam on the pixels, in normalised units (author code: 0.07 on those of MNIST)."
-    )
-
-    def resolved(self, find: Callable[[str], str]) -> Self:
-        """The same, with ``records`` found.
-
-        Raises:
-            RecipeError: when there is no such file; says what makes one.
-        """
-        try:
-            found = find(self.records)
-        except RecipeError as error:
-            message = f"{error} `dfqkit record RECIPE --data IMAGES --out FILE` makes it from labelled training images."
-            raise RecipeError(message) from error
-        return super().resolved(find).model_copy(update={"records": found})
+from dfqkit_export.errors import ArtefactError
 
 
 class Metadata(PixelSynthesizer):
     """Pixels optimised for activations drawn from what was recorded of real images."""
 
-    Config = MetadataConfig
-    needs: ClassVar[frozenset[str]] = frozenset({"records"})
+    config: MetadataConfig
 
     def __init__(
         self, config: MetadataConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
     ) -> None:
         super().__init__(config, teacher, generator, demand)
-        self.config = config
         self.weights = {config.loss: 1.0}
         records = ActivationRecords.load(Path(config.records), teacher)
         self.temperature = records.temperature
@@ -101,12 +45,6 @@ class Metadata(PixelSynthesizer):
         scales = [torch.full((len(s.mean[0]),), self._scale(len(s.mean[0])), device=self.device) for s in self.sources]
         self.scales = torch.cat(scales)
         self.target = torch.zeros(0, device=self.device)
-
-    @classmethod
-    def real_data_of(cls, config: SynthesizerConfig) -> str:
-        """The records, and images to start from where it has them."""
-        start = super().real_data_of(config)
-        return "records of real activations" + (f" and {start}" if start else "")
 
     def _scale(self, units: int) -> float:
         """Factor of one unit's squared error: top 1/d, all 1/d^2 (a mean, and 1/d), spectral 1/k."""

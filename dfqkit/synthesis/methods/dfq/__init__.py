@@ -21,18 +21,12 @@ names its origin.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 
-from dfqkit import losses
-from dfqkit.synthesis.base import NO_DEMAND, Demand, LossWeights
-from dfqkit.synthesis.online import OnlineConfig, OnlineSynthesizer
-from dfqkit.teacher.load import Teacher
-from dfqkit.teacher.taps import BatchNormTap
+from dfqkit.config.pools import OnlineConfig
+from dfqkit.config.synthesis import LossWeights
 
 
 class DFQWeights(LossWeights):
@@ -47,7 +41,10 @@ class DFQWeights(LossWeights):
 
 
 class DFQConfig(OnlineConfig):
-    """The ``synthesis`` section of a recipe with ``method: dfq``."""
+    """An ensemble of generators trained on a teacher's BatchNorm statistics and against quantized students."""
+
+    implementation: ClassVar[str] = "dfqkit.synthesis.methods.dfq.method:DFQ"
+    needs: ClassVar[frozenset[str]] = frozenset({"batchnorm"})
 
     method: Literal["dfq"] = "dfq"
     generators: int = Field(2, ge=1, le=16, description="G of the paper.")
@@ -60,32 +57,3 @@ class DFQConfig(OnlineConfig):
     )
     lr_game: float = Field(1e-2, gt=0, description="The same in the game; 1e-3 (and a w3a3 partner) was worse.")
     weights: DFQWeights = DFQWeights()
-
-
-class DFQ(OnlineSynthesizer):
-    """An ensemble of generators trained on a teacher's BatchNorm statistics and against quantized students."""
-
-    Config = DFQConfig
-    needs: ClassVar[frozenset[str]] = frozenset({"batchnorm"})
-
-    def __init__(
-        self, config: DFQConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
-    ) -> None:
-        self.tap = BatchNormTap(teacher.model)
-        super().__init__(config, teacher, generator, demand)
-        self.weights = config.weights.model_dump()
-        if config.weights.batch_entropy is None:
-            self.weights["batch_entropy"] = 1.0 if teacher.image.classes <= 10 else 10.0
-
-    def _terms(self, images: Tensor, students: Sequence[nn.Module]) -> dict[str, Tensor]:
-        with self.tap as tap:
-            logits = self.teacher.model(images)
-            terms = {
-                "bn": torch.stack(tap.deviations(losses.bn_kl)).sum(),
-                "instance_entropy": losses.instance_entropy(logits),
-                "batch_entropy": losses.class_balance(logits),
-            }
-        if students and self.weights["adversarial"]:
-            divergences = [losses.kd_kl(student(images), logits) for student in students]
-            terms["adversarial"] = -torch.stack(divergences).mean()
-        return terms

@@ -1,79 +1,31 @@
-"""Soft targets: images for the answers that a Gaussian over one layer's outputs gives.
-
-Source: Wang, "Data-Free Knowledge Distillation with Soft Targeted Transfer Set Synthesis", AAAI 2021 (arXiv
-2104.04868). The outputs s of a linear layer l with weight rows w_i are modelled as
-
-    s ~ N(0, sigma^2 R),        R_ij = cos(w_i, w_j)
-
-y = softmax of what the layers behind l make of s, and the images x minimise
-
-    L = kl * mean_n KL(y_n || softmax(T(x_n) / temperature)) - activation * mean |f(x)|
-
-with f what the last convolution gives. All classes are drawn at once, so that no target belongs to another class than
-was meant (as happens in ZSKD).
-
-Needs a linear head and features in front of it; no BatchNorm, no student.
-
-There is no public code and this was written from summaries of the paper; ours are therefore:
-
-- s is drawn as sigma * W' g with W' the rows of unit length and g ~ N(0, I): exactly that distribution, without
-  factorising R, which is singular where the layer has more rows than columns;
-- the layer is the head where none is named (networks with several linear layers gain by naming the last hidden one);
-- f is what the first linear layer behind the last convolution reads, so after activation and pooling, and averaged over
-  its elements;
-- temperature, steps, learning rate and batch, which are not known: those of ZSKD.
-"""
+"""The algorithm of soft targets; its source, formula and deviations are told in the package."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from dfqkit import losses
-from dfqkit.synthesis.base import NO_DEMAND, Demand, LossWeights
-from dfqkit.synthesis.pixels import PixelConfig, PixelSynthesizer
+from dfqkit.config.synthesis import NO_DEMAND, Demand
+from dfqkit.synthesis.methods.soft_targets import SoftTargetsConfig
+from dfqkit.synthesis.pixels import PixelSynthesizer
 from dfqkit.teacher.load import Teacher
 from dfqkit.teacher.structure import layer_calls, linear_head
 from dfqkit.teacher.taps import LayerTap
 from dfqkit_export.errors import RecipeError, TeacherError
 
 
-class SoftTargetWeights(LossWeights):
-    """Weights of the loss terms."""
-
-    kl: float = Field(1.0, ge=0, description="Distance from the target.")
-    activation: float = Field(0.1, ge=0, description="lambda_a: 0.1 for AlexNet, 0.05 for LeNet-5 in the paper.")
-
-
-class SoftTargetsConfig(PixelConfig):
-    """The ``synthesis`` section of a recipe with ``method: soft-targets``."""
-
-    method: Literal["soft-targets"] = "soft-targets"
-    batch: int = Field(100, ge=2, description="Images that are optimised together (as ZSKD; not known).")
-    steps: int = Field(1500, ge=1, description="Optimiser steps a batch (as ZSKD; not known).")
-    lr: float = Field(0.02, gt=0, description="Adam on the pixels, in normalised units (ours; not known).")
-    start: Literal["normal", "uniform"] = Field("uniform", description="As in PixelConfig (as ZSKD; not known).")
-    layer: str | None = Field(None, description="Module path of the linear layer that is modelled; null: the head.")
-    sigma: float = Field(2.0, gt=0, description="Deviation of every output (paper: 2 for CIFAR-10, 1.5 for MNIST).")
-    temperature: float = Field(20.0, gt=0, description="Of the teacher's answers (as ZSKD; not known).")
-    weights: SoftTargetWeights = SoftTargetWeights()
-
-
 class SoftTargets(PixelSynthesizer):
     """Pixels optimised for the answers to random outputs of one layer."""
 
-    Config = SoftTargetsConfig
-    needs: ClassVar[frozenset[str]] = frozenset({"linear_head", "features"})
+    config: SoftTargetsConfig
 
     def __init__(
         self, config: SoftTargetsConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
     ) -> None:
         super().__init__(config, teacher, generator, demand)
-        self.config = config
         self.weights = config.weights.model_dump()
         head = linear_head(teacher)
         if head is None:

@@ -1,60 +1,31 @@
-"""Shifted moments: pixels that meet the teacher's BatchNorm statistics with every batch's own mean shift.
-
-What belongs here: one method. Say where it comes from, its loss with signs, what it needs of the teacher, and what
-differs from the source. This one is made up, as a template that really works. For a batch x, with (m, v) mean and
-biased variance of a BatchNorm layer's input and (mu, var) what training left there,
-
-    L(x) = bn * mean over layers of [ mean_c (m - mu - d)^2 + mean_c (v - var)^2 ] + one_hot * CE(T(x), own argmax),
-
-where d = shift * sqrt(var) * e and e ~ N(0, 1) is drawn anew for every layer, channel and batch: batches that all met
-the same statistics would all be alike. Needs BatchNorm layers with running statistics.
-"""
+"""The algorithm of shifted moments; imported when one is built, not when methods are listed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from dfqkit import losses
-from dfqkit.synthesis.base import NO_DEMAND, Demand, Losses, LossWeights
+from dfqkit.config.synthesis import NO_DEMAND, Demand
+from dfqkit.synthesis.base import Losses
 from dfqkit.synthesis.optimizers import optimizer_tensors, restore_optimizer, under
-from dfqkit.synthesis.pool import PoolConfig, PoolSynthesizer
+from dfqkit.synthesis.pool import PoolSynthesizer
 from dfqkit.teacher.load import Teacher
 from dfqkit.teacher.taps import BatchNormTap
-
-
-class ShiftedMomentsWeights(LossWeights):
-    """Weights of the loss terms; `synthesize` returns the terms unweighted under the same names."""
-
-    bn: float = Field(1.0, ge=0, description="Ours.")
-    one_hot: float = Field(0.1, ge=0, description="Ours.")
-
-
-class ShiftedMomentsConfig(PoolConfig):
-    """The ``synthesis`` section of a recipe; every field says where its default comes from."""
-
-    method: Literal["shifted-moments"] = "shifted-moments"
-    steps: int = Field(200, ge=1, description="Optimiser steps a batch. Ours.")
-    lr: float = Field(0.1, gt=0, description="Adam on normalised pixels. Ours.")
-    shift: float = Field(0.1, ge=0, description="Of every mean, in standard deviations of the layer. Ours.")
-    weights: ShiftedMomentsWeights = ShiftedMomentsWeights()
+from dfqkit_shifted_moments import ShiftedMomentsConfig
 
 
 class ShiftedMoments(PoolSynthesizer):
     """Pixels matched to BatchNorm statistics whose means are shifted at random for every batch."""
 
-    Config = ShiftedMomentsConfig
-    needs: ClassVar[frozenset[str]] = frozenset({"batchnorm"})
+    config: ShiftedMomentsConfig
 
     def __init__(
         self, config: ShiftedMomentsConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
     ) -> None:
         super().__init__(config, teacher, generator, demand)
-        self.config = config
         self.tap = BatchNormTap(teacher.model)
         black_and_white = torch.tensor([0.0, 1.0], device=self.device).reshape(2, 1, 1, 1)
         self.low, self.high = teacher.image.normalize(black_and_white.expand(2, teacher.image.shape[0], 1, 1))

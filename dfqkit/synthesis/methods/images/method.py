@@ -1,33 +1,20 @@
-"""Images similar to the lost ones, used as they are.
-
-What belongs here: reading them, and who gets which. There is no paper and no loss. Labels are ignored: whatever the
-images show, the teacher says what it is. The one duty is that no image plays two parts:
-
-- Images that are equal pixel by pixel count once.
-- The rest is put in the order of a hash of the pixels, which depends neither on the seed nor on names or folders. The
-  synthesizer that trains takes from the front of it, the separate one that grades from the back; each is told by
-  `Demand.beside` how many the other takes.
-- Of what is taken, the seed decides what trains and what is fresh.
-
-Of a source that can be read in part no more images are read than both together need, evenly spread over it.
-"""
+"""Drawing from given images; what it is and who gets what is told in the package."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor, nn
-from typing_extensions import Self
 
-from dfqkit.synthesis.base import NO_DEMAND, Demand, Losses, Synthesizer, SynthesizerConfig
-from dfqkit.synthesis.deck import Deck
+from dfqkit.config.synthesis import NO_DEMAND, Demand
+from dfqkit.synthesis.base import Losses, Synthesizer
+from dfqkit.synthesis.drawing import Deck
+from dfqkit.synthesis.methods.images import ImagesConfig
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.labelled import load_images
@@ -38,43 +25,15 @@ _LOG = logging.getLogger(__name__)
 Pixels = NDArray[np.uint8]
 
 
-class ImagesConfig(SynthesizerConfig):
-    """The ``synthesis`` section of a recipe with ``method: images``."""
-
-    method: Literal["images"] = "images"
-    path: str = Field(
-        min_length=1,
-        description="Images: .npz, a folder, class folders, .zip with labels.csv, torchvision:NAME:ROOT (its test "
-        "split), as for validate.data; labels are ignored. They should not be the images that validate.data measures "
-        "on.",
-    )
-    resize: int | None = Field(None, ge=1, description="Shorter side, bicubic, before the crop.")
-    crop: int | None = Field(None, ge=1, description="Centre crop.")
-    limit: int | None = Field(
-        None, ge=1, description="Only so many images, evenly spread; null: as many as the run needs."
-    )
-    part: Literal["training", "grading"] = Field(
-        "training", description="Which end of them; the source that grades is given the other one."
-    )
-
-    def resolved(self, find: Callable[[str], str]) -> Self:
-        """The same with the path found; a torchvision data set is not a file."""
-        if self.path.startswith("torchvision:"):
-            return self
-        return self.model_copy(update={"path": find(self.path)})
-
-
 class Images(Synthesizer):
     """Images similar to the lost ones, from a file or folder, used as they are; labels are ignored."""
 
-    Config = ImagesConfig
-    needs: ClassVar[frozenset[str]] = frozenset({"images"})
+    config: ImagesConfig
 
     def __init__(
         self, config: ImagesConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
     ) -> None:
         super().__init__(config, teacher, generator, demand)
-        self.config = config
         own = demand.training + demand.fresh
         found = self._found()
         taken = found[:own] if config.part == "training" else found[len(found) - own :]
@@ -83,16 +42,6 @@ class Images(Synthesizer):
         self.chosen = torch.randperm(own, generator=generator, device=self.device)
         self.given = 0
         self.order = Deck(demand.training, generator, self.chosen)
-
-    @classmethod
-    def real_data_of(cls, config: SynthesizerConfig) -> str:
-        """Always: they are it."""
-        return "similar images"
-
-    @classmethod
-    def grading_config(cls, config: SynthesizerConfig) -> SynthesizerConfig:
-        """The same images from the other end."""
-        return config.model_copy(update={"part": "grading"})
 
     def _found(self) -> Pixels:
         """Different images (N, H, W, C) in the order of their hashes, enough for both synthesizers of the run.

@@ -1,0 +1,131 @@
+"""What every synthesizer's section of a recipe has, and what it says of its method before anything is computed.
+
+What belongs here: the base of these sections and of their loss weights, and what is asked of a synthesizer. Listing,
+planning and reports read a method's facts off its section, so nothing here, nor any section, imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from dfqkit.config.section import Section
+
+__all__ = ["NO_DEMAND", "UNKNOWN", "Demand", "LossWeights", "SynthesizerConfig"]
+
+#: What `SynthesizerConfig.real_data` says where nothing tells.
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """What the caller is going to ask of a synthesizer, for schedules and for methods that make a set beforehand.
+
+    Attributes:
+        training: different images that `Synthesizer.training_batch` should draw from.
+        fresh: images that `Synthesizer.sample` will be asked for, in all.
+        game_rounds: rounds with students after the warm-up.
+        beside: what the run's other synthesizer of the same configuration is asked for, the one that grades or, for
+            that one, the main one; None where it is not known. Sources of a limited number of images leave that many.
+    """
+
+    training: int = 256
+    fresh: int = 0
+    game_rounds: int = 0
+    beside: Demand | None = None
+
+    @property
+    def images(self) -> int:
+        """Training and fresh images together."""
+        return self.training + self.fresh
+
+
+NO_DEMAND = Demand()
+
+
+class SynthesizerConfig(Section):
+    """Base of every method's section; the first line of a section's docstring is what lists say of the method.
+
+    Attributes:
+        implementation: the class that does it, as ``module:Class``; imported when it is built.
+        needs: what the method cannot do without, of "batchnorm" (layers with running statistics), "linear_head" (a
+            linear layer that gives the logits), "features" (what enters the last layer), "student" (one to play
+            against, in the warm-up too), "records" and "images" (files that the section names).
+        warning: what every report about its images must open with; None for most methods.
+    """
+
+    implementation: ClassVar[str]
+    needs: ClassVar[frozenset[str]] = frozenset()
+    warning: ClassVar[str | None] = None
+
+    method: str
+    low_pass: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Gaussian low-pass on every image that is drawn, D0 as a share of the image's size (SynQ: 20 to "
+        "100 of 224 pixels); null leaves images as they are.",
+    )
+
+    @classmethod
+    def summary(cls) -> str:
+        """The method in one line."""
+        return (cls.__doc__ or "").partition("\n")[0]
+
+    @property
+    def needed(self) -> frozenset[str]:
+        """What this configuration needs; less or more than ``needs`` where options decide."""
+        return self.needs
+
+    def warnings(self) -> tuple[str, ...]:
+        """What reports about images of this configuration must open with."""
+        return () if self.warning is None else (self.warning,)
+
+    def real_data(self) -> str | None:
+        """What real data took part in images of this configuration, its files found, in a few words.
+
+        Returns:
+            A phrase such as "similar images"; `UNKNOWN` where that cannot be told; None where the teacher alone was
+            needed. Methods that read data, or what was made of data, override this.
+        """
+        return None
+
+    def resolved(self, find: Callable[[str], str]) -> Self:
+        """The same, with every file that it names found by ``find``; methods that read files override this."""
+        return self
+
+    def grading(self) -> Self:
+        """Configuration of the separate, differently seeded synthesizer whose images grade the result."""
+        return self
+
+    def at_cost(self, passes: int, demand: Demand) -> Self:
+        """The same method sized to a budget, as comparisons at equal cost need it.
+
+        Args:
+            passes: teacher forward+backward image passes that the warm-up may take, at the most; a method whose
+                smallest unit is larger than that takes one unit.
+            demand: what will be asked of it.
+
+        Returns:
+            A configuration, all that does not decide the cost as it was; the same one where a method has no cost
+            (`images`, `noise`).
+        """
+        return self
+
+
+class LossWeights(Section):
+    """Base of every method's ``weights``: factors of its loss terms, of which at least one must count."""
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if all(value == 0 for value in self.model_dump().values()):
+            message = (
+                "all are 0, which optimises nothing and leaves noise; give one a value above 0, or use method noise "
+                "where a baseline is wanted"
+            )
+            raise ValueError(message)
+        return self

@@ -1,0 +1,84 @@
+"""The algorithm of DeepInversion; its source, formula and deviations are told in the package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dfqkit import losses
+from dfqkit.config.synthesis import NO_DEMAND, Demand
+from dfqkit.synthesis.methods.deepinversion import DeepInversionConfig
+from dfqkit.synthesis.pixels import PixelSynthesizer, Stage
+from dfqkit.teacher.load import Teacher
+from dfqkit.teacher.sources import USER_CODE_ERRORS
+from dfqkit.teacher.taps import BatchNormTap
+from dfqkit_export.errors import RecipeError
+
+
+class DeepInversion(PixelSynthesizer):
+    """Batches of pixels with assigned labels, BatchNorm statistics and image priors."""
+
+    config: DeepInversionConfig
+
+    def __init__(
+        self, config: DeepInversionConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
+    ) -> None:
+        super().__init__(config, teacher, generator, demand)
+        self.weights = config.weights.model_dump()
+        self.tap = BatchNormTap(teacher.model)
+        self.labels = torch.zeros(0, dtype=torch.int64, device=self.device)
+        for stage in self._stages(config.steps):
+            if stage.shrink > 1:
+                self._require_half_size(stage.shrink)
+
+    def _draw(self) -> None:
+        self.labels = self._assigned_labels()
+
+    def _terms(self, images: Tensor, students: Sequence[nn.Module]) -> dict[str, Tensor]:
+        with self.tap as tap:
+            logits = self.teacher.model(images)
+        layers = tap.deviations(losses.bn_l2)
+        layers[0] = self.config.first_bn * layers[0]
+        terms = {"ce": nn.functional.cross_entropy(logits, self.labels), "bn": torch.stack(layers).sum()}
+        if self.weights["tv_l2"]:
+            terms["tv_l2"] = losses.tv_l2(images)
+        if self.weights["tv_l1"]:
+            terms["tv_l1"] = losses.tv_l1(images)
+        if self.weights["l2"]:
+            norm = losses.l2_batch if self.config.l2_over == "batch" else losses.l2_image
+            terms["l2"] = norm(images)
+        return terms | self._against(students, images, logits)
+
+    def _against(self, students: Sequence[nn.Module], images: Tensor, logits: Tensor) -> dict[str, Tensor]:
+        """Terms of a game; none here."""
+        return {}
+
+    def _stages(self, steps: int) -> tuple[Stage, ...]:
+        config = self.config
+        jitter, betas = config.jitter, (0.5, 0.9) if config.schedule in ("imagenet0", "imagenet1") else (0.9, 0.999)
+        low = steps * 2 // 3 if config.schedule == "imagenet0" else 0
+        full = Stage(start=low, stop=steps, jitter=jitter, clamp=config.clamp, betas=betas)
+        if not low:
+            return (full,)
+        return Stage(start=0, stop=low, jitter=jitter // 2, clamp=config.clamp, betas=betas, shrink=2), full
+
+    def _extra_tensors(self) -> dict[str, Tensor]:
+        return {"labels": self.labels} if self.at else {}
+
+    def _load_extra_tensors(self, state: dict[str, Tensor]) -> None:
+        self.labels = state.get("labels", self.labels)
+
+    def _require_half_size(self, shrink: int) -> None:
+        channels, height, width = self.teacher.image.shape
+        size = (channels, height // shrink, width // shrink)
+        try:
+            self.teacher.logits(torch.zeros((1, *size), device=self.device))
+        except USER_CODE_ERRORS as error:
+            message = (
+                f"Schedule '{self.config.schedule}' shows the teacher images of {size[1]}x{size[2]} pixels first, and "
+                f"teacher '{self.teacher.name}' does not take them ({error}). Use schedule cifar, imagenet1 or "
+                "imagenet2, which keep the full size."
+            )
+            raise RecipeError(message) from error

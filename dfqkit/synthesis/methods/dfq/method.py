@@ -1,0 +1,43 @@
+"""The algorithm of DFQ; its source, formula and deviations are told in the package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dfqkit import losses
+from dfqkit.config.synthesis import NO_DEMAND, Demand
+from dfqkit.synthesis.methods.dfq import DFQConfig
+from dfqkit.synthesis.online import OnlineSynthesizer
+from dfqkit.teacher.load import Teacher
+from dfqkit.teacher.taps import BatchNormTap
+
+
+class DFQ(OnlineSynthesizer):
+    """An ensemble of generators trained on a teacher's BatchNorm statistics and against quantized students."""
+
+    config: DFQConfig
+
+    def __init__(
+        self, config: DFQConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
+    ) -> None:
+        self.tap = BatchNormTap(teacher.model)
+        super().__init__(config, teacher, generator, demand)
+        self.weights = config.weights.model_dump()
+        if config.weights.batch_entropy is None:
+            self.weights["batch_entropy"] = 1.0 if teacher.image.classes <= 10 else 10.0
+
+    def _terms(self, images: Tensor, students: Sequence[nn.Module]) -> dict[str, Tensor]:
+        with self.tap as tap:
+            logits = self.teacher.model(images)
+            terms = {
+                "bn": torch.stack(tap.deviations(losses.bn_kl)).sum(),
+                "instance_entropy": losses.instance_entropy(logits),
+                "batch_entropy": losses.class_balance(logits),
+            }
+        if students and self.weights["adversarial"]:
+            divergences = [losses.kd_kl(student(images), logits) for student in students]
+            terms["adversarial"] = -torch.stack(divergences).mean()
+        return terms

@@ -1,0 +1,188 @@
+"""Several sources at once, each with its share of the images.
+
+What belongs here: the section that lists sources, and one synthesizer made of theirs. A recipe writes
+
+    synthesis:
+      sources:
+        - {method: dfq, share: 0.6}
+        - {method: images, share: 0.4, path: similar}
+
+There is no paper and no loss; each source keeps its own. What is decided here:
+
+- Order of images. Sources take turns by share (see `turns`): however many images are drawn, each source has given its
+  share up to rounding, and every batch holds all of them, so that nothing needs to be shuffled. Fresh and training
+  images are counted apart.
+- Rounds. A warm-up round is one round of one source; they take turns by their numbers of rounds, so that all finish
+  together. Against students every source plays in every round.
+- Students in the warm-up (methods that cannot do without get one) are only shown to the sources that need them.
+- A source with share 0 is left out.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, SerializeAsAny, field_validator, model_serializer, model_validator
+from typing_extensions import Self
+
+from dfqkit.config.registry import synthesizer_config
+from dfqkit.config.section import Section
+from dfqkit.config.synthesis import UNKNOWN, Demand, SynthesizerConfig
+from dfqkit.synthesis.methods.mixture.turns import counts
+
+
+class Source(Section):
+    """One source of a mixture: ``method`` and its own keys, and ``share``."""
+
+    share: float = Field(1.0, ge=0, description="Its part of the images, relative to the other sources' shares.")
+    config: SerializeAsAny[SynthesizerConfig] = Field(description="The method's own section.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        """The method's keys stand beside ``share``, and errors name them there."""
+        if not isinstance(value, Mapping) or isinstance(value.get("config"), SynthesizerConfig):
+            return value
+        fields = dict(value)
+        share = {"share": fields.pop("share")} if "share" in fields else {}
+        if "sources" in fields or fields.get("method") == "mixture":
+            message = "is a mixture within a mixture; list its sources here, with their shares multiplied by its own"
+            raise ValueError(message)
+        if "method" not in fields:
+            message = "needs a method, e.g. {method: dfq, share: 0.5}"
+            raise ValueError(message)
+        return {"config": synthesizer_config(str(fields["method"])).model_validate(fields), **share}
+
+    @model_serializer(mode="wrap")
+    def _joined(self, handler: Callable[[Source], dict[str, Any]]) -> dict[str, Any]:
+        fields = handler(self)
+        own = fields.pop("config")
+        return {"method": own.pop("method"), **fields, **own}
+
+    def with_config(self, config: SynthesizerConfig) -> Source:
+        """The same share of another configuration."""
+        return self.model_copy(update={"config": config})
+
+    def places(self) -> list[str]:
+        """Where it takes images from, to use them or to start from them."""
+        fields = self.config.model_dump()
+        named = [fields.get("path") if "images" in self.config.needs else None, fields.get("start_from")]
+        return [place if place.startswith("torchvision:") else os.path.normpath(place) for place in named if place]
+
+    def costs(self, demand: Demand) -> bool:
+        """Whether the method has a cost: those without return the configuration itself."""
+        return self.config.at_cost(1, demand) is not self.config
+
+
+class MixtureConfig(SynthesizerConfig):
+    """Several sources, each with its share of the images; needs what they need."""
+
+    implementation: ClassVar[str] = "dfqkit.synthesis.methods.mixture.method:Mixture"
+
+    method: Literal["mixture"] = "mixture"
+    sources: tuple[Source, ...] = Field(
+        description="Each with its method, that method's keys, and share; shares need not sum to 1.",
+        json_schema_extra={
+            "items": {
+                "type": "object",
+                "required": ["method"],
+                "properties": {"method": {"type": "string"}, "share": {"type": "number", "minimum": 0, "default": 1}},
+            }
+        },
+    )
+
+    @field_validator("sources")
+    @classmethod
+    def _divisible(cls, value: tuple[Source, ...]) -> tuple[Source, ...]:
+        total = sum(source.share for source in value)
+        if not 0 < total < math.inf:
+            message = (
+                f"shares must sum to a finite number above 0, found {[source.share for source in value] or 'none'}"
+            )
+            raise ValueError(message)
+        places = [place for source in value for place in source.places()]
+        twice = [place for place in places if places.count(place) > 1]
+        if twice:
+            message = (
+                f"two sources take images from one place ({', '.join(twice)}); list it once, with their shares added, "
+                "or give each images of its own"
+            )
+            raise ValueError(message)
+        return value
+
+    @property
+    def active(self) -> tuple[Source, ...]:
+        """The sources that give images."""
+        return tuple(source for source in self.sources if source.share)
+
+    @property
+    def shares(self) -> list[float]:
+        """Of the active sources, normalised to a sum of 1."""
+        total = sum(source.share for source in self.active)
+        return [source.share / total for source in self.active]
+
+    @property
+    def memory(self) -> int:
+        """Images that the sources remember, for the space that a run takes."""
+        return sum(getattr(source.config, "memory", 0) for source in self.active)
+
+    def resolved(self, find: Callable[[str], str]) -> Self:
+        """The same with every source's files found."""
+        return self.model_copy(update={"sources": tuple(s.with_config(s.config.resolved(find)) for s in self.active)})
+
+    @property
+    def needed(self) -> frozenset[str]:
+        """What any source needs."""
+        return frozenset[str]().union(*(source.config.needed for source in self.active))
+
+    def warnings(self) -> tuple[str, ...]:
+        """The sources' warnings, each once, with the share that it is about."""
+        found: dict[str, float] = {}
+        for source, share in zip(self.active, self.shares, strict=True):
+            for text in source.config.warnings():
+                found[text] = found.get(text, 0.0) + share
+        return tuple(f"{100 * share:.3g} % of the images: {text}" for text, share in found.items())
+
+    def real_data(self) -> str | None:
+        """The sources' phrases, each once; `UNKNOWN` only where none is known."""
+        told = (source.config.real_data() for source in self.active)
+        found = list(dict.fromkeys(phrase for phrase in told if phrase is not None))
+        known = " and ".join(phrase for phrase in found if phrase != UNKNOWN)
+        return known or (UNKNOWN if found else None)
+
+    def grading(self) -> Self:
+        """Every source's own, with the same shares."""
+        return self.model_copy(update={"sources": tuple(s.with_config(s.config.grading()) for s in self.active)})
+
+    def at_cost(self, passes: int, demand: Demand) -> Self:
+        """The budget, split by share over the sources that have a cost; they take no more than their parts."""
+        sources, demands = list(self.active), self.demands(demand)
+        costly = [index for index, source in enumerate(sources) if source.costs(demands[index])]
+        total = sum(self.shares[index] for index in costly)
+        for index in costly:
+            own = math.floor(passes * self.shares[index] / total)
+            sources[index] = sources[index].with_config(sources[index].config.at_cost(own, demands[index]))
+        return self.model_copy(update={"sources": tuple(sources)}) if costly else self
+
+    def demands(self, demand: Demand) -> list[Demand]:
+        """What is asked of each active source: exactly what the first ``demand.fresh`` draws will ask, and so on.
+
+        Every source keeps at least one training image, where any are asked for, because more batches are drawn than
+        there are different images.
+        """
+        beside: Sequence[Demand | None] = [None] * len(self.active)
+        if demand.beside is not None:
+            beside = self.demands(demand.beside)
+        fresh, training = counts(self.shares, demand.fresh), counts(self.shares, demand.training)
+        return [
+            Demand(
+                training=max(training[index], min(demand.training, 1)),
+                fresh=fresh[index],
+                game_rounds=demand.game_rounds,
+                beside=beside[index],
+            )
+            for index in range(len(self.active))
+        ]

@@ -1,0 +1,52 @@
+"""The algorithm of ZSKT; its source, formula and deviations are told in the package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dfqkit import losses
+from dfqkit.config.synthesis import NO_DEMAND, Demand
+from dfqkit.synthesis.base import Losses
+from dfqkit.synthesis.methods.zskt import ZSKTConfig
+from dfqkit.synthesis.online import OnlineSynthesizer
+from dfqkit.teacher.load import Teacher
+from dfqkit_export.errors import RecipeError
+
+
+class ZSKT(OnlineSynthesizer):
+    """Generators that play against students, without any prior on images."""
+
+    config: ZSKTConfig
+
+    betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
+
+    def __init__(
+        self, config: ZSKTConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
+    ) -> None:
+        super().__init__(config, teacher, generator, demand)
+        self.weights = {"adversarial": 1.0}
+        self.divergence = {"kl": losses.kd_kl, "l1": losses.logit_l1}[config.adversary]
+
+    def synthesize(self, students: Sequence[nn.Module] = ()) -> Losses:
+        """One round against the students: of the warm-up while that lasts, then of the game.
+
+        Raises:
+            RecipeError: without a student.
+        """
+        if not students:
+            message = (
+                "Synthesizer 'zskt' makes images on which teacher and student differ, and was given no student. It "
+                "needs one in every round, in the warm-up too: call synthesize([student]), frozen and in eval mode, or "
+                "use a method that works from the teacher alone (dfq, dafl)."
+            )
+            raise RecipeError(message)
+        return super().synthesize(students)
+
+    def _terms(self, images: Tensor, students: Sequence[nn.Module]) -> dict[str, Tensor]:
+        logits = self.teacher.model(images)
+        divergences = [self.divergence(student(images), logits) for student in students]
+        return {"adversarial": -torch.stack(divergences).mean()}
