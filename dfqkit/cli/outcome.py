@@ -25,7 +25,7 @@ exit codes:
   0    good
   1    a check failed: the report's verdict is `failed`
   2    usage, recipe, teacher or file: the message says what to do
-  3    a runtime or device is not available on this machine
+  3    a runtime, device or extra is not available on this machine
   4    a bug in dfqkit, with a traceback
   130  interrupted, with the command that resumes
 
@@ -83,6 +83,14 @@ def guarded(action: Callable[[], int]) -> int:
         except BrokenPipeError:
             discard_stdout()
             return 0
+        except ModuleNotFoundError as error:
+            from dfqkit_export.env import missing_extra
+
+            missing = missing_extra(error)
+            if missing is None:
+                return _unforeseen(error)
+            note(f"error: {missing}")
+            return missing.exit_code
         except Exception as error:  # the last resort: every other error is one that nobody foresaw
             return _unforeseen(error)
         return code

@@ -14,6 +14,7 @@ __all__ = [
     "BusyError",
     "CheckFailedError",
     "DfqkitError",
+    "MissingExtraError",
     "RecipeError",
     "RuntimeCrashedError",
     "RuntimeUnavailableError",
@@ -56,6 +57,10 @@ class RuntimeUnavailableError(DfqkitError):
     """A runtime that is not installed on this machine."""
 
     exit_code: ClassVar[int] = 3
+
+
+class MissingExtraError(RuntimeUnavailableError):
+    """A package that only some commands need, and that is not installed."""
 
 
 class RuntimeCrashedError(DfqkitError):

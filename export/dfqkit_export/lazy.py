@@ -29,6 +29,11 @@ def attach(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any]
         if name not in homes:
             message = f"module '{package}' has no attribute '{name}'"
             raise AttributeError(message)
-        return getattr(import_module(homes[name]), name)
+        try:
+            return getattr(import_module(homes[name]), name)
+        except ModuleNotFoundError as error:
+            from dfqkit_export.env import missing_extra
+
+            raise missing_extra(error) or error from error
 
     return resolve, lambda: sorted(homes)
