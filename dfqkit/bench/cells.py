@@ -34,6 +34,7 @@ from dfqkit_export.errors import ArtefactError, BusyError
 from dfqkit_export.files import write_bytes
 from dfqkit_export.images.labelled import LabelledImages
 from dfqkit_export.measure import metrics
+from dfqkit_export.measure.kinds import AGREEMENT, TOP1_DROP
 from dfqkit_export.words import some
 
 #: The stage of a cell's folder that holds what was measured.
@@ -209,7 +210,7 @@ def _run(path: Path, test: LabelledImages, teacher: Teacher) -> NDArray[np.float
 def _line(result: dict[str, Any]) -> str:
     values = {metric["name"]: metric["value"] for metric in result["metrics"]}
     return (
-        f"{result['contestant']} {result['bits']} {result['mode']} seed {result['seed']}: drop "
-        f"{values['top1_drop']:.2f}, agreement {values['agreement']:.2f} %, {result['cost']['synthesis']} passes, "
-        f"{result['seconds']['synthesis']:.0f} s"
+        f"{result['contestant']} {result['bits']} {result['mode']} seed {result['seed']}: "
+        f"drop {values[TOP1_DROP.name]:.2f}, agreement {values[AGREEMENT.name]:.2f} %, "
+        f"{result['cost']['synthesis']} passes, {result['seconds']['synthesis']:.0f} s"
     )

@@ -9,6 +9,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dfqkit_export.measure.kinds import TOP1_DROP, MetricKind, known_kinds
+
 SCHEMA = 1
 
 #: Columns of the image table: key of `imagestats.image_statistics`, heading, digits.
@@ -62,15 +64,15 @@ def rows(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"contestant": contestant, "method": members[0]["method"], "bits": bits, "mode": mode}
         row["n"] = len(members)
         row["seeds"] = [cell["seed"] for cell in members]
-        for name in ("top1", "top1_drop", "agreement", "kl", "integer_ops"):
+        for name in dict.fromkeys(metric["name"] for metric in members[0]["metrics"]):
             row[name] = spread([_metric(cell, name)["value"] for cell in members])
-        row["drop_stderr"] = statistics.mean(_metric(cell, "top1_drop")["stderr"] or 0.0 for cell in members)
+        row["drop_stderr"] = statistics.mean(_metric(cell, TOP1_DROP.name)["stderr"] or 0.0 for cell in members)
         for name in ("synthesis", "game"):
             row[f"{name}_passes"] = spread([cell["cost"][name] for cell in members])
             row[f"{name}_seconds"] = spread([cell["seconds"][name] for cell in members])
         found.append(row)
     order = {bits: index for index, bits in enumerate(dict.fromkeys(row["bits"] for row in found))}
-    return sorted(found, key=lambda row: (row["mode"], order[row["bits"]], row["top1_drop"]["mean"]))
+    return sorted(found, key=lambda row: (row["mode"], order[row["bits"]], row[TOP1_DROP.name]["mean"]))
 
 
 def image_rows(cells: Sequence[Mapping[str, Any]], real: Mapping[str, float | None]) -> list[dict[str, Any]]:
@@ -111,23 +113,24 @@ def sections(rows_: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[M
     return found
 
 
+def columns(rows_: Sequence[Mapping[str, Any]]) -> list[MetricKind]:
+    """Return the metrics that tables show, as far as there are rows with them."""
+    return [kind for kind in known_kinds() if kind.short and all(kind.name in row for row in rows_)]
+
+
 def markdown(data: Mapping[str, Any]) -> str:
     """The document's tables."""
     provenance = data["provenance"]
     lines = [f"# {provenance['title']}", "", *_facts(data), "", *(f"- {text}" for text in data["warnings"]), ""]
     for (bits, mode), members in sections(data["rows"]).items():
-        lines += [
-            f"## {bits}, {mode}",
-            "",
-            "| source | top-1 % | drop | agreement % | n | passes | seconds |",
-            "| --- | --- | --- | --- | --- | --- | --- |",
-        ]
+        kinds = [kind for kind in columns(members) if kind.about != "file"]
+        heads = ["source", *(kind.short for kind in kinds), "n", "passes", "seconds"]
+        lines += [f"## {bits}, {mode}", "", f"| {' | '.join(heads)} |", f"| {' | '.join(['---'] * len(heads))} |"]
         for row in members:
             passes, seconds = _total(row, "passes"), _total(row, "seconds")
-            lines.append(
-                f"| {row['contestant']} | {text_of(row['top1'])} | {text_of(row['top1_drop'])} | "
-                f"{text_of(row['agreement'])} | {row['n']} | {passes:,.0f} | {seconds:,.0f} |"
-            )
+            values = [text_of(row[kind.name]) for kind in kinds]
+            cells = [row["contestant"], *values, str(row["n"]), f"{passes:,.0f}", f"{seconds:,.0f}"]
+            lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     headings = " | ".join(heading for _, heading, _ in IMAGE_COLUMNS)
     lines += ["## The images", "", f"| source | {headings} |", "| --- |" + " --- |" * len(IMAGE_COLUMNS)]

@@ -182,9 +182,11 @@ def _settle(path: Path, args: argparse.Namespace, device: str) -> None:
 
 def _best(table: list[dict[str, Any]], count: int) -> list[str]:
     """The contestants with the smallest mean drop over all schemes of calibration, so that no seed decides alone."""
+    from dfqkit_export.measure.kinds import TOP1_DROP
+
     drops: dict[str, list[float]] = {}
     for row in table:
-        drops.setdefault(row["contestant"], []).append(row["top1_drop"]["mean"])
+        drops.setdefault(row["contestant"], []).append(row[TOP1_DROP.name]["mean"])
     return sorted(drops, key=lambda name: sum(drops[name]))[:count]
 
 

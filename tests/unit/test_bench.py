@@ -17,13 +17,14 @@ from dfqkit.bench.cells import Bench
 from dfqkit.bench.grid import Cell, Grid, contestants
 from dfqkit.bench.imagestats import image_statistics
 from dfqkit.bench.page import page
-from dfqkit.bench.plots import cost_plot, drop_plot, nice_step
+from dfqkit.bench.plots import cost_plot, drop_plot
 from dfqkit.bench.table import document, markdown, rows, spread
 from dfqkit.cli import main
 from dfqkit.config.recipe import list_recipes
 from dfqkit.progress import silent
 from dfqkit.run.folder import RunFolder
 from dfqkit_export.errors import BusyError, RecipeError
+from dfqkit_export.report.svg import nice_step
 from tests._toys import toy_teacher
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from dfqkit_export.measure.kinds import Metric
 from dfqkit_export.report.rows import figure
+from dfqkit_export.report.svg import Axis, columns, line, picture, rows, tick
 
 __all__ = ["interval_chart", "loss_charts"]
 
@@ -64,34 +65,27 @@ def interval_chart(estimate: Mapping[str, Any], measured: Metric | None) -> str:
     truth = None if measured is None else _number(measured.value)
     first, last = _span([0.0, low, high, *([truth] if truth is not None else [])])
     margin = 0.05 * (last - first)
-    scale = (_WIDE - 2 * _RIGHT) / (last - first + 2 * margin)
-
-    def place(number: float) -> float:
-        return _RIGHT + scale * (number - first + margin)
-
-    marks = "".join(
-        f'<text class="tick" x="{place(number):.1f}" y="62" text-anchor="middle">{number:.2f}</text>'
-        for number in dict.fromkeys((first, last))
-    )
+    axis = Axis(low=first - margin, high=last + margin, start=_RIGHT, end=_WIDE - _RIGHT)
+    ends = dict.fromkeys((first, last))
     drawn = (
-        f'<line class="grid" x1="{_RIGHT}" x2="{_WIDE - _RIGHT}" y1="46" y2="46"/>'
-        f'<line class="grid" x1="{place(0.0):.1f}" x2="{place(0.0):.1f}" y1="12" y2="46"/>'
-        f'<line class="curve" x1="{place(low):.1f}" x2="{place(high):.1f}" y1="24" y2="24"/>'
-        f'<circle class="dot" cx="{place(value):.1f}" cy="24" r="4.5"><title>estimated {value:.2f}</title></circle>'
+        line("grid", _RIGHT, 46, _WIDE - _RIGHT, 46)
+        + line("grid", axis(0.0), 12, axis(0.0), 46)
+        + line("curve", axis(low), 24, axis(high), 24)
+        + f'<circle class="dot" cx="{axis(value):.1f}" cy="24" r="4.5"><title>estimated {value:.2f}</title></circle>'
     )
     key = "dot: estimated, with its interval"
     if truth is not None:
-        x = place(truth)
+        x = axis(truth)
         drawn += (
             f'<path class="curve c1" d="M{x - 5:.1f} 33l10 10m0 -10l-10 10"><title>measured {truth:.2f}</title></path>'
         )
         key += "; cross: measured on labelled images"
     label = f"Estimated drop {value:.2f} points, interval {low:.2f} to {high:.2f}"
     label += "" if truth is None else f", measured {truth:.2f}"
+    marks = columns(axis, ends, top=0, bottom=0, y=62, text="{:.2f}".format)
     return (
         f'<figure class="chart"><figcaption>Drop in points <span class="quiet">{key}</span></figcaption>'
-        f'<svg viewBox="0 0 {_WIDE} 66" role="img" aria-label="{escape(label, quote=True)}">{drawn}{marks}</svg>'
-        "</figure>"
+        f"{picture(_WIDE, 66, label, drawn + marks)}</figure>"
     )
 
 
@@ -105,33 +99,22 @@ def _figure(name: str, members: Mapping[str, Points]) -> str:
     everything = [point for points in series.values() for point in points]
     low_x, high_x = _span([x for x, _ in everything])
     low_y, high_y = _span([y for _, y in everything])
-    inner_w, inner_h = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
-
-    def place(point: tuple[float, float]) -> str:
-        x = _LEFT + inner_w * (point[0] - low_x) / (high_x - low_x)
-        y = _TOP + inner_h * (high_y - point[1]) / (high_y - low_y)
-        return f"{x:.1f},{y:.1f}"
-
+    bottom = _HEIGHT - _BOTTOM
+    across = Axis(low=low_x, high=high_x, start=_LEFT, end=_WIDTH - _RIGHT)
+    up = Axis(low=low_y, high=high_y, start=bottom, end=_TOP)
+    paths = [" ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in points) for points in series.values()]
     lines = "".join(
         f'<polyline class="curve c{index % 4}" stroke-dasharray="{_DASHES[index % 4]}" '
-        f'points="{" ".join(place(point) for point in points)}"><title>{escape(member or name)}</title></polyline>'
-        for index, (member, points) in enumerate(series.items())
+        f'points="{path}"><title>{escape(member or name)}</title></polyline>'
+        for index, (member, path) in enumerate(zip(series, paths, strict=True))
     )
-    grid = "".join(
-        f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        f'<text class="tick" x="{_LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{figure(_short(value))}</text>'
-        for value, y in ((high_y, _TOP), ((low_y + high_y) / 2, _TOP + inner_h / 2), (low_y, _TOP + inner_h))
-    )
-    axis = (
-        f'<text class="tick" x="{_LEFT}" y="{_HEIGHT - 5}">{figure(_short(low_x))}</text>'
-        f'<text class="tick" x="{_WIDTH - _RIGHT}" y="{_HEIGHT - 5}" text-anchor="end">'
-        f"round {figure(_short(high_x))}</text>"
-    )
-    label = escape(f"{name}: {_summary(series)}", quote=True)
+    heights = (high_y, (low_y + high_y) / 2, low_y)
+    grid = rows(up, heights, left=_LEFT, right=_WIDTH - _RIGHT, text=_text)
+    ends = tick(_LEFT, _HEIGHT - 5, _text(low_x))
+    ends += tick(_WIDTH - _RIGHT, _HEIGHT - 5, f"round {_text(high_x)}", anchor="end")
     return (
         f'<figure class="chart"><figcaption>{escape(name)} <span class="quiet">{_ends(series)}</span></figcaption>'
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">{grid}{axis}{lines}</svg>'
-        f"{_legend(series)}</figure>"
+        f"{picture(_WIDTH, _HEIGHT, f'{name}: {_summary(series)}', grid + ends + lines)}{_legend(series)}</figure>"
     )
 
 
@@ -150,9 +133,8 @@ def _span(values: list[float]) -> tuple[float, float]:
     return low, high
 
 
-def _short(value: float) -> float | int:
-    rounded = float(f"{value:.3g}")
-    return int(value) if value == int(value) and abs(value) < 1e6 else rounded
+def _text(value: float) -> str:
+    return figure(int(value) if value == int(value) and abs(value) < 1e6 else float(f"{value:.3g}"))
 
 
 def _summary(series: Mapping[str, Points]) -> str:
@@ -164,7 +146,7 @@ def _ends(series: Mapping[str, Points]) -> str:
     if len(series) != 1:
         return f"{len(series)} members"
     points = next(iter(series.values()))
-    return f"{figure(_short(points[0][1]))} → {figure(_short(points[-1][1]))}"
+    return f"{_text(points[0][1])} → {_text(points[-1][1])}"
 
 
 def _legend(series: Mapping[str, Points]) -> str:

@@ -20,21 +20,23 @@ __all__ = ["document", "facts", "section", "table"]
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
 
 
-def document(title: str, body: str, footer: str) -> str:
+def document(title: str, body: str, footer: str = "", *, style: str = "") -> str:
     """Frame a whole page that needs no network and no script.
 
     Args:
         title: Title of the window.
         body: Markup.
-        footer: Text.
+        footer: Text; "" for none.
+        style: Rules beside those that all pages have.
     """
+    ending = f"<footer>{escape(footer)}</footer>" if footer else ""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}<footer>{escape(footer)}</footer>\n"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}{ending}\n"
         f"</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
 
