@@ -10,6 +10,7 @@ were; the exit code is 1 unless all and none.
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 import time
@@ -18,7 +19,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dfqkit_export.backends.onnxruntime.session import OrtSession
-from dfqkit_export.bundle import open_bundle
 from dfqkit_export.gate import Baseline, CaseOutcome, Options, check, check_path, open_subject
 from dfqkit_export.sentinel import normalized
 from tests._faults import FAULTS, VARIANTS, inject
@@ -37,14 +37,18 @@ def main() -> int:
     parser.add_argument("--into", type=Path, help="put the faults into this good file instead of the recorded one")
     parser.add_argument("--variants", action="store_true", help="try further shapes of the faults, too")
     args = parser.parse_args()
-    with open_bundle(args.into or args.bundle) as bundle, tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
+        good = args.into or args.bundle
+        if good.is_file():
+            shutil.unpack_archive(good, Path(folder) / "good")
+            good = Path(folder) / "good"
         recorded = check([args.bundle], Baseline(), Options(update=True)).baseline
         assert recorded is not None
         assert recorded.cases, "the bundle itself was refused"
         _print_overhead(args.bundle, recorded)
         rows = []
         for name in (*FAULTS, *(VARIANTS if args.variants else ())):
-            layer = inject(name, bundle.root, Path(folder) / name)
+            layer = inject(name, good, Path(folder) / name)
             outcome = check([Path(folder) / name], recorded)
             rows.append((name, layer, outcome, message_of(outcome.cases[0])))
         print("| fault | in layer | verdict | exit | message |\n|---|---|---|--:|---|")

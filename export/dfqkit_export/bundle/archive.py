@@ -1,33 +1,34 @@
-"""Zips: written so that equal bundles are equal bytes, unpacked so that nothing gets out or grows without end.
+"""Zips: written so that equal bundles are equal bytes, read without being extracted.
 
-What belongs here: both directions, and nothing about what the files mean.
+What belongs here: both directions, and nothing about what the files mean. Of a zip, only members that are asked for by
+name are read, so that no name in it ever becomes a path.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
-import stat
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from dfqkit_export.bundle.entries import MAX_MODEL, checked_names
+from dfqkit_export.bundle.entries import MAX_MODEL
 from dfqkit_export.errors import ArtefactError
 
-__all__ = ["unpack", "zipped"]
+__all__ = ["digests", "member_names", "take", "zipped"]
 
 # The earliest that the format can say.
 _WHEN = (1980, 1, 1, 0, 0, 0)
 _BLOCK = 1 << 20
 #: A bundle's texts shrink to a tenth, its model hardly; a hundred times is a bomb.
 _MOST_TIMES, _ALWAYS = 100, 32 * 2**20
-_ENCRYPTED = 0x1
 _UNREADABLE = (OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def zipped(files: Mapping[str, bytes]) -> bytes:
-    """A zip of files, sorted by name, without a time or an owner."""
+    """Return a zip of files, sorted by name, without a time or an owner."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name in sorted(files):
@@ -37,37 +38,68 @@ def zipped(files: Mapping[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def unpack(path: Path, folder: Path) -> None:
-    """Unpack a zip of unknown origin into an empty folder.
+def take(path: Path, folder: Path, names: Collection[str]) -> None:
+    """Write the content of the members that are called ``names`` into a folder, under these names.
 
     Args:
-        path: the zip.
-        folder: it may be left half full when this raises.
+        path: the zip, of unknown origin.
+        folder: an empty one; it may be left half full when this raises.
+        names: ours, plain names of files. Those that the zip does not have are left out.
 
     Raises:
-        ArtefactError: it is no zip or damaged; a name leads outside or occurs twice; it holds a link, a device or an
-            encrypted file; or it says, or turns out, to be far larger unpacked than a bundle can be.
+        ArtefactError: it is no zip or damaged; a name occurs twice; a member is encrypted; or it says, or turns out, to
+            have far more in it than a bundle can have.
     """
+    with _opened(path) as archive:
+        for entry in _entries(archive, path, names):
+            with archive.open(entry) as source, (folder / entry.filename).open("xb") as file:
+                # zipfile itself stops at the stated size, and a wrong checksum then says that there was more.
+                while block := source.read(_BLOCK):
+                    file.write(block)
+
+
+def digests(path: Path, names: Collection[str]) -> dict[str, str]:
+    """Return the sha256 of the members that are called ``names``, without those that the zip does not have.
+
+    Raises:
+        ArtefactError: as `take`.
+    """
+    found = {}
+    with _opened(path) as archive:
+        for entry in _entries(archive, path, names):
+            digest = hashlib.sha256()
+            with archive.open(entry) as source:
+                while block := source.read(_BLOCK):
+                    digest.update(block)
+            found[entry.filename] = digest.hexdigest()
+    return found
+
+
+def member_names(path: Path) -> set[str]:
+    """Return the names of all files in a zip, to be compared and nothing else.
+
+    Raises:
+        ArtefactError: It is no zip, or damaged.
+    """
+    with _opened(path) as archive:
+        return {entry.filename for entry in archive.infolist() if not entry.is_dir()}
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-            checked_names((entry.orig_filename for entry in entries), f"'{path}'")
-            _require_sane(entries, path)
-            for entry in entries:
-                target = folder / entry.orig_filename
-                target.parent.mkdir(parents=True, exist_ok=True)
-                _extract(archive, entry, target)
+            yield archive
     except _UNREADABLE as error:
-        message = f"'{path}' cannot be unpacked ({error}). Copy or make the bundle again."
+        message = f"'{path}' cannot be read as a zip ({error}). Copy or make the bundle again."
         raise ArtefactError(message) from error
 
 
-def _require_sane(entries: list[zipfile.ZipInfo], path: Path) -> None:
-    for entry in entries:
-        mode = entry.external_attr >> 16
-        if stat.S_IFMT(mode) not in (0, stat.S_IFREG) or entry.flag_bits & _ENCRYPTED:
-            message = f"'{path}' holds {entry.orig_filename!r}, a link, no plain file, or encrypted. Do not use it."
-            raise ArtefactError(message)
+def _entries(archive: zipfile.ZipFile, path: Path, names: Collection[str]) -> list[zipfile.ZipInfo]:
+    entries = [entry for entry in archive.infolist() if entry.filename in names]
+    if len({entry.filename for entry in entries}) < len(entries):
+        message = f"'{path}' has a file twice. Do not use it."
+        raise ArtefactError(message)
     total = sum(entry.file_size for entry in entries)
     most = min(MAX_MODEL + _ALWAYS, _ALWAYS + _MOST_TIMES * path.stat().st_size)
     if total > most:
@@ -76,10 +108,4 @@ def _require_sane(entries: list[zipfile.ZipInfo], path: Path) -> None:
             "Do not use it."
         )
         raise ArtefactError(message)
-
-
-def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path) -> None:
-    """Write one file; zipfile itself stops at the stated size, and a wrong checksum then says that there was more."""
-    with archive.open(entry) as source, target.open("xb") as file:
-        while block := source.read(_BLOCK):
-            file.write(block)
+    return entries

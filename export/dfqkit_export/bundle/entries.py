@@ -1,6 +1,6 @@
 """What a bundle of unknown origin may hold: names that stay inside, plain files, texts of a sane size.
 
-What belongs here: every check that is the same for a folder, a zip and a manifest.
+What belongs here: every check of what a manifest lists and a folder holds.
 """
 
 from __future__ import annotations

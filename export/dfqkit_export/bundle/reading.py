@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dfqkit_export.bundle.archive import unpack
+from dfqkit_export.bundle.archive import digests, member_names, take
 from dfqkit_export.bundle.entries import (
     MAX_JSON,
     MAX_MODEL,
@@ -37,6 +37,8 @@ __all__ = ["KIND", "LABELS_FILE", "MANIFEST", "MODEL_FILE", "SCHEMA", "Bundle", 
 SCHEMA, KIND = 1, "dfqkit-bundle"
 MANIFEST, MODEL_FILE, TEACHER_FILE = "manifest.json", "model.onnx", "teacher.onnx"
 REPORT_FILE, RECIPE_FILE, LABELS_FILE = "report.json", "recipe.yaml", "labels.txt"
+#: What is read of a zip; whatever else it holds is only hashed, and never becomes a file.
+_READ = (MANIFEST, MODEL_FILE, SENTINEL_FILE, REPORT_FILE, RECIPE_FILE, LABELS_FILE)
 _RUN_FILES = (MODEL_FILE, TEACHER_FILE, SENTINEL_FILE, REPORT_FILE)
 _MAX_RECIPE, _MAX_LABELS = 2**20, 4 * 2**20
 _DAMAGED = (KeyError, TypeError, ValueError, AttributeError, RecursionError, ArtefactError)
@@ -49,7 +51,7 @@ class Bundle:
 
     Attributes:
         path: what was given.
-        root: where its files lie; of a zip, only while it is open.
+        root: where its files lie; of a zip, those that are read, and only while it is open.
         name: of the recipe, or of the file.
         target: what it was made for.
         image: shape and normalisation.
@@ -101,13 +103,22 @@ class Bundle:
         return None if path is None else labels_of(path, self.image.classes)
 
     def damaged(self) -> list[str]:
-        """Names of files that are missing, or not as the manifest lists them."""
-        found = []
-        for name, sha256 in self.files.items():
-            path = plain_file(self.root, name)
-            if path is None or sha256_of_file(path) != sha256:
-                found.append(name)
-        return found
+        """Return the names of files that are missing, or not as the manifest lists them."""
+        if self.path != self.root:
+            found = digests(self.path, self.files)
+        else:
+            paths = {name: plain_file(self.root, name) for name in self.files}
+            found = {name: sha256_of_file(path) for name, path in paths.items() if path is not None}
+        return [name for name, sha256 in self.files.items() if found.get(name) != sha256]
+
+    def unlisted(self) -> set[str]:
+        """Return the names of files that its manifest does not list, the manifest itself aside."""
+        if self.path != self.root:
+            found = member_names(self.path)
+        else:
+            entries = (path for path in self.root.rglob("*") if path.is_symlink() or not path.is_dir())
+            found = {path.relative_to(self.root).as_posix() for path in entries}
+        return found - {MANIFEST, *self.files}
 
 
 @contextmanager
@@ -115,7 +126,7 @@ def open_bundle(path: str | Path) -> Iterator[Bundle]:
     """Open a bundle's folder or zip, or the folder of a run.
 
     Args:
-        path: which; a zip is unpacked into a temporary folder that is gone afterwards.
+        path: which; what is read of a zip lies in a temporary folder that is gone afterwards.
 
     Raises:
         ArtefactError: it is none of them, of another version, damaged, or holds what no bundle may hold.
@@ -129,12 +140,12 @@ def open_bundle(path: str | Path) -> Iterator[Bundle]:
         raise ArtefactError(message)
     if not zipfile.is_zipfile(path):
         message = (
-            f"'{path}' cannot be unpacked: it is no zip, or a damaged one. Give a bundle's folder or .zip, or the "
+            f"'{path}' cannot be read: it is no zip, or a damaged one. Give a bundle's folder or .zip, or the "
             "folder of a run; `dfqkit bundle` makes a bundle of a run."
         )
         raise ArtefactError(message)
     with tempfile.TemporaryDirectory(prefix="dfqkit-bundle-", ignore_cleanup_errors=True) as folder:
-        unpack(path, Path(folder))
+        take(path, Path(folder), _READ)
         yield _opened(path, Path(folder))
 
 

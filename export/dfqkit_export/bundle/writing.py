@@ -160,13 +160,7 @@ def _require_free(out: Path) -> None:
         raise ArtefactError(message)
     try:
         with open_bundle(out) as bundle:
-            listed = {MANIFEST, *bundle.files}
-            found = {
-                path.relative_to(bundle.root).as_posix()
-                for path in bundle.root.rglob("*")
-                if path.is_symlink() or not path.is_dir()
-            }
-            changed = [*bundle.damaged(), *(found - listed)]  # a run's folder always has files that are not listed
+            changed = [*bundle.damaged(), *bundle.unlisted()]  # a run's folder always has files that are not listed
     except ArtefactError as error:
         message = f"'{out}' is there already, and is no bundle ({error}) {hint}"
         raise ArtefactError(message) from error

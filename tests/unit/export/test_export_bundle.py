@@ -466,7 +466,7 @@ class TestHostileManifests:
     def test_a_giant_header(self, bundle: Path) -> None:
         with (bundle / "sentinel.safetensors").open("r+b") as file:
             file.write((2**62).to_bytes(8, "little"))
-        refused(bundle, r"its header is said to have")
+        refused(bundle, r"sentinel.safetensors' is not a whole")
 
     def test_no_model(self, bundle: Path) -> None:
         (bundle / "model.onnx").unlink()
@@ -490,64 +490,66 @@ def zip_of(bundle: Path, *more: tuple[Any, bytes]) -> bytes:
 
 
 class TestHostileZips:
-    @pytest.mark.parametrize("name", ["../evil", "/tmp/evil", "a/../../evil", "C:/evil", "a\\..\\evil", "x\x01y"])
-    def test_names_that_lead_elsewhere(self, bundle: Path, tmp_path: Path, name: str) -> None:
+    @pytest.mark.parametrize(
+        "name", ["../evil", "/tmp/evil", "a/../../evil", "C:/evil", "a\\..\\evil", "x\x01y", "samples"]
+    )
+    def test_names_that_lead_elsewhere_are_not_followed(
+        self, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        (tmp_path / "a" / "b").mkdir(parents=True)
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "a" / "b"))
         (tmp_path / "b.zip").write_bytes(zip_of(bundle, (name, b"x")))
-        refused(tmp_path / "b.zip", r"lists the file name .* not allowed")
-        assert not (tmp_path / "evil").exists()
-
-    def test_a_name_that_ends_early(self, bundle: Path, tmp_path: Path) -> None:
-        data = zip_of(bundle, ("x.onnx~y", b"x")).replace(b"x.onnx~y", b"x.onnx\0y")
-        (tmp_path / "b.zip").write_bytes(data)
-        refused(tmp_path / "b.zip", r"lists the file name .* not allowed")
+        with open_bundle(tmp_path / "b.zip") as found:
+            assert found.damaged() == []
+            assert {path.name for path in found.root.iterdir()} == {
+                "manifest.json", "model.onnx", "sentinel.safetensors", "report.json", "recipe.yaml", "labels.txt"
+            }  # fmt: skip
+        assert not list(tmp_path.rglob("*evil*"))
 
     def test_a_file_that_is_no_zip(self, bundle: Path) -> None:
         refused(bundle / "model.onnx", r"is no zip, or a damaged one. Give a bundle's folder")
 
     @pytest.mark.filterwarnings("ignore:Duplicate name")
-    @pytest.mark.parametrize("name", ["model.onnx", "MODEL.onnx"])
-    def test_a_name_twice(self, bundle: Path, tmp_path: Path, name: str) -> None:
-        (tmp_path / "b.zip").write_bytes(zip_of(bundle, (name, b"x")))
+    def test_a_name_twice(self, bundle: Path, tmp_path: Path) -> None:
+        (tmp_path / "b.zip").write_bytes(zip_of(bundle, ("model.onnx", b"x")))
         refused(tmp_path / "b.zip", r"twice")
 
-    @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR])
-    def test_links_and_devices(self, bundle: Path, tmp_path: Path, kind: int) -> None:
-        entry = zipfile.ZipInfo("link")
-        entry.create_system, entry.external_attr = 3, (kind | 0o777) << 16
+    def test_a_link_is_its_text(self, bundle: Path, tmp_path: Path) -> None:
+        entry = zipfile.ZipInfo("labels.txt")
+        entry.create_system, entry.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+        (bundle / "labels.txt").unlink()
         (tmp_path / "b.zip").write_bytes(zip_of(bundle, (entry, b"/etc/passwd")))
-        refused(tmp_path / "b.zip", r"'link', a link, no plain file, or encrypted")
+        refused(tmp_path / "b.zip", r"has 1 lines; needed are 10")
 
-    def test_a_bomb(self, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("name", ["model.onnx", "README"])
+    def test_a_bomb(self, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         monkeypatch.setattr(archive, "_ALWAYS", 2**20)
-        (tmp_path / "b.zip").write_bytes(zip_of(bundle, ("zeros", bytes(40 * 2**20))))
-        refused(tmp_path / "b.zip", r"bytes unpacked; at most")
+        (bundle / name).unlink(missing_ok=True)
+        manifest(bundle, lambda facts: facts["files"].update({name: {"sha256": "0" * 64}}))
+        (tmp_path / "b.zip").write_bytes(zip_of(bundle, (name, bytes(40 * 2**20))))
+        with pytest.raises(ArtefactError, match=r"bytes unpacked; at most"), open_bundle(tmp_path / "b.zip") as found:
+            found.damaged()
 
     def test_a_bomb_that_lies_about_its_size(self, bundle: Path, tmp_path: Path) -> None:
         size = 30 * 2**20
-        data = zip_of(bundle, ("zeros", bytes(size)))
+        (bundle / "report.json").unlink()
+        data = zip_of(bundle, ("report.json", bytes(size)))
         assert data.count(size.to_bytes(4, "little")) == 2
         (tmp_path / "b.zip").write_bytes(data.replace(size.to_bytes(4, "little"), (100).to_bytes(4, "little")))
-        refused(tmp_path / "b.zip", r"cannot be unpacked")
-
-    def test_too_many_files(self, bundle: Path, tmp_path: Path) -> None:
-        (tmp_path / "b.zip").write_bytes(zip_of(bundle, *((f"f{i}", b"") for i in range(1001))))
-        refused(tmp_path / "b.zip", r"files; at most 1000")
-
-    def test_a_file_where_another_ones_folder_is(self, bundle: Path, tmp_path: Path) -> None:
-        (tmp_path / "b.zip").write_bytes(zip_of(bundle, ("samples", b"x")))
-        refused(tmp_path / "b.zip", r"cannot be unpacked")
+        refused(tmp_path / "b.zip", r"cannot be read as a zip")
 
     @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
     def test_cut_short(self, bundle: Path, tmp_path: Path, share: float) -> None:
         data = zip_of(bundle)
         (tmp_path / "b.zip").write_bytes(data[: int(share * len(data))])
-        refused(tmp_path / "b.zip", r"cannot be unpacked")
+        refused(tmp_path / "b.zip", r"cannot be read")
 
-    def test_a_flipped_bit(self, bundle: Path, tmp_path: Path) -> None:
+    def test_a_flipped_bit_is_noticed(self, bundle: Path, tmp_path: Path) -> None:
         data = bytearray(zip_of(bundle))
         data[len(data) // 2] ^= 1
         (tmp_path / "b.zip").write_bytes(data)
-        refused(tmp_path / "b.zip", r"cannot be unpacked")
+        with pytest.raises(ArtefactError, match=r"cannot be read as a zip"), open_bundle(tmp_path / "b.zip") as found:
+            found.damaged()
 
     def test_nothing_is_left_behind(self, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "temporary").mkdir()
@@ -555,10 +557,10 @@ class TestHostileZips:
         (tmp_path / "b.zip").write_bytes(zip_of(bundle))
         with open_bundle(tmp_path / "b.zip") as found:
             assert found.model.is_relative_to(tmp_path / "temporary")
-        (tmp_path / "b.zip").write_bytes(zip_of(bundle, ("../x", b"")))
-        refused(tmp_path / "b.zip", r"not allowed")
-        assert not list((tmp_path / "temporary").iterdir())
-        (tmp_path / "b.zip").write_bytes(zip_of(bundle))
         with pytest.raises(KeyboardInterrupt), open_bundle(tmp_path / "b.zip"):
             raise KeyboardInterrupt
+        assert not list((tmp_path / "temporary").iterdir())
+        manifest(bundle, lambda facts: facts.update(schema=2))
+        (tmp_path / "b.zip").write_bytes(zip_of(bundle))
+        refused(tmp_path / "b.zip", r"schema 2")
         assert not list((tmp_path / "temporary").iterdir())
