@@ -15,8 +15,11 @@ from torch import nn
 
 from dfqkit.config.recipe import Recipe, parse_recipe
 from dfqkit.progress import Progress, silent
+from dfqkit.run.execution import execute, run_facts
+from dfqkit.run.export import MODEL
 from dfqkit.run.folder import RunFolder
-from dfqkit.run.stage import STAGES, execute, run_facts
+from dfqkit.run.stages import STAGES
+from dfqkit.run.validate import REPORT
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.backends.targets import get_target
 from dfqkit_export.images.spec import ImageSpec
@@ -105,8 +108,8 @@ def quantize(
     progress = Progress() if shown else silent()
     with folder:
         execute(folder, recipe, STAGES, device=device, progress=progress, teacher=teacher)
-    report = Report.from_json((path / "report.json").read_text(encoding="utf-8"))
-    return Result(folder=path, model=path / "model.onnx", report=report)
+    report = Report.from_json((path / REPORT).read_text(encoding="utf-8"))
+    return Result(folder=path, model=path / MODEL, report=report)
 
 
 def _recipe(teacher: Teacher, bits: str, target: str, sections: dict[str, Any]) -> Recipe:

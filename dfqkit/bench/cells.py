@@ -22,10 +22,12 @@ from dfqkit.bench.imagestats import MOST, image_statistics
 from dfqkit.config.recipe import Recipe
 from dfqkit.images import ImageBank
 from dfqkit.progress import Progress
-from dfqkit.run.context import resolved_synthesis
+from dfqkit.run import distill, synthesize, train, validate
+from dfqkit.run.context import resolved_synthesis, teacher_of
+from dfqkit.run.execution import execute, run_facts
 from dfqkit.run.folder import RunFolder
-from dfqkit.run.stage import STAGES, execute, run_facts, teacher_of
-from dfqkit.run.validate import real_images
+from dfqkit.run.measuring import real_images
+from dfqkit.run.stages import before
 from dfqkit.synthesis.build import require_needs
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.backends.onnxruntime.session import OrtSession
@@ -39,6 +41,9 @@ from dfqkit_export.words import some
 
 #: The stage of a cell's folder that holds what was measured.
 MEASURED = "bench"
+
+_MADE = synthesize.STAGE.name
+_PLAYED = (train.STAGE.name, distill.STAGE.name)
 
 _BATCH = 256
 
@@ -118,9 +123,9 @@ class Bench:
 
     def _measure(self, cell: Cell, recipe: Recipe, folder: RunFolder) -> None:
         source = self._synthesis(cell.contestant, cell.seed)
-        if not folder.done("synthesize"):
-            folder.adopt("synthesize", source)
-        stages = STAGES[1 : STAGES.index("validate")]
+        if not folder.done(_MADE):
+            folder.adopt(_MADE, source)
+        stages = [stage.name for stage in before(validate.STAGE.name)]
         execute(folder, recipe, stages, device=self.device, progress=self.progress, teacher=self.teacher)
         folder.begin(MEASURED)
         logits = _run(folder.path / "model.onnx", self.test, self.teacher)
@@ -142,12 +147,12 @@ class Bench:
             ],
             "teacher_top1": metrics.top1(reference, labels, subject="teacher", data=where["data"]).value,
             "cost": {
-                "synthesis": source.facts("synthesize")["cost"],
-                "game": sum(folder.facts(stage).get("cost", 0) for stage in ("train", "distill")),
+                "synthesis": source.facts(_MADE)["cost"],
+                "game": sum(folder.facts(stage).get("cost", 0) for stage in _PLAYED),
             },
             "seconds": {
-                "synthesis": source.seconds("synthesize"),
-                "game": folder.seconds("train") + folder.seconds("distill"),
+                "synthesis": source.seconds(_MADE),
+                "game": sum(folder.seconds(stage) for stage in _PLAYED),
             },
             "images": self._image_statistics(source),
             "recipe": f"cells/{cell.folder}/recipe.yaml",
@@ -160,13 +165,13 @@ class Bench:
         """The finished synthesis of a contestant and a seed."""
         recipe = self.grid.synthesis_recipe(contestant, seed)
         folder = self._open(self.out / "synthesis" / contestant / f"s{seed}", recipe)
-        if not folder.done("synthesize"):
+        if not folder.done(_MADE):
             with folder:
-                if not folder.done("synthesize"):
+                if not folder.done(_MADE):
                     execute(
                         folder,
                         recipe,
-                        ["synthesize"],
+                        [_MADE],
                         device=self.device,
                         progress=self.progress,
                         teacher=self.teacher,

@@ -1,8 +1,8 @@
 """What a comparison consists of: recipes that differ in their synthesis section, brought to one cost, bits by seeds.
 
 What belongs here: which cells there are, and the recipe of each. A cell's recipe is a whole one, and its folder a run
-that `dfqkit validate` can prove in full; but its images are those of the comparison: methods that need a student before
-there is one made them against the scheme with the fewest bits, whatever the cell's own.
+that `dfqkit run --only validate` can prove in full; but its images are those of the comparison: methods that need a
+student before there is one made them against the scheme with the fewest bits, whatever the cell's own.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from dfqkit.cli import (
     report_command,
     run_command,
     sentinel_command,
-    stage_commands,
+    synthesize_command,
 )
 from dfqkit.cli.options import Parser
 from dfqkit.cli.outcome import EXIT_CODES, guarded
@@ -36,7 +36,7 @@ _DESCRIPTION = (
 )
 _COMMANDS = (
     run_command,
-    stage_commands,
+    synthesize_command,
     inspect_command,
     list_command,
     recipe_command,

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 
 from dfqkit.cli.options import Parser, note, result
 from dfqkit.cli.running import read_report
+from dfqkit.run.validate import PAGE, STAGE
 
 if TYPE_CHECKING:
     from dfqkit.cli.options import Commands
-
-_PAGE = "report.html"
 
 
 def add(commands: Commands) -> None:
@@ -60,11 +59,11 @@ def _alone(folder: Path, out: Path | None) -> Path:
         from dfqkit.run.folder import RunFolder
 
         with RunFolder.open(folder) as run:
-            run.rewrite("validate", _PAGE, page)
+            run.rewrite(STAGE.name, PAGE, page)
     else:
-        write_bytes(out or folder / _PAGE, page)
+        write_bytes(out or folder / PAGE, page)
     result(render_text(report))
-    return out or folder / _PAGE
+    return out or folder / PAGE
 
 
 def _beside(first: Path, second: Path, out: Path | None) -> Path:
@@ -85,6 +84,6 @@ def _is_run(folder: Path) -> bool:
 def _sheets(folder: Path) -> dict[str, bytes]:
     if not (folder / "images").is_dir():
         return {}
-    from dfqkit.run.sheets import contact_sheets
+    from dfqkit.run.validate import contact_sheets
 
     return contact_sheets(folder / "images")

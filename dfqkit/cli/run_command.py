@@ -1,16 +1,22 @@
-"""`dfqkit run`: all stages of a recipe, from the teacher to the report."""
+"""`dfqkit run`: all stages of a recipe, from the teacher to the report, or one of them."""
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dfqkit.cli.options import Parser, add_compute_options, add_recipe_options, result
-from dfqkit.cli.running import begin, carry_out, chosen_recipe, reopen, show_report
+from dfqkit.cli.options import Parser, add_compute_options, add_recipe_options, note, result
+from dfqkit.cli.running import begin, carry_out, chosen_recipe, ending, reopen, show_report
+from dfqkit.run.stage import only
+from dfqkit.run.stages import STAGES, first, following, plan
+from dfqkit.run.validate import REPORT
 
 if TYPE_CHECKING:
     from dfqkit.cli.options import Commands
+    from dfqkit.cli.running import Work
 
 _DESCRIPTION = (
     "Do all stages of a recipe: synthesize images, quantize, distil, export to ONNX, validate in the runtime. Prints "
@@ -21,9 +27,14 @@ _DESCRIPTION = (
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    parser: Parser = commands.add_parser("run", help="do all stages of a recipe", description=_DESCRIPTION)
+    parser: Parser = commands.add_parser(
+        "run", help="do all stages of a recipe", description=_DESCRIPTION, epilog=_stage_list()
+    )
     parser.add_argument(
-        "recipe", nargs="?", metavar="RECIPE", help="name of a shipped recipe (`dfqkit list recipes`) or a YAML file"
+        "recipe",
+        nargs="?",
+        metavar="RECIPE",
+        help="name of a shipped recipe (`dfqkit list recipes`) or a YAML file; with --only, or a run's folder",
     )
     parser.add_argument(
         "--out",
@@ -34,34 +45,60 @@ def add(commands: Commands) -> None:
     add_compute_options(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and the resolved recipe; write nothing")
     parser.add_argument("--resume", metavar="DIR", help="continue the run in that folder; needs no RECIPE")
+    parser.add_argument(
+        "--only",
+        choices=tuple(STAGES),
+        metavar="STAGE",
+        help=f"do one stage of the run in folder RECIPE; of a recipe, its first one ({first()})",
+    )
     parser.set_defaults(handler=_run, parser=parser)
+
+
+def _stage_list() -> str:
+    width = max(map(len, STAGES)) + 2
+    return "\n".join(["stages, in order:", *(f"  {name.ljust(width)}{stage.help}" for name, stage in STAGES.items())])
 
 
 def _run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     _check(args)
-    if args.resume:
-        folder, recipe = reopen(args.resume)
-    else:
-        recipe = chosen_recipe(args)
+    folder = args.resume or (args.recipe if args.only and _continues(args) else None)
     if args.dry_run:
-        from dfqkit.run.stage import plan
-
-        result(plan(recipe))
+        result(plan(reopen(folder).recipe if folder else chosen_recipe(args)))
         return 0
-    if not args.resume:
-        folder = begin(args, recipe, validates=True)
-    from dfqkit.run.stage import STAGES
-
-    carry_out(folder, recipe, STAGES, args, resume=["dfqkit", "run", "--resume", str(folder.path)])
-    return show_report(folder.path, started)
+    work = reopen(folder) if folder else begin(args, chosen_recipe(args), validates=not args.only)
+    path = work.folder.path
+    if args.only:
+        carry_out(work, [args.only], args, resume=only(args.only, shlex.quote(str(path))))
+        if not (path / REPORT).exists() or following(args.only, work.recipe):
+            return _end(args.only, started, work)
+    else:
+        carry_out(work, STAGES, args, resume=shlex.join(["dfqkit", "run", "--resume", str(path)]))
+    return show_report(path, started)
 
 
 def _check(args: argparse.Namespace) -> None:
+    """Refuse what contradicts itself."""
+    given = {"--out": args.out, "--set": args.overrides, "--seed": args.seed is not None}
     if args.resume:
-        given = {"RECIPE": args.recipe, "--out": args.out, "--set": args.overrides, "--seed": args.seed is not None}
-        extra = [name for name, value in given.items() if value]
+        extra = [name for name, value in {"RECIPE": args.recipe, **given, "--only": args.only}.items() if value]
         if extra:
             args.parser.error(f"--resume takes the recipe and the folder from DIR: leave out {', '.join(extra)}")
     elif not args.recipe:
         args.parser.error("give a RECIPE (see `dfqkit list recipes`) or --resume DIR")
+    elif args.only and _continues(args):
+        extra = [name for name, value in given.items() if value]
+        if extra:
+            args.parser.error(f"a run's folder has its recipe: leave out {', '.join(extra)}")
+
+
+def _continues(args: argparse.Namespace) -> bool:
+    """Whether `--only` goes on in a run's folder; only the first stage can begin with a recipe."""
+    return args.only != first() or Path(args.recipe).is_dir()
+
+
+def _end(stage: str, started: float, work: Work) -> int:
+    path, later = work.folder.path, following(stage, work.recipe)
+    note(f"{stage} is complete." + (f" Next: {only(later, path)}" if later else ""))
+    ending("ok", started, path)
+    return 0

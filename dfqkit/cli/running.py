@@ -6,22 +6,25 @@ import argparse
 import re
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfqkit.cli.options import note, result
 from dfqkit.cli.outcome import resumable
+from dfqkit.run.validate import REPORT
 from dfqkit_export.errors import ArtefactError
 
 if TYPE_CHECKING:
     from dfqkit.config.recipe import Recipe
     from dfqkit.run.folder import RunFolder
+    from dfqkit.teacher.load import Teacher
     from dfqkit_export.report import Report
 
 _TRIED = 16  # images that show whether a data set has the right form
 
-__all__ = ["begin", "carry_out", "chosen_recipe", "read_report", "reopen", "show_report"]
+__all__ = ["Work", "begin", "carry_out", "chosen_recipe", "ending", "read_report", "reopen", "show_report"]
 
 
 def chosen_recipe(args: argparse.Namespace) -> Recipe:
@@ -32,7 +35,22 @@ def chosen_recipe(args: argparse.Namespace) -> Recipe:
     return recipe if args.seed is None else recipe.with_seed(args.seed)
 
 
-def begin(args: argparse.Namespace, recipe: Recipe, *, validates: bool) -> RunFolder:
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A run to be worked on.
+
+    Attributes:
+        folder: Its folder.
+        recipe: Its recipe.
+        teacher: Its teacher, where that was loaded already.
+    """
+
+    folder: RunFolder
+    recipe: Recipe
+    teacher: Teacher | None = None
+
+
+def begin(args: argparse.Namespace, recipe: Recipe, *, validates: bool) -> Work:
     """Make the folder of a run, or continue the same run where it is there already.
 
     What the recipe names is tried first: a run that could not end leaves no folder, which would be in the way of the
@@ -45,11 +63,10 @@ def begin(args: argparse.Namespace, recipe: Recipe, *, validates: bool) -> RunFo
     """
     import torch
 
-    from dfqkit.run.context import resolved_synthesis
-    from dfqkit.run.folder import RunFolder
-    from dfqkit.run.manifest import MANIFEST
-    from dfqkit.run.stage import resolve_device, run_facts, teacher_of
-    from dfqkit.run.validate import real_images
+    from dfqkit.run.context import resolve_device, resolved_synthesis, teacher_of
+    from dfqkit.run.execution import run_facts
+    from dfqkit.run.folder import MANIFEST, RunFolder
+    from dfqkit.run.measuring import real_images
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -60,61 +77,62 @@ def begin(args: argparse.Namespace, recipe: Recipe, *, validates: bool) -> RunFo
         "command": _command(args),
     }
     out = Path(args.out) if args.out else _default_folder(recipe)
+    teacher = None
     if not (out / MANIFEST).exists():
-        teacher_of(recipe)
+        teacher = teacher_of(recipe)
         resolved_synthesis(recipe)
         if validates:
             real_images(recipe, limit=_TRIED)
-    return RunFolder.create(out, recipe_text=recipe.to_yaml(), digest=recipe.digest(), facts=facts)
+    folder = RunFolder.create(out, recipe_text=recipe.to_yaml(), digest=recipe.digest(), facts=facts)
+    return Work(folder=folder, recipe=recipe, teacher=teacher)
 
 
-def reopen(path: str) -> tuple[RunFolder, Recipe]:
+def reopen(path: str) -> Work:
     """Open a run's folder and the recipe in it.
 
     Raises:
         ArtefactError: It is not a run's folder, or its recipe was changed since.
     """
+    from dfqkit.run.execution import recipe_of
     from dfqkit.run.folder import RunFolder
-    from dfqkit.run.stage import recipe_of
 
     folder = RunFolder.open(path)
     recipe = recipe_of(folder)
     if recipe.digest() != folder.digest:
-        msg = (
+        message = (
             f"'{folder.path / 'recipe.yaml'}' is not the recipe that this run began with (sha256 {folder.digest[:12]}, "
             f"now {recipe.digest()[:12]}). Put it back, or begin another run with `dfqkit run RECIPE --out DIR`."
         )
-        raise ArtefactError(msg)
-    return folder, recipe
+        raise ArtefactError(message)
+    return Work(folder=folder, recipe=recipe)
 
 
-def carry_out(
-    folder: RunFolder, recipe: Recipe, stages: Sequence[str], args: argparse.Namespace, *, resume: Sequence[str]
-) -> None:
+def carry_out(work: Work, stages: Iterable[str], args: argparse.Namespace, *, resume: str) -> None:
     """Do stages of a run, on the device and with the threads that it began with if the arguments do not say others.
 
     Args:
-        folder: The run's folder.
-        recipe: Its recipe.
+        work: The run.
         stages: Which ones; those that are complete are skipped.
         args: With `device`, `threads` and `quiet`.
-        resume: The command that continues it when it is interrupted, in words.
+        resume: The command that continues it when it is interrupted.
 
     Raises:
         ArtefactError: A stage before the first one is not complete, or was tampered with.
     """
     from dfqkit.progress import Progress
-    from dfqkit.run.stage import execute, require_earlier, with_idle
+    from dfqkit.run import execution
+    from dfqkit.run.stages import require_earlier
 
-    with resumable(shlex.join(resume)), folder:
-        stages = with_idle(folder, recipe, stages)
-        require_earlier(folder, stages[0])
-        execute(
-            folder,
-            recipe,
+    stages = list(stages)
+    with resumable(resume), work.folder:
+        require_earlier(work.folder, work.recipe, stages[0])
+        execution.execute(
+            work.folder,
+            work.recipe,
             stages,
-            device=_settle(folder, args),
+            device=_settle(work.folder, args),
             progress=Progress(quiet=args.quiet),
+            teacher=work.teacher,
         )
 
 
@@ -126,12 +144,12 @@ def read_report(folder: Path) -> Report:
     """
     from dfqkit_export.report import Report
 
-    path = folder / "report.json"
+    path = folder / REPORT
     try:
         return Report.from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        msg = f"Cannot read '{path}': {error}. `dfqkit validate {folder}` makes the report of a run."
-        raise ArtefactError(msg) from error
+        message = f"Cannot read '{path}': {error}. `dfqkit run --resume {folder}` makes that of a run."
+        raise ArtefactError(message) from error
 
 
 def show_report(folder: Path, started: float) -> int:
@@ -161,16 +179,16 @@ def _settle(folder: RunFolder, args: argparse.Namespace) -> str:
     facts = folder.run_facts()
     begun = str(facts.get("device", "cpu"))
     if args.device not in (None, "auto", begun):
-        msg = (
+        message = (
             f"This run began on {begun} and cannot continue on {args.device}: random numbers differ between the two. "
             f"Leave --device out, or begin another run with --out."
         )
-        raise ArtefactError(msg)
-    wanted = {"threads": args.threads}
-    for name, value in wanted.items():
-        if value not in (None, "auto") and facts.get(name, value) != value:
-            note(f"This run began with {name} {facts[name]}, not {value}: its result may differ in the last digits.")
+        raise ArtefactError(message)
     threads = args.threads or facts.get("threads")
+    if threads != facts.get("threads", threads):
+        note(
+            f"This run began with threads {facts['threads']}, not {threads}: its result may differ in the last digits."
+        )
     if threads:
         torch.set_num_threads(int(threads))
     return begun

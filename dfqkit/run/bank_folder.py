@@ -10,7 +10,6 @@ list that says ``finished`` is believed; anything else is begun again. The form 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from dfqkit.images.bank import ImageBank
 from dfqkit.run.checkpoint import read_checkpoint, write_checkpoint
-from dfqkit.run.manifest import lock
+from dfqkit.run.lock import FolderLock
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import sha256_of_file, write_bytes
 from dfqkit_export.images.bank_file import SCHEMA, SET_FILE
@@ -29,7 +28,7 @@ from dfqkit_export.words import some
 
 __all__ = ["SetFolder", "facts_of"]
 
-_STATE, _LOCK = "state.safetensors", ".lock"
+_STATE = "state.safetensors"
 _SHOWN = 3
 #: Room for the state and the lists.
 _SPARE = 64 * 2**20
@@ -64,7 +63,7 @@ class SetFolder:
         self.shards: list[dict[str, Any]] = []
         self.state: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self.finished = False
-        self._lock: int | None = None
+        self._lock = FolderLock(path)
 
     @property
     def n(self) -> int:
@@ -87,7 +86,7 @@ class SetFolder:
         except OSError as error:
             message = f"Cannot make the folder '{self.path}': {error.strerror or error}. Choose another with --out."
             raise ArtefactError(message) from error
-        self._lock = lock(self.path / _LOCK)
+        self._lock.acquire()
         try:
             self._begin()
         except BaseException:
@@ -98,11 +97,7 @@ class SetFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._lock is not None:
-            if self.finished or not (self.path / SET_FILE).exists():
-                (self.path / _LOCK).unlink(missing_ok=True)
-            os.close(self._lock)
-            self._lock = None
+        self._lock.release(forget=self.finished or not (self.path / SET_FILE).exists())
 
     def _begin(self) -> None:
         if not (self.path / SET_FILE).exists():

@@ -26,7 +26,8 @@ from dfqkit.config.synthesis import Demand
 from dfqkit.images.bank import ImageBank
 from dfqkit.progress import Bar, Progress
 from dfqkit.run.bank_folder import SetFolder
-from dfqkit.run.context import CHECKPOINT_SECONDS, provisional_student, resolve_device, resolved_synthesis, teacher_of
+from dfqkit.run.context import provisional_student, resolve_device, resolved_synthesis, teacher_of
+from dfqkit.run.playing import CHECKPOINT_SECONDS
 from dfqkit.seeds import derive
 from dfqkit.synthesis.base import Synthesizer
 from dfqkit.synthesis.build import build_synthesizer

@@ -1,28 +1,27 @@
-"""What every stage of a run needs, made once: teacher, target, graph, random numbers, stored sets, checkpoints."""
+"""What every stage of a run needs, made once: teacher, target, graph, students, random numbers, stored sets."""
 
 from __future__ import annotations
 
 import copy
-import os
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from dfqkit.config.distill import LoopConfig
+from dfqkit.config.distill import DistillConfig, LoopConfig
 from dfqkit.config.quant import QuantConfig
 from dfqkit.config.recipe import Recipe, find_file
-from dfqkit.config.student import FloatStudentConfig
 from dfqkit.config.synthesis import Demand, SynthesizerConfig
 from dfqkit.images import ImageBank
 from dfqkit.progress import Progress
 from dfqkit.run.folder import RunFolder
+from dfqkit.run.stage import Stage
 from dfqkit.seeds import derive
 from dfqkit.students.capture import float_graph
-from dfqkit.students.student import build_student, calibrate_student
+from dfqkit.students.placement import quantized_graph
+from dfqkit.students.student import build_student, calibrate_student, equalized_graph, load_student
 from dfqkit.synthesis.base import Synthesizer
 from dfqkit.synthesis.build import build_synthesizer
 from dfqkit.teacher.load import Teacher, load_teacher
@@ -33,9 +32,6 @@ from dfqkit_export.errors import RecipeError, RuntimeUnavailableError
 
 #: File of the smaller float student that is quantized in the teacher's place, where a recipe asks for one.
 FLOAT_STUDENT = "float_student.safetensors"
-
-#: Seconds between two checkpoints inside a stage. Taking one changes nothing that is computed.
-CHECKPOINT_SECONDS = float(os.environ.get("DFQKIT_CHECKPOINT_SECONDS", "20"))
 
 
 def teacher_of(recipe: Recipe) -> Teacher:
@@ -74,7 +70,7 @@ def resolved_synthesis(recipe: Recipe) -> SynthesizerConfig:
 
 
 def provisional_student(
-    recipe: Recipe, teacher: Teacher, device: torch.device, graph: fx.GraphModule | None = None
+    recipe: Recipe, teacher: Teacher, device: torch.device, student: fx.GraphModule | None = None
 ) -> fx.GraphModule:
     """A student of the recipe's scheme, calibrated on Gaussian noise, for methods that need one before there is one.
 
@@ -82,11 +78,12 @@ def provisional_student(
         recipe: gives scheme, target, batch and seed.
         teacher: on ``device``.
         device: where to compute.
-        graph: the teacher as a float graph, where that was made before.
+        student: one of that scheme just built from the teacher, where there is one.
     """
     scheme: QuantConfig = recipe.quant  # type: ignore[assignment]
-    graph = graph or float_graph(teacher.model, teacher.image)
-    student = build_student(graph, scheme, get_target(recipe.target), teacher.image)
+    if student is None:
+        graph = float_graph(teacher.model, teacher.image)
+        student = build_student(graph, scheme, get_target(recipe.target), teacher.image)
     low, high = teacher.image.bounds()
     shape, rng = (recipe.bank.batch, *teacher.image.shape), derive(recipe.seed, "opponent", device=device)
     noise = torch.randn(shape, generator=rng, device=device).clamp(low, high)
@@ -96,13 +93,24 @@ def provisional_student(
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What every stage needs."""
+    """What every stage needs.
+
+    Attributes:
+        folder: of the run.
+        recipe: what the run does.
+        device: where to compute.
+        progress: where it is shown.
+        given: a teacher that is loaded already.
+        stages: all stages, in order.
+    """
 
     folder: RunFolder
     recipe: Recipe
     device: torch.device
     progress: Progress
     given: Teacher | None = None
+    stages: Sequence[Stage] = ()
+    _equalized: dict[QuantConfig, fx.GraphModule] = field(default_factory=dict)
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -130,16 +138,11 @@ class Context:
         Raises:
             ArtefactError: when the recipe has a student and it is not trained yet.
         """
-        if self.student_section is None:
+        if self.recipe.student is None:
             return self.teacher_graph
         student = self.untrained_student()
         load_float_student(student, self.folder.path / FLOAT_STUDENT)
         return float_graph(student, self.teacher.image)
-
-    @property
-    def student_section(self) -> FloatStudentConfig | None:
-        """The recipe's smaller float student, or None where the teacher itself is quantized."""
-        return self.recipe.student  # type: ignore[return-value]
 
     def untrained_student(self) -> nn.Module:
         """The smaller float student as it starts, in eval mode; there must be such a section."""
@@ -151,6 +154,32 @@ class Context:
     def scheme(self) -> QuantConfig:
         """The deployed student's scheme."""
         return self.recipe.quant  # type: ignore[return-value]
+
+    @cached_property
+    def schemes(self) -> list[QuantConfig]:
+        """The schemes of the ensemble, the deployed student's first, checked against the target."""
+        config: DistillConfig | None = self.recipe.distill  # type: ignore[assignment]
+        partners = config.partners if config else ()
+        schemes = [self.scheme, *(self.scheme.model_copy(update={"bits": bits}) for bits in partners)]
+        for scheme in schemes:
+            scheme.check(self.target)
+        return schemes
+
+    def reference(self, scheme: QuantConfig) -> fx.GraphModule:
+        """The float graph that a scheme quantizes, with the features of its students (`equalized_graph`)."""
+        if scheme not in self._equalized:
+            self._equalized[scheme] = equalized_graph(self.graph, scheme)
+        return self._equalized[scheme]
+
+    def new_student(self, scheme: QuantConfig) -> fx.GraphModule:
+        """A student that is not calibrated; building one costs no more than copying it."""
+        return quantized_graph(self.reference(scheme), scheme, self.target, self.teacher.image)
+
+    def stored_student(self, scheme: QuantConfig, name: str) -> fx.GraphModule:
+        """The student that a stage of this run left in file ``name``."""
+        student = self.new_student(scheme)
+        load_student(student, self.folder.path / name, scheme)
+        return student
 
     def rng(self, *names: str | int) -> torch.Generator:
         """A component's random numbers, derived from the run's seed."""
@@ -195,28 +224,8 @@ class Context:
         """
         if "student" not in self.synthesis.needed:
             return []
-        return [provisional_student(self.recipe, self.teacher, self.device, self.teacher_graph)]
-
-
-class Checkpoints:
-    """Saves a stage's state now and then, and hands back what an interrupted run left.
-
-    Args:
-        folder: where it is kept.
-        stage: whose state.
-    """
-
-    def __init__(self, folder: RunFolder, stage: str) -> None:
-        self.folder, self.stage, self.last = folder, stage, time.monotonic()
-
-    def restore(self, put_back: Callable[[dict[str, Tensor], dict[str, object]], None]) -> None:
-        """Hand an interrupted run's state to ``put_back``, if there is one."""
-        found = self.folder.load_state(self.stage)
-        if found is not None:
-            put_back(*found)
-
-    def offer(self, state: Callable[[], tuple[dict[str, Tensor], dict[str, object]]]) -> None:
-        """Save, if the last time was long enough ago."""
-        if time.monotonic() - self.last >= CHECKPOINT_SECONDS:
-            self.folder.save_state(self.stage, *state())
-            self.last = time.monotonic()
+        if self.recipe.student is None:
+            own = self.new_student(self.scheme)
+        else:
+            own = build_student(self.teacher_graph, self.scheme, self.target, self.teacher.image)
+        return [provisional_student(self.recipe, self.teacher, self.device, own)]

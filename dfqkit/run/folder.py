@@ -1,36 +1,38 @@
 """One run's folder on disk: what lies in it, what is complete, and where an interrupted stage continues.
 
 What belongs here: `RunFolder`. Everything is written beside, synced and renamed, and a stage is listed in the manifest
-last, so that listed means complete. What the stages do is `stages`.
+last, so that listed means complete. What the stages do is `stages`, who may work in the folder `lock`.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import yaml
 from torch import Tensor
 
 from dfqkit.run.checkpoint import read_checkpoint, write_checkpoint
-from dfqkit.run.manifest import MANIFEST, SCHEMA, differences, lock, read_manifest
+from dfqkit.run.lock import LOCK_FILES, FolderLock
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import sha256_of_file, write_bytes
 from dfqkit_export.words import some
 
-__all__ = ["RunFolder"]
+__all__ = ["MANIFEST", "RunFolder"]
 
-_log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
-_RECIPE, _LOCK = "recipe.yaml", ".lock"
+MANIFEST, SCHEMA = "manifest.json", 1
+
+_RECIPE = "recipe.yaml"
 # What a kill can leave behind before the manifest is there for the first time.
-_LEFTOVERS = {_LOCK, f".{_RECIPE}.part", f".{MANIFEST}.part"}
+_LEFTOVERS = {*LOCK_FILES, f".{_RECIPE}.part", f".{MANIFEST}.part"}
 _SHOWN = 5
 
 
@@ -46,7 +48,7 @@ class RunFolder:
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
         self._manifest = manifest
-        self._lock: int | None = None
+        self._lock = FolderLock(path)
         self._begun: dict[str, float] = {}
         self._spent: dict[str, float] = {}
 
@@ -68,8 +70,8 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             names = sorted(entry.name for entry in path.iterdir())
         except OSError as error:
-            msg = f"Cannot use '{path}' as a run folder: {error.strerror or error}. Choose another one with --out."
-            raise ArtefactError(msg) from error
+            message = f"Cannot use '{path}' as a run folder: {error.strerror or error}. Choose another one with --out."
+            raise ArtefactError(message) from error
         if MANIFEST in names:
             folder = cls.open(path)
             if folder.digest != digest:
@@ -77,11 +79,11 @@ class RunFolder:
             return folder
         foreign = [name for name in names if name not in _LEFTOVERS and not _is_recipe(path / name, recipe_text)]
         if foreign:
-            msg = (
+            message = (
                 f"Folder '{path}' holds files that are not of a run: {some(foreign, _SHOWN)}. "
                 "A run needs a new or an empty folder: choose another one with --out."
             )
-            raise ArtefactError(msg)
+            raise ArtefactError(message)
         write_bytes(path / _RECIPE, recipe_text.encode())
         folder = cls(path, {"schema": SCHEMA, "digest": digest, "facts": dict(facts), "stages": {}})
         folder._write_manifest()
@@ -94,7 +96,7 @@ class RunFolder:
         Raises:
             ArtefactError: It is not a run's folder, its manifest is damaged, or of an unknown schema.
         """
-        return cls(Path(path), read_manifest(Path(path)))
+        return cls(Path(path), _read_manifest(Path(path)))
 
     @property
     def digest(self) -> str:
@@ -114,8 +116,8 @@ class RunFolder:
         try:
             return (self.path / _RECIPE).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            msg = f"Cannot read '{self.path / _RECIPE}': {error}. Put it back, or begin anew with another --out."
-            raise ArtefactError(msg) from error
+            message = f"Cannot read '{self.path / _RECIPE}': {error}. Put it back, or begin anew with another --out."
+            raise ArtefactError(message) from error
 
     def done(self, stage: str) -> bool:
         """Whether a stage is complete and all its files are as it left them.
@@ -131,16 +133,16 @@ class RunFolder:
         for name, expected in entry["files"].items():
             file = self.path / name
             if not file.is_file():
-                _log.warning("'%s' is gone from '%s': stage '%s' is not complete.", name, self.path, stage)
+                _LOG.warning("'%s' is gone from '%s': stage '%s' is not complete.", name, self.path, stage)
                 return False
             found = sha256_of_file(file)
             if found != expected["sha256"]:
-                msg = (
+                message = (
                     f"'{file}' is not as stage '{stage}' left it: its sha256 was {expected['sha256']} and is {found}. "
                     f"Put the original back, or delete the file and run `dfqkit run --resume {self.path}`, which makes "
                     "it again."
                 )
-                raise ArtefactError(msg)
+                raise ArtefactError(message)
         return True
 
     def begin(self, stage: str) -> None:
@@ -167,8 +169,8 @@ class RunFolder:
         """
         missing = [name for name in files if not (self.path / name).is_file()]
         if missing:
-            msg = f"Stage '{stage}' did not leave {', '.join(missing)} in '{self.path}'. Run it again."
-            raise ArtefactError(msg)
+            message = f"Stage '{stage}' did not leave {', '.join(missing)} in '{self.path}'. Run it again."
+            raise ArtefactError(message)
         listed = {name: _listing(self.path / name) for name in sorted(files)}
         stages = self._manifest["stages"]
         now = time.monotonic()
@@ -198,12 +200,16 @@ class RunFolder:
             try:
                 data = (source.path / name).read_bytes()
             except OSError as error:
-                msg = f"Cannot take over '{source.path / name}': {error.strerror or error}. Run stage '{stage}' again."
-                raise ArtefactError(msg) from error
+                message = (
+                    f"Cannot take over '{source.path / name}': {error.strerror or error}. Run stage '{stage}' again."
+                )
+                raise ArtefactError(message) from error
             write_bytes(self.path / name, data)
             if _listing(self.path / name) != expected:
-                msg = f"'{source.path / name}' is not as stage '{stage}' left it. Delete it and run the stage again."
-                raise ArtefactError(msg)
+                message = (
+                    f"'{source.path / name}' is not as stage '{stage}' left it. Delete it and run the stage again."
+                )
+                raise ArtefactError(message)
         self._manifest["stages"][stage] = entry
         self._write_manifest()
 
@@ -260,19 +266,19 @@ class RunFolder:
         """
         free = shutil.disk_usage(self.path).free
         if free < size:
-            msg = (
+            message = (
                 f"'{self.path}' has {free / 1e6:,.0f} MB free, and about {size / 1e6:,.0f} MB are needed. Free space, "
                 "or choose a folder on another disk with --out."
             )
-            raise ArtefactError(msg)
+            raise ArtefactError(message)
 
     def __enter__(self) -> RunFolder:
-        self._lock = lock(self.path / _LOCK)
+        self._lock.acquire()
         try:
-            manifest = read_manifest(self.path)
+            manifest = _read_manifest(self.path)
             if manifest["digest"] != self.digest:
-                msg = f"Another run was begun in '{self.path}' at the same time. Choose another folder with --out."
-                raise ArtefactError(msg)
+                message = f"Another run was begun in '{self.path}' at the same time. Choose another folder with --out."
+                raise ArtefactError(message)
         except ArtefactError:
             self.__exit__(None, None, None)
             raise
@@ -282,15 +288,15 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._lock.release()
 
     def _complete(self, stage: str) -> dict[str, Any]:
         entry: dict[str, Any] = self._manifest["stages"].get(stage, {})
         if entry.get("status") != "complete":
-            msg = f"Stage '{stage}' of '{self.path}' is not complete. Continue with `dfqkit run --resume {self.path}`."
-            raise ArtefactError(msg)
+            message = (
+                f"Stage '{stage}' of '{self.path}' is not complete. Continue with `dfqkit run --resume {self.path}`."
+            )
+            raise ArtefactError(message)
         return entry
 
     def _state(self, stage: str) -> Path:
@@ -311,8 +317,69 @@ def _is_recipe(path: Path, text: str) -> bool:
 
 
 def _another_run(folder: RunFolder, recipe_text: str) -> str:
-    differing = differences(folder.recipe_text(), recipe_text)
+    differing = _differences(folder.recipe_text(), recipe_text)
     return (
         f"Folder '{folder.path}' holds another run ({differing or 'another recipe'}). Choose another one with --out, "
         f"or continue that run with `dfqkit run --resume {folder.path}`."
     )
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """Read a run folder's manifest.
+
+    Raises:
+        ArtefactError: It is missing, damaged, or of an unknown schema.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        found = "it has no manifest.json" if folder.is_dir() else "there is no such folder"
+        message = (
+            f"'{folder}' is not the folder of a run: {found}. Give the folder that `dfqkit run` named in its last "
+            "line, or begin one with `dfqkit run RECIPE`."
+        )
+        raise ArtefactError(message) from None
+    except (OSError, ValueError) as error:
+        message = f"Cannot read '{path}': {error}. Put the original back, or begin anew with another --out."
+        raise ArtefactError(message) from error
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if schema != SCHEMA:
+        message = (
+            f"'{path}' has schema {schema!r}; this version of dfqkit reads {SCHEMA}. Resume with the version that "
+            "began the run, or begin anew with another --out."
+        )
+        raise ArtefactError(message)
+    if not _is_whole(manifest):
+        message = f"'{path}' lacks what every manifest has. Put the original back, or begin anew with another --out."
+        raise ArtefactError(message)
+    return dict(manifest)
+
+
+def _is_whole(manifest: Mapping[str, Any]) -> bool:
+    stages = manifest.get("stages")
+    if not isinstance(manifest.get("digest"), str) or not isinstance(manifest.get("facts"), dict):
+        return False
+    if not isinstance(stages, dict) or not all(isinstance(entry, dict) for entry in stages.values()):
+        return False
+    complete = [entry for entry in stages.values() if entry.get("status") == "complete"]
+    return all({"files", "facts", "seconds"} <= set(entry) for entry in complete)
+
+
+def _differences(before: str, after: str) -> str:
+    """Say which keys of two recipes (YAML) differ, in one phrase; empty where they cannot be compared."""
+    try:
+        old, new = dict(_leaves(yaml.safe_load(before))), dict(_leaves(yaml.safe_load(after)))
+    except yaml.YAMLError:
+        return ""
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    texts = [f"{key} {old.get(key, 'absent')} there, {new.get(key, 'absent')} here" for key in keys]
+    return some(texts, _SHOWN, "; ")
+
+
+def _leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _leaves(item, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value

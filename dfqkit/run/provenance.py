@@ -6,6 +6,7 @@ What belongs here: facts that are read off the recipe and off what the stages no
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import torch
 
 from dfqkit.config.recipe import Recipe, find_file
 from dfqkit.config.synthesis import UNKNOWN, SynthesizerConfig
+from dfqkit.run import distill, synthesize, train
 from dfqkit_export.backends.runtimes import get_runtime
 from dfqkit_export.backends.targets import Target
 from dfqkit_export.env import environment
@@ -98,13 +100,18 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-def provenance(context: Context) -> dict[str, Any]:
-    """What made the file and where: `Report.provenance`."""
+def provenance(context: Context, until: str) -> dict[str, Any]:
+    """What made the file and where: `Report.provenance`.
+
+    Args:
+        context: the run's.
+        until: name of the stage that asks; those before it made the file.
+    """
     recipe, teacher = context.recipe, context.teacher
     warned = warnings_of(recipe)
-    section = context.student_section
+    section = recipe.student
     student = {"float_student": section.factory, "float_student_args": section.args} if section else {}
-    stages = ("synthesize", *(["train"] if section else []), "quantize", "distill", "export")
+    made_by = [stage.name for stage in takewhile(lambda s: s.name != until, context.stages) if stage.applies(recipe)]
     return {
         **({"warnings": list(warned)} if warned else {}),
         "recipe": recipe.name,
@@ -120,7 +127,7 @@ def provenance(context: Context) -> dict[str, Any]:
         "synthesizer": recipe.synthesis.method,  # type: ignore[attr-defined]
         "device": str(context.device),
         "threads": torch.get_num_threads(),
-        "seconds": {stage: context.folder.seconds(stage) for stage in stages},
+        "seconds": {name: context.folder.seconds(name) for name in made_by},
         "environment": environment(),
     }
 
@@ -141,7 +148,7 @@ def _measured_in(target: Target) -> str:
 
 def synthesis(context: Context) -> dict[str, Any]:
     """Loss curves, cost and disagreement of the stages: `Report.synthesis`."""
-    made, trained, played = (context.folder.facts(stage) for stage in ("synthesize", "train", "distill"))
+    made, trained, played = (context.folder.facts(stage.STAGE.name) for stage in (synthesize, train, distill))
     curve: list[dict[str, Any]] = []
     for facts in (made, trained, played):
         offset = curve[-1]["round"] if curve else 0
@@ -167,7 +174,7 @@ def synthesis(context: Context) -> dict[str, Any]:
 
 def selection(context: Context) -> dict[str, Any]:
     """How the kept state was chosen: `Report.selection`."""
-    played, trained = context.folder.facts("distill"), context.folder.facts("train")
+    trained, played = (context.folder.facts(stage.STAGE.name) for stage in (train, distill))
     student = {"float_student_kept": trained["kept"], "float_student_judged": trained["judged"]} if trained else {}
     return {
         **student,

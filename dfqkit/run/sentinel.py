@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dfqkit.run.export import MODEL, TEACHER
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.stored import ImageSet
 from dfqkit_export.sentinel import SENTINEL_FILE, TeacherFile, candidates_of, choose, usual_choice, write_sentinel
@@ -33,7 +34,7 @@ def write_run_sentinel(context: Context) -> list[str]:
         candidates = candidates_of([grading], exclude)
     except ArtefactError:
         return []  # fewer images than a set needs
-    teacher = TeacherFile(path=path / "teacher.onnx", name=context.teacher.name, sha256=context.teacher.sha256)
-    sentinel = choose(path / "model.onnx", teacher, candidates, usual_choice(candidates.spec, context.recipe.seed))
+    teacher = TeacherFile(path=path / TEACHER, name=context.teacher.name, sha256=context.teacher.sha256)
+    sentinel = choose(path / MODEL, teacher, candidates, usual_choice(candidates.spec, context.recipe.seed))
     write_sentinel(path / SENTINEL_FILE, sentinel)
     return [SENTINEL_FILE]

@@ -69,13 +69,15 @@ def load_student(student: fx.GraphModule, path: Path, config: QuantConfig) -> No
         state = load_file(path)
         restore(student, state, config)
     except (OSError, SafetensorError) as error:
-        message = f"Cannot read the student '{path}': {error}. Quantize again with `dfqkit quantize`."
+        message = (
+            f"Cannot read the student '{path}': {error}. Delete it and continue the run with `dfqkit run --resume`."
+        )
         raise ArtefactError(message) from error
     except RuntimeError as error:
         wrong = [line.strip() for line in str(error).splitlines()[1:3]]
         message = (
-            f"The student '{path}' is of another model or scheme: {' '.join(wrong)[:300]} Quantize again with `dfqkit "
-            "quantize`."
+            f"The student '{path}' is of another model or scheme: {' '.join(wrong)[:300]} Delete it and continue "
+            "the run with `dfqkit run --resume`."
         )
         raise ArtefactError(message) from error
 

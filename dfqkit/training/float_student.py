@@ -32,7 +32,7 @@ from dfqkit_export.errors import ArtefactError, RecipeError, TeacherError
 from dfqkit_export.files import write_bytes
 
 __all__ = [
-    "Shrinker",
+    "FloatStudentTrainer",
     "load_float_student",
     "new_float_student",
     "save_float_student",
@@ -120,7 +120,7 @@ def student_objective(
         return Objective(config, pairs, found.values, wanted.values, rng)
 
 
-class Shrinker(Loop[FloatStudentConfig, nn.Module]):
+class FloatStudentTrainer(Loop[FloatStudentConfig, nn.Module]):
     """The loop over one float student, which is in training mode (BatchNorm on the batch) only while it takes a step.
 
     Args:
@@ -213,5 +213,8 @@ def load_float_student(student: nn.Module, path: Path) -> None:
     try:
         student.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
-        message = f"Cannot read the float student '{path}': {str(error)[:300]} Train it again with `dfqkit train`."
+        message = (
+            f"Cannot read the float student '{path}': {str(error)[:300]} Delete it and continue the run with `dfqkit "
+            "run --resume`."
+        )
         raise ArtefactError(message) from error

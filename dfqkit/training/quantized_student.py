@@ -22,7 +22,7 @@ from dfqkit.training.objective import Objective, require_names
 from dfqkit.training.reference import measuring_points, reference_graph
 from dfqkit.training.stream import Stream
 
-__all__ = ["Distiller", "measured_pairs"]
+__all__ = ["QuantizedStudentTrainer", "measured_pairs"]
 
 
 def measured_pairs(student: fx.GraphModule, config: DistillConfig) -> list[LayerPair]:
@@ -41,7 +41,7 @@ def measured_pairs(student: fx.GraphModule, config: DistillConfig) -> list[Layer
     return list(config.layers)
 
 
-class Distiller(Loop[DistillConfig, fx.GraphModule]):
+class QuantizedStudentTrainer(Loop[DistillConfig, fx.GraphModule]):
     """The loop over an ensemble of quantized students, the first of which is deployed.
 
     Args:

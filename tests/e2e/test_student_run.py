@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from safetensors.torch import load_file
 from dfqkit.config.recipe import Recipe, load_recipe
 from dfqkit.progress import silent
 from dfqkit.run.context import FLOAT_STUDENT, Context
+from dfqkit.run.execution import execute
 from dfqkit.run.folder import RunFolder
-from dfqkit.run.stage import STAGES, execute
-from dfqkit.run.training import require_trainable
-from dfqkit.run.validate import real_images
+from dfqkit.run.measuring import real_images
+from dfqkit.run.stages import STAGES
+from dfqkit.run.synthesize import require_trainable
 from dfqkit_export.errors import ArtefactError, DfqkitError, RecipeError
 from dfqkit_export.report import Report
 
@@ -45,7 +47,7 @@ def recipe(*overrides: str, base: list[str] | None = None) -> Recipe:
     return load_recipe("digits/dfq-w4a4-ort", [*(TINY if base is None else base), *overrides])
 
 
-def made(path: Path, wanted: Recipe, stages: tuple[str, ...] = STAGES) -> RunFolder:
+def made(path: Path, wanted: Recipe, stages: Iterable[str] = STAGES) -> RunFolder:
     folder = RunFolder.create(path, recipe_text=wanted.to_yaml(), digest=wanted.digest(), facts={})
     with folder:
         execute(folder, wanted, stages, device="cpu", progress=silent())
@@ -102,29 +104,29 @@ def test_the_game_goes_on_where_training_left_it(finished: RunFolder) -> None:
 def test_a_killed_training_resumes_to_the_same_bytes(
     finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dfqkit.run import context as module
-    from dfqkit.training.float_student import Shrinker
+    from dfqkit.run import playing as module
+    from dfqkit.training.float_student import FloatStudentTrainer
 
     class Killed(Exception):  # noqa: N818
         pass
 
     monkeypatch.setattr(module, "CHECKPOINT_SECONDS", 0.0)
-    whole, wanted = Shrinker.run_step, recipe(STUDENT)
+    whole, wanted = FloatStudentTrainer.run_step, recipe(STUDENT)
 
-    def step(self: Shrinker) -> dict[str, float]:
+    def step(self: FloatStudentTrainer) -> dict[str, float]:
         if self.step == 5:
             raise Killed
         return whole(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Shrinker, "run_step", step)
+        patch.setattr(FloatStudentTrainer, "run_step", step)
         with pytest.raises(Killed):
-            made(tmp_path / "r", wanted, STAGES[:2])
+            made(tmp_path / "r", wanted, [*STAGES][:2])
     torch.manual_seed(1234)
     folder = RunFolder.open(tmp_path / "r")
     assert folder.load_state("train") is not None
     with folder:
-        execute(folder, wanted, STAGES[:2], device="cpu", progress=silent())
+        execute(folder, wanted, [*STAGES][:2], device="cpu", progress=silent())
     for name in (FLOAT_STUDENT, "state/synthesizer_after_train.safetensors"):
         first, second = load_file(finished.path / name), load_file(tmp_path / "r" / name)
         assert all(torch.equal(first[key], second[key]) for key in first | second), name
@@ -132,7 +134,7 @@ def test_a_killed_training_resumes_to_the_same_bytes(
 
 
 def test_without_the_section_training_is_over_at_once(tmp_path: Path) -> None:
-    folder = made(tmp_path / "r", recipe("distill=null"), STAGES[:3])
+    folder = made(tmp_path / "r", recipe("distill=null"), [*STAGES][:3])
     assert folder.facts("train") == {}
     assert not (folder.path / FLOAT_STUDENT).exists()
     assert context(folder, recipe("distill=null")).graph is not None
@@ -141,7 +143,7 @@ def test_without_the_section_training_is_over_at_once(tmp_path: Path) -> None:
 def test_later_stages_say_that_the_student_is_missing(tmp_path: Path) -> None:
     wanted = recipe(STUDENT)
     folder = RunFolder.create(tmp_path / "r", recipe_text=wanted.to_yaml(), digest=wanted.digest(), facts={})
-    with pytest.raises(ArtefactError, match=r"Cannot read the float student.*dfqkit train"):
+    with pytest.raises(ArtefactError, match=r"Cannot read the float student.*dfqkit run --resume"):
         _ = context(folder, wanted).graph
 
 
@@ -180,7 +182,7 @@ def test_every_online_method_trains_one_from_a_recipe(method: str, tmp_path: Pat
     base = [item for item in TINY if not item.startswith("synthesis.")]
     sizes = ["bank.calibration=8", "bank.held_out=8", "bank.grading=8", "bank.batch=8"]
     wanted = recipe(f"synthesis={{method: {method}, {ONLINE[method]}}}", *sizes, STUDENT, "student.steps=4", base=base)
-    folder = made(tmp_path / "r", wanted, STAGES[:2])
+    folder = made(tmp_path / "r", wanted, [*STAGES][:2])
     facts: dict[str, Any] = folder.facts("train")
     assert len(facts["curve"]) == 2
     assert set(facts["curve"][0]) > {"step", "response", "feature"}, "no term of a round"
@@ -197,7 +199,7 @@ def test_half_the_digits_teacher_learns_real_digits_from_synthetic_images(tmp_pa
         "judge_every: 100}",
     ]  # fmt: skip
     wanted = recipe(*overrides, base=[])
-    folder = made(tmp_path / "r", wanted, STAGES[:2])
+    folder = made(tmp_path / "r", wanted, [*STAGES][:2])
     graph, spec = context(folder, wanted).graph, wanted.image.spec()
     real = real_images(wanted)
     assert real is not None

@@ -89,9 +89,9 @@ class TestSynthesize:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            ([RECIPE, "--n", "4"], "give --out DIR"),
-            ([".", "--n", "4", "--out", "x"], "takes a recipe, not a run's folder"),
-            ([RECIPE, "--shard", "4"], "--shard belongs to a portable set"),
+            ([RECIPE, "--n", "4"], "required: --out"),
+            ([".", "--n", "4", "--out", "x"], "takes a recipe, not a folder"),
+            ([RECIPE, "--out", "x"], "required: --n"),
             ([RECIPE, "--n", "0", "--out", "x"], "at least 1, found '0'"),
             ([RECIPE, "--n", "4", "--shard", "0", "--out", "x"], "at least 1, found '0'"),
         ],

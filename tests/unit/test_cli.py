@@ -22,8 +22,9 @@ from safetensors.torch import load_file
 
 from dfqkit import cli
 from dfqkit.cli import main
-from dfqkit.run import stage as stages
+from dfqkit.run import execution
 from dfqkit.run.folder import RunFolder
+from dfqkit.run.stages import STAGES
 from dfqkit_export._version import __version__
 from dfqkit_export.errors import RuntimeUnavailableError
 from dfqkit_export.report import Finding, Report
@@ -37,7 +38,7 @@ Output = pytest.CaptureFixture[str]
 
 @dataclass
 class StandIn:
-    """Takes the place of `stages.execute`: notes how it is called and leaves what the real one leaves.
+    """Takes the place of `execution.execute`: notes how it is called and leaves what the real one leaves.
 
     The stages themselves have tests of their own; here they would take minutes.
     """
@@ -71,7 +72,7 @@ class StandIn:
 def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandIn]:
     monkeypatch.chdir(tmp_path)
     fake, threads = StandIn(), torch.get_num_threads()
-    monkeypatch.setattr(stages, "execute", fake)
+    monkeypatch.setattr(execution, "execute", fake)
     yield fake
     torch.set_num_threads(threads)
 
@@ -126,7 +127,7 @@ class TestHelp:
 
     def test_every_argument_of_every_command_is_explained(self) -> None:
         found = list(parsers(cli._parser()))
-        assert len(found) == 27
+        assert len(found) == 22
         for parser in found:
             assert parser.description, parser.prog
             assert not parser.allow_abbrev
@@ -151,7 +152,9 @@ class TestUsage:
             (f"run {RECIPE} --threads 0", "at least 1, found '0'"),
             (f"run {RECIPE} --seed -1", "argument --seed"),
             (f"run {RECIPE} --resume x --seed 0 --out y", "leave out RECIPE, --out, --seed"),
-            ("synthesize . --seed 0", "leave out --out, --set and --seed"),
+            ("run --only synthesize . --seed 0", "leave out --seed"),
+            ("run --only export . --out x", "leave out --out"),
+            ("run --only exprt .", "'export'"),
             ("inspect", "either a RECIPE or --factory"),
             ("inspect --factory torchvision:resnet18", "needs --shape and --classes"),
             (f"inspect {RECIPE} --classes 3", "leave out --classes"),
@@ -176,7 +179,7 @@ class TestUsage:
             (f"run {RECIPE} --set seed", "section.key=value"),
             ("recipe show digits/dfq-w8a8-rot", f"Did you mean '{RECIPE}'?"),
             ("run --resume nowhere", "no such folder"),
-            ("quantize .", "no manifest.json"),
+            ("run --only quantize .", "no manifest.json"),
             ("report .", "report.json"),
             ("inspect --factory torchvision:resnet81 --shape 3,8,8 --classes 3", "resnet18"),
             ("inspect --factory torchvision:resnet18 --shape 3,8 --classes 3", "(3, 8)"),
@@ -202,7 +205,7 @@ class TestRun:
         assert out.startswith(f"{RECIPE}\nOK")
         assert re.fullmatch(r"ok \| \d+ s \| here", err.splitlines()[-1])
         wanted, settings = stand_in.calls[0]
-        assert wanted == list(stages.STAGES)
+        assert wanted == list(STAGES)
         assert settings["device"] == "cpu"
         assert RunFolder.open("here").run_facts()["command"] == f"dfqkit run {RECIPE}"
 
@@ -274,36 +277,37 @@ class TestRun:
 
 class TestStages:
     def test_one_by_one_they_make_the_run(self, capsys: Output, stand_in: StandIn) -> None:
-        assert main(["synthesize", RECIPE, "--out", "here"]) == 0
-        out, err = capsys.readouterr()
-        assert out == ""
-        assert "Next: dfqkit quantize here" in err  # its recipe trains no smaller student
-        for stage in ("quantize", "distill", "export"):
-            assert main([stage, "here"]) == 0
-        capsys.readouterr()
-        assert main(["validate", "here"]) == 0
-        assert capsys.readouterr().out.startswith(f"{RECIPE}\nOK")
-        wanted = [stage for stages_, _ in stand_in.calls for stage in stages_]
-        assert wanted == list(stages.STAGES)
+        words = f"run --only synthesize {RECIPE} --out here"
+        wanted = []
+        while words:
+            assert main(words.split()) == 0
+            out, err = capsys.readouterr()
+            wanted.append(words.split()[2])
+            words = err.partition("Next: dfqkit ")[2].partition("\n")[0]
+            assert (out == "") == bool(words)
+        assert out.startswith(f"{RECIPE}\nOK")
+        assert wanted == [name for name in STAGES if name != "train"]  # its recipe trains no smaller student
+        assert [name for stages, _ in stand_in.calls for name in stages] == wanted
 
     def test_a_missing_predecessor_names_the_command_that_comes_first(self, capsys: Output, stand_in: StandIn) -> None:
-        main(["synthesize", RECIPE, "--out", "here"])
+        main(["run", "--only", "synthesize", RECIPE, "--out", "here"])
         capsys.readouterr()
-        assert main(["export", "here"]) == 2
-        assert "needs 'train', which is not complete. Run `dfqkit train here` first" in capsys.readouterr().err
+        assert main(["run", "--only", "export", "here"]) == 2
+        error = capsys.readouterr().err
+        assert "needs 'quantize', which is not complete. Run `dfqkit run --only quantize here` first" in error
         assert len(stand_in.calls) == 1
 
     def test_a_changed_file_of_an_earlier_stage_is_not_validated(self, capsys: Output, stand_in: StandIn) -> None:
         main(["run", RECIPE, "--out", "here"])
         Path("here/export.bin").write_text("another network")
-        assert main(["validate", "here"]) == 2
+        assert main(["run", "--only", "validate", "here"]) == 2
         assert "export.bin" in capsys.readouterr().err
 
-    def test_synthesize_continues_in_a_run_folder(self, capsys: Output, stand_in: StandIn) -> None:
+    def test_the_first_stage_continues_in_a_run_folder(self, capsys: Output, stand_in: StandIn) -> None:
         stand_in.before["synthesize"] = interrupt
-        assert main(["synthesize", RECIPE, "--out", "here"]) == 130
+        assert main(["run", "--only", "synthesize", RECIPE, "--out", "here"]) == 130
         command = capsys.readouterr().err.splitlines()[-1].partition("Continue with: ")[2]
-        assert command == "dfqkit synthesize here"
+        assert command == "dfqkit run --only synthesize here"
         del stand_in.before["synthesize"]
         assert main(shlex.split(command)[1:]) == 0
 
@@ -466,9 +470,10 @@ def test_real_stages_one_by_one_give_the_same_file_as_a_run_that_was_terminated(
     )  # fmt: skip
     recipe = [RECIPE, *(word for change in changes for word in ("--set", change)), "--threads", "1"]
     monkeypatch.chdir(tmp_path)
-    assert main(["synthesize", *recipe, "--out", "steps"]) == 0
-    for stage in ("train", "quantize", "distill", "export", "validate"):
-        assert main([stage, "steps"]) == 0
+    first, *others = STAGES
+    assert main(["run", "--only", first, *recipe, "--out", "steps"]) == 0
+    for stage in others:
+        assert main(["run", "--only", stage, "steps"]) == 0
     command = [sys.executable, "-m", "dfqkit", "run", *recipe, "--out", "whole"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
         assert process.stderr is not None

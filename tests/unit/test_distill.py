@@ -18,7 +18,7 @@ from dfqkit.seeds import derive
 from dfqkit.students.student import build_student, calibrate_student, equalized_graph, snapshot
 from dfqkit.teacher.taps import FeatureTap
 from dfqkit.training.loop import judge
-from dfqkit.training.quantized_student import Distiller
+from dfqkit.training.quantized_student import QuantizedStudentTrainer
 from dfqkit.training.stream import LiveStream, frozen
 from dfqkit_export.backends.targets import get_target
 from dfqkit_export.errors import RecipeError
@@ -40,16 +40,18 @@ def held_out() -> list[tuple[Tensor, Tensor]]:
         return [(batch, toy_graph(TOY)(batch)) for batch in (images(16, 20), images(9, 21))]
 
 
-def distiller(quant: dict[str, Any] | None = None, **changes: Any) -> Distiller:
+def distiller(quant: dict[str, Any] | None = None, **changes: Any) -> QuantizedStudentTrainer:
     config = DistillConfig.model_validate(FAST | changes)
     scheme = QuantConfig.model_validate({"bits": "w4a4"} | (quant or {}))
     schemes = [scheme, *(scheme.model_copy(update={"bits": bits}) for bits in config.partners)]
     stream = LiveStream(Offset(toy_teacher(TOY), derive(0, "offset")), config, derive(0, "augmentation"))
     reference = equalized_graph(toy_graph(TOY), scheme)
-    return Distiller([calibrated(item) for item in schemes], schemes, reference, stream, held_out(), config)
+    return QuantizedStudentTrainer(
+        [calibrated(item) for item in schemes], schemes, reference, stream, held_out(), config
+    )
 
 
-def synthesizer_of(loop: Distiller) -> Offset:
+def synthesizer_of(loop: QuantizedStudentTrainer) -> Offset:
     assert isinstance(loop.stream, LiveStream)
     assert isinstance(loop.stream.synthesizer, Offset)
     return loop.stream.synthesizer
@@ -254,7 +256,7 @@ def test_features_of_an_equalized_student_are_compared_on_their_own_scale() -> N
     found = []
     for reference in (equalized_graph(toy_graph(TOY), scheme), toy_graph(TOY)):
         stream = LiveStream(Offset(toy_teacher(TOY), derive(0, "offset")), config, derive(0, "augmentation"))
-        loop = Distiller([calibrated(scheme)], [scheme], reference, stream, held_out(), config)
+        loop = QuantizedStudentTrainer([calibrated(scheme)], [scheme], reference, stream, held_out(), config)
         found.append(loop.run_step()["feature"])
     assert found[0] < 0.01
     assert found[1] > 2 * found[0]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dfqkit.config.recipe import load_recipe
-from dfqkit.run.validate import _estimate
+from dfqkit.run.measuring import _estimate
 from dfqkit_export.measure.kinds import Metric
 
 

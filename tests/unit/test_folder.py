@@ -395,7 +395,7 @@ class TestLock:
             holder.send_signal(signal.SIGKILL)
             holder.wait()
         with folder:
-            assert (tmp_path / ".lock").read_text() == f"{os.getpid()}\n"
+            assert (tmp_path / ".lock.pid").read_text() == f"{os.getpid()}\n"
 
     def test_it_is_given_back(self, tmp_path: Path) -> None:
         folder = make(tmp_path)

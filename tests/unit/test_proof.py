@@ -14,9 +14,8 @@ from torch import Tensor, fx, nn
 from dfqkit.config.quant import QuantConfig
 from dfqkit.config.recipe import Recipe, load_recipe
 from dfqkit.run.context import resolve_device
-from dfqkit.run.layers import _student_layers, compare_layers
-from dfqkit.run.plan import plan
-from dfqkit.run.validate import GradingSet, compare, real_images
+from dfqkit.run.measuring import GradingSet, _student_layers, compare, compare_layers, real_images
+from dfqkit.run.stages import plan
 from dfqkit.students.freezing import freeze
 from dfqkit.students.onnx_file import write_float, write_qdq
 from dfqkit.students.student import build_student, calibrate_student, equalized_graph

@@ -281,8 +281,8 @@ class TestIdentity:
         assert parse().directory is None
 
     def test_a_resumed_run_looks_beside_the_recipe_it_came_from(self, tmp_path: Path) -> None:
+        from dfqkit.run.execution import recipe_of, run_facts
         from dfqkit.run.folder import RunFolder
-        from dfqkit.run.stage import recipe_of, run_facts
 
         for recipe in (parse().found_in(tmp_path / "there"), parse()):
             facts = run_facts(recipe)

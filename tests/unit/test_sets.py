@@ -22,7 +22,7 @@ from dfqkit.run import bank_making as sets
 from dfqkit.run.bank_folder import SetFolder
 from dfqkit.run.bank_making import SetPlan, make_set
 from dfqkit.run.context import provisional_student, teacher_of
-from dfqkit.run.manifest import lock
+from dfqkit.run.lock import FolderLock
 from dfqkit.synthesis.base import Synthesizer
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError, BusyError
@@ -330,9 +330,11 @@ class TestRefusals:
 
     def test_a_folder_that_another_process_works_in(self, tmp_path: Path, teacher: Teacher) -> None:
         interrupted(tmp_path / "set", teacher)
-        lock(tmp_path / "set" / ".lock")
+        lock = FolderLock(tmp_path / "set")
+        lock.acquire()
         with pytest.raises(BusyError, match=r"Another process"):
             make(tmp_path / "set", teacher, 50)
+        lock.release()
 
     def test_no_room(self, tmp_path: Path, teacher: Teacher) -> None:
         with pytest.raises(ArtefactError, match=r"MB are needed"):

@@ -14,7 +14,7 @@ from torch import nn
 
 from dfqkit.images import ImageBank
 from dfqkit.images.sheet import _GAP, _LINE, _MARGIN, SheetForm, contact_sheet
-from dfqkit.run.sheets import contact_sheets
+from dfqkit.run.validate import contact_sheets
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.images.stored import ImageSet

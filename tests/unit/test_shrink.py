@@ -20,7 +20,7 @@ from dfqkit.seeds import derive
 from dfqkit.synthesis.build import build_synthesizer
 from dfqkit.teacher.load import Teacher
 from dfqkit.training.float_student import (
-    Shrinker,
+    FloatStudentTrainer,
     load_float_student,
     new_float_student,
     save_float_student,
@@ -84,12 +84,12 @@ def held_out() -> list[tuple[Tensor, Tensor]]:
     return [(batch, model.logits(batch)) for batch in (images(16, 20), images(9, 21))]
 
 
-def shrinker(section: FloatStudentConfig | None = None, seed: int = 0) -> Shrinker:
+def shrinker(section: FloatStudentConfig | None = None, seed: int = 0) -> FloatStudentTrainer:
     section = section or config()
     model = teacher()
     stream = LiveStream(Offset(model, derive(seed, "offset")), section, derive(seed, "augmentation"))
     student = new_float_student(section, model, seed)
-    return Shrinker(student, model, stream, held_out(), section, derive(seed, "train"))
+    return FloatStudentTrainer(student, model, stream, held_out(), section, derive(seed, "train"))
 
 
 def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
@@ -181,14 +181,16 @@ def test_every_online_method_plays_with_it_and_resumes(name: str) -> None:
     section = config(steps=4, round_every=2, judge_every=2)
     settings = synthesizer_config(name).model_validate({"method": name} | ONLINE[name])
 
-    def made() -> Shrinker:
+    def made() -> FloatStudentTrainer:
         model = teacher()
         maker = build_synthesizer(settings, model, derive(0, "s"), Demand(training=8, fresh=8, game_rounds=2))
         opponents = [toy_teacher("residual", seed=1).model] if "student" in settings.needed else []
         for _ in range(maker.warmup_rounds):
             maker.synthesize(opponents)
         stream = LiveStream(maker, section, derive(0, "a"))
-        return Shrinker(new_float_student(section, model, 0), model, stream, held_out(), section, derive(0, "train"))
+        return FloatStudentTrainer(
+            new_float_student(section, model, 0), model, stream, held_out(), section, derive(0, "train")
+        )
 
     whole, first, second = made(), made(), made()
     terms = [whole.run_step() for _ in range(4)]
@@ -224,7 +226,7 @@ def test_what_is_stored_comes_back_and_a_damaged_file_says_so(tmp_path: Path) ->
     load_float_student(two, tmp_path / "x.safetensors")
     assert same(one.state_dict(), two.state_dict())
     (tmp_path / "x.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ArtefactError, match=r"Cannot read the float student.*dfqkit train"):
+    with pytest.raises(ArtefactError, match=r"Cannot read the float student.*dfqkit run --resume"):
         load_float_student(two, tmp_path / "x.safetensors")
 
 

@@ -110,7 +110,7 @@ def test_a_file_that_does_not_fit_is_refused_shortly(wrong: str, tmp_path: Path)
         path.write_bytes(path.read_bytes()[:-100])
     elif wrong == "missing":
         path = tmp_path / "nowhere.safetensors"
-    with pytest.raises(ArtefactError, match=f"{path.name}.*dfqkit quantize") as caught:
+    with pytest.raises(ArtefactError, match=f"{path.name}.*dfqkit run --resume") as caught:
         load_student(build("option_a", config, calibrated=False), path, config)
     assert len(str(caught.value)) < 600
     assert ("of another model or scheme" in str(caught.value)) == wrong.startswith("another")

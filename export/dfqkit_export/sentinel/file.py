@@ -35,7 +35,7 @@ SENSITIVE, PLAIN = 0, 1
 
 #: Bytes of a file that is read as a sentinel set; 2 MB is what is written.
 _MAX_FILE = 256 * 2**20
-_AGAIN = "Make it again with `dfqkit sentinel`, or `dfqkit validate RUN` for a run."
+_AGAIN = "Make it again with `dfqkit sentinel`; of a run, delete it and give `dfqkit run --resume RUN`."
 _DAMAGED = (KeyError, TypeError, ValueError, AttributeError, RecursionError)
 _TENSORS = {"images": "uint8", "teacher_logits": "float32", "source": "int16", "kind": "uint8"}
 

@@ -1,0 +1,72 @@
+"""`dfqkit synthesize`: a portable bank of images, from a recipe's synthesizer."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dfqkit.cli.options import Parser, add_compute_options, add_recipe_options, note, positive
+from dfqkit.cli.outcome import resumable
+from dfqkit.cli.running import chosen_recipe, ending
+
+if TYPE_CHECKING:
+    from dfqkit.cli.options import Commands
+
+_DESCRIPTION = (
+    "Make a portable set of images: what a recipe's synthesizer makes, with the teacher's answers. The same command "
+    "continues one that was interrupted. (The images of a run are its first stage: see `dfqkit run --help`.)"
+)
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    parser: Parser = commands.add_parser("synthesize", help="make a portable set of images", description=_DESCRIPTION)
+    parser.add_argument("recipe", metavar="RECIPE", help="name of a shipped recipe, or a YAML file")
+    parser.add_argument("--n", dest="count", type=positive, required=True, metavar="N", help="how many images")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new or empty folder of the set")
+    parser.add_argument("--shard", type=positive, metavar="N", help="images in one file of the set (default: 1024)")
+    add_recipe_options(parser)
+    add_compute_options(parser)
+    parser.set_defaults(handler=_synthesize, parser=parser)
+
+
+def _synthesize(args: argparse.Namespace) -> int:
+    started = time.monotonic()
+    if Path(args.recipe).is_dir():
+        args.parser.error("takes a recipe, not a folder: give its name or its file")
+    import torch
+
+    from dfqkit.progress import Progress
+    from dfqkit.run.bank_folder import facts_of
+    from dfqkit.run.bank_making import SetPlan, make_set
+
+    out: Path = args.out
+    threads = args.threads or facts_of(out).get("threads")  # sums depend on it, so a set keeps the number it began with
+    if isinstance(threads, int) and threads > 0:
+        torch.set_num_threads(threads)
+    command = _command(args)
+    plan = SetPlan(n=args.count, shard=args.shard or SetPlan.shard, command=shlex.join(command))
+    progress = Progress(quiet=args.quiet)
+    with resumable(shlex.join([*command, "--out", str(out)])):
+        images = make_set(chosen_recipe(args), out, plan, device=args.device or "auto", progress=progress)
+    for warning in images.facts["warnings"]:
+        note(f"warning: {warning}")
+    note(f"The set has {len(images)} images in {len(images.shards)} file(s). Look into it: dfqkit bank info {out}")
+    ending("ok", started, out)
+    return 0
+
+
+def _command(args: argparse.Namespace) -> list[str]:
+    """Return what makes the set again, without where it goes and how it is shown."""
+    words = ["dfqkit", "synthesize", str(args.recipe), "--n", str(args.count)]
+    for option, values in (
+        ("--shard", [args.shard]),
+        ("--set", args.overrides),
+        ("--seed", [args.seed]),
+        ("--device", [args.device]),
+    ):
+        words += [word for value in values if value is not None for word in (option, str(value))]
+    return words

@@ -1,0 +1,94 @@
+"""Running stages: those that are wanted, in order, each when those before it are complete.
+
+What belongs here: what is the same for every stage. Which ones there are is `stages`, what all of them need is
+`context`, the folder `folder`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from dfqkit.config.recipe import Recipe, parse_recipe
+from dfqkit.progress import Progress
+from dfqkit.run.context import Context, resolve_device
+from dfqkit.run.folder import RunFolder
+from dfqkit.run.stage import StageResult, joined
+from dfqkit.run.stages import STAGES, before, require_earlier
+from dfqkit.teacher.load import Teacher
+from dfqkit_export.env import environment
+
+__all__ = ["execute", "recipe_of", "run_facts"]
+
+#: Room for everything that does not grow with the number of images: students, optimizers, ONNX files, reports.
+_MODEL_SPACE = 256 * 2**20
+
+
+def execute(
+    folder: RunFolder,
+    recipe: Recipe,
+    stages: Iterable[str],
+    *,
+    device: str,
+    progress: Progress,
+    teacher: Teacher | None = None,
+) -> None:
+    """Run stages of a recipe in order, skipping what is complete.
+
+    Args:
+        folder: the run's folder, made for this recipe.
+        recipe: what to do.
+        stages: names of `STAGES`.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        progress: where progress is shown.
+        teacher: a teacher already loaded; otherwise the recipe's is.
+
+    Raises:
+        ArtefactError: when a stage before the first of ``stages`` is missing.
+    """
+    context = Context(
+        folder=folder,
+        recipe=recipe,
+        device=resolve_device(device),
+        progress=progress,
+        given=teacher,
+        stages=tuple(STAGES.values()),
+    )
+    folder.require_space(_MODEL_SPACE + sum(stage.plan(recipe).size for stage in STAGES.values()))
+    for name in stages:
+        if folder.done(name):
+            continue
+        require_earlier(folder, recipe, name)
+        for idle in before(name):
+            if not idle.applies(recipe) and not folder.done(idle.name):
+                _finish(context, idle.name)
+        _finish(context, name)
+
+
+def _finish(context: Context, name: str) -> None:
+    """Do a stage and list it as complete."""
+    stage, folder, recipe = STAGES[name], context.folder, context.recipe
+    folder.begin(name)
+    result = StageResult()
+    if stage.applies(recipe):
+        result = joined([stage.run(context, part) for part in stage.parts(recipe)])
+    folder.finish(name, result.files, result.facts)
+
+
+def recipe_of(folder: RunFolder) -> Recipe:
+    """The recipe that a run folder was made for."""
+    directory = folder.run_facts().get("recipe_dir")
+    recipe = parse_recipe(folder.recipe_text(), str(folder.path / "recipe.yaml"))
+    return recipe.found_in(Path(str(directory)) if directory else None)
+
+
+def run_facts(recipe: Recipe, command: str = "") -> dict[str, object]:
+    """What the manifest records: what reproduces the run, the machine and the versions."""
+    return {
+        "command": command,
+        "recipe_dir": None if recipe.directory is None else str(recipe.directory),
+        "environment": environment(),
+        "threads": torch.get_num_threads(),
+    }

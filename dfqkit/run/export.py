@@ -1,0 +1,65 @@
+"""The stage that writes the student as a QDQ ONNX file, and the teacher beside it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from dfqkit.run.distill import FINAL
+from dfqkit.run.stage import Part, Plan, Stage, StageResult
+
+if TYPE_CHECKING:
+    from dfqkit.config.recipe import Recipe
+    from dfqkit.run.context import Context
+
+__all__ = ["MODEL", "STAGE", "TEACHER"]
+
+#: The files.
+MODEL, TEACHER = "model.onnx", "teacher.onnx"
+
+
+def run(context: Context, _: Part) -> StageResult:
+    """Write both files."""
+    from dfqkit.students.onnx_file import write_float, write_qdq
+
+    path, metadata = context.folder.path, _metadata(context)
+    with context.progress.stage(STAGE.name, total=2) as bar:
+        student = context.stored_student(context.scheme, FINAL)
+        write_qdq(student, context.target, path / MODEL, metadata=metadata)
+        bar.advance(1)
+        write_float(context.teacher_graph, path / TEACHER, metadata=metadata, opset=context.target.opset)
+        bar.advance(1)
+    return StageResult(files=[MODEL, TEACHER])
+
+
+def _metadata(context: Context) -> dict[str, str]:
+    """What both files say about themselves."""
+    from dfqkit.run.provenance import warnings_of
+    from dfqkit_export.env import environment
+
+    recipe, teacher = context.recipe, context.teacher
+    metadata = {
+        "dfqkit.recipe": recipe.name,
+        "dfqkit.recipe_sha256": recipe.digest(),
+        "dfqkit.seed": str(recipe.seed),
+        "dfqkit.synthesizer": context.synthesis.method,
+        "dfqkit.teacher": teacher.name,
+        "dfqkit.teacher_sha256": teacher.sha256,
+        "dfqkit.target": recipe.target,
+        "dfqkit.quant": json.dumps(context.scheme.model_dump(mode="json"), sort_keys=True),
+        "dfqkit.image": json.dumps(teacher.image.to_dict(), sort_keys=True),
+        **{f"dfqkit.version.{name}": str(version) for name, version in environment()["packages"].items()},
+    }
+    if warnings := warnings_of(recipe):
+        metadata["dfqkit.warnings"] = json.dumps(warnings)
+    if recipe.student is not None:
+        metadata["dfqkit.student"] = recipe.student.factory
+    return metadata
+
+
+def plan(_: Recipe) -> Plan:
+    """The files."""
+    return Plan(text=f"{MODEL}, {TEACHER}")
+
+
+STAGE = Stage(name="export", help="write the student as a QDQ ONNX file", run=run, plan=plan)

@@ -1,0 +1,334 @@
+"""A run measured: the float teacher, the fake-quantized student and the exported file, on the same images.
+
+What belongs here: which models meet which images, and layer beside layer. The report that comes of it is `validate`'s;
+what the target's own runtime says of the file, `target_check`'s; metrics and the runtime are `dfqkit_export`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from dfqkit.config.recipe import Recipe, find_file
+from dfqkit.images import ImageBank
+from dfqkit.run.context import Context
+from dfqkit.run.distill import FINAL
+from dfqkit.run.export import MODEL, TEACHER
+from dfqkit.run.quantize import calibrated_file
+from dfqkit.run.target_check import Account, ask_runtime, own_runtime
+from dfqkit.students.freezing import freeze
+from dfqkit_export.backends.onnxruntime.session import OrtSession
+from dfqkit_export.backends.realised import realised_precision
+from dfqkit_export.estimate import estimate_drop
+from dfqkit_export.images.labelled import LabelledImages, load_images
+from dfqkit_export.measure import latency, metrics
+from dfqkit_export.measure.activations import layer_outputs
+from dfqkit_export.measure.kinds import LOGIT_SQNR_DB, SIZE, STUDENT_AGREEMENT, STUDENT_TOP1_GAP, TOP1, Metric
+from dfqkit_export.report import LayerRow, layer_rows
+
+__all__ = ["LAYER_IMAGES", "GradingSet", "Measured", "compare", "compare_layers", "measure", "real_images"]
+
+#: Images of the comparison of layers: enough for a ratio, few enough to hold every activation in memory.
+LAYER_IMAGES = 32
+
+Images = NDArray[np.float32]
+Answer = Callable[[Images], NDArray[Any]]
+_NO_RUNTIME = frozenset({"teacher", "student", "calibrated", "float_student"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradingSet:
+    """Images that grade, in batches, and their labels where there are any."""
+
+    name: str
+    count: int
+    batches: Callable[[], Iterator[Images]]
+    labels: NDArray[np.int64] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What was measured of a run.
+
+    Attributes:
+        metrics: of all subjects on all images, and of the files.
+        layers: student and runtime, layer by layer.
+        account: what the target's runtime, or one of its family, said of the file.
+        labelled: whether any images have labels.
+        timing: how long the files take, where that was measured.
+        estimate: the drop on real images as the synthetic ones tell it (`estimate_drop`), where they do.
+    """
+
+    metrics: list[Metric]
+    layers: tuple[LayerRow, ...]
+    account: Account
+    labelled: bool
+    timing: latency.Latency | None
+    estimate: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Subjects:
+    """The models that answer, by the names that metrics give them."""
+
+    student: fx.GraphModule
+    teacher: OrtSession
+    quantized: OrtSession
+    answers: dict[str, Answer]
+
+
+def real_images(recipe: Recipe, *, limit: int | None = None) -> LabelledImages | None:
+    """The labelled images that a recipe names, or None.
+
+    Args:
+        recipe: names them.
+        limit: read fewer than the recipe says, to see whether they are there and fit.
+
+    Raises:
+        RecipeError: when the file is missing; says where it was looked for.
+        ArtefactError: when it does not hold such images.
+    """
+    section = recipe.validation
+    if section.data is None:
+        return None
+    source: str | Path = section.data
+    if not str(source).startswith("torchvision:"):
+        source = find_file(str(source), recipe.directory)
+    least = min((bound for bound in (limit, section.limit) if bound is not None), default=None)
+    return load_images(source, recipe.image.spec(), resize=section.resize, crop=section.crop, limit=least)
+
+
+def measure(context: Context, shown_as: str) -> Measured:
+    """Run every model of a run on every set of images, and time the files.
+
+    Args:
+        context: the run's, its export complete.
+        shown_as: name of the stage in the progress.
+    """
+    recipe, path = context.recipe, context.folder.path
+    sets, subjects = _grading_sets(context), _subjects(context)
+    found, estimated = _graded(context, sets, subjects.answers, shown_as)
+    first = next(sets[0].batches())
+    account = ask_runtime(path / MODEL, context.target)
+    timing = None
+    if context.target.runtime == "onnxruntime":
+        timing = _latency(recipe, subjects, first[:1])
+    found += [*_sizes(path), *account.metrics()]
+    found += timing.metrics(data="1x" + "x".join(map(str, recipe.image.shape))) if timing else []
+    rows = compare_layers(
+        subjects.student,
+        path,
+        first[:LAYER_IMAGES],
+        context.device,
+        as_written=_as_written(context),
+        reference=context.reference(context.scheme) if context.scheme.equalize or recipe.student else None,
+    )
+    return Measured(
+        metrics=found,
+        layers=account.tell(rows),
+        account=account,
+        labelled=any(item.labels is not None for item in sets),
+        timing=timing,
+        estimate=estimated,
+    )
+
+
+def _subjects(context: Context) -> _Subjects:
+    path = context.folder.path
+    student = context.stored_student(context.scheme, FINAL)
+    calibrated = context.stored_student(context.scheme, calibrated_file())  # the bar that distillation must clear
+    freeze(calibrated)
+    quantized = OrtSession(path / MODEL, optimized=not _as_written(context))
+    teacher = OrtSession(path / TEACHER)
+    answers: dict[str, Answer] = {
+        "teacher": teacher.run,
+        "student": partial(_torch_logits, student, device=context.device),
+        "onnxruntime": quantized.run,
+        "calibrated": partial(_torch_logits, calibrated, device=context.device),
+    }
+    if context.recipe.student:  # then the network that was quantized is not the teacher
+        answers["float_student"] = partial(_torch_logits, context.graph, device=context.device)
+    own = own_runtime(path / MODEL, context.target)
+    if own is not None:
+        answers[context.target.runtime] = own.run
+    return _Subjects(student=student, teacher=teacher, quantized=quantized, answers=answers)
+
+
+def _as_written(context: Context) -> bool:
+    """Whether the file must run without ONNX Runtime's optimizer.
+
+    It turns float biases into integers, which the runtimes that ask for float ones do not.
+    """
+    return context.target.bias == "float"
+
+
+def _graded(
+    context: Context, sets: list[GradingSet], answers: dict[str, Answer], shown_as: str
+) -> tuple[list[Metric], dict[str, Any]]:
+    """Every subject on every set, and what the synthetic images tell of real ones."""
+    found: list[Metric] = []
+    estimated: dict[str, Any] = {}
+    with context.progress.stage(shown_as, total=sum(item.count for item in sets)) as bar:
+        for item in sets:
+            logits: dict[str, list[NDArray[Any]]] = {name: [] for name in answers}
+            for batch in item.batches():
+                for name, answer in answers.items():
+                    logits[name].append(answer(batch))
+                bar.advance(len(batch))
+            together = {name: np.concatenate(parts) for name, parts in logits.items()}
+            found += compare(together, item)
+            # The errors of another network are not those of quantization.
+            if item.name.startswith("synthetic:") and not context.recipe.student:
+                estimated = _estimate(together, context.recipe, found)
+    return found, estimated
+
+
+def compare(logits: dict[str, NDArray[Any]], grading: GradingSet) -> list[Metric]:
+    """Every metric of every subject on one set of images.
+
+    Args:
+        logits: (N, K) by subject, ``teacher`` among them; all of the same images.
+        grading: names the set, and gives its labels where there are any.
+    """
+    found: list[Metric] = []
+    reference, data = logits["teacher"], grading.name
+    for subject, values in logits.items():
+        where: dict[str, Any] = {"subject": subject, "data": data}
+        if grading.labels is not None:
+            found.append(metrics.top1(values, grading.labels, **where))
+        if subject == "teacher":
+            continue
+        if grading.labels is not None:
+            found.append(metrics.paired_drop(reference, values, grading.labels, **where))
+        found.append(metrics.agreement(reference, values, **where))
+        found.append(metrics.kl(reference, values, **where))
+        found.append(LOGIT_SQNR_DB.metric(value=metrics.sqnr_db(reference, values), n=len(values), **where))
+    for subject in (name for name in logits if name not in _NO_RUNTIME):
+        found += _beside_the_student(logits["student"], logits[subject], grading, subject)
+    return found
+
+
+def _beside_the_student(
+    student: NDArray[Any], values: NDArray[Any], grading: GradingSet, subject: str
+) -> Iterator[Metric]:
+    """How far a runtime is from the fake-quantized student that its file was written from."""
+    where: dict[str, Any] = {"subject": subject, "data": grading.name}
+    yield metrics.agreement(student, values, kind=STUDENT_AGREEMENT, **where)
+    if grading.labels is None:
+        return
+    ours, theirs = (metrics.top1(logits, grading.labels, **where).value or 0.0 for logits in (student, values))
+    yield STUDENT_TOP1_GAP.metric(value=abs(ours - theirs), n=len(values), **where)
+
+
+def _estimate(logits: dict[str, NDArray[Any]], recipe: Recipe, found: list[Metric]) -> dict[str, Any]:
+    """The drop on real images as the synthetic ones tell it; a known accuracy only says whether it may be told."""
+    known = next((m.value for m in found if (m.name, m.subject) == (TOP1.name, "teacher")), None)
+    made_by: str = recipe.synthesis.method  # type: ignore[attr-defined]
+    return estimate_drop(logits["teacher"], logits["onnxruntime"], synthesizer=made_by, teacher_top1=known).to_dict()
+
+
+def _grading_sets(context: Context) -> list[GradingSet]:
+    """Real images where there are any, and the images of the synthesizer that trained nothing."""
+    size, spec = context.recipe.bank.batch, context.teacher.image
+    sets = []
+    real = real_images(context.recipe)
+    if real is not None:
+        batches = partial(real.batches, spec, size)
+        sets.append(GradingSet(name=f"real:{real.name}", count=len(real), batches=batches, labels=real.labels))
+    if not context.recipe.bank.grading:
+        return sets
+    bank = context.bank("grading")
+    made = partial(_numpy_batches, bank, size)
+    sets.append(GradingSet(name=f"synthetic:{bank.source}", count=len(bank), batches=made, labels=None))
+    return sets
+
+
+def _numpy_batches(bank: ImageBank, size: int) -> Iterator[Images]:
+    return (images.numpy() for images, _ in bank.batches(size))
+
+
+def _torch_logits(model: nn.Module, images: Images, device: torch.device) -> NDArray[Any]:
+    with torch.no_grad():
+        return model(torch.from_numpy(images).to(device)).float().cpu().numpy()  # type: ignore[no-any-return]
+
+
+def _sizes(path: Path) -> list[Metric]:
+    files = {"teacher": path / TEACHER, "onnxruntime": path / MODEL}
+    return [
+        SIZE.metric(subject=subject, data="file", value=float(file.stat().st_size), n=1)
+        for subject, file in files.items()
+    ]
+
+
+def _latency(recipe: Recipe, subjects: _Subjects, image: Images) -> latency.Latency | None:
+    repeats = recipe.validation.latency_repeats
+    if not repeats:
+        return None
+    sessions = {"teacher": subjects.teacher, "onnxruntime": subjects.quantized}
+    return latency.measure_latency(sessions, image, repeats=repeats, reference="teacher")
+
+
+def compare_layers(
+    student: fx.GraphModule,
+    path: Path,
+    images: Images,
+    device: torch.device,
+    *,
+    as_written: bool = False,
+    reference: fx.GraphModule | None = None,
+) -> tuple[LayerRow, ...]:
+    """Per layer: the student against the teacher, and the runtime against the student, both in dB.
+
+    Args:
+        student: frozen.
+        path: folder of ``teacher.onnx`` and ``model.onnx``.
+        images: (N, C, H, W), normalised.
+        device: where the student is.
+        as_written: run ``model.onnx`` without ONNX Runtime's optimizations.
+        reference: takes the place of ``teacher.onnx`` where its features are scaled otherwise (`equalized_graph`).
+    """
+    inputs = torch.from_numpy(images).to(device)
+    real = layer_outputs(path / TEACHER, images) if reference is None else _student_layers(reference, inputs)
+    runtime = layer_outputs(path / MODEL, images, optimized=not as_written)
+    torch_side = _student_layers(student, inputs)
+    student_db = {n: metrics.sqnr_db(real[n], torch_side[n]) for n in torch_side if n in real}
+    runtime_db = {n: metrics.sqnr_db(torch_side[n], runtime[n]) for n in torch_side if n in runtime}
+    return layer_rows(realised_precision(path / MODEL).layers, student_db=student_db, runtime_db=runtime_db)
+
+
+def _student_layers(student: fx.GraphModule, images: Tensor) -> dict[str, NDArray[np.float32]]:
+    """Output of every layer, behind the activation and the quantizer that follow it, as a runtime shows it."""
+    modules = dict(student.named_modules())
+
+    def follows(node: fx.Node) -> bool:
+        return node.op == "call_module" and (
+            str(node.target).startswith("quant.") or isinstance(modules[str(node.target)], (nn.ReLU, nn.ReLU6))
+        )
+
+    wanted: dict[fx.Node, str] = {}
+    for node in student.graph.nodes:
+        if node.target is torch.add or isinstance(modules.get(str(node.target)), (nn.Conv2d, nn.Linear)):
+            last = node
+            while len(last.users) == 1 and follows(next(iter(last.users))):
+                last = next(iter(last.users))
+            wanted[last] = node.name if node.target is torch.add else str(node.target)
+    values: dict[str, NDArray[np.float32]] = {}
+
+    class Recorder(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if n in wanted:
+                values[wanted[n]] = value.float().cpu().numpy()
+            return value
+
+    with torch.no_grad():
+        Recorder(student).run(images)
+    return values

@@ -1,0 +1,44 @@
+"""The stage that builds the ensemble's fake-quantized students and calibrates them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dfqkit.run.stage import Part, Plan, Stage, StageResult
+
+if TYPE_CHECKING:
+    from dfqkit.config.recipe import Recipe
+    from dfqkit.run.context import Context
+
+__all__ = ["STAGE", "calibrated_file"]
+
+
+def calibrated_file(index: int = 0) -> str:
+    """Where the ensemble's member lies after calibration; member 0 is the deployed one."""
+    return f"partner{index}.safetensors" if index else "calibrated.safetensors"
+
+
+def run(context: Context, _: Part) -> StageResult:
+    """Find ranges and correct biases on the calibration set."""
+    from dfqkit.students.student import calibrate_student, save_student
+
+    batches = [images for images, _ in context.batches("calibration")]
+    files = []
+    with context.progress.stage(STAGE.name, total=len(context.schemes)) as bar:
+        for index, scheme in enumerate(context.schemes):
+            student = context.new_student(scheme)
+            # Every member sees the batches in another order and its own half of them once more: another calibration.
+            own = batches if index == 0 else [*batches[index % 2 :: 2], *batches[::-1]]
+            calibrate_student(student, own, scheme, context.teacher.image)
+            files.append(calibrated_file(index))
+            save_student(student, context.folder.path / files[-1])
+            bar.advance(1)
+    return StageResult(files=files)
+
+
+def plan(recipe: Recipe) -> Plan:
+    """How many students there are."""
+    return Plan(text=f"{1 + len(recipe.distill.partners if recipe.distill else ())} student(s)")
+
+
+STAGE = Stage(name="quantize", help="build the fake-quantized student and calibrate it", run=run, plan=plan)

@@ -1,0 +1,133 @@
+"""The stage that makes images: the synthesizer's warm-up, and that of a separate one for grading.
+
+What belongs here: which sets are drawn from which synthesizer, and what is refused before any compute is spent.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from dfqkit.run.stage import Part, Plan, Stage, StageResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from torch import Tensor
+
+    from dfqkit.config.recipe import Recipe
+    from dfqkit.run.context import Context
+
+__all__ = ["STAGE", "require_trainable"]
+
+
+def run(context: Context, _: Part) -> StageResult:
+    """Run the warm-ups; store the images of both synthesizers."""
+    from dfqkit.images import ImageBank
+    from dfqkit.run.playing import WARM, Checkpoints
+    from dfqkit.synthesis.optimizers import under
+    from dfqkit.training.stream import frozen
+
+    require_trainable(context)
+    sizes = context.recipe.bank
+    makers = {"main": context.new_synthesizer()}
+    if sizes.grading:
+        makers["grading"] = context.new_synthesizer(grading=True)
+    saved = Checkpoints(context.folder, STAGE.name)
+    done = dict.fromkeys(makers, 0)
+    curve: list[dict[str, float]] = []
+
+    def put_back(tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        for name, maker in makers.items():
+            maker.load_state_dict(under(tensors, f"{name}."))
+        done.update(values["done"])
+        curve.extend(values["curve"])
+
+    def state() -> tuple[dict[str, Tensor], dict[str, object]]:
+        tensors = {f"{name}.{key}": t for name, maker in makers.items() for key, t in maker.state_dict().items()}
+        return tensors, {"curve": curve, "done": done}
+
+    saved.restore(put_back)
+    total = sum(maker.warmup_rounds for maker in makers.values())
+    with context.progress.stage(STAGE.name, total=total, start=sum(done.values())) as bar, frozen(context.opponents):
+        for name, maker in makers.items():
+            while done[name] < maker.warmup_rounds:
+                terms = maker.synthesize(context.opponents)
+                done[name] += 1
+                if name == "main":
+                    curve.append(terms)
+                bar.advance(1, **terms)
+                saved.offer(state)
+    main, files = makers["main"], []
+    for name, draw, count in (
+        ("calibration", main.training_batch, sizes.calibration),
+        ("held_out", main.sample, sizes.held_out),
+        ("grading", makers.get("grading", main).sample, sizes.grading),
+    ):
+        if count:
+            bank = ImageBank.collect(
+                context.teacher, _drawn(draw, count, sizes.batch), f"{context.synthesis.method}:{name}"
+            )
+            files.append(f"images/{name}.safetensors")
+            bank.save(context.folder.path / files[-1])
+    context.folder.save_state(WARM, main.state_dict(), {})
+    facts = {"curve": _thinned(curve), "cost": sum(maker.cost for maker in makers.values())}
+    return StageResult(files=[*files, f"state/{WARM}.safetensors"], facts=facts)
+
+
+def require_trainable(context: Context) -> None:
+    """Refuse, before any compute is spent, what the later stages could not do.
+
+    Raises:
+        DfqkitError: the networks cannot be captured or quantized, or have no such layers.
+    """
+    from dfqkit.students.capture import float_graph
+    from dfqkit.students.student import build_student
+    from dfqkit.training.float_student import student_objective
+    from dfqkit.training.quantized_student import measured_pairs
+
+    _ = context.schemes
+    config, section, teacher = context.recipe.distill, context.recipe.student, context.teacher
+    graph = context.teacher_graph
+    if section is not None:
+        student = context.untrained_student()
+        student_objective(student, teacher, section, context.rng("train"))
+        graph = float_graph(student, teacher.image)
+    if config is not None and config.layers is not None:
+        measured_pairs(build_student(graph, context.scheme, context.target, teacher.image), config)
+
+
+def _drawn(draw: Callable[[int], Tensor], count: int, batch: int) -> Iterator[Tensor]:
+    for start in range(0, count, batch):
+        yield draw(min(batch, count - start))
+
+
+def _thinned(curve: Sequence[dict[str, float]], points: int = 200) -> list[dict[str, float]]:
+    stride = max(1, len(curve) // points)
+    return [{"round": index + 1, **terms} for index, terms in enumerate(curve) if index % stride == 0]
+
+
+def plan(recipe: Recipe) -> Plan:
+    """The source with its rounds, and the sets; their bytes, and those of a memory in two checkpoints."""
+    bank, config = recipe.bank, recipe.synthesis
+    stored = bank.calibration + bank.held_out + bank.grading
+    return Plan(
+        text=f"{_source(config)}; stores {bank.calibration} images for calibration, {bank.held_out} held out, "
+        f"{bank.grading} for grading",
+        size=math.prod(recipe.image.shape) * (stored + 2 * getattr(config, "memory", 0)),
+    )
+
+
+def _source(config: Any) -> str:
+    """A source in one phrase; a mixture's parts with their shares."""
+    if config.method == "mixture":
+        parts = zip(config.active, config.shares, strict=True)
+        return ", ".join(f"{100 * share:.3g} % {_source(source.config)}" for source, share in parts)
+    fields = config.model_dump()
+    makes_a_set = "game_steps" in fields  # where `warmup` is a learning rate's
+    rounds = {"steps": "steps for every"} if makes_a_set else {"warmup": "warm-up rounds of"}
+    known = [f"{fields[key]} {words}" for key, words in {**rounds, "batch": "images"}.items() if key in fields]
+    return f"{config.method} ({' '.join(known)})" if known else str(config.method)
+
+
+STAGE = Stage(name="synthesize", help="make the synthetic images of a recipe", run=run, plan=plan)
