@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -113,3 +113,15 @@ def require_finite(config: SynthesizerConfig, values: Mapping[str, float], where
         f"Lower {' or '.join(lower) or 'its learning rate'} in its section of the recipe and start again."
     )
     raise ArtefactError(message)
+
+
+def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+    """The loss that is minimised: every term times the weight of its name."""
+    return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+
+
+def mean_over(
+    students: Sequence[nn.Module], distance: Callable[[Tensor, Tensor], Tensor], images: Tensor, logits: Tensor
+) -> Tensor:
+    """A distance between students' and teacher's answers to the same images, averaged over the students."""
+    return torch.stack([distance(student(images), logits) for student in students]).mean()

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from dfqkit.config.pools import OnlineConfig
 from dfqkit.config.synthesis import NO_DEMAND, Demand
-from dfqkit.synthesis.base import Losses, Synthesizer, require_finite
+from dfqkit.synthesis.base import Losses, Synthesizer, require_finite, weighted_sum
 from dfqkit.synthesis.generator import Generator
 from dfqkit.synthesis.optimizers import cosine, optimizer_tensors, restore_optimizer, under
 from dfqkit.teacher.load import Teacher
@@ -99,7 +99,7 @@ class OnlineSynthesizer(Synthesizer):
         n = self.config.each_batch
         images = member(self._latent(n))
         terms = self._terms(images, students)
-        loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
+        loss = weighted_sum(terms, self.weights)
         gradients = torch.autograd.grad(loss, list(member.parameters()))
         for parameter, gradient in zip(member.parameters(), gradients, strict=True):
             parameter.grad = gradient

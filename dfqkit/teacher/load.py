@@ -26,7 +26,7 @@ from dfqkit_export.words import nearest
 
 __all__ = ["Teacher", "load_teacher", "resolve_factory"]
 
-_log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 _HINTED = 3  # missing names shown get a nearest name from the file; the search is slow
 
@@ -78,11 +78,11 @@ class Teacher:
         try:
             copied = copy.deepcopy(inner)
         except USER_CODE_ERRORS as error:
-            msg = (
+            message = (
                 f"Teacher '{name}' cannot be copied ({type(error).__name__}: {error}). A module must survive "
                 "copy.deepcopy: keep only parameters, buffers and plain values in it."
             )
-            raise TeacherError(msg) from error
+            raise TeacherError(message) from error
         return _freeze(copied.cpu().float(), image, name, {})
 
     def logits(self, x: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ def load_teacher(
     name = name or factory.partition(":")[2] or factory
     model = build_model(factory, image.classes, factory_args).cpu().float()
     if weights is None:
-        _log.warning("Teacher '%s' keeps random weights: no weights file was given.", name)
+        _LOG.warning("Teacher '%s' keeps random weights: no weights file was given.", name)
     else:
         _load_state(model, load_weights(weights), name, Path(weights).name)
     record = {
@@ -155,11 +155,11 @@ def _load_state(model: nn.Module, state: dict[str, Tensor], name: str, source: s
         if text
     ]
     if problems:
-        msg = (
+        message = (
             f"Weights '{source}' do not fit teacher '{name}' ({len(expected)} tensors): {'; '.join(problems)}. "
             f"{_advice(expected, missing, extra, wrong)}"
         )
-        raise TeacherError(msg)
+        raise TeacherError(message)
     model.load_state_dict({**state, **{key: expected[key] for key in absent}}, strict=False)
 
 
@@ -189,8 +189,8 @@ def _freeze(model: nn.Module, image: ImageSpec, name: str, record: dict[str, Any
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     if not tensors or any(is_lazy(tensor) for tensor in tensors.values()):
         found = "has lazy parameters that were never initialised" if tensors else "has no parameters"
-        msg = f"Teacher '{name}' {found}. A trained classifier is needed: give the model after training."
-        raise TeacherError(msg)
+        message = f"Teacher '{name}' {found}. A trained classifier is needed: give the model after training."
+        raise TeacherError(message)
     model.eval().requires_grad_(False)
     verify_weights(tensors, name)
     verify_outputs(model, image, name)

@@ -10,6 +10,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from types import ModuleType
 
 import torch
@@ -18,7 +19,7 @@ from torch import nn
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.words import did_you_mean, some
 
-__all__ = ["USER_CODE_ERRORS", "build_model", "resolve_factory"]
+__all__ = ["SOURCES", "USER_CODE_ERRORS", "TeacherSource", "build_model", "resolve_factory"]
 
 #: What the user's code (a factory, a forward) can reasonably raise; reported as theirs, not as a bug of ours.
 USER_CODE_ERRORS: tuple[type[Exception], ...] = (
@@ -35,13 +36,32 @@ USER_CODE_ERRORS: tuple[type[Exception], ...] = (
     ValueError,
 )
 
-_FORMS = "Allowed are torchvision:NAME, timm:NAME and package.module:factory, for example dfqkit.models:cifar_resnet20."
-_DOWNLOADS = ("weights", "weights_backbone", "pretrained", "checkpoint_path")
+Factory = Callable[..., nn.Module]
+
 _CLASS_ARGUMENTS = ("num_classes", "classes")
 _RANDOM_SEED = 0
 
 
-def resolve_factory(name: str) -> Callable[..., nn.Module]:
+@dataclass(frozen=True, kw_only=True)
+class TeacherSource:
+    """One kind of factory string.
+
+    Attributes:
+        prefix: what stands in front of the colon.
+        form: how the string is written, for messages.
+        build: finds the factory that a whole string names, without calling it and without downloading anything.
+        classes: keyword argument that takes the number of classes; None to look for one in the signature.
+        downloads: keyword arguments that would fetch weights, which is refused.
+    """
+
+    prefix: str
+    form: str
+    build: Callable[[str], Factory]
+    classes: str | None = None
+    downloads: tuple[str, ...] = ()
+
+
+def resolve_factory(name: str) -> Factory:
     """Find the callable that makes an architecture, without calling it and without downloading anything.
 
     Args:
@@ -55,17 +75,9 @@ def resolve_factory(name: str) -> Callable[..., nn.Module]:
     """
     source, separator, factory = name.partition(":")
     if not (separator and source and factory):
-        msg = f"Factory '{name}' has no '<where>:<name>' form. {_FORMS}"
-        raise TeacherError(msg)
-    if source == "torchvision":
-        models = _import_package("torchvision.models", "pip install torchvision")
-        _require_known(name, factory, models.list_models(module=models))
-        return functools.partial(models.get_model, factory, weights=None)
-    if source == "timm":
-        timm = _import_package("timm", "pip install 'dfqkit[timm]'")
-        _require_known(name, factory, timm.list_models())
-        return functools.partial(timm.create_model, factory, pretrained=False)
-    return _attribute(name, _import_module(name, source), factory)
+        message = f"Factory '{name}' has no '<where>:<name>' form. {_forms()}"
+        raise TeacherError(message)
+    return _source(name).build(name)
 
 
 def build_model(
@@ -90,69 +102,114 @@ def build_model(
         TeacherError: The factory is unknown, fails, is asked to download weights, or returns something other than a
         module.
     """
-    factory = resolve_factory(name)
+    factory, source = resolve_factory(name), _source(name)
     arguments = dict(factory_args or {})
-    downloads = [key for key in _DOWNLOADS if arguments.get(key)] if name.startswith(("torchvision:", "timm:")) else []
+    downloads = [key for key in source.downloads if arguments.get(key)]
     if downloads:
-        msg = (
+        message = (
             f"Factory '{name}' is given {', '.join(downloads)}, which would fetch weights. Factories make the "
             "architecture only. Remove the argument and name a local .safetensors, .pt or .pth file "
             "with the weights."
         )
-        raise TeacherError(msg)
+        raise TeacherError(message)
     if not any(key in arguments for key in _CLASS_ARGUMENTS):
-        arguments |= _class_argument(name, factory, classes)
+        arguments |= {source.classes: classes} if source.classes else _class_argument(factory, classes)
     try:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             model = factory(**arguments)
     except USER_CODE_ERRORS as error:
-        msg = (
+        message = (
             f"Factory '{name}' failed when called with {_call(arguments)}: {type(error).__name__}: {error}. "
             "Check its args against the factory's parameters."
         )
-        raise TeacherError(msg) from error
+        raise TeacherError(message) from error
     if not isinstance(model, nn.Module):
-        msg = (
+        message = (
             f"Factory '{name}' returned a {type(model).__name__}; a torch.nn.Module is needed. "
             "Name a function or class that makes the model itself."
         )
-        raise TeacherError(msg)
+        raise TeacherError(message)
     return model
+
+
+def _torchvision(name: str) -> Factory:
+    models, factory = _import_package("torchvision.models", "pip install torchvision"), name.partition(":")[2]
+    _require_known(name, factory, models.list_models(module=models))
+    return functools.partial(models.get_model, factory, weights=None)
+
+
+def _timm(name: str) -> Factory:
+    timm, factory = _import_package("timm", "pip install 'dfqkit[timm]'"), name.partition(":")[2]
+    _require_known(name, factory, timm.list_models())
+    return functools.partial(timm.create_model, factory, pretrained=False)
+
+
+def _of_module(name: str) -> Factory:
+    module, _, factory = name.partition(":")
+    return _attribute(name, _import_module(name, module), factory)
+
+
+_DOWNLOADS = ("weights", "weights_backbone", "pretrained", "checkpoint_path")
+_MODULE = TeacherSource(prefix="", form="package.module:factory", build=_of_module)
+
+#: All kinds of factory strings by what stands in front of the colon; every other one names a module.
+SOURCES = {
+    source.prefix: source
+    for source in (
+        TeacherSource(
+            prefix="torchvision",
+            form="torchvision:NAME",
+            build=_torchvision,
+            classes="num_classes",
+            downloads=_DOWNLOADS,
+        ),
+        TeacherSource(prefix="timm", form="timm:NAME", build=_timm, classes="num_classes", downloads=_DOWNLOADS),
+    )
+}
+
+
+def _source(name: str) -> TeacherSource:
+    return SOURCES.get(name.partition(":")[0], _MODULE)
+
+
+def _forms() -> str:
+    forms = ", ".join(source.form for source in SOURCES.values())
+    return f"Allowed are {forms} and {_MODULE.form}, for example dfqkit.models:cifar_resnet20."
 
 
 def _import_package(package: str, command: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        msg = f"This factory needs the package '{package.partition('.')[0]}', which cannot be imported ({error}). "
-        msg += f"Install it: {command}"
-        raise TeacherError(msg) from error
+        message = f"This factory needs the package '{package.partition('.')[0]}', which cannot be imported ({error}). "
+        message += f"Install it: {command}"
+        raise TeacherError(message) from error
 
 
 def _import_module(name: str, module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except USER_CODE_ERRORS as error:
-        msg = (
+        message = (
             f"Factory '{name}': module '{module}' cannot be imported ({type(error).__name__}: {error}). It "
-            f"must be installed or lie in a folder named in PYTHONPATH. {_FORMS}"
+            f"must be installed or lie in a folder named in PYTHONPATH. {_forms()}"
         )
-        raise TeacherError(msg) from error
+        raise TeacherError(message) from error
 
 
-def _attribute(name: str, module: ModuleType, factory: str) -> Callable[..., nn.Module]:
+def _attribute(name: str, module: ModuleType, factory: str) -> Factory:
     public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
     found = getattr(module, factory, None)
     if found is None:
         _require_known(name, factory, public)
     if isinstance(found, nn.Module) or not callable(found):
-        msg = (
+        message = (
             f"Factory '{name}' is a {type(found).__name__}, not a function or class that makes a model. "
             "Wrap it in a function without arguments, or use Teacher.from_module in Python."
         )
-        raise TeacherError(msg)
-    made: Callable[..., nn.Module] = found
+        raise TeacherError(message)
+    made: Factory = found
     return made
 
 
@@ -161,13 +218,11 @@ def _require_known(name: str, factory: str, known: Iterable[str]) -> None:
     if factory in known:
         return
     hint = did_you_mean(factory, known, n=3) or f" It has {some(known, 5)}."
-    msg = f"Factory '{name}' does not exist: no '{factory}' in '{name.partition(':')[0]}'.{hint}"
-    raise TeacherError(msg)
+    message = f"Factory '{name}' does not exist: no '{factory}' in '{name.partition(':')[0]}'.{hint}"
+    raise TeacherError(message)
 
 
-def _class_argument(name: str, factory: Callable[..., nn.Module], classes: int) -> dict[str, int]:
-    if name.startswith(("torchvision:", "timm:")):
-        return {"num_classes": classes}
+def _class_argument(factory: Factory, classes: int) -> dict[str, int]:
     try:
         parameters = inspect.signature(factory).parameters
     except (TypeError, ValueError):  # built-in callables have no signature

@@ -43,11 +43,11 @@ def verify_weights(tensors: dict[str, Tensor], name: str) -> None:
         if (count := (~torch.isfinite(tensor)).sum())
     ]
     if bad:
-        msg = (
+        message = (
             f"Teacher '{name}' holds NaN or infinite values in {listed('tensor(s)', bad)}. Every weight and every "
             "BatchNorm statistic must be finite. Use a checkpoint from before training diverged."
         )
-        raise TeacherError(msg)
+        raise TeacherError(message)
 
 
 def verify_outputs(model: nn.Module, image: ImageSpec, name: str) -> None:
@@ -65,11 +65,11 @@ def verify_outputs(model: nn.Module, image: ImageSpec, name: str) -> None:
     x = image.normalize(torch.rand((2, *image.shape), generator=torch.Generator().manual_seed(0)))
     out = _logits(model, x, image, name)
     if not torch.equal(out, _forward(model, x, image, name)):
-        msg = (
+        message = (
             f"Teacher '{name}' gives different logits for the same images. It must be deterministic in eval mode: look "
             "for dropout called with training=True, or random operations in forward."
         )
-        raise TeacherError(msg)
+        raise TeacherError(message)
     singles = torch.cat([_forward(model, one, image, name) for one in (x[:1], x[1:])])
     difference = float((singles - out).abs().max()) if singles.shape == out.shape else float("inf")
     if difference > _BATCH_TOLERANCE * float(out.abs().max()) + 1e-6:
@@ -79,34 +79,34 @@ def verify_outputs(model: nn.Module, image: ImageSpec, name: str) -> None:
             if bare
             else "Make its forward treat every image of a batch alone."
         )
-        msg = (
+        message = (
             f"Teacher '{name}' gives an image other logits alone than in a batch of two (largest difference "
             f"{difference:.3g}). Logits must not depend on the other images. {cause}"
         )
-        raise TeacherError(msg)
+        raise TeacherError(message)
 
 
 def _logits(model: nn.Module, x: Tensor, image: ImageSpec, name: str) -> Tensor:
     out = _forward(model, x, image, name)
     if not isinstance(out, Tensor):
-        msg = (
+        message = (
             f"Teacher '{name}' returns a {type(out).__name__}; one tensor of logits (N, {image.classes}) is needed. "
             "Wrap the model in a module whose forward returns its logits alone."
         )
-        raise TeacherError(msg)
+        raise TeacherError(message)
     if tuple(out.shape) != (len(x), image.classes):
-        msg = (
+        message = (
             f"Teacher '{name}' maps images {tuple(x.shape)} to an output of shape {tuple(out.shape)}; image.classes "
             f"{image.classes} asks for {(len(x), image.classes)}. Set image.classes to the number the model was "
             "trained for, or use a model that returns one logit per class."
         )
-        raise TeacherError(msg)
+        raise TeacherError(message)
     if not bool(torch.isfinite(out).all()):
-        msg = (
+        message = (
             f"Teacher '{name}' has finite weights but gives NaN or infinite logits for normalised images. Check "
             "image.mean and image.std, and look for BatchNorm variances that are negative."
         )
-        raise TeacherError(msg)
+        raise TeacherError(message)
     return out
 
 
@@ -132,11 +132,11 @@ def _forward(model: nn.Module, x: Tensor, image: ImageSpec, name: str) -> Any:
     except USER_CODE_ERRORS as error:
         reason = (str(error).strip().splitlines() or ["no message"])[0]
         where = _describe(*entered[-1]) if entered else "It failed before any convolution or linear layer."
-        msg = (
+        message = (
             f"Teacher '{name}' cannot run on an image of image.shape {image.shape}: {type(error).__name__}: {reason}. "
             f"{where} Set image.shape (channels, height, width) to what the model was trained with."
         )
-        raise TeacherError(msg) from error
+        raise TeacherError(message) from error
     finally:
         for handle in handles:
             handle.remove()

@@ -51,16 +51,16 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        msg = f"No weights file at '{path}'. Check the path; a relative one is looked up from {Path.cwd()}."
-        raise TeacherError(msg)
+        message = f"No weights file at '{path}'. Check the path; a relative one is looked up from {Path.cwd()}."
+        raise TeacherError(message)
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
         content: object = _read_safetensors(path)
     elif suffix in {".pt", ".pth"}:
         content = _read_torch(path)
     else:
-        msg = f"Weights file '{path}' ends in '{path.suffix}'. Allowed are .safetensors, .pt and .pth. {_RESAVE}"
-        raise TeacherError(msg)
+        message = f"Weights file '{path}' ends in '{path.suffix}'. Allowed are .safetensors, .pt and .pth. {_RESAVE}"
+        raise TeacherError(message)
     state = _tensors(_unwrap(content), path)
     return {name: tensor.detach() for name, tensor in _strip_prefixes(state).items()}
 
@@ -87,8 +87,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        msg = f"Weights file '{path}' is not a readable safetensors file ({error}). Copy or download it again."
-        raise TeacherError(msg) from error
+        message = f"Weights file '{path}' is not a readable safetensors file ({error}). Copy or download it again."
+        raise TeacherError(message) from error
 
 
 def _read_torch(path: Path) -> object:
@@ -99,17 +99,17 @@ def _read_torch(path: Path) -> object:
     except UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f"the first is {found[1]}" if found else "for example a whole pickled model"
-        msg = (
+        message = (
             f"Weights file '{path}' holds Python objects other than tensors ({what}). dfqkit never unpickles code; it "
             f"reads a state dict. {_RESAVE}"
         )
-        raise TeacherError(msg) from error
+        raise TeacherError(message) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        msg = (
+        message = (
             f"Weights file '{path}' cannot be read ({type(error).__name__}: {_first_line(error)}). Allowed is a file "
             f"that torch.save wrote from a state dict; a TorchScript archive or a truncated download is not. {_RESAVE}"
         )
-        raise TeacherError(msg) from error
+        raise TeacherError(message) from error
 
 
 def _first_line(error: Exception) -> str:
@@ -130,19 +130,19 @@ def _unwrap(content: object) -> object:
 
 def _tensors(content: object, path: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
-        msg = (
+        message = (
             f"Weights file '{path}' holds a {type(content).__name__}. Needed is a dictionary of named tensors "
             f"(a state dict), bare or under one of {', '.join(_WRAPPERS)}. {_RESAVE}"
         )
-        raise TeacherError(msg)
+        raise TeacherError(message)
     others = [f"{key!r} ({type(value).__name__})" for key, value in content.items() if not _is_entry(key, value)]
     if others or not content:
         found = f"{some(others, _SHOWN)} beside its tensors" if others else "no tensor at all"
-        msg = (
+        message = (
             f"Weights file '{path}' holds {found}. Needed is a dictionary of named tensors (a state dict), "
             f"bare or under one of {', '.join(_WRAPPERS)}. {_RESAVE}"
         )
-        raise TeacherError(msg)
+        raise TeacherError(message)
     return dict(content)
 
 

@@ -94,7 +94,7 @@ def published(synthesizer: CMI, opponent: nn.Module, z: Tensor) -> dict[str, Ten
     contrastive = each[:n].mean() + (each[n:].mean() if len(each) > n else 0)
     return {
         "bn": bn,
-        "one_hot": -log_t[torch.arange(n), synthesizer.labels].mean(),
+        "one_hot": -log_t[torch.arange(n), synthesizer.batch.labels].mean(),
         "contrastive": contrastive,
         "adversarial": -(divergence * agree).sum() / n,
     }
@@ -126,7 +126,7 @@ def test_loss_and_gradient_are_the_published_ones(teacher: Teacher, opponent: nn
 
     def begin_and_look() -> None:
         begin()
-        z = synthesizer.z.detach().double().requires_grad_()
+        z = synthesizer.batch.z.detach().double().requires_grad_()
         seen.update(published(synthesizer, opponent, z))
         total = sum(WEIGHTS.model_dump()[name] * term for name, term in seen.items())
         seen["head"], seen["z"] = seen_head(synthesizer), torch.autograd.grad(total, z)[0]
@@ -137,9 +137,9 @@ def test_loss_and_gradient_are_the_published_ones(teacher: Teacher, opponent: nn
     assert set(terms) == {"bn", "one_hot", "contrastive", "adversarial"}
     for name, value in terms.items():
         assert value == pytest.approx(float(seen[name].detach()), rel=1e-4), name
-    assert float(synthesizer.best["loss"]) == pytest.approx(float(seen["total"].detach()), rel=1e-4)
+    assert float(synthesizer.batch.best["loss"]) == pytest.approx(float(seen["total"].detach()), rel=1e-4)
     # After one step Adam's first moment is (1 - 0.5) times the gradient.
-    gradient = 2 * synthesizer.optimizer.state[synthesizer.z]["exp_avg"].double()
+    gradient = 2 * synthesizer.optimizer.state[synthesizer.batch.z]["exp_avg"].double()
     assert torch.allclose(gradient, seen["z"], rtol=1e-2, atol=1e-4 * float(seen["z"].abs().max()))
     assert not torch.equal(seen_head(synthesizer), seen["head"]), "the head did not learn"
 
@@ -185,7 +185,7 @@ def test_the_best_step_is_kept_with_its_own_features(teacher: Teacher) -> None:
     """With a learning rate that ruins everything, the best images are the first."""
     synthesizer = make(teacher, lr=100.0, demand=Demand(training=8))
     synthesizer.synthesize()
-    first = synthesizer.best["images"].clone()
+    first = synthesizer.batch.best["images"].clone()
     synthesizer.synthesize()
     synthesizer.synthesize()
     assert torch.allclose(synthesizer.training_batch(8).sort(0).values, first.sort(0).values, atol=0.02)

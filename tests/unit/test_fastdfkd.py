@@ -110,7 +110,7 @@ def test_losses_over_batches_are_the_published_ones(teacher: Teacher, opponent: 
     def look_and_step(*arguments: object) -> dict[str, float]:
         member = copy.deepcopy(synthesizer.member).double()
         playing = opponent if synthesizer.finished >= 2 else None
-        seen.append(oracle.terms(member, synthesizer.z.detach().double(), synthesizer.labels, playing))
+        seen.append(oracle.terms(member, synthesizer.batch.z.detach().double(), synthesizer.batch.labels, playing))
         terms = step(*arguments)  # type: ignore[arg-type]
         got.append(terms)
         if synthesizer.at == 1:
@@ -139,7 +139,7 @@ def test_fomaml_is_the_sum_of_the_copys_gradients(teacher: Teacher, lr_meta: flo
 
     def look_and_step(*arguments: object) -> dict[str, float]:
         member = copy.deepcopy(synthesizer.member).double()
-        terms = oracle.terms(member, synthesizer.z.detach().double(), synthesizer.labels, None)
+        terms = oracle.terms(member, synthesizer.batch.z.detach().double(), synthesizer.batch.labels, None)
         gradients = torch.autograd.grad(1.3 * terms["bn"] + 0.6 * terms["one_hot"], list(member.parameters()))
         for total, gradient in zip(totals, gradients, strict=True):
             total += gradient
@@ -179,7 +179,7 @@ def test_a_batch_starts_from_the_meta_generator_with_new_latents(teacher: Teache
     for _ in range(2):
         synthesizer._begin()
         assert all(map(torch.equal, synthesizer.member.parameters(), synthesizer.meta.parameters()))
-        latents.append(synthesizer.z.detach())
+        latents.append(synthesizer.batch.z.detach())
     assert not torch.equal(*latents)
     assert synthesizer.member is not synthesizer.meta
 

@@ -65,7 +65,7 @@ def test_fresh_images_come_once_and_never_train(archive: Path) -> None:
     trained = [image for _ in range(5) for image in codes(source.training_batch(16))]
     assert len(set(trained)) == 16
     assert not set(trained) & set(fresh)
-    with pytest.raises(ArtefactError, match=r"Asked for 1 fresh images, but 0 are left of 10"):
+    with pytest.raises(ArtefactError, match=r"Asked for 1 fresh images, but 0 of 10 are left"):
         source.sample(1)
 
 
@@ -75,7 +75,7 @@ def test_asking_for_more_brings_none(archive: Path) -> None:
     source.ask(30)
     assert source.available == 7
     assert len(source.sample(7)) == 7
-    with pytest.raises(ArtefactError, match=r"Asked for 1 fresh images, but 0 are left of 10"):
+    with pytest.raises(ArtefactError, match=r"Asked for 1 fresh images, but 0 of 10 are left"):
         source.sample(1)
 
 
@@ -113,18 +113,18 @@ def test_equal_images_count_once(tmp_path: Path, archive: Path) -> None:
     drawn = codes(source.training_batch(16)) + codes(source.sample(10))
     assert len(set(drawn)) == 26
     np.savez(tmp_path / "copies.npz", images=np.concatenate([pixels(20)] * 3))
-    with pytest.raises(ArtefactError, match=r"needs 26 different images.*but found 20 in"):
+    with pytest.raises(ArtefactError, match=r"has 20 different images, but 26 are needed"):
         make(tmp_path / "copies.npz")
 
 
 def test_too_few_say_how_many_are_needed_and_for_what(archive: Path) -> None:
     with pytest.raises(
         ArtefactError,
-        match=r"needs 41 different images, 16 to train on, 11 fresh ones and 14 for the synthesizer beside it, but "
-        r"found 40 in '.*similar.npz'. Give more",
+        match=r"similar.npz' has 40 different images, but 41 are needed: 16 to train on, 11 fresh ones and 14 for the "
+        r"synthesizer beside it. Give more",
     ):
         make(archive, Demand(training=16, fresh=11, beside=GRADING))
-    with pytest.raises(ArtefactError, match=r"needs 26.*found 20 in .*, limit 20"):
+    with pytest.raises(ArtefactError, match=r"limit 20, has 20 .*26 are needed"):
         make(archive, limit=20)
     assert make(archive, Demand(training=16, fresh=10, beside=GRADING)).available == 10
 

@@ -290,6 +290,15 @@ class TestConfiguration:
         free = config(NOISE)
         assert free.at_cost(100, demand) is free
 
+    def test_its_schema_holds_every_other_methods_section(self) -> None:
+        sources = MixtureConfig.model_json_schema()["$defs"]["Source"]["oneOf"]
+        found = {section["properties"]["method"]["const"]: section for section in sources}
+        assert set(found) == set(registry.METHODS) - {"mixture"}
+        for section in found.values():
+            assert section["properties"]["share"]["minimum"] == 0
+            assert not section["additionalProperties"]
+        assert found["images"]["required"] == ["method", "path"]
+
     def test_needs_warnings_and_grading_are_the_sources_own(self) -> None:
         section = config(DFQ | {"generators": 4, "share": 1}, NOISE | {"share": 2}, NOISE | {"kind": "uniform"})
         assert section.needed == {"batchnorm"}

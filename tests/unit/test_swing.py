@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dfqkit.synthesis.swing import SwingConvolutions
+from dfqkit.synthesis.methods.genie.swing import SwingConvolutions
 from tests._toys import IMAGE, images, toy
 
 

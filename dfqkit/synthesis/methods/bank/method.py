@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dfqkit.config.synthesis import NO_DEMAND, Demand
-from dfqkit.synthesis.base import Losses, Synthesizer
 from dfqkit.synthesis.drawing import Deck
+from dfqkit.synthesis.given import GivenImages
 from dfqkit.synthesis.methods.bank import BankConfig
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError
@@ -21,7 +21,7 @@ from dfqkit_export.images.stored import ImageSet, image_digest
 _LOG = logging.getLogger(__name__)
 
 
-class Bank(Synthesizer):
+class Bank(GivenImages):
     """Images of a stored set, each for training or fresh, never both."""
 
     config: BankConfig
@@ -34,8 +34,8 @@ class Bank(Synthesizer):
         self._require_fitting()
         self.stored.verify()
         self.digest = self.stored.digest
-        self.training, self.fresh = self._split(_different(self.stored))
-        self.given = 0
+        split = self._split(_different(self.stored))
+        self.training, self.fresh = (torch.tensor(part, dtype=torch.int64, device=self.device) for part in split)
         self.order = Deck(len(self.training), generator)
         _LOG.info(
             "Set '%s': %d images, made at a cost of %s teacher passes.", config.path, len(self.stored), self.set_cost
@@ -67,72 +67,18 @@ class Bank(Synthesizer):
             _LOG.warning("Image set '%s' is not finished: %d of %d images.", path, len(stored), stored.wanted)
 
     def _split(self, indices: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Places of the training and of the fresh images.
-
-        Raises:
-            ArtefactError: there are fewer than both synthesizers of the run need.
-        """
-        demand, beside = self.demand, self.demand.beside
-        own, others = demand.training + demand.fresh, 0 if beside is None else beside.training + beside.fresh
-        if len(indices) < own + others:
-            other = f" and {others} for the synthesizer beside it" if others else ""
-            message = (
-                f"Image set '{self.config.path}' has {len(indices)} different images, but {own + others} are needed: "
-                f"{demand.training} to train on, {demand.fresh} fresh ones{other}. Make a larger set, or ask for fewer "
-                "in the recipe's bank section (calibration, training, held_out, grading)."
-            )
-            raise ArtefactError(message)
+        """Places of the training and of the fresh images."""
+        self._require_enough(len(indices))
         grades = self.config.part == "grading"
-        mine, theirs = _spread(indices, own if grades else others)
+        mine, theirs = _spread(indices, self.demand.images if grades else self.others)
         mine = mine if grades else theirs
-        if not demand.training:
+        if not self.demand.training:
             return [], mine
-        fresh, training = _spread(mine, demand.fresh)
+        fresh, training = _spread(mine, self.demand.fresh)
         return training, fresh
 
-    @property
-    def warmup_rounds(self) -> int:
-        """None: nothing is optimised."""
-        return 0
-
-    def synthesize(self, students: Sequence[nn.Module] = ()) -> Losses:
-        """Nothing to do."""
-        return {}
-
-    @property
-    def available(self) -> int:
-        """Fresh images left in the set; asking for more brings none."""
-        return len(self.fresh) - self.given
-
-    def sample(self, n: int) -> Tensor:
-        """The next ``n`` images that are in no training set; each is given once.
-
-        Raises:
-            ArtefactError: when fewer are left.
-        """
-        if n > self.available:
-            message = (
-                f"Asked for {n} fresh images, but {self.available} of {len(self.fresh)} are left in the set "
-                f"'{self.config.path}'. Make a larger set, or ask for more when the source is made (Demand.fresh)."
-            )
-            raise ArtefactError(message)
-        self.given += n
-        return self._read(self.fresh[self.given - n : self.given])
-
-    def training_batch(self, n: int) -> Tensor:
-        """Images of the training set, every one once before any comes again.
-
-        Raises:
-            ArtefactError: when there is no training set.
-        """
-        if not self.training:
-            message = "There are no training images. Make the source with Demand.training above 0."
-            raise ArtefactError(message)
-        return self._read([self.training[index] for index in self.order.deal(n).tolist()])
-
-    def _read(self, indices: Sequence[int]) -> Tensor:
-        codes = torch.from_numpy(self.stored.take(indices)[0]).to(self.device)
-        return self.teacher.image.normalize(codes.float() / 255)
+    def _read(self, places: Tensor) -> Tensor:
+        return torch.from_numpy(self.stored.take(places.tolist())[0]).to(self.device)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What was given, what comes next, the random state, and what tells the set from others."""

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from dfqkit import losses
 from dfqkit.config.synthesis import NO_DEMAND, Demand
 from dfqkit.synthesis.augmentation import cropped, shifted, usual_shift
-from dfqkit.synthesis.base import Losses
+from dfqkit.synthesis.base import Losses, mean_over, weighted_sum
 from dfqkit.synthesis.generator import Generator
+from dfqkit.synthesis.latents import LatentBatch
 from dfqkit.synthesis.methods.cmi import CMIConfig
-from dfqkit.synthesis.optimizers import optimizer_tensors, restore_optimizer, under
+from dfqkit.synthesis.optimizers import optimizer_tensors, prefixed, restore_optimizer, under
 from dfqkit.synthesis.pool import PoolSynthesizer
 from dfqkit.teacher.load import Teacher
 from dfqkit.teacher.taps import BatchNormTap, LayerTap
@@ -46,31 +47,25 @@ class CMI(PoolSynthesizer):
     def _begin(self) -> None:
         config = self.config
         self.member = Generator(self.teacher.image, config.latent, config.width, self.rng).to(self.device)
-        self.z = torch.randn((config.batch, config.latent), generator=self.rng, device=self.device, requires_grad=True)
-        classes = self.teacher.image.classes
-        self.labels = torch.randint(classes, (config.batch,), generator=self.rng, device=self.device)
-        self.optimizer = torch.optim.Adam([*self.member.parameters(), self.z], lr=config.lr, betas=_BETAS)
-        self.best: dict[str, Tensor] = {}
+        self.batch = LatentBatch(config.batch, config.latent, self.teacher.image.classes, self.rng)
+        self.optimizer = torch.optim.Adam([*self.member.parameters(), self.batch.z], lr=config.lr, betas=_BETAS)
 
     def _step(self, students: Sequence[nn.Module], step: int, steps: int) -> Losses:
         config = self.config
-        images = self.member(self.z)
+        images = self.member(self.batch.z)
         shown = shifted(images, self.teacher.image, self.shift, self.rng, flip=config.flip)
         _, local = self._teach(cropped(images, config.crop, self.rng, flip=config.flip))
         with self.tap as tap:
             logits, global_ = self._teach(shown)
         terms = {
             "bn": torch.stack(tap.deviations(losses.bn_l2)).sum(),
-            "one_hot": nn.functional.cross_entropy(logits, self.labels),
+            "one_hot": nn.functional.cross_entropy(logits, self.batch.labels),
             "contrastive": self._contrast(local, global_),
         }
         if students and self.weights["adversarial"]:
-            divergences = [losses.agreeing_kl(student(shown), logits) for student in students]
-            terms["adversarial"] = -torch.stack(divergences).mean()
-        loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
-        if not self.best or bool(loss < self.best["loss"]):
-            kept = {"loss": loss, "images": images, "features": torch.cat([local, global_], 1)}
-            self.best = {name: value.detach().clone() for name, value in kept.items()}
+            terms["adversarial"] = -mean_over(students, losses.agreeing_kl, shown, logits)
+        loss = weighted_sum(terms, self.weights)
+        self.batch.keep(loss, images=images, features=torch.cat([local, global_], 1))
         optimizers = (self.optimizer, self.head_optimizer)
         trained = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
         for optimizer in optimizers:
@@ -101,33 +96,25 @@ class CMI(PoolSynthesizer):
         return projected.split_with_sizes([len(view) for view in views])
 
     def _finish(self) -> Tensor:
-        kept = torch.cat([self.bank, self.best["features"]])
+        kept = torch.cat([self.bank, self.batch.best["features"]])
         self.bank = kept[max(0, len(kept) - self.config.bank) :]
-        return self.best["images"]
+        return self.batch.best["images"]
 
     def _tensors(self) -> dict[str, Tensor]:
-        state = {"bank": self.bank, **_named("head", self.head.state_dict())}
-        state |= _named("head_optimizer", optimizer_tensors(self.head_optimizer))
+        parts = {"head": self.head.state_dict(), "head_optimizer": optimizer_tensors(self.head_optimizer)}
         if self.at:
-            state |= {"z": self.z, "labels": self.labels, **_named("best", self.best)}
-            state |= _named("generator", self.member.state_dict())
-            state |= _named("optimizer", optimizer_tensors(self.optimizer))
-        return state
+            parts |= {"best": self.batch.best, "generator": self.member.state_dict()}
+            parts["optimizer"] = optimizer_tensors(self.optimizer)
+        return {"bank": self.bank, **(self.batch.tensors() if self.at else {}), **prefixed(**parts)}
 
     def _load_tensors(self, state: dict[str, Tensor]) -> None:
         self.bank = state["bank"].clone()
         self.head.load_state_dict(under(state, "head."))
         restore_optimizer(self.head_optimizer, under(state, "head_optimizer."))
         if self.at:
-            self.z.data.copy_(state["z"])
-            self.labels = state["labels"].clone()
-            self.best = {name: value.clone() for name, value in under(state, "best.").items()}
+            self.batch.load(state, under(state, "best."))
             self.member.load_state_dict(under(state, "generator."))
             restore_optimizer(self.optimizer, under(state, "optimizer."))
-
-
-def _named(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"{prefix}.{name}": value for name, value in tensors.items()}
 
 
 def _head(channels: int, projection: int, rng: torch.Generator) -> nn.Sequential:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dfqkit import losses
 from dfqkit.config.synthesis import NO_DEMAND, Demand
+from dfqkit.synthesis.base import mean_over
 from dfqkit.synthesis.methods.deepinversion.method import DeepInversion
 from dfqkit.synthesis.methods.deepinversion_adaptive import AdaptiveDeepInversionConfig
 from dfqkit.teacher.load import Teacher
@@ -36,7 +37,7 @@ class AdaptiveDeepInversion(DeepInversion):
         if not students or not self.weights["competition"]:
             return {}
         form = author_competition if self.form == "author" else losses.competition
-        return {"competition": torch.stack([form(student(images), logits) for student in students]).mean()}
+        return {"competition": mean_over(students, form, images, logits)}
 
 
 def author_competition(student: Tensor, teacher: Tensor, temperature: float = 3.0) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dfqkit import losses
 from dfqkit.config.synthesis import NO_DEMAND, Demand
+from dfqkit.synthesis.base import mean_over
 from dfqkit.synthesis.methods.dfq import DFQConfig
 from dfqkit.synthesis.online import OnlineSynthesizer
 from dfqkit.teacher.load import Teacher
@@ -38,6 +39,5 @@ class DFQ(OnlineSynthesizer):
                 "batch_entropy": losses.class_balance(logits),
             }
         if students and self.weights["adversarial"]:
-            divergences = [losses.kd_kl(student(images), logits) for student in students]
-            terms["adversarial"] = -torch.stack(divergences).mean()
+            terms["adversarial"] = -mean_over(students, losses.kd_kl, images, logits)
         return terms

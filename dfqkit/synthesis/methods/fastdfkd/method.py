@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from dfqkit import losses
 from dfqkit.config.synthesis import NO_DEMAND, Demand
 from dfqkit.synthesis.augmentation import shifted, usual_shift
-from dfqkit.synthesis.base import Losses
+from dfqkit.synthesis.base import Losses, mean_over, weighted_sum
 from dfqkit.synthesis.generator import Generator
+from dfqkit.synthesis.latents import LatentBatch
 from dfqkit.synthesis.methods.fastdfkd import FastDFKDConfig
-from dfqkit.synthesis.optimizers import optimizer_tensors, restore_optimizer, under
+from dfqkit.synthesis.optimizers import optimizer_tensors, prefixed, restore_optimizer, under
 from dfqkit.synthesis.pool import PoolSynthesizer
 from dfqkit.teacher.load import Teacher
 from dfqkit.teacher.taps import BatchNormTap
@@ -61,32 +62,27 @@ class FastDFKD(PoolSynthesizer):
             self.meta.project.load_state_dict(fresh.project.state_dict())
             self.meta.body[0].load_state_dict(fresh.body[0].state_dict())
         self.member = copy.deepcopy(self.meta)
-        self.z = torch.randn((config.batch, config.latent), generator=self.rng, device=self.device, requires_grad=True)
-        classes = self.teacher.image.classes
-        self.labels = torch.randint(classes, (config.batch,), generator=self.rng, device=self.device)
+        self.batch = LatentBatch(config.batch, config.latent, self.teacher.image.classes, self.rng)
         groups = [
             {"params": list(self.member.parameters()), "lr": config.lr_generator},
-            {"params": [self.z], "lr": config.lr_latent},
+            {"params": [self.batch.z], "lr": config.lr_latent},
         ]
         self.optimizer = torch.optim.Adam(groups, betas=_BETAS)
         self.gradients = [torch.zeros_like(parameter) for parameter in self.member.parameters()]
-        self.best: dict[str, Tensor] = {}
 
     def _step(self, students: Sequence[nn.Module], step: int, steps: int) -> Losses:
-        images = self.member(self.z)
+        images = self.member(self.batch.z)
         shown = shifted(images, self.teacher.image, self.shift, self.rng, flip=self.config.flip)
         with self.tap as tap:
             logits = self.teacher.model(shown)
-        terms = {"bn": self._statistics(tap), "one_hot": nn.functional.cross_entropy(logits, self.labels)}
+        terms = {"bn": self._statistics(tap), "one_hot": nn.functional.cross_entropy(logits, self.batch.labels)}
         if students and self.weights["adversarial"] and self.finished >= self.batches:
-            divergences = [losses.agreeing_kl(student(shown), logits) for student in students]
-            terms["adversarial"] = -torch.stack(divergences).mean()
-        loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
-        if not self.best or bool(loss < self.best["loss"]):
-            self.best = {"loss": loss.detach().clone(), "images": images.detach().clone()}
+            terms["adversarial"] = -mean_over(students, losses.agreeing_kl, shown, logits)
+        loss = weighted_sum(terms, self.weights)
+        self.batch.keep(loss, images=images)
         parameters = list(self.member.parameters())
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward(inputs=[self.z, *parameters])  # type: ignore[no-untyped-call]
+        loss.backward(inputs=[self.batch.z, *parameters])  # type: ignore[no-untyped-call]
         for total, parameter in zip(self.gradients, parameters, strict=True):
             total += parameter.grad  # type: ignore[arg-type]
         self.optimizer.step()
@@ -128,20 +124,20 @@ class FastDFKD(PoolSynthesizer):
         self.meta_optimizer.zero_grad(set_to_none=True)
 
     def _finish(self) -> Tensor:
-        return self.best["images"]
+        return self.batch.best["images"]
 
     def _tensors(self) -> dict[str, Tensor]:
         parts = {"meta": self.meta.state_dict(), "meta_optimizer": optimizer_tensors(self.meta_optimizer)}
         parts["mix"] = {f"{i}.{n}": v for i, pair in enumerate(self.mix) for n, v in enumerate(pair)}
         if self.at:
             parts |= {
-                "batch": {"z": self.z, "labels": self.labels},
+                "batch": self.batch.tensors(),
                 "copy": self.member.state_dict(),
                 "optimizer": optimizer_tensors(self.optimizer),
                 "gradients": {str(i): total for i, total in enumerate(self.gradients)},
-                "best": self.best,
+                "best": self.batch.best,
             }
-        return {f"{part}.{name}": value for part, held in parts.items() for name, value in held.items()}
+        return prefixed(**parts)
 
     def _load_tensors(self, state: dict[str, Tensor]) -> None:
         self.meta.load_state_dict(under(state, "meta."))
@@ -149,9 +145,7 @@ class FastDFKD(PoolSynthesizer):
         mix = under(state, "mix.")
         self.mix = [(mix[f"{i}.0"].clone(), mix[f"{i}.1"].clone()) for i in range(len(mix) // 2)]
         if self.at:
-            self.z.data.copy_(state["batch.z"])
-            self.labels = state["batch.labels"].clone()
+            self.batch.load(under(state, "batch."), under(state, "best."))
             self.member.load_state_dict(under(state, "copy."))
             restore_optimizer(self.optimizer, under(state, "optimizer."))
             self.gradients = [state[f"gradients.{i}"].clone() for i in range(len(self.gradients))]
-            self.best = {name: value.clone() for name, value in under(state, "best.").items()}

@@ -10,12 +10,12 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from dfqkit import losses
 from dfqkit.config.synthesis import NO_DEMAND, Demand
-from dfqkit.synthesis.base import Losses
+from dfqkit.synthesis.base import Losses, weighted_sum
 from dfqkit.synthesis.generator import Generator
 from dfqkit.synthesis.methods.genie import GENIEConfig
-from dfqkit.synthesis.optimizers import optimizer_tensors, restore_optimizer, under
+from dfqkit.synthesis.methods.genie.swing import SwingConvolutions
+from dfqkit.synthesis.optimizers import optimizer_tensors, prefixed, restore_optimizer, under
 from dfqkit.synthesis.pool import PoolSynthesizer
-from dfqkit.synthesis.swing import SwingConvolutions
 from dfqkit.teacher.load import Teacher
 from dfqkit.teacher.taps import BatchNormTap
 
@@ -58,7 +58,7 @@ class GENIE(PoolSynthesizer):
             "bn": torch.stack(tap.deviations(losses.bn_std)).sum(),
             "image": losses.bn_std(mean, variance, torch.zeros_like(mean), torch.ones_like(mean)),
         }
-        loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
+        loss = weighted_sum(terms, self.weights)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr_generator * _DECAY ** (step // self.decay_every)
         self.optimizer.zero_grad(set_to_none=True)
@@ -77,12 +77,11 @@ class GENIE(PoolSynthesizer):
         if not self.at:
             return {}
         plateau = (self.plateau.best, float(self.plateau.num_bad_epochs), self.latent_optimizer.param_groups[0]["lr"])
-        parts = {
-            "generator": self.member.state_dict(),
-            "optimizer": optimizer_tensors(self.optimizer),
-            "latent_optimizer": optimizer_tensors(self.latent_optimizer),
-        }
-        state = {f"{part}.{name}": value for part, held in parts.items() for name, value in held.items()}
+        state = prefixed(
+            generator=self.member.state_dict(),
+            optimizer=optimizer_tensors(self.optimizer),
+            latent_optimizer=optimizer_tensors(self.latent_optimizer),
+        )
         return state | {"z": self.z, "plateau": torch.tensor(plateau, dtype=torch.float64)}
 
     def _load_tensors(self, state: dict[str, Tensor]) -> None:

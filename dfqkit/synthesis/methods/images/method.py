@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from dfqkit.config.synthesis import NO_DEMAND, Demand
-from dfqkit.synthesis.base import Losses, Synthesizer
 from dfqkit.synthesis.drawing import Deck
+from dfqkit.synthesis.given import GivenImages
 from dfqkit.synthesis.methods.images import ImagesConfig
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError
@@ -25,7 +24,7 @@ _LOG = logging.getLogger(__name__)
 Pixels = NDArray[np.uint8]
 
 
-class Images(Synthesizer):
+class Images(GivenImages):
     """Images similar to the lost ones, from a file or folder, used as they are; labels are ignored."""
 
     config: ImagesConfig
@@ -34,39 +33,30 @@ class Images(Synthesizer):
         self, config: ImagesConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
     ) -> None:
         super().__init__(config, teacher, generator, demand)
-        own = demand.training + demand.fresh
+        own = demand.images
         found = self._found()
         taken = found[:own] if config.part == "training" else found[len(found) - own :]
         self.digest = torch.tensor(list(image_digest(taken)), dtype=torch.uint8)
         self.pixels = torch.from_numpy(np.ascontiguousarray(taken.transpose(0, 3, 1, 2))).to(self.device)
-        self.chosen = torch.randperm(own, generator=generator, device=self.device)
-        self.given = 0
-        self.order = Deck(demand.training, generator, self.chosen)
+        self.order = Deck(demand.training, generator)
+        self._choose(torch.randperm(own, generator=generator, device=self.device))
+
+    def _choose(self, chosen: Tensor) -> None:
+        """Give these images out in this order, those that train first."""
+        self.chosen = self.order.items = chosen
+        self.training, self.fresh = chosen.tensor_split([self.demand.training])
 
     def _found(self) -> Pixels:
-        """Different images (N, H, W, C) in the order of their hashes, enough for both synthesizers of the run.
+        """Different images (N, H, W, C) in the order of their hashes, enough for both synthesizers of the run."""
+        needed, limit = self.needed, self.config.limit
+        alone = self.demand.beside is None
+        read = self._load(limit if alone else min(limit or needed, needed))
+        if len(read) < needed and not alone:
+            read = self._load(limit)  # some of those were equal
+        self._require_enough(len(read), "" if limit is None else f", limit {limit},")
+        return read
 
-        Raises:
-            ArtefactError: when there are fewer; says how many are needed and for what.
-        """
-        demand, config = self.demand, self.config
-        beside = 0 if demand.beside is None else demand.beside.training + demand.beside.fresh
-        needed = demand.training + demand.fresh + beside
-        read = self._read(config.limit if demand.beside is None else min(config.limit or needed, needed))
-        if len(read) < needed and demand.beside is not None:
-            read = self._read(config.limit)  # some of those were equal
-        if len(read) >= needed:
-            return read
-        limited = f", limit {config.limit}" if config.limit is not None else ""
-        other = f" and {beside} for the synthesizer beside it" if beside else ""
-        message = (
-            f"Source 'images' needs {needed} different images, {demand.training} to train on, {demand.fresh} fresh "
-            f"ones{other}, but found {len(read)} in '{config.path}'{limited}. Give more images, or ask for fewer in "
-            "the recipe's bank section (calibration, training, held_out, grading)."
-        )
-        raise ArtefactError(message)
-
-    def _read(self, limit: int | None) -> Pixels:
+    def _load(self, limit: int | None) -> Pixels:
         config = self.config
         # No label is too high: the images may be of classes that the teacher does not know.
         spec = dataclasses.replace(self.teacher.image, classes=2**31)
@@ -78,50 +68,11 @@ class Images(Synthesizer):
             _LOG.info("%d of %d images of '%s' are copies.", len(pixels) - len(first), len(pixels), config.path)
         return pixels[[first[key] for key in sorted(first)]]
 
-    @property
-    def warmup_rounds(self) -> int:
-        """None: nothing is optimised."""
-        return 0
+    def _dealt(self, n: int) -> Tensor:
+        return self.order.deal(n)
 
-    def synthesize(self, students: Sequence[nn.Module] = ()) -> Losses:
-        """Nothing to do."""
-        return {}
-
-    @property
-    def available(self) -> int:
-        """Fresh images left of those taken at the start; asking for more brings none."""
-        return len(self.chosen) - self.demand.training - self.given
-
-    def sample(self, n: int) -> Tensor:
-        """The next ``n`` images that are in no training set; each is given once.
-
-        Raises:
-            ArtefactError: when fewer are left.
-        """
-        if n > self.available:
-            total = self.available + self.given
-            message = (
-                f"Asked for {n} fresh images, but {self.available} are left of {total}. Ask for more when the source "
-                "is made (Demand.fresh)."
-            )
-            raise ArtefactError(message)
-        start = self.demand.training + self.given
-        self.given += n
-        return self._decoded(self.chosen[start : start + n])
-
-    def training_batch(self, n: int) -> Tensor:
-        """Images of the training set, every one once before any comes again.
-
-        Raises:
-            ArtefactError: when there is no training set.
-        """
-        if not self.demand.training:
-            message = "There are no training images. Make the source with Demand.training above 0."
-            raise ArtefactError(message)
-        return self._decoded(self.order.deal(n))
-
-    def _decoded(self, indices: Tensor) -> Tensor:
-        return self.teacher.image.normalize(self.pixels[indices].float() / 255)
+    def _read(self, places: Tensor) -> Tensor:
+        return self.pixels[places]
 
     def state_dict(self) -> dict[str, Tensor]:
         """Which images do what, what was given, and the random state; of the images only a hash."""
@@ -146,7 +97,7 @@ class Images(Synthesizer):
                 "new run."
             )
             raise ArtefactError(message)
-        self.chosen, self.order.rest = (state[f"images.{n}"].clone().to(self.device) for n in ("chosen", "order"))
-        self.order.items = self.chosen
+        self._choose(state["images.chosen"].clone().to(self.device))
+        self.order.rest = state["images.order"].clone().to(self.device)
         self.given = int(state["images.given"])
         self.rng.set_state(state["rng"].cpu())

@@ -25,10 +25,10 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, SerializeAsAny, field_validator, model_serializer, model_validator
+from pydantic import Field, GetJsonSchemaHandler, SerializeAsAny, field_validator, model_serializer, model_validator
 from typing_extensions import Self
 
-from dfqkit.config.registry import synthesizer_config
+from dfqkit.config.registry import synthesizer_config, synthesizer_configs
 from dfqkit.config.section import Section
 from dfqkit.config.synthesis import UNKNOWN, Demand, SynthesizerConfig
 from dfqkit.synthesis.methods.mixture.turns import counts
@@ -62,6 +62,23 @@ class Source(Section):
         own = fields.pop("config")
         return {"method": own.pop("method"), **fields, **own}
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Every other method's section, ``share`` beside its keys."""
+        share = handler.resolve_ref_schema(handler(core_schema))["properties"]["share"]
+        kinds = (kind for kind in synthesizer_configs().values() if not issubclass(kind, MixtureConfig))
+        sections = [handler.resolve_ref_schema(handler(kind.__pydantic_core_schema__)) for kind in kinds]
+        return {
+            "oneOf": [
+                {
+                    **section,
+                    "properties": {**section["properties"], "share": share},
+                    "required": ["method", *section.get("required", ())],
+                }
+                for section in sections
+            ]
+        }
+
     def with_config(self, config: SynthesizerConfig) -> Source:
         """The same share of another configuration."""
         return self.model_copy(update={"config": config})
@@ -84,14 +101,7 @@ class MixtureConfig(SynthesizerConfig):
 
     method: Literal["mixture"] = "mixture"
     sources: tuple[Source, ...] = Field(
-        description="Each with its method, that method's keys, and share; shares need not sum to 1.",
-        json_schema_extra={
-            "items": {
-                "type": "object",
-                "required": ["method"],
-                "properties": {"method": {"type": "string"}, "share": {"type": "number", "minimum": 0, "default": 1}},
-            }
-        },
+        description="Each with its method, that method's keys, and share; shares need not sum to 1."
     )
 
     @field_validator("sources")

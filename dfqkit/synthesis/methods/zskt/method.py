@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dfqkit import losses
 from dfqkit.config.synthesis import NO_DEMAND, Demand
-from dfqkit.synthesis.base import Losses
+from dfqkit.synthesis.base import Losses, mean_over
 from dfqkit.synthesis.methods.zskt import ZSKTConfig
 from dfqkit.synthesis.online import OnlineSynthesizer
 from dfqkit.teacher.load import Teacher
@@ -48,5 +48,4 @@ class ZSKT(OnlineSynthesizer):
 
     def _terms(self, images: Tensor, students: Sequence[nn.Module]) -> dict[str, Tensor]:
         logits = self.teacher.model(images)
-        divergences = [self.divergence(student(images), logits) for student in students]
-        return {"adversarial": -torch.stack(divergences).mean()}
+        return {"adversarial": -mean_over(students, self.divergence, images, logits)}

@@ -1,0 +1,117 @@
+"""Methods whose images are there already: from a stored set, or similar ones.
+
+What belongs here: that there are enough of them, that each is for training or fresh and never both, and that a fresh
+one is given once. Where images come from, and who gets which, is the method's.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dfqkit.config.synthesis import NO_DEMAND, Demand, SynthesizerConfig
+from dfqkit.synthesis.base import Losses, Synthesizer
+from dfqkit.synthesis.drawing import Deck
+from dfqkit.teacher.load import Teacher
+from dfqkit_export.errors import ArtefactError
+
+__all__ = ["GivenImages"]
+
+
+class GivenImages(Synthesizer):
+    """Base of these methods; nothing is optimised.
+
+    A subclass sets `training` and `fresh`, places of images for its `_read`, and `order`, which deals the former.
+
+    Attributes:
+        place: where the images are, for messages.
+        needed: different images that the run's two synthesizers need together.
+        training: places of the images that train.
+        fresh: places of the others, in the order in which they are given.
+        given: how many of them have been.
+        order: deals the training images.
+    """
+
+    training: Tensor
+    fresh: Tensor
+    order: Deck
+
+    def __init__(
+        self, config: SynthesizerConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
+    ) -> None:
+        super().__init__(config, teacher, generator, demand)
+        self.place = str(config.model_dump()["path"])
+        self.others = 0 if demand.beside is None else demand.beside.images
+        self.needed = demand.images + self.others
+        self.given = 0
+
+    def _require_enough(self, found: int, limited: str = "") -> None:
+        """Refuse fewer different images than both synthesizers of the run need.
+
+        Raises:
+            ArtefactError: says how many are needed and for what.
+        """
+        if found >= self.needed:
+            return
+        demand = self.demand
+        other = f" and {self.others} for the synthesizer beside it" if self.others else ""
+        message = (
+            f"'{self.place}'{limited} has {found} different images, but {self.needed} are needed: {demand.training} to "
+            f"train on, {demand.fresh} fresh ones{other}. Give more images, or ask for fewer in the recipe's bank "
+            "section (calibration, training, held_out, grading)."
+        )
+        raise ArtefactError(message)
+
+    @property
+    def warmup_rounds(self) -> int:
+        """None: nothing is optimised."""
+        return 0
+
+    def synthesize(self, students: Sequence[nn.Module] = ()) -> Losses:
+        """Nothing to do."""
+        return {}
+
+    @property
+    def available(self) -> int:
+        """Fresh images left of those taken at the start; asking for more brings none."""
+        return len(self.fresh) - self.given
+
+    def sample(self, n: int) -> Tensor:
+        """The next ``n`` images that are in no training set; each is given once.
+
+        Raises:
+            ArtefactError: when fewer are left.
+        """
+        if n > self.available:
+            message = (
+                f"Asked for {n} fresh images, but {self.available} of {len(self.fresh)} are left of '{self.place}'. "
+                "Give more images, or ask for more when the source is made (Demand.fresh)."
+            )
+            raise ArtefactError(message)
+        self.given += n
+        return self._decoded(self.fresh[self.given - n : self.given])
+
+    def training_batch(self, n: int) -> Tensor:
+        """Images of the training set, every one once before any comes again.
+
+        Raises:
+            ArtefactError: when there is no training set.
+        """
+        if not len(self.training):
+            message = "There are no training images. Make the source with Demand.training above 0."
+            raise ArtefactError(message)
+        return self._decoded(self._dealt(n))
+
+    def _dealt(self, n: int) -> Tensor:
+        """Places of the next ``n`` training images."""
+        return self.training[self.order.deal(n)]
+
+    def _decoded(self, places: Tensor) -> Tensor:
+        return self.teacher.image.normalize(self._read(places).float() / 255)
+
+    @abstractmethod
+    def _read(self, places: Tensor) -> Tensor:
+        """Pixels of the images at these places, uint8 (n, C, H, W), on ``self.device``."""
