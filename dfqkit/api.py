@@ -116,6 +116,8 @@ def _recipe(teacher: Teacher, bits: str, target: str, sections: dict[str, Any]) 
     """A recipe for a teacher that is at hand; its weights' fingerprint stands in for a file name."""
     import yaml
 
+    from dfqkit_export.measure.kinds import INTEGER_OPS, STUDENT_AGREEMENT
+
     spec = teacher.image.to_dict()
     data: dict[str, Any] = {
         "schema": 1,
@@ -126,10 +128,10 @@ def _recipe(teacher: Teacher, bits: str, target: str, sections: dict[str, Any]) 
         "target": target,
         "synthesis": {"method": "dfq"},
         "distill": None if bits == "w8a8" else _DISTILL,
-        "floors": [{"metric": "student_agreement", "value": 99.5}],
+        "floors": [{"metric": STUDENT_AGREEMENT.name, "value": 99.5}],
     }
     if get_target(target).runtime == "onnxruntime":
-        data["floors"].append({"metric": "integer_ops", "value": 100.0})
+        data["floors"].append({"metric": INTEGER_OPS.name, "value": 100.0})
     data |= sections
     data["quant"] = {"bits": bits} | dict(sections.get("quant", {}))
     return parse_recipe(yaml.safe_dump(data), "the arguments of dfqkit.quantize")

@@ -77,8 +77,11 @@ def _sentinel(args: argparse.Namespace) -> int:
 def _power(power: Any) -> list[tuple[str, str]]:
     if not power:
         return [("power", "not known: the file has no 8-bit weight codes that could be made worse")]
+    from dfqkit_export.measure.kinds import FLIPS
+
     flips = [
-        f"{flips:g} flips at {points:g} points" for points, flips in zip(power["points"], power["flips"], strict=True)
+        f"{flips:g} flips at {points:g} points"
+        for points, flips in zip(power["points"], power[FLIPS.name], strict=True)
     ]
     least, at_random = power["minimum_detectable"], power["minimum_detectable_at_random"]
     seen = "more than the probes lose" if least is None else f"{least:g} points"

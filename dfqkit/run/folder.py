@@ -309,7 +309,7 @@ class RunFolder:
 
 
 def _listing(path: Path) -> dict[str, Any]:
-    return {"sha256": sha256_of_file(path), "size": path.stat().st_size}
+    return dict(sha256=sha256_of_file(path), size=path.stat().st_size)
 
 
 def _is_recipe(path: Path, text: str) -> bool:

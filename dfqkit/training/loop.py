@@ -23,6 +23,7 @@ from dfqkit.synthesis.optimizers import cosine, optimizer_tensors, restore_optim
 from dfqkit.training.objective import Objective
 from dfqkit.training.stream import Stream
 from dfqkit_export.errors import ArtefactError
+from dfqkit_export.measure.kinds import AGREEMENT, KL
 
 __all__ = ["Batch", "Loop", "judge"]
 
@@ -84,7 +85,7 @@ class Loop(ABC, Generic[Config, Model]):
         if not math.isfinite(divergence):
             raise ArtefactError(self.not_finite)
         self.best_score = divergence
-        self.judged: list[dict[str, float]] = [{"step": 0, "agreement": agreement, "kl": divergence}]
+        self.judged: list[dict[str, float]] = [{"step": 0, AGREEMENT.name: agreement, KL.name: divergence}]
 
     @abstractmethod
     def _terms(self, index: int, images: Tensor) -> dict[str, Tensor]:
@@ -105,7 +106,7 @@ class Loop(ABC, Generic[Config, Model]):
     @property
     def kept_step(self) -> int:
         """The step whose state is the best."""
-        return int(min(self.judged, key=lambda entry: entry["kl"])["step"])
+        return int(min(self.judged, key=lambda entry: entry[KL.name])["step"])
 
     def run_step(self) -> dict[str, float]:
         """One step of every student; a synthesizer round and a look at the held-out images when they are due.
@@ -184,7 +185,7 @@ class Loop(ABC, Generic[Config, Model]):
         if not math.isfinite(divergence):
             self._give_up({})
             return
-        self.judged.append({"step": self.step, "agreement": agreement, "kl": divergence})
+        self.judged.append({"step": self.step, AGREEMENT.name: agreement, KL.name: divergence})
         if divergence < self.best_score:
             self.best_score = divergence
             self.best = self._snapshot(0)

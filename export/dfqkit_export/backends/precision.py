@@ -89,14 +89,14 @@ class Realised:
 
         The layers are not in it; `report.layer_rows` brings those into a report.
         """
-        return {
-            "integer": self.integer_layers,
-            "float": self.float_layers,
-            "integer_ops": self.integer_ops,
-            "integer_macs": self.integer_macs,
-            "float_ops": [{"op": op, "name": name} for op, name in self.float_ops],
-            "nodes": dict(self.nodes),
-        }
+        return dict(
+            integer=self.integer_layers,
+            float=self.float_layers,
+            integer_ops=self.integer_ops,
+            integer_macs=self.integer_macs,
+            float_ops=[{"op": op, "name": name} for op, name in self.float_ops],
+            nodes=dict(self.nodes),
+        )
 
 
 def with_unique_names(model: onnx.ModelProto, path: Path, folder: Path) -> Path:

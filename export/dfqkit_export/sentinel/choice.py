@@ -33,6 +33,7 @@ from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.backends.targets import as_written
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.measure.kinds import FLIPS
 from dfqkit_export.onnxfile.model import load_onnx
 from dfqkit_export.sentinel.candidates import LEAST, Candidates, spread_out
 from dfqkit_export.sentinel.file import PLAIN, SENSITIVE, Sentinel, normalized
@@ -198,7 +199,7 @@ def power(
     enough = np.flatnonzero(np.interp(grid, lost, flipped) >= equal + 2 * _noise(equal, n))
     return {
         "points": points,
-        "flips": [round(float(value), 1) for value in np.interp(points, lost, flipped)],
+        FLIPS.name: [round(float(value), 1) for value in np.interp(points, lost, flipped)],
         "equal_flips": round(equal, 1),
         "equal_disagreement": round(100 * equal_share, 2),
         "own_flips": int(own[chosen].sum()),

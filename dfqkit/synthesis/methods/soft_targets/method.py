@@ -54,7 +54,7 @@ class SoftTargets(PixelSynthesizer):
             logits = self.teacher.model(images)
             (features,) = tap.values.values()
         entropy = torch.special.entr(self.target).sum(1).mean()
-        terms = {"kl": losses.soft_cross_entropy(logits, self.target, self.config.temperature) - entropy}
+        terms = dict(kl=losses.soft_cross_entropy(logits, self.target, self.config.temperature) - entropy)
         if self.weights["activation"]:
             terms["activation"] = losses.activation_l1(features)
         return terms

@@ -26,11 +26,23 @@ generators.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from enum import Enum, auto
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from dfqkit.config.pools import OnlineConfig
+
+
+class Adversary(str, Enum):
+    """How far apart teacher and student are, for the generator that drives them apart."""
+
+    @staticmethod
+    def _generate_next_value_(name: str, *_: Any) -> str:
+        return name
+
+    kl = auto()
+    l1 = auto()
 
 
 class ZSKTConfig(OnlineConfig):
@@ -46,6 +58,6 @@ class ZSKTConfig(OnlineConfig):
     )
     lr: float = Field(1e-3, gt=0, description="Adam, cosine, in the warm-up (authors' code, there in the game).")
     lr_game: float = Field(1e-3, gt=0, description="The same in the game (authors' code).")
-    adversary: Literal["kl", "l1"] = Field(
-        "kl", description="What the generator raises: kl of the answers (ZSKT) or l1 of the logits (DFAD)."
+    adversary: Adversary = Field(
+        Adversary.kl, description="What the generator raises: kl of the answers (ZSKT) or l1 of the logits (DFAD)."
     )

@@ -29,7 +29,7 @@ class ZSKT(OnlineSynthesizer):
     ) -> None:
         super().__init__(config, teacher, generator, demand)
         self.weights = {"adversarial": 1.0}
-        self.divergence = {"kl": losses.kd_kl, "l1": losses.logit_l1}[config.adversary]
+        self.divergence = dict(kl=losses.kd_kl, l1=losses.logit_l1)[config.adversary]
 
     def synthesize(self, students: Sequence[nn.Module] = ()) -> Losses:
         """One round against the students: of the warm-up while that lasts, then of the game.

@@ -1,0 +1,30 @@
+"""Each noun of the architecture stands in one table: no name of it is written as a string anywhere else."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from dfqkit_export.measure.kinds import KINDS
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = (ROOT / "dfqkit", ROOT / "export" / "dfqkit_export")
+
+
+def offenders(names: Collection[str], *tables: str) -> Iterator[str]:
+    """Places outside the tables where a string constant is equal to one of the names."""
+    for package in PACKAGES:
+        for path in sorted(package.rglob("*.py")):
+            place = path.relative_to(package.parent).as_posix()
+            if place.startswith(tables):
+                continue
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in names:
+                    yield f"{place}:{node.lineno}: {node.value!r}"
+
+
+def test_metrics_are_named_by_their_kinds_alone() -> None:
+    tables = ("dfqkit_export/measure/kinds.py", "dfqkit_export/measure/metrics.py", "dfqkit_export/tasks/")
+    found = list(offenders(KINDS, *tables))
+    assert not found, "name them through dfqkit_export.measure.kinds:\n" + "\n".join(found)
