@@ -150,7 +150,7 @@ def test_later_stages_say_that_the_student_is_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["student.layers=[stage9]"], r"student.layers names 'stage9', but the teacher.*Near: "),
+        (["student.layers=[stage9]"], r"student.layers names 'stage9', but the teacher.*Did you mean "),
         (["student.factory=dfqkit.models:digits_cn"], r"The recipe's student section: Factory .* does not exist"),
         (["distill.layers=[stage1]"], r"distill.layers names 'stage1', but the quantized graph.*There are: "),
     ],

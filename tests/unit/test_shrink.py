@@ -233,7 +233,7 @@ def test_what_is_stored_comes_back_and_a_damaged_file_says_so(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"factory": f"{HERE}:Smal"}, r"student section: Factory '.*Smal' does not exist.*Nearest: Small"),
+        ({"factory": f"{HERE}:Smal"}, r"student section: Factory '.*Smal' does not exist.*Did you mean 'Small'"),
         ({"args": {"depth": 3}}, r"student section: Factory .* failed when called with .*depth=3.*Check its args"),
         ({"args": {"classes": 7}}, r"gives \(2, 7\) where logits \(2, 5\) are needed"),
         ({"factory": "dfqkit.models:digits_cnn"}, r"fails on images \(2, 3, 16, 16\)"),
@@ -253,8 +253,8 @@ def test_a_start_that_is_not_finite_is_refused() -> None:
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ([{"teacher": "b3", "student": "body"}], r"student.layers names 'b3', but the teacher.*Near: b2, b1"),
-        ([{"teacher": "b2", "student": "bodi"}], r"names 'bodi', but the student has no layer.*Near: body"),
+        ([{"teacher": "b3", "student": "body"}], r"student.layers names 'b3', but the teacher.*Did you mean 'b2' or 'b1'"),
+        ([{"teacher": "b2", "student": "bodi"}], r"names 'bodi', but the student has no layer.*Did you mean 'body'"),
         ([{"teacher": "head", "student": "body"}], r"'head' of the teacher gives \(N, 5\) and 'body'"),
     ],
 )
