@@ -12,7 +12,7 @@ from dfqkit_export.words import table
 
 if TYPE_CHECKING:
     from dfqkit.cli.options import Commands
-    from dfqkit_export.images.stored import ImageSet
+    from dfqkit_export.images.stored import StoredBank
 
 _SET = "folder of a set (`dfqkit synthesize RECIPE --n N --out DIR`), or one file from a run's images folder"
 
@@ -49,7 +49,7 @@ def _info(args: argparse.Namespace) -> int:
     return 0
 
 
-def described(images: ImageSet) -> dict[str, Any]:
+def described(images: StoredBank) -> dict[str, Any]:
     """What one wants to know of a set before using it; None where it does not say."""
     import numpy as np
 
@@ -121,7 +121,7 @@ def _sheet(args: argparse.Namespace) -> int:
     return 0
 
 
-def _opened(args: argparse.Namespace) -> ImageSet:
-    from dfqkit_export.images.stored import ImageSet
+def _opened(args: argparse.Namespace) -> StoredBank:
+    from dfqkit_export.images.stored import StoredBank
 
-    return ImageSet.open(args.path)
+    return StoredBank.open(args.path)

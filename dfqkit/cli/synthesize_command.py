@@ -41,17 +41,17 @@ def _synthesize(args: argparse.Namespace) -> int:
 
     from dfqkit.progress import Progress
     from dfqkit.run.bank_folder import facts_of
-    from dfqkit.run.bank_making import SetPlan, make_set
+    from dfqkit.run.bank_making import BankPlan, make_bank
 
     out: Path = args.out
     threads = args.threads or facts_of(out).get("threads")  # sums depend on it, so a set keeps the number it began with
     if isinstance(threads, int) and threads > 0:
         torch.set_num_threads(threads)
     command = _command(args)
-    plan = SetPlan(n=args.count, shard=args.shard or SetPlan.shard, command=shlex.join(command))
+    plan = BankPlan(n=args.count, shard=args.shard or BankPlan.shard, command=shlex.join(command))
     progress = Progress(quiet=args.quiet)
     with resumable(shlex.join([*command, "--out", str(out)])):
-        images = make_set(chosen_recipe(args), out, plan, device=args.device or "auto", progress=progress)
+        images = make_bank(chosen_recipe(args), out, plan, device=args.device or "auto", progress=progress)
     for warning in images.facts["warnings"]:
         note(f"warning: {warning}")
     note(f"The set has {len(images)} images in {len(images.shards)} file(s). Look into it: dfqkit bank info {out}")

@@ -21,7 +21,7 @@ from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import write_bytes
 from dfqkit_export.images.bank_file import HEADER, SCHEMA
 from dfqkit_export.images.spec import ImageSpec
-from dfqkit_export.images.stored import ImageSet
+from dfqkit_export.images.stored import StoredBank
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ class ImageBank:
         Raises:
             ArtefactError: for a missing or damaged file, an unknown schema, or another teacher's bank.
         """
-        stored = ImageSet.open(path)
+        stored = StoredBank.open(path)
         if teacher is not None:
             require_teacher(stored, teacher)
         shards = list(stored.each_shard())
@@ -110,7 +110,7 @@ class ImageBank:
         )
 
 
-def require_teacher(stored: ImageSet, teacher: Teacher) -> None:
+def require_teacher(stored: StoredBank, teacher: Teacher) -> None:
     """Refuse a set that was made for another teacher.
 
     Raises:
@@ -124,7 +124,7 @@ def require_teacher(stored: ImageSet, teacher: Teacher) -> None:
         raise ArtefactError(message)
 
 
-def _joined(stored: ImageSet, shards: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+def _joined(stored: StoredBank, shards: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     if not shards:
         return stored.take([])
     return np.concatenate([images for images, _ in shards]), np.concatenate([logits for _, logits in shards])

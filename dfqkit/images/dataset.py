@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dfqkit_export.images.stored import ImageSet
+from dfqkit_export.images.stored import StoredBank
 
 Pair = tuple[Tensor, Tensor]
 
@@ -26,14 +26,14 @@ class BankDataset(Dataset[Pair]):
         stored: the set; its ``spec`` says how images are normalised.
 
     Raises:
-        ArtefactError: for what `ImageSet.open` refuses.
+        ArtefactError: for what `StoredBank.open` refuses.
 
     Example:
         >>> loader = torch.utils.data.DataLoader(BankDataset("set"), batch_size=64, shuffle=True)  # doctest: +SKIP
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.stored = ImageSet.open(path)
+        self.stored = StoredBank.open(path)
 
     def __len__(self) -> int:
         return len(self.stored)

@@ -17,14 +17,14 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.images.stored import ImageSet, softmax_top
+from dfqkit_export.images.stored import StoredBank, softmax_top
 
 __all__ = ["write_class_folders", "write_npz"]
 
 Array = NDArray[Any]
 
 
-def write_npz(images: ImageSet, path: Path) -> None:
+def write_npz(images: StoredBank, path: Path) -> None:
     """Write arrays ``images`` uint8 (N, H, W, C), ``logits`` float32 (N, K) and ``labels`` int64 (N,).
 
     Args:
@@ -59,7 +59,7 @@ def write_npz(images: ImageSet, path: Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def write_class_folders(images: ImageSet, folder: Path) -> None:
+def write_class_folders(images: StoredBank, folder: Path) -> None:
     """Write ``CLASS/INDEX.png``: CLASS is the teacher's, INDEX the image's place in the set, both padded with zeros.
 
     Classes without images have no folder. A folder's name is the class; readers that number folders by their order
@@ -103,7 +103,7 @@ def write_class_folders(images: ImageSet, folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _read(images: ImageSet) -> Iterator[tuple[Array, Array]]:
+def _read(images: StoredBank) -> Iterator[tuple[Array, Array]]:
     return images.each_shard()
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.readers import spread
-from dfqkit_export.images.stored import Codes, ImageSet
+from dfqkit_export.images.stored import Codes, StoredBank
 
 __all__ = ["SheetForm", "contact_sheet"]
 
@@ -40,7 +40,7 @@ class SheetForm:
     most: int = 112
 
 
-def contact_sheet(images: ImageSet, form: SheetForm | None = None) -> bytes:
+def contact_sheet(images: StoredBank, form: SheetForm | None = None) -> bytes:
     """Draw a sheet as PNG: a row for each class, empty ones too, with the confidence below each image.
 
     Args:

@@ -4,7 +4,7 @@ What belongs here: the order in which files are written, and what an unfinished 
 is written first, then the state from which the next one is made (which lists the shard), then ``set.json``: whatever
 moment a kill comes at, the state says what is there, and every shard that it lists is whole. Without a state, only a
 list that says ``finished`` is believed; anything else is begun again. The form of the files is
-`dfqkit_export.images.bank_file`, who makes the images `sets`.
+`dfqkit_export.images.bank_file`, who makes the images `bank_making`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dfqkit_export.files import sha256_of_file, write_bytes
 from dfqkit_export.images.bank_file import SCHEMA, SET_FILE
 from dfqkit_export.words import some
 
-__all__ = ["SetFolder", "facts_of"]
+__all__ = ["BankFolder", "facts_of"]
 
 _STATE = "state.safetensors"
 _SHOWN = 3
@@ -43,7 +43,7 @@ def facts_of(path: Path) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-class SetFolder:
+class BankFolder:
     """A set's folder; enter it (``with``) to begin or continue it, and to keep other processes out.
 
     Args:
@@ -80,7 +80,7 @@ class SetFolder:
         """Images in the next shard."""
         return int(min(self.request["shard"], self.request["wanted"] - self.n))
 
-    def __enter__(self) -> SetFolder:
+    def __enter__(self) -> BankFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

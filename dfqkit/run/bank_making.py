@@ -1,7 +1,7 @@
 """Portable sets of images from any source, streamed: at most one shard is in memory at a time.
 
 What belongs here: how a recipe's synthesizer is warmed up and drawn from until a set has all its images, and what its
-readers are warned of. Its folder is `setfolder`.
+readers are warned of. Its folder is `bank_folder`.
 
 A synthesizer is asked for fresh images only, for one shard to begin with. Sources that make images in batches
 (`available` says how many are left) are asked for more and given more rounds whenever they are short; generators are
@@ -25,7 +25,7 @@ from dfqkit.config.recipe import Recipe
 from dfqkit.config.synthesis import Demand
 from dfqkit.images.bank import ImageBank
 from dfqkit.progress import Bar, Progress
-from dfqkit.run.bank_folder import SetFolder
+from dfqkit.run.bank_folder import BankFolder
 from dfqkit.run.context import provisional_student, resolve_device, resolved_synthesis, teacher_of
 from dfqkit.run.playing import CHECKPOINT_SECONDS
 from dfqkit.seeds import derive
@@ -35,16 +35,16 @@ from dfqkit.teacher.load import Teacher
 from dfqkit.training.stream import frozen
 from dfqkit_export.env import environment
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.images.stored import ImageSet, image_digest
+from dfqkit_export.images.stored import StoredBank, image_digest
 from dfqkit_export.words import some
 
-__all__ = ["SetPlan", "make_set"]
+__all__ = ["BankPlan", "make_bank"]
 
 _NAMED = 10  # classes named in a warning
 
 
 @dataclass(frozen=True, kw_only=True)
-class SetPlan:
+class BankPlan:
     """How large a set is, and who asked for it.
 
     Attributes:
@@ -58,9 +58,9 @@ class SetPlan:
     command: str = ""
 
 
-def make_set(
-    recipe: Recipe, out: Path, plan: SetPlan, *, device: str, progress: Progress, teacher: Teacher | None = None
-) -> ImageSet:
+def make_bank(
+    recipe: Recipe, out: Path, plan: BankPlan, *, device: str, progress: Progress, teacher: Teacher | None = None
+) -> StoredBank:
     """Make a set, or continue one that was interrupted: its images are those of an uninterrupted one, bit for bit.
 
     Args:
@@ -98,12 +98,12 @@ def make_set(
         "real_data": config.real_data(),
         "warnings": list(config.warnings()),  # those of the images themselves come when all are there
     }
-    with SetFolder(out, request, facts) as folder, frozen(students):
+    with BankFolder(out, request, facts) as folder, frozen(students):
         if not folder.complete:
             _Making(folder, maker, students, recipe.bank.batch).run(progress)
         if not folder.finished:
-            folder.finish(_warnings(ImageSet.open(out), recipe, teacher))
-    return ImageSet.open(out)
+            folder.finish(_warnings(StoredBank.open(out), recipe, teacher))
+    return StoredBank.open(out)
 
 
 def _placed(teacher: Teacher, device: torch.device) -> Teacher:
@@ -117,7 +117,9 @@ def _method(recipe: Recipe) -> str:
     return str(recipe.synthesis.method)  # type: ignore[attr-defined]
 
 
-def _made(recipe: Recipe, teacher: Teacher, device: torch.device, plan: SetPlan) -> tuple[Synthesizer, list[nn.Module]]:
+def _made(
+    recipe: Recipe, teacher: Teacher, device: torch.device, plan: BankPlan
+) -> tuple[Synthesizer, list[nn.Module]]:
     config = resolved_synthesis(recipe)
     rng = derive(recipe.seed, "synthesis", device=device)
     needs = config.needed
@@ -130,7 +132,7 @@ def _made(recipe: Recipe, teacher: Teacher, device: torch.device, plan: SetPlan)
 class _Making:
     """The rounds and draws that fill a folder."""
 
-    def __init__(self, folder: SetFolder, maker: Synthesizer, students: Sequence[nn.Module], batch: int) -> None:
+    def __init__(self, folder: BankFolder, maker: Synthesizer, students: Sequence[nn.Module], batch: int) -> None:
         self.folder, self.maker, self.students, self.batch = folder, maker, students, batch
         self.first_rounds = maker.warmup_rounds
         self.rounds = 0
@@ -197,7 +199,7 @@ class _Making:
         return {"rounds": self.rounds, "fresh": self.maker.demand.fresh, "cost": self.maker.cost}
 
 
-def _warnings(images: ImageSet, recipe: Recipe, teacher: Teacher) -> list[str]:
+def _warnings(images: StoredBank, recipe: Recipe, teacher: Teacher) -> list[str]:
     """What whoever takes the set should know, found by reading it once."""
     config = resolved_synthesis(recipe)
     found = list(config.warnings())

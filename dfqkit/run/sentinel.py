@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from dfqkit.run.export import MODEL, TEACHER
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.images.stored import ImageSet
+from dfqkit_export.images.stored import StoredBank
 from dfqkit_export.sentinel import SENTINEL_FILE, TeacherFile, candidates_of, choose, usual_choice, write_sentinel
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ def write_run_sentinel(context: Context) -> list[str]:
     if not bank.grading:
         return []
     used = [path / "images" / f"{name}.safetensors" for name in _USED]
-    grading = ImageSet.open(path / "images" / "grading.safetensors")
-    exclude = [ImageSet.open(file) for file in used if file.exists()]
+    grading = StoredBank.open(path / "images" / "grading.safetensors")
+    exclude = [StoredBank.open(file) for file in used if file.exists()]
     try:
         candidates = candidates_of([grading], exclude)
     except ArtefactError:

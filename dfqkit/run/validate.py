@@ -74,13 +74,13 @@ def report_of(context: Context, measured: Measured) -> Report:
 def contact_sheets(folder: Path) -> dict[str, bytes]:
     """One PNG a stored set, by its caption: a row for each class, so that a missing one shows."""
     from dfqkit.images.sheet import SheetForm, contact_sheet
-    from dfqkit_export.images.stored import ImageSet
+    from dfqkit_export.images.stored import StoredBank
 
     # Smaller than those of `dfqkit bank sheet`: a page holds several, and they are part of its file.
     form = SheetForm(columns=12, rows=20, most=96)
     sheets = {}
     for file in sorted(folder.glob("*.safetensors")):
-        images = ImageSet.open(file)
+        images = StoredBank.open(file)
         labels, confidence = images.answers()
         caption = f"{images.source}: {len(images)} images, mean teacher confidence {float(confidence.mean()):.2f}"
         empty = images.spec.classes - len(set(labels.tolist()))

@@ -2,7 +2,8 @@
 
 What belongs here: what is done in which step, and the choice of the state that is kept. The loop only ever iterates
 batches: a stored bank and a live ensemble of generators look the same to it. Its state can be taken and put back at any
-step, bit for bit. What is minimised is `objective`; quantized students are `distill`, smaller float ones `shrink`.
+step, bit for bit. What is minimised is `objective`; the two kinds of students are `quantized_student` and
+`float_student`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from dfqkit_export.measure.kinds import AGREEMENT, KL
 
 __all__ = ["Batch", "Loop", "judge"]
 
-_log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
 Batch = tuple[Tensor, Tensor]
 
@@ -131,7 +132,7 @@ class Loop(ABC, Generic[Config, Model]):
         return terms
 
     def _give_up(self, terms: Losses) -> Losses:
-        _log.warning(
+        _LOG.warning(
             "Distillation diverged in step %d of %d; the best state before it is kept. Lower %s.lr, or the weight of "
             "the adversarial term where the synthesis method has one.",
             self.step,

@@ -1,25 +1,26 @@
 """What a student is trained for: the weighted loss terms between its answers and features and those of a reference.
 
-What belongs here: which terms there are, which layers they compare, and the projections that make two layers
-comparable. The formulas are `losses`; the loops that minimise the sum are `distill` (quantized students) and `shrink`
-(smaller float ones).
+What belongs here: which terms there are, which layers they compare, where both sides are measured, and the projections
+that make two layers comparable. The formulas are `losses`; the loops that minimise the sum are `quantized_student` and
+`float_student`.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from dfqkit import losses
 from dfqkit.config.distill import LayerPair, ObjectiveConfig
 from dfqkit_export.errors import RecipeError
 from dfqkit_export.words import did_you_mean, some
 
-__all__ = ["Objective", "require_names"]
+__all__ = ["Objective", "measuring_points", "reference_graph", "require_names"]
 
 Features = Mapping[str, Tensor]
 _SHOWN = 12  # names that a message lists
@@ -214,3 +215,30 @@ def _pooled(mine: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
         return mine, other
     size = (min(mine.shape[2], other.shape[2]), min(mine.shape[3], other.shape[3]))
     return F.adaptive_avg_pool2d(mine, size), F.adaptive_avg_pool2d(other, size)
+
+
+def measuring_points(student: fx.GraphModule) -> list[str]:
+    """Names of the nodes that a student quantizes with a quantizer of their own, the input left out."""
+    return [
+        node.args[0].name
+        for node in student.graph.nodes
+        if node.op == "call_module"
+        and str(node.target) == f"quant.{node.args[0].name}"
+        and node.args[0].op != "placeholder"
+    ]
+
+
+def reference_graph(graph: fx.GraphModule, points: Sequence[str]) -> fx.GraphModule:
+    """A copy of a float graph with an identity module ``quant.n`` behind each node ``n`` of ``points``."""
+    reference = copy.deepcopy(graph)
+    reference.add_submodule("quant", nn.Module())
+    nodes = {node.name: node for node in reference.graph.nodes}
+    for name in points:
+        reference.get_submodule("quant").add_module(name, nn.Identity())
+        with reference.graph.inserting_after(nodes[name]):
+            call = reference.graph.call_module(f"quant.{name}", (nodes[name],))
+        nodes[name].replace_all_uses_with(call, delete_user_cb=lambda user, new=call: user is not new)  # type: ignore[misc]
+    reference.recompile()
+    for parameter in reference.parameters():
+        parameter.requires_grad_(False)
+    return reference.eval()

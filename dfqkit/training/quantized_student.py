@@ -18,8 +18,7 @@ from dfqkit.seeds import derive
 from dfqkit.students.student import restore, snapshot
 from dfqkit.teacher.taps import FeatureTap
 from dfqkit.training.loop import Batch, Loop
-from dfqkit.training.objective import Objective, require_names
-from dfqkit.training.reference import measuring_points, reference_graph
+from dfqkit.training.objective import Objective, measuring_points, reference_graph, require_names
 from dfqkit.training.stream import Stream
 
 __all__ = ["QuantizedStudentTrainer", "measured_pairs"]

@@ -24,7 +24,7 @@ from dfqkit_export.errors import ArtefactError
 from dfqkit_export.estimate.features import Features, measure_features
 from dfqkit_export.files import sha256_of_file
 from dfqkit_export.images.labelled import load_images
-from dfqkit_export.images.stored import ImageSet
+from dfqkit_export.images.stored import StoredBank
 from dfqkit_export.measure.metrics import paired_drop, top1
 from tests.benchmarks.estimate_faults import FAULTS, File
 
@@ -61,7 +61,7 @@ class Codes:
     @classmethod
     def read(cls, *paths: Path) -> Codes:
         """The images of stored sets, one after the other."""
-        return cls(np.concatenate([codes for path in paths for codes, _ in ImageSet.open(path).each_shard()]))
+        return cls(np.concatenate([codes for path in paths for codes, _ in StoredBank.open(path).each_shard()]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class Bench:
         }
         if runs:
             sets = {"grading": [runs[0] / GRADING], **sets}
-        spec = ImageSet.open(next(iter(sets.values()))[0]).spec
+        spec = StoredBank.open(next(iter(sets.values()))[0]).spec
         real = load_images(data, spec)
         if real.labels is None:
             msg = f"{data} has no labels; the truth needs them."

@@ -20,11 +20,11 @@ from torchvision.datasets import ImageFolder
 from dfqkit.cli import main
 from dfqkit.images import ImageBank
 from dfqkit.images.sheet import contact_sheet
-from dfqkit.run import bank_making as sets
+from dfqkit.run import bank_making
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.labelled import load_images
 from dfqkit_export.images.spec import ImageSpec
-from dfqkit_export.images.stored import ImageSet
+from dfqkit_export.images.stored import StoredBank
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "digits/dfq-w8a8-ort"
@@ -48,13 +48,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 class TestSynthesize:
     def test_the_set_says_what_makes_it_again(self, folder: Path, tmp_path: Path) -> None:
-        images = ImageSet.open(folder)
+        images = StoredBank.open(folder)
         assert [shard.n for shard in images.shards] == [10, 10, 4]
         assert images.facts["threads"] == torch.get_num_threads()
         words = shlex.split(images.facts["command"])
         assert words[:4] == ["dfqkit", "synthesize", RECIPE, "--n"]
         assert main([*words[1:], "--out", str(tmp_path / "again"), "-q"]) == 0
-        again = ImageSet.open(tmp_path / "again")
+        again = StoredBank.open(tmp_path / "again")
         assert again.facts == images.facts
         assert again.digest == images.digest
 
@@ -77,14 +77,14 @@ class TestSynthesize:
                 raise KeyboardInterrupt
             return real(*given)
 
-        monkeypatch.setattr(sets.ImageBank, "collect", collect)
+        monkeypatch.setattr(bank_making.ImageBank, "collect", collect)
         assert synthesize(out) == 130
-        assert len(ImageSet.open(out)) == 10
+        assert len(StoredBank.open(out)) == 10
         command = capsys.readouterr().err.strip().splitlines()[-1].removeprefix("Interrupted. Continue with: ")
         words = shlex.split(command)
         assert words[0] == "dfqkit"
         assert main([*words[1:], "-q"]) == 0
-        assert ImageSet.open(out).digest == ImageSet.open(folder).digest
+        assert StoredBank.open(out).digest == StoredBank.open(folder).digest
 
     @pytest.mark.parametrize(
         ("words", "message"),
@@ -118,7 +118,7 @@ class TestInfo:
     def test_as_json(self, folder: Path, capsys: Output) -> None:
         assert main(["bank", "info", str(folder), "--json"]) == 0
         facts = json.loads(capsys.readouterr().out)
-        images = ImageSet.open(folder)
+        images = StoredBank.open(folder)
         counts = np.bincount(images.answers()[0], minlength=10)
         assert facts["images_a_class"] == {"least": counts.min(), "mean": 2.4, "most": counts.max()}
         assert facts["empty_classes"] == (counts == 0).sum()
@@ -168,12 +168,12 @@ class TestVerify:
         assert "is not an image set" in capsys.readouterr().err
 
 
-def colourful(path: Path, labels: list[int], classes: int = 12) -> ImageSet:
+def colourful(path: Path, labels: list[int], classes: int = 12) -> StoredBank:
     spec = ImageSpec(shape=(3, 8, 6), mean=(0.5,) * 3, std=(0.5,) * 3, classes=classes)
     codes = torch.randint(0, 256, (len(labels), *spec.shape), generator=torch.Generator().manual_seed(0))
     logits = torch.nn.functional.one_hot(torch.tensor(labels), classes).float()
     ImageBank(images=codes.to(torch.uint8), logits=logits, image=spec, teacher="0" * 64, source="x").save(path)
-    return ImageSet.open(path)
+    return StoredBank.open(path)
 
 
 class TestExport:
@@ -181,7 +181,7 @@ class TestExport:
         file = tmp_path / "new" / "images.npz"
         assert main(["bank", "export", str(folder), "--npz", str(file)]) == 0
         assert capsys.readouterr().err == f"Wrote 24 images to {file}\n"
-        images = ImageSet.open(folder)
+        images = StoredBank.open(folder)
         codes, logits = images.take(range(24))
         with np.load(file) as found:
             assert (found["images"].dtype, found["logits"].dtype, found["labels"].dtype) == ("u1", "f4", "i8")
@@ -217,7 +217,7 @@ class TestExport:
 
     def test_grey_images(self, folder: Path, tmp_path: Path) -> None:
         assert main(["bank", "export", str(folder), "--png", str(tmp_path / "png")]) == 0
-        images = ImageSet.open(folder)
+        images = StoredBank.open(folder)
         read = load_images(tmp_path / "png", images.spec)
         assert sorted(image.tobytes() for image in read.images) == sorted(
             code.tobytes() for code in images.take(range(24))[0]
@@ -244,7 +244,7 @@ def test_sheet(folder: Path, tmp_path: Path, capsys: Output) -> None:
     assert main(["bank", "sheet", str(folder), "--out", str(tmp_path / "s.png")]) == 0
     assert capsys.readouterr().err == f"Wrote {tmp_path / 's.png'}\n"
     data = (tmp_path / "s.png").read_bytes()
-    assert data == contact_sheet(ImageSet.open(folder))
+    assert data == contact_sheet(StoredBank.open(folder))
     assert Image.open(io.BytesIO(data)).format == "PNG"
 
 
@@ -258,4 +258,4 @@ def test_images_that_are_no_pictures_cannot_be_png(tmp_path: Path) -> None:
     )  # fmt: skip
     bank.save(tmp_path / "x.safetensors")
     with pytest.raises(ArtefactError, match=r"1 or 3 channels, these images 2"):
-        write_class_folders(ImageSet.open(tmp_path / "x.safetensors"), tmp_path / "png")
+        write_class_folders(StoredBank.open(tmp_path / "x.safetensors"), tmp_path / "png")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dfqkit.config.synthesis import Demand
 from dfqkit.images import ImageBank
-from dfqkit.run.bank_folder import SetFolder
+from dfqkit.run.bank_folder import BankFolder
 from dfqkit.synthesis.methods.bank import BankConfig
 from dfqkit.synthesis.methods.bank.method import Bank
 from dfqkit.teacher.load import Teacher
@@ -31,7 +31,7 @@ def write_set(path: Path, teacher: Teacher, images: Tensor, *, shard: int = 8, w
         "wanted": wanted or len(images), "shard": shard, "image": teacher.image.to_dict(), "source": "test",
         "teacher": {"name": teacher.name, "sha256": teacher.sha256},
     }  # fmt: skip
-    with SetFolder(path, request, {}) as folder:
+    with BankFolder(path, request, {}) as folder:
         for start in range(0, len(images), shard):
             batch = teacher.image.normalize(images[start : start + shard].float() / 255)
             folder.add(ImageBank.collect(teacher, iter([batch]), "test"), {}, {"cost": 10 * (start + len(batch))})

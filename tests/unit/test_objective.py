@@ -187,7 +187,9 @@ def test_layers_without_features_are_refused() -> None:
 def test_names_that_do_not_exist() -> None:
     known = ["layer1", "layer1.0", "layer2", "fc"]
     require_names(["fc", "layer2"], known, "distill", "the student")
-    with pytest.raises(RecipeError, match=r"student.layers names 'layer3', but the teacher.*Did you mean 'layer2'.*There are: "):
+    with pytest.raises(
+        RecipeError, match=r"student.layers names 'layer3', but the teacher.*Did you mean 'layer2'.*There are: "
+    ):
         require_names(["layer1", "layer3"], known, "student", "the teacher")
     with pytest.raises(RecipeError, match=r"There are: n0, .*n11 and 8 more"):
         require_names(["other"], [f"n{index}" for index in range(20)], "distill", "the student")

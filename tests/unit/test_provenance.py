@@ -12,7 +12,7 @@ import torch
 
 from dfqkit.config.recipe import Recipe, load_recipe
 from dfqkit.images import ImageBank
-from dfqkit.run.bank_folder import SetFolder
+from dfqkit.run.bank_folder import BankFolder
 from dfqkit.run.provenance import measured_on, synthesis, warnings_of
 from tests._toys import IMAGE, images, toy_teacher
 
@@ -31,7 +31,7 @@ def write_set(path: Path, facts: dict[str, Any], warnings: list[str]) -> Path:
         "wanted": 8, "shard": 8, "image": IMAGE.to_dict(), "source": "noise",
         "teacher": {"name": teacher.name, "sha256": teacher.sha256},
     }  # fmt: skip
-    with SetFolder(path, request, facts) as folder:
+    with BankFolder(path, request, facts) as folder:
         folder.add(ImageBank.collect(teacher, iter([images(8)]), "noise"), {}, {"cost": 0})
         folder.finish(warnings)
     return path
@@ -160,12 +160,12 @@ class TestRealData:
 
 def test_sets_say_what_real_data_took_part(tmp_path: Path) -> None:
     from dfqkit.progress import silent
-    from dfqkit.run.bank_making import SetPlan, make_set
+    from dfqkit.run.bank_making import BankPlan, make_bank
 
     section = "{method: images, path: test.npz}"
-    plan = SetPlan(n=4)
+    plan = BankPlan(n=4)
     teacher = toy_digits()
-    made = make_set(recipe_of(section), tmp_path / "set", plan, device="cpu", progress=silent(), teacher=teacher)
+    made = make_bank(recipe_of(section), tmp_path / "set", plan, device="cpu", progress=silent(), teacher=teacher)
     assert json.loads((tmp_path / "set" / "set.json").read_text())["real_data"] == "similar images"
     assert made.facts["real_data"] == "similar images"
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx
 
 from dfqkit.teacher.taps import FeatureTap
-from dfqkit.training.reference import measuring_points, reference_graph
+from dfqkit.training.objective import measuring_points, reference_graph
 from tests._toys import TOYS, images, student, toy_graph
 
 

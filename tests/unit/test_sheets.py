@@ -17,20 +17,20 @@ from dfqkit.images.sheet import _GAP, _LINE, _MARGIN, SheetForm, contact_sheet
 from dfqkit.run.validate import contact_sheets
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.spec import ImageSpec
-from dfqkit_export.images.stored import ImageSet
+from dfqkit_export.images.stored import StoredBank
 
 SIZE, SCALE = 10, 5
 TALL, WIDE = SIZE * SCALE + _LINE + _GAP, SIZE * SCALE + _GAP
 
 
-def stored(path: Path, labels: list[int], *, classes: int = 4, channels: int = 1, size: int = SIZE) -> ImageSet:
+def stored(path: Path, labels: list[int], *, classes: int = 4, channels: int = 1, size: int = SIZE) -> StoredBank:
     """Image n is all of level n, and of class ``labels[n]``."""
     spec = ImageSpec(shape=(channels, size, size), mean=(0.5,) * channels, std=(0.5,) * channels, classes=classes)
     levels = torch.arange(len(labels), dtype=torch.uint8)
     pictures = levels.reshape(-1, 1, 1, 1).expand(-1, channels, size, size).contiguous()
     logits = 9 * nn.functional.one_hot(torch.tensor(labels, dtype=torch.int64), classes).float()
     ImageBank(images=pictures, logits=logits, image=spec, teacher="0" * 64, source="test").save(path)
-    return ImageSet.open(path)
+    return StoredBank.open(path)
 
 
 def pixels(png: bytes) -> NDArray[np.uint8]:

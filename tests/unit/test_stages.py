@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from dfqkit.cli import main
-from dfqkit.config.recipe import load_recipe
+from dfqkit.config.recipe import Recipe, load_recipe
 from dfqkit.progress import silent
 from dfqkit.run.context import Context
 from dfqkit.run.execution import execute
@@ -98,7 +99,11 @@ def test_room_for_what_it_stores_is_asked_for(toy: list[str], tmp_path: Path, mo
     folder = RunFolder.create(tmp_path / "r", recipe_text=recipe.to_yaml(), digest=recipe.digest(), facts={})
     asked: list[int] = []
     monkeypatch.setattr(RunFolder, "require_space", lambda self, size: asked.append(size))
+
+    def sized(size: int, _: Recipe) -> Plan:
+        return Plan(text="", size=size)
+
     for size in (0, 1000):
-        STAGES["prune"] = replace(STAGES["prune"], plan=lambda _, size=size: Plan(text="", size=size))
+        STAGES["prune"] = replace(STAGES["prune"], plan=partial(sized, size))
         execute(folder, recipe, [], device="cpu", progress=silent())
     assert asked[1] - asked[0] == 1000

@@ -34,7 +34,7 @@ from dfqkit_export.bundle.reading import (
 from dfqkit_export.bundle.samples import sample_files
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import write_bytes
-from dfqkit_export.images.stored import ImageSet
+from dfqkit_export.images.stored import StoredBank
 from dfqkit_export.sentinel import (
     SENTINEL_FILE,
     Sentinel,
@@ -138,7 +138,7 @@ def _sentinel(run: Bundle, order: Order) -> Sentinel:
             )
             raise ArtefactError(message)
         used = [path for name in _USED if (path := plain_file(run.root, name)) is not None]
-        candidates = candidates_of([ImageSet.open(grading)], [ImageSet.open(path) for path in used])
+        candidates = candidates_of([StoredBank.open(grading)], [StoredBank.open(path) for path in used])
         source = TeacherFile(path=teacher, name=run.teacher["name"], sha256=run.teacher["sha256"])
         return choose(run.model, source, candidates)
     if found.spec != run.image:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.inputs import Inputs, model_image
-from dfqkit_export.images.stored import ImageSet
+from dfqkit_export.images.stored import StoredBank
 from dfqkit_export.images.tensors import TensorFile
 from dfqkit_export.sentinel import normalized, read_sentinel
 
@@ -55,7 +55,7 @@ def _spread(count: int, n: int) -> list[int]:
 
 
 def _from_set(path: Path, n: int) -> Floats:
-    images = ImageSet.open(path)
+    images = StoredBank.open(path)
     return images.normalized(_spread(len(images), n))
 
 

@@ -1,7 +1,7 @@
 """Stored sets of synthetic images with a teacher's answers, read without torch.
 
-What belongs here: `ImageSet`, which reads images and answers when they are asked for, and what feeds it to a quantizer.
-What the files look like is `setfile`; the same as a torch data set is `dfqkit.images.BankDataset`.
+What belongs here: `StoredBank`, which reads images and answers when they are asked for, and what feeds a quantizer.
+What the files look like is `bank_file`; the same as a torch data set is `dfqkit.images.BankDataset`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from dfqkit_export.files import sha256_of_file
 from dfqkit_export.images.bank_file import Contents, reading, set_contents
 from dfqkit_export.images.tensors import TensorFile
 
-__all__ = ["CalibrationReader", "ImageSet", "image_digest", "softmax_top"]
+__all__ = ["CalibrationReader", "StoredBank", "image_digest", "softmax_top"]
 
 Codes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 
-class ImageSet:
+class StoredBank:
     """A stored set, opened with `open`; images are read when they are asked for.
 
     Attributes:
@@ -40,7 +40,7 @@ class ImageSet:
         facts: everything in ``set.json``; empty for a lone file.
 
     Example:
-        >>> images = ImageSet.open("set")  # doctest: +SKIP
+        >>> images = StoredBank.open("set")  # doctest: +SKIP
         >>> next(images.batches(64)).dtype, images.logits.shape  # doctest: +SKIP
         (dtype('float32'), (1024, 10))
     """
@@ -53,7 +53,7 @@ class ImageSet:
         self._files: dict[int, tuple[Any, Any]] = {}
 
     @classmethod
-    def open(cls, path: str | Path) -> ImageSet:
+    def open(cls, path: str | Path) -> StoredBank:
         """Open a set's folder, or a lone file, and check that all its files are there with what they should hold.
 
         Contents are not hashed; `verify` does that.
@@ -189,11 +189,11 @@ class CalibrationReader:
         batch: images in one call, at least 1.
 
     Example:
-        >>> reader = CalibrationReader(ImageSet.open("set"), "input")  # doctest: +SKIP
+        >>> reader = CalibrationReader(StoredBank.open("set"), "input")  # doctest: +SKIP
         >>> quantize_static("model.onnx", "model.int8.onnx", reader)  # doctest: +SKIP
     """
 
-    def __init__(self, images: ImageSet, input_name: str, batch: int = 32) -> None:
+    def __init__(self, images: StoredBank, input_name: str, batch: int = 32) -> None:
         if batch < 1:
             message = f"Batch size must be at least 1, found {batch}."
             raise ArtefactError(message)

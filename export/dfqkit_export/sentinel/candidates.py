@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.readers import spread
 from dfqkit_export.images.spec import ImageSpec
-from dfqkit_export.images.stored import ImageSet, image_digest
+from dfqkit_export.images.stored import StoredBank, image_digest
 
 __all__ = ["LEAST", "Candidates", "candidates_of", "spread_out"]
 
@@ -46,7 +46,9 @@ class Candidates:
     sources: tuple[str, ...]
 
 
-def candidates_of(sets: Sequence[ImageSet], exclude: Iterable[ImageSet] = (), most: int | None = None) -> Candidates:
+def candidates_of(
+    sets: Sequence[StoredBank], exclude: Iterable[StoredBank] = (), most: int | None = None
+) -> Candidates:
     """Gather candidates, evenly spread over the sets and over each of them, each image once.
 
     Args:

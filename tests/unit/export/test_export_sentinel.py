@@ -16,7 +16,7 @@ from onnx import numpy_helper
 
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.images.stored import ImageSet
+from dfqkit_export.images.stored import StoredBank
 from dfqkit_export.images.tensors import read_tensors, write_tensors
 from dfqkit_export.sentinel import (
     PLAIN,
@@ -54,7 +54,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def candidates(files: dict[str, Path]) -> Candidates:
-    return candidates_of([ImageSet.open(files["grading"])])
+    return candidates_of([StoredBank.open(files["grading"])])
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ class TestCandidates:
     def test_what_made_the_student_does_not_judge_it(self, files: dict[str, Path], tmp_path: Path, source: str) -> None:
         used = write_set(tmp_path / "a.safetensors", codes(20), files["teacher"], source)
         with pytest.raises(ArtefactError, match=rf"are {source}: they made or selected a student"):
-            candidates_of([ImageSet.open(used)])
+            candidates_of([StoredBank.open(used)])
 
     def test_images_of_other_sets_are_left_out_and_none_comes_twice(
         self, files: dict[str, Path], tmp_path: Path
@@ -148,21 +148,21 @@ class TestCandidates:
         double = np.concatenate([images, images[:5]])
         first = write_set(tmp_path / "a.safetensors", double, files["teacher"], "zeroq:grading")
         used = write_set(tmp_path / "b.safetensors", images[:10], files["teacher"], "dfq:calibration")
-        found = candidates_of([ImageSet.open(first)], [ImageSet.open(used)])
+        found = candidates_of([StoredBank.open(first)], [StoredBank.open(used)])
         assert np.array_equal(found.images, images[10:])
 
     def test_sources_are_named(self, files: dict[str, Path], tmp_path: Path) -> None:
         sets = [
             write_set(tmp_path / f"{s}.safetensors", codes(20, s), files["teacher"], f"m{s}:grading") for s in (1, 2)
         ]
-        found = candidates_of([ImageSet.open(path) for path in sets], most=20)
+        found = candidates_of([StoredBank.open(path) for path in sets], most=20)
         assert found.sources == ("m1:grading", "m2:grading")
         assert np.bincount(found.source).tolist() == [10, 10]
 
     def test_too_few(self, files: dict[str, Path], tmp_path: Path) -> None:
         few = write_set(tmp_path / "a.safetensors", codes(5), files["teacher"])
         with pytest.raises(ArtefactError, match=r"Only 5 different images .* at least 6"):
-            candidates_of([ImageSet.open(few)])
+            candidates_of([StoredBank.open(few)])
 
 
 class TestChoice:

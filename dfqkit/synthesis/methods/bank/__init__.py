@@ -27,7 +27,7 @@ from dfqkit.config.synthesis import UNKNOWN, SynthesizerConfig
 from dfqkit_export.errors import ArtefactError
 
 if TYPE_CHECKING:
-    from dfqkit_export.images.stored import ImageSet
+    from dfqkit_export.images.stored import StoredBank
 
 
 class BankConfig(SynthesizerConfig):
@@ -69,12 +69,12 @@ class BankConfig(SynthesizerConfig):
         """The same set, the images that do not train."""
         return self.model_copy(update={"part": "grading"})
 
-    def _opened(self) -> ImageSet | None:
+    def _opened(self) -> StoredBank | None:
         """The set, or None: a report is written where its sources are gone, too."""
-        from dfqkit_export.images.stored import ImageSet  # numpy, which listing methods does not need
+        from dfqkit_export.images.stored import StoredBank  # numpy, which listing methods does not need
 
         try:
-            return ImageSet.open(self.path)
+            return StoredBank.open(self.path)
         except ArtefactError:
             return None
 

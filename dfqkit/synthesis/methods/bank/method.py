@@ -16,7 +16,7 @@ from dfqkit.synthesis.given import GivenImages
 from dfqkit.synthesis.methods.bank import BankConfig
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.images.stored import ImageSet, image_digest
+from dfqkit_export.images.stored import StoredBank, image_digest
 
 _LOG = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class Bank(GivenImages):
         self, config: BankConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
     ) -> None:
         super().__init__(config, teacher, generator, demand)
-        self.stored = ImageSet.open(Path(config.path))
+        self.stored = StoredBank.open(Path(config.path))
         self._require_fitting()
         self.stored.verify()
         self.digest = self.stored.digest
@@ -106,7 +106,7 @@ class Bank(GivenImages):
         self.rng.set_state(state["rng"].cpu())
 
 
-def _different(stored: ImageSet) -> list[int]:
+def _different(stored: StoredBank) -> list[int]:
     """Places of the images that are equal to none before them."""
     first: dict[bytes, int] = {}
     index = 0

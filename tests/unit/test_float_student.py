@@ -32,7 +32,7 @@ from dfqkit_export.errors import ArtefactError, RecipeError
 from tests._offset import Offset
 from tests._toys import Head, conv_bn, images, toy_teacher
 
-HERE = "tests.unit.test_shrink"
+HERE = "tests.unit.test_float_student"
 
 #: The methods that play a game with a student while it learns.
 ONLINE: dict[str, dict[str, Any]] = {
@@ -84,7 +84,7 @@ def held_out() -> list[tuple[Tensor, Tensor]]:
     return [(batch, model.logits(batch)) for batch in (images(16, 20), images(9, 21))]
 
 
-def shrinker(section: FloatStudentConfig | None = None, seed: int = 0) -> FloatStudentTrainer:
+def trainer(section: FloatStudentConfig | None = None, seed: int = 0) -> FloatStudentTrainer:
     section = section or config()
     model = teacher()
     stream = LiveStream(Offset(model, derive(seed, "offset")), section, derive(seed, "augmentation"))
@@ -112,7 +112,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 )
 def test_a_state_continues_to_the_same_bits(setting: str, stop: int) -> None:
     section = config(**SETTINGS[setting])
-    whole, first, second = (shrinker(section) for _ in range(3))
+    whole, first, second = (trainer(section) for _ in range(3))
     terms = [whole.run_step() for _ in range(8)]
     for _ in range(stop):
         first.run_step()
@@ -131,7 +131,7 @@ def test_a_state_continues_to_the_same_bits(setting: str, stop: int) -> None:
 
 
 def test_it_comes_nearer_to_the_teacher_which_stays_as_it_is() -> None:
-    loop = shrinker(config(args={"drop": 0.0}, steps=120, batch=16, judge_every=20, temperature=1.0))
+    loop = trainer(config(args={"drop": 0.0}, steps=120, batch=16, judge_every=20, temperature=1.0))
     weights = {name: value.clone() for name, value in loop.teacher.model.state_dict().items()}
     state = torch.random.get_rng_state()
     for _ in range(120):
@@ -148,7 +148,7 @@ def test_it_comes_nearer_to_the_teacher_which_stays_as_it_is() -> None:
 
 
 def test_its_batch_norms_learn_from_batches_but_not_from_the_game_or_the_judging() -> None:
-    loop = shrinker(config(round_every=1, judge_every=1, steps=3))
+    loop = trainer(config(round_every=1, judge_every=1, steps=3))
     for step in range(3):
         assert int(loop.student.state_dict()["stem.1.num_batches_tracked"]) == step
         loop.run_step()
@@ -160,7 +160,7 @@ def test_its_batch_norms_learn_from_batches_but_not_from_the_game_or_the_judging
 
 def test_a_step_is_sgd_with_nesterov_momentum_on_the_tempered_divergence() -> None:
     section = config(args={"drop": 0.0}, temperature=3.0, lr=0.05, weight_decay=0.01, round_every=100)
-    loop, model = shrinker(section), shrinker(section).student.train()
+    loop, model = trainer(section), trainer(section).student.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01)
     batches = [images(8, seed) for seed in range(4)]
     remaining = iter(batches)
@@ -247,13 +247,16 @@ def test_a_network_that_is_no_student_is_refused(changes: dict[str, Any], messag
 
 def test_a_start_that_is_not_finite_is_refused() -> None:
     with pytest.raises(ArtefactError, match=r"untrained student's answers are not finite"):
-        shrinker(config(factory=f"{HERE}:not_finite"))
+        trainer(config(factory=f"{HERE}:not_finite"))
 
 
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ([{"teacher": "b3", "student": "body"}], r"student.layers names 'b3', but the teacher.*Did you mean 'b2' or 'b1'"),
+        (
+            [{"teacher": "b3", "student": "body"}],
+            r"student.layers names 'b3', but the teacher.*Did you mean 'b2' or 'b1'",
+        ),
         ([{"teacher": "b2", "student": "bodi"}], r"names 'bodi', but the student has no layer.*Did you mean 'body'"),
         ([{"teacher": "head", "student": "body"}], r"'head' of the teacher gives \(N, 5\) and 'body'"),
     ],
@@ -267,7 +270,7 @@ def test_layers_are_checked_before_any_step(layers: list[dict[str, str]], messag
 @pytest.mark.parametrize("name", ALL_TERMS["weights"])
 def test_every_term_trains_the_student(name: str) -> None:
     weights = {"response": 0.0, name: 1.0}
-    loop = shrinker(config(args={"drop": 0.0}, weights=weights, layers=ALL_TERMS["layers"], lr=0.01, round_every=100))
+    loop = trainer(config(args={"drop": 0.0}, weights=weights, layers=ALL_TERMS["layers"], lr=0.01, round_every=100))
     loop.run_step()  # with the round
     batch = Offset.sample(loop.stream.synthesizer, 8)  # type: ignore[attr-defined]
     loop.stream.batch = lambda n: batch  # type: ignore[method-assign]
@@ -277,7 +280,7 @@ def test_every_term_trains_the_student(name: str) -> None:
 
 
 def test_projections_are_the_students_alone_and_train_with_it() -> None:
-    loop = shrinker(config(weights={"response": 0.0, "feature": 1.0}, layers=ALL_TERMS["layers"]))
+    loop = trainer(config(weights={"response": 0.0, "feature": 1.0}, layers=ALL_TERMS["layers"]))
     projections = list(loop.objectives[0].parameters())
     assert [tuple(parameter.shape) for parameter in projections] == [(8, 4), (8,), (12, 6), (12,)]
     before = [parameter.detach().clone() for parameter in projections]
@@ -306,4 +309,4 @@ def test_the_learning_rate_follows_the_optimizer() -> None:
     assert config().rate == 0.1
     assert config(optimizer="adam").rate == 1e-3
     assert config(optimizer="adam", lr=0.5).rate == 0.5
-    assert isinstance(shrinker(config(optimizer="adam")).optimizers[0], torch.optim.Adam)
+    assert isinstance(trainer(config(optimizer="adam")).optimizers[0], torch.optim.Adam)

@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import sha256_of_file
 from dfqkit_export.images.spec import ImageSpec
-from dfqkit_export.images.stored import CalibrationReader, ImageSet, image_digest, softmax_top
+from dfqkit_export.images.stored import CalibrationReader, StoredBank, image_digest, softmax_top
 
 ROOT = Path(__file__).parents[2]
 SPEC = ImageSpec(shape=(3, 6, 5), mean=(0.5, 0.4, 0.3), std=(0.25, 0.2, 0.3), classes=4)
@@ -73,7 +73,7 @@ def rewrite(folder: Path, **facts: Any) -> None:
 
 class TestReading:
     def test_a_folder_says_what_it_is(self, folder: Path) -> None:
-        stored = ImageSet.open(folder)
+        stored = StoredBank.open(folder)
         assert (len(stored), stored.spec, stored.teacher, stored.source) == (10, SPEC, "a" * 64, "test")
         assert [shard.n for shard in stored.shards] == list(SIZES)
         assert stored.complete
@@ -83,30 +83,30 @@ class TestReading:
     def test_batches_are_normalised_and_cross_shards(self, folder: Path, size: int) -> None:
         images, _ = arrays(10)
         mean, std = (np.array(values, np.float32).reshape(1, 3, 1, 1) for values in (SPEC.mean, SPEC.std))
-        found = list(ImageSet.open(folder).batches(size))
+        found = list(StoredBank.open(folder).batches(size))
         assert [len(part) for part in found] == [min(size, 10 - start) for start in range(0, 10, size)]
         assert found[0].dtype == np.float32
         assert np.array_equal(np.concatenate(found), (images.astype(np.float32) / np.float32(255) - mean) / std)
 
     def test_a_batch_of_no_image_is_refused_at_once(self, folder: Path) -> None:
         with pytest.raises(ArtefactError, match=r"at least 1, found 0"):
-            ImageSet.open(folder).batches(0)
+            StoredBank.open(folder).batches(0)
 
     def test_images_are_taken_in_any_order(self, folder: Path) -> None:
         images, logits = arrays(10)
         chosen = [9, 0, 4, 4, 7, 3]
-        found = ImageSet.open(folder).take(chosen)
+        found = StoredBank.open(folder).take(chosen)
         assert np.array_equal(found[0], images[chosen])
         assert np.array_equal(found[1], logits[chosen])
 
     @pytest.mark.parametrize("index", [-1, 10])
     def test_an_image_that_is_not_there_is_an_index_error(self, folder: Path, index: int) -> None:
         with pytest.raises(IndexError, match=r"allowed are 0 to 9"):
-            ImageSet.open(folder).take([index])
+            StoredBank.open(folder).take([index])
 
     def test_answers_are_the_teachers(self, folder: Path) -> None:
         _, logits = arrays(10)
-        stored = ImageSet.open(folder)
+        stored = StoredBank.open(folder)
         assert np.array_equal(stored.logits, logits)
         odds = np.exp(logits.astype(np.float64))
         labels, confidence = stored.answers()
@@ -126,19 +126,19 @@ class TestReading:
         assert image_digest(image) != image_digest(other)
 
     def test_a_lone_file_is_a_set_of_one(self, folder: Path) -> None:
-        stored = ImageSet.open(folder / "shard-00001.safetensors")
+        stored = StoredBank.open(folder / "shard-00001.safetensors")
         assert (len(stored), stored.spec, stored.source, stored.facts) == (4, SPEC, "test", {})
         assert np.array_equal(next(stored.each_shard())[0], arrays(10)[0][4:8])
         stored.verify()
 
     def test_it_can_be_copied_while_its_files_are_open(self, folder: Path) -> None:
-        stored = ImageSet.open(folder)
+        stored = StoredBank.open(folder)
         stored.take([0])
         assert np.array_equal(copy.deepcopy(stored).take([5])[0], stored.take([5])[0])
 
     def test_it_needs_no_torch(self, folder: Path) -> None:
         program = (
-            f"from dfqkit_export.images.stored import ImageSet\ns = ImageSet.open({str(folder)!r})\n"
+            f"from dfqkit_export.images.stored import StoredBank\ns = StoredBank.open({str(folder)!r})\n"
             "next(s.batches(3)); s.logits; s.verify()\nimport sys; print('torch' in sys.modules)"
         )
         done = subprocess.run(
@@ -148,54 +148,54 @@ class TestReading:
         assert (done.stdout.strip(), done.stderr) == ("False", "")
 
     def test_the_digest_is_of_the_contents(self, folder: Path, tmp_path: Path) -> None:
-        before = ImageSet.open(folder).digest
+        before = StoredBank.open(folder).digest
         rewrite(folder, cost=8)
         folder.rename(tmp_path / "elsewhere")
-        assert ImageSet.open(tmp_path / "elsewhere").digest == before
+        assert StoredBank.open(tmp_path / "elsewhere").digest == before
         write_shard(tmp_path / "elsewhere" / "shard-00002.safetensors", *arrays(2, seed=9))
         rewrite(tmp_path / "elsewhere")
-        assert ImageSet.open(tmp_path / "elsewhere").digest != before
+        assert StoredBank.open(tmp_path / "elsewhere").digest != before
 
 
 class TestRefusals:
     def test_an_unfinished_set_is_valid_and_says_so(self, folder: Path) -> None:
         rewrite(folder, wanted=40)
-        stored = ImageSet.open(folder)
+        stored = StoredBank.open(folder)
         assert (len(stored), stored.wanted, stored.complete) == (10, 40, False)
 
     def test_a_missing_shard(self, folder: Path) -> None:
         (folder / "shard-00001.safetensors").unlink()
         with pytest.raises(ArtefactError, match=r"cut short: shard-00001.safetensors is missing"):
-            ImageSet.open(folder)
+            StoredBank.open(folder)
 
     @pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
     def test_a_truncated_shard(self, folder: Path, share: float) -> None:
         file = folder / "shard-00002.safetensors"
         file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
         with pytest.raises(ArtefactError, match=r"Cannot read the image bank .*shard-00002"):
-            ImageSet.open(folder)
+            StoredBank.open(folder)
 
     def test_a_changed_pixel_is_found_by_verify(self, folder: Path) -> None:
-        ImageSet.open(folder).verify()
+        StoredBank.open(folder).verify()
         file = folder / "shard-00001.safetensors"
         whole = bytearray(file.read_bytes())
         whole[-1] ^= 1
         file.write_bytes(whole)
         with pytest.raises(ArtefactError, match=r"shard-00001.safetensors' was changed since"):
-            ImageSet.open(folder).verify()
+            StoredBank.open(folder).verify()
 
     @pytest.mark.parametrize("header", [{"teacher": "b" * 64}, {"source": "other"}])
     def test_a_shard_of_another_set(self, folder: Path, header: dict[str, Any]) -> None:
         write_shard(folder / "shard-00001.safetensors", *arrays(4), **header)
         rewrite(folder)
         with pytest.raises(ArtefactError, match=r"shard-00001.safetensors' is not the shard that set.json lists"):
-            ImageSet.open(folder)
+            StoredBank.open(folder)
 
     def test_a_shard_of_another_length(self, folder: Path) -> None:
         write_shard(folder / "shard-00001.safetensors", *arrays(3))
         rewrite(folder)
         with pytest.raises(ArtefactError, match=r"it has 3 images and 4 are listed"):
-            ImageSet.open(folder)
+            StoredBank.open(folder)
 
     @pytest.mark.parametrize(
         ("facts", "message"),
@@ -213,23 +213,23 @@ class TestRefusals:
     def test_a_list_that_makes_no_sense(self, folder: Path, facts: dict[str, Any], message: str) -> None:
         rewrite(folder, **facts)
         with pytest.raises(ArtefactError, match=message):
-            ImageSet.open(folder)
+            StoredBank.open(folder)
 
     @pytest.mark.parametrize("text", ["", "{", "[]", "\udcff"])
     def test_a_list_that_is_none(self, folder: Path, text: str) -> None:
         (folder / "set.json").write_bytes(text.encode("utf-8", "surrogateescape"))
         with pytest.raises(ArtefactError, match=r"set.json"):
-            ImageSet.open(folder)
+            StoredBank.open(folder)
 
     def test_a_folder_of_something_else(self, folder: Path, tmp_path: Path) -> None:
         with pytest.raises(ArtefactError, match=r"is not an image set: it has no set.json"):
-            ImageSet.open(tmp_path)
+            StoredBank.open(tmp_path)
         (tmp_path / "images").mkdir()
         write_shard(tmp_path / "images" / "calibration.safetensors", *arrays(2))
         with pytest.raises(ArtefactError, match=r"give one of its files, calibration.safetensors"):
-            ImageSet.open(tmp_path)
+            StoredBank.open(tmp_path)
         with pytest.raises(ArtefactError, match=r"nowhere"):
-            ImageSet.open(tmp_path / "nowhere")
+            StoredBank.open(tmp_path / "nowhere")
 
     @pytest.mark.parametrize(
         "change",
@@ -243,7 +243,7 @@ class TestRefusals:
     def test_tensors_that_contradict_the_header(self, tmp_path: Path, change: Callable[..., Any]) -> None:
         write_shard(tmp_path / "odd.safetensors", *change(*arrays(2)))
         with pytest.raises(ArtefactError, match=r"odd.safetensors' contradicts itself"):
-            ImageSet.open(tmp_path / "odd.safetensors")
+            StoredBank.open(tmp_path / "odd.safetensors")
 
 
 def tiny_model(path: Path) -> None:
@@ -270,7 +270,7 @@ def tiny_model(path: Path) -> None:
 class TestCalibration:
     def test_it_calibrates_onnx_runtimes_quantizer(self, folder: Path, tmp_path: Path) -> None:
         tiny_model(tmp_path / "float.onnx")
-        stored = ImageSet.open(folder)
+        stored = StoredBank.open(folder)
         reader = CalibrationReader(stored, "pixels", batch=4)
         assert isinstance(reader, CalibrationDataReader)
         quantize_static(
@@ -289,7 +289,7 @@ class TestCalibration:
         assert np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
 
     def test_every_image_once_then_none(self, folder: Path) -> None:
-        stored = ImageSet.open(folder)
+        stored = StoredBank.open(folder)
         reader = CalibrationReader(stored, "x", batch=4)
         found = list(reader)
         assert [len(part["x"]) for part in found] == [4, 4, 2]
@@ -303,4 +303,4 @@ class TestCalibration:
 
     def test_a_batch_of_none_is_refused(self, folder: Path) -> None:
         with pytest.raises(ArtefactError, match=r"at least 1"):
-            CalibrationReader(ImageSet.open(folder), "x", batch=0)
+            CalibrationReader(StoredBank.open(folder), "x", batch=0)

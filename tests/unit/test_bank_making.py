@@ -17,16 +17,15 @@ from dfqkit.config.registry import METHODS
 from dfqkit.config.synthesis import SynthesizerConfig
 from dfqkit.images import ImageBank
 from dfqkit.progress import silent
-from dfqkit.run import bank_folder as setfolder
-from dfqkit.run import bank_making as sets
-from dfqkit.run.bank_folder import SetFolder
-from dfqkit.run.bank_making import SetPlan, make_set
+from dfqkit.run import bank_folder, bank_making
+from dfqkit.run.bank_folder import BankFolder
+from dfqkit.run.bank_making import BankPlan, make_bank
 from dfqkit.run.context import provisional_student, teacher_of
 from dfqkit.run.lock import FolderLock
 from dfqkit.synthesis.base import Synthesizer
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError, BusyError
-from dfqkit_export.images.stored import ImageSet
+from dfqkit_export.images.stored import StoredBank
 
 GENERATOR = ["synthesis.warmup=3", "synthesis.batch=8", "synthesis.width=4", "synthesis.latent=4"]
 POOL = ["synthesis={method: zeroq, batch: 10, steps: 3}"]
@@ -84,15 +83,15 @@ def _students_are_made_once() -> Iterator[None]:
         return made[0]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sets, "provisional_student", cached)
+        patch.setattr(bank_making, "provisional_student", cached)
         yield
 
 
 def make(
     out: Path, teacher: Teacher, n: int, shard: int = 20, overrides: list[str] = GENERATOR, recipe: Recipe | None = None
-) -> ImageSet:
-    plan = SetPlan(n=n, shard=shard, command="dfqkit synthesize")
-    return make_set(recipe or recipe_of(*overrides), out, plan, device="cpu", progress=silent(), teacher=teacher)
+) -> StoredBank:
+    plan = BankPlan(n=n, shard=shard, command="dfqkit synthesize")
+    return make_bank(recipe or recipe_of(*overrides), out, plan, device="cpu", progress=silent(), teacher=teacher)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -148,8 +147,8 @@ def test_only_the_opponent_that_is_needed_is_made(
     tmp_path: Path, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
-    real = sets.provisional_student
-    monkeypatch.setattr(sets, "provisional_student", lambda *given: made.append(real(*given)) or made[-1])
+    real = bank_making.provisional_student
+    monkeypatch.setattr(bank_making, "provisional_student", lambda *given: made.append(real(*given)) or made[-1])
     make(tmp_path / "a", teacher, 10, overrides=POOL)
     assert made == []
     make(tmp_path / "b", teacher, 10, overrides=ADAPTIVE)
@@ -171,7 +170,7 @@ class TestMemory:
                 most.append(sum(reference() is not None for reference in alive))
                 return bank
 
-        monkeypatch.setattr(sets, "ImageBank", Spy)
+        monkeypatch.setattr(bank_making, "ImageBank", Spy)
         make(tmp_path / "set", teacher, n, shard=16, overrides=["synthesis={method: cheap}"])
         assert len(alive) == n // 16
         assert max(most) == 1
@@ -180,13 +179,13 @@ class TestMemory:
         self, tmp_path: Path, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         kept = []
-        real = SetFolder.save_state
+        real = BankFolder.save_state
 
-        def spied(self: SetFolder, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        def spied(self: BankFolder, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
             kept.append(sum(tensor.numel() for tensor in tensors.values()))
             real(self, tensors, values)
 
-        monkeypatch.setattr(SetFolder, "save_state", spied)
+        monkeypatch.setattr(BankFolder, "save_state", spied)
         make(tmp_path / "set", teacher, 100, shard=20, overrides=POOL)
         assert len(kept) == 5
         assert max(kept) == min(kept)
@@ -209,14 +208,14 @@ def stopping(after: int, real: Callable[..., Any]) -> Callable[..., Any]:
 
 
 MOMENTS: dict[str, tuple[Any, str, int]] = {
-    "warm-up": (sets._Making, "_round", 2),
+    "warm-up": (bank_making._Making, "_round", 2),
     "first": (ImageBank, "collect", 0),
     "second": (ImageBank, "collect", 1),
-    "listing": (SetFolder, "_write_list", 2),
-    "listing the last": (SetFolder, "_write_list", 3),
-    "listing warnings": (SetFolder, "_write_list", 4),
-    "shard": (setfolder, "sha256_of_file", 1),
-    "end": (SetFolder, "finish", 0),
+    "listing": (BankFolder, "_write_list", 2),
+    "listing the last": (BankFolder, "_write_list", 3),
+    "listing warnings": (BankFolder, "_write_list", 4),
+    "shard": (bank_folder, "sha256_of_file", 1),
+    "end": (BankFolder, "finish", 0),
 }
 
 
@@ -234,14 +233,14 @@ def test_an_interrupted_set_becomes_the_same_set(
 ) -> None:
     owner, name, after = MOMENTS[moment]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sets, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(bank_making, "CHECKPOINT_SECONDS", 0.0)
         whole = contents(make(tmp_path / "whole", teacher, 50, overrides=overrides).path)
         with pytest.MonkeyPatch.context() as stopper:
             stopper.setattr(owner, name, stopping(after, getattr(owner, name)))
             with pytest.raises(Stop):
                 make(tmp_path / "set", teacher, 50, overrides=overrides)
         if (tmp_path / "set" / "set.json").exists():
-            ImageSet.open(tmp_path / "set").verify()  # valid at every moment
+            StoredBank.open(tmp_path / "set").verify()  # valid at every moment
         assert "state.safetensors" in contents(tmp_path / "set")
         make(tmp_path / "set", teacher, 50, overrides=overrides)
     assert contents(tmp_path / "set") == whole
@@ -250,7 +249,7 @@ def test_an_interrupted_set_becomes_the_same_set(
 def test_what_is_complete_is_not_made_again(tmp_path: Path, teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path / "set", teacher, 50)
     monkeypatch.setattr(ImageBank, "collect", stopping(1, ImageBank.collect))
-    monkeypatch.setattr(SetFolder, "finish", stopping(0, SetFolder.finish))
+    monkeypatch.setattr(BankFolder, "finish", stopping(0, BankFolder.finish))
     before = contents(tmp_path / "set")
     assert len(make(tmp_path / "set", teacher, 50)) == 50
     assert contents(tmp_path / "set") == before
@@ -261,7 +260,7 @@ def interrupted(out: Path, teacher: Teacher) -> None:
         patch.setattr(ImageBank, "collect", stopping(2, ImageBank.collect))
         with pytest.raises(Stop):
             make(out, teacher, 50)
-    assert len(ImageSet.open(out)) == 40
+    assert len(StoredBank.open(out)) == 40
 
 
 class TestRefusals:
@@ -294,7 +293,7 @@ class TestRefusals:
     def test_all_shards_and_no_state_is_not_taken_for_finished(self, tmp_path: Path, teacher: Teacher) -> None:
         whole = contents(make(tmp_path / "whole", teacher, 50).path)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(SetFolder, "finish", stopping(0, SetFolder.finish))
+            patch.setattr(BankFolder, "finish", stopping(0, BankFolder.finish))
             with pytest.raises(Stop):
                 make(tmp_path / "set", teacher, 50)
         damaged = tmp_path / "set" / "shard-00001.safetensors"
@@ -366,7 +365,7 @@ class TestWarnings:
             patch.setattr(ImageBank, "collect", stopping(1, ImageBank.collect))
             with pytest.raises(Stop):
                 make(tmp_path / "set", teacher, 50, overrides=overrides)
-        facts = ImageSet.open(tmp_path / "set").facts
+        facts = StoredBank.open(tmp_path / "set").facts
         assert (facts["n"], facts["finished"], facts["real_data"]) == (20, False, None)
         assert facts["warnings"][0].startswith("Random noise took the place of images")
 
