@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ from dfqkit.students.calibration import calibrate, correct_bias
 from dfqkit.students.capture import float_graph
 from dfqkit.students.freezing import freeze
 from dfqkit.students.placement import quantized_graph
+from dfqkit.students.student import build_student, calibrate_student
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.backends.targets import get_target
 from dfqkit_export.images.spec import ImageSpec
@@ -263,14 +265,39 @@ def student(
     name: str | nn.Module, bits: str = "w8a8", target: str = "onnxruntime", *, frozen: bool = True, **options: object
 ) -> fx.GraphModule:
     """A toy's fake-quantized student: built, calibrated, bias-corrected and, unless told otherwise, frozen."""
-    graph = toy_graph(name) if isinstance(name, str) else float_graph(name, IMAGE)
     config = QuantConfig(bits=bits, **options)  # type: ignore[arg-type]
-    table = get_target(target)
-    quantized = quantized_graph(graph, config, table, IMAGE)
-    batches = [images(16, seed) for seed in (10, 11)]
-    calibrate(quantized, batches, IMAGE, learnable=config.scales == "float")
-    if config.bias_correction:
-        correct_bias(quantized, batches)
-    if frozen:
-        freeze(quantized)
-    return quantized
+
+    def make() -> fx.GraphModule:
+        graph = toy_graph(name) if isinstance(name, str) else float_graph(name, IMAGE)
+        quantized = quantized_graph(graph, config, get_target(target), IMAGE)
+        batches = [images(16, seed) for seed in (10, 11)]
+        calibrate(quantized, batches, IMAGE, learnable=config.scales == "float")
+        if config.bias_correction:
+            correct_bias(quantized, batches)
+        if frozen:
+            freeze(quantized)
+        return quantized
+
+    return make() if isinstance(name, nn.Module) else _copy((name, config.model_dump_json(), target, frozen), make)
+
+
+def built_student(name: str, config: QuantConfig, *, calibrated: bool = True) -> fx.GraphModule:
+    """A toy's student as a run builds it for ONNX Runtime: equalized where the scheme says so, not frozen."""
+
+    def make() -> fx.GraphModule:
+        made = build_student(toy_graph(name), config, get_target("onnxruntime"), IMAGE)
+        if calibrated:
+            calibrate_student(made, [images(16, seed) for seed in (10, 11)], config, IMAGE)
+        return made
+
+    return _copy(("built", name, config.model_dump_json(), calibrated), make)
+
+
+_MADE: dict[tuple[object, ...], fx.GraphModule] = {}
+
+
+def _copy(key: tuple[object, ...], make: Callable[[], fx.GraphModule]) -> fx.GraphModule:
+    """Return a copy of what is made once: to search the scales takes many times as long as to copy them."""
+    if key not in _MADE:
+        _MADE[key] = make()
+    return copy.deepcopy(_MADE[key])

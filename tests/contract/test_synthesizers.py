@@ -25,6 +25,7 @@ from dfqkit.teacher.load import Teacher
 from dfqkit_export.backends.targets import get_target
 from dfqkit_export.errors import RecipeError
 from dfqkit_export.images.spec import ImageSpec
+from tests._hooks import hooks_on
 from tests._toys import Head
 
 #: A small configuration of every method.
@@ -190,7 +191,7 @@ def test_teacher_student_and_global_state_are_untouched(
     for key, model in models.items():
         assert all(torch.equal(before[key][n], v) for n, v in tensors(model).items())
         assert all(p.grad is None and not p.requires_grad for p in model.parameters())
-        assert not any(m._forward_pre_hooks or m._forward_hooks or m._backward_hooks for m in model.modules())
+        assert not hooks_on(model)
         assert forwards[key] == [m.forward for m in model.modules()]
     assert not any(m.training for m in teacher.model.modules())
 

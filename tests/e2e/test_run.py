@@ -24,24 +24,12 @@ from dfqkit.cli import main
 from dfqkit.config.recipe import list_recipes, load_recipe
 from dfqkit.images import ImageBank
 from dfqkit_export.report import Report
-
-TINY = [
-    "synthesis.warmup=4", "synthesis.batch=16", "synthesis.memory=64", "bank.calibration=64", "bank.held_out=32",
-    "bank.grading=32", "distill.steps=6", "distill.batch=8", "distill.round_every=2", "distill.judge_every=3",
-    "validate.limit=64", "validate.latency_repeats=2", "floors=[]",
-]  # fmt: skip
+from tests._shared import TINY, continued, finished_run, new_run, run, tiny
 
 
-def run(out: Path, *arguments: str, recipe: str = "digits/dfq-w4a4-ort", overrides: list[str] = TINY) -> int:
-    settings = [part for item in overrides for part in ("--set", item)]
-    return main(["run", recipe, "--out", str(out), "-q", "--device", "cpu", *settings, *arguments])
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("run") / "seed0"
-    assert run(out) == 0
-    return out
+    return finished_run(tmp_path_factory)
 
 
 def test_the_folder_holds_what_the_design_promises(finished: Path) -> None:
@@ -106,10 +94,9 @@ def test_the_file_is_plain_onnx_with_provenance(finished: Path) -> None:
 def test_same_seed_gives_the_same_bytes_another_seed_does_not(finished: Path, tmp_path: Path) -> None:
     assert run(tmp_path / "again") == 0
     assert (tmp_path / "again" / "model.onnx").read_bytes() == (finished / "model.onnx").read_bytes()
-    assert run(tmp_path / "other", "--seed", "1") == 0
-    first, other = (onnx.load(folder / "model.onnx").graph.initializer for folder in (finished, tmp_path / "other"))
-    values = [[onnx.numpy_helper.to_array(item).tobytes() for item in graph] for graph in (first, other)]
-    assert values[0] != values[1], "metadata apart, another seed must give another student"
+    other = new_run(tmp_path / "other", tiny("seed=1"), until="distill")
+    first, second = (load_file(folder / "student.safetensors") for folder in (finished, other.path))
+    assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
 def test_images_that_choose_or_grade_are_not_among_those_that_train(finished: Path) -> None:
@@ -129,19 +116,20 @@ def test_ensemble_members_differ(finished: Path) -> None:
     assert report["synthesis"]["disagreement"]["before"] > 0
 
 
-def test_without_labels_the_synthetic_images_grade(tmp_path: Path) -> None:
-    settings = [item for item in TINY if not item.startswith("validate.limit")]
-    assert run(tmp_path / "out", overrides=[*settings, "validate.data=null", "distill=null"]) == 0
-    report = Report.from_json((tmp_path / "out" / "report.json").read_text())
+def test_without_labels_the_synthetic_images_grade(finished: Path, tmp_path: Path) -> None:
+    wanted = tiny("validate.data=null", "validate.limit=null")
+    folder = continued(finished, tmp_path / "out", wanted, until="export")
+    assert main(["run", "--resume", str(folder.path), "-q", "--device", "cpu"]) == 0
+    report = Report.from_json((folder.path / "report.json").read_text())
     assert {metric.data for metric in report.metrics if metric.name == "agreement"} == {"synthetic:dfq:grading"}
     assert report.metric("top1", "onnxruntime") is None
 
 
-def test_floors_decide_verdict_and_exit_code(tmp_path: Path) -> None:
-    settings = [item for item in TINY if item != "floors=[]"]
-    floor = "floors=[{metric: agreement, value: 100.1}]"
-    assert run(tmp_path / "out", overrides=[*settings, floor, "distill=null"]) == 1
-    report = Report.from_json((tmp_path / "out" / "report.json").read_text())
+def test_floors_decide_verdict_and_exit_code(finished: Path, tmp_path: Path) -> None:
+    wanted = tiny("floors=[{metric: agreement, value: 100.1}]")
+    folder = continued(finished, tmp_path / "out", wanted, until="export")
+    assert main(["run", "--resume", str(folder.path), "-q", "--device", "cpu"]) == 1
+    report = Report.from_json((folder.path / "report.json").read_text())
     assert report.verdict == "failed"
     assert report.findings[0].metric == "agreement"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,13 @@ from safetensors.torch import load_file
 from dfqkit.config.recipe import Recipe, load_recipe
 from dfqkit.progress import silent
 from dfqkit.run.context import FLOAT_STUDENT, Context
-from dfqkit.run.execution import execute
 from dfqkit.run.folder import RunFolder
 from dfqkit.run.measuring import real_images
-from dfqkit.run.stages import STAGES
 from dfqkit.run.synthesize import require_trainable
 from dfqkit_export.errors import ArtefactError, DfqkitError, RecipeError
 from dfqkit_export.report import Report
+from tests._shared import RECIPE, TINY, continued, new_run, once, tiny
 
-TINY = [
-    "synthesis.warmup=4", "synthesis.batch=16", "synthesis.memory=64", "bank.calibration=64", "bank.held_out=32",
-    "bank.grading=32", "distill.steps=6", "distill.batch=8", "distill.round_every=2", "distill.judge_every=3",
-    "validate.limit=64", "validate.latency_repeats=2", "floors=[]",
-]  # fmt: skip
 STUDENT = (
     "student={factory: 'dfqkit.models:digits_cnn', args: {width: 0.5}, steps: 8, batch: 8, round_every: 2, "
     "judge_every: 4, weights: {response: 1, feature: 1}, layers: [stage1, stage2]}"
@@ -43,24 +36,14 @@ ONLINE = {
 }
 
 
-def recipe(*overrides: str, base: list[str] | None = None) -> Recipe:
-    return load_recipe("digits/dfq-w4a4-ort", [*(TINY if base is None else base), *overrides])
-
-
-def made(path: Path, wanted: Recipe, stages: Iterable[str] = STAGES) -> RunFolder:
-    folder = RunFolder.create(path, recipe_text=wanted.to_yaml(), digest=wanted.digest(), facts={})
-    with folder:
-        execute(folder, wanted, stages, device="cpu", progress=silent())
-    return folder
-
-
 def context(folder: RunFolder, wanted: Recipe) -> Context:
     return Context(folder=folder, recipe=wanted, device=torch.device("cpu"), progress=silent())
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    return made(tmp_path_factory.mktemp("run") / "r", recipe(STUDENT))
+    run = once(tmp_path_factory, "student-run", lambda path: new_run(path, tiny(STUDENT)))
+    return RunFolder.open(run)
 
 
 def test_the_report_grades_the_float_student_beside_the_rest(finished: RunFolder) -> None:
@@ -97,7 +80,7 @@ def test_the_game_goes_on_where_training_left_it(finished: RunFolder) -> None:
     assert states[0].keys() == after.keys()
     assert len(after["memory"]) == 64  # 4 rounds of 16 images; the warm-up leaves none
     assert len(states[0]["memory"]) == 0
-    wanted = recipe(STUDENT)
+    wanted = tiny(STUDENT)
     assert context(finished, wanted).new_synthesizer().demand.game_rounds == 4 + 3
 
 
@@ -111,37 +94,39 @@ def test_a_killed_training_resumes_to_the_same_bytes(
         pass
 
     monkeypatch.setattr(module, "CHECKPOINT_SECONDS", 0.0)
-    whole, wanted = FloatStudentTrainer.run_step, recipe(STUDENT)
+    whole, wanted = FloatStudentTrainer.run_step, tiny(STUDENT)
 
     def step(self: FloatStudentTrainer) -> dict[str, float]:
         if self.step == 5:
             raise Killed
         return whole(self)
 
+    continued(finished.path, tmp_path / "r", wanted, until="synthesize")
     with monkeypatch.context() as patch:
         patch.setattr(FloatStudentTrainer, "run_step", step)
         with pytest.raises(Killed):
-            made(tmp_path / "r", wanted, [*STAGES][:2])
+            new_run(tmp_path / "r", wanted, until="train")
     torch.manual_seed(1234)
     folder = RunFolder.open(tmp_path / "r")
     assert folder.load_state("train") is not None
-    with folder:
-        execute(folder, wanted, [*STAGES][:2], device="cpu", progress=silent())
+    folder = new_run(tmp_path / "r", wanted, until="train")
     for name in (FLOAT_STUDENT, "state/synthesizer_after_train.safetensors"):
         first, second = load_file(finished.path / name), load_file(tmp_path / "r" / name)
         assert all(torch.equal(first[key], second[key]) for key in first | second), name
     assert folder.facts("train")["judged"] == finished.facts("train")["judged"]
 
 
-def test_without_the_section_training_is_over_at_once(tmp_path: Path) -> None:
-    folder = made(tmp_path / "r", recipe("distill=null"), [*STAGES][:3])
+def test_without_the_section_training_is_over_at_once(finished: RunFolder, tmp_path: Path) -> None:
+    wanted = tiny("distill=null")
+    continued(finished.path, tmp_path / "r", wanted, until="synthesize")
+    folder = new_run(tmp_path / "r", wanted, until="quantize")
     assert folder.facts("train") == {}
     assert not (folder.path / FLOAT_STUDENT).exists()
-    assert context(folder, recipe("distill=null")).graph is not None
+    assert context(folder, wanted).graph is not None
 
 
 def test_later_stages_say_that_the_student_is_missing(tmp_path: Path) -> None:
-    wanted = recipe(STUDENT)
+    wanted = tiny(STUDENT)
     folder = RunFolder.create(tmp_path / "r", recipe_text=wanted.to_yaml(), digest=wanted.digest(), facts={})
     with pytest.raises(ArtefactError, match=r"Cannot read the float student.*dfqkit run --resume"):
         _ = context(folder, wanted).graph
@@ -156,7 +141,7 @@ def test_later_stages_say_that_the_student_is_missing(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_any_compute(changes: list[str], message: str, tmp_path: Path) -> None:
-    wanted = recipe(STUDENT, *changes)
+    wanted = tiny(STUDENT, *changes)
     folder = RunFolder.create(tmp_path / "r", recipe_text=wanted.to_yaml(), digest=wanted.digest(), facts={})
     with pytest.raises(RecipeError, match=message):
         require_trainable(context(folder, wanted))
@@ -174,15 +159,16 @@ def test_what_cannot_be_trained_is_refused_before_any_compute(changes: list[str]
 )
 def test_a_wrong_section_says_where(override: str, message: str) -> None:
     with pytest.raises(DfqkitError, match=message):
-        recipe(STUDENT, override)
+        tiny(STUDENT, override)
 
 
 @pytest.mark.parametrize("method", ONLINE)
 def test_every_online_method_trains_one_from_a_recipe(method: str, tmp_path: Path) -> None:
     base = [item for item in TINY if not item.startswith("synthesis.")]
     sizes = ["bank.calibration=8", "bank.held_out=8", "bank.grading=8", "bank.batch=8"]
-    wanted = recipe(f"synthesis={{method: {method}, {ONLINE[method]}}}", *sizes, STUDENT, "student.steps=4", base=base)
-    folder = made(tmp_path / "r", wanted, [*STAGES][:2])
+    source = f"synthesis={{method: {method}, {ONLINE[method]}}}"
+    wanted = load_recipe(RECIPE, [*base, source, *sizes, STUDENT, "student.steps=4"])
+    folder = new_run(tmp_path / "r", wanted, until="train")
     facts: dict[str, Any] = folder.facts("train")
     assert len(facts["curve"]) == 2
     assert set(facts["curve"][0]) > {"step", "response", "feature"}, "no term of a round"
@@ -198,8 +184,8 @@ def test_half_the_digits_teacher_learns_real_digits_from_synthetic_images(tmp_pa
         "student={factory: 'dfqkit.models:digits_cnn', args: {width: 0.5}, steps: 600, batch: 64, shift: 1, "
         "judge_every: 100}",
     ]  # fmt: skip
-    wanted = recipe(*overrides, base=[])
-    folder = made(tmp_path / "r", wanted, [*STAGES][:2])
+    wanted = load_recipe(RECIPE, overrides)
+    folder = new_run(tmp_path / "r", wanted, until="train")
     graph, spec = context(folder, wanted).graph, wanted.image.spec()
     real = real_images(wanted)
     assert real is not None

@@ -17,6 +17,7 @@ from dfqkit.synthesis.methods.bank import BankConfig
 from dfqkit.synthesis.methods.bank.method import Bank
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError
+from tests._messages import raises_naming
 from tests._toys import IMAGE, toy_teacher
 
 
@@ -98,7 +99,7 @@ def test_images_come_as_they_are_stored(path: Path, teacher: Teacher) -> None:
     bank = make(path, teacher, Demand(training=0, fresh=60))
     assert torch.equal(torch.cat([bank.sample(13), bank.sample(47)]), stored)
     assert bank.available == 0
-    with pytest.raises(ArtefactError, match=r"Asked for 1 fresh images, but 0 of 60 are left"):
+    with raises_naming(ArtefactError, "asked for 1", "0 of 60"):
         bank.sample(1)
 
 
@@ -130,7 +131,7 @@ def test_equal_images_count_once(tmp_path: Path, teacher: Teacher) -> None:
     bank = make(path, teacher, Demand(training=6, fresh=6))
     found = [*numbers(bank.training_batch(6)), *numbers(bank.sample(6))]
     assert sorted(found) == list(range(12))
-    with pytest.raises(ArtefactError, match=r"has 12 different images, but 13 are needed"):
+    with raises_naming(ArtefactError, "12 different", "13"):
         make(path, teacher, Demand(training=7, fresh=6))
 
 
@@ -156,7 +157,7 @@ def test_it_continues_where_it_was(path: Path, teacher: Teacher) -> None:
 def test_it_does_not_continue_with_another_set(path: Path, tmp_path: Path, teacher: Teacher) -> None:
     other = write_set(tmp_path / "set", teacher, numbered(60).flip(0))
     state = make(path, teacher, Demand(training=30)).state_dict()
-    with pytest.raises(ArtefactError, match=r"is not the one that this run began with"):
+    with raises_naming(ArtefactError, "this run began with"):
         make(other, teacher, Demand(training=30)).load_state_dict(state)
 
 
@@ -182,7 +183,7 @@ class TestRefusals:
             images=bank.images[..., :8, :8], logits=bank.logits, image=image, teacher=teacher.sha256, source="x"
         )
         small.save(tmp_path / "small")
-        with pytest.raises(ArtefactError, match=r"images of shape \(3, 8, 8\), teacher 'option_a' takes \(3, 16, 16\)"):
+        with raises_naming(ArtefactError, "(3, 8, 8)", "option_a", "(3, 16, 16)"):
             make(tmp_path / "small", teacher, Demand(training=4), other_teacher=True)
 
     @pytest.mark.parametrize("damage", ["missing", "truncated", "changed", "miscounted", "newer"])

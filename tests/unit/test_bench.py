@@ -25,6 +25,7 @@ from dfqkit.progress import silent
 from dfqkit.run.folder import RunFolder
 from dfqkit_export.errors import BusyError, RecipeError
 from dfqkit_export.report.svg import nice_step
+from tests._messages import raises_naming
 from tests._toys import toy_teacher
 
 
@@ -104,7 +105,7 @@ def test_contestants_are_found_by_pattern_and_must_be_comparable() -> None:
 def test_the_same_words_in_another_folder_are_another_teacher(tmp_path: Path) -> None:
     text = list_recipes()["digits/noise-w8a8-ort"].read_text(encoding="utf-8")
     (tmp_path / "mine.yaml").write_text(text)
-    with pytest.raises(RecipeError, match="Two of the recipes are called 'digits/noise-w8a8-ort'"):
+    with raises_naming(RecipeError, "digits/noise-w8a8-ort"):
         contestants(["digits/noise-w8a8-ort", str(tmp_path / "mine.yaml")])
     text = text.replace("name: digits/noise", "name: mine/hiss")
     for name in ("teacher.safetensors", "test.npz"):

@@ -28,6 +28,7 @@ from dfqkit.run.stages import STAGES
 from dfqkit_export._version import __version__
 from dfqkit_export.errors import RuntimeUnavailableError
 from dfqkit_export.report import Finding, Report
+from tests._messages import names
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "export")])}
@@ -259,7 +260,7 @@ class TestRun:
         path = Path("here/recipe.yaml")
         path.write_text(path.read_text().replace("seed: 0", "seed: 1"))
         assert main(["run", "--resume", "here"]) == 2
-        assert "is not the recipe that this run began with" in capsys.readouterr().err
+        names(capsys.readouterr().err, "this run began with")
 
     def test_threads_of_the_run_are_kept_when_it_continues(self, capsys: Output, stand_in: StandIn) -> None:
         assert main(["run", RECIPE, "--out", "here", "--threads", "2"]) == 0
@@ -359,14 +360,14 @@ class TestEndings:
         assert out == ""
         assert "ZeroDivisionError" in err
         assert "This is a bug in dfqkit" in err.splitlines()[-1]
-        assert "give the same command again, or `dfqkit run --resume DIR` for a run" in err.splitlines()[-1]
+        names(err.splitlines()[-1], "the same command again", "--resume")
 
     def test_a_full_disk_is_2(self, capsys: Output, stand_in: StandIn) -> None:
         stand_in.before["export"] = fill_the_disk
         assert main(["run", RECIPE, "--out", "here"]) == 2
         err = capsys.readouterr().err
         assert "No space left" in err
-        assert "give the same command again, or `dfqkit run --resume DIR` for a run" in err
+        names(err, "the same command again", "--resume")
         assert "Traceback" not in err
 
     def test_a_missing_runtime_is_3(self, capsys: Output, stand_in: StandIn) -> None:

@@ -17,6 +17,7 @@ from dfqkit.synthesis.methods.cmi.method import CMI
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.images.spec import ImageSpec
+from tests._hooks import hooks_on
 from tests._toys import images, toy, toy_teacher
 
 SMALL = CMIConfig(batch=8, steps=3, latent=6, width=4, projection=5, lr=0.01, negatives=12, bank=20)
@@ -251,7 +252,7 @@ def test_features_of_named_layers(teacher: Teacher) -> None:
     teacher.model(images(4))
     handle.remove()
     assert torch.allclose(features[:, 8:], entered[0].mean((2, 3)), atol=1e-6)
-    assert not any(layer._forward_pre_hooks for layer in teacher.model.modules())
+    assert not hooks_on(teacher.model)
     with pytest.raises(TeacherError, match="no layer"):
         make(teacher, feature_layers=("b1.9",))
 

@@ -19,6 +19,7 @@ from dfqkit.teacher.load import Teacher
 from dfqkit.teacher.taps import BatchNormTap
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.images.spec import ImageSpec
+from tests._hooks import hooks_on
 from tests._toys import IMAGE, Head, student, toy_teacher
 
 SMALL = DFQConfig(generators=2, batch=16, latent=8, width=4, warmup=6, memory=24)
@@ -128,7 +129,7 @@ def test_teacher_student_and_global_state_are_untouched(teacher: Teacher, oppone
         assert all(torch.equal(before[key][n], v) for n, v in tensors(model).items())
         assert all(p.grad is None for p in model.parameters())
         assert not any(m.training for m in model.modules())
-        assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+        assert not hooks_on(model)
 
 
 def test_warm_up_lowers_its_loss(teacher: Teacher) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from dfqkit.run.folder import RunFolder
 from dfqkit_export.errors import ArtefactError
+from tests._messages import raises_naming
 
 RECIPE = "schema: 1\nname: toy\nseed: 0\ndistill:\n  steps: 10\n"
 DIGEST = hashlib.sha256(RECIPE.encode()).hexdigest()
@@ -66,7 +67,7 @@ class TestCreate:
     def test_another_run_is_refused_and_says_what_differs(self, tmp_path: Path) -> None:
         make(tmp_path)
         other = RECIPE.replace("steps: 10", "steps: 20")
-        with pytest.raises(ArtefactError, match=r"another run \(distill.steps 10 there, 20 here\).*--out.*--resume"):
+        with raises_naming(ArtefactError, "another run", "distill.steps 10 there, 20 here", "--out", "--resume"):
             RunFolder.create(tmp_path, recipe_text=other, digest="0" * 64, facts={})
         assert (tmp_path / "recipe.yaml").read_text() == RECIPE
 

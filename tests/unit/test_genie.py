@@ -14,6 +14,7 @@ from dfqkit.seeds import derive
 from dfqkit.synthesis.methods.genie import GENIEConfig, GENIEWeights
 from dfqkit.synthesis.methods.genie.method import GENIE
 from dfqkit.teacher.load import Teacher
+from tests._hooks import hooks_on
 from tests._toys import images, toy, toy_teacher
 
 SMALL = GENIEConfig(batch=8, steps=4, latent=6, width=4)
@@ -80,7 +81,7 @@ def test_strided_convolutions_swing_in_synthesis_only(teacher: Teacher) -> None:
     assert not still.swing.layers
     assert swinging.synthesize()["bn"] != still.synthesize()["bn"]
     assert torch.equal(teacher.logits(x), before)
-    assert not any(layer._forward_pre_hooks for layer in teacher.model.modules())
+    assert not hooks_on(teacher.model)
 
 
 def test_the_generators_rate_decays(teacher: Teacher) -> None:

@@ -19,6 +19,7 @@ from dfqkit.synthesis.methods.images import method as module
 from dfqkit.synthesis.methods.images.method import Images
 from dfqkit_export.errors import ArtefactError, RecipeError
 from dfqkit_export.images.labelled import load_images
+from tests._messages import raises_naming
 from tests._toys import IMAGE, toy_teacher
 
 COUNT = 40
@@ -176,7 +177,7 @@ def test_seeds_state_and_resuming(archive: Path) -> None:
 def test_a_run_that_goes_on_with_other_images_is_stopped(tmp_path: Path, archive: Path) -> None:
     state = make(archive).state_dict()
     np.savez(archive, images=pixels(seed=9))
-    with pytest.raises(ArtefactError, match=r"are not those that this run began with"):
+    with raises_naming(ArtefactError, "this run began with"):
         make(archive).load_state_dict(state)
 
 

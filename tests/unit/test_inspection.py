@@ -13,6 +13,7 @@ from dfqkit.teacher import inspection
 from dfqkit.teacher.inspection import inspect_teacher
 from dfqkit.teacher.load import Teacher, load_teacher
 from dfqkit_export.images.spec import ImageSpec
+from tests._hooks import hooks_on
 
 SMALL = ImageSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.5,), classes=3)
 CIFAR = ImageSpec(shape=(3, 32, 32), mean=(0.5,) * 3, std=(0.5,) * 3, classes=10)
@@ -68,7 +69,7 @@ def test_inspection_leaves_the_teacher_as_it_was() -> None:
     before = {key: tensor.clone() for key, tensor in teacher.model.state_dict().items()}
     inspect_teacher(teacher)
     assert all(torch.equal(before[key], tensor) for key, tensor in teacher.model.state_dict().items())
-    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in teacher.model.modules())
+    assert not hooks_on(teacher.model)
     assert not any(layer.training for layer in teacher.model.modules())
 
 

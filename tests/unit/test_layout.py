@@ -121,7 +121,6 @@ def run(program: str) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.xfail(strict=False, reason="backends and checker still import each other")
 def test_importing_every_module_of_the_deployment_half_imports_neither_torch_nor_dfqkit() -> None:
     # A module whose name starts with _torch is imported inside functions alone.
     modules = [name for name in sorted(MODULES) if name.startswith("dfqkit_export") and "._torch" not in name]

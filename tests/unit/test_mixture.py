@@ -26,6 +26,7 @@ from dfqkit.synthesis.methods.mixture.turns import counts, turns, until_empty
 from dfqkit.synthesis.pool import PoolSynthesizer
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import RecipeError
+from tests._messages import raises_naming
 from tests._toys import IMAGE, images, toy_teacher
 
 DFQ = {"method": "dfq", "generators": 1, "batch": 8, "latent": 4, "width": 4, "warmup": 6, "memory": 8}
@@ -371,7 +372,7 @@ class TestConfiguration:
         assert line in str(caught.value)
 
     def test_an_unknown_method_or_key_comes_with_the_nearest(self) -> None:
-        with pytest.raises(RecipeError, match=r"Unknown synthesizer 'dqf'. Did you mean 'dfq'"):
+        with raises_naming(RecipeError, "dqf", "did you mean 'dfq'"):
             parse([DFQ | {"method": "dqf"}])
         with pytest.raises(
             RecipeError, match=r"synthesis.source: unknown key. Did you mean 'sources'\? Allowed here: "

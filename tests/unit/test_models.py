@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dfqkit import models
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.images.spec import ImageSpec
+from tests._messages import raises_naming
 
 CIFAR = ImageSpec(shape=(3, 32, 32), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), classes=10)
 
@@ -161,5 +162,5 @@ def test_wrn_has_the_names_of_the_shared_checkpoints() -> None:
 
 @pytest.mark.parametrize(("depth", "width"), [(41, 2), (4, 1), (40, 0)])
 def test_wrn_refuses_sizes_that_do_not_exist(depth: int, width: int) -> None:
-    with pytest.raises(TeacherError, match=rf"WRN-{depth}-{width} does not exist.*6n \+ 4"):
+    with raises_naming(TeacherError, f"WRN-{depth}-{width}", "6n + 4"):
         models.wrn(depth, width)

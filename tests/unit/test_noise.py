@@ -12,6 +12,7 @@ from dfqkit.seeds import derive
 from dfqkit.synthesis.methods.noise import NoiseConfig
 from dfqkit.synthesis.methods.noise.method import Noise
 from dfqkit_export.errors import RecipeError
+from tests._messages import raises_naming
 from tests._toys import IMAGE, toy_teacher
 
 
@@ -50,9 +51,9 @@ def test_seeds_and_state() -> None:
 
 @pytest.mark.parametrize("fields", [{}, {"accept_noise": False}, {"kind": "uniform"}])
 def test_it_has_to_be_accepted_in_so_many_words(fields: dict[str, object]) -> None:
-    with pytest.raises(ValidationError, match=r"accept_noise\n.*must be true for method noise.*Use method dfq"):
+    with pytest.raises(ValidationError, match=r"accept_noise.*\n.*true.*dfq"):
         NoiseConfig(**fields)  # type: ignore[arg-type]
-    with pytest.raises(RecipeError, match=r"synthesis.accept_noise: must be true for method noise"):
+    with raises_naming(RecipeError, "synthesis.accept_noise", "true"):
         load_recipe("digits/dfq-w8a8-ort", ["synthesis={method: noise}"])
 
 

@@ -23,6 +23,7 @@ from dfqkit.synthesis.online import OnlineSynthesizer
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.spec import ImageSpec
+from tests._messages import raises_naming
 from tests._toys import IMAGE, Head, randomise, toy_teacher
 
 SIZES = {"batch": 8, "latent": 8, "width": 4, "warmup": 3, "memory": 16}
@@ -157,15 +158,15 @@ def test_what_diverges_is_stopped(
     before = [p.detach().clone() for p in made.generators[0].parameters()]
     name, terms = next(iter(made.weights)), made._terms
     made.weights = {**made.weights, name: math.inf}
-    with pytest.raises(ArtefactError, match="has diverged: the gradient's norm is nan in round 2"):
+    with raises_naming(ArtefactError, "gradient", "nan in round 2"):
         made.synthesize([opponent])
     assert all(torch.equal(a, b) for a, b in zip(before, made.generators[0].parameters(), strict=True))
     made._terms = lambda *given: {**terms(*given), name: images_of(given) * math.nan}  # type: ignore[method-assign]
-    with pytest.raises(ArtefactError, match=rf"{name} is nan in round 2.*Lower lr \(now .*lr_game"):
+    with raises_naming(ArtefactError, name, "nan in round 2", "lower lr (now", "lr_game"):
         made.synthesize([opponent])
     with torch.no_grad():
         next(iter(made.generators[0].parameters())).fill_(math.inf)
-    with pytest.raises(ArtefactError, match="a pixel of the images is nan after 1 rounds"):
+    with raises_naming(ArtefactError, "pixel", "nan after 1 rounds"):
         made.sample(4)
 
 

@@ -19,6 +19,7 @@ from dfqkit.synthesis.drawing import Deck
 from dfqkit.synthesis.pixels import PixelSynthesizer, Stage
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError
+from tests._messages import names
 from tests._toys import IMAGE, toy_teacher
 
 SMALL = PixelConfig(method="probe", batch=4, steps=8)
@@ -264,7 +265,7 @@ def test_given_images_are_found_checked_and_kept_out_of_grading(
         probe(teacher, start_from=str(similar))
         assert not caplog.records
         Probe(SMALL.model_copy(update={"start_from": str(similar)}), teacher, derive(0), Demand(training=9))
-    assert "8 different images to start from, 12 are made: the others start from noise" in caplog.text
+    names(caplog.text, "8 different images", "12")
     np.savez(similar, images=np.zeros((3, 8, 8, 3), np.uint8))
     with pytest.raises(ArtefactError, match="8x8"):
         probe(teacher, start_from=str(similar))

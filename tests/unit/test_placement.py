@@ -13,6 +13,7 @@ from dfqkit.config.quant import QuantConfig
 from dfqkit.students.placement import Plan, plan, quantized_graph
 from dfqkit_export.backends.targets import get_target
 from dfqkit_export.errors import TargetError
+from tests._messages import raises_naming
 from tests._toys import IMAGE, TOYS, images, toy_graph
 
 
@@ -190,5 +191,5 @@ def test_a_scheme_the_target_cannot_run_is_refused_first() -> None:
         }
     )
     graph = toy_graph("shuffle")
-    with pytest.raises(TargetError, match=r"cannot run 4-bit weights; it takes 8 bits"):
+    with raises_naming(TargetError, "4-bit weights", "8 bits"):
         quantized_graph(graph, QuantConfig(bits="w4a8"), limited, IMAGE)

@@ -22,6 +22,7 @@ from dfqkit.students.student import build_student, calibrate_student, equalized_
 from dfqkit_export.backends.targets import get_target
 from dfqkit_export.errors import ArtefactError, RecipeError, RuntimeUnavailableError
 from dfqkit_export.measure.kinds import Metric
+from tests._messages import raises_naming
 from tests._toys import IMAGE, images, student, toy_graph
 
 
@@ -98,7 +99,7 @@ class TestRealImages:
 
     def test_none_are_fine_and_wrong_ones_are_named(self, tmp_path: Path) -> None:
         assert real_images(self.recipe("validate.data=null")) is None
-        with pytest.raises(RecipeError, match=r"names 'nowhere.npz', which does not exist"):
+        with raises_naming(RecipeError, "nowhere.npz"):
             real_images(self.recipe("validate.data=nowhere.npz"))
         np.savez(tmp_path / "a.npz", images=np.zeros((2, 8, 8, 1), np.uint8))
         with pytest.raises(ArtefactError, match=r"8x8 pixels.*16x16"):
@@ -176,7 +177,7 @@ def keep(seen: dict[str, Tensor], key: str) -> Callable[[nn.Module, object, Tens
 class TestDevice:
     @pytest.mark.parametrize("name", ["gpu", "cuda:0", "", "CPU"])
     def test_an_unknown_name_lists_the_known(self, name: str) -> None:
-        with pytest.raises(RecipeError, match=f"Unknown device '{name}'. Allowed: auto, cpu, cuda"):
+        with raises_naming(RecipeError, name, "auto, cpu, cuda"):
             resolve_device(name)
 
     def test_without_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,8 @@ from torch import Tensor, fx
 
 from dfqkit.teacher.taps import FeatureTap
 from dfqkit.training.objective import measuring_points, reference_graph
+from tests._hooks import hooks_on
 from tests._toys import TOYS, images, student, toy_graph
-
-
-def hooks(model: fx.GraphModule) -> int:
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
 def values(graph: fx.GraphModule, inputs: Tensor) -> dict[str, Tensor]:
@@ -91,7 +88,7 @@ def test_each_forward_replaces_the_last_ones_features() -> None:
 def test_hooks_go_even_after_an_exception_and_can_come_again() -> None:
     quantized = student("option_a")
     points = measuring_points(quantized)
-    before, tap = hooks(quantized), FeatureTap(quantized, points)
+    before, tap = hooks_on(quantized), FeatureTap(quantized, points)
 
     def fail() -> None:
         with tap:
@@ -102,11 +99,11 @@ def test_hooks_go_even_after_an_exception_and_can_come_again() -> None:
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             fail()
-        assert hooks(quantized) == before
+        assert hooks_on(quantized) == before
         assert not tap.features
     with pytest.raises(AttributeError), FeatureTap(quantized, [*points, "nowhere"]):
         pass
-    assert hooks(quantized) == before
+    assert hooks_on(quantized) == before
 
 
 def test_gradients_pass_through_the_students_features() -> None:

@@ -15,6 +15,7 @@ from dfqkit.synthesis.build import implementation
 from dfqkit.synthesis.methods.dfq import DFQConfig
 from dfqkit.synthesis.methods.dfq.method import DFQ
 from dfqkit_export.errors import RecipeError
+from tests._messages import raises_naming
 
 PLUGIN = """
 from typing import ClassVar, Literal
@@ -82,7 +83,7 @@ def test_a_plugin_is_found_and_its_section_is_checked() -> None:
     recipe = load_recipe("digits/dfq-w8a8-ort", ["synthesis={method: hiss, strength: 2}"])
     assert recipe.synthesis.model_dump() == {"method": "hiss", "strength": 2.0, "low_pass": None}
     assert "strength: 2.0" in recipe.to_yaml()
-    with pytest.raises(RecipeError, match=r"synthesis.strenght: unknown key. Did you mean 'strength'"):
+    with raises_naming(RecipeError, "synthesis.strenght", "did you mean 'strength'"):
         load_recipe("digits/dfq-w8a8-ort", ["synthesis={method: hiss, strenght: 2}"])
 
 

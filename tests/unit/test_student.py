@@ -25,17 +25,9 @@ from dfqkit.students.student import (
 )
 from dfqkit_export.backends.targets import get_target
 from dfqkit_export.errors import ArtefactError, TargetError
-from tests._toys import IMAGE, images, randomise, toy_graph
+from tests._toys import IMAGE, built_student, images, randomise, toy_graph
 
 TARGET = get_target("onnxruntime")
-BATCHES = [images(8, seed) for seed in (10, 11)]
-
-
-def build(name: str, config: QuantConfig, *, calibrated: bool = True) -> fx.GraphModule:
-    made = build_student(toy_graph(name), config, TARGET, IMAGE)
-    if calibrated:
-        calibrate_student(made, BATCHES, config, IMAGE)
-    return made
 
 
 def without_quantization(model: fx.GraphModule, inputs: Tensor) -> Tensor:
@@ -51,9 +43,9 @@ def without_quantization(model: fx.GraphModule, inputs: Tensor) -> Tensor:
 )
 def test_a_file_gives_back_every_bit(name: str, options: dict[str, object], tmp_path: Path) -> None:
     config = QuantConfig.model_validate(options)
-    made = build(name, config)
+    made = built_student(name, config)
     save_student(made, tmp_path / "s.safetensors")
-    again = build(name, config, calibrated=False)
+    again = built_student(name, config, calibrated=False)
     load_student(again, tmp_path / "s.safetensors", config)
     stored, loaded = snapshot(made), snapshot(again)
     assert stored.keys() == loaded.keys()
@@ -70,7 +62,7 @@ def test_a_file_gives_back_every_bit(name: str, options: dict[str, object], tmp_
 def test_restoring_keeps_the_parameters_that_an_optimizer_holds(scales: str) -> None:
     """Brevitas makes its quantizers anew on loading, behind the back of the optimizer, unless told not to."""
     config = QuantConfig.model_validate({"bits": "w4a4", "scales": scales})
-    made = build("option_a", config)
+    made = built_student("option_a", config)
     held = dict(made.named_parameters())
     flags = {name: parameter.requires_grad for name, parameter in held.items()}
     restore(made, snapshot(made), config)
@@ -80,7 +72,7 @@ def test_restoring_keeps_the_parameters_that_an_optimizer_holds(scales: str) -> 
 
 def test_a_snapshot_is_a_copy_and_restores() -> None:
     config = QuantConfig(bits="w4a4")
-    made = build("option_a", config)
+    made = built_student("option_a", config)
     kept = snapshot(made)
     with torch.no_grad():
         before = made(images(4))
@@ -100,10 +92,10 @@ def test_a_snapshot_is_a_copy_and_restores() -> None:
 @pytest.mark.parametrize("wrong", ["another model", "another scheme", "truncated", "missing"])
 def test_a_file_that_does_not_fit_is_refused_shortly(wrong: str, tmp_path: Path) -> None:
     path, config = tmp_path / "s.safetensors", QuantConfig()
-    save_student(build("shuffle" if wrong == "another model" else "option_a", config), path)
+    save_student(built_student("shuffle" if wrong == "another model" else "option_a", config), path)
     if wrong == "another scheme":
         with torch.no_grad():
-            made = build("option_a", config)
+            made = built_student("option_a", config)
             made.fc = nn.Linear(12, 7)  # type: ignore[assignment]
         save_student(made, path)
     elif wrong == "truncated":
@@ -111,7 +103,7 @@ def test_a_file_that_does_not_fit_is_refused_shortly(wrong: str, tmp_path: Path)
     elif wrong == "missing":
         path = tmp_path / "nowhere.safetensors"
     with pytest.raises(ArtefactError, match=f"{path.name}.*dfqkit run --resume") as caught:
-        load_student(build("option_a", config, calibrated=False), path, config)
+        load_student(built_student("option_a", config, calibrated=False), path, config)
     assert len(str(caught.value)) < 600
     assert ("of another model or scheme" in str(caught.value)) == wrong.startswith("another")
 
@@ -123,7 +115,7 @@ def test_equalization_keeps_the_function_and_leaves_the_given_graph_alone(name: 
     inputs = images(8)
     with torch.no_grad():
         wanted = graph(inputs)
-    equal = build(name, QuantConfig(equalize=10), calibrated=False)
+    equal = built_student(name, QuantConfig(equalize=10), calibrated=False)
     assert all(torch.equal(before[key], value) for key, value in graph.state_dict().items())
     found = without_quantization(equal, inputs)
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
@@ -174,9 +166,9 @@ def test_the_scheme_is_checked_against_the_target() -> None:
 
 def test_without_bias_correction_a_file_gives_back_every_bit_too(tmp_path: Path) -> None:
     config = QuantConfig(bits="w4a4", bias_correction=False)
-    made = build("option_a", config)
+    made = built_student("option_a", config)
     save_student(made, tmp_path / "s.safetensors")  # before anything else has run it
-    again = build("option_a", config, calibrated=False)
+    again = built_student("option_a", config, calibrated=False)
     load_student(again, tmp_path / "s.safetensors", config)
     with torch.no_grad():
         assert torch.equal(made(images(4)), again(images(4)))
@@ -184,7 +176,8 @@ def test_without_bias_correction_a_file_gives_back_every_bit_too(tmp_path: Path)
 
 def test_bias_correction_moves_biases_alone() -> None:
     config = QuantConfig(bits="w4a4", bias_correction=False)
-    plain, corrected = build("option_a", config), build("option_a", config.model_copy(update={"bias_correction": True}))
+    plain = built_student("option_a", config)
+    corrected = built_student("option_a", config.model_copy(update={"bias_correction": True}))
     one, two = snapshot(plain), snapshot(corrected)
     changed = {key for key in one if not torch.equal(one[key], two[key])}
     layers = {key for key, m in plain.named_modules() if isinstance(m, qnn.QuantConv2d | qnn.QuantLinear)}
@@ -194,6 +187,6 @@ def test_bias_correction_moves_biases_alone() -> None:
 def test_building_is_placement_on_the_equalized_graph() -> None:
     config = QuantConfig(bits="w4a8", equalize=4)
     by_hand = quantized_graph(equalized_graph(toy_graph("residual"), config), config, TARGET, IMAGE)
-    calibrate_student(by_hand, BATCHES, config, IMAGE)
-    one, two = snapshot(by_hand), snapshot(build("residual", config))
+    calibrate_student(by_hand, [images(16, seed) for seed in (10, 11)], config, IMAGE)
+    one, two = snapshot(by_hand), snapshot(built_student("residual", config))
     assert all(torch.equal(one[key], two[key]) for key in one)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dfqkit.synthesis.methods.genie.swing import SwingConvolutions
+from tests._hooks import hooks_on
 from tests._toys import IMAGE, images, toy
 
 
@@ -85,7 +86,7 @@ def test_a_teacher_is_bitwise_itself_afterwards() -> None:
     assert torch.equal(model(x), before)
     with pytest.raises(KeyError), swing:
         raise KeyError
-    assert not any(layer._forward_pre_hooks for layer in model.modules())
+    assert not hooks_on(model)
 
 
 def test_its_generator_decides() -> None:

@@ -13,11 +13,9 @@ from torch import Tensor, nn
 from dfqkit import losses
 from dfqkit.teacher.taps import BatchNormTap, LayerTap, batch_norms
 from dfqkit_export.errors import TeacherError
+from tests._hooks import hooks_on
+from tests._messages import raises_naming
 from tests._toys import conv_bn, images, toy
-
-
-def hooks(model: nn.Module) -> int:
-    return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in model.modules())
 
 
 def test_statistics_are_those_of_the_input() -> None:
@@ -80,13 +78,13 @@ def test_nothing_is_left_behind() -> None:
     model = toy("residual")
     before = {name: value.clone() for name, value in model.state_dict().items()}
     tap = BatchNormTap(model)
-    assert hooks(model) == 0
+    assert hooks_on(model) == 0
     with tap:
         model(images(2))
-        assert hooks(model) > 0
+        assert hooks_on(model) > 0
     with pytest.raises(RuntimeError, match="stop"), tap:
         raise RuntimeError("stop")  # noqa: EM101
-    assert hooks(model) == 0
+    assert hooks_on(model) == 0
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert not model.training
 
@@ -97,14 +95,14 @@ def test_no_stand_in_is_left_behind_where_the_model_fails() -> None:
     with pytest.raises(RuntimeError, match="mat1 and mat2"), BatchNormTap(model):
         model(images(2))
     assert not any("forward" in vars(module) for module in model.modules())
-    assert hooks(model) == 0
+    assert hooks_on(model) == 0
 
 
 def test_a_copy_made_in_between_is_refused_and_one_made_later_is_free() -> None:
     model = toy("residual")
     tap = BatchNormTap(model)
     for copied in (copy.deepcopy, pickle.dumps):
-        with tap, pytest.raises(TeacherError, match=r"'stem.1' was copied or pickled while"):
+        with tap, raises_naming(TeacherError, "stem.1", "copied or pickled"):
             copied(model)
     with tap:
         model(images(2, 1))
@@ -160,7 +158,7 @@ def test_training_mode_is_refused_and_leaves_no_hooks() -> None:
     model.a1[1].train()
     with pytest.raises(TeacherError, match=r"'a1.1' is in training mode"), BatchNormTap(model):
         pass
-    assert hooks(model) == 0
+    assert hooks_on(model) == 0
 
 
 @pytest.mark.parametrize(
@@ -168,5 +166,5 @@ def test_training_mode_is_refused_and_leaves_no_hooks() -> None:
     [nn.Identity(), nn.BatchNorm2d(4, track_running_stats=False), nn.InstanceNorm2d(4, track_running_stats=True)],
 )
 def test_a_model_without_batch_norm_is_refused(norm: nn.Module) -> None:
-    with pytest.raises(TeacherError, match="no BatchNorm layer with running statistics"):
+    with raises_naming(TeacherError, "BatchNorm"):
         BatchNormTap(nn.Sequential(nn.Conv2d(3, 4, 3), norm))

@@ -16,6 +16,7 @@ from dfqkit.synthesis.methods.zskd import ZSKDConfig
 from dfqkit.synthesis.methods.zskd.method import ZSKD, dirichlet, log_gamma_variables, scaled_similarity
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import TeacherError
+from tests._messages import raises_naming
 from tests._toys import IMAGE, conv_bn, toy_teacher
 
 SMALL = ZSKDConfig(batch=10, steps=4)
@@ -97,7 +98,7 @@ def test_tiny_shapes_stay_finite() -> None:
 
 @pytest.mark.parametrize("shape", [0.0, -0.5, -3.0, math.nan, math.inf])
 def test_shapes_that_have_no_gamma_variable_are_refused(shape: float) -> None:
-    with pytest.raises(ValueError, match="shape must be a finite number above 0"):
+    with raises_naming(ValueError, "shape", "above 0"):
         log_gamma_variables(torch.tensor([1.0, shape]), rng())
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.labelled import load_images
 from dfqkit_export.images.spec import ImageSpec
+from tests._messages import raises_naming
 
 RGB = ImageSpec(shape=(3, 6, 6), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), classes=4)
 GREY = ImageSpec(shape=(1, 6, 6), mean=(0.5,), std=(0.5,), classes=4)
@@ -283,7 +284,7 @@ def test_missing_sources_and_unknown_types_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("option", ["resize", "crop", "limit"])
 def test_options_below_one_are_refused(tmp_path: Path, option: str) -> None:
     options: dict[str, Any] = {option: 0}
-    with pytest.raises(ArtefactError, match=f"{option} must be at least 1"):
+    with raises_naming(ArtefactError, option, "at least 1"):
         load_images(tmp_path, RGB, **options)
 
 

@@ -15,6 +15,7 @@ from dfqkit_export.images.inputs import model_image, own_batch, random_inputs
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.images.tensors import write_tensors
 from dfqkit_export.sentinel import PLAIN, Sentinel, write_sentinel
+from tests._messages import raises_naming
 
 SPEC = ImageSpec(shape=(3, 8, 8), mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), classes=10)
 
@@ -48,7 +49,7 @@ def test_open_sizes_come_from_the_metadata(model: onnx.ModelProto) -> None:
         size.dim_param = "side"
     assert random_inputs(model, 2).images.shape == (2, 3, 8, 8)
     del model.metadata_props[:]
-    with pytest.raises(ArtefactError, match="leaves the shape of an image open"):
+    with raises_naming(ArtefactError, "shape of an image"):
         random_inputs(model, 2)
 
 
@@ -111,7 +112,7 @@ def test_pixels_need_a_file_that_says_how_to_normalise_them(model: onnx.ModelPro
     np.save(tmp_path / "i.npy", codes(2).transpose(0, 2, 3, 1))
     del model.metadata_props[:]
     assert model_image(model) is None
-    with pytest.raises(ArtefactError, match="does not know how they are normalised"):
+    with raises_naming(ArtefactError, "normalised"):
         read_inputs(tmp_path / "i.npy", model, 1)
     onnx.helper.set_model_props(model, {"dfqkit.image": "{"})
     with pytest.raises(ArtefactError, match=r"'dfqkit.image' is not JSON"):
@@ -121,5 +122,5 @@ def test_pixels_need_a_file_that_says_how_to_normalise_them(model: onnx.ModelPro
 def test_sizes_that_no_machine_holds_are_refused() -> None:
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 10**9, 10**9])
     model = helper.make_model(helper.make_graph([], "g", [value], []))
-    with pytest.raises(ArtefactError, match=r"more than 536870912 numbers\. Ask for fewer"):
+    with raises_naming(ArtefactError, "536870912", "fewer"):
         random_inputs(model, 1)

@@ -36,6 +36,7 @@ from dfqkit_export.sentinel import (
 )
 from dfqkit_export.sentinel.choice import disagree, likely_flips, power
 from dfqkit_export.sentinel.probes import Probe, probed
+from tests._messages import raises_naming
 from tests.unit.export._bundles import SPEC, TEACHER, codes, write_net, write_set
 
 
@@ -215,7 +216,7 @@ class TestChoice:
         write_sentinel(tmp_path / "s.safetensors", found)
         assert 12_000 < (tmp_path / "s.safetensors").stat().st_size <= 24_000
         assert int(found.plain.sum()) * 2 == pytest.approx(int(found.sensitive.sum()), abs=2)
-        with pytest.raises(ArtefactError, match=r"images of 235 bytes fit into the 9,000 bytes"):
+        with raises_naming(ArtefactError, "235 bytes", "9,000 bytes"):
             choose(files["model"], teacher, candidates, Choice(limit=9_000))
 
     def test_of_large_images_there_are_never_fewer_than_64(self) -> None:
