@@ -23,7 +23,7 @@ from dfqkit.training.stream import LiveStream, frozen
 from dfqkit_export.errors import RecipeError
 from tests._messages import names, raises_naming
 from tests._offset import Offset
-from tests._toys import images, toy_graph, toy_teacher
+from tests._toys import built_student, images, toy_graph, toy_teacher
 
 TOY = "option_a"
 FAST: dict[str, Any] = {"steps": 8, "batch": 4, "round_every": 3, "judge_every": 3, "lr": 1e-3}
