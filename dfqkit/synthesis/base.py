@@ -77,6 +77,15 @@ class Synthesizer(ABC):
             (n, C, H, W), detached, in the teacher's normalised space.
         """
 
+    def _coded(self, images: Tensor) -> Tensor:
+        """Normalised images as they are stored, uint8."""
+        return (self.teacher.image.denormalize(images) * 255).round().clamp(0, 255).to(torch.uint8)
+
+    def _decoded(self, codes: Tensor) -> Tensor:
+        """Stored images, normalised."""
+        images: Tensor = self.teacher.image.normalize(codes.float() / 255)
+        return images
+
     def training_batch(self, n: int) -> Tensor:
         """Draw images (n, C, H, W) to calibrate or train a student on; methods that keep a set draw from it."""
         return self.sample(n)

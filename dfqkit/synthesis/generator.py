@@ -47,7 +47,8 @@ class Generator(nn.Module):
                     nn.BatchNorm2d(out),
                     nn.LeakyReLU(0.2, inplace=True),
                 ]
-            layers += [nn.Conv2d(maps[-1], channels, 3, padding=1), nn.BatchNorm2d(channels), nn.Sigmoid()]
+            output = nn.BatchNorm2d(channels)
+            layers += [nn.Conv2d(maps[-1], channels, 3, padding=1), output, nn.Sigmoid()]
             self.body = nn.Sequential(*layers)
         with torch.no_grad():
             for name, parameter in self.named_parameters():
@@ -56,16 +57,16 @@ class Generator(nn.Module):
                     parameter.copy_(torch.randn(parameter.shape, generator=rng, device=rng.device) * std)
                 elif name.endswith("bias"):
                     parameter.zero_()
-            output = self.body[-2]
             for channel, (mean, std) in enumerate(zip(image.mean, image.std, strict=True)):
                 weight, bias = _sigmoid_of_gaussian(mean, std)
-                output.weight[channel], output.bias[channel] = weight, bias  # type: ignore[index, operator]
+                output.weight[channel], output.bias[channel] = weight, bias
         self.train()
 
     def forward(self, z: Tensor) -> Tensor:
         """Map latents (N, latent) to normalised images (N, C, H, W)."""
         x = self.project(z).reshape(-1, *self.start)
-        return self.image.normalize(self.body(x))  # type: ignore[no-any-return]
+        images: Tensor = self.image.normalize(self.body(x))
+        return images
 
 
 def _sigmoid_of_gaussian(mean: float, std: float) -> tuple[float, float]:

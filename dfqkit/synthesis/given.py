@@ -92,7 +92,7 @@ class GivenImages(Synthesizer):
             )
             raise ArtefactError(message)
         self.given += n
-        return self._decoded(self.fresh[self.given - n : self.given])
+        return self._decoded(self._read(self.fresh[self.given - n : self.given]))
 
     def training_batch(self, n: int) -> Tensor:
         """Images of the training set, every one once before any comes again.
@@ -103,14 +103,11 @@ class GivenImages(Synthesizer):
         if not len(self.training):
             message = "There are no training images. Make the source with Demand.training above 0."
             raise ArtefactError(message)
-        return self._decoded(self._dealt(n))
+        return self._decoded(self._read(self._dealt(n)))
 
     def _dealt(self, n: int) -> Tensor:
         """Places of the next ``n`` training images."""
         return self.training[self.order.deal(n)]
-
-    def _decoded(self, places: Tensor) -> Tensor:
-        return self.teacher.image.normalize(self._read(places).float() / 255)
 
     @abstractmethod
     def _read(self, places: Tensor) -> Tensor:

@@ -162,7 +162,7 @@ class OnlineSynthesizer(Synthesizer):
         """Keep images, 8 bits a channel; a full memory replaces entries drawn at random."""
         if not len(self.memory):
             return
-        codes = (self.teacher.image.denormalize(images) * 255).round().clamp(0, 255).to(torch.uint8)
+        codes = self._coded(images)
         free = len(self.memory) - self.remembered
         added = codes[:free]
         self.memory[self.remembered : self.remembered + len(added)] = added
@@ -174,7 +174,7 @@ class OnlineSynthesizer(Synthesizer):
 
     def _recall(self, n: int) -> Tensor:
         index = torch.randint(self.remembered, (n,), generator=self.rng, device=self.device)
-        return self.teacher.image.normalize(self.memory[index].float() / 255)
+        return self._decoded(self.memory[index])
 
     def state_dict(self) -> dict[str, Tensor]:
         """Generators, their averages and optimizers, the memory, the counters and the random state."""

@@ -98,7 +98,7 @@ class PoolSynthesizer(Synthesizer):
         require_finite(self.config, values, f"in step {step + 1} of batch {self.finished + 1}")
 
     def _keep(self, images: Tensor, *, game: bool) -> None:
-        codes = (self.teacher.image.denormalize(images) * 255).round().clamp(0, 255).to(torch.uint8)
+        codes = self._coded(images)
         total = self.demand.images
         count = torch.arange(self.made, self.made + len(codes), device=self.device)
         # Spread evenly, so that both halves hold images of every batch.
@@ -133,9 +133,6 @@ class PoolSynthesizer(Synthesizer):
             raise ArtefactError(message)
         self.order.size = len(self.training)
         return self._decoded(self.training[self.order.deal(n)])
-
-    def _decoded(self, codes: Tensor) -> Tensor:
-        return self.teacher.image.normalize(codes.float() / 255)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Both halves, the batch at hand, the counters and the random state."""

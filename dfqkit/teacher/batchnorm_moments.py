@@ -38,6 +38,19 @@ def can_join(layer: _BatchNorm, x: Tensor) -> bool:
     return type(layer).forward is _BatchNorm.forward and frozen and not layer.training and x.dtype == torch.float32
 
 
+def running_statistics(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Mean and variance that training left in a layer.
+
+    Raises:
+        TypeError: it keeps none; whoever asks has chosen layers that do.
+    """
+    mean, variance = layer.running_mean, layer.running_var
+    if mean is None or variance is None:
+        message = "a BatchNorm layer without running statistics was read"
+        raise TypeError(message)
+    return mean, variance
+
+
 def normalised_with_moments(layer: _BatchNorm, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What the layer returns, and `channel_moments` of its input; see `can_join`."""
     y, mean, variance = _Joined.apply(x, layer)
@@ -67,8 +80,7 @@ class _Joined(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
         mean, variance = _computed(x)
-        weight, centre = layer.weight, layer.running_mean
-        spread: Tensor = layer.running_var  # type: ignore[assignment]
+        weight, (centre, spread) = layer.weight, running_statistics(layer)
         scale = (spread + layer.eps).rsqrt()
         ctx.save_for_backward(x, mean, scale if weight is None else scale * weight)
         y = torch.batch_norm(x, weight, layer.bias, centre, spread, False, 0.0, layer.eps, False)

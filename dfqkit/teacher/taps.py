@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
-from dfqkit.teacher.batchnorm_moments import can_join, channel_moments, normalised_with_moments
+from dfqkit.teacher.batchnorm_moments import can_join, channel_moments, normalised_with_moments, running_statistics
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.words import did_you_mean
 
@@ -133,14 +133,9 @@ class BatchNormTap(_Tap):
         )
 
     def _note(self, name: str, layer: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
+        left, spread = running_statistics(layer)
         self.statistics.append(
-            BatchStatistics(
-                name=name,
-                mean=mean,
-                variance=variance,
-                running_mean=layer.running_mean,  # type: ignore[arg-type]
-                running_variance=layer.running_var,  # type: ignore[arg-type]
-            )
+            BatchStatistics(name=name, mean=mean, variance=variance, running_mean=left, running_variance=spread)
         )
 
 

@@ -70,7 +70,7 @@ class CMI(PoolSynthesizer):
         trained = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        loss.backward(inputs=trained)  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss, inputs=trained)
         for optimizer in optimizers:
             optimizer.step()
         return {name: float(term.detach()) for name, term in terms.items()}

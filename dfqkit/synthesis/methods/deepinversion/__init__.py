@@ -65,13 +65,11 @@ class DeepInversionWeights(LossWeights):
     l2: float = Field(0.0, ge=0, description="Norm of the image (README; 1e-5 for ImageNet).")
 
 
-class DeepInversionConfig(PixelConfig):
-    """Batches of pixels with assigned labels, BatchNorm statistics and image priors."""
+class DeepInversionFields(PixelConfig):
+    """What this method and its adaptive form have in a recipe."""
 
-    implementation: ClassVar[str] = "dfqkit.synthesis.methods.deepinversion.method:DeepInversion"
     needs: ClassVar[frozenset[str]] = frozenset({"batchnorm"})
 
-    method: Literal["deepinversion"] = "deepinversion"
     schedule: Literal["cifar", "imagenet0", "imagenet1", "imagenet2"] = Field(
         "cifar",
         description="Stages, and the defaults of everything else. imagenet0: two thirds of the steps averaged down by "
@@ -98,3 +96,11 @@ class DeepInversionConfig(PixelConfig):
         if isinstance(weights, Mapping):
             values = {**values, "weights": {**preset["weights"], **weights}}
         return {**preset, **values}
+
+
+class DeepInversionConfig(DeepInversionFields):
+    """Batches of pixels with assigned labels, BatchNorm statistics and image priors."""
+
+    implementation: ClassVar[str] = "dfqkit.synthesis.methods.deepinversion.method:DeepInversion"
+
+    method: Literal["deepinversion"] = "deepinversion"

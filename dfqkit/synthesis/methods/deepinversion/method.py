@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dfqkit import losses
 from dfqkit.config.synthesis import NO_DEMAND, Demand
-from dfqkit.synthesis.methods.deepinversion import DeepInversionConfig
+from dfqkit.synthesis.methods.deepinversion import DeepInversionFields
 from dfqkit.synthesis.pixels import PixelSynthesizer, Stage
 from dfqkit.teacher.load import Teacher
 from dfqkit.teacher.sources import USER_CODE_ERRORS
@@ -20,10 +20,10 @@ from dfqkit_export.errors import RecipeError
 class DeepInversion(PixelSynthesizer):
     """Batches of pixels with assigned labels, BatchNorm statistics and image priors."""
 
-    config: DeepInversionConfig
+    config: DeepInversionFields
 
     def __init__(
-        self, config: DeepInversionConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
+        self, config: DeepInversionFields, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
     ) -> None:
         super().__init__(config, teacher, generator, demand)
         self.weights = config.weights.model_dump()

@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from dfqkit.synthesis.methods.deepinversion import DeepInversionConfig, DeepInversionWeights
+from dfqkit.synthesis.methods.deepinversion import DeepInversionFields, DeepInversionWeights
 
 
 class AdaptiveDeepInversionWeights(DeepInversionWeights):
@@ -37,13 +37,13 @@ class AdaptiveDeepInversionWeights(DeepInversionWeights):
     )
 
 
-class AdaptiveDeepInversionConfig(DeepInversionConfig):
+class AdaptiveDeepInversionConfig(DeepInversionFields):
     """DeepInversion against students."""
 
     implementation: ClassVar[str] = "dfqkit.synthesis.methods.deepinversion_adaptive.method:AdaptiveDeepInversion"
     needs: ClassVar[frozenset[str]] = frozenset({"batchnorm", "student"})
 
-    method: Literal["deepinversion-adaptive"] = "deepinversion-adaptive"  # type: ignore[assignment]
+    method: Literal["deepinversion-adaptive"] = "deepinversion-adaptive"
     form: Literal["js", "author"] = Field(
         "js", description="The Jensen-Shannon divergence, or the clamped and reversed one of the authors' code."
     )

@@ -81,10 +81,10 @@ class FastDFKD(PoolSynthesizer):
         loss = weighted_sum(terms, self.weights)
         self.batch.keep(loss, images=images)
         parameters = list(self.member.parameters())
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward(inputs=[self.batch.z, *parameters])  # type: ignore[no-untyped-call]
-        for total, parameter in zip(self.gradients, parameters, strict=True):
-            total += parameter.grad  # type: ignore[arg-type]
+        self.batch.z.grad, *gradients = torch.autograd.grad(loss, [self.batch.z, *parameters])
+        for total, parameter, gradient in zip(self.gradients, parameters, gradients, strict=True):
+            parameter.grad = gradient
+            total += gradient
         self.optimizer.step()
         if step == steps - 1:
             self._learn(steps)

@@ -63,7 +63,7 @@ class GENIE(PoolSynthesizer):
             group["lr"] = self.config.lr_generator * _DECAY ** (step // self.decay_every)
         self.optimizer.zero_grad(set_to_none=True)
         self.latent_optimizer.zero_grad(set_to_none=True)
-        loss.backward(inputs=[self.z, *self.member.parameters()])  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss, inputs=[self.z, *self.member.parameters()])
         self.optimizer.step()
         self.latent_optimizer.step()
         self.plateau.step(float(loss.detach()))
@@ -71,7 +71,8 @@ class GENIE(PoolSynthesizer):
 
     def _finish(self) -> Tensor:
         with torch.no_grad():
-            return self.member(self.z)  # type: ignore[no-any-return]
+            images: Tensor = self.member(self.z)
+        return images
 
     def _tensors(self) -> dict[str, Tensor]:
         if not self.at:

@@ -12,6 +12,7 @@ from dfqkit import losses
 from dfqkit.config.synthesis import NO_DEMAND, Demand
 from dfqkit.synthesis.methods.zeroq import ZeroQConfig
 from dfqkit.synthesis.pixels import PixelSynthesizer
+from dfqkit.teacher.batchnorm_moments import running_statistics
 from dfqkit.teacher.load import Teacher
 from dfqkit.teacher.structure import last_layer
 from dfqkit.teacher.taps import BatchNormTap, LayerTap
@@ -72,7 +73,7 @@ class ZeroQ(PixelSynthesizer):
                 layers = tap.deviations(form)
             else:
                 read = [
-                    _per_image(x, norm.running_mean, norm.running_var)  # type: ignore[arg-type]
+                    _per_image(x, *running_statistics(norm))
                     for name, norm in self.norms.items()
                     for x in tap.calls.get(name, ())
                     if x.dim() > 2  # a vector has no positions to take statistics over
