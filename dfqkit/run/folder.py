@@ -13,16 +13,17 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
-from torch import Tensor
 
-from dfqkit.run.checkpoint import read_checkpoint, write_checkpoint
 from dfqkit.run.lock import LOCK_FILES, FolderLock
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import sha256_of_file, write_bytes
 from dfqkit_export.words import some
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["MANIFEST", "RunFolder"]
 
@@ -236,6 +237,8 @@ class RunFolder:
 
     def save_state(self, stage: str, tensors: Mapping[str, Tensor], scalars: Mapping[str, object]) -> None:
         """Replace the state from which an interrupted stage continues (`checkpoint.write_checkpoint`)."""
+        from dfqkit.run.checkpoint import write_checkpoint
+
         elapsed = time.monotonic() - self._begun[stage] if stage in self._begun else 0.0
         write_checkpoint(self._state(stage), tensors, scalars, self._spent.get(stage, 0.0) + elapsed)
 
@@ -247,6 +250,8 @@ class RunFolder:
         """
         if not self._state(stage).exists():
             return None
+        from dfqkit.run.checkpoint import read_checkpoint
+
         tensors, scalars, self._spent[stage] = read_checkpoint(self._state(stage))
         return tensors, scalars
 
