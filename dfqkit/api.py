@@ -21,7 +21,7 @@ from dfqkit.run.folder import RunFolder
 from dfqkit.run.stages import STAGES
 from dfqkit.run.validate import REPORT
 from dfqkit.teacher.load import Teacher
-from dfqkit_export.backends.targets import get_target
+from dfqkit_export.backends import DEFAULT, DEFAULT_TARGET, backend_of, get_target
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.report import Report
 
@@ -63,7 +63,7 @@ def quantize(
     *,
     image: ImageSpec | None = None,
     bits: str = "w8a8",
-    target: str = "onnxruntime",
+    target: str = DEFAULT_TARGET.name,
     out: str | Path | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Result:
@@ -130,7 +130,7 @@ def _recipe(teacher: Teacher, bits: str, target: str, sections: dict[str, Any]) 
         "distill": None if bits == "w8a8" else _DISTILL,
         "floors": [{"metric": STUDENT_AGREEMENT.name, "value": 99.5}],
     }
-    if get_target(target).runtime == "onnxruntime":
+    if backend_of(get_target(target)) is DEFAULT:
         data["floors"].append({"metric": INTEGER_OPS.name, "value": 100.0})
     data |= sections
     data["quant"] = {"bits": bits} | dict(sections.get("quant", {}))

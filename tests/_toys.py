@@ -16,7 +16,7 @@ from dfqkit.students.freezing import freeze
 from dfqkit.students.placement import quantized_graph
 from dfqkit.students.student import build_student, calibrate_student
 from dfqkit.teacher.load import Teacher
-from dfqkit_export.backends.targets import get_target
+from dfqkit_export.backends import get_target
 from dfqkit_export.images.spec import ImageSpec
 
 IMAGE = ImageSpec(shape=(3, 16, 16), mean=(0.5, 0.45, 0.4), std=(0.25, 0.25, 0.3), classes=5)

@@ -30,8 +30,9 @@ from dfqkit.run.measuring import real_images
 from dfqkit.run.stages import before
 from dfqkit.synthesis.build import require_needs
 from dfqkit.teacher.load import Teacher
+from dfqkit_export.backends import DEFAULT
 from dfqkit_export.backends.onnxruntime.session import OrtSession
-from dfqkit_export.backends.realised import realised_precision
+from dfqkit_export.backends.opening import realised_precision
 from dfqkit_export.errors import ArtefactError, BusyError
 from dfqkit_export.files import write_bytes
 from dfqkit_export.images.labelled import LabelledImages
@@ -131,7 +132,7 @@ class Bench:
         logits = _run(folder.path / "model.onnx", self.test, self.teacher)
         reference = self._reference(folder)
         labels: Any = self.test.labels  # `prepare` saw that there are some
-        where: dict[str, Any] = {"subject": "onnxruntime", "data": f"real:{self.test.name}"}
+        where: dict[str, Any] = {"subject": DEFAULT.name, "data": f"real:{self.test.name}"}
         result = {
             **asdict(cell),
             "method": recipe.synthesis.method,  # type: ignore[attr-defined]
@@ -142,7 +143,7 @@ class Bench:
                     metrics.paired_drop(reference, logits, labels, **where),
                     metrics.agreement(reference, logits, **where),
                     metrics.kl(reference, logits, **where),
-                    metrics.integer_ops(realised_precision(folder.path / "model.onnx"), subject="onnxruntime"),
+                    metrics.integer_ops(realised_precision(folder.path / "model.onnx"), subject=DEFAULT.name),
                 )
             ],
             "teacher_top1": metrics.top1(reference, labels, subject="teacher", data=where["data"]).value,

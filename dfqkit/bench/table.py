@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dfqkit_export.backends import DEFAULT
 from dfqkit_export.measure.kinds import TOP1_DROP, MetricKind, known_kinds
 
 SCHEMA = 1
@@ -165,7 +166,7 @@ def _facts(data: Mapping[str, Any]) -> list[str]:
         f"    {provenance['command']}",
         "",
         f"{provenance['environment']['cpu']['model']}, {provenance['threads']} thread(s); "
-        + ", ".join(f"{name} {packages[name]}" for name in ("torch", "brevitas", "onnxruntime") if name in packages)
+        + ", ".join(f"{name} {packages[name]}" for name in ("torch", "brevitas", DEFAULT.package) if name in packages)
         + ".",
     ]
 

@@ -48,12 +48,15 @@ def _compare(args: argparse.Namespace) -> int:
     reports = [path.is_dir() or path.suffix == ".json" for path in (args.a, args.b) if path is not None]
     if any(reports):
         return _reports(args, reports)
-    if args.b is None and (args.runtime_a or "onnxruntime") == (args.runtime_b or "onnxruntime"):
+    from dfqkit_export.backends import DEFAULT
+
+    if args.b is None and (args.runtime_a or DEFAULT.name) == (args.runtime_b or DEFAULT.name):
         args.parser.error("give two files, or one file and another runtime, such as --runtime-b openvino")
     return _files(args)
 
 
 def _files(args: argparse.Namespace) -> int:
+    from dfqkit_export.backends import DEFAULT
     from dfqkit_export.comparison import MIN_SQNR, Side, compare_files, render_comparison
     from dfqkit_export.comparison.inputs import read_inputs
     from dfqkit_export.images.inputs import model_image, random_inputs
@@ -68,8 +71,8 @@ def _files(args: argparse.Namespace) -> int:
     else:
         inputs = read_inputs(args.images, model, args.limit)
     found = compare_files(
-        Side(path=args.a, runtime=args.runtime_a or "onnxruntime"),
-        Side(path=args.b or args.a, runtime=args.runtime_b or "onnxruntime"),
+        Side(path=args.a, runtime=args.runtime_a or DEFAULT.name),
+        Side(path=args.b or args.a, runtime=args.runtime_b or DEFAULT.name),
         inputs,
         threads=args.threads,
         min_sqnr=MIN_SQNR if args.min_sqnr is None else args.min_sqnr,

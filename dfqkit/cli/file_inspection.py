@@ -17,11 +17,10 @@ from dfqkit_export.errors import ArtefactError, DfqkitError
 from dfqkit_export.words import some, table
 
 if TYPE_CHECKING:
-    from dfqkit_export.backends.realised import Realised
+    from dfqkit_export.backends.precision import Realised
     from dfqkit_export.checker import FixResult, Problem
     from dfqkit_export.onnxfile.summary import FileFacts, LayerFacts, QuantFacts
 
-_DEFAULT_TARGET = "onnxruntime"
 _NODES = 3  # named where a rule is broken in many places; --json has all
 
 
@@ -42,20 +41,19 @@ def inspect_file(path: str, target: str | None, fix: str | None, runtimes: Seque
         ArtefactError: The file is no model, takes no images, or has nothing quantized in it.
         TargetError: There is no such target or runtime.
     """
-    from dfqkit_export.backends.runtimes import get_runtime
-    from dfqkit_export.backends.targets import get_target
+    from dfqkit_export.backends import DEFAULT_TARGET, get_backend, get_target
     from dfqkit_export.checker import check_model, fix_file
     from dfqkit_export.onnxfile.model import load_onnx, require_images
     from dfqkit_export.onnxfile.summary import file_facts
 
     for name in runtimes:
-        get_runtime(name)
+        get_backend(name)
     if target is not None:
         get_target(target)
     model = load_onnx(path)
     require_images(model, path)
     facts = file_facts(model)
-    chosen = target or facts.metadata.get("dfqkit.target") or _DEFAULT_TARGET
+    chosen = target or facts.metadata.get("dfqkit.target") or DEFAULT_TARGET.name
     quantized = bool(facts.quantize or facts.dequantize)
     realised, failures = _realised(path, runtimes)
     found = _Inspection(
@@ -116,7 +114,7 @@ class _Inspection:
 
 def _realised(path: str, runtimes: Sequence[str]) -> tuple[dict[str, Realised], dict[str, DfqkitError]]:
     """What each runtime did with each layer, and why some could not be asked."""
-    from dfqkit_export.backends.realised import realised_precision
+    from dfqkit_export.backends.opening import realised_precision
 
     found: dict[str, Realised] = {}
     failed: dict[str, DfqkitError] = {}

@@ -59,21 +59,21 @@ def _synthesizers() -> list[tuple[str, ...]]:
 
 
 def _targets() -> list[tuple[str, ...]]:
+    from dfqkit_export.backends import all_targets
     from dfqkit_export.backends.target_text import summary
-    from dfqkit_export.backends.targets import TARGETS
 
-    return summary(TARGETS.values())
+    return summary(all_targets().values())
 
 
 def _target(name: str) -> str:
+    from dfqkit_export.backends import get_target
     from dfqkit_export.backends.target_text import render_target
-    from dfqkit_export.backends.targets import get_target
 
     return render_target(get_target(name))
 
 
 def _runtimes() -> list[tuple[str, ...]]:
-    from dfqkit_export.backends.runtimes import RUNTIMES, get_runtime
+    from dfqkit_export.backends import all_backends
 
-    missing = {name: get_runtime(name).available() for name in RUNTIMES}
-    return [(name, "available" if reason is None else "missing", reason or "") for name, reason in missing.items()]
+    missing = {name: backend.missing() for name, backend in all_backends().items()}
+    return [(name, "missing" if reason else "available", reason) for name, reason in missing.items()]

@@ -84,7 +84,7 @@ def guarded(action: Callable[[], int]) -> int:
             discard_stdout()
             return 0
         except ModuleNotFoundError as error:
-            from dfqkit_export.env import missing_extra
+            from dfqkit_export.lazy import missing_extra
 
             missing = missing_extra(error)
             if missing is None:

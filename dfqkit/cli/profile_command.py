@@ -46,12 +46,13 @@ def add(commands: Commands) -> None:
 
 
 def _profile(args: argparse.Namespace) -> int:
+    from dfqkit_export.backends import DEFAULT
     from dfqkit_export.profiling import profile_file, render_profile
 
     found = profile_file(
         args.model,
         args.against,
-        runtimes=args.runtimes or ("onnxruntime",),
+        runtimes=args.runtimes or (DEFAULT.name,),
         batch=args.batch,
         threads=args.threads,
         repeats=args.repeats,

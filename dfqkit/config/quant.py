@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from dfqkit.config.section import Section
 
 if TYPE_CHECKING:
-    from dfqkit_export.backends.targets import Target
+    from dfqkit_export.backends.target import Target
 
 _BITS = re.compile(r"w([2-8])a([2-8])")
 

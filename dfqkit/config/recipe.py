@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from dfqkit.config.recipe_errors import explain, shown
-from dfqkit_export.backends.targets import get_target
+from dfqkit_export.backends import DEFAULT, DEFAULT_TARGET, get_target
 from dfqkit_export.errors import RecipeError
 from dfqkit_export.words import did_you_mean
 
@@ -100,7 +100,7 @@ class FloorSection(_Section):
     """The worst value a metric may have; on the wrong side the verdict is ``failed``."""
 
     metric: str
-    subject: str = "onnxruntime"
+    subject: str = DEFAULT.name
     value: float
     data: Literal["", "real", "synthetic"] = Field("", description="Images that it is about; empty for all.")
     needs_labels: bool = Field(False, description="Left out where validate.data is null.")
@@ -115,7 +115,7 @@ class Recipe(_Section):
     seed: int = Field(0, ge=0)
     teacher: TeacherSection
     image: ImageSection
-    target: str = "onnxruntime"
+    target: str = DEFAULT_TARGET.name
     synthesis: SerializeAsAny[BaseModel]
     bank: BankSection = BankSection()
     student: SerializeAsAny[BaseModel] | None = None

@@ -27,7 +27,8 @@ from dfqkit.synthesis.build import build_synthesizer
 from dfqkit.teacher.load import Teacher, load_teacher
 from dfqkit.training.float_student import load_float_student, new_float_student
 from dfqkit.training.loop import Batch
-from dfqkit_export.backends.targets import Target, get_target
+from dfqkit_export.backends import get_target
+from dfqkit_export.backends.target import Target
 from dfqkit_export.errors import RecipeError, RuntimeUnavailableError
 
 #: File of the smaller float student that is quantized in the teacher's place, where a recipe asks for one.

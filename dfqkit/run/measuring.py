@@ -25,8 +25,9 @@ from dfqkit.run.export import MODEL, TEACHER
 from dfqkit.run.quantize import calibrated_file
 from dfqkit.run.target_check import Account, ask_runtime, own_runtime
 from dfqkit.students.freezing import freeze
+from dfqkit_export.backends import DEFAULT, backend_of
 from dfqkit_export.backends.onnxruntime.session import OrtSession
-from dfqkit_export.backends.realised import realised_precision
+from dfqkit_export.backends.opening import realised_precision
 from dfqkit_export.estimate import estimate_drop
 from dfqkit_export.images.labelled import LabelledImages, load_images
 from dfqkit_export.measure import latency, metrics
@@ -119,7 +120,7 @@ def measure(context: Context, shown_as: str) -> Measured:
     first = next(sets[0].batches())
     account = ask_runtime(path / MODEL, context.target)
     timing = None
-    if context.target.runtime == "onnxruntime":
+    if backend_of(context.target) is DEFAULT:
         timing = _latency(recipe, subjects, first[:1])
     found += [*_sizes(path), *account.metrics()]
     found += timing.metrics(data="1x" + "x".join(map(str, recipe.image.shape))) if timing else []
@@ -151,14 +152,14 @@ def _subjects(context: Context) -> _Subjects:
     answers: dict[str, Answer] = {
         "teacher": teacher.run,
         "student": partial(_torch_logits, student, device=context.device),
-        "onnxruntime": quantized.run,
+        DEFAULT.name: quantized.run,
         "calibrated": partial(_torch_logits, calibrated, device=context.device),
     }
     if context.recipe.student:  # then the network that was quantized is not the teacher
         answers["float_student"] = partial(_torch_logits, context.graph, device=context.device)
     own = own_runtime(path / MODEL, context.target)
     if own is not None:
-        answers[context.target.runtime] = own.run
+        answers[context.target.backend] = own.run
     return _Subjects(student=student, teacher=teacher, quantized=quantized, answers=answers)
 
 
@@ -232,7 +233,7 @@ def _estimate(logits: dict[str, NDArray[Any]], recipe: Recipe, found: list[Metri
     """The drop on real images as the synthetic ones tell it; a known accuracy only says whether it may be told."""
     known = next((m.value for m in found if (m.name, m.subject) == (TOP1.name, "teacher")), None)
     made_by: str = recipe.synthesis.method  # type: ignore[attr-defined]
-    return estimate_drop(logits["teacher"], logits["onnxruntime"], synthesizer=made_by, teacher_top1=known).to_dict()
+    return estimate_drop(logits["teacher"], logits[DEFAULT.name], synthesizer=made_by, teacher_top1=known).to_dict()
 
 
 def _grading_sets(context: Context) -> list[GradingSet]:
@@ -261,7 +262,7 @@ def _torch_logits(model: nn.Module, images: Images, device: torch.device) -> NDA
 
 
 def _sizes(path: Path) -> list[Metric]:
-    files = {"teacher": path / TEACHER, "onnxruntime": path / MODEL}
+    files = {"teacher": path / TEACHER, DEFAULT.name: path / MODEL}
     return [
         SIZE.metric(subject=subject, data="file", value=float(file.stat().st_size), n=1)
         for subject, file in files.items()
@@ -272,7 +273,7 @@ def _latency(recipe: Recipe, subjects: _Subjects, image: Images) -> latency.Late
     repeats = recipe.validation.latency_repeats
     if not repeats:
         return None
-    sessions = {"teacher": subjects.teacher, "onnxruntime": subjects.quantized}
+    sessions = {"teacher": subjects.teacher, DEFAULT.name: subjects.quantized}
     return latency.measure_latency(sessions, image, repeats=repeats, reference="teacher")
 
 

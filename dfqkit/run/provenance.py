@@ -15,8 +15,8 @@ import torch
 from dfqkit.config.recipe import Recipe, find_file
 from dfqkit.config.synthesis import UNKNOWN, SynthesizerConfig
 from dfqkit.run import distill, synthesize, train
-from dfqkit_export.backends.runtimes import get_runtime
-from dfqkit_export.backends.targets import Target
+from dfqkit_export.backends import DEFAULT, DEFAULT_TARGET, backend_of
+from dfqkit_export.backends.target import Target
 from dfqkit_export.env import environment
 from dfqkit_export.errors import RecipeError
 
@@ -133,12 +133,13 @@ def provenance(context: Context, until: str) -> dict[str, Any]:
 
 
 def _measured_in(target: Target) -> str:
-    if target.runtime == "onnxruntime":
-        itself = target.name == "onnxruntime"
+    backend = backend_of(target)
+    if backend is DEFAULT:
+        itself = target is DEFAULT_TARGET
         return (
             f"ONNX Runtime{', the target itself' if itself else f' on this machine; {target.title} has other kernels'}"
         )
-    if get_runtime(target.runtime).available() is None:
+    if not backend.missing():
         return f"{target.title} itself, and ONNX Runtime on CPU, which computes what the file says"
     return (
         f"ONNX Runtime on CPU, which computes what the file says; {target.title} itself has not run it, so nothing "

@@ -59,7 +59,7 @@ def require_earlier(folder: RunFolder, recipe: Recipe, name: str) -> None:
 
 def plan(recipe: Recipe) -> str:
     """What `--dry-run` prints: what each stage does and costs, and the resolved recipe."""
-    from dfqkit_export.backends.targets import get_target  # numpy; not needed to list the stages
+    from dfqkit_export.backends import get_target  # not needed to list the stages
 
     lines = {
         "recipe": f"{recipe.name}: {recipe.why}",

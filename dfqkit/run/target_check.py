@@ -1,7 +1,7 @@
 """The target's own runtime, or one of its family, asked about the exported file where ONNX Runtime is not the target.
 
 What belongs here: which runtime is asked for which target, and what a report says where it is absent, refuses the file
-or crashes. What the runtime answers is read in `dfqkit_export.backends.realised`.
+or crashes. What the runtime answers is read in `dfqkit_export.backends`.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dfqkit_export.backends.realised import Realised, realised_precision
-from dfqkit_export.backends.runtimes import Session, get_runtime
-from dfqkit_export.backends.targets import Target
+from dfqkit_export.backends import DEFAULT, backend_of, witness_for
+from dfqkit_export.backends.base import Options
+from dfqkit_export.backends.opening import realised_precision
+from dfqkit_export.backends.precision import Realised
+from dfqkit_export.backends.session import Session
+from dfqkit_export.backends.target import Target
 from dfqkit_export.errors import ArtefactError, RuntimeCrashedError
 from dfqkit_export.measure.kinds import Metric
 from dfqkit_export.measure.metrics import integer_ops
 from dfqkit_export.report import Finding, Floor, LayerRow
-
-#: Family of targets, or runtime where a target has none, to the runtime that answers without the target's hardware.
-WITNESSES = {name: name for name in ("onnxruntime", "openvino", "tensorrt-rtx")} | {"tensorrt": "tensorrt-rtx"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +65,10 @@ def ask_runtime(path: Path, target: Target) -> Account:
         path: the exported file.
         target: what it was exported for.
     """
-    subject = WITNESSES.get(target.family or target.runtime, "")
-    missing = get_runtime(subject).available() if subject else "no runtime of it is known here"
-    if missing is not None:
+    witness = witness_for(target)
+    subject = witness.name if witness else ""
+    missing = witness.missing() if witness else "no runtime of it is known here"
+    if missing:
         warning = (
             f"{target.title} has not seen this file, nor has anything of its family: {missing}. What is measured here "
             "is what the file says, computed in ONNX Runtime; what runs in integers on the target is not known, and "
@@ -88,13 +89,13 @@ def own_runtime(path: Path, target: Target) -> Session | None:
         path: the exported file.
         target: what it was exported for.
     """
-    runtime = get_runtime(target.runtime)
-    if target.runtime == "onnxruntime" or runtime.available() is not None:
+    backend = backend_of(target)
+    if backend is DEFAULT or backend.missing():
         return None
     try:
-        return runtime.load(path)
+        return backend.load(path, Options())
     except (ArtefactError, RuntimeCrashedError):
         return None  # `ask_runtime` makes a finding of it
 
 
-__all__ = ["WITNESSES", "Account", "ask_runtime", "own_runtime"]
+__all__ = ["Account", "ask_runtime", "own_runtime"]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from dfqkit_export.backends.targets import Target
+from dfqkit_export.backends.target import Target
 from dfqkit_export.files import write_bytes
 
 if TYPE_CHECKING:

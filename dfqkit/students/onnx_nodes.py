@@ -13,7 +13,7 @@ import torch
 from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
 from torch import Tensor, fx, nn
 
-from dfqkit_export.backends.targets import Target
+from dfqkit_export.backends.target import Target
 from dfqkit_export.errors import TargetError
 
 _symbolic = torch.onnx.ops.symbolic

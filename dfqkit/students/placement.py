@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from dfqkit.config.quant import QuantConfig
 from dfqkit.students.normal_form import op_name
 from dfqkit.students.quantizers import activation_quantizer, weight_quantizer
-from dfqkit_export.backends.targets import Target
+from dfqkit_export.backends.target import Target
 from dfqkit_export.images.spec import ImageSpec
 
 _WEIGHTED = (nn.Conv2d, nn.Linear)

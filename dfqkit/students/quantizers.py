@@ -19,7 +19,7 @@ from brevitas.quant import (
 )
 
 from dfqkit.config.quant import QuantConfig
-from dfqkit_export.backends.targets import Target
+from dfqkit_export.backends.target import Target
 
 
 def weight_quantizer(config: QuantConfig, bits: int, target: Target) -> Any:

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from dfqkit.config.quant import QuantConfig
 from dfqkit.students.calibration import calibrate, correct_bias, settle
 from dfqkit.students.placement import quantized_graph
-from dfqkit_export.backends.targets import Target
+from dfqkit_export.backends.target import Target
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import write_bytes
 from dfqkit_export.images.spec import ImageSpec

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from dfqkit_export.lazy import attach
 
 if TYPE_CHECKING:
-    from dfqkit_export.backends.onnxruntime.session import OrtRuntime, OrtSession
-    from dfqkit_export.backends.realised import LayerPrecision, Realised, realised_precision
+    from dfqkit_export.backends.onnxruntime.session import OrtSession
+    from dfqkit_export.backends.opening import realised_precision
+    from dfqkit_export.backends.precision import LayerPrecision, Realised
     from dfqkit_export.checker import CheckResult, FixResult, Problem, check_file, fix_file
     from dfqkit_export.comparison import compare_files
     from dfqkit_export.env import environment
@@ -48,13 +49,12 @@ __getattr__, __dir__ = attach(
         "Floor": "dfqkit_export.report",
         "ImageSpec": "dfqkit_export.images.spec",
         "LabelledImages": "dfqkit_export.images.labelled",
-        "LayerPrecision": "dfqkit_export.backends.realised",
+        "LayerPrecision": "dfqkit_export.backends.precision",
         "LayerRow": "dfqkit_export.report",
         "Metric": "dfqkit_export.measure.kinds",
-        "OrtRuntime": "dfqkit_export.backends.onnxruntime.session",
         "OrtSession": "dfqkit_export.backends.onnxruntime.session",
         "Problem": "dfqkit_export.checker",
-        "Realised": "dfqkit_export.backends.realised",
+        "Realised": "dfqkit_export.backends.precision",
         "RecipeError": "dfqkit_export.errors",
         "Report": "dfqkit_export.report",
         "RuntimeCrashedError": "dfqkit_export.errors",
@@ -70,7 +70,7 @@ __getattr__, __dir__ = attach(
         "layer_outputs": "dfqkit_export.measure.activations",
         "load_images": "dfqkit_export.images.labelled",
         "profile_file": "dfqkit_export.profiling",
-        "realised_precision": "dfqkit_export.backends.realised",
+        "realised_precision": "dfqkit_export.backends.opening",
         "render_html": "dfqkit_export.report.page",
         "render_markdown": "dfqkit_export.report.text",
         "render_text": "dfqkit_export.report.text",
@@ -91,7 +91,6 @@ __all__ = [
     "LayerPrecision",
     "LayerRow",
     "Metric",
-    "OrtRuntime",
     "OrtSession",
     "Problem",
     "Realised",

@@ -31,9 +31,9 @@ from dfqkit.students.capture import float_graph
 from dfqkit.students.freezing import freeze
 from dfqkit.students.onnx_file import write_qdq
 from dfqkit.students.student import build_student, calibrate_student
-from dfqkit_export.backends.realised import Realised, realised_precision
-from dfqkit_export.backends.runtimes import get_runtime
-from dfqkit_export.backends.targets import get_target
+from dfqkit_export.backends import get_backend, get_target
+from dfqkit_export.backends.opening import open_session
+from dfqkit_export.backends.precision import Realised, realised_precision
 from dfqkit_export.checker import check_file
 from dfqkit_export.errors import DfqkitError
 from dfqkit_export.images.spec import ImageSpec
@@ -112,7 +112,7 @@ def predict(model: Callable[[Tensor], Tensor], images: Tensor) -> NDArray[np.flo
 
 def ran(runtime: str, path: Path, images: Tensor, threads: int) -> NDArray[np.float32]:
     """Logits of a file in a runtime."""
-    session = get_runtime(runtime).load(path, threads=threads)
+    session = open_session(runtime, path, threads=threads)
     return np.concatenate([session.run(batch.numpy()) for batch in images.split(BATCH)])
 
 
@@ -141,8 +141,8 @@ def exported(graph: fx.GraphModule, target: str, spec: ImageSpec, path: Path) ->
 
 def realised(path: Path, runtime: str) -> dict[str, Any]:
     """What a runtime made of the layers, or why it could not."""
-    missing = get_runtime(runtime).available()
-    if missing is not None:
+    missing = get_backend(runtime).missing()
+    if missing:
         return {"reason": missing}
     try:
         found: Realised = realised_precision(path, runtime)
@@ -193,7 +193,7 @@ def row(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "onnxruntime": realised(paths["onnxruntime"], "onnxruntime"),
         "checker": {"onnxruntime": checked(paths["onnxruntime"], "onnxruntime")},
     }
-    if get_runtime("openvino").available() is None:
+    if not get_backend("openvino").missing():
         there = ran("openvino", paths["onnxruntime"], images, options.threads)
         found["openvino"] = {
             "agreement": share(theirs, there, kept),

@@ -27,9 +27,9 @@ from dfqkit.students.freezing import freeze
 from dfqkit.students.onnx_file import write_float, write_qdq
 from dfqkit.students.student import build_student, calibrate_student
 from dfqkit.teacher.load import load_teacher
+from dfqkit_export.backends import get_target
 from dfqkit_export.backends.onnxruntime.session import OrtSession
-from dfqkit_export.backends.realised import realised_precision
-from dfqkit_export.backends.targets import get_target
+from dfqkit_export.backends.opening import realised_precision
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.measure.latency import measure_latency
 

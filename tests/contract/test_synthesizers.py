@@ -22,7 +22,7 @@ from dfqkit.students.student import build_student, calibrate_student
 from dfqkit.synthesis.base import Synthesizer
 from dfqkit.synthesis.build import TEACHERS_PART, build_synthesizer
 from dfqkit.teacher.load import Teacher
-from dfqkit_export.backends.targets import get_target
+from dfqkit_export.backends import get_target
 from dfqkit_export.errors import RecipeError
 from dfqkit_export.images.spec import ImageSpec
 from tests._hooks import hooks_on

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from dfqkit.config.quant import QuantConfig
 from dfqkit.students.calibration import calibrate, correct_bias
 from dfqkit.students.placement import quantized_graph
-from dfqkit_export.backends.targets import get_target
+from dfqkit_export.backends import get_target
 from dfqkit_export.images.spec import ImageSpec
 from tests._toys import IMAGE, Depthwise, images, randomise, student, toy, toy_graph
 

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from dfqkit.config.quant import QuantConfig
 from dfqkit.students.placement import Plan, plan, quantized_graph
-from dfqkit_export.backends.targets import get_target
+from dfqkit_export.backends import get_target
 from dfqkit_export.errors import TargetError
 from tests._messages import raises_naming
 from tests._toys import IMAGE, TOYS, images, toy_graph

@@ -19,7 +19,7 @@ from dfqkit.run.stages import plan
 from dfqkit.students.freezing import freeze
 from dfqkit.students.onnx_file import write_float, write_qdq
 from dfqkit.students.student import build_student, calibrate_student, equalized_graph
-from dfqkit_export.backends.targets import get_target
+from dfqkit_export.backends import get_target
 from dfqkit_export.errors import ArtefactError, RecipeError, RuntimeUnavailableError
 from dfqkit_export.measure.kinds import Metric
 from tests._messages import raises_naming

@@ -103,16 +103,13 @@ class TestRefusals:
 
     @pytest.mark.parametrize("field", ["quant.bits=w8a8", "distill.partners=[w8a8]"])
     def test_bits_that_the_target_cannot_do(self, field: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        import dataclasses
+        from dataclasses import replace
 
-        from dfqkit_export.backends import targets
+        from dfqkit_export.backends import DEFAULT_TARGET, all_targets
 
-        narrow = dataclasses.replace(
-            targets.TARGETS["onnxruntime"],
-            name="narrow",
-            weights=dataclasses.replace(targets.TARGETS["onnxruntime"].weights, bits=(4,)),
-        )
-        monkeypatch.setitem(targets.TARGETS, "narrow", narrow)
+        narrow = replace(DEFAULT_TARGET, name="narrow", weights=replace(DEFAULT_TARGET.weights, bits=(4,)))
+        known = all_targets() | {"narrow": narrow}
+        monkeypatch.setattr("dfqkit_export.backends.all_targets", lambda: known)
         assert parse("target=narrow", "quant.bits=w4a8", "quant.first_last=4").target == "narrow"
         with raises_naming(TargetError, "narrow", "8-bit weights", "4 bits"):
             parse("target=narrow", "quant.bits=w4a8", "quant.first_last=4", field)

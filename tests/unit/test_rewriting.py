@@ -12,9 +12,9 @@ from torch import Tensor, fx, nn
 from dfqkit.students.capture import float_graph
 from dfqkit.students.normal_form import op_name
 from dfqkit.students.onnx_file import write_qdq
+from dfqkit_export.backends import get_target
 from dfqkit_export.backends.onnxruntime.session import OrtSession
-from dfqkit_export.backends.realised import realised_precision
-from dfqkit_export.backends.targets import get_target
+from dfqkit_export.backends.opening import realised_precision
 from tests._toys import IMAGE, ChannelsLast, Head, conv_bn, images, randomise, student, toy
 
 

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from dfqkit.config.quant import QuantConfig
 from dfqkit.students.quantizers import activation_quantizer, weight_quantizer
-from dfqkit_export.backends.targets import QuantSpace, Target, get_target
+from dfqkit_export.backends import get_target
+from dfqkit_export.backends.target import QuantSpace, Target
 from dfqkit_export.errors import TargetError
 
 

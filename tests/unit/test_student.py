@@ -23,7 +23,7 @@ from dfqkit.students.student import (
     save_student,
     snapshot,
 )
-from dfqkit_export.backends.targets import get_target
+from dfqkit_export.backends import get_target
 from dfqkit_export.errors import ArtefactError, TargetError
 from tests._toys import IMAGE, built_student, images, randomise, toy_graph
 

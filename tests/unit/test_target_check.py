@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from dfqkit.run import target_check
 from dfqkit.run.target_check import Account, ask_runtime, own_runtime
-from dfqkit_export.backends.realised import LayerPrecision, Realised
-from dfqkit_export.backends.targets import get_target
+from dfqkit_export.backends import get_backend, get_target
+from dfqkit_export.backends.base import Backend, Options
+from dfqkit_export.backends.precision import LayerPrecision, Realised
+from dfqkit_export.backends.session import Session
 from dfqkit_export.errors import ArtefactError, RuntimeCrashedError
 from dfqkit_export.report import Floor, LayerRow
 
 CONV = LayerPrecision(name="conv", op="Conv", precision="int8", executed_as="correlation", detail="")
 REALISED = Realised(layers=(CONV,), float_ops=(), nodes={"correlation": 1})
+SESSION = cast("Session", object())
 FLOORS = [
     Floor(metric="integer_ops", subject="tensorrt-rtx", value=100.0),
     Floor(metric="agreement", subject="onnxruntime", value=99.0),
@@ -23,11 +28,11 @@ FLOORS = [
 
 @pytest.fixture(autouse=True)
 def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfqkit_export.backends.tensorrt_rtx.session.find_spec", lambda name: object())
+    monkeypatch.setattr("dfqkit_export.backends.base.find_spec", lambda name: object())
 
 
 def test_without_rtx_the_report_opens_with_that_and_its_floors_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfqkit_export.backends.tensorrt_rtx.session.find_spec", lambda name: None)
+    monkeypatch.setattr("dfqkit_export.backends.base.find_spec", lambda name: None)
     account = ask_runtime(Path("m.onnx"), get_target("tensorrt"))
     (warning,) = account.warnings
     assert "pip install 'dfqkit[tensorrt-rtx]'" in warning
@@ -81,35 +86,31 @@ def test_rows_tell_what_this_runtime_did_and_nothing_of_another() -> None:
     assert [row.precision for row in Account(subject="tensorrt-rtx").tell(rows)] == ["", ""]
 
 
-class _Stand:
+def _stand(missing: str = "", error: Exception | None = None) -> Backend:
     """A runtime that is there or not, and takes the file or not."""
 
-    def __init__(self, missing: str | None = None, error: Exception | None = None) -> None:
-        self.missing, self.error = missing, error
+    def load(path: Path, options: Options) -> Session:
+        if error is not None:
+            raise error
+        return SESSION
 
-    def available(self) -> str | None:
-        return self.missing
-
-    def load(self, path: Path) -> str:
-        if self.error is not None:
-            raise self.error
-        return f"session of {path}"
+    return replace(get_backend("openvino"), missing=lambda: missing, load=load)
 
 
 @pytest.mark.parametrize(
     ("stand", "expected"),
     [
-        (_Stand(), "session of m.onnx"),
-        (_Stand(missing="not installed"), None),
-        (_Stand(error=ArtefactError("refused")), None),
-        (_Stand(error=RuntimeCrashedError("crashed")), None),
+        (_stand(), SESSION),
+        (_stand(missing="not installed"), None),
+        (_stand(error=ArtefactError("refused")), None),
+        (_stand(error=RuntimeCrashedError("crashed")), None),
     ],
 )
 def test_the_targets_own_runtime_computes_too_where_it_can(
-    stand: _Stand, expected: str | None, monkeypatch: pytest.MonkeyPatch
+    stand: Backend, expected: Session | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(target_check, "get_runtime", lambda name: stand)
-    assert own_runtime(Path("m.onnx"), get_target("openvino")) == expected
+    monkeypatch.setattr(target_check, "backend_of", lambda target: stand)
+    assert own_runtime(Path("m.onnx"), get_target("openvino")) is expected
 
 
 def test_onnxruntime_is_not_run_twice() -> None:

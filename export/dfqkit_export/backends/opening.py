@@ -1,34 +1,26 @@
-"""Opening a file by the name of a runtime, as the command line gives it.
+"""Asking a runtime by its name, as the command line gives it: for a session, or for what it makes of the layers.
 
-What belongs here: names that stand for a runtime with settings, and what an unavailable one answers.
+What belongs here: what an unavailable runtime, or one that cannot tell, answers.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from dfqkit_export.backends.runtimes import RUNTIMES, get_runtime
+from dfqkit_export.backends import DEFAULT, all_backends, get_backend
+from dfqkit_export.backends.base import Options
+from dfqkit_export.backends.precision import Realised
 from dfqkit_export.backends.session import Session
-from dfqkit_export.errors import RuntimeUnavailableError, TargetError
+from dfqkit_export.errors import TargetError
 
-__all__ = ["UNOPTIMIZED", "open_session", "runtime_names"]
-
-# Executes Q/DQ as written, in float: what the file says, without the runtime's fusions.
-UNOPTIMIZED = "onnxruntime-unoptimized"
-_ON_THE_CPU = frozenset({"onnxruntime", "openvino"})
-
-
-def runtime_names() -> tuple[str, ...]:
-    """Return every name that `open_session` takes."""
-    return (*RUNTIMES, UNOPTIMIZED)
+__all__ = ["open_session", "realised_precision"]
 
 
 def open_session(name: str, path: str | Path, *, threads: int | None = None) -> Session:
     """Load a file into a runtime.
 
     Args:
-        name: One of `runtime_names`.
+        name: One of `all_backends`.
         path: The ONNX file.
         threads: Threads that a runtime on the CPU uses; None leaves the choice to it.
 
@@ -37,16 +29,26 @@ def open_session(name: str, path: str | Path, *, threads: int | None = None) -> 
         RuntimeUnavailableError: The runtime is not installed, or has no device here; says what to do.
         ArtefactError: The runtime does not accept the file.
     """
-    if name not in runtime_names():
-        msg = f"Unknown runtime {name!r}. Allowed: {', '.join(runtime_names())}."
-        raise TargetError(msg)
-    plain = name.removesuffix("-unoptimized")
-    runtime = get_runtime(plain)
-    missing = runtime.available()
-    if missing is not None:
-        msg = f"Runtime {name!r} cannot be used on this machine: {missing}"
-        raise RuntimeUnavailableError(msg)
-    options: dict[str, Any] = {"threads": threads} if plain in _ON_THE_CPU else {}
-    if name == UNOPTIMIZED:
-        options["optimized"] = False
-    return runtime.load(path, **options)
+    backend = get_backend(name)
+    backend.require()
+    return backend.load(Path(path), Options(threads=threads))
+
+
+def realised_precision(path: str | Path, runtime: str = DEFAULT.name) -> Realised:
+    """Load a file into a runtime, with all its optimizations, and report how each layer is executed.
+
+    Args:
+        path: The ONNX file; layers inside control-flow subgraphs are not looked at.
+        runtime: One of `all_backends`.
+
+    Raises:
+        TargetError: No runtime has that name, or it does not tell.
+        ArtefactError: The file is not a complete ONNX model, or the runtime does not accept it.
+        RuntimeUnavailableError: The runtime is not installed.
+    """
+    backend = get_backend(runtime)
+    if backend.executed is None:
+        known = [name for name, one in all_backends().items() if one.executed is not None]
+        message = f"Realised precision is known for {', '.join(known)}, found {runtime!r}. Name one of them."
+        raise TargetError(message)
+    return backend.executed(Path(path))

@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto, helper
 
-from dfqkit_export.backends.targets import Target
+from dfqkit_export.backends.target import Target
 from dfqkit_export.onnxfile.graph import SourceGraph
 from dfqkit_export.onnxfile.shapes import inferred_types
 

@@ -11,10 +11,9 @@ from typing import Literal
 
 from dfqkit_export.backends.qdq import QdqGraph
 
-__all__ = ["EVERY", "Rule", "Severity", "Violation"]
+__all__ = ["Rule", "Severity", "Violation"]
 
 Severity = Literal["error", "warning"]
-EVERY = frozenset({"tensorrt", "onnxruntime", "openvino", ""})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,6 @@ class Rule:
         id: Short name, unique.
         severity: "error" where the runtime refuses the file or computes other numbers, "warning" where it accepts the
             file and is slower than it could be, or where other tools may stumble.
-        families: The families of targets that it judges: "tensorrt", "onnxruntime", "openvino".
         title: What the rule wants, in one line.
         repair: What to change where it is broken.
         find: Yields every place that breaks it.
@@ -51,7 +49,6 @@ class Rule:
 
     id: str
     severity: Severity
-    families: frozenset[str]
     title: str
     repair: str
     find: Callable[[QdqGraph], Iterator[Violation]]

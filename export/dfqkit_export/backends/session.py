@@ -1,6 +1,6 @@
-"""What every runtime adapter offers.
+"""A loaded file: what every runtime offers of it.
 
-What belongs here: the protocols `Runtime` and `Session`, and what all adapters share.
+What belongs here: the protocol `Session`, and what the sessions of all runtimes share.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
 
-__all__ = ["FileSession", "OutputsSession", "Runtime", "Session", "batched", "check_threads", "require_one_image"]
+__all__ = ["FileSession", "Session", "batched", "check_threads", "require_one_image"]
 
 Images = NDArray[np.float32]
 Logits = NDArray[np.float32]
@@ -34,61 +34,62 @@ class Session(Protocol):
         ...
 
 
-@runtime_checkable
-class Runtime(Protocol):
-    """One way to execute a model file.
-
-    Attributes:
-        name: The name reports use as the subject of what it computed.
-    """
-
-    name: str
-
-    def available(self) -> str | None:
-        """Return None where the runtime can be used, else the reason why not and what to install."""
-        ...
-
-    def load(self, path: str | Path, **options: Any) -> Session:
-        """Load a model file.
-
-        Raises:
-            RuntimeUnavailableError: The runtime is not installed.
-            ArtefactError: The file is not a model that the runtime accepts.
-        """
-        ...
-
-
 class FileSession(ABC):
-    """What the sessions of all runtimes share: one file with one input, and images that must fit it.
+    """What the sessions of all runtimes share: one file with one input, images that must fit it, and named outputs.
 
     Attributes:
         path: The file.
+        input_name: Name of the model's input.
         input_shape: Shape of the input as the file states it; symbolic sizes are strings or None.
+        output_names: Names of the model's outputs, in the file's order.
     """
 
     path: Path
+    input_name: str
     input_shape: tuple[int | str | None, ...]
+    output_names: tuple[str, ...]
+
+    @property
+    def output_name(self) -> str:
+        """Name of the model's first output."""
+        return self.output_names[0]
 
     @abstractmethod
+    def outputs(self, images: Images, names: Sequence[str] | None = None) -> list[NDArray[Any]]:
+        """Compute several of the model's outputs, in one call of the runtime.
+
+        Args:
+            images: Shape (n, C, H, W), float32, normalised.
+            names: Output names; None for all, in the file's order.
+
+        Raises:
+            ArtefactError: The images do not fit the model's input, or an output is unknown.
+        """
+
     def run(self, images: Images) -> Logits:
-        """Compute logits (n, classes) of images (n, C, H, W), normalised, in one call of the runtime."""
-
-    @abstractmethod
-    def run_all(self, images: Images) -> dict[str, NDArray[Any]]:
-        """Compute every output of the file, in one call of the runtime.
+        """Compute the first output, such as logits (n, classes), in one call of the runtime.
 
         Args:
             images: Shape (n, C, H, W), float32, normalised.
 
-        Returns:
-            Output name to values, in the file's order.
+        Raises:
+            ArtefactError: The images do not fit the model's input.
+        """
+        return np.asarray(self.outputs(images, [self.output_name])[0])
+
+    def run_all(self, images: Images) -> dict[str, NDArray[Any]]:
+        """Compute every output by its name, in the file's order, in one call of the runtime.
+
+        Args:
+            images: Shape (n, C, H, W), float32, normalised.
 
         Raises:
             ArtefactError: The images do not fit the model's input.
         """
+        return dict(zip(self.output_names, self.outputs(images), strict=True))
 
     def predict(self, images: Images, batch: int = 64) -> Logits:
-        """Compute logits of any number of images, a batch at a time.
+        """Compute the first output of any number of images, a batch at a time.
 
         Args:
             images: Shape (N, C, H, W), float32, normalised, at least one.
@@ -113,55 +114,8 @@ class FileSession(ABC):
             not isinstance(size, int) or size == found for size, found in zip(expected, images.shape, strict=True)
         )
         if not fits:
-            msg = f"Model {str(self.path)!r} takes images of shape {expected}, found {images.shape}."
-            raise ArtefactError(msg)
-
-
-class OutputsSession(FileSession):
-    """A session that gives any of the model's outputs by name, the logits being the first.
-
-    Attributes:
-        input_name: Name of the model's input.
-        output_names: Names of the model's outputs, in the file's order.
-    """
-
-    input_name: str
-    output_names: tuple[str, ...]
-
-    @property
-    def output_name(self) -> str:
-        """Name of the model's first output, the logits."""
-        return self.output_names[0]
-
-    @abstractmethod
-    def outputs(self, images: Images, names: list[str] | None = None) -> list[NDArray[Any]]:
-        """Compute several of the model's outputs.
-
-        Args:
-            images: Shape (n, C, H, W), float32, normalised.
-            names: Output names; None for all, in the file's order.
-
-        Raises:
-            ArtefactError: The images do not fit the model's input, or an output is unknown.
-        """
-
-    def run(self, images: Images) -> Logits:
-        """Compute logits in one call of the runtime.
-
-        Args:
-            images: Shape (n, C, H, W), float32, normalised.
-
-        Returns:
-            Logits, shape (n, classes).
-
-        Raises:
-            ArtefactError: The images do not fit the model's input.
-        """
-        return np.asarray(self.outputs(images, [self.output_name])[0])
-
-    def run_all(self, images: Images) -> dict[str, NDArray[Any]]:
-        """Compute every output of the file; see `FileSession.run_all`."""
-        return dict(zip(self.output_names, self.outputs(images), strict=True))
+            message = f"Model {str(self.path)!r} takes images of shape {expected}, found {images.shape}."
+            raise ArtefactError(message)
 
 
 def require_one_image(path: Path, inputs: Sequence[tuple[str, str]], outputs: int, *, float32: str) -> None:

@@ -11,7 +11,6 @@ from dfqkit_export.errors import TargetError
 __all__ = [
     "Bias",
     "Cell",
-    "Family",
     "Granularity",
     "OperatorRule",
     "Placement",
@@ -21,8 +20,6 @@ __all__ = [
 
 Granularity = Literal["per_tensor", "per_channel"]
 Bias = Literal["int32", "float"]
-#: Whose rules the checker applies to a file: one family shares an importer or a graph optimizer.
-Family = Literal["onnxruntime", "tensorrt", "openvino", ""]
 #: Where Q/DQ pairs go: `around` on every input and behind the output; `inputs` on the inputs alone; `through` nowhere,
 #: the operator moves codes and a pair in front or behind serves it; `float` nowhere, it always computes in float.
 Placement = Literal["around", "inputs", "through", "float"]
@@ -141,7 +138,7 @@ class Target:
     Attributes:
         name: key in recipes and on the command line.
         title: name for people.
-        runtime: key of the runtime that executes it.
+        backend: name of the backend that executes it.
         opset: ONNX opset of the exported file.
         weights: types of convolution and linear weights.
         unsigned_activations: types of tensors that cannot be negative (after ReLU, Sigmoid).
@@ -152,18 +149,20 @@ class Target:
         clip_before_quantize: True where a sub-8-bit range is cut by a float Clip in front of QuantizeLinear, False
             where an integer Clip behind it is better.
         quirks: behaviour a reader must know, each with its source.
-        family: whose rules the checker applies; empty for those alone that hold everywhere.
         opsets: first and last opset the runtime reads.
         dtypes: types that codes of weights and activations may have anywhere in a file.
         zero_point_zero: whether every zero point must be 0 (True) or may be anything (False).
         relu_zero_point: zero point behind a ReLU with which the ReLU costs nothing: ``lowest`` code, or ``any``.
         operators: the table, one row per kind of operator.
         unsupported: operator types that the runtime refuses; those of other domains than ONNX's as "domain.Type".
+        domains: domains beside ONNX's own whose operators come with the runtime.
+        pairs_only: what is said of operators that compute on codes by themselves, where it takes Q/DQ pairs alone.
+        constant_scales: why even a scale that nodes compute must be a constant, where it must.
     """
 
     name: str
     title: str
-    runtime: str
+    backend: str
     opset: int
     weights: QuantSpace
     unsigned_activations: QuantSpace
@@ -172,13 +171,15 @@ class Target:
     quantize_outputs: bool
     clip_before_quantize: bool
     quirks: tuple[str, ...] = ()
-    family: Family = ""
     opsets: Cell[tuple[int, int]] = _ANY_OPSET
     dtypes: Cell[tuple[str, ...]] = Cell(value=("uint8", "int8"), source="read: ONNX, QuantizeLinear")
     zero_point_zero: Cell[bool] = Cell(value=False, source="read: ONNX, QuantizeLinear")
     relu_zero_point: Cell[Literal["lowest", "any"]] = Cell(value="any", source="unknown: not looked into")
     operators: tuple[OperatorRule, ...] = ()
     unsupported: Cell[frozenset[str]] = _NONE_UNSUPPORTED
+    domains: frozenset[str] = frozenset()
+    pairs_only: str = ""
+    constant_scales: str = ""
 
     def __post_init__(self) -> None:
         """Refuse a table whose student's types are not among those it says the runtime takes.

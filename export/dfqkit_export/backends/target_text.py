@@ -76,7 +76,7 @@ def _lines(target: Target, sources: _Sources) -> Iterator[str]:
     first, last = target.opsets.value
     relu = "the lowest code fuses" if target.relu_zero_point.value == "lowest" else "any fuses"
     refused = ", ".join(sorted(target.unsupported.value)) or "nothing known"
-    yield f"{target.title} ({target.name}), run by {target.runtime}"
+    yield f"{target.title} ({target.name}), run by {target.backend}"
     yield ""
     yield "what this project writes for it"
     yield f"  weights       {describe(target.weights)}"

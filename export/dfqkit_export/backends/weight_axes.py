@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import onnx
 
 from dfqkit_export.backends.qdq import QdqGraph, attribute
-from dfqkit_export.backends.rule import EVERY, Rule, Violation
+from dfqkit_export.backends.rule import Rule, Violation
 
 __all__ = ["WEIGHT_AXES"]
 
@@ -63,7 +63,6 @@ def _channel_axis(layer: onnx.NodeProto, rank: int, *, transposed: bool) -> int 
 WEIGHT_AXES = Rule(
     id="W5",
     severity="warning",
-    families=EVERY,
     title="Weight scales run along the output channels",
     repair="quantize along the output channels: axis 0 for Conv, and for Gemm with transB=1; 1 for ConvTranspose; "
     "else the last",

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dfqkit_export.backends import DEFAULT
 from dfqkit_export.measure.kinds import INTEGER_OPS, Metric
 from dfqkit_export.report import Report
 from dfqkit_export.sentinel import Sentinel
@@ -19,7 +20,7 @@ __all__ = ["escaped", "model_card"]
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~<>&@])")
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
-_SUBJECTS = {"teacher": "float teacher", "onnxruntime": "this file", "student": "student in torch"}
+_SUBJECTS = {"teacher": "float teacher", DEFAULT.name: "this file", "student": "student in torch"}
 
 
 def escaped(text: object) -> str:
@@ -88,12 +89,12 @@ def _named(metric: Metric) -> Sequence[str]:
 
 
 def _precision(report: Report | None) -> str:
-    found = report.metric(INTEGER_OPS.name, "onnxruntime") if report else None
+    found = report.metric(INTEGER_OPS.name, DEFAULT.name) if report else None
     if found is None or found.value is None:
         return "Which layers run in integers was not read from a runtime."
     environment = report.provenance.get("environment", {}) if report else {}
     packages = environment.get("packages", {}) if isinstance(environment, dict) else {}
-    version = packages.get("onnxruntime", "") if isinstance(packages, dict) else ""
+    version = packages.get(DEFAULT.package, "") if isinstance(packages, dict) else ""
     layers = report.layers if report else ()
     floats = [row.name for row in layers if row.precision == "float"]
     named = f" In float: {', '.join(floats[:10])}{' and more' if len(floats) > 10 else ''}." if floats else ""

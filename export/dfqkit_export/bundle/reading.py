@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from dfqkit_export.backends import DEFAULT_TARGET
 from dfqkit_export.bundle.archive import digests, member_names, take
 from dfqkit_export.bundle.entries import (
     MAX_JSON,
@@ -233,7 +234,7 @@ def _of_run(path: Path, root: Path, facts: Mapping[str, Any]) -> Bundle:
         path=path,
         root=root,
         name=metadata.get("dfqkit.recipe") or path.resolve().name,
-        target=metadata.get("dfqkit.target", "onnxruntime"),
+        target=metadata.get("dfqkit.target", DEFAULT_TARGET.name),
         image=ImageSpec.from_dict(parse_json(metadata["dfqkit.image"])),
         teacher={"name": metadata.get("dfqkit.teacher", ""), "sha256": metadata.get("dfqkit.teacher_sha256", "")},
         synthesis={

@@ -13,6 +13,7 @@ from importlib import resources
 
 import numpy as np
 
+from dfqkit_export.backends import all_targets, backend_of
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.sentinel import Sentinel
@@ -27,7 +28,6 @@ _PROGRAMS = {
     "samples/cpp/CMakeLists.txt": "CMakeLists.txt",
 }
 _NAME = re.compile(r"[\w./-]+", re.ASCII)
-_TENSORRT = frozenset({"tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt"})
 
 
 def sample_files(session: OrtSession, sentinel: Sentinel, target: str) -> dict[str, bytes]:
@@ -80,7 +80,8 @@ or two of its scale. Another class is not.
 
 
 def _trtexec(session: OrtSession, shape: tuple[int, ...], target: str) -> str:
-    if target not in _TENSORRT:
+    known = all_targets().get(target)
+    if known is None or not backend_of(known).trtexec:
         return _NOT_TENSORRT.format(target=target)
     for name in (session.input_name, session.output_name):
         if not _NAME.fullmatch(name):

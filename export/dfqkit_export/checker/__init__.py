@@ -7,16 +7,16 @@ Runtime.
 
 from __future__ import annotations
 
-from dfqkit_export.checker.check import RULES, check_file, check_model, rules_for
+from dfqkit_export.checker.check import all_rules, check_file, check_model, rules_for
 from dfqkit_export.checker.fix import fix_file
 from dfqkit_export.checker.framework import CheckResult, FixResult, Problem, Repaired
 
 __all__ = [
-    "RULES",
     "CheckResult",
     "FixResult",
     "Problem",
     "Repaired",
+    "all_rules",
     "check_file",
     "check_model",
     "fix_file",

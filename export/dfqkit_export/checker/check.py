@@ -1,41 +1,28 @@
-"""Runs the table of rules over a model.
+"""Runs the rules of a target over a model: those for all, and its backend's.
 
-What belongs here: the table, and nothing that knows what a rule is about.
+What belongs here: which rules judge a file, and nothing that knows what a rule is about.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import onnx
 
-from dfqkit_export.backends.onnxruntime import rules as onnxruntime
-from dfqkit_export.backends.openvino import rules as openvino
+from dfqkit_export.backends import all_backends, backend_of, get_target
 from dfqkit_export.backends.qdq import QdqGraph
 from dfqkit_export.backends.rule import Rule
-from dfqkit_export.backends.targets import get_target
-from dfqkit_export.backends.tensorrt import rules_errors as tensorrt_errors
-from dfqkit_export.backends.tensorrt import rules_placement as placement
-from dfqkit_export.backends.tensorrt import rules_warnings as tensorrt_warnings
-from dfqkit_export.checker import rules_common as common
+from dfqkit_export.checker import rules_common
 from dfqkit_export.checker.framework import CheckResult, Problem
 from dfqkit_export.onnxfile.model import load_onnx
 
-__all__ = ["RULES", "check_file", "check_model", "rules_for"]
+__all__ = ["all_rules", "check_file", "check_model", "rules_for"]
 
-RULES: tuple[Rule, ...] = tuple(
-    sorted(
-        (
-            *common.RULES,
-            *tensorrt_errors.RULES,
-            *tensorrt_warnings.RULES,
-            *placement.RULES,
-            *onnxruntime.RULES,
-            *openvino.RULES,
-        ),
-        key=lambda rule: (rule.id[0], int(rule.id[1:])),
-    )
-)
+
+def all_rules() -> tuple[Rule, ...]:
+    """Return the rules for all targets and those of every backend, each once, by their ids."""
+    return _ordered((*rules_common.RULES, *(rule for one in all_backends().values() for rule in one.rules())))
 
 
 def rules_for(target: str) -> tuple[Rule, ...]:
@@ -47,8 +34,7 @@ def rules_for(target: str) -> tuple[Rule, ...]:
     Raises:
         TargetError: There is no such target.
     """
-    family = get_target(target).family
-    return tuple(rule for rule in RULES if family in rule.families)
+    return _ordered((*rules_common.RULES, *backend_of(get_target(target)).rules()))
 
 
 def check_file(path: str | Path, target: str) -> CheckResult:
@@ -91,3 +77,14 @@ def check_model(model: onnx.ModelProto, target: str) -> CheckResult:
     ]
     problems.sort(key=lambda problem: problem.severity != "error")
     return CheckResult(target=target, problems=tuple(problems))
+
+
+def _ordered(rules: Iterable[Rule]) -> tuple[Rule, ...]:
+    """By the letters of their ids and then by number; what several backends share, once."""
+
+    def place(id: str) -> tuple[str, int]:
+        letters = id.rstrip("0123456789")
+        return letters, int(id[len(letters) :] or 0)
+
+    found = {rule.id: rule for rule in rules}
+    return tuple(found[id] for id in sorted(found, key=place))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from dfqkit_export.backends.qdq import QdqGraph
-from dfqkit_export.backends.targets import Target
+from dfqkit_export.backends.target import Target
 from dfqkit_export.onnxfile.graph import outer_names
 
 __all__ = ["Editor"]

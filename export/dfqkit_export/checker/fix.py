@@ -14,9 +14,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from dfqkit_export.backends import get_target
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.backends.session import batched
-from dfqkit_export.backends.targets import get_target
 from dfqkit_export.checker.check import check_model
 from dfqkit_export.checker.editing import Editor
 from dfqkit_export.checker.framework import FixResult, Repaired

@@ -14,18 +14,13 @@ from onnx import TensorProto
 
 from dfqkit_export.backends.qdq import OWN_DOMAINS, QUANTIZED_OPERATORS, QdqGraph, attribute, has_input
 from dfqkit_export.backends.quantized_codes import same_parameters
-from dfqkit_export.backends.rule import EVERY, Rule, Violation
+from dfqkit_export.backends.rule import Rule, Violation
 from dfqkit_export.backends.weight_axes import WEIGHT_AXES
 from dfqkit_export.onnxfile.graph import type_name
 
 __all__ = ["RULES"]
 
 _SCALE_TYPES = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16})
-# Domains whose operators come with the runtime. TensorRT-RTX 1.7 happens to read com.microsoft's Q/DQ; others need not.
-_DOMAINS = {
-    "onnxruntime": OWN_DOMAINS | {"ai.onnx.ml", "com.microsoft"},
-    "openvino": OWN_DOMAINS | {"com.microsoft"},
-}
 _GIVEN = "an input of the graph: every caller would have to bring it, and no kernel can be chosen by it"
 _HOLDS_A_NORM = frozenset({"Conv", "ConvTranspose", "Gemm"})
 _FIRST_IR_WITHOUT_LISTED_INITIALIZERS = 4
@@ -42,7 +37,7 @@ def find_bad_scales(graph: QdqGraph) -> Iterator[Violation]:
             )
         elif scale is None:
             yield from _not_constant(node, graph)
-        if graph.target.family != "tensorrt" and has_input(node, 2) and graph.is_input(node.input[2]):  # else E2
+        if not graph.target.constant_scales and has_input(node, 2) and graph.is_input(node.input[2]):  # else E2
             yield Violation(node=graph.name(node), message=f"its zero point {node.input[2]!r} is {_GIVEN}")
         if scale is None:
             continue
@@ -62,8 +57,8 @@ def _not_constant(node: onnx.NodeProto, graph: QdqGraph) -> Iterator[Violation]:
     tensor = node.input[1]
     maker = graph.producer(tensor)
     source = f"made by {maker.op_type} {graph.name(maker)!r}" if maker is not None else "an input of the graph"
-    if graph.target.family == "tensorrt":
-        why = "TensorRT needs it while it builds the engine (TensorRT-RTX crashes)"
+    why = graph.target.constant_scales
+    if why:
         yield Violation(node=graph.name(node), message=f"its scale {tensor!r} is {source}; {why}")
     elif maker is None:  # Those that nodes make are computed, and the layer is then float.
         yield Violation(node=graph.name(node), message=f"its scale {tensor!r} is {_GIVEN}")
@@ -94,7 +89,7 @@ def _wrong_sizes(node: onnx.NodeProto, scale: tuple[int, ...], graph: QdqGraph) 
 
 def find_foreign_operators(graph: QdqGraph) -> Iterator[Violation]:
     """Operators that do not exist or do not come with the runtime, and TensorRT's refusal of operators on codes."""
-    allowed = _DOMAINS.get(graph.target.family, OWN_DOMAINS)
+    allowed = OWN_DOMAINS | graph.target.domains
     functions = {(function.domain, function.name) for function in graph.model.functions}
     for node in graph.nodes:
         if node.domain not in allowed and (node.domain, node.op_type) not in functions:
@@ -108,10 +103,10 @@ def find_foreign_operators(graph: QdqGraph) -> Iterator[Violation]:
                 message=f"ONNX has no operator {node.op_type} in opset {graph.opset}",
                 repair="export with a newer opset, or without the operator; one of your own needs a domain of its own",
             )
-        elif graph.target.family == "tensorrt" and node.op_type in QUANTIZED_OPERATORS:
+        elif graph.target.pairs_only and node.op_type in QUANTIZED_OPERATORS:
             yield Violation(
                 node=graph.name(node),
-                message=f"{node.op_type} computes on codes by itself; TensorRT reads quantization as Q/DQ pairs only",
+                message=f"{node.op_type} computes on codes by itself; {graph.target.pairs_only}",
                 repair="write it as DequantizeLinear, the float operator, QuantizeLinear",
             )
 
@@ -119,7 +114,7 @@ def find_foreign_operators(graph: QdqGraph) -> Iterator[Violation]:
 def find_unsupported_operators(graph: QdqGraph) -> Iterator[Violation]:
     """Operators that the target's table lists as refused."""
     for node in graph.nodes:
-        is_reported = node.op_type in QUANTIZED_OPERATORS and graph.target.family == "tensorrt"
+        is_reported = node.op_type in QUANTIZED_OPERATORS and graph.target.pairs_only
         name = node.op_type if node.domain in OWN_DOMAINS else f"{node.domain}.{node.op_type}"
         if not is_reported and graph.target.refuses([name]):
             yield Violation(node=graph.name(node), message=f"{graph.target.title} has no implementation of {name}")
@@ -204,7 +199,6 @@ RULES = (
     Rule(
         id="W11",
         severity="warning",
-        families=EVERY,
         title="BatchNormalization is folded",
         repair="fold it into the layer's weights before quantizing",
         find=find_unfolded_norms,
@@ -213,7 +207,6 @@ RULES = (
     Rule(
         id="E3",
         severity="error",
-        families=EVERY,
         title="Scales are positive finite numbers, one for the tensor or one for each index of the axis",
         repair="store a float32 initializer above 0, of rank 0 or of the axis' length (clamp a range of zero)",
         find=find_bad_scales,
@@ -221,7 +214,6 @@ RULES = (
     Rule(
         id="E6",
         severity="error",
-        families=EVERY,
         title="Operators are ONNX's own or come with the runtime",
         repair="export with standard ONNX operators (QuantizeLinear and DequantizeLinear for quantization)",
         find=find_foreign_operators,
@@ -229,7 +221,6 @@ RULES = (
     Rule(
         id="E7",
         severity="error",
-        families=EVERY,
         title="The runtime implements every operator",
         repair="replace the operator, or compute it outside of the model",
         find=find_unsupported_operators,
@@ -237,7 +228,6 @@ RULES = (
     Rule(
         id="E8",
         severity="error",
-        families=EVERY,
         title="The runtime reads the file's opset",
         repair="export again with an opset in that range, or convert the file with onnx.version_converter",
         find=find_wrong_opset,
@@ -245,7 +235,6 @@ RULES = (
     Rule(
         id="W16",
         severity="warning",
-        families=EVERY,
         title="Initializers are not graph inputs",
         repair="remove them from the inputs (torch.onnx: keep_initializers_as_inputs=False)",
         find=find_listed_initializers,
@@ -254,7 +243,6 @@ RULES = (
     Rule(
         id="W17",
         severity="warning",
-        families=EVERY,
         title="No tensor is quantized twice to the same codes",
         repair="remove the second pair",
         find=find_repeated_pairs,
@@ -263,7 +251,6 @@ RULES = (
     Rule(
         id="W18",
         severity="warning",
-        families=EVERY,
         title="Scales and zero points are initializers",
         repair="store the value as an initializer; some tools do not look through nodes",
         find=find_node_made_parameters,
@@ -272,7 +259,6 @@ RULES = (
     Rule(
         id="W19",
         severity="warning",
-        families=EVERY,
         title="Something is quantized",
         repair="check that this is the quantized file; quantize the model where it is not",
         find=find_nothing_quantized,

@@ -6,7 +6,7 @@ which is `matching`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,21 +15,21 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from dfqkit_export.backends.opening import UNOPTIMIZED, open_session
-from dfqkit_export.backends.realised import realised_precision
+from dfqkit_export.backends import DEFAULT, UNOPTIMIZED, get_backend
+from dfqkit_export.backends.opening import open_session, realised_precision
 from dfqkit_export.backends.session import batched
 from dfqkit_export.comparison.layers import MAX_DIFFERING, MIN_SQNR, Apart, LayerDifference
 from dfqkit_export.comparison.matching import Matching, match_layers
-from dfqkit_export.comparison.notes import bias_notes, disturbance_note
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.inputs import Inputs, own_batch
-from dfqkit_export.measure.activations import LayerProbe
+from dfqkit_export.measure.activations import LayerProbe, layer_scales
+from dfqkit_export.onnxfile.graph import SourceGraph
 from dfqkit_export.onnxfile.model import load_onnx
+from dfqkit_export.words import some
 
 __all__ = ["Comparison", "Side", "compare_files"]
 
 _BATCH = 32
-_SEES_LAYERS = frozenset({"onnxruntime", UNOPTIMIZED, "openvino"})
 # Laying open what a runtime would fuse may change it. Changes below this share of the largest logit do not count.
 _UNDISTURBED = 1e-3
 
@@ -40,11 +40,11 @@ class Side:
 
     Attributes:
         path: The file.
-        runtime: Name of the runtime that executes it, one of `backends.opening.runtime_names`.
+        runtime: Name of the runtime that executes it, one of `backends.all_backends`.
     """
 
     path: Path
-    runtime: str = "onnxruntime"
+    runtime: str = DEFAULT.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +130,7 @@ def compare_files(
         )
         raise ArtefactError(msg)
     matching = match_layers(*models)
-    blind = [side.runtime for side in (a, b) if side.runtime not in _SEES_LAYERS]
+    blind = [side.runtime for side in (a, b) if not get_backend(side.runtime).sees_layers]
     layers: tuple[LayerDifference, ...] = ()
     notes = [f"{name} gives logits only, so that layers cannot be compared there." for name in blind]
     if not blind:
@@ -209,8 +209,8 @@ class _Pair:
         hidden: list[dict[str, str]] = [{}, {}]
         disturbed = False
         for index, (side, change) in enumerate(zip((self.a, self.b), changes, strict=True)):
-            # OpenVINO leaves out the rounding inside such kernels, which few logits may tell.
-            fused = _hidden(side) if change > _UNDISTURBED or side.runtime == "openvino" else {}
+            # Rounding that is left out inside such kernels, few logits may tell.
+            fused = _hidden(side) if change > _UNDISTURBED or not get_backend(side.runtime).rounds_inside else {}
             if fused or change > _UNDISTURBED:
                 hidden[index], disturbed = fused, True
                 notes.append(disturbance_note(side.runtime, load_onnx(side.path), fused))
@@ -252,10 +252,58 @@ def _change(plain: NDArray[np.float32], seen: NDArray[np.float32]) -> float:
 
 def _hidden(side: Side) -> dict[str, str]:
     # Layers inside a kernel that goes on to a later layer, which is where they can be seen undisturbed.
-    if side.runtime == UNOPTIMIZED:
+    if get_backend(side.runtime).executed is None:
         return {}
     last: dict[str, str] = {}
     layers = [layer for layer in realised_precision(side.path, side.runtime).layers if layer.kernel]
     for layer in layers:
         last[layer.kernel] = layer.name
     return {layer.name: last[layer.kernel] for layer in layers if last[layer.kernel] != layer.name}
+
+
+def disturbance_note(runtime: str, model: onnx.ModelProto, hidden: Mapping[str, str]) -> str:
+    """Say that layers were looked at one by one, and which could not be.
+
+    Args:
+        runtime: Name of the runtime.
+        model: The file.
+        hidden: Layers that it computes in one kernel with a later one, which is the value.
+    """
+    text = (
+        f"Looking at all layers at once changes what {runtime} computes, because it then fuses less; so each was "
+        "looked at alone"
+    )
+    if hidden:
+        shown = [f"{name} with {last}" for name, last in hidden.items()]
+        text += f", without the {len(hidden)} that it computes in one kernel with a later one ({some(shown, 3)})"
+    scales = layer_scales(model)
+    rounded = [name for name in hidden if scales.get(name) is not None]
+    backend = get_backend(runtime)
+    if rounded and not backend.rounds_inside:
+        text += f". For {len(rounded)} the file rounds to codes in between, which {backend.title} then leaves out"
+    return f"{text}."
+
+
+def bias_notes(sides: Mapping[str, tuple[str, onnx.ModelProto]]) -> list[str]:
+    """Say where a runtime rounds float biases, which matters for weights of few bits, whose scales are large.
+
+    Args:
+        sides: What a side is called, with the name of its runtime and its model.
+    """
+    found = []
+    for side, (runtime, model) in sides.items():
+        graph = SourceGraph(model.graph)
+        count = sum(_float_bias(layer, graph) for layer in graph.layers())
+        if get_backend(runtime).rounds_biases and count:
+            found.append(
+                f"In {side}, {runtime} rounds the float biases of {count} convolution(s) to multiples of input scale "
+                f"x weight scale, which the file does not say; {UNOPTIMIZED.name} does not."
+            )
+    return found
+
+
+def _float_bias(layer: onnx.NodeProto, graph: SourceGraph) -> bool:
+    if layer.op_type != "Conv" or len(layer.input) < 3 or graph.constant(layer.input[2]) is None:
+        return False
+    makers = [graph.producer(name) for name in layer.input[:2]]
+    return all(maker is not None and maker.op_type == "DequantizeLinear" for maker in makers)

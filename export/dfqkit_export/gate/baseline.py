@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from dfqkit_export.backends import DEFAULT
 from dfqkit_export.bundle.entries import parse_json, read_text
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import write_bytes
@@ -34,8 +35,8 @@ __all__ = [
 
 SCHEMA = 1
 #: What of the packages is recorded, and what of that is told where it differs, as it may move numbers.
-_RECORDED = ("dfqkit", "numpy", "onnx", "onnxruntime")
-_TOLD = ("onnxruntime", "dfqkit")
+_RECORDED = ("dfqkit", "numpy", "onnx", DEFAULT.package)
+_TOLD = (DEFAULT.package, "dfqkit")
 _LARGEST, _LARGEST_NUMBER = 64 << 20, 1e30
 _LINE = 400
 _AGAIN = "Put the committed file back, or delete it and record it again with --update."

@@ -18,9 +18,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from dfqkit_export.backends import DEFAULT, as_written
 from dfqkit_export.backends.onnxruntime.session import OrtSession
-from dfqkit_export.backends.realised import realised_precision
-from dfqkit_export.backends.targets import as_written
+from dfqkit_export.backends.opening import realised_precision
 from dfqkit_export.bundle import Bundle, open_bundle
 from dfqkit_export.bundle.entries import printable, read_text
 from dfqkit_export.errors import ArtefactError
@@ -36,7 +36,6 @@ from dfqkit_export.sentinel import SENTINEL_FILE, Sentinel, normalized
 
 __all__ = ["Measurement", "Subject", "measure", "measure_report", "open_subject"]
 
-_SUBJECT = "onnxruntime"
 _BATCH = 64
 
 
@@ -74,7 +73,7 @@ class Subject:
 
     @property
     def as_written(self) -> bool:
-        """Whether the file is run without optimizations: see `backends.targets.as_written`."""
+        """Whether the file is run without optimizations: see `backends.as_written`."""
         return as_written(self.target)
 
 
@@ -184,7 +183,7 @@ def measure(subject: Subject, *, threads: int | None = None, optimized: bool = T
     found = _metrics(sentinel, logits)
     unmeasured = {}
     if session.optimized:
-        found.append(metrics.integer_ops(realised_precision(subject.model_path), subject=_SUBJECT))
+        found.append(metrics.integer_ops(realised_precision(subject.model_path), subject=DEFAULT.name))
     elif not subject.as_written:
         unmeasured[INTEGER_OPS.name] = "Graph optimizations are off, which runs every layer as written, in float."
     return Measurement(
@@ -249,7 +248,7 @@ def _read_report(path: str | Path) -> Report:
 
 def _metrics(sentinel: Sentinel, logits: NDArray[np.float32]) -> list[Metric]:
     teacher, sensitive, plain = sentinel.teacher_logits, sentinel.sensitive, sentinel.plain
-    where = {"subject": _SUBJECT, "data": "sentinel"}
+    where = {"subject": DEFAULT.name, "data": "sentinel"}
     found = [metrics.agreement(teacher, logits, **where), metrics.kl(teacher, logits, **where)]
     ratio = metrics.sqnr_db(teacher, logits)
     stderr = noise_stderr_db(per_image.noise(teacher, logits))

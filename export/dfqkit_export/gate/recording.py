@@ -15,6 +15,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from dfqkit_export.backends import DEFAULT
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.gate.baseline import Baseline, Case, Recorded, read_baseline, write_baseline
 from dfqkit_export.gate.diagnosis import layer_sketches
@@ -166,7 +167,7 @@ def _recipe_floors(measured: Measurement) -> dict[str, float]:
         return {
             str(floor["metric"]): float(floor["value"])
             for floor in floors
-            if _is_of_the_file(str(floor["metric"])) and floor.get("subject") == "onnxruntime"
+            if _is_of_the_file(str(floor["metric"])) and floor.get("subject") == DEFAULT.name
         }
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError, RecursionError):
         return {}  # a recipe that cannot be read has no say; the baseline's own floors have

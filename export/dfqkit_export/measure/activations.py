@@ -9,14 +9,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Protocol, cast
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from dfqkit_export.backends.opening import UNOPTIMIZED, open_session
-from dfqkit_export.backends.session import batched
+from dfqkit_export.backends import DEFAULT, UNOPTIMIZED, all_backends, get_backend
+from dfqkit_export.backends.opening import open_session
+from dfqkit_export.backends.session import FileSession, batched
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.onnxfile.graph import SourceGraph
 from dfqkit_export.onnxfile.model import load_onnx
@@ -40,7 +40,7 @@ class LayerProbe:
         self,
         path: str | Path,
         *,
-        runtime: str = "onnxruntime",
+        runtime: str = DEFAULT.name,
         threads: int | None = None,
         layers: Collection[str] | None = None,
     ) -> None:
@@ -48,7 +48,7 @@ class LayerProbe:
 
         Args:
             path: The ONNX file; layers without a name are left out.
-            runtime: One of `backends.opening.runtime_names`, whose sessions give several outputs.
+            runtime: One of `backends.all_backends` that `sees_layers`.
             threads: Threads of a runtime on the CPU; None leaves the choice to it.
             layers: Names of the layers to look at; None for all.
 
@@ -70,10 +70,11 @@ class LayerProbe:
             exposed = Path(folder) / "exposed.onnx"
             onnx.save(model, str(exposed))
             session = open_session(runtime, exposed, threads=threads)
-        if not hasattr(session, "outputs"):
-            msg = f"Runtime {runtime!r} gives logits only; layers can be seen in onnxruntime and openvino."
-            raise ArtefactError(msg)
-        self._session = cast("_ManyOutputs", session)
+        if not isinstance(session, FileSession) or not get_backend(runtime).sees_layers:
+            able = [name for name, backend in all_backends().items() if backend.sees_layers]
+            message = f"Runtime {runtime!r} gives logits only; layers can be seen in {', '.join(able)}."
+            raise ArtefactError(message)
+        self._session = session
 
     def run(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
         """Run one batch.
@@ -90,10 +91,6 @@ class LayerProbe:
         names = list(dict.fromkeys([self._logits, *self._tensors.values()]))
         values = dict(zip(names, self._session.outputs(images, names), strict=True))
         return values[self._logits], {layer: values[tensor] for layer, tensor in self._tensors.items()}
-
-
-class _ManyOutputs(Protocol):
-    def outputs(self, images: NDArray[np.float32], names: list[str] | None = None) -> list[NDArray[Any]]: ...
 
 
 def layer_outputs(
@@ -120,7 +117,7 @@ def layer_outputs(
         ArtefactError: The file is not a complete ONNX model, or the images do not fit it.
         RuntimeUnavailableError: onnxruntime is not installed.
     """
-    probe = LayerProbe(path, runtime="onnxruntime" if optimized else UNOPTIMIZED, threads=threads)
+    probe = LayerProbe(path, runtime=(DEFAULT if optimized else UNOPTIMIZED).name, threads=threads)
     parts = [probe.run(part)[1] for part in batched(images, batch)]
     return {layer: np.concatenate([part[layer] for part in parts]) for layer in probe.scales}
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import onnx
 
-from dfqkit_export.backends.opening import open_session
-from dfqkit_export.backends.realised import realised_precision
+from dfqkit_export.backends import DEFAULT
+from dfqkit_export.backends.opening import open_session, realised_precision
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.inputs import own_batch, random_inputs
 from dfqkit_export.measure.latency import Latency, measure_latency
@@ -29,7 +29,6 @@ __all__ = ["FLOAT", "INT8", "Cost", "Profile", "profile_file"]
 FLOAT, INT8 = "float", "int8"
 
 _TEACHER = "teacher.onnx"
-_PROFILED = "onnxruntime"
 _QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
@@ -89,7 +88,7 @@ def profile_file(
     path: str | Path,
     against: str | Path | None = None,
     *,
-    runtimes: Sequence[str] = ("onnxruntime",),
+    runtimes: Sequence[str] = (DEFAULT.name,),
     batch: int | None = None,
     threads: int | None = 1,
     repeats: int = 50,
@@ -100,7 +99,7 @@ def profile_file(
         path: The quantized file.
         against: The float file. None takes `teacher.onnx` beside the quantized one, and where there is none the
             quantized file with its Q/DQ taken out.
-        runtimes: Names of runtimes, see `backends.opening.runtime_names`.
+        runtimes: Names of runtimes, see `backends.all_backends`.
         batch: Images in a call; None takes the batch that the file has, or 1.
         threads: Threads of runtimes on the CPU; None leaves the choice to them.
         repeats: Timed calls of each file, after five that are not counted.
@@ -126,7 +125,7 @@ def profile_file(
             sessions = {key: open_session(name, file, threads=threads) for key, file in ((FLOAT, base), (INT8, path))}
             latencies[name] = measure_latency(sessions, images, repeats=repeats, reference=FLOAT)
     nodes: tuple[NodeTime, ...] = ()
-    if _PROFILED in latencies:
+    if DEFAULT.name in latencies:
         nodes = node_times(path, images, threads=threads, repeats=min(repeats, 50))
     return Profile(
         path=path,
@@ -170,7 +169,7 @@ def _costs(path: Path, nodes: Sequence[NodeTime]) -> tuple[Cost, ...]:
         return ()
     total = sum(node.ms for node in nodes)
     reasons: dict[str, str] = {}
-    for layer in realised_precision(path, _PROFILED).layers:
+    for layer in realised_precision(path, DEFAULT.name).layers:
         # Of fused layers the first is the one that multiplies.
         reasons.setdefault(layer.kernel, layer.detail)
     return tuple(

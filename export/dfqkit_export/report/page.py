@@ -10,6 +10,7 @@ import base64
 from collections.abc import Iterable, Mapping
 from html import escape
 
+from dfqkit_export.backends import DEFAULT
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.measure.kinds import TOP1_DROP, known_kinds
 from dfqkit_export.report.charts import interval_chart, loss_charts
@@ -76,7 +77,7 @@ def _header(report: Report) -> str:
 
 def _key_figures(report: Report) -> str:
     present = [subject for subject in subjects(report) if subject != "teacher"]
-    shown = "onnxruntime" if "onnxruntime" in present else (present[-1] if present else "teacher")
+    shown = DEFAULT.name if DEFAULT.name in present else (present[-1] if present else "teacher")
     groups = {group.name: group for group in reversed(metric_groups(report)) if shown in group.cells}
     keys = []
     for name in [kind.name for kind in known_kinds() if kind.key and kind.name in groups][:_MAX_KEYS]:
@@ -136,7 +137,7 @@ def _estimate(report: Report) -> str:
     if not sentence:
         return ""
     shown = frozenset({"value", "low", "high", "confidence", "trusted", "reason", "n", "features"})
-    chart = interval_chart(report.estimate, report.metric(TOP1_DROP.name, "onnxruntime"))
+    chart = interval_chart(report.estimate, report.metric(TOP1_DROP.name, DEFAULT.name))
     body = f'<p class="note">{escape(sentence)}</p>{chart}{facts(report.estimate, skip=shown)}'
     features = report.estimate.get("features")
     if isinstance(features, Mapping) and features:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dfqkit_export.backends import DEFAULT
 from dfqkit_export.measure.kinds import (
     AGREEMENT,
     LATENCY,
@@ -205,7 +206,7 @@ def verdict_sentence(report: Report) -> str:
         noun = "check does" if count == 1 else "checks do"
         return f"{count} {noun} not hold. {report.findings[0].message}"
     candidates = [subject for subject in subjects(report) if subject != TEACHER]
-    subject = "onnxruntime" if "onnxruntime" in candidates else (candidates[-1] if candidates else TEACHER)
+    subject = DEFAULT.name if DEFAULT.name in candidates else (candidates[-1] if candidates else TEACHER)
     parts = [text for text in (_accuracy(report, subject), _integers(report)) if text]
     return "All checks hold" + (f": {'; '.join(parts)}." if parts else ".")
 

@@ -29,8 +29,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from dfqkit_export.backends import as_written
 from dfqkit_export.backends.onnxruntime.session import OrtSession
-from dfqkit_export.backends.targets import as_written
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.measure.kinds import FLIPS

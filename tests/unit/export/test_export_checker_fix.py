@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from dfqkit_export.backends.onnxruntime.session import OrtSession
-from dfqkit_export.backends.realised import realised_precision
+from dfqkit_export.backends.opening import realised_precision
 from dfqkit_export.checker import check_file, check_model, fix, fix_file
 from dfqkit_export.checker.editing import Editor
 from dfqkit_export.errors import ArtefactError, TargetError

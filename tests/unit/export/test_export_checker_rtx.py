@@ -7,8 +7,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from dfqkit_export.backends.tensorrt_rtx.build_log import realised_in_build
-from dfqkit_export.backends.tensorrt_rtx.session import TensorRtRtxRuntime
+from dfqkit_export.backends.tensorrt_rtx import session as rtx
+from dfqkit_export.backends.tensorrt_rtx.precision import realised_in_build
 from dfqkit_export.checker import check_file
 from dfqkit_export.errors import ArtefactError, RuntimeCrashedError
 from tests.unit.export._qdq_fixtures import FIXTURES, Fixture
@@ -40,7 +40,7 @@ CASES = [
 
 def accepted(path: Path) -> bool:
     try:
-        return TensorRtRtxRuntime().build(path, timeout=120).accepted
+        return rtx.build(path, timeout=120).accepted
     except RuntimeCrashedError:
         return False
     except ArtefactError:  # More than the batch is open.
@@ -77,7 +77,7 @@ def test_layers_of_these_rules_compute_in_float(case: Fixture, tmp_path: Path) -
     counts = []
     for bad in (True, False):
         onnx.save(case.make(bad), str(tmp_path / "m.onnx"))
-        counts.append(realised_in_build(TensorRtRtxRuntime().build(tmp_path / "m.onnx", timeout=120)).integer_layers)
+        counts.append(realised_in_build(rtx.build(tmp_path / "m.onnx", timeout=120)).integer_layers)
     # W15 has a convolution in front, which is integer in both; its neighbour's ConvTranspose is float as written.
     assert counts == ([1, 1] if case.rule == "W15" else [0, 1])
 

@@ -11,8 +11,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from dfqkit_export.backends import UNOPTIMIZED, all_backends
 from dfqkit_export.backends.onnxruntime.session import OrtSession
-from dfqkit_export.backends.opening import UNOPTIMIZED, open_session, runtime_names
+from dfqkit_export.backends.opening import open_session
 from dfqkit_export.comparison import (
     Comparison,
     Side,
@@ -24,7 +25,6 @@ from dfqkit_export.comparison import (
 from dfqkit_export.comparison import files as comparison_files
 from dfqkit_export.comparison.layers import Apart
 from dfqkit_export.comparison.matching import match_layers
-from dfqkit_export.comparison.notes import disturbance_note
 from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError, TargetError
 from dfqkit_export.images.inputs import Inputs, random_inputs
 from dfqkit_export.measure.kinds import Metric
@@ -121,7 +121,7 @@ class TestFiles:
 
     def test_one_file_in_two_settings_of_a_runtime(self, residual_net: Write) -> None:
         path = residual_net()
-        found = compare_files(Side(path=path), Side(path=path, runtime=UNOPTIMIZED), inputs(8), threads=1)
+        found = compare_files(Side(path=path), Side(path=path, runtime=UNOPTIMIZED.name), inputs(8), threads=1)
         assert found.first is None
         assert found.flips == 0
 
@@ -206,9 +206,9 @@ class TestFiles:
         assert "For 1 the file rounds to codes in between, which OpenVINO then leaves out" in found.notes[0]
         # That is the whole difference: it computes what the file says without the pair between the two.
         images = inputs(16).images
-        meant = open_session(UNOPTIMIZED, without, threads=1).run(images)
+        meant = open_session(UNOPTIMIZED.name, without, threads=1).run(images)
         np.testing.assert_allclose(open_session("openvino", path, threads=1).run(images), meant, atol=1e-4)
-        assert "rounds" not in disturbance_note("openvino", onnx.load(str(without)), {"conv3": "add"})
+        assert "rounds" not in comparison_files.disturbance_note("openvino", onnx.load(str(without)), {"conv3": "add"})
         assert found.logit_max_abs is not None
         assert found.logit_max_abs > 1e-3
 
@@ -221,13 +221,13 @@ class TestFiles:
         pooled = b.node("GlobalAveragePool", [b.qdq(biased, "out", zero_point=128, scale=0.001)], "pool")
         path = b.save(tmp_path / "m.onnx", b.node("Flatten", [pooled], "flat"), rank=2)
         zeros = Inputs(images=np.zeros((1, 3, 8, 8), np.float32), source="zeros")
-        found = compare_files(Side(path=path, runtime=UNOPTIMIZED), Side(path=path), zeros, threads=1)
+        found = compare_files(Side(path=path, runtime=UNOPTIMIZED.name), Side(path=path), zeros, threads=1)
         assert found.logit_max_abs == pytest.approx(0.005, abs=1e-4)  # 0.0049 becomes 0, 0.0149 becomes 0.01
         assert len(found.notes) == 1
         assert found.notes[0].startswith("In B, onnxruntime rounds the float biases of 1 convolution(s)")
 
     def test_runtimes_are_named(self, residual_net: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert set(runtime_names()) >= {
+        assert set(all_backends()) >= {
             "onnxruntime",
             "onnxruntime-unoptimized",
             "openvino",
@@ -236,7 +236,7 @@ class TestFiles:
         }
         with pytest.raises(TargetError, match=r"Unknown runtime 'tvm'\. Allowed: onnxruntime, .*openvino"):
             open_session("tvm", residual_net())
-        monkeypatch.setattr("dfqkit_export.backends.openvino.session.find_spec", lambda name: None)
+        monkeypatch.setattr("dfqkit_export.backends.base.find_spec", lambda name: None)
         with raises_naming(RuntimeUnavailableError, "openvino", "pip install"):
             open_session("openvino", residual_net())
 

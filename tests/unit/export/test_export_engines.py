@@ -16,15 +16,15 @@ import onnxruntime
 import pytest
 
 from dfqkit_export import errors
+from dfqkit_export.backends import get_backend
 from dfqkit_export.backends.isolation import call_isolated
-from dfqkit_export.backends.realised import realised_precision
-from dfqkit_export.backends.runtimes import RUNTIMES, get_runtime
-from dfqkit_export.backends.session import Runtime, Session
+from dfqkit_export.backends.opening import realised_precision
+from dfqkit_export.backends.session import Session
+from dfqkit_export.backends.tensorrt import session as tensorrt_session
 from dfqkit_export.backends.tensorrt._engine_build import build_engine
 from dfqkit_export.backends.tensorrt.engines import check_batches
-from dfqkit_export.backends.tensorrt.runtime import TensorRtRuntime
 from dfqkit_export.backends.tensorrt.session import EngineSession
-from dfqkit_export.backends.tensorrt_rtx.session import TensorRtRtxRuntime
+from dfqkit_export.backends.tensorrt_rtx import session as rtx_session
 from dfqkit_export.errors import ArtefactError, RuntimeCrashedError, RuntimeUnavailableError, TargetError
 from tests._messages import raises_naming
 from tests.unit.export._qdq_models import trt
@@ -74,15 +74,9 @@ def images(n: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
 
 
 class TestTable:
-    @pytest.mark.parametrize("name", RUNTIMES)
-    def test_every_runtime_has_its_adapter(self, name: str) -> None:
-        runtime = get_runtime(name)
-        assert isinstance(runtime, Runtime)
-        assert runtime.name == name
-
     def test_an_unknown_name_is_told_the_nearest(self) -> None:
         with pytest.raises(TargetError, match=r"'tensort'.*mean 'tensorrt'.*onnxruntime, .*openvino"):
-            get_runtime("tensort")
+            get_backend("tensort")
 
 
 class TestIsolation:
@@ -146,7 +140,7 @@ class TestTensorRt:
     def test_an_engine_gives_the_models_logits(self, install: Install, tmp_path: Path, version: str) -> None:
         install("tensorrt", version)
         path = net(tmp_path)
-        session = TensorRtRuntime().load(path, batches=(1, 4, 6), timing_cache=tmp_path / "timings")
+        session = tensorrt_session.load(path, batches=(1, 4, 6), timing_cache=tmp_path / "timings")
         assert (tmp_path / "timings").read_text() == f"{version} timings"
         assert isinstance(session, Session)
         expected = onnxruntime.InferenceSession(str(path)).run(None, {"x": images(6)})[0]
@@ -184,14 +178,14 @@ class TestTensorRt:
         model.graph.node[-1].op_type = "NegativeLogLikelihoodLoss"  # of ONNX, with as many inputs, and not of TensorRT
         del model.graph.node[-1].attribute[:]
         onnx.save(model, str(tmp_path / "bad.onnx"))
-        build = TensorRtRuntime().build(tmp_path / "bad.onnx")
+        build = tensorrt_session.build(tmp_path / "bad.onnx")
         (problem,) = build.problems
         assert (build.accepted, problem.node, problem.operator, problem.code) == (
             False, "fc", "NegativeLogLikelihoodLoss", "UNSUPPORTED_NODE",
         )  # fmt: skip
         refused = r"bad.onnx.*tensorrt 11.1.0: NegativeLogLikelihoodLoss 'fc': No importer"
         with pytest.raises(ArtefactError, match=refused):
-            TensorRtRuntime().load(tmp_path / "bad.onnx")
+            tensorrt_session.load(tmp_path / "bad.onnx")
 
     def test_timings_are_kept_and_those_of_another_version_replaced(self, install: Install, tmp_path: Path) -> None:
         install("tensorrt", "10.13.3.9")
@@ -220,15 +214,15 @@ class TestTensorRt:
         model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "H"
         onnx.save(model, str(tmp_path / "open.onnx"))
         with raises_naming(ArtefactError, "other than the batch"):
-            TensorRtRuntime().build(tmp_path / "open.onnx")
+            tensorrt_session.build(tmp_path / "open.onnx")
 
     def test_without_the_package_it_says_that_no_extra_brings_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("dfqkit_export.backends.tensorrt.runtime.find_spec", lambda name: None)
-        missing = TensorRtRuntime().available() or ""
+        monkeypatch.setattr("dfqkit_export.backends.base.find_spec", lambda name: None)
+        missing = get_backend("tensorrt").missing()
         assert "no extra" in missing
         assert "dfqkit[tensorrt-rtx]" in missing
         with pytest.raises(RuntimeUnavailableError, match="not installed"):
-            TensorRtRuntime().load("m.onnx")
+            tensorrt_session.load("m.onnx")
 
     def test_without_a_gpu_the_vendor_is_not_touched(
         self, install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -238,7 +232,7 @@ class TestTensorRt:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         monkeypatch.delitem(sys.modules, "tensorrt")
         with pytest.raises(RuntimeUnavailableError, match="torch sees none"):
-            TensorRtRuntime().build(net(tmp_path))
+            tensorrt_session.build(net(tmp_path))
         with pytest.raises(RuntimeUnavailableError, match="torch sees none"):
             EngineSession("net.onnx", "tensorrt", b"")
         assert "tensorrt" not in sys.modules
@@ -252,19 +246,19 @@ class TestTensorRt:
 class TestRtxStandIn:
     def test_the_capability_is_the_one_asked_for(self, install: Install, tmp_path: Path) -> None:
         install("tensorrt_rtx", "1.7.1.116")
-        assert TensorRtRtxRuntime().build(net(tmp_path), compute_capability="SM89").accepted
+        assert rtx_session.build(net(tmp_path), compute_capability="SM89").accepted
         with pytest.raises(TargetError, match=r"'SM90'.*SM80, SM86"):
-            TensorRtRtxRuntime().build(net(tmp_path), compute_capability="SM90")
+            rtx_session.build(net(tmp_path), compute_capability="SM90")
 
     def test_versions_without_int8_convolutions_are_refused(self, install: Install, tmp_path: Path) -> None:
         install("tensorrt_rtx", "1.6.1.120")
         with pytest.raises(RuntimeUnavailableError, match=r"1\.6\.1\.120 is installed.*1\.7 up to"):
-            TensorRtRtxRuntime().build(net(tmp_path))
+            rtx_session.build(net(tmp_path))
 
     def test_without_the_package_it_names_the_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("dfqkit_export.backends.tensorrt_rtx.session.find_spec", lambda name: None)
+        monkeypatch.setattr("dfqkit_export.backends.base.find_spec", lambda name: None)
         with pytest.raises(RuntimeUnavailableError, match=r"pip install 'dfqkit\[tensorrt-rtx\]'"):
-            TensorRtRtxRuntime().build("m.onnx")
+            rtx_session.build("m.onnx")
 
     def test_a_log_without_layers_is_not_taken_for_float(self, install: Install, tmp_path: Path) -> None:
         install("tensorrt_rtx", "1.7.1.116")
@@ -275,4 +269,4 @@ class TestRtxStandIn:
         install("tensorrt_rtx", "1.7.1.116")
         path = net(tmp_path)
         expected = onnxruntime.InferenceSession(str(path)).run(None, {"x": images(3)})[0]
-        np.testing.assert_array_equal(TensorRtRtxRuntime().load(path).run(images(3)), expected)
+        np.testing.assert_array_equal(rtx_session.load(path).run(images(3)), expected)

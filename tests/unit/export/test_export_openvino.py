@@ -10,10 +10,10 @@ import onnx
 import pytest
 
 from dfqkit_export.backends.onnxruntime.session import OrtSession
-from dfqkit_export.backends.openvino.session import OpenVinoRuntime, OpenVinoSession
-from dfqkit_export.backends.realised import realised_precision
-from dfqkit_export.backends.runtimes import get_runtime
-from dfqkit_export.backends.session import Runtime, Session
+from dfqkit_export.backends.opening import open_session, realised_precision
+from dfqkit_export.backends.openvino import OPENVINO
+from dfqkit_export.backends.openvino.session import OpenVinoSession
+from dfqkit_export.backends.session import Session
 from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
 
 Write = Callable[..., Path]
@@ -24,8 +24,8 @@ def images(n: int) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def test_a_missing_runtime_says_which_extra_to_install(residual_net: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfqkit_export.backends.openvino.session.find_spec", lambda name: None)
-    assert "pip install 'dfqkit[openvino]'" in str(OpenVinoRuntime().available())
+    monkeypatch.setattr("dfqkit_export.backends.base.find_spec", lambda name: None)
+    assert "pip install 'dfqkit[openvino]'" in OPENVINO.missing()
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(RuntimeUnavailableError, match=r"pip install 'dfqkit\[openvino\]'") as caught:
         OpenVinoSession(residual_net())
@@ -37,11 +37,9 @@ class TestSession:
     def installed(self) -> None:
         pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'dfqkit[openvino]'")
 
-    def test_the_adapter_fulfils_the_protocols(self, residual_net: Write) -> None:
-        runtime = get_runtime("openvino")
-        assert isinstance(runtime, Runtime)
-        assert (runtime.name, runtime.available()) == ("openvino", None)
-        session = runtime.load(residual_net(), threads=1)
+    def test_the_session_fulfils_the_protocol(self, residual_net: Write) -> None:
+        assert OPENVINO.missing() == ""
+        session = open_session("openvino", residual_net(), threads=1)
         assert isinstance(session, Session)
         assert session.run(images(2)).shape == (2, 10)
 

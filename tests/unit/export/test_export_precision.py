@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from dfqkit_export.backends.realised import LayerPrecision, realised_precision
+from dfqkit_export.backends.opening import realised_precision
+from dfqkit_export.backends.precision import LayerPrecision
 from dfqkit_export.errors import ArtefactError, TargetError
 from dfqkit_export.measure.metrics import integer_ops
 from dfqkit_export.onnxfile.macs import multiply_adds
@@ -188,5 +189,5 @@ def test_layers_of_one_kernel_say_so(residual_net: Write) -> None:
 
 
 def test_unknown_runtimes_are_refused(residual_net: Write) -> None:
-    with raises_naming(TargetError, "onnxruntime, openvino, tensorrt, tensorrt-rtx", "tvm"):
+    with raises_naming(TargetError, "Unknown runtime 'tvm'", "onnxruntime, ", "openvino, tensorrt"):
         realised_precision(residual_net(), "tvm")

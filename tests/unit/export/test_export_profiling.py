@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from dfqkit_export.backends import UNOPTIMIZED
 from dfqkit_export.backends.onnxruntime.session import OrtSession
-from dfqkit_export.backends.opening import UNOPTIMIZED
 from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
 from dfqkit_export.images.inputs import random_inputs
 from dfqkit_export.measure.latency import Latency, Timing
@@ -153,8 +153,8 @@ class TestProfile:
         assert profile_file(path, tmp_path / "other.onnx", repeats=1).against == str(tmp_path / "other.onnx")
 
     def test_both_are_timed_in_turns_in_each_runtime(self, residual_net: Write) -> None:
-        found = profile_file(residual_net(), runtimes=("onnxruntime", UNOPTIMIZED), batch=3, repeats=4)
-        assert list(found.latencies) == ["onnxruntime", UNOPTIMIZED]
+        found = profile_file(residual_net(), runtimes=("onnxruntime", UNOPTIMIZED.name), batch=3, repeats=4)
+        assert list(found.latencies) == ["onnxruntime", UNOPTIMIZED.name]
         for latency in found.latencies.values():
             assert list(latency.timings) == ["float", "int8"]
             assert (latency.batch, latency.repeats, latency.reference) == (3, 4, "float")

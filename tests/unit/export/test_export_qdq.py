@@ -14,9 +14,9 @@ from onnx import TensorProto, numpy_helper
 from torch import fx, nn
 
 from dfqkit.students.onnx_file import integer_bias, write_float, write_qdq
+from dfqkit_export.backends import get_target
 from dfqkit_export.backends.onnxruntime.session import OrtSession
-from dfqkit_export.backends.realised import realised_precision
-from dfqkit_export.backends.targets import get_target
+from dfqkit_export.backends.opening import realised_precision
 from dfqkit_export.errors import TargetError
 from tests._messages import raises_naming
 from tests._toys import IMAGE, TOYS, Depthwise, Head, Residual, conv_bn, images, randomise, student, toy, toy_graph

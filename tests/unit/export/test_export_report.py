@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dfqkit_export.backends.realised import LayerPrecision
+from dfqkit_export.backends.precision import LayerPrecision
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.measure.kinds import Metric
 from dfqkit_export.report import Finding, Floor, LayerRow, Report, check_floors, layer_rows

@@ -12,11 +12,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from dfqkit_export.backends.realised import LayerPrecision, realised_precision
+from dfqkit_export.backends.opening import realised_precision
+from dfqkit_export.backends.precision import LayerPrecision
 from dfqkit_export.backends.tensorrt.engine_layers import EngineLayer, match_layers
-from dfqkit_export.backends.tensorrt.inspector import parse_layer_info, realised_in_tensorrt
-from dfqkit_export.backends.tensorrt_rtx.build_log import parse_rtx_log
-from dfqkit_export.backends.tensorrt_rtx.session import TensorRtRtxRuntime
+from dfqkit_export.backends.tensorrt.precision import parse_layer_info, realised_in_tensorrt
+from dfqkit_export.backends.tensorrt.targets import TENSORRT
+from dfqkit_export.backends.tensorrt_rtx import session as rtx
+from dfqkit_export.backends.tensorrt_rtx.precision import parse_rtx_log
 from dfqkit_export.errors import ArtefactError, RuntimeCrashedError
 from tests.unit.export._qdq_models import Net, ort, trt
 
@@ -155,7 +157,7 @@ class TestMatch:
     def layers(self, *layers: EngineLayer, **options: Any) -> tuple[LayerPrecision, ...]:
         b = trt()
         x = b.qdq("x", "in", **options)
-        return match_layers(b.model(b.conv(x)), layers, target="tensorrt").layers
+        return match_layers(b.model(b.conv(x)), layers, target=TENSORRT).layers
 
     def layer(self, kind: str, first: str, *nodes: str, name: str = "k") -> EngineLayer:
         return EngineLayer(name=name, kind=kind, inputs=(first,), outputs=("float32",), nodes=nodes)
@@ -164,7 +166,7 @@ class TestMatch:
         glue = self.layer("kgen", "float32", "in.Q", "conv")
         (found,) = self.layers(glue, self.layer("correlation", "int8", "conv"), self.layer("kgen", "float32", "conv"))
         assert (found.precision, found.executed_as, found.detail) == ("int8", "correlation", "")
-        realised = match_layers(trt().model("x"), [glue], target="tensorrt")
+        realised = match_layers(trt().model("x"), [glue], target=TENSORRT)
         assert realised.float_ops == ()
 
     def test_a_float_layer_has_its_reason(self) -> None:
@@ -208,7 +210,7 @@ class TestRtx:
     def test_files_of_another_target_are_refused_at_their_node(self, tmp_path: Path) -> None:
         b: Net = ort()
         path = save(tmp_path / "m.onnx", b.model(b.conv(b.qdq("x", "in"))))
-        build = TensorRtRtxRuntime().build(path)
+        build = rtx.build(path)
         assert not build.accepted
         assert (build.problems[0].node, build.problems[0].operator) == ("in.Q", "QuantizeLinear")
         assert any(message.startswith("ERROR") for message in build.messages)
@@ -216,8 +218,8 @@ class TestRtx:
             build.require()
 
     def test_the_same_file_gives_the_same_engine(self, tmp_path: Path) -> None:
-        runtime, path = TensorRtRtxRuntime(), one_conv(tmp_path / "m.onnx")
-        first, _ = (runtime.build(path, tmp_path / name, compute_capability="SM89") for name in "ab")
+        path = one_conv(tmp_path / "m.onnx")
+        first, _ = (rtx.build(path, tmp_path / name, compute_capability="SM89") for name in "ab")
         assert first.engine is not None
         assert first.engine_bytes == first.engine.stat().st_size > 0
         assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -229,11 +231,11 @@ class TestRtx:
         del model.graph.initializer[:]
         model.graph.initializer.extend(kept)
         with pytest.raises(RuntimeCrashedError, match=r"(?s)building.*m\.onnx.*SIGSEGV.*building the engine"):
-            TensorRtRtxRuntime().build(save(tmp_path / "m.onnx", model))
+            rtx.build(save(tmp_path / "m.onnx", model))
 
     def test_running_needs_a_gpu_and_says_so(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from dfqkit_export.errors import RuntimeUnavailableError
 
         monkeypatch.setattr("dfqkit_export.backends.tensorrt_rtx.session.missing_gpu", lambda: "there is no GPU")
         with pytest.raises(RuntimeUnavailableError, match="there is no GPU"):
-            TensorRtRtxRuntime().load(one_conv(tmp_path / "m.onnx")).run(np.zeros((1, 3, 8, 8), np.float32))
+            rtx.load(one_conv(tmp_path / "m.onnx")).run(np.zeros((1, 3, 8, 8), np.float32))

@@ -11,9 +11,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from dfqkit_export.backends.onnxruntime.session import OrtRuntime, OrtSession
-from dfqkit_export.backends.runtimes import get_runtime
-from dfqkit_export.backends.session import Runtime, Session, batched
+from dfqkit_export.backends import DEFAULT, get_backend
+from dfqkit_export.backends.onnxruntime.session import OrtSession
+from dfqkit_export.backends.opening import open_session
+from dfqkit_export.backends.session import Session, batched
 from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
 from tests._messages import raises_naming
 
@@ -24,13 +25,18 @@ def images(n: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.random.default_rng(n).normal(size=(n, 3, 8, 8)).astype(np.float32)
 
 
-def test_the_adapter_fulfils_the_protocols(residual_net: Write) -> None:
-    runtime = OrtRuntime()
-    assert isinstance(runtime, Runtime)
-    assert runtime.available() is None
-    session = runtime.load(residual_net(), threads=1)
+def test_the_session_fulfils_the_protocol(residual_net: Write) -> None:
+    assert DEFAULT.missing() == ""
+    session = open_session(DEFAULT.name, residual_net(), threads=1)
     assert isinstance(session, Session)
     assert session.run(images(2)).shape == (2, 10)
+
+
+def test_every_output_comes_by_its_name_and_the_first_is_the_one_of_run(residual_net: Write) -> None:
+    session = OrtSession(residual_net(), threads=1)
+    found = session.run_all(images(2))
+    assert list(found) == list(session.output_names)
+    np.testing.assert_array_equal(found[session.output_name], session.run(images(2)))
 
 
 def test_float_models_match_numpy(tmp_path: Path, qdq: Any) -> None:
@@ -113,24 +119,23 @@ def test_a_missing_runtime_says_what_to_install(residual_net: Write, monkeypatch
 
 @pytest.mark.parametrize("name", ["onnxruntime-cuda", "onnxruntime-tensorrt"])
 def test_a_provider_that_is_not_there_says_what_to_install(name: str, residual_net: Write) -> None:
-    runtime = get_runtime(name)
-    missing = runtime.available()
-    if missing is None:
+    missing = get_backend(name).missing()
+    if not missing:
         pytest.skip(f"{name} is present on this machine")
     assert "pip install onnxruntime-gpu" in missing
     with pytest.raises(RuntimeUnavailableError, match="pip install onnxruntime-gpu"):
-        runtime.load(residual_net())
+        open_session(name, residual_net())
 
 
 def test_a_provider_that_falls_back_to_the_cpu_is_refused(residual_net: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-    runtime = get_runtime("onnxruntime-cuda")
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [runtime.provider, "CPUExecutionProvider"])
+    present = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: present)
     session = onnxruntime.InferenceSession
 
     def fall_back(path: str, options: object, providers: list[str]) -> object:
-        assert providers == [runtime.provider, "CPUExecutionProvider"]
+        assert providers == present
         return session(path, options, providers=providers[1:])
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", fall_back)
     with raises_naming(RuntimeUnavailableError, "CPU"):
-        runtime.load(residual_net())
+        open_session("onnxruntime-cuda", residual_net())

@@ -15,9 +15,10 @@ import pytest
 from torch import fx
 
 from dfqkit.students.onnx_file import write_qdq
+from dfqkit_export.backends import all_targets, get_target
 from dfqkit_export.backends.onnxruntime.session import OrtSession
+from dfqkit_export.backends.target import Cell, OperatorRule, QuantSpace, Target
 from dfqkit_export.backends.target_text import describe, render_target, summary
-from dfqkit_export.backends.targets import TARGETS, Cell, OperatorRule, QuantSpace, Target, get_target
 from dfqkit_export.checker import check_model
 from dfqkit_export.errors import TargetError
 from dfqkit_export.onnxfile.graph import SourceGraph
@@ -25,14 +26,15 @@ from dfqkit_export.onnxfile.summary import LayerFacts, QuantFacts, layer_facts
 from tests._messages import raises_naming
 from tests._toys import images, student
 
+TARGETS = all_targets()
 NAMES = [
     "onnxruntime",
     "onnxruntime-avx2",
     "onnxruntime-arm",
+    "onnxruntime-tensorrt",
     "openvino",
     "tensorrt",
     "tensorrt-rtx",
-    "onnxruntime-tensorrt",
 ]
 
 
@@ -146,7 +148,7 @@ def space(*bits: int, **changes: object) -> QuantSpace:
 
 def chip(**changes: object) -> Target:
     settings: dict[str, object] = {
-        "name": "chip", "title": "Chip", "runtime": "chip", "opset": 17, "weights": space(8),
+        "name": "chip", "title": "Chip", "backend": "chip", "opset": 17, "weights": space(8),
         "unsigned_activations": space(4, 8), "signed_activations": space(4, 8), "bias": "float",
         "quantize_outputs": True, "clip_before_quantize": False,
     }  # fmt: skip
@@ -217,7 +219,7 @@ class TestText:
     def test_the_summary_has_a_row_a_target(self) -> None:
         rows = summary(TARGETS.values())
         assert [row[0] for row in rows] == NAMES
-        assert rows[4][2:] == (
+        assert rows[5][2:] == (
             "opset 9-25",
             "weights int8 2-8 bit per channel, zero point 0, lowest code unused; activations int8 2-8 bit per tensor, "
             "zero point 0; bias float",
@@ -348,13 +350,12 @@ def test_eight_bit_weights_fill_seven_bits_without_vnni(written: Written) -> Non
 @pytest.mark.slow
 def test_openvino_computes_the_students_numbers_in_integers(written: Written) -> None:
     pytest.importorskip("openvino", reason="needs openvino (pip install 'dfqkit[openvino]')")
-    from dfqkit_export.backends.realised import realised_precision
-    from dfqkit_export.backends.runtimes import get_runtime
+    from dfqkit_export.backends.opening import open_session, realised_precision
 
     graph, path = written("openvino")
     x = images(32)
     expected = graph(x).detach().numpy()
-    np.testing.assert_allclose(get_runtime("openvino").load(path).run(x.numpy()), expected, atol=1e-5)
+    np.testing.assert_allclose(open_session("openvino", path).run(x.numpy()), expected, atol=1e-5)
     assert realised_precision(path, "openvino").integer_macs == 1.0
 
 

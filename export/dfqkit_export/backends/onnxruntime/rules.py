@@ -14,13 +14,13 @@ import onnx
 from onnx import TensorProto
 
 from dfqkit_export.backends.onnxruntime.reasons import float_reasons
+from dfqkit_export.backends.onnxruntime.targets import ONNXRUNTIME_ARM
 from dfqkit_export.backends.qdq import QdqGraph, attribute
 from dfqkit_export.backends.quantized_codes import CLIPS_CODES
 from dfqkit_export.backends.rule import Rule, Violation
 
 __all__ = ["RULES"]
 
-ONNXRUNTIME = frozenset({"onnxruntime"})
 # ConvTranspose has O14; Pad only moves values, so that float costs it a copy at most, and often not even that.
 _REPORTED = frozenset({"ConvTranspose", "Pad"})
 # Only x86 needs unsigned activations.
@@ -31,7 +31,7 @@ _CLIPPING = frozenset({"O5", "O12"})
 
 def _layers_with(rule: str) -> Callable[[QdqGraph], Iterator[Violation]]:
     def find(graph: QdqGraph) -> Iterator[Violation]:
-        if rule in _X86_ONLY and "arm" in graph.target.name:
+        if rule in _X86_ONLY and graph.target.name == ONNXRUNTIME_ARM.name:
             return
         for layer in graph.layers():
             # The first reason is enough to keep a layer in float; the next shows once that is repaired.
@@ -127,7 +127,7 @@ def find_saturating_weights(graph: QdqGraph) -> Iterator[Violation]:
             )
 
 
-_warning = partial(Rule, severity="warning", families=ONNXRUNTIME)
+_warning = partial(Rule, severity="warning")
 _REASONS = (
     ("O1", "The inputs of layers are quantized", "put Q/DQ in front of the layer"),
     ("O2", "Weights are quantized", "store the weight as int8 with DequantizeLinear"),

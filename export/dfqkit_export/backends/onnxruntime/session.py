@@ -5,81 +5,24 @@ What belongs here: loading and running an ONNX file, with settings that make the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dfqkit_export.backends.session import Images, OutputsSession, check_threads, require_one_image
+from dfqkit_export.backends.session import FileSession, Images, check_threads, require_one_image
 from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
 
-__all__ = ["OrtCudaRuntime", "OrtRuntime", "OrtSession", "OrtTensorRtRuntime"]
+__all__ = ["OrtSession", "present_providers"]
 
 _ERRORS_ONLY = 3
 _CPU = "CPUExecutionProvider"
 
 
-class OrtRuntime:
-    """The adapter that makes `OrtSession`s on the CPU."""
-
-    name: ClassVar[str] = "onnxruntime"
-    provider: ClassVar[str] = _CPU
-    package: ClassVar[str] = "onnxruntime"
-
-    def available(self) -> str | None:
-        """Return None where onnxruntime is installed with this adapter's provider, else what to install.
-
-        A provider that is there can still fail to load its own libraries; `load` notices that.
-        """
-        if find_spec("onnxruntime") is None:
-            return f"onnxruntime is not installed; run pip install {self.package}"
-        present = _onnxruntime().get_available_providers()
-        if self.provider not in present:
-            return (
-                f"this onnxruntime has no {self.provider} (it has {', '.join(present)}); run pip install {self.package}"
-            )
-        return None
-
-    def load(self, path: str | Path, **options: Any) -> OrtSession:
-        """Load an ONNX file; the options are those of `OrtSession`.
-
-        Raises:
-            RuntimeUnavailableError: onnxruntime, or the provider, is not installed.
-            ArtefactError: The file is not a model with one input and at least one output that onnxruntime accepts.
-        """
-        missing = self.available()
-        if missing is not None:
-            msg = f"Runtime {self.name!r} cannot be used on this machine: {missing}."
-            raise RuntimeUnavailableError(msg)
-        return OrtSession(path, provider=self.provider, **options)
-
-
-class OrtCudaRuntime(OrtRuntime):
-    """The adapter to ONNX Runtime's CUDA provider. It has no int8 convolutions: Q/DQ is computed as written.
-
-    Not executed by the maintainers, who had no GPU.
-    """
-
-    name: ClassVar[str] = "onnxruntime-cuda"
-    provider: ClassVar[str] = "CUDAExecutionProvider"
-    package: ClassVar[str] = "onnxruntime-gpu"
-
-
-class OrtTensorRtRuntime(OrtRuntime):
-    """The adapter to ONNX Runtime's TensorRT provider, which is linked to TensorRT 10.
-
-    Not executed by the maintainers, who had no GPU.
-    """
-
-    name: ClassVar[str] = "onnxruntime-tensorrt"
-    provider: ClassVar[str] = "TensorrtExecutionProvider"
-    package: ClassVar[str] = "onnxruntime-gpu, and TensorRT 10 beside it"
-
-
-class OrtSession(OutputsSession):
+class OrtSession(FileSession):
     """One ONNX file, loaded into one of ONNX Runtime's providers, by default the CPU.
 
     The session runs its operators one after another and with the runtime's deterministic kernels, so that the same
@@ -132,12 +75,12 @@ class OrtSession(OutputsSession):
         self.output_names = tuple(value.name for value in outputs)
         self.input_shape: tuple[int | str | None, ...] = tuple(inputs[0].shape)
 
-    def outputs(self, images: Images, names: list[str] | None = None) -> list[NDArray[Any]]:
-        """Compute several of the model's outputs; see `OutputsSession.outputs`."""
+    def outputs(self, images: Images, names: Sequence[str] | None = None) -> list[NDArray[Any]]:
+        """Compute several of the model's outputs; see `FileSession.outputs`."""
         self.check(images)
         feed = {self.input_name: np.ascontiguousarray(images, dtype=np.float32)}
         try:
-            return list(self._session.run(names, feed))
+            return list(self._session.run(names and list(names), feed))
         except _rejections() as error:
             msg = f"Model {str(self.path)!r} could not run on images of shape {images.shape}: {error}"
             raise ArtefactError(msg) from None
@@ -145,6 +88,15 @@ class OrtSession(OutputsSession):
     def end_profile(self) -> Path:
         """Stop profiling and return the file of events that was written, for sessions with a `profile_prefix`."""
         return Path(self._session.end_profiling())
+
+
+def present_providers() -> list[str]:
+    """Return the execution providers that the installed onnxruntime brings.
+
+    Raises:
+        RuntimeUnavailableError: onnxruntime is not installed.
+    """
+    return list(_onnxruntime().get_available_providers())
 
 
 def _settings(

@@ -1,4 +1,4 @@
-"""ONNX Runtime, CPU execution provider: x86 with VNNI (measured), x86 without and Arm (read, no such machine here)."""
+"""ONNX Runtime: its CPU provider on x86 with VNNI (measured), x86 without and Arm (read), and its TensorRT provider."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from dfqkit_export.backends.spaces import (
     row,
 )
 from dfqkit_export.backends.target import Cell, OperatorRule, Placement, QuantSpace, Target
+from dfqkit_export.backends.tensorrt.targets import GUIDE, RTX_SEEN, TENSORRT, operators_of
 
 _ONE_OP = "measured: ONNX Runtime 1.32, a graph of this operator between Q/DQ, as the runtime optimized it"
 _FUSED = "measured: ONNX Runtime 1.32, one pattern a graph, as the runtime optimized it"
@@ -92,8 +93,7 @@ _X86 = _operators((U8, S8), (*_WEIGHTS, W8_UNSIGNED), {
 ONNXRUNTIME = Target(
     name="onnxruntime",
     title="ONNX Runtime (CPU)",
-    runtime="onnxruntime",
-    family="onnxruntime",
+    backend="onnxruntime",
     opset=18,
     opsets=Cell(value=(10, 27), source="measured: ONNX Runtime 1.32 loads and fuses a convolution of each"),
     weights=W8,
@@ -107,6 +107,7 @@ ONNXRUNTIME = Target(
         value="lowest", source="measured: ONNX Runtime 1.32: uint8 0 and int8 -128 fuse, int8 0, uint8 3 and 128 do not"
     ),
     operators=_X86,
+    domains=frozenset({"ai.onnx.ml", "com.microsoft"}),
     quirks=(
         "Relu disappears into a convolution only where the zero point of the Q behind it is the lowest code: uint8 "
         "with zero "
@@ -154,3 +155,21 @@ ONNXRUNTIME_ARM = dataclasses.replace(
         "Not measured on Arm: none was to be had.",
     ),
 )  # fmt: skip
+
+ONNXRUNTIME_TENSORRT = dataclasses.replace(
+    TENSORRT,
+    name="onnxruntime-tensorrt",
+    title="ONNX Runtime (TensorRT provider)",
+    backend="onnxruntime-tensorrt",
+    opsets=Cell(
+        value=(9, 20), source="read: onnx-tensorrt 10.0, opsets 9 to 20; libnvinfer 10 is what ONNX Runtime links"
+    ),
+    operators=operators_of(f"{RTX_SEEN}; not measured in ONNX Runtime's provider", GUIDE),
+    quirks=(
+        *TENSORRT.quirks,
+        "onnxruntime-gpu links libnvinfer 10 and lists the provider as available where it cannot load: ask "
+        "InferenceSession.get_providers() (measured, 1.31).",
+        "Operators that TensorRT refuses run on another provider, with copies between them (ONNX Runtime, TensorRT "
+        "execution provider page).",
+    ),
+)

@@ -28,7 +28,6 @@ RULES = (
     Rule(
         id="V1",
         severity="warning",
-        families=frozenset({"openvino"}),
         title="Layers run in integers",
         repair="see the reason",
         find=find_float_layers,

@@ -6,45 +6,24 @@ OpenVINO made of the file is `dfqkit_export.backends.openvino.precision`'s quest
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dfqkit_export.backends.session import Images, OutputsSession, check_threads, require_one_image
+from dfqkit_export.backends.session import FileSession, Images, check_threads, require_one_image
 from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
 from dfqkit_export.onnxfile.model import load_onnx
 
-__all__ = ["OpenVinoRuntime", "OpenVinoSession"]
+__all__ = ["OpenVinoSession"]
 
 _INSTALL = "pip install 'dfqkit[openvino]'"
 
 
-class OpenVinoRuntime:
-    """The adapter that makes `OpenVinoSession`s."""
-
-    name: ClassVar[str] = "openvino"
-
-    def available(self) -> str | None:
-        """Return None where openvino is installed, else what to install."""
-        if find_spec("openvino") is None:
-            return f"openvino is not installed; run {_INSTALL}"
-        return None
-
-    def load(self, path: str | Path, **options: Any) -> OpenVinoSession:
-        """Load an ONNX file; the options are those of `OpenVinoSession`.
-
-        Raises:
-            RuntimeUnavailableError: openvino is not installed.
-            ArtefactError: The file is not a model with one input and at least one output that OpenVINO accepts.
-        """
-        return OpenVinoSession(path, **options)
-
-
-class OpenVinoSession(OutputsSession):
+class OpenVinoSession(FileSession):
     """One ONNX file, compiled for OpenVINO's CPU plugin.
 
     One stream, so that a call is one inference after the other; what the file leaves in float is computed in float32,
@@ -84,10 +63,10 @@ class OpenVinoSession(OutputsSession):
         self._places = {name: place for place, value in enumerate(outputs) for name in value.names}
         self._request = self._compiled.create_infer_request()
 
-    def outputs(self, images: Images, names: list[str] | None = None) -> list[NDArray[Any]]:
-        """Compute several of the model's outputs; see `OutputsSession.outputs`."""
+    def outputs(self, images: Images, names: Sequence[str] | None = None) -> list[NDArray[Any]]:
+        """Compute several of the model's outputs; see `FileSession.outputs`."""
         self.check(images)
-        wanted = list(self.output_names) if names is None else names
+        wanted = self.output_names if names is None else names
         unknown = [name for name in wanted if name not in self._places]
         if unknown:
             found = list(self.output_names)

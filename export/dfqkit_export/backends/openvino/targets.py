@@ -17,8 +17,7 @@ _ACTIVATIONS = (U8, S8_ZERO)
 OPENVINO = Target(
     name="openvino",
     title="OpenVINO (CPU)",
-    runtime="openvino",
-    family="openvino",
+    backend="openvino",
     opset=18,
     opsets=Cell(value=(10, 28), source="measured: OpenVINO 2026.4.1 runs a quantized convolution of each in u8"),
     weights=W8,
@@ -73,6 +72,7 @@ OPENVINO = Target(
             source=f"{_SEEN}: f32, whatever is around it",
         ),
     ),
+    domains=frozenset({"com.microsoft"}),
     quirks=(
         "A Q/DQ pair between a convolution and the Add it feeds is dropped, so its rounding is missing: with pairs "
         "behind every operator results move by a step; with pairs on inputs alone they equal the student's bit for bit "

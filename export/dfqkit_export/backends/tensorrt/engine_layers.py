@@ -1,6 +1,6 @@
 """What the TensorRT family says of an engine, layer by layer, and how that answers for the layers of an ONNX file.
 
-What belongs here: `EngineLayer`, which the readers `rtx_log` and `inspector` fill in, and the match between engine
+What belongs here: `EngineLayer`, which the readers of both runtimes fill in, and the match between engine
 layers and ONNX nodes. Why a layer stayed in float is the rules' knowledge and is only asked for here.
 """
 
@@ -17,8 +17,8 @@ import onnx
 
 from dfqkit_export.backends.precision import LayerPrecision, Realised, with_multiply_adds, with_unique_names
 from dfqkit_export.backends.qdq import QdqGraph
-from dfqkit_export.backends.targets import get_target
-from dfqkit_export.backends.tensorrt.rules_warnings import RULES
+from dfqkit_export.backends.target import Target
+from dfqkit_export.backends.tensorrt.rules import RULES
 from dfqkit_export.backends.weight_axes import WEIGHT_AXES
 from dfqkit_export.onnxfile.graph import SourceGraph
 from dfqkit_export.onnxfile.model import load_onnx
@@ -108,7 +108,7 @@ def read_file(path: str | Path) -> onnx.ModelProto:
     return model
 
 
-def match_layers(model: onnx.ModelProto, layers: Iterable[EngineLayer], *, target: str) -> Realised:
+def match_layers(model: onnx.ModelProto, layers: Iterable[EngineLayer], *, target: Target) -> Realised:
     """Say how an engine executes each convolution and matrix product of the file that it was built from.
 
     Additions are not among the layers: the TensorRT family computes them in generated element-wise code, which reads
@@ -117,7 +117,7 @@ def match_layers(model: onnx.ModelProto, layers: Iterable[EngineLayer], *, targe
     Args:
         model: The file, its nodes named uniquely.
         layers: The engine's layers.
-        target: Name of the target whose rules may say why a layer is in float.
+        target: The target whose rules may say why a layer is in float.
     """
     engine = list(layers)
     graph = SourceGraph(model.graph)
@@ -156,11 +156,13 @@ def _executed(name: str, engine: list[EngineLayer]) -> EngineLayer | None:
     return next(iter([*computing, *fused]), None)
 
 
-def _reasons(model: onnx.ModelProto, graph: SourceGraph, layers: list[onnx.NodeProto], target: str) -> dict[str, str]:
+def _reasons(
+    model: onnx.ModelProto, graph: SourceGraph, layers: list[onnx.NodeProto], target: Target
+) -> dict[str, str]:
     """Why each layer is in float, "" where no rule tells."""
     if not layers:
         return {}
-    quantized = QdqGraph(model, get_target(target))
+    quantized = QdqGraph(model, target)
     problems = {
         found.node: f"{found.node!r}: {found.message} (rule {rule.id}); {found.repair or rule.repair}"
         for rule in _FLOAT_RULES

@@ -1,17 +1,20 @@
-"""Running a built engine on a GPU, through device buffers.
+"""Building engines with TensorRT for this machine's GPU, and running engines through device buffers.
 
-What belongs here: the vendor's runtime interface, which 10.13 to 11 of TensorRT and TensorRT-RTX share: tensors by
-name, addresses of torch's CUDA tensors, one stream. torch is imported inside the functions, and nothing of CUDA is
-touched before torch says that there is a GPU: without a driver the vendor's runtime hands out null pointers.
+What belongs here: asking for a build, and the vendor's runtime interface, which 10.13 to 11 of TensorRT and
+TensorRT-RTX share: tensors by name, addresses of torch's CUDA tensors, one stream. torch is imported inside the
+functions, and nothing of CUDA is touched before torch says that there is a GPU: without a driver the vendor's runtime
+hands out null pointers.
 
 The project's maintainers have not executed this module: they have no such GPU. It is tested against stand-ins written
-from the documented interfaces of TensorRT 10.13 and 11.
+from the documented interfaces of TensorRT 10.13 and 11; TensorRT-RTX, which shares the ONNX importer, is what really
+reads our files in the continuous integration.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,21 +23,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dfqkit_export.backends.base import not_installed
+from dfqkit_export.backends.isolation import call_isolated
 from dfqkit_export.backends.session import FileSession, Images, Logits
 from dfqkit_export.backends.tensorrt._engine_build import vendor_module
-from dfqkit_export.backends.tensorrt.engines import Build, module_name
+from dfqkit_export.backends.tensorrt.engines import Build, build_isolated, check_batches, module_name
 from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
+from dfqkit_export.files import write_bytes
 
-__all__ = ["EngineSession", "inspect_engine", "load_built", "missing_gpu"]
+__all__ = ["EngineSession", "build", "inspect_engine", "load", "load_built", "missing_gpu"]
+
+_MODULE = "tensorrt"
 
 
-def missing_gpu() -> str | None:
-    """Return None where torch sees a CUDA device, else what is missing."""
+def missing_gpu() -> str:
+    """Return what is missing to run an engine; "" where torch sees a CUDA device."""
     if find_spec("torch") is None:
         return "running an engine needs torch for its device buffers; run pip install torch"
     if not import_module("torch").cuda.is_available():
         return "running an engine needs an NVIDIA GPU with its driver, and torch sees none on this machine"
-    return None
+    return ""
 
 
 class EngineSession(FileSession):
@@ -43,7 +51,7 @@ class EngineSession(FileSession):
     Attributes:
         path: The ONNX file that the engine was built from.
         input_name: Name of the engine's input.
-        output_name: Name of its output, the logits.
+        output_names: Names of its outputs.
         input_shape: Shape of the input; an open batch is None.
         batches: Smallest and largest batch that it was built for.
     """
@@ -58,7 +66,7 @@ class EngineSession(FileSession):
 
         Raises:
             RuntimeUnavailableError: There is no GPU, or the module is not installed or of another version.
-            ArtefactError: The engine is not for this GPU and version, or has not one float input and output.
+            ArtefactError: The engine is not for this GPU and version, or has not one float input and float outputs.
         """
         self.path = Path(path)
         self._torch = _torch()
@@ -74,36 +82,40 @@ class EngineSession(FileSession):
                 "and one kind of GPU; build it again from the ONNX file, on this machine."
             )
             raise ArtefactError(msg)
-        self.input_name, self.output_name = _ends(trt, self.engine)
+        self.input_name, self.output_names = _ends(trt, self.engine)
         shape = tuple(self.engine.get_tensor_shape(self.input_name))
         self.input_shape = tuple(int(size) if size >= 0 else None for size in shape)
         smallest, _, largest = self.engine.get_tensor_profile_shape(self.input_name, 0)
         self.batches = (int(smallest[0]), int(largest[0]))
 
-    def run(self, images: Images) -> Logits:
-        """Compute logits (n, classes) of images (n, C, H, W), normalised, in one call of the runtime.
+    def outputs(self, images: Images, names: Sequence[str] | None = None) -> list[NDArray[Any]]:
+        """Compute several of the engine's outputs; see `FileSession.outputs`.
 
         Raises:
-            ArtefactError: The images do not fit the input, the batch is not among those built for, or the runtime
-                refuses.
+            ArtefactError: The images do not fit the input, the batch is not among those built for, an output is
+                unknown, or the runtime refuses.
         """
         self.check(images)
+        wanted = self.output_names if names is None else names
+        unknown = [name for name in wanted if name not in self.output_names]
+        if unknown:
+            found = list(self.output_names)
+            message = f"The engine of {str(self.path)!r} has no output {unknown[0]!r}, but {found}."
+            raise ArtefactError(message)
         torch = self._torch
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
             source = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32)).to("cuda")
             self._require(self._context.set_input_shape(self.input_name, tuple(images.shape)), "the input's shape")
-            shape = tuple(self._context.get_tensor_shape(self.output_name))
-            result = torch.empty(shape, dtype=torch.float32, device="cuda")
-            for name, buffer in ((self.input_name, source), (self.output_name, result)):
+            results = {
+                name: torch.empty(tuple(self._context.get_tensor_shape(name)), dtype=torch.float32, device="cuda")
+                for name in self.output_names
+            }
+            for name, buffer in {self.input_name: source, **results}.items():
                 self._require(self._context.set_tensor_address(name, buffer.data_ptr()), f"the address of {name!r}")
             self._require(self._context.execute_async_v3(stream.cuda_stream), "the run")
         stream.synchronize()
-        return np.asarray(result.cpu().numpy())
-
-    def run_all(self, images: Images) -> dict[str, NDArray[Any]]:
-        """Compute the engine's one output; see `FileSession.run_all`."""
-        return {self.output_name: self.run(images)}
+        return [np.asarray(results[name].cpu().numpy()) for name in wanted]
 
     def predict(self, images: Images, batch: int = 64) -> Logits:
         """Compute logits of any number of images, in batches of at most what the engine was built for.
@@ -137,6 +149,67 @@ class EngineSession(FileSession):
         if not done:
             msg = f"The engine's runtime refused {what}; its log says why. Build the engine again on this machine."
             raise ArtefactError(msg)
+
+
+def build(
+    path: str | Path,
+    out: str | Path | None = None,
+    *,
+    batches: tuple[int, int, int] = (1, 8, 32),
+    timing_cache: str | Path | None = None,
+    timeout: float = 1800.0,
+) -> Build:
+    """Build an engine for this machine's GPU, and run it once; each in a process of its own.
+
+    A crash of the library is then an error message, and only an engine that survived both is loaded into this process.
+
+    Args:
+        path: The ONNX file; nothing but its batch may be symbolic.
+        out: Where to keep the engine; None keeps none.
+        batches: Smallest, best and largest batch.
+        timing_cache: File with the timings of earlier builds on this GPU, read where it exists, and written.
+        timeout: Seconds after which the builder is stopped.
+
+    Returns:
+        What came of it, with the inspector's report; a file that is refused is a result and no error.
+
+    Raises:
+        RuntimeUnavailableError: TensorRT is not installed, of a version not supported, or there is no GPU.
+        RuntimeCrashedError: Builder or engine died or took too long.
+        ArtefactError: The file does not exist, sizes other than its batch are open, or the engine does not run.
+    """
+    missing = not_installed(_MODULE, "install it as NVIDIA's guide says") or missing_gpu()
+    if missing:
+        message = f"TensorRT cannot be used here: {missing}."
+        raise RuntimeUnavailableError(message)
+    cache = str(Path(timing_cache).resolve()) if timing_cache is not None else None
+    options = {"profile": check_batches(batches), "timing_cache": cache}
+    with tempfile.TemporaryDirectory(prefix="dfqkit-") as folder:
+        plan = Path(folder) / "engine"
+        built = build_isolated(_MODULE, path, plan, options, timeout=timeout)
+        if not built.accepted:
+            return built
+        found = call_isolated(
+            "backends.tensorrt.session:inspect_engine",
+            {"module": _MODULE, "engine": str(plan)},
+            runtime=_MODULE,
+            doing=f"running the engine of {str(path)!r} once",
+            timeout=timeout,
+        )
+        if out is not None:
+            write_bytes(Path(out), plan.read_bytes())
+    return replace(built, engine=Path(out) if out is not None else None, layer_info=found["layer_info"])
+
+
+def load(path: str | Path, **options: Any) -> EngineSession:
+    """Build an ONNX file and load the engine; the options are those of `build`.
+
+    Raises:
+        RuntimeUnavailableError: TensorRT is not installed, of a version not supported, or there is no GPU.
+        RuntimeCrashedError: Builder or engine died or took too long.
+        ArtefactError: The file is not accepted.
+    """
+    return load_built(lambda engine: build(path, engine, **options))
 
 
 def load_built(build: Callable[[Path], Build]) -> EngineSession:
@@ -181,21 +254,21 @@ def inspect_engine(module: str, engine: str) -> dict[str, Any]:
 
 def _torch() -> Any:
     missing = missing_gpu()
-    if missing is not None:
+    if missing:
         msg = f"The engine cannot run: {missing}."
         raise RuntimeUnavailableError(msg)
     return import_module("torch")
 
 
-def _ends(trt: Any, engine: Any) -> tuple[str, str]:
+def _ends(trt: Any, engine: Any) -> tuple[str, tuple[str, ...]]:
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
     outputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT]
     floats = all(engine.get_tensor_dtype(name) == trt.DataType.FLOAT for name in (*inputs, *outputs))
-    if len(inputs) != 1 or len(outputs) != 1 or not floats:
+    if len(inputs) != 1 or not outputs or not floats:
         msg = (
-            f"The engine has the inputs {inputs} and outputs {outputs}; allowed is one of each, both float32. "
-            "Export the classifier alone."
+            f"The engine has the inputs {inputs} and outputs {outputs}; allowed are one input and "
+            "outputs, all float32. Export the model alone."
         )
         raise ArtefactError(msg)
-    return inputs[0], outputs[0]
+    return inputs[0], tuple(outputs)

@@ -1,23 +1,23 @@
-"""NVIDIA's runtimes: TensorRT 10.13 to 11, TensorRT for RTX, and TensorRT as a provider of ONNX Runtime.
+"""NVIDIA TensorRT 10.13 to 11.
 
-One set of rules: explicit quantization with strong typing. What was measured was measured with TensorRT for RTX, which
-builds without a GPU.
+One set of rules, which TensorRT for RTX and ONNX Runtime's provider share: explicit quantization with strong typing.
+What was measured was measured with TensorRT for RTX, which builds without a GPU.
 """
 
 from __future__ import annotations
 
-import dataclasses
-
 from dfqkit_export.backends.spaces import S8_ZERO, W8, W8_FULL, W8_TENSOR, row
 from dfqkit_export.backends.target import Cell, OperatorRule, Target
 
-_RTX = "measured: TensorRT for RTX 1.7.1, build for SM86, types of layers in its log"
+__all__ = ["GUIDE", "RTX_SEEN", "TENSORRT", "UNSUPPORTED", "operators_of"]
+
+RTX_SEEN = "measured: TensorRT for RTX 1.7.1, build for SM86, types of layers in its log"
 _HEADER = "read: NvInfer.h, IQuantizeLayer and IDequantizeLayer"
-_GUIDE = "read: TensorRT developer guide, Q/DQ layer placement recommendations"
+GUIDE = "read: TensorRT developer guide, Q/DQ layer placement recommendations"
 _WEIGHTS = (W8_FULL, W8_TENSOR)
 
 #: What the parser of TensorRT for RTX 1.7.1 says `supports_operator` is false for, of ONNX 1.23's own domain.
-_UNSUPPORTED = frozenset(
+UNSUPPORTED = frozenset(
     (
         *("AffineGrid", "Bernoulli", "BitCast", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr"),
         *("BitwiseXor", "CenterCropPad", "Col2Im", "Compress", "ConcatFromSequence", "ConvInteger", "CumProd"),
@@ -31,7 +31,7 @@ _UNSUPPORTED = frozenset(
 )
 
 
-def _operators(seen: str, told: str) -> tuple[OperatorRule, ...]:
+def operators_of(seen: str, told: str) -> tuple[OperatorRule, ...]:
     """The rows, with the source of what RTX showed and of what the vendor's documents say."""
     cited = {
         "": seen,
@@ -72,8 +72,7 @@ def _operators(seen: str, told: str) -> tuple[OperatorRule, ...]:
 TENSORRT = Target(
     name="tensorrt",
     title="NVIDIA TensorRT",
-    runtime="tensorrt",
-    family="tensorrt",
+    backend="tensorrt",
     opset=18,
     opsets=Cell(value=(9, 25), source="read: TensorRT 11 ONNX opset guide: 9 and above, at most 25"),
     weights=W8,
@@ -87,10 +86,12 @@ TENSORRT = Target(
     ),
     zero_point_zero=Cell(value=True, source=f"{_HEADER}: the zero point is constant and 0"),
     relu_zero_point=Cell(value="any", source="measured: TensorRT for RTX 1.7.1, int8 with zero point 0 behind Relu"),
-    operators=_operators(f"{_RTX}; not measured in TensorRT itself", _GUIDE),
+    operators=operators_of(f"{RTX_SEEN}; not measured in TensorRT itself", GUIDE),
     unsupported=Cell(
-        value=_UNSUPPORTED, source="measured: parser of TensorRT for RTX 1.7.1; not measured in TensorRT itself"
+        value=UNSUPPORTED, source="measured: parser of TensorRT for RTX 1.7.1; not measured in TensorRT itself"
     ),
+    pairs_only="TensorRT reads quantization as Q/DQ pairs only",
+    constant_scales="TensorRT needs it while it builds the engine (TensorRT-RTX crashes)",
     quirks=(
         "INT8 only, zero point 0, for activations after ReLU too: a uint8 zero point is read as int8 (TensorRT 11 "
         "importer).",
@@ -98,37 +99,5 @@ TENSORRT = Target(
         "Per-tensor scales are scalars of rank 0; shape [1] makes the convolution run in float (NvInfer.h).",
         "The residual input of an addition is quantized, the convolution output it is added to is not (developer "
         "guide).",
-    ),
-)
-
-TENSORRT_RTX = dataclasses.replace(
-    TENSORRT,
-    name="tensorrt-rtx",
-    title="NVIDIA TensorRT for RTX",
-    runtime="tensorrt-rtx",
-    opsets=Cell(value=(10, 25), source="measured: TensorRT for RTX 1.7.1 parses and builds 10 to 25"),
-    operators=_operators(_RTX, _GUIDE),
-    unsupported=Cell(value=_UNSUPPORTED, source="measured: parser of TensorRT for RTX 1.7.1, supports_operator"),
-    quirks=(
-        *TENSORRT.quirks,
-        "Engines are built without a GPU or driver (measured); 1.4 to 1.6 refuse every int8 convolution (measured).",
-    ),
-)
-
-ONNXRUNTIME_TENSORRT = dataclasses.replace(
-    TENSORRT,
-    name="onnxruntime-tensorrt",
-    title="ONNX Runtime (TensorRT provider)",
-    runtime="onnxruntime-tensorrt",
-    opsets=Cell(
-        value=(9, 20), source="read: onnx-tensorrt 10.0, opsets 9 to 20; libnvinfer 10 is what ONNX Runtime links"
-    ),
-    operators=_operators(f"{_RTX}; not measured in ONNX Runtime's provider", _GUIDE),
-    quirks=(
-        *TENSORRT.quirks,
-        "onnxruntime-gpu links libnvinfer 10 and lists the provider as available where it cannot load: ask "
-        "InferenceSession.get_providers() (measured, 1.31).",
-        "Operators that TensorRT refuses run on another provider, with copies between them (ONNX Runtime, TensorRT "
-        "execution provider page).",
     ),
 )

@@ -1,91 +1,80 @@
 """TensorRT-RTX: engines built ahead of time on any machine, with or without a GPU, and run where there is one.
 
-What belongs here: the adapter. Its builder shares TensorRT's ONNX importer, so a file it refuses, TensorRT will most
-likely refuse too; a file it accepts has still not been seen by TensorRT.
+What belongs here: asking for a build. Its builder shares TensorRT's ONNX importer, so a file it refuses, TensorRT will
+most likely refuse too; a file it accepts has still not been seen by TensorRT.
 """
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
+from dfqkit_export.backends.base import not_installed
 from dfqkit_export.backends.tensorrt.engines import Build, build_isolated, check_batches
 from dfqkit_export.backends.tensorrt.session import EngineSession, load_built, missing_gpu
 from dfqkit_export.errors import RuntimeUnavailableError, TargetError
 
-__all__ = ["COMPUTE_CAPABILITIES", "TensorRtRtxRuntime"]
+__all__ = ["COMPUTE_CAPABILITIES", "build", "load"]
 
 # Those that RTX 1.7 compiles int8 convolutions for, ahead of time.
 COMPUTE_CAPABILITIES = ("SM80", "SM86", "SM89", "SM120", "SM121")
 _MODULE = "tensorrt_rtx"
+_INSTALL = "run pip install 'dfqkit[tensorrt-rtx]'"
 
 
-class TensorRtRtxRuntime:
-    """The adapter of TensorRT-RTX."""
+def build(
+    path: str | Path,
+    out: str | Path | None = None,
+    *,
+    compute_capability: str | None = "SM86",
+    batches: tuple[int, int, int] = (1, 8, 32),
+    timeout: float = 600.0,
+) -> Build:
+    """Build an engine, without a GPU, in a process of its own.
 
-    name: ClassVar[str] = "tensorrt-rtx"
+    Args:
+        path: The ONNX file; nothing but its batch may be symbolic.
+        out: Where to keep the engine; None keeps none.
+        compute_capability: The GPUs to build for, one of `COMPUTE_CAPABILITIES`; None for this machine's GPU.
+        batches: Smallest, best and largest batch.
+        timeout: Seconds after which the builder is stopped.
 
-    def available(self) -> str | None:
-        """Return None where files can be built, else what to install. Running needs a GPU as well: see `load`."""
-        if find_spec(_MODULE) is None:
-            return "tensorrt_rtx is not installed; run pip install 'dfqkit[tensorrt-rtx]'"
-        return None
+    Returns:
+        What came of it; a file that is refused is a result and no error.
 
-    def build(
-        self,
-        path: str | Path,
-        out: str | Path | None = None,
-        *,
-        compute_capability: str | None = "SM86",
-        batches: tuple[int, int, int] = (1, 8, 32),
-        timeout: float = 600.0,
-    ) -> Build:
-        """Build an engine, without a GPU, in a process of its own.
-
-        Args:
-            path: The ONNX file; nothing but its batch may be symbolic.
-            out: Where to keep the engine; None keeps none.
-            compute_capability: The GPUs to build for, one of `COMPUTE_CAPABILITIES`; None for this machine's GPU.
-            batches: Smallest, best and largest batch.
-            timeout: Seconds after which the builder is stopped.
-
-        Returns:
-            What came of it; a file that is refused is a result and no error.
-
-        Raises:
-            RuntimeUnavailableError: TensorRT-RTX is not installed, or too old.
-            RuntimeCrashedError: Its builder died or took too long.
-            TargetError: The compute capability is unknown.
-            ArtefactError: The file does not exist, or sizes other than its batch are open.
-        """
-        _require(self.available())
-        if compute_capability not in (*COMPUTE_CAPABILITIES, None):
-            msg = (
-                f"TensorRT-RTX cannot build for {compute_capability!r} ahead of time. "
-                f"Allowed: {', '.join(COMPUTE_CAPABILITIES)}."
-            )
-            raise TargetError(msg)
-        options = {
-            "profile": check_batches(batches),
-            "compute_capability": compute_capability if compute_capability is not None else "CURRENT",
-        }
-        return build_isolated(self.name, path, out, options, timeout=timeout)
-
-    def load(self, path: str | Path, **options: Any) -> EngineSession:
-        """Build an ONNX file for this machine's GPU and load the engine; the options are those of `build`.
-
-        Raises:
-            RuntimeUnavailableError: TensorRT-RTX is not installed, or there is no GPU.
-            RuntimeCrashedError: Its builder died or took too long.
-            ArtefactError: The file is not accepted.
-        """
-        _require(self.available())
-        _require(missing_gpu())
-        return load_built(lambda engine: self.build(path, engine, compute_capability=None, **options))
+    Raises:
+        RuntimeUnavailableError: TensorRT-RTX is not installed, or too old.
+        RuntimeCrashedError: Its builder died or took too long.
+        TargetError: The compute capability is unknown.
+        ArtefactError: The file does not exist, or sizes other than its batch are open.
+    """
+    _require(not_installed(_MODULE, _INSTALL))
+    if compute_capability not in (*COMPUTE_CAPABILITIES, None):
+        msg = (
+            f"TensorRT-RTX cannot build for {compute_capability!r} ahead of time. "
+            f"Allowed: {', '.join(COMPUTE_CAPABILITIES)}."
+        )
+        raise TargetError(msg)
+    options = {
+        "profile": check_batches(batches),
+        "compute_capability": compute_capability if compute_capability is not None else "CURRENT",
+    }
+    return build_isolated("tensorrt-rtx", path, out, options, timeout=timeout)
 
 
-def _require(missing: str | None) -> None:
-    if missing is not None:
+def load(path: str | Path, **options: Any) -> EngineSession:
+    """Build an ONNX file for this machine's GPU and load the engine; the options are those of `build`.
+
+    Raises:
+        RuntimeUnavailableError: TensorRT-RTX is not installed, or there is no GPU.
+        RuntimeCrashedError: Its builder died or took too long.
+        ArtefactError: The file is not accepted.
+    """
+    _require(not_installed(_MODULE, _INSTALL) or missing_gpu())
+    return load_built(lambda engine: build(path, engine, compute_capability=None, **options))
+
+
+def _require(missing: str) -> None:
+    if missing:
         msg = f"TensorRT-RTX cannot be used here: {missing}."
         raise RuntimeUnavailableError(msg)

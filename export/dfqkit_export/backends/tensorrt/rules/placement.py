@@ -14,7 +14,6 @@ from onnx import TensorProto
 
 from dfqkit_export.backends.qdq import MOVES, QdqGraph, attribute, has_input
 from dfqkit_export.backends.rule import Rule, Violation
-from dfqkit_export.backends.tensorrt.rules_errors import TENSORRT
 
 __all__ = ["RULES"]
 
@@ -116,7 +115,7 @@ def find_clipped_codes(graph: QdqGraph) -> Iterator[Violation]:
             )
 
 
-_warning = partial(Rule, severity="warning", families=TENSORRT)
+_warning = partial(Rule, severity="warning")
 
 RULES = (
     _warning(

@@ -20,7 +20,6 @@ from dfqkit_export.onnxfile.graph import type_name
 
 __all__ = ["RULES", "is_code", "is_uint8_read_as_int8"]
 
-TENSORRT = frozenset({"tensorrt"})
 _CODES = frozenset({TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16})
 _LOW_BIT = frozenset({TensorProto.INT4, TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT4E2M1})
 _INT32 = TensorProto.INT32
@@ -165,7 +164,6 @@ RULES = (
     Rule(
         id="E1",
         severity="error",
-        families=TENSORRT,
         title="Codes are int8",
         repair="quantize to int8 with zero point 0 (symmetric), also behind Relu",
         find=find_wrong_types,
@@ -174,7 +172,6 @@ RULES = (
     Rule(
         id="E2",
         severity="error",
-        families=TENSORRT,
         title="Zero points are constants of zeros",
         repair="quantize symmetrically, with a zero point of 0 stored as an initializer",
         find=find_zero_points,
@@ -183,7 +180,6 @@ RULES = (
     Rule(
         id="E4",
         severity="error",
-        families=TENSORRT,
         title="Biases are float",
         repair="store the bias as a float32 initializer (for onnxruntime.quantization: QuantizeBias=False)",
         find=find_integer_biases,
@@ -192,7 +188,6 @@ RULES = (
     Rule(
         id="E5",
         severity="error",
-        families=TENSORRT,
         title="Only DequantizeLinear reads integer constants",
         repair="apply the operator to the stored codes and remove it",
         find=find_read_codes,
@@ -201,7 +196,6 @@ RULES = (
     Rule(
         id="E9",
         severity="error",
-        families=TENSORRT,
         title="No 4-bit and 8-bit float types beyond the target's",
         repair="store the codes as int8; a smaller range costs nothing there",
         find=find_low_bit_types,
@@ -209,7 +203,6 @@ RULES = (
     Rule(
         id="E10",
         severity="error",
-        families=TENSORRT,
         title="Layers read dequantized values",
         repair="put a DequantizeLinear in front of this input",
         find=find_raw_codes,

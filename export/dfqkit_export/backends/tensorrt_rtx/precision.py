@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 from dfqkit_export.backends.precision import Realised
 from dfqkit_export.backends.tensorrt.engine_layers import EngineLayer, match_layers, nodes_in, read_file, types_in
+from dfqkit_export.backends.tensorrt_rtx.session import build
+from dfqkit_export.backends.tensorrt_rtx.targets import TENSORRT_RTX
 from dfqkit_export.errors import ArtefactError
 
 __all__ = ["parse_rtx_log", "realised_in_build", "realised_in_tensorrt_rtx"]
@@ -36,26 +38,24 @@ def realised_in_tensorrt_rtx(path: str | Path) -> Realised:
         RuntimeUnavailableError: TensorRT-RTX is not installed, or too old.
         RuntimeCrashedError: Its builder died or took too long.
     """
-    from dfqkit_export.backends.tensorrt_rtx.session import TensorRtRtxRuntime
-
-    return realised_in_build(TensorRtRtxRuntime().build(path))
+    return realised_in_build(build(path))
 
 
-def realised_in_build(build: Build) -> Realised:
+def realised_in_build(built: Build) -> Realised:
     """Read the log of a build by TensorRT-RTX.
 
     Raises:
         ArtefactError: The build did not accept the file, or its log holds no layers.
     """
-    build.require()
-    layers = parse_rtx_log(build.log)
+    built.require()
+    layers = parse_rtx_log(built.log)
     if not layers:
         msg = (
-            f"The log of TensorRT-RTX {build.version} holds no layer table that this version of dfqkit can read. "
+            f"The log of TensorRT-RTX {built.version} holds no layer table that this version of dfqkit can read. "
             "The file was accepted; what runs in integers is not known. Use version 1.7."
         )
         raise ArtefactError(msg)
-    return match_layers(read_file(build.path), layers, target=build.runtime)
+    return match_layers(read_file(built.path), layers, target=TENSORRT_RTX)
 
 
 def parse_rtx_log(messages: Iterable[str]) -> tuple[EngineLayer, ...]:

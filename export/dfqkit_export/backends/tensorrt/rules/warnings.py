@@ -15,7 +15,7 @@ from onnx import TensorProto
 from dfqkit_export.backends.qdq import QdqGraph, attribute, has_input
 from dfqkit_export.backends.quantized_codes import can_be_signed, same_parameters
 from dfqkit_export.backends.rule import Rule, Violation
-from dfqkit_export.backends.tensorrt.rules_errors import TENSORRT, is_code, is_uint8_read_as_int8
+from dfqkit_export.backends.tensorrt.rules.errors import is_code, is_uint8_read_as_int8
 from dfqkit_export.onnxfile.graph import type_name
 
 __all__ = ["RULES"]
@@ -179,7 +179,7 @@ def find_transposed_convolutions(graph: QdqGraph) -> Iterator[Violation]:
             )
 
 
-_warning = partial(Rule, severity="warning", families=TENSORRT)
+_warning = partial(Rule, severity="warning")
 
 RULES = (
     _warning(

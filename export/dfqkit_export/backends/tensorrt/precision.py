@@ -14,6 +14,8 @@ from typing import Any
 
 from dfqkit_export.backends.precision import Realised
 from dfqkit_export.backends.tensorrt.engine_layers import EngineLayer, match_layers, nodes_in, read_file, types_in
+from dfqkit_export.backends.tensorrt.session import build
+from dfqkit_export.backends.tensorrt.targets import TENSORRT
 from dfqkit_export.errors import ArtefactError
 
 __all__ = ["parse_layer_info", "realised_in_tensorrt"]
@@ -37,12 +39,10 @@ def realised_in_tensorrt(path: str | Path, layer_info: str | Path | None = None)
     if layer_info is not None:
         text = _read(Path(layer_info))
     else:
-        from dfqkit_export.backends.tensorrt.runtime import TensorRtRuntime
-
-        build = TensorRtRuntime().build(path)
-        build.require()
-        text = build.layer_info
-    return match_layers(read_file(path), parse_layer_info(text), target="tensorrt")
+        built = build(path)
+        built.require()
+        text = built.layer_info
+    return match_layers(read_file(path), parse_layer_info(text), target=TENSORRT)
 
 
 def _read(path: Path) -> str:
