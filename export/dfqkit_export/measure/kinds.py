@@ -8,6 +8,7 @@ through the entry point group ``dfqkit.metrics`` (``name = "package.module:KIND"
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -19,7 +20,17 @@ from numpy.typing import NDArray
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.measure import per_image
 
-__all__ = ["KINDS", "Metric", "MetricKind", "PerImage", "Tolerance", "find_kind", "known_kinds", "register"]
+__all__ = [
+    "KINDS",
+    "Metric",
+    "MetricKind",
+    "PerImage",
+    "Tolerance",
+    "find_kind",
+    "known_kinds",
+    "load_plugins",
+    "register",
+]
 
 #: Entry point group under which other packages offer kinds.
 GROUP = "dfqkit.metrics"
@@ -226,13 +237,13 @@ def register(kind: MetricKind) -> MetricKind:
 def find_kind(name: str) -> MetricKind | None:
     """Return the kind of a name, own or from a plugin; None where nobody knows it."""
     if name not in KINDS:
-        _load_plugins()
+        load_plugins()
     return KINDS.get(name)
 
 
 def known_kinds() -> list[MetricKind]:
     """Return all kinds, those of plugins last."""
-    _load_plugins()
+    load_plugins()
     return list(KINDS.values())
 
 
@@ -242,20 +253,22 @@ def kind_of_unit(unit: str) -> MetricKind | None:
 
 
 @cache
-def _load_plugins() -> None:
+def load_plugins() -> None:
+    """Add the kinds that other packages offer, once; one that cannot be used is named in a warning."""
     for point in entry_points(group=GROUP):
         try:
             kind = point.load()
-        except (ImportError, AttributeError) as error:
-            message = (
-                f"Metric {point.name!r} ({point.value}) cannot be imported: {error}. Repair or remove the package that "
-                f"offers it under the entry point {GROUP!r}."
+            if not isinstance(kind, MetricKind):
+                message = "it is not a dfqkit_export.measure.kinds.MetricKind"
+                raise TypeError(message)
+            register(kind)
+        except Exception as error:  # whatever a foreign module raises; the others' metrics are told all the same
+            warnings.warn(
+                f"Metric {point.name!r} ({point.value}) cannot be used: {error}. Repair or remove the package that "
+                f"offers it under the entry point {GROUP!r}.",
+                RuntimeWarning,
+                stacklevel=2,
             )
-            raise ArtefactError(message) from error
-        if not isinstance(kind, MetricKind):
-            message = f"Metric {point.name!r} ({point.value}) is not a dfqkit_export.measure.kinds.MetricKind."
-            raise ArtefactError(message)
-        register(kind)
 
 
 # Tolerances were set from W8A8 files of CIFAR-10 ResNet-20 that were calibrated on images of 16 kinds, 512 sentinel
