@@ -13,7 +13,8 @@ from dfqkit_export.lazy import attach
 
 if TYPE_CHECKING:
     from dfqkit.api import Result, quantize
-    from dfqkit.config.recipe import Recipe, load_recipe
+    from dfqkit.config.reading import load_recipe
+    from dfqkit.config.recipe import Recipe
     from dfqkit.images import BankDataset, ImageBank
     from dfqkit.teacher.load import Teacher, load_teacher
     from dfqkit_export.errors import DfqkitError
@@ -29,7 +30,7 @@ __getattr__, __dir__ = attach(
         "Recipe": "dfqkit.config.recipe",
         "Result": "dfqkit.api",
         "Teacher": "dfqkit.teacher.load",
-        "load_recipe": "dfqkit.config.recipe",
+        "load_recipe": "dfqkit.config.reading",
         "load_teacher": "dfqkit.teacher.load",
         "quantize": "dfqkit.api",
     },

@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import nn
 
-from dfqkit.config.recipe import Recipe, parse_recipe
+from dfqkit.config.reading import recipe_from
+from dfqkit.config.recipe import Recipe
 from dfqkit.progress import Progress, silent
 from dfqkit.run.execution import execute, run_facts
 from dfqkit.run.export import MODEL
@@ -114,17 +115,14 @@ def quantize(
 
 def _recipe(teacher: Teacher, bits: str, target: str, sections: dict[str, Any]) -> Recipe:
     """A recipe for a teacher that is at hand; its weights' fingerprint stands in for a file name."""
-    import yaml
-
     from dfqkit_export.measure.kinds import INTEGER_OPS, STUDENT_AGREEMENT
 
-    spec = teacher.image.to_dict()
     data: dict[str, Any] = {
         "schema": 1,
         "name": f"{teacher.name}/dfq-{bits}",
         "why": "made by dfqkit.quantize",
         "teacher": {"factory": teacher.factory or f"module:{teacher.name}", "weights": f"sha256:{teacher.sha256}"},
-        "image": {key: list(value) if isinstance(value, tuple) else value for key, value in spec.items()},
+        "image": teacher.image.to_dict(),
         "target": target,
         "synthesis": {"method": "dfq"},
         "distill": None if bits == "w8a8" else _DISTILL,
@@ -134,4 +132,4 @@ def _recipe(teacher: Teacher, bits: str, target: str, sections: dict[str, Any]) 
         data["floors"].append({"metric": INTEGER_OPS.name, "value": 100.0})
     data |= sections
     data["quant"] = {"bits": bits} | dict(sections.get("quant", {}))
-    return parse_recipe(yaml.safe_dump(data), "the arguments of dfqkit.quantize")
+    return recipe_from(data, "the arguments of dfqkit.quantize")

@@ -14,7 +14,8 @@ import pytest
 from filelock import FileLock
 
 from dfqkit.cli import main
-from dfqkit.config.recipe import Recipe, load_recipe
+from dfqkit.config.reading import load_recipe
+from dfqkit.config.recipe import Recipe
 from dfqkit.progress import silent
 from dfqkit.run.execution import execute, run_facts
 from dfqkit.run.folder import RunFolder

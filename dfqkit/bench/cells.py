@@ -135,7 +135,7 @@ class Bench:
         where: dict[str, Any] = {"subject": DEFAULT.name, "data": f"real:{self.test.name}"}
         result = {
             **asdict(cell),
-            "method": recipe.synthesis.method,  # type: ignore[attr-defined]
+            "method": recipe.synthesis.method,
             "metrics": [
                 asdict(metric)
                 for metric in (

@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dfqkit.config.recipe import Recipe, find_file, list_recipes, load_recipe, parse_recipe
+from dfqkit.config.files import find_file, list_recipes
+from dfqkit.config.reading import load_recipe, recipe_from
+from dfqkit.config.recipe import Recipe
 from dfqkit.config.synthesis import Demand
 from dfqkit_export.errors import RecipeError
 
@@ -87,7 +89,7 @@ class Grid:
 
     def synthesis_recipe(self, contestant: str, seed: int) -> Recipe:
         """The recipe of the synthesis that all cells of a contestant and a seed share."""
-        base: Any = self.contestants[contestant]
+        base = self.contestants[contestant]
         bits = base.quant.bits
         if "student" in base.synthesis.needed:
             bits = min(self.bits, key=lambda scheme: [int(part) for part in re.findall(r"\d+", scheme)])
@@ -106,11 +108,10 @@ class Grid:
         data |= {"distill": distill, "quant": data["quant"] | {"bits": bits}}
         data["bank"] |= {"calibration": self.images, "training": None, "held_out": held_out, "grading": 0}
         data["validate"]["latency_repeats"] = 0
-        recipe = parse_recipe(_as_yaml(data), f"the cell of {base.name}").found_in(base.directory)
+        recipe = recipe_from(data, f"the cell of {base.name}").found_in(base.directory)
         if self.passes is None:
             return recipe
-        config: Any = recipe.synthesis
-        sized = config.at_cost(self.passes, Demand(training=self.images, fresh=held_out))
+        sized = recipe.synthesis.at_cost(self.passes, Demand(training=self.images, fresh=held_out))
         return recipe.model_copy(update={"synthesis": sized}).found_in(base.directory)
 
 
@@ -163,14 +164,13 @@ def _require_comparable(recipes: Sequence[Recipe]) -> None:
 
 def _shared(recipe: Recipe) -> dict[str, Any]:
     """What must be the same in all contestants, files by where they are found."""
-    quant: Any = recipe.quant
     return {
         "teacher": (recipe.teacher.factory, recipe.teacher.args, _place(recipe.teacher.weights, recipe)),
         "image": recipe.image,
-        "target": recipe.target,
+        "target": recipe.targets,
         "validate": (recipe.validation.model_copy(update={"data": None}), _place(recipe.validation.data, recipe)),
         "student": recipe.student,
-        "quant": quant.model_copy(update={"bits": "w8a8"}),
+        "quant": recipe.quant.model_copy(update={"bits": "w8a8"}),
     }
 
 
@@ -181,9 +181,3 @@ def _place(name: str | None, recipe: Recipe) -> str | None:
         return str(find_file(name, recipe.directory).resolve())
     except RecipeError:
         return name  # it is said where the file is opened
-
-
-def _as_yaml(data: dict[str, Any]) -> str:
-    import yaml
-
-    return yaml.safe_dump(data, sort_keys=False)

@@ -62,15 +62,16 @@ def add(commands: Commands) -> None:
 def _bench(args: argparse.Namespace) -> int:
     started = time.monotonic()
     from dfqkit.bench.grid import Grid, contestants
-    from dfqkit.config.recipe import load_recipe
+    from dfqkit.config.reading import load_recipe
 
     recipes = contestants(args.recipes, args.overrides)
     distill: dict[str, Any] | None = None
+    parser: Parser = args.parser
     if args.distill:
         section = load_recipe(args.distill, args.overrides).distill
         if section is None:
-            args.parser.error(f"--distill: recipe '{args.distill}' has no distill section")
-        distill = section.model_dump(mode="json")  # type: ignore[union-attr]
+            parser.error(f"--distill: recipe '{args.distill}' has no distill section")
+        distill = section.model_dump(mode="json")
     bits = tuple(dict.fromkeys(args.bits))
     unknown = [name for name in args.contestants or () if name not in recipes]
     if unknown:

@@ -96,7 +96,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _from_recipe(args: argparse.Namespace) -> Teacher:
-    from dfqkit.config.recipe import load_recipe
+    from dfqkit.config.reading import load_recipe
     from dfqkit.run.context import teacher_of
 
     return teacher_of(load_recipe(args.subject))

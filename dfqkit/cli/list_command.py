@@ -42,7 +42,7 @@ def _list(args: argparse.Namespace) -> int:
 def _recipes() -> list[tuple[str, ...]]:
     import yaml
 
-    from dfqkit.config.recipe import list_recipes
+    from dfqkit.config.files import list_recipes
 
     # Only the text is read: validating a recipe imports torch.
     texts = {name: yaml.safe_load(path.read_text(encoding="utf-8")) for name, path in list_recipes().items()}

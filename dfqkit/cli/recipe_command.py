@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dfqkit.cli.options import Parser, add_recipe_options, result
 from dfqkit.cli.running import chosen_recipe
@@ -45,34 +44,8 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _schema(args: argparse.Namespace) -> int:
-    from dfqkit.config.distill import DistillConfig
-    from dfqkit.config.quant import QuantConfig
-    from dfqkit.config.recipe import Recipe
-    from dfqkit.config.registry import synthesizer_configs
-    from dfqkit.config.student import FloatStudentConfig
+    from dfqkit.config.schema import recipe_schema
 
-    known = dict(synthesizer_configs())
-    if args.recipe:
-        method = chosen_recipe(args).model_dump()["synthesis"]["method"]
-        known = {method: known[method]}
-    document = Recipe.model_json_schema(by_alias=True)
-    properties, definitions = document["properties"], document.setdefault("$defs", {})
-    references = [_define(definitions, config.model_json_schema(by_alias=True)) for config in known.values()]
-    properties["synthesis"] = references[0] if len(references) == 1 else {"anyOf": references}
-    properties["quant"] = _define(definitions, QuantConfig.model_json_schema(by_alias=True))
-    sections = {
-        name: kind.model_json_schema() for name, kind in (("student", FloatStudentConfig), ("distill", DistillConfig))
-    }
-    for name, schema in sections.items():
-        section = _define(definitions, schema)
-        properties[name] = {"anyOf": [section, {"type": "null"}], "default": None}
-    result(json.dumps(document, indent=2))
+    method = chosen_recipe(args).synthesis.method if args.recipe else None
+    result(json.dumps(recipe_schema(method), indent=2))
     return 0
-
-
-def _define(definitions: dict[str, Any], schema: Mapping[str, Any]) -> dict[str, str]:
-    """Put a section's schema among the definitions and return the reference to it."""
-    own = {key: value for key, value in schema.items() if key != "$defs"}
-    definitions.update(schema.get("$defs", {}))
-    definitions[own["title"]] = own
-    return {"$ref": f"#/$defs/{own['title']}"}

@@ -29,7 +29,7 @@ __all__ = ["Work", "begin", "carry_out", "chosen_recipe", "ending", "read_report
 
 def chosen_recipe(args: argparse.Namespace) -> Recipe:
     """Load the recipe that the arguments `recipe`, `overrides` and `seed` describe."""
-    from dfqkit.config.recipe import load_recipe
+    from dfqkit.config.reading import load_recipe
 
     recipe = load_recipe(args.recipe, args.overrides)
     return recipe if args.seed is None else recipe.with_seed(args.seed)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from dfqkit.config.quant import check_bits
+from dfqkit.config.quant import Bits
 from dfqkit.config.section import Section
 
 __all__ = ["DistillConfig", "DistillWeights", "LayerPair", "LoopConfig", "ObjectiveConfig"]
@@ -56,10 +56,12 @@ class LayerPair(Section):
     teacher: str = Field(min_length=1, description="Name on the side that is imitated.")
     student: str = Field(min_length=1, description="Name on the side that learns.")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _plain(cls, value: Any) -> Any:
-        return {"teacher": value, "student": value} if isinstance(value, str) else value
+
+def _both(value: Any) -> Any:
+    return {"teacher": value, "student": value} if isinstance(value, str) else value
+
+
+_Pair = Annotated[LayerPair, BeforeValidator(_both, json_schema_input_type=str | LayerPair)]
 
 
 class ObjectiveConfig(Section):
@@ -67,7 +69,7 @@ class ObjectiveConfig(Section):
 
     temperature: float = Field(4.0, gt=0, description="tau of response distillation (RepDistiller: 4).")
     weights: DistillWeights = DistillWeights()
-    layers: tuple[LayerPair, ...] | None = Field(
+    layers: tuple[_Pair, ...] | None = Field(
         None,
         description="Layers that feature, relation (consecutive ones) and attention compare: names, or teacher: NAME, "
         "student: NAME.",
@@ -118,15 +120,10 @@ class DistillConfig(LoopConfig):
 
     lr: float = Field(2e-4, gt=0, description="Adam, cosine to 0; for weights, biases and weight scales.")
     lr_ranges: float = Field(1e-3, ge=0, description="Adam, for activation ranges where the scheme lets them learn.")
-    partners: tuple[str, ...] = Field(
+    partners: tuple[Bits, ...] = Field(
         (),
         description="Bits of further students of the ensemble, e.g. [w3a3]: other noise than the one deployed.",
     )
     partner_every: int = Field(
         2, ge=1, description="Partners step once in so many steps: they steer, they do not ship."
     )
-
-    @field_validator("partners")
-    @classmethod
-    def _check_bits(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(check_bits(bits) for bits in value)

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field
 
 from dfqkit.config.section import Section
 
 if TYPE_CHECKING:
     from dfqkit_export.backends.target import Target
 
-_BITS = re.compile(r"w([2-8])a([2-8])")
+_PATTERN = "^w[2-8]a[2-8]$"
+
+
+def _checked(value: object) -> object:
+    """Refuse what is no pair of bit widths, in words instead of by a pattern."""
+    if isinstance(value, str) and not re.fullmatch(_PATTERN, value):
+        message = f"'{value}' must be w<weights>a<activations> with 2 to 8 bits each, such as w8a8, w4a8 or w4a4"
+        raise ValueError(message)
+    return value
+
+
+#: Bits of weights and of activations.
+Bits = Annotated[str, Field(pattern=_PATTERN), BeforeValidator(_checked)]
 
 
 class QuantConfig(Section):
     """The ``quant`` section of a recipe."""
 
-    bits: str = Field("w8a8", description="Weight and activation bits of every layer but the first and the last: w4a8.")
+    bits: Bits = Field(
+        "w8a8", description="Weight and activation bits of every layer but the first and the last: w4a8."
+    )
     first_last: int | None = Field(
         8,
         ge=2,
@@ -52,11 +66,6 @@ class QuantConfig(Section):
     )
     bias_correction: bool = Field(True, description="Empirical bias correction (Nagel et al., 2019, section 4.2).")
 
-    @field_validator("bits")
-    @classmethod
-    def _check_bits(cls, value: str) -> str:
-        return check_bits(value)
-
     @property
     def weight_bits(self) -> int:
         """Bits of inner weights."""
@@ -72,15 +81,3 @@ class QuantConfig(Section):
         target.require(weight_bits=self.weight_bits, activation_bits=self.activation_bits)
         edge, elementwise = self.first_last or self.weight_bits, self.elementwise or self.activation_bits
         target.require(weight_bits=edge, activation_bits=elementwise)
-
-
-def check_bits(value: str) -> str:
-    """Return a pair of bit widths as it is.
-
-    Raises:
-        ValueError: it is not one.
-    """
-    if not _BITS.fullmatch(value):
-        message = f"'{value}' must be w<weights>a<activations> with 2 to 8 bits each, such as w8a8, w4a8 or w4a4"
-        raise ValueError(message)
-    return value

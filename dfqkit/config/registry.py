@@ -8,14 +8,27 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
+from typing import Annotated, Any
 
+from pydantic import BeforeValidator
+
+from dfqkit.config.section import OneOf
 from dfqkit.config.synthesis import SynthesizerConfig
 from dfqkit_export.errors import RecipeError
 from dfqkit_export.words import did_you_mean
 
-__all__ = ["GROUP", "METHODS", "plugins", "synthesizer_config", "synthesizer_configs", "synthesizer_names"]
+__all__ = [
+    "GROUP",
+    "METHODS",
+    "AnySynthesis",
+    "plugins",
+    "synthesizer_config",
+    "synthesizer_configs",
+    "synthesizer_names",
+]
 
 _LOG = logging.getLogger(__name__)
 
@@ -88,3 +101,17 @@ def synthesizer_configs() -> dict[str, type[SynthesizerConfig]]:
         except RecipeError as error:
             _LOG.warning("%s", error)
     return found
+
+
+def with_method(value: Any) -> Any:
+    """Name the method of a section that lists sources and leaves it out."""
+    lists = isinstance(value, Mapping) and "sources" in value and "method" not in value
+    return {"method": "mixture", **value} if lists else value
+
+
+#: Any method's section of a recipe.
+AnySynthesis = Annotated[
+    SynthesizerConfig,
+    OneOf("method", synthesizer_configs, synthesizer_config, "dfq", implied="mixture"),
+    BeforeValidator(with_method),
+]

@@ -114,7 +114,7 @@ def _placed(teacher: Teacher, device: torch.device) -> Teacher:
 
 
 def _method(recipe: Recipe) -> str:
-    return str(recipe.synthesis.method)  # type: ignore[attr-defined]
+    return recipe.synthesis.method
 
 
 def _made(

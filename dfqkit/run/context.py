@@ -10,9 +10,10 @@ from functools import cached_property, partial
 import torch
 from torch import fx, nn
 
-from dfqkit.config.distill import DistillConfig, LoopConfig
+from dfqkit.config.distill import LoopConfig
+from dfqkit.config.files import find_file
 from dfqkit.config.quant import QuantConfig
-from dfqkit.config.recipe import Recipe, find_file
+from dfqkit.config.recipe import Recipe
 from dfqkit.config.synthesis import Demand, SynthesizerConfig
 from dfqkit.images import ImageBank
 from dfqkit.progress import Progress
@@ -81,7 +82,7 @@ def provisional_student(
         device: where to compute.
         student: one of that scheme just built from the teacher, where there is one.
     """
-    scheme: QuantConfig = recipe.quant  # type: ignore[assignment]
+    scheme = recipe.quant
     if student is None:
         graph = float_graph(teacher.model, teacher.image)
         student = build_student(graph, scheme, get_target(recipe.target), teacher.image)
@@ -154,13 +155,12 @@ class Context:
     @property
     def scheme(self) -> QuantConfig:
         """The deployed student's scheme."""
-        return self.recipe.quant  # type: ignore[return-value]
+        return self.recipe.quant
 
     @cached_property
     def schemes(self) -> list[QuantConfig]:
         """The schemes of the ensemble, the deployed student's first, checked against the target."""
-        config: DistillConfig | None = self.recipe.distill  # type: ignore[assignment]
-        partners = config.partners if config else ()
+        partners = self.recipe.distill.partners if self.recipe.distill else ()
         schemes = [self.scheme, *(self.scheme.model_copy(update={"bits": bits}) for bits in partners)]
         for scheme in schemes:
             scheme.check(self.target)

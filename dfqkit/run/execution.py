@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from dfqkit.config.recipe import Recipe, parse_recipe
+from dfqkit.config.reading import parse_recipe
+from dfqkit.config.recipe import Recipe
 from dfqkit.progress import Progress
 from dfqkit.run.context import Context, resolve_device
 from dfqkit.run.folder import RunFolder

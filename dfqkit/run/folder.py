@@ -15,10 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from dfqkit.config.yaml_text import read_yaml
 from dfqkit.run.lock import LOCK_FILES, FolderLock
-from dfqkit_export.errors import ArtefactError
+from dfqkit_export.errors import ArtefactError, RecipeError
 from dfqkit_export.files import sha256_of_file, write_bytes
 from dfqkit_export.words import some
 
@@ -374,8 +373,8 @@ def _is_whole(manifest: Mapping[str, Any]) -> bool:
 def _differences(before: str, after: str) -> str:
     """Say which keys of two recipes (YAML) differ, in one phrase; empty where they cannot be compared."""
     try:
-        old, new = dict(_leaves(yaml.safe_load(before))), dict(_leaves(yaml.safe_load(after)))
-    except yaml.YAMLError:
+        old, new = dict(_leaves(read_yaml(before, "there"))), dict(_leaves(read_yaml(after, "here")))
+    except RecipeError:
         return ""
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     texts = [f"{key} {old.get(key, 'absent')} there, {new.get(key, 'absent')} here" for key in keys]

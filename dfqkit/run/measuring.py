@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 
-from dfqkit.config.recipe import Recipe, find_file
+from dfqkit.config.files import find_file
+from dfqkit.config.recipe import Recipe
 from dfqkit.images import ImageBank
 from dfqkit.run.context import Context
 from dfqkit.run.distill import FINAL
@@ -232,7 +233,7 @@ def _beside_the_student(
 def _estimate(logits: dict[str, NDArray[Any]], recipe: Recipe, found: list[Metric]) -> dict[str, Any]:
     """The drop on real images as the synthetic ones tell it; a known accuracy only says whether it may be told."""
     known = next((m.value for m in found if (m.name, m.subject) == (TOP1.name, "teacher")), None)
-    made_by: str = recipe.synthesis.method  # type: ignore[attr-defined]
+    made_by = recipe.synthesis.method
     return estimate_drop(logits["teacher"], logits[DEFAULT.name], synthesizer=made_by, teacher_top1=known).to_dict()
 
 

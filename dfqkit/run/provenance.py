@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dfqkit.config.recipe import Recipe, find_file
+from dfqkit.config.files import find_file
+from dfqkit.config.recipe import Recipe
 from dfqkit.config.synthesis import UNKNOWN, SynthesizerConfig
 from dfqkit.run import distill, synthesize, train
 from dfqkit_export.backends import DEFAULT, DEFAULT_TARGET, backend_of
@@ -74,7 +75,7 @@ def _resolved(recipe: Recipe) -> SynthesizerConfig:
         except RecipeError:
             return name
 
-    config: SynthesizerConfig = recipe.synthesis  # type: ignore[assignment]
+    config = recipe.synthesis
     return config.resolved(find)
 
 
@@ -86,7 +87,7 @@ def _places(recipe: Recipe) -> list[str]:
         named.append(name)
         return name
 
-    config: SynthesizerConfig = recipe.synthesis  # type: ignore[assignment]
+    config = recipe.synthesis
     texts = _texts(config.resolved(note).model_dump())
     return [*named, *(text for text in texts if text.startswith(_TORCHVISION))]
 
@@ -124,7 +125,7 @@ def provenance(context: Context, until: str) -> dict[str, Any]:
         **student,
         "target": recipe.target,
         "measured in": _measured_in(context.target),
-        "synthesizer": recipe.synthesis.method,  # type: ignore[attr-defined]
+        "synthesizer": recipe.synthesis.method,
         "device": str(context.device),
         "threads": torch.get_num_threads(),
         "seconds": {name: context.folder.seconds(name) for name in made_by},

@@ -64,7 +64,7 @@ def plan(recipe: Recipe) -> str:
     lines = {
         "recipe": f"{recipe.name}: {recipe.why}",
         "teacher": f"{recipe.teacher.factory}, weights {recipe.teacher.weights or 'random'}",
-        "target": f"{get_target(recipe.target).title}, {recipe.quant.bits}",  # type: ignore[attr-defined]
+        "target": f"{', '.join(get_target(name).title for name in recipe.targets)}, {recipe.quant.bits}",
         "": "",
         **{name: stage.plan(recipe).text for name, stage in STAGES.items()},
     }

@@ -122,7 +122,7 @@ def _source(config: Any) -> str:
     """A source in one phrase; a mixture's parts with their shares."""
     if config.method == "mixture":
         parts = zip(config.active, config.shares, strict=True)
-        return ", ".join(f"{100 * share:.3g} % {_source(source.config)}" for source, share in parts)
+        return ", ".join(f"{100 * share:.3g} % {_source(source)}" for source, share in parts)
     fields = config.model_dump()
     makes_a_set = "game_steps" in fields  # where `warmup` is a learning rate's
     rounds = {"steps": "steps for every"} if makes_a_set else {"warmup": "warm-up rounds of"}

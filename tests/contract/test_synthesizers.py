@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dfqkit.config.quant import QuantConfig
-from dfqkit.config.recipe import load_recipe
+from dfqkit.config.reading import load_recipe
 from dfqkit.config.registry import METHODS, synthesizer_config
 from dfqkit.config.synthesis import Demand, SynthesizerConfig
 from dfqkit.run.context import teacher_of

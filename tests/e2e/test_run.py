@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 
 import dfqkit
 from dfqkit.cli import main
-from dfqkit.config.recipe import list_recipes, load_recipe
+from dfqkit.config.files import list_recipes
+from dfqkit.config.reading import load_recipe
 from dfqkit.images import ImageBank
 from dfqkit_export.report import Report
 from tests._shared import TINY, continued, finished_run, new_run, run, tiny

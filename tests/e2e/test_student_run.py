@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dfqkit.config.recipe import Recipe, load_recipe
+from dfqkit.config.reading import load_recipe
+from dfqkit.config.recipe import Recipe
 from dfqkit.progress import silent
 from dfqkit.run.context import FLOAT_STUDENT, Context
 from dfqkit.run.folder import RunFolder

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from dfqkit.config.recipe import Recipe, load_recipe
-from dfqkit.config.registry import METHODS
+from dfqkit.config.reading import load_recipe
+from dfqkit.config.recipe import Recipe
 from dfqkit.config.synthesis import SynthesizerConfig
 from dfqkit.images import ImageBank
 from dfqkit.progress import silent
@@ -27,6 +27,7 @@ from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError, BusyError
 from dfqkit_export.images.stored import StoredBank
 from tests._messages import raises_naming
+from tests._methods import added
 
 GENERATOR = ["synthesis.warmup=3", "synthesis.batch=8", "synthesis.width=4", "synthesis.latent=4"]
 POOL = ["synthesis={method: zeroq, batch: 10, steps: 3}"]
@@ -59,9 +60,10 @@ class Cheap(Synthesizer):
         self.rng.set_state(state["rng"])
 
 
-@pytest.fixture(autouse=True)
-def _cheap_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHODS, "cheap", f"{__name__}:CheapConfig")
+@pytest.fixture(autouse=True, scope="module")
+def _cheap_is_known() -> Iterator[None]:
+    with added(cheap=f"{__name__}:CheapConfig"):
+        yield
 
 
 def recipe_of(*overrides: str) -> Recipe:

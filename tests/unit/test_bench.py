@@ -20,7 +20,7 @@ from dfqkit.bench.page import page
 from dfqkit.bench.plots import cost_plot, drop_plot
 from dfqkit.bench.table import document, markdown, rows, spread
 from dfqkit.cli import main
-from dfqkit.config.recipe import list_recipes
+from dfqkit.config.files import list_recipes
 from dfqkit.progress import silent
 from dfqkit.run.folder import RunFolder
 from dfqkit_export.errors import BusyError, RecipeError

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 import dfqkit_export
-from dfqkit.config.recipe import list_recipes
+from dfqkit.config.files import list_recipes
 from dfqkit_export._version import __version__
 from dfqkit_export.gate import Baseline, Options, check, write_baseline
 from tests._gate_toy import make_bundle

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dfqkit.config.recipe import load_recipe
+from dfqkit.config.reading import load_recipe
 from dfqkit.run.measuring import _estimate
 from dfqkit_export.measure.kinds import Metric
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dfqkit.config.recipe import load_recipe
+from dfqkit.config.reading import load_recipe
 from dfqkit.config.synthesis import Demand
 from dfqkit.seeds import derive
 from dfqkit.synthesis.methods.images import ImagesConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dfqkit.config.recipe import load_recipe
+from dfqkit.config.reading import load_recipe
 from dfqkit.config.registry import synthesizer_configs
 from dfqkit.config.synthesis import LossWeights
 from dfqkit_export.errors import RecipeError

@@ -9,7 +9,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dfqkit.config.recipe import find_file, load_recipe
+from dfqkit.config.files import find_file
+from dfqkit.config.reading import load_recipe
 from dfqkit.config.synthesis import Demand
 from dfqkit.records.file import TOP, ActivationRecords, reading
 from dfqkit.records.recording import RecordOptions, record

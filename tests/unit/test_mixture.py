@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,9 +12,10 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from dfqkit.config import registry
 from dfqkit.config.pools import PoolConfig
-from dfqkit.config.recipe import Recipe, parse_recipe
+from dfqkit.config.reading import parse_recipe
+from dfqkit.config.recipe import Recipe
+from dfqkit.config.registry import METHODS
 from dfqkit.config.synthesis import Demand, SynthesizerConfig
 from dfqkit.seeds import derive
 from dfqkit.synthesis.base import Losses, Synthesizer
@@ -27,6 +28,7 @@ from dfqkit.synthesis.pool import PoolSynthesizer
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import RecipeError
 from tests._messages import raises_naming
+from tests._methods import added
 from tests._toys import IMAGE, images, toy_teacher
 
 DFQ = {"method": "dfq", "generators": 1, "batch": 8, "latent": 4, "width": 4, "warmup": 6, "memory": 8}
@@ -77,13 +79,10 @@ class Player(Flat):
     plays: ClassVar[bool] = True
 
 
-@pytest.fixture(autouse=True)
-def _known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry.METHODS, "flat", f"{__name__}:FlatConfig")
-    monkeypatch.setitem(registry.METHODS, "player", f"{__name__}:PlayerConfig")
-    monkeypatch.setattr(registry, "import_module", lambda name, load=registry.import_module: (
-        __import__("sys").modules[name] if name == __name__ else load(name)
-    ))  # fmt: skip
+@pytest.fixture(autouse=True, scope="module")
+def _known() -> Iterator[None]:
+    with added(flat=f"{__name__}:FlatConfig", player=f"{__name__}:PlayerConfig"):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +282,7 @@ class TestConfiguration:
         demand = Demand(training=64)
         sized = section.at_cost(3000, demand)
         # 16 and 8 images of 64, so 4 and 2 batches of 4: 2000 and 1000 passes
-        assert [source.config.model_dump().get("steps") for source in sized.sources] == [125, 125, None]
+        assert [source.model_dump().get("steps") for source in sized.sources] == [125, 125, None]
         made = Mixture(sized, toy_teacher(), derive(0), demand)
         for _ in range(made.warmup_rounds):
             made.synthesize()
@@ -292,9 +291,10 @@ class TestConfiguration:
         assert free.at_cost(100, demand) is free
 
     def test_its_schema_holds_every_other_methods_section(self) -> None:
-        sources = MixtureConfig.model_json_schema()["$defs"]["Source"]["oneOf"]
-        found = {section["properties"]["method"]["const"]: section for section in sources}
-        assert set(found) == set(registry.METHODS) - {"mixture"}
+        schema = MixtureConfig.model_json_schema()
+        named = schema["properties"]["sources"]["items"]["discriminator"]["mapping"]
+        assert set(named) == set(METHODS) - {"mixture"}
+        found = {name: schema["$defs"][reference.rpartition("/")[2]] for name, reference in named.items()}
         for section in found.values():
             assert section["properties"]["share"]["minimum"] == 0
             assert not section["additionalProperties"]
@@ -307,14 +307,14 @@ class TestConfiguration:
         assert warning.startswith("75 % of the images: Random noise")
         assert config(DFQ, NOISE | {"share": 0}).warnings() == ()
         graded = section.grading()
-        assert graded.sources[0].config.model_dump()["generators"] == 1
+        assert graded.sources[0].model_dump()["generators"] == 1
         assert graded.shares == section.shares
         assert config(DFQ | {"share": 0}, {"method": "images", "path": "x"}).needed == {"images"}
 
     def test_files_of_every_source_are_found(self) -> None:
         section = config(DFQ, {"method": "images", "path": "a"}, {"method": "images", "path": "b"})
         found = section.resolved(lambda name: f"/there/{name}")
-        assert [s.config.path for s in found.sources[1:]] == ["/there/a", "/there/b"]  # type: ignore[attr-defined]
+        assert [s.path for s in found.sources[1:]] == ["/there/a", "/there/b"]  # type: ignore[attr-defined]
         assert section.memory == 8
 
     def test_a_recipe_keeps_it(self) -> None:
@@ -338,7 +338,7 @@ class TestConfiguration:
             ([DFQ | {"share": "half"}], "synthesis.sources.0.share: must be a valid number"),
             ([DFQ, {"sources": [DFQ]}], "synthesis.sources.1: is a mixture within a mixture; list its sources here"),
             ([{"method": "mixture"}], "synthesis.sources.0: is a mixture within a mixture"),
-            ([{"share": 1}], "synthesis.sources.0: needs a method, e.g. {method: dfq"),
+            ([{"share": 1}], "synthesis.sources.0: needs a method, e.g. method: dfq"),
             (["dfq"], "synthesis.sources.0: must be a section, keys with values (found 'dfq')"),
             (3, "synthesis.sources: must be a list of sources (found 3)"),
             ([DFQ, {"method": "images"}], "synthesis.sources.1.path: is missing"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dfqkit.config.recipe import load_recipe
+from dfqkit.config.reading import load_recipe
 from dfqkit.seeds import derive
 from dfqkit.synthesis.methods.noise import NoiseConfig
 from dfqkit.synthesis.methods.noise.method import Noise

@@ -42,7 +42,7 @@ def objective(
     names = fields.pop("layers", ["a", "b"])
     given = {"weights": {"response": 0.0} | weights, "layers": names} | fields
     config = ObjectiveConfig.model_validate(given)
-    pairs = config.layers or [LayerPair.model_validate(name) for name in ours]
+    pairs = config.layers or [LayerPair(teacher=name, student=name) for name in ours]
     return Objective(config, pairs, ours, theirs, torch.Generator().manual_seed(seed))
 
 

@@ -21,7 +21,7 @@ from dfqkit.config.registry import synthesizer_config
 from dfqkit.seeds import derive
 from dfqkit.config.synthesis import Demand
 from dfqkit.synthesis.build import build_synthesizer
-from dfqkit.config.recipe import load_recipe
+from dfqkit.config.reading import load_recipe
 from dfqkit.teacher.taps import BatchNormTap
 from tests._toys import toy_teacher
 

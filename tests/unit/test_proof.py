@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from dfqkit.config.quant import QuantConfig
-from dfqkit.config.recipe import Recipe, load_recipe
+from dfqkit.config.reading import load_recipe
+from dfqkit.config.recipe import Recipe
 from dfqkit.run.context import resolve_device
 from dfqkit.run.measuring import GradingSet, _student_layers, compare, compare_layers, real_images
 from dfqkit.run.stages import plan

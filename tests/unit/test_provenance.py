@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from dfqkit.config.recipe import Recipe, load_recipe
+from dfqkit.config.reading import load_recipe
+from dfqkit.config.recipe import Recipe
 from dfqkit.images import ImageBank
 from dfqkit.run.bank_folder import BankFolder
 from dfqkit.run.provenance import measured_on, synthesis, warnings_of

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from dfqkit.config.recipe import Recipe, find_file, find_recipe, library, list_recipes, load_recipe, parse_recipe
+from dfqkit.config.files import find_file, find_recipe, library, list_recipes
+from dfqkit.config.reading import load_recipe, parse_recipe
+from dfqkit.config.recipe import Recipe
 from dfqkit_export.errors import ArtefactError, RecipeError, TargetError
 from tests._messages import names, raises_naming
 
@@ -123,7 +125,7 @@ class TestRefusals:
         [
             (
                 "a: !!python/object/apply:os.system ['touch hacked']",
-                "not valid YAML: could not determine a constructor",
+                "not valid YAML: 'python/object/apply:os.system' is not read here",
             ),
             ("a: !!python/name:os.system", "not valid YAML"),
             ("a: [", "not valid YAML"),

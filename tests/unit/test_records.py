@@ -343,7 +343,7 @@ class TestCommand:
         return path
 
     def test_digits_from_end_to_end(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
-        from dfqkit.config.recipe import load_recipe
+        from dfqkit.config.reading import load_recipe
         from dfqkit.run.context import teacher_of
 
         self.digits(tmp_path / "train.npz")

@@ -16,6 +16,7 @@ from dfqkit.synthesis.methods.dfq import DFQConfig
 from dfqkit.synthesis.methods.dfq.method import DFQ
 from dfqkit_export.errors import RecipeError
 from tests._messages import raises_naming
+from tests._methods import rejoin
 
 PLUGIN = """
 from typing import ClassVar, Literal
@@ -54,8 +55,11 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "plugin", raising=False)
     plugins.cache_clear()
+    rejoin()
     yield tmp_path
+    monkeypatch.undo()
     plugins.cache_clear()
+    rejoin()
 
 
 def test_own_methods_load_and_say_what_they_need() -> None:
@@ -76,7 +80,7 @@ def test_an_unknown_name_comes_with_the_nearest_and_with_all() -> None:
 
 @pytest.mark.usefixtures("installed")
 def test_a_plugin_is_found_and_its_section_is_checked() -> None:
-    from dfqkit.config.recipe import load_recipe
+    from dfqkit.config.reading import load_recipe
 
     assert synthesizer_names()["hiss"] == "plugin:HissConfig"
     assert synthesizer_configs()["hiss"].summary() == "Hisses."

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from dfqkit.cli import main
-from dfqkit.config.recipe import Recipe, load_recipe
+from dfqkit.config.reading import load_recipe
+from dfqkit.config.recipe import Recipe
 from dfqkit.progress import silent
 from dfqkit.run.context import Context
 from dfqkit.run.execution import execute

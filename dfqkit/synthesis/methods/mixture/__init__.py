@@ -20,78 +20,73 @@ There is no paper and no loss; each source keeps its own. What is decided here:
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import Field, GetJsonSchemaHandler, SerializeAsAny, field_validator, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, create_model, field_validator, model_serializer
 from typing_extensions import Self
 
-from dfqkit.config.registry import synthesizer_config, synthesizer_configs
-from dfqkit.config.section import Section
+from dfqkit.config.registry import synthesizer_config, synthesizer_names, with_method
+from dfqkit.config.section import OneOf, Section
 from dfqkit.config.synthesis import UNKNOWN, Demand, SynthesizerConfig
 from dfqkit.synthesis.methods.mixture.turns import counts
+from dfqkit_export.errors import RecipeError
 
 
-class Source(Section):
-    """One source of a mixture: ``method`` and its own keys, and ``share``."""
+class Source(SynthesizerConfig):
+    """One source of a mixture: the section of its method, and its share; there is such a class for every method."""
 
     share: float = Field(1.0, ge=0, description="Its part of the images, relative to the other sources' shares.")
-    config: SerializeAsAny[SynthesizerConfig] = Field(description="The method's own section.")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        """The method's keys stand beside ``share``, and errors name them there."""
-        if not isinstance(value, Mapping) or isinstance(value.get("config"), SynthesizerConfig):
-            return value
-        fields = dict(value)
-        share = {"share": fields.pop("share")} if "share" in fields else {}
-        if "sources" in fields or fields.get("method") == "mixture":
-            message = "is a mixture within a mixture; list its sources here, with their shares multiplied by its own"
-            raise ValueError(message)
-        if "method" not in fields:
-            message = "needs a method, e.g. {method: dfq, share: 0.5}"
-            raise ValueError(message)
-        return {"config": synthesizer_config(str(fields["method"])).model_validate(fields), **share}
 
     @model_serializer(mode="wrap")
-    def _joined(self, handler: Callable[[Source], dict[str, Any]]) -> dict[str, Any]:
-        fields = handler(self)
-        own = fields.pop("config")
-        return {"method": own.pop("method"), **fields, **own}
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """Every other method's section, ``share`` beside its keys."""
-        share = handler.resolve_ref_schema(handler(core_schema))["properties"]["share"]
-        kinds = (kind for kind in synthesizer_configs().values() if not issubclass(kind, MixtureConfig))
-        sections = [handler.resolve_ref_schema(handler(kind.__pydantic_core_schema__)) for kind in kinds]
-        return {
-            "oneOf": [
-                {
-                    **section,
-                    "properties": {**section["properties"], "share": share},
-                    "required": ["method", *section.get("required", ())],
-                }
-                for section in sections
-            ]
-        }
-
-    def with_config(self, config: SynthesizerConfig) -> Source:
-        """The same share of another configuration."""
-        return self.model_copy(update={"config": config})
+    def _joined(self, handler: Callable[[Section], dict[str, Any]]) -> dict[str, Any]:
+        fields = self._older(handler)
+        return {"method": fields.pop("method"), "share": fields.pop("share"), **fields}
 
     def places(self) -> list[str]:
         """Where it takes images from, to use them or to start from them."""
-        fields = self.config.model_dump()
-        named = [fields.get("path") if "images" in self.config.needs else None, fields.get("start_from")]
+        named = [getattr(self, "path", None) if "images" in self.needs else None, getattr(self, "start_from", None)]
         return [place if place.startswith("torchvision:") else os.path.normpath(place) for place in named if place]
 
     def costs(self, demand: Demand) -> bool:
         """Whether the method has a cost: those without return the configuration itself."""
-        return self.config.at_cost(1, demand) is not self.config
+        return self.at_cost(1, demand) is not self
+
+
+def source_sections() -> dict[str, type[Source]]:
+    """The sections that a source may have, by method; a plugin that is broken is left out."""
+    found = {}
+    for name in synthesizer_names():
+        with contextlib.suppress(RecipeError):  # it is told where methods are listed
+            found[name] = source_section(name)
+    return found
+
+
+def source_section(name: str) -> type[Source]:
+    """The section of a source of the method called ``name``.
+
+    Raises:
+        RecipeError: there is no such method, or it is a mixture itself.
+    """
+    if name == "mixture":
+        message = "is a mixture within a mixture; list its sources here, with their shares multiplied by its own"
+        raise RecipeError(message)
+    return _with_share(synthesizer_config(name))
+
+
+@functools.cache
+def _with_share(config: type[SynthesizerConfig]) -> type[Source]:
+    name = config.__name__.removesuffix("Config")
+    bases: tuple[type[SynthesizerConfig], ...] = (config, Source)
+    section = create_model(f"{name}Source", __base__=bases, __doc__=config.__doc__)
+    return cast("type[Source]", section)
+
+
+AnySource = Annotated[Source, OneOf("method", source_sections, source_section, "dfq"), BeforeValidator(with_method)]
 
 
 class MixtureConfig(SynthesizerConfig):
@@ -100,8 +95,8 @@ class MixtureConfig(SynthesizerConfig):
     implementation: ClassVar[str] = "dfqkit.synthesis.methods.mixture.method:Mixture"
 
     method: Literal["mixture"] = "mixture"
-    sources: tuple[Source, ...] = Field(
-        description="Each with its method, that method's keys, and share; shares need not sum to 1."
+    sources: tuple[AnySource, ...] = Field(
+        description="Each with its method, that method's keys, and share; shares need not sum to 1.",
     )
 
     @field_validator("sources")
@@ -137,35 +132,35 @@ class MixtureConfig(SynthesizerConfig):
     @property
     def memory(self) -> int:
         """Images that the sources remember, for the space that a run takes."""
-        return sum(getattr(source.config, "memory", 0) for source in self.active)
+        return sum(getattr(source, "memory", 0) for source in self.active)
 
     def resolved(self, find: Callable[[str], str]) -> Self:
         """The same with every source's files found."""
-        return self.model_copy(update={"sources": tuple(s.with_config(s.config.resolved(find)) for s in self.active)})
+        return self.model_copy(update={"sources": tuple(s.resolved(find) for s in self.active)})
 
     @property
     def needed(self) -> frozenset[str]:
         """What any source needs."""
-        return frozenset[str]().union(*(source.config.needed for source in self.active))
+        return frozenset[str]().union(*(source.needed for source in self.active))
 
     def warnings(self) -> tuple[str, ...]:
         """The sources' warnings, each once, with the share that it is about."""
         found: dict[str, float] = {}
         for source, share in zip(self.active, self.shares, strict=True):
-            for text in source.config.warnings():
+            for text in source.warnings():
                 found[text] = found.get(text, 0.0) + share
         return tuple(f"{100 * share:.3g} % of the images: {text}" for text, share in found.items())
 
     def real_data(self) -> str | None:
         """The sources' phrases, each once; `UNKNOWN` only where none is known."""
-        told = (source.config.real_data() for source in self.active)
+        told = (source.real_data() for source in self.active)
         found = list(dict.fromkeys(phrase for phrase in told if phrase is not None))
         known = " and ".join(phrase for phrase in found if phrase != UNKNOWN)
         return known or (UNKNOWN if found else None)
 
     def grading(self) -> Self:
         """Every source's own, with the same shares."""
-        return self.model_copy(update={"sources": tuple(s.with_config(s.config.grading()) for s in self.active)})
+        return self.model_copy(update={"sources": tuple(s.grading() for s in self.active)})
 
     def at_cost(self, passes: int, demand: Demand) -> Self:
         """The budget, split by share over the sources that have a cost; they take no more than their parts."""
@@ -174,7 +169,7 @@ class MixtureConfig(SynthesizerConfig):
         total = sum(self.shares[index] for index in costly)
         for index in costly:
             own = math.floor(passes * self.shares[index] / total)
-            sources[index] = sources[index].with_config(sources[index].config.at_cost(own, demands[index]))
+            sources[index] = sources[index].at_cost(own, demands[index])
         return self.model_copy(update={"sources": tuple(sources)}) if costly else self
 
     def demands(self, demand: Demand) -> list[Demand]:

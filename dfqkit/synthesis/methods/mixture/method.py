@@ -27,11 +27,11 @@ class Mixture(Synthesizer):
         super().__init__(config, teacher, generator, demand)
         demands = config.demands(demand)
         self.parts = [
-            build_synthesizer(source.config, teacher, self._own_generator(), own)
+            build_synthesizer(source, teacher, self._own_generator(), own)
             for source, own in zip(config.active, demands, strict=True)
         ]
         self.prefixes = self._prefixes(demands)
-        self.need_student = ["student" in source.config.needed for source in config.active]
+        self.need_student = ["student" in source.needed for source in config.active]
         self.done = [0] * len(self.parts)
         self.given = {"fresh": list(self.done), "training": list(self.done)}
 
@@ -48,7 +48,7 @@ class Mixture(Synthesizer):
         ]
         if sum(working) < 2:
             return [""] * len(sources)
-        methods = [source.config.method for source in sources]
+        methods = [source.method for source in sources]
         return [
             f"{method}{methods[: index + 1].count(method) if methods.count(method) > 1 else ''}."
             for index, method in enumerate(methods)

@@ -1,0 +1,67 @@
+"""Where recipes, and the files that they name, are found."""
+
+from __future__ import annotations
+
+import os
+from importlib.resources import files
+from pathlib import Path
+
+from dfqkit_export.errors import RecipeError
+from dfqkit_export.words import did_you_mean
+
+__all__ = ["find_file", "find_recipe", "library", "list_recipes"]
+
+
+def library() -> Path:
+    """The folder of shipped recipes: package data where installed, beside the package in a checkout."""
+    installed = Path(str(files("dfqkit"))) / "recipes"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "recipes"
+
+
+def list_recipes() -> dict[str, Path]:
+    """Shipped recipes by name."""
+    root = library()
+    return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.glob("*/*.yaml"))}
+
+
+def find_recipe(name: str | Path) -> Path:
+    """The file of a recipe: a path, or a name in the shipped library, with or without ``.yaml``.
+
+    Raises:
+        RecipeError: says where it looked, and the nearest name.
+    """
+    path = Path(name)
+    for candidate in (path, Path(f"{name}.yaml")):
+        if candidate.is_file():
+            return candidate
+    shipped = list_recipes()
+    key = str(name).removesuffix(".yaml")
+    if key in shipped:
+        return shipped[key]
+    message = (
+        f"No recipe '{name}': neither a file (looked for {path} and {path}.yaml) nor a shipped recipe."
+        f"{did_you_mean(key, shipped)} Shipped: {', '.join(shipped)}."
+    )
+    raise RecipeError(message)
+
+
+def find_file(name: str, recipe_dir: Path | None) -> Path:
+    """A file that a recipe names: absolute, beside the recipe, then under ``DFQKIT_ASSETS``.
+
+    Raises:
+        RecipeError: says everywhere it looked.
+    """
+    absolute, assets = Path(name).is_absolute(), os.environ.get("DFQKIT_ASSETS")
+    folders = [recipe_dir, Path(assets) if assets else None]
+    places = [Path(name)] if absolute else [folder / name for folder in folders if folder is not None]
+    for place in places:
+        if place.exists():
+            return place
+    message = f"The recipe names '{name}', which does not exist (looked at {', '.join(map(str, places)) or 'nothing'})."
+    if not absolute and Path(name).exists():
+        message += f" There is one in the current folder: name it in full, {Path(name).resolve()}."
+    elif not absolute and not assets:
+        message += " DFQKIT_ASSETS is not set: set it to the folder that holds the file, or name the file in full."
+    else:
+        message += " Put it there, or name another one in full (with --set, for one run)."
+    raise RecipeError(message)
