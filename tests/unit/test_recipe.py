@@ -79,7 +79,7 @@ class TestRefusals:
             ("schema=2", "schema: must be 1 (found 2)"),
             ("seed=-1", "seed: must be greater than or equal to 0 (found -1)"),
             ("quant.bits=w1a8", "quant.bits: 'w1a8' must be w<weights>a<activations> with 2 to 8 bits each"),
-            ("distill.partners=[w3a3, w9a9]", "distill.partners: 'w9a9' must be w<weights>a<activations>"),
+            ("distill.partners=[w3a3, w9a9]", "distill.partners.1: 'w9a9' must be w<weights>a<activations>"),
             ("synthesis={}", "synthesis: needs a method, e.g. method: dfq"),
         ],
     )
