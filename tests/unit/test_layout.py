@@ -178,6 +178,7 @@ def test_types_and_recipes_are_shipped() -> None:
         assert "py.typed" in SETUP["package-data"][name]
     shipped = {path for pattern in SETUP["package-data"]["dfqkit.recipes"] for path in (ROOT / "recipes").glob(pattern)}
     needed = [path for path in (ROOT / "recipes").rglob("*") if path.suffix in (".yaml", ".safetensors", ".npz")]
+    needed += [*(ROOT / "recipes" / "ci").iterdir(), *(ROOT / "recipes" / "plugin_template").glob("**/*.[pmt][yo]*")]
     assert needed
     assert set(needed) <= shipped
 

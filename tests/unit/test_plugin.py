@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TEMPLATE = ROOT / "tests" / "plugin_template"
+TEMPLATE = ROOT / "recipes" / "plugin_template"
 
 PROGRAM = """
 import torch
