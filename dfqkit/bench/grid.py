@@ -1,8 +1,8 @@
 """What a comparison consists of: recipes that differ in their synthesis section, brought to one cost, bits by seeds.
 
-What belongs here: which cells there are, and the recipe of each. A cell's recipe is a whole one, and its folder a run
+What belongs here: which trials there are, and the recipe of each. A trial's recipe is a whole one, and its folder a run
 that `dfqkit run --only validate` can prove in full; but its images are those of the comparison: methods that need a
-student before there is one made them against the scheme with the fewest bits, whatever the cell's own.
+student before there is one made them against the scheme with the fewest bits, whatever the trial's own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _GRAMMAR = re.compile(r"-w\d+a\d+(-[a-z]+)*$")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class Trial:
     """One entry of the grid.
 
     Attributes:
@@ -57,7 +57,7 @@ class Grid:
         seeds: one synthesis each for every contestant.
         passes: teacher forward+backward image passes that a synthesis may take; None for what each recipe says.
         images: images that calibrate; a quarter as many are held out.
-        distill: the ``distill`` section for distilled cells, or None.
+        distill: the ``distill`` section for distilled trials, or None.
         distilled_bits: schemes that are distilled as well.
     """
 
@@ -69,36 +69,36 @@ class Grid:
     distill: dict[str, Any] | None = None
     distilled_bits: tuple[str, ...] = ()
 
-    def calibrated(self) -> list[Cell]:
+    def calibrated(self) -> list[Trial]:
         """Cells that need a synthesis and a calibration."""
         return [
-            Cell(contestant=name, bits=bits, seed=seed, mode="calibration")
+            Trial(contestant=name, bits=bits, seed=seed, mode="calibration")
             for seed in self.seeds
             for name in self.contestants
             for bits in self.bits
         ]
 
-    def distilled(self, contestants: Sequence[str]) -> list[Cell]:
+    def distilled(self, contestants: Sequence[str]) -> list[Trial]:
         """Cells that go on from those, for these contestants."""
         return [
-            Cell(contestant=name, bits=bits, seed=seed, mode="distilled")
+            Trial(contestant=name, bits=bits, seed=seed, mode="distilled")
             for seed in self.seeds
             for name in contestants
             for bits in self.distilled_bits
         ]
 
     def synthesis_recipe(self, contestant: str, seed: int) -> Recipe:
-        """The recipe of the synthesis that all cells of a contestant and a seed share."""
+        """The recipe of the synthesis that all trials of a contestant and a seed share."""
         base = self.contestants[contestant]
         bits = base.quant.bits
         if "student" in base.synthesis.needed:
             bits = min(self.bits, key=lambda scheme: [int(part) for part in re.findall(r"\d+", scheme)])
         return self._recipe(contestant, bits, seed, "synthesis", None)
 
-    def recipe(self, cell: Cell) -> Recipe:
-        """The recipe of a cell."""
-        distill = self.distill if cell.mode == "distilled" else None
-        return self._recipe(cell.contestant, cell.bits, cell.seed, f"{cell.bits}-{cell.mode}", distill)
+    def recipe(self, trial: Trial) -> Recipe:
+        """The recipe of a trial."""
+        distill = self.distill if trial.mode == "distilled" else None
+        return self._recipe(trial.contestant, trial.bits, trial.seed, f"{trial.bits}-{trial.mode}", distill)
 
     def _recipe(self, contestant: str, bits: str, seed: int, suffix: str, distill: dict[str, Any] | None) -> Recipe:
         base = self.contestants[contestant]

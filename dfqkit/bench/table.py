@@ -25,7 +25,7 @@ IMAGE_COLUMNS = (
 
 
 def document(
-    cells: Sequence[Mapping[str, Any]],
+    trials: Sequence[Mapping[str, Any]],
     *,
     real: Mapping[str, float | None],
     provenance: Mapping[str, Any],
@@ -34,12 +34,12 @@ def document(
     """Everything that was measured, with its rows.
 
     Args:
-        cells: results of `cells.Bench.do`.
+        trials: results of `trials.Bench.do`.
         real: image statistics of real images.
         provenance: command, teacher, data, budget, environment.
         warnings: what must be known of a contestant's images, by contestant.
     """
-    found = rows(cells)
+    found = rows(trials)
     budget = provenance["passes"]
     over = [] if budget is None else [row["contestant"] for row in found if row["synthesis_passes"]["mean"] > budget]
     spent = {name: f"its smallest unit costs more than the {budget:,} passes" for name in dict.fromkeys(over)}
@@ -47,40 +47,40 @@ def document(
     return {
         "schema": SCHEMA,
         "provenance": dict(provenance),
-        "teacher_top1": cells[0]["teacher_top1"],
+        "teacher_top1": trials[0]["teacher_top1"],
         "warnings": [*said, *(f"{name}: {text}" for name, text in spent.items())],
         "rows": found,
-        "images": image_rows(cells, real),
-        "cells": [dict(cell) for cell in cells],
+        "images": image_rows(trials, real),
+        "cells": [dict(trial) for trial in trials],
     }
 
 
-def rows(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def rows(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row a contestant, scheme and mode, the smallest drop first within a scheme and mode."""
     groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
-    for cell in cells:
-        groups.setdefault((cell["bits"], cell["mode"], cell["contestant"]), []).append(cell)
+    for trial in trials:
+        groups.setdefault((trial["bits"], trial["mode"], trial["contestant"]), []).append(trial)
     found = []
     for (bits, mode, contestant), members in groups.items():
         row: dict[str, Any] = {"contestant": contestant, "method": members[0]["method"], "bits": bits, "mode": mode}
         row["n"] = len(members)
-        row["seeds"] = [cell["seed"] for cell in members]
+        row["seeds"] = [trial["seed"] for trial in members]
         for name in dict.fromkeys(metric["name"] for metric in members[0]["metrics"]):
-            row[name] = spread([_metric(cell, name)["value"] for cell in members])
-        row["drop_stderr"] = statistics.mean(_metric(cell, TOP1_DROP.name)["stderr"] or 0.0 for cell in members)
+            row[name] = spread([_metric(trial, name)["value"] for trial in members])
+        row["drop_stderr"] = statistics.mean(_metric(trial, TOP1_DROP.name)["stderr"] or 0.0 for trial in members)
         for name in ("synthesis", "game"):
-            row[f"{name}_passes"] = spread([cell["cost"][name] for cell in members])
-            row[f"{name}_seconds"] = spread([cell["seconds"][name] for cell in members])
+            row[f"{name}_passes"] = spread([trial["cost"][name] for trial in members])
+            row[f"{name}_seconds"] = spread([trial["seconds"][name] for trial in members])
         found.append(row)
     order = {bits: index for index, bits in enumerate(dict.fromkeys(row["bits"] for row in found))}
     return sorted(found, key=lambda row: (row["mode"], order[row["bits"]], row[TOP1_DROP.name]["mean"]))
 
 
-def image_rows(cells: Sequence[Mapping[str, Any]], real: Mapping[str, float | None]) -> list[dict[str, Any]]:
+def image_rows(trials: Sequence[Mapping[str, Any]], real: Mapping[str, float | None]) -> list[dict[str, Any]]:
     """Image statistics, one row a contestant over its seeds, and real images last."""
     groups: dict[str, dict[int, Mapping[str, Any]]] = {}
-    for cell in cells:
-        groups.setdefault(cell["contestant"], {})[cell["seed"]] = cell["images"]
+    for trial in trials:
+        groups.setdefault(trial["contestant"], {})[trial["seed"]] = trial["images"]
     found = [
         {"contestant": name, **{key: spread([s[key] for s in by_seed.values()]) for key, _, _ in IMAGE_COLUMNS}}
         for name, by_seed in groups.items()
@@ -129,8 +129,8 @@ def markdown(data: Mapping[str, Any]) -> str:
         lines += [f"## {bits}, {mode}", "", f"| {' | '.join(heads)} |", f"| {' | '.join(['---'] * len(heads))} |"]
         for row in members:
             passes, seconds = _total(row, "passes"), _total(row, "seconds")
-            values = [text_of(row[kind.name]) for kind in kinds]
-            cells = [row["contestant"], *values, str(row["n"]), f"{passes:,.0f}", f"{seconds:,.0f}"]
+            means = [text_of(row[kind.name]) for kind in kinds]
+            cells = [row["contestant"], *means, str(row["n"]), f"{passes:,.0f}", f"{seconds:,.0f}"]
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
     headings = " | ".join(heading for _, heading, _ in IMAGE_COLUMNS)
@@ -171,8 +171,9 @@ def _facts(data: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _metric(cell: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    return next(metric for metric in cell["metrics"] if metric["name"] == name)  # type: ignore[no-any-return]
+def _metric(trial: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = next(metric for metric in trial["metrics"] if metric["name"] == name)
+    return found
 
 
 def _total(row: Mapping[str, Any], what: str) -> float:

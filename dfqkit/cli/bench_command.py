@@ -96,9 +96,9 @@ def _bench(args: argparse.Namespace) -> int:
 def _work(grid: Grid, args: argparse.Namespace) -> None:
     import torch
 
-    from dfqkit.bench.cells import Bench
     from dfqkit.bench.page import page
     from dfqkit.bench.table import document, markdown, rows
+    from dfqkit.bench.trials import Bench
     from dfqkit.progress import Progress
     from dfqkit.run.context import resolve_device
     from dfqkit_export.env import environment
@@ -112,12 +112,12 @@ def _work(grid: Grid, args: argparse.Namespace) -> None:
     bench = Bench.prepare(grid, out, device=device, progress=Progress(quiet=args.quiet))
     tell = (lambda text: None) if args.quiet else note
     first = next(iter(grid.contestants.values()))
-    cells = bench.do(grid.calibrated(), tell)
+    trials = bench.do(grid.calibrated(), tell)
     if grid.distill is not None:
-        chosen = args.contestants or _best(rows(cells), args.best or len(grid.contestants))
-        cells += bench.do(grid.distilled(chosen), tell)
+        chosen = args.contestants or _best(rows(trials), args.best or len(grid.contestants))
+        trials += bench.do(grid.distilled(chosen), tell)
     data = document(
-        cells,
+        trials,
         real=bench.real_statistics(),
         warnings={name: _warnings(recipe, first) for name, recipe in grid.contestants.items()},
         provenance={

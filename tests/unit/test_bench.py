@@ -1,4 +1,4 @@
-"""The comparison: which cells there are, that they cost the same, what the tables say, and that it continues."""
+"""The comparison: which trials there are, that they cost the same, what the tables say, and that it continues."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from dfqkit.bench.cells import Bench
-from dfqkit.bench.grid import Cell, Grid, contestants
+from dfqkit.bench.grid import Grid, Trial, contestants
 from dfqkit.bench.imagestats import image_statistics
 from dfqkit.bench.page import page
 from dfqkit.bench.plots import cost_plot, drop_plot
 from dfqkit.bench.table import document, markdown, rows, spread
+from dfqkit.bench.trials import Bench
 from dfqkit.cli import main
 from dfqkit.config.files import list_recipes
 from dfqkit.progress import silent
@@ -40,7 +40,7 @@ def grid(**changes: Any) -> Grid:
     return Grid(**(given | changes))
 
 
-def cell(contestant: str, bits: str, seed: int, drop: float, mode: str = "calibration") -> dict[str, Any]:
+def trial(contestant: str, bits: str, seed: int, drop: float, mode: str = "calibration") -> dict[str, Any]:
     def metric(name: str, value: float) -> dict[str, Any]:
         return {"name": name, "value": value, "stderr": 0.1}
 
@@ -56,7 +56,7 @@ def cell(contestant: str, bits: str, seed: int, drop: float, mode: str = "calibr
 
 
 DROPS = {("dfq", "w8a8"): 0.25, ("<b>noise</b>", "w8a8"): 60.0, ("dfq", "w4a4"): 3.0, ("<b>noise</b>", "w4a4"): 70.0}
-CELLS = [cell(name, bits, seed, drop + seed) for seed in (0, 1) for (name, bits), drop in DROPS.items()]
+CELLS = [trial(name, bits, seed, drop + seed) for seed in (0, 1) for (name, bits), drop in DROPS.items()]
 PROVENANCE = {
     "title": "digits: 2 sources", "command": "dfqkit bench x", "teacher": "t", "data": "real (3 images)",
     "target": "ort", "passes": 640, "images": 64, "threads": 1,
@@ -74,7 +74,7 @@ def test_the_grid_is_seeds_by_contestants_by_bits() -> None:
     ]  # fmt: skip
 
 
-def test_every_cell_of_a_contestant_has_the_same_synthesis_at_the_budget() -> None:
+def test_every_trial_of_a_contestant_has_the_same_synthesis_at_the_budget() -> None:
     compared = grid(distill={"steps": 3}, distilled_bits=("w4a4",))
     shared = compared.synthesis_recipe("dfq", 1)
     batch = shared.synthesis.batch  # type: ignore[attr-defined]
@@ -200,7 +200,7 @@ def test_image_statistics_against_numpy() -> None:
     assert same["class_evenness"] == 0
 
 
-def test_a_bench_measures_every_cell_once_and_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bench_measures_every_trial_once_and_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compared = grid(bits=("w8a8",), seeds=(0,), images=32, passes=256)
     bench = Bench.prepare(compared, tmp_path, device="cpu", progress=silent())
     told: list[str] = []
@@ -251,13 +251,13 @@ def test_a_comparison_warns_keeps_its_threads_and_mends_what_was_cut(
     torch.set_num_threads(threads)
 
 
-def test_a_cell_that_another_process_holds_is_left_alone(tmp_path: Path) -> None:
+def test_a_trial_that_another_process_holds_is_left_alone(tmp_path: Path) -> None:
     compared = grid(bits=("w8a8",), seeds=(0,), images=32, passes=256)
     bench = Bench.prepare(compared, tmp_path, device="cpu", progress=silent())
-    recipe = compared.recipe(Cell(contestant="dfq", bits="w8a8", seed=0, mode="calibration"))
+    recipe = compared.recipe(Trial(contestant="dfq", bits="w8a8", seed=0, mode="calibration"))
     path = tmp_path / "cells" / "dfq" / "w8a8-calibration-s0"
     held = RunFolder.create(path, recipe_text=recipe.to_yaml(), digest=recipe.digest(), facts={})
-    with held, pytest.raises(BusyError, match="still working on 1 cells"):
+    with held, pytest.raises(BusyError, match="still working on 1 trials"):
         bench.do(compared.calibrated(), lambda _: None)
 
 

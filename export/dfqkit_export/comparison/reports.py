@@ -15,7 +15,7 @@ from dfqkit_export.report import Report
 
 __all__ = ["MetricDifference", "ReportDifference", "compare_reports"]
 
-Change = Literal["better", "worse", "same", "noise", "changed", "only in A", "only in B"]
+Trend = Literal["better", "worse", "same", "noise", "changed", "only in A", "only in B"]
 
 # Standard errors of a difference within which it is taken for noise.
 _SIGMAS = 2.0
@@ -44,7 +44,7 @@ class MetricDifference:
     a: float | None
     b: float | None
     noise: float | None
-    change: Change
+    change: Trend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ def _difference(known: Metric, a: Metric | None, b: Metric | None) -> MetricDiff
     )
 
 
-def _change(a: Metric | None, b: Metric | None, noise: float | None) -> Change:
+def _change(a: Metric | None, b: Metric | None, noise: float | None) -> Trend:
     if a is None or b is None:
         return "only in B" if a is None else "only in A"
     if a.value == b.value:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dfqkit.bench.grid import Cell, Grid
+from dfqkit.bench.grid import Grid, Trial
 from dfqkit.bench.imagestats import MOST, image_statistics
 from dfqkit.config.recipe import Recipe
 from dfqkit.images import ImageBank
@@ -40,7 +40,7 @@ from dfqkit_export.measure import metrics
 from dfqkit_export.measure.kinds import AGREEMENT, TOP1_DROP
 from dfqkit_export.words import some
 
-#: The stage of a cell's folder that holds what was measured.
+#: The stage of a trial's folder that holds what was measured.
 MEASURED = "bench"
 
 _MADE = synthesize.STAGE.name
@@ -71,10 +71,10 @@ class Bench:
 
     @classmethod
     def prepare(cls, grid: Grid, out: Path, *, device: str, progress: Progress) -> Bench:
-        """Load what all cells share, and try every contestant and recipe, so that mistakes show before any compute."""
+        """Load what all trials share, and try every contestant and recipe, so that mistakes show before any compute."""
         base = next(iter(grid.contestants.values()))
-        for cell in grid.calibrated() + grid.distilled(list(grid.contestants)):
-            grid.recipe(cell)
+        for trial in grid.calibrated() + grid.distilled(list(grid.contestants)):
+            grid.recipe(trial)
         teacher = teacher_of(base)
         for recipe in grid.contestants.values():
             require_needs(resolved_synthesis(recipe), teacher)
@@ -84,46 +84,47 @@ class Bench:
             raise ArtefactError(message)
         return cls(grid=grid, out=out, teacher=teacher, test=test, device=device, progress=progress)
 
-    def do(self, cells: Sequence[Cell], tell: Callable[[str], None]) -> list[dict[str, Any]]:
-        """Do every cell that is not done; returns the results in the order of the cells.
+    def do(self, trials: Sequence[Trial], tell: Callable[[str], None]) -> list[dict[str, Any]]:
+        """Do every trial that is not done; returns the results in the order of the trials.
 
         Args:
-            cells: which ones.
-            tell: gets one line a cell.
+            trials: which ones.
+            tell: gets one line a trial.
 
         Raises:
             BusyError: when another process still works on some of them; all others are done by then.
         """
-        found: dict[Cell, dict[str, Any]] = {}
-        busy: list[Cell] = []
-        for cell in cells:
+        found: dict[Trial, dict[str, Any]] = {}
+        busy: list[Trial] = []
+        for trial in trials:
             try:
-                found[cell] = self._cell(cell)
+                found[trial] = self._trial(trial)
             except BusyError:
-                busy.append(cell)
+                busy.append(trial)
                 continue
-            tell(f"[{len(found)}/{len(cells)}] {_line(found[cell])}")
+            tell(f"[{len(found)}/{len(trials)}] {_line(found[trial])}")
         if busy:
+            names = some([trial.folder for trial in busy], 3)
             message = (
-                f"Another process is still working on {len(busy)} cells ({some([cell.folder for cell in busy], 3)}). "
+                f"Another process is still working on {len(busy)} trials ({names}). "
                 "Everything else is done: run the same command again when it has ended."
             )
             raise BusyError(message)
-        return [found[cell] for cell in cells]
+        return [found[trial] for trial in trials]
 
-    def _cell(self, cell: Cell) -> dict[str, Any]:
-        path = self.out / "cells" / cell.folder
-        recipe = self.grid.recipe(cell)
+    def _trial(self, trial: Trial) -> dict[str, Any]:
+        path = self.out / "cells" / trial.folder
+        recipe = self.grid.recipe(trial)
         folder = self._open(path, recipe)
         if not folder.done(MEASURED):
             with folder:
                 if not folder.done(MEASURED):
-                    self._measure(cell, recipe, folder)
+                    self._measure(trial, recipe, folder)
         result: dict[str, Any] = json.loads((path / "cell.json").read_text(encoding="utf-8"))
         return result
 
-    def _measure(self, cell: Cell, recipe: Recipe, folder: RunFolder) -> None:
-        source = self._synthesis(cell.contestant, cell.seed)
+    def _measure(self, trial: Trial, recipe: Recipe, folder: RunFolder) -> None:
+        source = self._synthesis(trial.contestant, trial.seed)
         if not folder.done(_MADE):
             folder.adopt(_MADE, source)
         stages = [stage.name for stage in before(validate.STAGE.name)]
@@ -134,7 +135,7 @@ class Bench:
         labels: Any = self.test.labels  # `prepare` saw that there are some
         where: dict[str, Any] = {"subject": DEFAULT.name, "data": f"real:{self.test.name}"}
         result = {
-            **asdict(cell),
+            **asdict(trial),
             "method": recipe.synthesis.method,
             "metrics": [
                 asdict(metric)
@@ -156,7 +157,7 @@ class Bench:
                 "game": sum(folder.seconds(stage) for stage in _PLAYED),
             },
             "images": self._image_statistics(source),
-            "recipe": f"cells/{cell.folder}/recipe.yaml",
+            "recipe": f"cells/{trial.folder}/recipe.yaml",
             "recipe_sha256": recipe.digest(),
         }
         write_bytes(folder.path / "cell.json", (json.dumps(result, indent=2) + "\n").encode())
