@@ -6,6 +6,7 @@ import ast
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from dfqkit_export.backends import all_backends, all_targets
 from dfqkit_export.measure.kinds import KINDS
 
 ROOT = Path(__file__).parents[2]
@@ -13,14 +14,26 @@ PACKAGES = (ROOT / "dfqkit", ROOT / "export" / "dfqkit_export")
 
 
 def offenders(names: Collection[str], *tables: str) -> Iterator[str]:
-    """Places outside the tables where a string constant is equal to one of the names."""
+    """Places outside the tables where a string constant is equal to one of the names; modules to import may be."""
     for package in PACKAGES:
         for path in sorted(package.rglob("*.py")):
             place = path.relative_to(package.parent).as_posix()
             if place.startswith(tables):
                 continue
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in names:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            modules = {
+                id(node.args[0])
+                for node in ast.walk(tree)
+                if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "find_spec"))
+                for _ in node.args[:1]
+            }
+            for node in ast.walk(tree):
+                if (
+                    id(node) not in modules
+                    and isinstance(node, ast.Constant)
+                    and isinstance(node.value, str)
+                    and node.value in names
+                ):
                     yield f"{place}:{node.lineno}: {node.value!r}"
 
 
@@ -28,3 +41,8 @@ def test_metrics_are_named_by_their_kinds_alone() -> None:
     tables = ("dfqkit_export/measure/kinds.py", "dfqkit_export/measure/metrics.py", "dfqkit_export/tasks/")
     found = list(offenders(KINDS, *tables))
     assert not found, "name them through dfqkit_export.measure.kinds:\n" + "\n".join(found)
+
+
+def test_runtimes_and_targets_are_named_by_their_table_alone() -> None:
+    found = list(offenders({*all_backends(), *all_targets()}, "dfqkit_export/backends/"))
+    assert not found, "name them through dfqkit_export.backends:\n" + "\n".join(found)

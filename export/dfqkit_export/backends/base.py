@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfqkit_export.errors import RuntimeUnavailableError, TargetError
+from dfqkit_export.lazy import install_hint
 
 if TYPE_CHECKING:
     from dfqkit_export.backends.precision import Realised
@@ -93,6 +94,14 @@ class Backend:
             raise RuntimeUnavailableError(message)
 
 
-def not_installed(module: str, install: str) -> str:
-    """Return what to do about a module that is not installed; "" where it is."""
-    return "" if find_spec(module) is not None else f"{module} is not installed; {install}"
+def not_installed(module: str, install: str = "", *, extra: str = "") -> str:
+    """Return what to do about a module that is not installed; "" where it is.
+
+    Args:
+        module: The module that must be there.
+        install: What to do, where no extra of this project brings it.
+        extra: The extra that brings it.
+    """
+    if find_spec(module) is not None:
+        return ""
+    return f"{module} is not installed; {install or f'run {install_hint(extra)}'}"

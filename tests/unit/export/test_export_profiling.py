@@ -214,7 +214,7 @@ class TestProfile:
             profile_file(tmp_path / "m.onnx")
 
     def test_an_absent_runtime_says_what_to_install(self, residual_net: Write, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("dfqkit_export.backends.openvino.session.find_spec", lambda name: None)
+        monkeypatch.setattr("dfqkit_export.backends.base.find_spec", lambda name: None if name == "openvino" else name)
         with pytest.raises(RuntimeUnavailableError, match="pip install"):
             profile_file(residual_net(), runtimes=("openvino",))
 

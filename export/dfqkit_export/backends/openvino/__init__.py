@@ -39,7 +39,7 @@ OPENVINO = Backend(
     title="OpenVINO",
     package="openvino",
     load=_load,
-    missing=lambda: not_installed("openvino", "run pip install 'dfqkit[openvino]'"),
+    missing=lambda: not_installed("openvino", extra="openvino"),
     targets=(targets.OPENVINO,),
     executed=_executed,
     rules=_rules,

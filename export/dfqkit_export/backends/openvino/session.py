@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 
 from dfqkit_export.backends.session import FileSession, Images, check_threads, require_one_image
 from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
+from dfqkit_export.lazy import install_hint
 from dfqkit_export.onnxfile.model import load_onnx
 
 __all__ = ["OpenVinoSession"]
-
-_INSTALL = "pip install 'dfqkit[openvino]'"
 
 
 class OpenVinoSession(FileSession):
@@ -117,7 +116,7 @@ def _openvino() -> Any:
     try:
         return import_module("openvino")
     except ImportError:
-        msg = f"Running files in OpenVINO needs openvino, which is not installed. Run {_INSTALL}."
+        msg = f"Running files in OpenVINO needs openvino, which is not installed. Run {install_hint('openvino')}."
         raise RuntimeUnavailableError(msg) from None
 
 

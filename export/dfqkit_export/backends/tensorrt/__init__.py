@@ -18,7 +18,7 @@ __all__ = ["TENSORRT"]
 _INSTALL = (
     "no extra of dfqkit brings it, because its libraries are on NVIDIA's own index alone; install "
     "'tensorrt>=10.13,<12' as NVIDIA's installation guide says, or check the file without a GPU by --runtime "
-    "tensorrt-rtx (pip install 'dfqkit[tensorrt-rtx]')"
+    "tensorrt-rtx, which the extra of that name brings"
 )
 
 

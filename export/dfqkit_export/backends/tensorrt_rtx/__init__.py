@@ -24,7 +24,7 @@ def _load(path: Path, options: Options) -> Session:
 
 def _missing() -> str:
     # Building needs no GPU; loading does, and says so.
-    return not_installed("tensorrt_rtx", "run pip install 'dfqkit[tensorrt-rtx]'")
+    return not_installed("tensorrt_rtx", extra="tensorrt-rtx")
 
 
 def _executed(path: Path) -> Realised:

@@ -19,7 +19,6 @@ __all__ = ["COMPUTE_CAPABILITIES", "build", "load"]
 # Those that RTX 1.7 compiles int8 convolutions for, ahead of time.
 COMPUTE_CAPABILITIES = ("SM80", "SM86", "SM89", "SM120", "SM121")
 _MODULE = "tensorrt_rtx"
-_INSTALL = "run pip install 'dfqkit[tensorrt-rtx]'"
 
 
 def build(
@@ -48,7 +47,7 @@ def build(
         TargetError: The compute capability is unknown.
         ArtefactError: The file does not exist, or sizes other than its batch are open.
     """
-    _require(not_installed(_MODULE, _INSTALL))
+    _require(not_installed(_MODULE, extra="tensorrt-rtx"))
     if compute_capability not in (*COMPUTE_CAPABILITIES, None):
         msg = (
             f"TensorRT-RTX cannot build for {compute_capability!r} ahead of time. "
@@ -70,7 +69,7 @@ def load(path: str | Path, **options: Any) -> EngineSession:
         RuntimeCrashedError: Its builder died or took too long.
         ArtefactError: The file is not accepted.
     """
-    _require(not_installed(_MODULE, _INSTALL) or missing_gpu())
+    _require(not_installed(_MODULE, extra="tensorrt-rtx") or missing_gpu())
     return load_built(lambda engine: build(path, engine, compute_capability=None, **options))
 
 
