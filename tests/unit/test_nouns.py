@@ -20,21 +20,15 @@ def offenders(names: Collection[str], *tables: str) -> Iterator[str]:
             place = path.relative_to(package.parent).as_posix()
             if place.startswith(tables):
                 continue
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            modules = {
-                id(node.args[0])
-                for node in ast.walk(tree)
-                if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "find_spec"))
-                for _ in node.args[:1]
-            }
-            for node in ast.walk(tree):
-                if (
-                    id(node) not in modules
-                    and isinstance(node, ast.Constant)
-                    and isinstance(node.value, str)
-                    and node.value in names
-                ):
+            nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+            imported = {argument for node in nodes if isinstance(node, ast.Call) for argument in _modules(node)}
+            for node in (node for node in nodes if node not in imported):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in names:
                     yield f"{place}:{node.lineno}: {node.value!r}"
+
+
+def _modules(call: ast.Call) -> list[ast.expr]:
+    return call.args[:1] if ast.unparse(call.func).endswith(("import_module", "find_spec")) else []
 
 
 def test_metrics_are_named_by_their_kinds_alone() -> None:
