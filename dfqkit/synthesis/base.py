@@ -39,6 +39,10 @@ class Synthesizer(ABC):
         self.rng = generator
         self.demand = demand
         self.device = generator.device
+        self._set_up()
+
+    def _set_up(self) -> None:
+        """Make what the method works with, once; a subclass begins with the base's, or with what may refuse."""
         self.cost = 0
 
     def ask(self, fresh: int) -> None:

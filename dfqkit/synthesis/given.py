@@ -9,13 +9,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from dfqkit.config.synthesis import NO_DEMAND, Demand, SynthesizerConfig
 from dfqkit.synthesis.base import Losses, Synthesizer
 from dfqkit.synthesis.drawing import Deck
-from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError
 
 __all__ = ["GivenImages"]
@@ -39,13 +36,11 @@ class GivenImages(Synthesizer):
     fresh: Tensor
     order: Deck
 
-    def __init__(
-        self, config: SynthesizerConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
-    ) -> None:
-        super().__init__(config, teacher, generator, demand)
-        self.place = str(config.model_dump()["path"])
-        self.others = 0 if demand.beside is None else demand.beside.images
-        self.needed = demand.images + self.others
+    def _set_up(self) -> None:
+        super()._set_up()
+        self.place = str(self.config.model_dump()["path"])
+        self.others = 0 if self.demand.beside is None else self.demand.beside.images
+        self.needed = self.demand.images + self.others
         self.given = 0
 
     def _require_enough(self, found: int, limited: str = "") -> None:

@@ -22,11 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from dfqkit.config.pools import OnlineConfig
-from dfqkit.config.synthesis import NO_DEMAND, Demand
 from dfqkit.synthesis.base import Losses, Synthesizer, require_finite, weighted_sum
 from dfqkit.synthesis.generator import Generator
 from dfqkit.synthesis.optimizers import cosine, optimizer_tensors, restore_optimizer, under
-from dfqkit.teacher.load import Teacher
 
 
 class OnlineSynthesizer(Synthesizer):
@@ -48,12 +46,11 @@ class OnlineSynthesizer(Synthesizer):
     betas: ClassVar[tuple[float, float]] = (0.5, 0.999)
     weights: dict[str, float]
 
-    def __init__(
-        self, config: OnlineConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
-    ) -> None:
-        super().__init__(config, teacher, generator, demand)
+    def _set_up(self) -> None:
+        super()._set_up()
+        config = self.config
         self.generators = [
-            Generator(teacher.image, config.latent, config.width, generator).to(self.device)
+            Generator(self.teacher.image, config.latent, config.width, self.rng).to(self.device)
             for _ in range(config.generators)
         ]
         self.optimizers = [torch.optim.Adam(g.parameters(), lr=config.lr, betas=self.betas) for g in self.generators]
@@ -62,7 +59,7 @@ class OnlineSynthesizer(Synthesizer):
             self.averages = [copy.deepcopy(member).requires_grad_(False) for member in self.generators]
         self.warmed = 0
         self.played = 0
-        shape = (config.memory, *teacher.image.shape)
+        shape = (config.memory, *self.teacher.image.shape)
         self.memory = torch.zeros(shape, dtype=torch.uint8, device=self.device)
         self.remembered = 0
 

@@ -15,17 +15,16 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from dfqkit.config.pools import PixelConfig
-from dfqkit.config.synthesis import NO_DEMAND, Demand
 from dfqkit.synthesis.base import Losses
 from dfqkit.synthesis.drawing import Deck
 from dfqkit.synthesis.optimizers import cosine, optimizer_tensors, restore_optimizer, under
 from dfqkit.synthesis.pool import PoolSynthesizer
-from dfqkit.teacher.load import Teacher
 from dfqkit_export.images.labelled import load_images
 from dfqkit_export.images.stored import image_digest
 
@@ -63,7 +62,7 @@ class PixelSynthesizer(PoolSynthesizer):
     - `_transform` ``(images)``: what happens to them in front of the teacher (crops);
     - `_lr` ``(step, steps)``: learning rate, counted within the stage;
     - `_stages` ``(steps)``: the stages of a batch of so many steps;
-    - `_extra_tensors`, `_load_extra_tensors`: what it keeps beyond this, of the batch or longer.
+    - ``of_batch``, ``of_all``: names of tensors that it keeps beyond this, for a batch or longer.
 
     Attributes:
         x: the batch at hand.
@@ -74,20 +73,21 @@ class PixelSynthesizer(PoolSynthesizer):
     """
 
     config: PixelConfig
+    of_batch: ClassVar[tuple[str, ...]] = ()
+    of_all: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(
-        self, config: PixelConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
-    ) -> None:
-        super().__init__(config, teacher, generator, demand)
+    def _set_up(self) -> None:
+        super()._set_up()
+        teacher = self.teacher
         self.weights: dict[str, float] = {}
         black = torch.zeros((1, teacher.image.shape[0], 1, 1), device=self.device)
         self.low, self.high = teacher.image.normalize(black), teacher.image.normalize(black + 1)
-        self.classes = Deck(teacher.image.classes, generator)
+        self.classes = Deck(teacher.image.classes, self.rng)
         self.starts: Tensor | None = None
-        self.places = Deck(0, generator)
-        if config.start_from is not None:
-            self.starts = self._read(config.start_from)
-            self.places = Deck(len(self.starts), generator)
+        self.places = Deck(0, self.rng)
+        if self.config.start_from is not None:
+            self.starts = self._read(self.config.start_from)
+            self.places = Deck(len(self.starts), self.rng)
         self.x = torch.zeros(0)
         self.optimizer: torch.optim.Optimizer
         self.best, self.best_loss = torch.zeros(0), math.inf
@@ -150,13 +150,6 @@ class PixelSynthesizer(PoolSynthesizer):
             return cosine(config.lr, (step - rise) / (steps - rise))
         return max(config.lr * self.reduced, min(config.lr, 1e-4))
 
-    def _extra_tensors(self) -> dict[str, Tensor]:
-        """What the method keeps beyond pixels; of the batch only where ``self.at`` is above 0."""
-        return {}
-
-    def _load_extra_tensors(self, state: dict[str, Tensor]) -> None:
-        """Put back what `_extra_tensors` returned."""
-
     def _begin(self) -> None:
         self.x = self._start().detach().requires_grad_(True)
         self._draw()
@@ -211,7 +204,8 @@ class PixelSynthesizer(PoolSynthesizer):
 
     def _tensors(self) -> dict[str, Tensor]:
         state = {"classes": self.classes.rest, "places": self.places.rest}
-        state |= {f"extra.{name}": value for name, value in self._extra_tensors().items()}
+        names = (*self.of_all, *self.of_batch) if self.at else self.of_all
+        state |= {f"extra.{name}": getattr(self, name) for name in names}
         if self.at:
             numbers = torch.tensor([self.best_loss, self.reduced, self.waited], dtype=torch.float64)
             state |= {"x": self.x, "best": self.best, "numbers": numbers}
@@ -220,7 +214,8 @@ class PixelSynthesizer(PoolSynthesizer):
 
     def _load_tensors(self, state: dict[str, Tensor]) -> None:
         self.classes.rest, self.places.rest = state["classes"].clone(), state["places"].clone()
-        self._load_extra_tensors({name: value.clone() for name, value in under(state, "extra.").items()})
+        for name, value in under(state, "extra.").items():
+            setattr(self, name, value.clone())
         if self.at:
             self.x = state["x"].clone().requires_grad_(True)
             self._restart()

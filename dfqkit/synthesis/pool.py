@@ -14,11 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from dfqkit.config.pools import PoolConfig
-from dfqkit.config.synthesis import NO_DEMAND, Demand
 from dfqkit.synthesis.base import Losses, Synthesizer, require_finite
 from dfqkit.synthesis.drawing import Deck
 from dfqkit.synthesis.optimizers import on_device, under
-from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError
 
 
@@ -39,16 +37,14 @@ class PoolSynthesizer(Synthesizer):
     config: PoolConfig
     plays: ClassVar[bool] = False
 
-    def __init__(
-        self, config: PoolConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
-    ) -> None:
-        super().__init__(config, teacher, generator, demand)
+    def _set_up(self) -> None:
+        super()._set_up()
         self.at = 0
         self.finished = 0
         self.made = 0
-        empty = torch.zeros((0, *teacher.image.shape), dtype=torch.uint8, device=self.device)
+        empty = torch.zeros((0, *self.teacher.image.shape), dtype=torch.uint8, device=self.device)
         self.training, self.fresh = empty, empty.clone()
-        self.order = Deck(0, generator)
+        self.order = Deck(0, self.rng)
 
     @property
     def batches(self) -> int:

@@ -34,8 +34,10 @@ def teacher() -> Teacher:
 class Probe(PixelSynthesizer):
     """Cross entropy with assigned labels, and a record of everything."""
 
-    def __init__(self, config: PixelConfig, teacher: Teacher, generator: torch.Generator, demand: Demand) -> None:
-        super().__init__(config, teacher, generator, demand)
+    of_batch = ("labels",)
+
+    def _set_up(self) -> None:
+        super()._set_up()
         self.weights = {"ce": 1.0, "size": 0.0}
         self.labels = torch.zeros(0, dtype=torch.int64)
         self.seen: list[Tensor] = []
@@ -51,12 +53,6 @@ class Probe(PixelSynthesizer):
     def _image_terms(self, x: Tensor) -> dict[str, Tensor]:
         self.before.append(x.detach().clone())
         return {"size": x.square().mean()}
-
-    def _extra_tensors(self) -> dict[str, Tensor]:
-        return {"labels": self.labels} if self.at else {}
-
-    def _load_extra_tensors(self, state: dict[str, Tensor]) -> None:
-        self.labels = state.get("labels", self.labels)
 
 
 class Staged(Probe):

@@ -60,7 +60,7 @@ def test_half_the_targets_have_each_beta_and_the_floor_stays(teacher: Teacher, m
         asked.append(concentration)
         return dirichlet(concentration, generator)
 
-    monkeypatch.setattr("dfqkit.synthesis.methods.zskd.dirichlet", note)
+    monkeypatch.setattr("dfqkit.synthesis.methods.zskd.method.dirichlet", note)
     zskd = make(teacher)
     zskd.synthesize()
     (concentration,) = asked

@@ -8,11 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dfqkit import losses
-from dfqkit.config.synthesis import NO_DEMAND, Demand
 from dfqkit.synthesis.base import Losses
 from dfqkit.synthesis.optimizers import optimizer_tensors, restore_optimizer, under
 from dfqkit.synthesis.pool import PoolSynthesizer
-from dfqkit.teacher.load import Teacher
 from dfqkit.teacher.taps import BatchNormTap
 from dfqkit_shifted_moments import ShiftedMomentsConfig
 
@@ -22,10 +20,9 @@ class ShiftedMoments(PoolSynthesizer):
 
     config: ShiftedMomentsConfig
 
-    def __init__(
-        self, config: ShiftedMomentsConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
-    ) -> None:
-        super().__init__(config, teacher, generator, demand)
+    def _set_up(self) -> None:
+        super()._set_up()
+        teacher = self.teacher
         self.tap = BatchNormTap(teacher.model)
         black_and_white = torch.tensor([0.0, 1.0], device=self.device).reshape(2, 1, 1, 1)
         self.low, self.high = teacher.image.normalize(black_and_white.expand(2, teacher.image.shape[0], 1, 1))

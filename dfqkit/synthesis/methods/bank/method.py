@@ -10,11 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfqkit.config.synthesis import NO_DEMAND, Demand
 from dfqkit.synthesis.drawing import Deck
 from dfqkit.synthesis.given import GivenImages
 from dfqkit.synthesis.methods.bank import BankConfig
-from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.stored import StoredBank, image_digest
 
@@ -26,20 +24,17 @@ class Bank(GivenImages):
 
     config: BankConfig
 
-    def __init__(
-        self, config: BankConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
-    ) -> None:
-        super().__init__(config, teacher, generator, demand)
-        self.stored = StoredBank.open(Path(config.path))
+    def _set_up(self) -> None:
+        super()._set_up()
+        self.stored = StoredBank.open(Path(self.config.path))
         self._require_fitting()
         self.stored.verify()
         self.digest = self.stored.digest
         split = self._split(_different(self.stored))
         self.training, self.fresh = (torch.tensor(part, dtype=torch.int64, device=self.device) for part in split)
-        self.order = Deck(len(self.training), generator)
-        _LOG.info(
-            "Set '%s': %d images, made at a cost of %s teacher passes.", config.path, len(self.stored), self.set_cost
-        )
+        self.order = Deck(len(self.training), self.rng)
+        cost = self.set_cost
+        _LOG.info("Set '%s': %d images, made at a cost of %s teacher passes.", self.place, len(self.stored), cost)
 
     @property
     def set_cost(self) -> int | None:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from dfqkit import losses
-from dfqkit.config.synthesis import NO_DEMAND, Demand
 from dfqkit.synthesis.augmentation import cropped, shifted, usual_shift
 from dfqkit.synthesis.base import Losses, mean_over, weighted_sum
 from dfqkit.synthesis.generator import Generator
@@ -17,7 +16,6 @@ from dfqkit.synthesis.latents import LatentBatch
 from dfqkit.synthesis.methods.cmi import CMIConfig
 from dfqkit.synthesis.optimizers import optimizer_tensors, prefixed, restore_optimizer, under
 from dfqkit.synthesis.pool import PoolSynthesizer
-from dfqkit.teacher.load import Teacher
 from dfqkit.teacher.taps import BatchNormTap, LayerTap
 
 _BETAS = (0.5, 0.999)
@@ -30,17 +28,16 @@ class CMI(PoolSynthesizer):
 
     plays: ClassVar[bool] = True
 
-    def __init__(
-        self, config: CMIConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
-    ) -> None:
-        super().__init__(config, teacher, generator, demand)
+    def _set_up(self) -> None:
+        super()._set_up()
+        config, teacher = self.config, self.teacher
         self.weights: dict[str, float] = config.weights.model_dump()
         self.shift = usual_shift(teacher.image) if config.shift is None else config.shift
         self.tap = BatchNormTap(teacher.model)
         self.layers = LayerTap(teacher.model, config.feature_layers or tuple(self.tap.layers), side="input")
         with torch.no_grad():
             probe = self._teach(torch.zeros((1, *teacher.image.shape), device=self.device))[1]
-        self.head = _head(probe.shape[1], config.projection, generator)
+        self.head = _head(probe.shape[1], config.projection, self.rng)
         self.head_optimizer = torch.optim.Adam(self.head.parameters(), lr=config.lr_head, betas=_BETAS)
         self.bank = torch.zeros((0, 2 * probe.shape[1]), device=self.device)
 

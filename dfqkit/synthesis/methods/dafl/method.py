@@ -8,10 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dfqkit import losses
-from dfqkit.config.synthesis import NO_DEMAND, Demand
 from dfqkit.synthesis.methods.dafl import DAFLConfig
 from dfqkit.synthesis.online import OnlineSynthesizer
-from dfqkit.teacher.load import Teacher
 from dfqkit.teacher.structure import last_layer
 from dfqkit.teacher.taps import LayerTap
 
@@ -21,14 +19,12 @@ class DAFL(OnlineSynthesizer):
 
     config: DAFLConfig
 
-    def __init__(
-        self, config: DAFLConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
-    ) -> None:
-        super().__init__(config, teacher, generator, demand)
-        self.weights = config.weights.model_dump()
-        self.decay = config.balance_average
-        self.last = last_layer(teacher)
-        self.tap = LayerTap(teacher.model, [self.last], side="input")
+    def _set_up(self) -> None:
+        super()._set_up()
+        self.weights = self.config.weights.model_dump()
+        self.decay = self.config.balance_average
+        self.last = last_layer(self.teacher)
+        self.tap = LayerTap(self.teacher.model, [self.last], side="input")
         #: Mean prediction of past batches (classes,); empty before the first.
         self.mean = torch.zeros(0, device=self.device)
 

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dfqkit import losses
-from dfqkit.config.synthesis import NO_DEMAND, Demand
 from dfqkit.synthesis.methods.deepinversion import DeepInversionFields
 from dfqkit.synthesis.pixels import PixelSynthesizer, Stage
-from dfqkit.teacher.load import Teacher
 from dfqkit.teacher.sources import USER_CODE_ERRORS
 from dfqkit.teacher.taps import BatchNormTap
 from dfqkit_export.errors import RecipeError
@@ -21,15 +19,14 @@ class DeepInversion(PixelSynthesizer):
     """Batches of pixels with assigned labels, BatchNorm statistics and image priors."""
 
     config: DeepInversionFields
+    of_batch = ("labels",)
 
-    def __init__(
-        self, config: DeepInversionFields, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
-    ) -> None:
-        super().__init__(config, teacher, generator, demand)
-        self.weights = config.weights.model_dump()
-        self.tap = BatchNormTap(teacher.model)
+    def _set_up(self) -> None:
+        super()._set_up()
+        self.weights = self.config.weights.model_dump()
+        self.tap = BatchNormTap(self.teacher.model)
         self.labels = torch.zeros(0, dtype=torch.int64, device=self.device)
-        for stage in self._stages(config.steps):
+        for stage in self._stages(self.config.steps):
             if stage.shrink > 1:
                 self._require_half_size(stage.shrink)
 
@@ -63,12 +60,6 @@ class DeepInversion(PixelSynthesizer):
         if not low:
             return (full,)
         return Stage(start=0, stop=low, jitter=jitter // 2, clamp=config.clamp, betas=betas, shrink=2), full
-
-    def _extra_tensors(self) -> dict[str, Tensor]:
-        return {"labels": self.labels} if self.at else {}
-
-    def _load_extra_tensors(self, state: dict[str, Tensor]) -> None:
-        self.labels = state.get("labels", self.labels)
 
     def _require_half_size(self, shrink: int) -> None:
         channels, height, width = self.teacher.image.shape

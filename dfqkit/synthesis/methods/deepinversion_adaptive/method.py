@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from dfqkit import losses
-from dfqkit.config.synthesis import NO_DEMAND, Demand
 from dfqkit.synthesis.base import mean_over
 from dfqkit.synthesis.methods.deepinversion.method import DeepInversion
 from dfqkit.synthesis.methods.deepinversion_adaptive import AdaptiveDeepInversionConfig
-from dfqkit.teacher.load import Teacher
 
 
 class AdaptiveDeepInversion(DeepInversion):
@@ -23,20 +21,10 @@ class AdaptiveDeepInversion(DeepInversion):
 
     plays: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        config: AdaptiveDeepInversionConfig,
-        teacher: Teacher,
-        generator: torch.Generator,
-        demand: Demand = NO_DEMAND,
-    ) -> None:
-        super().__init__(config, teacher, generator, demand)
-        self.form = config.form
-
     def _against(self, students: Sequence[nn.Module], images: Tensor, logits: Tensor) -> dict[str, Tensor]:
         if not students or not self.weights["competition"]:
             return {}
-        form = author_competition if self.form == "author" else losses.competition
+        form = author_competition if self.config.form == "author" else losses.competition
         return {"competition": mean_over(students, form, images, logits)}
 
 

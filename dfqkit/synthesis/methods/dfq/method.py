@@ -8,11 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dfqkit import losses
-from dfqkit.config.synthesis import NO_DEMAND, Demand
 from dfqkit.synthesis.base import mean_over
 from dfqkit.synthesis.methods.dfq import DFQConfig
 from dfqkit.synthesis.online import OnlineSynthesizer
-from dfqkit.teacher.load import Teacher
 from dfqkit.teacher.taps import BatchNormTap
 
 
@@ -21,14 +19,12 @@ class DFQ(OnlineSynthesizer):
 
     config: DFQConfig
 
-    def __init__(
-        self, config: DFQConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
-    ) -> None:
-        self.tap = BatchNormTap(teacher.model)
-        super().__init__(config, teacher, generator, demand)
-        self.weights = config.weights.model_dump()
-        if config.weights.batch_entropy is None:
-            self.weights["batch_entropy"] = 1.0 if teacher.image.classes <= 10 else 10.0
+    def _set_up(self) -> None:
+        self.tap = BatchNormTap(self.teacher.model)
+        super()._set_up()
+        self.weights = self.config.weights.model_dump()
+        if self.config.weights.batch_entropy is None:
+            self.weights["batch_entropy"] = 1.0 if self.teacher.image.classes <= 10 else 10.0
 
     def _terms(self, images: Tensor, students: Sequence[nn.Module]) -> dict[str, Tensor]:
         with self.tap as tap:

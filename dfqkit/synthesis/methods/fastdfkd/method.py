@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from dfqkit import losses
-from dfqkit.config.synthesis import NO_DEMAND, Demand
 from dfqkit.synthesis.augmentation import shifted, usual_shift
 from dfqkit.synthesis.base import Losses, mean_over, weighted_sum
 from dfqkit.synthesis.generator import Generator
@@ -18,7 +17,6 @@ from dfqkit.synthesis.latents import LatentBatch
 from dfqkit.synthesis.methods.fastdfkd import FastDFKDConfig
 from dfqkit.synthesis.optimizers import optimizer_tensors, prefixed, restore_optimizer, under
 from dfqkit.synthesis.pool import PoolSynthesizer
-from dfqkit.teacher.load import Teacher
 from dfqkit.teacher.taps import BatchNormTap
 
 _BETAS = (0.5, 0.999)
@@ -32,13 +30,12 @@ class FastDFKD(PoolSynthesizer):
 
     plays: ClassVar[bool] = True
 
-    def __init__(
-        self, config: FastDFKDConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
-    ) -> None:
-        super().__init__(config, teacher, generator, demand)
+    def _set_up(self) -> None:
+        super()._set_up()
+        config = self.config
         self.weights: dict[str, float] = config.weights.model_dump()
-        self.shift = usual_shift(teacher.image) if config.shift is None else config.shift
-        self.tap = BatchNormTap(teacher.model)
+        self.shift = usual_shift(self.teacher.image) if config.shift is None else config.shift
+        self.tap = BatchNormTap(self.teacher.model)
         self.meta = self._generator()
         self.meta_optimizer = torch.optim.Adam(self.meta.parameters(), betas=_BETAS)
         self.mix: list[tuple[Tensor, Tensor]] = []

@@ -9,14 +9,12 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from dfqkit import losses
-from dfqkit.config.synthesis import NO_DEMAND, Demand
 from dfqkit.synthesis.base import Losses, weighted_sum
 from dfqkit.synthesis.generator import Generator
 from dfqkit.synthesis.methods.genie import GENIEConfig
 from dfqkit.synthesis.methods.genie.swing import SwingConvolutions
 from dfqkit.synthesis.optimizers import optimizer_tensors, prefixed, restore_optimizer, under
 from dfqkit.synthesis.pool import PoolSynthesizer
-from dfqkit.teacher.load import Teacher
 from dfqkit.teacher.taps import BatchNormTap
 
 _DECAY = 0.95
@@ -30,14 +28,13 @@ class GENIE(PoolSynthesizer):
 
     config: GENIEConfig
 
-    def __init__(
-        self, config: GENIEConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
-    ) -> None:
-        super().__init__(config, teacher, generator, demand)
+    def _set_up(self) -> None:
+        super()._set_up()
+        config = self.config
         self.weights: dict[str, float] = config.weights.model_dump()
-        self.tap = BatchNormTap(teacher.model)
+        self.tap = BatchNormTap(self.teacher.model)
         # Without hooks on anything, it is the context that does nothing.
-        self.swing = SwingConvolutions(teacher.model if config.swing else nn.Identity(), generator)
+        self.swing = SwingConvolutions(self.teacher.model if config.swing else nn.Identity(), self.rng)
         share = max(1, config.steps // _SHARE)
         self.patience, self.decay_every = config.patience or share, config.decay_every or share
 

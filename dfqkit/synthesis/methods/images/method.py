@@ -10,11 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dfqkit.config.synthesis import NO_DEMAND, Demand
 from dfqkit.synthesis.drawing import Deck
 from dfqkit.synthesis.given import GivenImages
 from dfqkit.synthesis.methods.images import ImagesConfig
-from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.labelled import load_images
 from dfqkit_export.images.stored import image_digest
@@ -29,17 +27,15 @@ class Images(GivenImages):
 
     config: ImagesConfig
 
-    def __init__(
-        self, config: ImagesConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
-    ) -> None:
-        super().__init__(config, teacher, generator, demand)
-        own = demand.images
+    def _set_up(self) -> None:
+        super()._set_up()
+        own = self.demand.images
         found = self._found()
-        taken = found[:own] if config.part == "training" else found[len(found) - own :]
+        taken = found[:own] if self.config.part == "training" else found[len(found) - own :]
         self.digest = torch.tensor(list(image_digest(taken)), dtype=torch.uint8)
         self.pixels = torch.from_numpy(np.ascontiguousarray(taken.transpose(0, 3, 1, 2))).to(self.device)
-        self.order = Deck(demand.training, generator)
-        self._choose(torch.randperm(own, generator=generator, device=self.device))
+        self.order = Deck(self.demand.training, self.rng)
+        self._choose(torch.randperm(own, generator=self.rng, device=self.device))
 
     def _choose(self, chosen: Tensor) -> None:
         """Give these images out in this order, those that train first."""

@@ -8,11 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dfqkit.config.synthesis import NO_DEMAND, Demand
 from dfqkit.records.file import TOP, ActivationRecords, Moments, reading
 from dfqkit.synthesis.methods.metadata import MetadataConfig
 from dfqkit.synthesis.pixels import PixelSynthesizer
-from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError
 
 
@@ -20,13 +18,13 @@ class Metadata(PixelSynthesizer):
     """Pixels optimised for activations drawn from what was recorded of real images."""
 
     config: MetadataConfig
+    of_batch = ("target",)
 
-    def __init__(
-        self, config: MetadataConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
-    ) -> None:
-        super().__init__(config, teacher, generator, demand)
+    def _set_up(self) -> None:
+        super()._set_up()
+        config = self.config
         self.weights = {config.loss: 1.0}
-        records = ActivationRecords.load(Path(config.records), teacher)
+        records = ActivationRecords.load(Path(config.records), self.teacher)
         self.temperature = records.temperature
         self.pairs = [
             (pair.first, pair.second, pair.basis.to(self.device)) for pair in records.pairs if config.loss == "spectral"
@@ -64,12 +62,6 @@ class Metadata(PixelSynthesizer):
         else:
             found = torch.cat([read[name] for name in (*self.names, TOP)], 1).relu()
         return {self.config.loss: ((found - self.target).square() @ self.scales).mean()}
-
-    def _extra_tensors(self) -> dict[str, Tensor]:
-        return {"target": self.target} if self.at else {}
-
-    def _load_extra_tensors(self, state: dict[str, Tensor]) -> None:
-        self.target = state.get("target", self.target)
 
 
 class _Source:

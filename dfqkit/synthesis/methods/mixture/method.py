@@ -7,13 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dfqkit.config.synthesis import NO_DEMAND, Demand
+from dfqkit.config.synthesis import Demand
 from dfqkit.synthesis.base import Losses, Synthesizer
 from dfqkit.synthesis.build import build_synthesizer
 from dfqkit.synthesis.methods.mixture import MixtureConfig
 from dfqkit.synthesis.methods.mixture.turns import counts, turns, until_empty
 from dfqkit.synthesis.optimizers import under
-from dfqkit.teacher.load import Teacher
 
 
 class Mixture(Synthesizer):
@@ -21,13 +20,12 @@ class Mixture(Synthesizer):
 
     config: MixtureConfig
 
-    def __init__(
-        self, config: MixtureConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
-    ) -> None:
-        super().__init__(config, teacher, generator, demand)
-        demands = config.demands(demand)
+    def _set_up(self) -> None:
+        super()._set_up()
+        config = self.config
+        demands = config.demands(self.demand)
         self.parts = [
-            build_synthesizer(source, teacher, self._own_generator(), own)
+            build_synthesizer(source, self.teacher, self._own_generator(), own)
             for source, own in zip(config.active, demands, strict=True)
         ]
         self.prefixes = self._prefixes(demands)

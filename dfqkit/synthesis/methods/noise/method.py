@@ -7,10 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dfqkit.config.synthesis import NO_DEMAND, Demand
 from dfqkit.synthesis.base import Losses, Synthesizer
 from dfqkit.synthesis.methods.noise import NoiseConfig
-from dfqkit.teacher.load import Teacher
 
 
 class Noise(Synthesizer):
@@ -18,12 +16,11 @@ class Noise(Synthesizer):
 
     config: NoiseConfig
 
-    def __init__(
-        self, config: NoiseConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
-    ) -> None:
-        super().__init__(config, teacher, generator, demand)
-        ends = torch.tensor([0.0, 1.0], device=self.device).reshape(2, 1, 1, 1).expand(2, teacher.image.shape[0], 1, 1)
-        self.low, self.high = teacher.image.normalize(ends)
+    def _set_up(self) -> None:
+        super()._set_up()
+        ends, channels = torch.tensor([0.0, 1.0], device=self.device), self.teacher.image.shape[0]
+        ends = ends.reshape(2, 1, 1, 1).expand(2, channels, 1, 1)
+        self.low, self.high = self.teacher.image.normalize(ends)
 
     @property
     def warmup_rounds(self) -> int:

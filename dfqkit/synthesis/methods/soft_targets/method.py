@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from dfqkit import losses
-from dfqkit.config.synthesis import NO_DEMAND, Demand
 from dfqkit.synthesis.methods.soft_targets import SoftTargetsConfig
 from dfqkit.synthesis.pixels import PixelSynthesizer
 from dfqkit.teacher.load import Teacher
@@ -21,11 +20,11 @@ class SoftTargets(PixelSynthesizer):
     """Pixels optimised for the answers to random outputs of one layer."""
 
     config: SoftTargetsConfig
+    of_batch = ("target",)
 
-    def __init__(
-        self, config: SoftTargetsConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
-    ) -> None:
-        super().__init__(config, teacher, generator, demand)
+    def _set_up(self) -> None:
+        super()._set_up()
+        config, teacher = self.config, self.teacher
         self.weights = config.weights.model_dump()
         head = linear_head(teacher)
         if head is None:
@@ -58,12 +57,6 @@ class SoftTargets(PixelSynthesizer):
         if self.weights["activation"]:
             terms["activation"] = losses.activation_l1(features)
         return terms
-
-    def _extra_tensors(self) -> dict[str, Tensor]:
-        return {"target": self.target} if self.at else {}
-
-    def _load_extra_tensors(self, state: dict[str, Tensor]) -> None:
-        self.target = state.get("target", self.target)
 
 
 def _linear(teacher: Teacher, name: str) -> tuple[str, nn.Linear]:

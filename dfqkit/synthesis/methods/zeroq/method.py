@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from dfqkit import losses
-from dfqkit.config.synthesis import NO_DEMAND, Demand
 from dfqkit.synthesis.methods.zeroq import ZeroQConfig
 from dfqkit.synthesis.pixels import PixelSynthesizer
 from dfqkit.teacher.batchnorm_moments import running_statistics
-from dfqkit.teacher.load import Teacher
 from dfqkit.teacher.structure import last_layer
 from dfqkit.teacher.taps import BatchNormTap, LayerTap
 from dfqkit_export.errors import RecipeError
@@ -25,11 +23,12 @@ class ZeroQ(PixelSynthesizer):
     """Batches of pixels on BatchNorm statistics, with label terms where they are asked for."""
 
     config: ZeroQConfig
+    of_batch = ("labels", "softened", "targets")
+    of_all = ("sums", "counts")
 
-    def __init__(
-        self, config: ZeroQConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
-    ) -> None:
-        super().__init__(config, teacher, generator, demand)
+    def _set_up(self) -> None:
+        super()._set_up()
+        config, teacher = self.config, self.teacher
         self.weights = config.weights.model_dump()
         self.tap: BatchNormTap | LayerTap = BatchNormTap(teacher.model)
         self.norms = self.tap.layers
@@ -148,16 +147,6 @@ class ZeroQ(PixelSynthesizer):
             self.sums = self.sums + members.T @ features
             self.counts = self.counts + members.sum(0)
         return images
-
-    def _extra_tensors(self) -> dict[str, Tensor]:
-        state = {"sums": self.sums, "counts": self.counts}
-        if self.at:
-            state |= {"labels": self.labels, "softened": self.softened, "targets": self.targets}
-        return state
-
-    def _load_extra_tensors(self, state: dict[str, Tensor]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value)
 
 
 def _per_image(x: Tensor, running_mean: Tensor, running_variance: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

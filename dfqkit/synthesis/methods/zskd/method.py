@@ -8,11 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from dfqkit import losses
-from dfqkit.config.synthesis import NO_DEMAND, Demand
 from dfqkit.synthesis.base import Losses
 from dfqkit.synthesis.methods.zskd import ZSKDConfig
 from dfqkit.synthesis.pixels import PixelSynthesizer, Stage
-from dfqkit.teacher.load import Teacher
 from dfqkit.teacher.structure import linear_head
 from dfqkit_export.errors import TeacherError
 
@@ -21,15 +19,16 @@ class ZSKD(PixelSynthesizer):
     """Pixels optimised for Dirichlet targets from the similarity of classes."""
 
     config: ZSKDConfig
+    of_batch = ("target",)
 
-    def __init__(
-        self, config: ZSKDConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
-    ) -> None:
-        super().__init__(config, teacher, generator, demand)
+    def _set_up(self) -> None:
+        super()._set_up()
         self.weights = {"soft_label": 1.0}
-        head = linear_head(teacher)
+        head = linear_head(self.teacher)
         if head is None:
-            message = f"Teacher '{teacher.name}' has no linear head whose weights ZSKD could read. Use another method."
+            message = (
+                f"Teacher '{self.teacher.name}' has no linear head whose weights ZSKD could read. Use another method."
+            )
             raise TeacherError(message)
         self.similarity = scaled_similarity(head[1].weight).to(self.device)
         self.target = torch.zeros(0, device=self.device)
@@ -58,12 +57,6 @@ class ZSKD(PixelSynthesizer):
                 low, high = plain.aminmax()
                 self.x.copy_(image.normalize((plain - low) / (high - low).clamp_min(1e-8)))
         return terms
-
-    def _extra_tensors(self) -> dict[str, Tensor]:
-        return {"target": self.target} if self.at else {}
-
-    def _load_extra_tensors(self, state: dict[str, Tensor]) -> None:
-        self.target = state.get("target", self.target)
 
 
 def scaled_similarity(weight: Tensor) -> Tensor:

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from dfqkit import losses
-from dfqkit.config.synthesis import NO_DEMAND, Demand
 from dfqkit.synthesis.base import Losses, mean_over
 from dfqkit.synthesis.methods.zskt import ZSKTConfig
 from dfqkit.synthesis.online import OnlineSynthesizer
-from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import RecipeError
 
 
@@ -24,12 +21,10 @@ class ZSKT(OnlineSynthesizer):
 
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
 
-    def __init__(
-        self, config: ZSKTConfig, teacher: Teacher, generator: torch.Generator, demand: Demand = NO_DEMAND
-    ) -> None:
-        super().__init__(config, teacher, generator, demand)
+    def _set_up(self) -> None:
+        super()._set_up()
         self.weights = {"adversarial": 1.0}
-        self.divergence = dict(kl=losses.kd_kl, l1=losses.logit_l1)[config.adversary]
+        self.divergence = dict(kl=losses.kd_kl, l1=losses.logit_l1)[self.config.adversary]
 
     def synthesize(self, students: Sequence[nn.Module] = ()) -> Losses:
         """One round against the students: of the warm-up while that lasts, then of the game.
