@@ -27,6 +27,7 @@ TINY = [
     "synthesis.warmup=4", "synthesis.batch=16", "synthesis.memory=64", "bank.calibration=64", "bank.held_out=32",
     "bank.grading=32", "distill.steps=6", "distill.batch=8", "distill.round_every=2", "distill.judge_every=3",
     "validate.limit=64", "validate.latency_repeats=2", "floors=[]",
+    "quant.weight_range=max", "quant.activation_range=percentile",  # the searches take most of a small run
 ]  # fmt: skip
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import fx
+
+Case = tuple[fx.GraphModule, Path]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,3 +27,27 @@ def assets() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real teachers and images are absent: set DFQKIT_ASSETS (looked in {folder})")
     return folder
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
+    """Return a function that gives a toy's frozen student and its file, which is written once for all processes."""
+    from dfqkit_export.backends.targets import get_target
+
+    from dfqkit.students.onnx_file import write_qdq
+    from tests._shared import once
+    from tests._toys import student
+
+    def export(name: str, bits: str, target: str = "onnxruntime", scales: str = "power_of_two") -> Case:
+        key = f"{name}-{bits}-{target}-{scales}"
+        if key not in made:
+            graph = student(name, bits, target, scales=scales)
+
+            def write(path: Path) -> None:
+                write_qdq(graph, get_target(target), path, metadata={"recipe": key})
+
+            made[key] = graph, once(tmp_path_factory, f"{key}.onnx", write)
+        return made[key]
+
+    made: dict[str, Case] = {}
+    return export

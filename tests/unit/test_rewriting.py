@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -123,19 +124,18 @@ def test_a_dense_block_runs_in_integers_altogether(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "bits"), [("channels_last", "w4a4"), ("input_transform", "w8a8")])
-def test_the_student_is_the_file(tmp_path: Path, name: str, bits: str) -> None:
-    graph, x = student(name, bits), images(48, seed=5)
-    write_qdq(graph, get_target("onnxruntime"), tmp_path / "m.onnx", metadata={})
+def test_the_student_is_the_file(exported: Callable[..., tuple[fx.GraphModule, Path]], name: str, bits: str) -> None:
+    (graph, path), x = exported(name, bits), images(48, seed=5)
     with torch.no_grad():
         expected = graph(x).numpy()
     assert expected.std() > 0.1
-    found = OrtSession(tmp_path / "m.onnx", threads=1).run(x.numpy())
+    found = OrtSession(path, threads=1).run(x.numpy())
     if name == "input_transform":
         assert np.array_equal(found, expected)
     else:
         # GELU and LayerNorm are rounded differently by each library, and a tie moves a code now and then.
         assert np.mean(found == expected) > 0.9
-    realised = realised_precision(tmp_path / "m.onnx")
+    realised = realised_precision(path)
     assert realised.float_layers == 0
     assert realised.integer_macs == 1.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from dfqkit.students.onnx_file import write_qdq
-from dfqkit_export.backends import all_targets, get_target
+from dfqkit_export.backends import all_targets
 from dfqkit_export.backends.opening import realised_precision
 from dfqkit_export.checker import all_rules, check_file, check_model, rules_for
 from dfqkit_export.errors import ArtefactError, TargetError
-from tests._toys import TOYS, student
+from tests._toys import TOYS
 from tests.unit.export._qdq_fixtures import FIXTURES, Fixture, norm, one_conv
 from tests.unit.export._qdq_models import ort, trt
 
@@ -229,9 +229,10 @@ CLEAN = [
 
 
 @pytest.mark.parametrize(("name", "target", "bits"), CLEAN)
-def test_exported_files_are_clean(name: str, target: str, bits: str, tmp_path: Path) -> None:
-    write_qdq(student(name, bits, target), get_target(target), tmp_path / "m.onnx", metadata={})
-    problems = check_file(tmp_path / "m.onnx", target).problems
+def test_exported_files_are_clean(
+    exported: Callable[..., tuple[object, Path]], name: str, target: str, bits: str
+) -> None:
+    problems = check_file(exported(name, bits, target)[1], target).problems
     assert {problem.rule for problem in problems} <= KNOWN.get((name, target), set()), problems
 
 

@@ -33,23 +33,6 @@ TOY = [pytest.param(name, marks=() if name in FAST else SLOW) for name in TOYS]
 Case = tuple[fx.GraphModule, Path]
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
-    """Return a function that builds and writes a toy's student, each only once."""
-    folder = tmp_path_factory.mktemp("qdq")
-    made: dict[str, Case] = {}
-
-    def export(name: str, bits: str, target: str = "onnxruntime", scales: str = "power_of_two") -> Case:
-        key = f"{name}-{bits}-{target}-{scales}"
-        if key not in made:
-            graph = student(name, bits, target, scales=scales)
-            write_qdq(graph, get_target(target), folder / f"{key}.onnx", metadata={"recipe": key})
-            made[key] = graph, folder / f"{key}.onnx"
-        return made[key]
-
-    return export
-
-
 def torch_logits(graph: fx.GraphModule, x: torch.Tensor) -> NDArray[np.float32]:
     with torch.no_grad():
         return graph(x).numpy()
