@@ -45,8 +45,10 @@ def test_the_folder_holds_what_the_design_promises(finished: Path) -> None:
     assert digest in json.dumps(listed)
 
 
-def test_a_run_without_bias_correction_reaches_its_file(tmp_path: Path) -> None:
-    assert run(tmp_path / "out", overrides=[*TINY, "quant.bias_correction=false", "distill.steps=2"]) == 0
+def test_a_run_without_bias_correction_reaches_its_file(finished: Path, tmp_path: Path) -> None:
+    wanted = tiny("quant.bias_correction=false", "distill.steps=2")
+    continued(finished, tmp_path / "out", wanted, until="synthesize")
+    new_run(tmp_path / "out", wanted)
     document = json.loads((tmp_path / "out" / "report.json").read_text())
     gap = next(metric for metric in document["metrics"] if metric["name"] == "student_agreement")
     assert gap["value"] > 90
@@ -157,8 +159,9 @@ def test_python_interface(tmp_path: Path) -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.model.state_dict().items())
 
 
-def test_tensorrt_target_writes_its_own_form(tmp_path: Path) -> None:
-    assert run(tmp_path / "out", overrides=[*TINY, "target=tensorrt", "distill=null"]) == 0
+def test_tensorrt_target_writes_its_own_form(finished: Path, tmp_path: Path) -> None:
+    continued(finished, tmp_path / "out", tiny("target=tensorrt", "distill=null"), until="synthesize")
+    new_run(tmp_path / "out", tiny("target=tensorrt", "distill=null"))
     model = onnx.load(tmp_path / "out" / "model.onnx")
     types = {item.name: item.data_type for item in model.graph.initializer}
     for node in model.graph.node:
