@@ -32,9 +32,8 @@ def assets() -> Path:
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
     """Return a function that gives a toy's frozen student and its file, which is written once for all processes."""
-    from dfqkit_export.backends import get_target
-
     from dfqkit.students.onnx_file import write_qdq
+    from dfqkit_export.backends import get_target
     from tests._shared import once
     from tests._toys import student
 
