@@ -160,7 +160,7 @@ def _sentinel(codes: NDArray[np.uint8], logits: NDArray[np.float32]) -> Sentinel
         teacher_name="toy",
         teacher_sha256=TEACHER,
         images=codes[chosen],
-        teacher_logits=logits[chosen],
+        answers={"logits": logits[chosen]},
         sources=("digits",),
         source=np.zeros(len(chosen), np.int16),
         kind=np.concatenate([np.zeros(len(near), np.uint8), np.ones(len(plain), np.uint8)]),

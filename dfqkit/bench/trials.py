@@ -33,11 +33,13 @@ from dfqkit.teacher.load import Teacher
 from dfqkit_export.backends import DEFAULT
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.backends.opening import realised_precision
-from dfqkit_export.errors import ArtefactError, BusyError
+from dfqkit_export.errors import ArtefactError, BusyError, RecipeError
 from dfqkit_export.files import write_bytes
 from dfqkit_export.images.labelled import LabelledImages
-from dfqkit_export.measure import metrics
 from dfqkit_export.measure.kinds import AGREEMENT, TOP1_DROP
+from dfqkit_export.measure.metrics import integer_ops
+from dfqkit_export.tasks import CLASSES
+from dfqkit_export.tasks.classification import agreement, kl, paired_drop, top1
 from dfqkit_export.words import some
 
 #: The stage of a trial's folder that holds what was measured.
@@ -76,6 +78,9 @@ class Bench:
         for trial in grid.calibrated() + grid.distilled(list(grid.contestants)):
             grid.recipe(trial)
         teacher = teacher_of(base)
+        if CLASSES not in teacher.task.offers:
+            message = f"A comparison is about classifiers; the teacher is another network ({teacher.task.title})."
+            raise RecipeError(message)
         for recipe in grid.contestants.values():
             require_needs(resolved_synthesis(recipe), teacher)
         test = real_images(base)
@@ -140,14 +145,14 @@ class Bench:
             "metrics": [
                 asdict(metric)
                 for metric in (
-                    metrics.top1(logits, labels, **where),
-                    metrics.paired_drop(reference, logits, labels, **where),
-                    metrics.agreement(reference, logits, **where),
-                    metrics.kl(reference, logits, **where),
-                    metrics.integer_ops(realised_precision(folder.path / "model.onnx"), subject=DEFAULT.name),
+                    top1(logits, labels, **where),
+                    paired_drop(reference, logits, labels, **where),
+                    agreement(reference, logits, **where),
+                    kl(reference, logits, **where),
+                    integer_ops(realised_precision(folder.path / "model.onnx"), subject=DEFAULT.name),
                 )
             ],
-            "teacher_top1": metrics.top1(reference, labels, subject="teacher", data=where["data"]).value,
+            "teacher_top1": top1(reference, labels, subject="teacher", data=where["data"]).value,
             "cost": {
                 "synthesis": source.facts(_MADE)["cost"],
                 "game": sum(folder.facts(stage).get("cost", 0) for stage in _PLAYED),

@@ -27,7 +27,7 @@ def add(commands: Commands) -> None:
     _verb(verbs, "verify", "hash every file of a set and compare with its list", _verify)
     export = _verb(verbs, "export", "write a set's images in another form", _export)
     form = export.add_mutually_exclusive_group(required=True)
-    form.add_argument("--npz", type=Path, metavar="FILE", help="images uint8 NHWC, logits and labels in one npz")
+    form.add_argument("--npz", type=Path, metavar="FILE", help="images uint8 NHWC, answers and labels in one npz")
     form.add_argument("--png", type=Path, metavar="FOLDER", help="new folder with CLASS/INDEX.png")
     sheet = _verb(verbs, "sheet", "draw a set's images, one row a class, with the teacher's confidence", _sheet)
     sheet.add_argument("--out", type=Path, metavar="FILE", default=Path("sheet.png"), help="(default: sheet.png)")
@@ -51,19 +51,22 @@ def _info(args: argparse.Namespace) -> int:
 
 def described(images: StoredBank) -> dict[str, Any]:
     """What one wants to know of a set before using it; None where it does not say."""
-    import numpy as np
+    from dfqkit_export.tasks.answering import grouped
 
-    labels, confidence = images.answers()
-    counts = np.bincount(labels, minlength=images.spec.classes)
+    groups = grouped(images)
+    counts, confidence = groups.counts, groups.confidence
+    sorted_by: dict[str, Any] = {}
+    if groups.one:
+        each = {"least": int(counts.min()), "mean": float(counts.mean()), "most": int(counts.max())}
+        empty = int((counts == 0).sum())
+        sorted_by = {groups.many: groups.count, f"empty_{groups.many}": empty, f"images_a_{groups.one}": each}
     facts, teacher = images.facts, images.facts.get("teacher", {})
     return {
         "images": len(images),
         "unfinished": None if images.complete else f"{images.wanted} were asked for",
         "shape": list(images.spec.shape),
-        "classes": images.spec.classes,
-        "empty_classes": int((counts == 0).sum()),
-        "images_a_class": {"least": int(counts.min()), "mean": float(counts.mean()), "most": int(counts.max())},
-        "teacher_confidence": round(float(confidence.mean()), 4) if len(images) else None,
+        **sorted_by,
+        "teacher_confidence": round(float(confidence.mean()), 4) if len(images) and confidence is not None else None,
         "source": images.source,
         "real_data": facts.get("real_data", "unknown"),
         "teacher": teacher.get("name"),
@@ -96,17 +99,19 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     from dfqkit.images.exports import write_class_folders, write_npz
+    from dfqkit_export.tasks.answering import grouped
 
     images = _opened(args)
     if args.npz is not None:
         write_npz(images, args.npz)
     else:
         write_class_folders(images, args.png)
-        missing = described(images)["empty_classes"]
+        groups = grouped(images)
+        missing = int((groups.counts == 0).sum())
         if missing:
             note(
-                f"{missing} of {images.spec.classes} classes have no images and no folder: a folder's name is its "
-                "class, not its place among the folders."
+                f"{missing} of {groups.count} {groups.many} have no images and no folder: a folder's name is its "
+                f"{groups.one}, not its place among the folders."
             )
     note(f"Wrote {len(images)} images to {args.npz or args.png}")
     return 0

@@ -58,7 +58,7 @@ def _sentinel(args: argparse.Namespace) -> int:
     metadata = {entry.key: entry.value for entry in load_onnx(args.teacher).metadata_props}
     sha256 = metadata.get("dfqkit.teacher_sha256") or sha256_of_file(args.teacher)  # a run's file names its weights
     teacher = TeacherFile(path=args.teacher, name=args.teacher.stem, sha256=sha256)
-    choice = usual_choice(candidates.spec, args.seed)
+    choice = usual_choice(candidates.spec, args.seed, candidates.task)
     if args.limit is not None:
         choice = replace(choice, limit=args.limit)
     sentinel = choose(args.model, teacher, candidates, choice)

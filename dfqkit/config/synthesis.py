@@ -52,9 +52,10 @@ class SynthesizerConfig(Section):
 
     Attributes:
         implementation: the class that does it, as ``module:Class``; imported when it is built.
-        needs: what the method cannot do without, of "batchnorm" (layers with running statistics), "linear_head" (a
-            linear layer that gives the logits), "features" (what enters the last layer), "student" (one to play
-            against, in the warm-up too), "records" and "images" (files that the section names).
+        needs: what the method cannot do without, of "batchnorm" (layers with running statistics), "classes" (a task
+            whose output is one number a class), "linear_head" (a linear layer that gives these), "features" (what
+            enters the last layer), "student" (one to play against, in the warm-up too), "records" and "images" (files
+            that the section names).
         warning: what every report about its images must open with; None for most methods.
     """
 

@@ -16,12 +16,14 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from dfqkit.tasks import Tensors
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import write_bytes
-from dfqkit_export.images.bank_file import HEADER, SCHEMA
+from dfqkit_export.images.bank_file import HEADER, IMAGES, SCHEMA
 from dfqkit_export.images.spec import ImageSpec
-from dfqkit_export.images.stored import StoredBank
+from dfqkit_export.images.stored import Answers, Codes, StoredBank
+from dfqkit_export.tasks import DEFAULT_TASK, Task, entry_of, task_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,17 +32,19 @@ class ImageBank:
 
     Attributes:
         images: uint8 (N, C, H, W): what an 8-bit camera file would hold.
-        logits: float32 (N, K), the teacher's, on exactly these 8-bit images.
+        answers: the teacher's outputs on exactly these 8-bit images, float32 (N, ...), by name.
         image: shape and normalisation.
         teacher: sha256 of the teacher's weights.
         source: what made the images, e.g. ``dfq``.
+        task: what the answers mean.
     """
 
     images: Tensor
-    logits: Tensor
+    answers: Tensors
     image: ImageSpec
     teacher: str
     source: str
+    task: Task = DEFAULT_TASK
 
     @classmethod
     def collect(cls, teacher: Teacher, images: Iterator[Tensor], source: str) -> ImageBank:
@@ -49,7 +53,7 @@ class ImageBank:
         Raises:
             ArtefactError: when an image is not finite.
         """
-        codes, logits = [], []
+        codes, answers = [], []
         for batch in images:
             if not bool(torch.isfinite(batch).all()):
                 message = (
@@ -59,30 +63,34 @@ class ImageBank:
                 raise ArtefactError(message)
             code = (teacher.image.denormalize(batch) * 255).round().clamp(0, 255).to(torch.uint8)
             codes.append(code.cpu())
-            logits.append(teacher.logits(teacher.image.normalize(code.to(batch.device).float() / 255)).float().cpu())
+            answers.append(teacher.answers(teacher.image.normalize(code.to(batch.device).float() / 255)))
         return cls(
             images=torch.cat(codes),
-            logits=torch.cat(logits),
+            answers={name: torch.cat([one[name].float().cpu() for one in answers]) for name in teacher.task.names},
             image=teacher.image,
             teacher=teacher.sha256,
             source=source,
+            task=teacher.task,
         )
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def batches(self, size: int, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised images (n, C, H, W) and teacher logits (n, K), in order."""
+    def batches(self, size: int, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """Normalised images (n, C, H, W) and the teacher's answers, in order."""
         for start in range(0, len(self), size):
-            codes = self.images[start : start + size].to(device)
-            yield self.image.normalize(codes.float() / 255), self.logits[start : start + size].to(device)
+            part = slice(start, start + size)
+            answers = {name: values[part].to(device) for name, values in self.answers.items()}
+            yield self.image.normalize(self.images[part].to(device).float() / 255), answers
 
     def save(self, path: Path) -> None:
         """Write the bank; there whole or not at all."""
-        header = {"schema": SCHEMA, "image": self.image.to_dict(), "teacher": self.teacher, "source": self.source}
+        header: dict[str, object] = {"schema": SCHEMA, "image": self.image.to_dict(), **entry_of(self.task)}
+        header |= {"teacher": self.teacher, "source": self.source}
         # One entry: safetensors writes several in an order that differs from process to process.
         metadata = {HEADER: json.dumps(header, sort_keys=True)}
-        tensors = {"images": self.images.contiguous(), "logits": self.logits.contiguous()}
+        tensors = {IMAGES: self.images.contiguous()}
+        tensors |= {name: values.contiguous() for name, values in self.answers.items()}
         write_bytes(path, save(tensors, metadata=metadata))
 
     @classmethod
@@ -100,13 +108,14 @@ class ImageBank:
         if teacher is not None:
             require_teacher(stored, teacher)
         shards = list(stored.each_shard())
-        images, logits = shards[0] if len(shards) == 1 else _joined(stored, shards)
+        images, answers = shards[0] if len(shards) == 1 else _joined(stored, shards)
         return cls(
             images=torch.from_numpy(images),
-            logits=torch.from_numpy(logits),
+            answers={name: torch.from_numpy(values) for name, values in answers.items()},
             image=stored.spec,
             teacher=stored.teacher,
             source=stored.source,
+            task=task_of(stored.task),
         )
 
 
@@ -124,7 +133,8 @@ def require_teacher(stored: StoredBank, teacher: Teacher) -> None:
         raise ArtefactError(message)
 
 
-def _joined(stored: StoredBank, shards: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+def _joined(stored: StoredBank, shards: list[tuple[Codes, Answers]]) -> tuple[Codes, Answers]:
     if not shards:
         return stored.take([])
-    return np.concatenate([images for images, _ in shards]), np.concatenate([logits for _, logits in shards])
+    answers = {name: np.concatenate([one[name] for _, one in shards]) for name in stored.outputs}
+    return np.concatenate([images for images, _ in shards]), answers

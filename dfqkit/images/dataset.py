@@ -13,11 +13,11 @@ from torch.utils.data import Dataset
 
 from dfqkit_export.images.stored import StoredBank
 
-Pair = tuple[Tensor, Tensor]
+Pair = tuple[Tensor, Tensor | dict[str, Tensor]]
 
 
 class BankDataset(Dataset[Pair]):
-    """Normalised images (C, H, W) and the teacher's logits (K,), float32 each.
+    """Normalised images (C, H, W) and the teacher's answer, float32: its one output, or several by name.
 
     Args:
         path: folder of a set, or one file of images.
@@ -43,6 +43,9 @@ class BankDataset(Dataset[Pair]):
 
     def __getitems__(self, indices: list[int]) -> list[Pair]:
         """What a data loader asks for a batch: one read instead of many."""
-        codes, logits = self.stored.take(indices)
+        codes, answers = self.stored.take(indices)
         images = self.stored.spec.normalize(torch.from_numpy(codes).float() / 255)
-        return list(zip(images, torch.from_numpy(logits), strict=True))
+        tensors = {name: torch.from_numpy(values) for name, values in answers.items()}
+        if len(tensors) == 1:
+            return list(zip(images, *tensors.values(), strict=True))
+        return [(image, {name: values[i] for name, values in tensors.items()}) for i, image in enumerate(images)]

@@ -1,6 +1,7 @@
-"""A stored set in forms that other tools read: one npz, or PNG files in class folders.
+"""A stored set in forms that other tools read: one npz, or PNG files in folders by what they are sorted by.
 
-What belongs here: the two forms, written shard by shard, and whole or not at all. Labels are the teacher's classes.
+What belongs here: the two forms, written shard by shard, and whole or not at all. Labels are the teacher's groups, of a
+classifier its classes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import contextlib
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.images.stored import StoredBank, softmax_top
+from dfqkit_export.images.stored import Answers, Codes, StoredBank
+from dfqkit_export.tasks import Groups, task_of
 
 __all__ = ["write_class_folders", "write_npz"]
 
@@ -25,7 +28,7 @@ Array = NDArray[Any]
 
 
 def write_npz(images: StoredBank, path: Path) -> None:
-    """Write arrays ``images`` uint8 (N, H, W, C), ``logits`` float32 (N, K) and ``labels`` int64 (N,).
+    """Write arrays ``images`` uint8 (N, H, W, C), the teacher's outputs float32 (N, ...), and ``labels`` int64 (N,).
 
     Args:
         images: the set.
@@ -35,11 +38,18 @@ def write_npz(images: StoredBank, path: Path) -> None:
         ArtefactError: the file cannot be written.
     """
     channels, height, width = images.spec.shape
-    n, classes = len(images), images.spec.classes
+    n = len(images)
     parts: dict[str, tuple[Any, tuple[int, ...], Callable[[], Iterator[Array]]]] = {
-        "images": (np.uint8, (n, height, width, channels), lambda: (c.transpose(0, 2, 3, 1) for c, _ in _read(images))),
-        "logits": (np.float32, (n, classes), lambda: (logits for _, logits in _read(images))),
-        "labels": (np.int64, (n,), lambda: (softmax_top(logits)[0] for _, logits in _read(images))),
+        "images": (
+            np.uint8,
+            (n, height, width, channels),
+            partial(_channels_last, images),
+        ),
+        **{
+            name: (np.float32, (n, *shape), partial(_each_output, images, name))
+            for name, shape in images.outputs.items()
+        },
+        "labels": (np.int64, (n,), lambda: (groups.of for *_, groups in _read(images))),
     }
     temporary = path.with_name(f".{path.name}.part")
     try:
@@ -60,7 +70,7 @@ def write_npz(images: StoredBank, path: Path) -> None:
 
 
 def write_class_folders(images: StoredBank, folder: Path) -> None:
-    """Write ``CLASS/INDEX.png``: CLASS is the teacher's, INDEX the image's place in the set, both padded with zeros.
+    """Write ``GROUP/INDEX.png``: GROUP is the teacher's class, INDEX the image's place in the set, padded with zeros.
 
     Classes without images have no folder. A folder's name is the class; readers that number folders by their order
     instead (torchvision's ImageFolder) agree where no class is empty.
@@ -81,15 +91,16 @@ def write_class_folders(images: StoredBank, folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         message = f"'{folder}' is not a new or empty folder. Choose another, so that no other images get in between."
         raise ArtefactError(message)
-    class_width, index_width = len(str(images.spec.classes - 1)), len(str(max(len(images) - 1, 0)))
+    index_width = len(str(max(len(images) - 1, 0)))
     temporary = folder.with_name(f".{folder.name}.part")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         index = 0
-        for codes, logits in _read(images):
-            for code, label in zip(codes, softmax_top(logits)[0].tolist(), strict=True):
-                place = temporary / f"{label:0{class_width}d}"
+        for codes, _, groups in _read(images):
+            width = len(str(groups.count - 1))
+            for code, label in zip(codes, groups.of.tolist(), strict=True):
+                place = temporary / f"{label:0{width}d}"
                 place.mkdir(exist_ok=True)
                 pixels = code[0] if channels == 1 else code.transpose(1, 2, 0)
                 Image.fromarray(np.ascontiguousarray(pixels)).save(place / f"{index:0{index_width}d}.png")
@@ -103,8 +114,17 @@ def write_class_folders(images: StoredBank, folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _read(images: StoredBank) -> Iterator[tuple[Array, Array]]:
-    return images.each_shard()
+def _read(images: StoredBank) -> Iterator[tuple[Codes, Answers, Groups]]:
+    task = task_of(images.task)
+    return ((codes, answers, task.groups(answers, images.spec)) for codes, answers in images.each_shard())
+
+
+def _channels_last(images: StoredBank) -> Iterator[Array]:
+    return (codes.transpose(0, 2, 3, 1) for codes, _ in images.each_shard())
+
+
+def _each_output(images: StoredBank, name: str) -> Iterator[Array]:
+    return (answers[name] for _, answers in images.each_shard())
 
 
 def _cannot_write(path: Path, error: OSError) -> ArtefactError:

@@ -1,4 +1,4 @@
-"""Contact sheets: what a set looks like, one row a class, with what the teacher says of each image.
+"""Contact sheets: what a set looks like, one row a group, with how sure the teacher is of each image.
 
 What belongs here: which images are shown and how the sheet is drawn. Works without torch.
 """
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.readers import spread
 from dfqkit_export.images.stored import Codes, StoredBank
+from dfqkit_export.tasks.answering import grouped
 
 __all__ = ["SheetForm", "contact_sheet"]
 
@@ -28,8 +29,8 @@ class SheetForm:
     """How large a sheet is.
 
     Attributes:
-        columns: images of a class, at the most, evenly spread over those there are.
-        rows: classes; of more, those with the most images and those with the fewest are shown.
+        columns: images of a row, at the most, evenly spread over those there are.
+        rows: groups (classes); of more, those with the most images and those with the fewest are shown.
         least: side in pixels that small images are enlarged to, in whole steps.
         most: side in pixels that large images are reduced to.
     """
@@ -41,7 +42,7 @@ class SheetForm:
 
 
 def contact_sheet(images: StoredBank, form: SheetForm | None = None) -> bytes:
-    """Draw a sheet as PNG: a row for each class, empty ones too, with the confidence below each image.
+    """Draw a sheet as PNG: a row for each group, empty ones too, with the confidence below each image.
 
     Args:
         images: the set; images of 1 or 3 channels.
@@ -56,8 +57,8 @@ def contact_sheet(images: StoredBank, form: SheetForm | None = None) -> bytes:
     if images.spec.shape[0] not in (1, 3):
         message = f"A sheet shows images of 1 or 3 channels, these have {images.spec.shape[0]}."
         raise ArtefactError(message)
-    labels, confidence = images.answers()
-    counts = np.bincount(labels, minlength=images.spec.classes)
+    groups = grouped(images)
+    counts, confidence = groups.counts, groups.confidence
     height, width, scale = _cell(images.spec.shape, form)
     rows = _rows(counts, form.rows)
     tall, wide = height + _LINE + _GAP, width + _GAP
@@ -66,17 +67,21 @@ def contact_sheet(images: StoredBank, form: SheetForm | None = None) -> bytes:
     for row, label in enumerate(rows):
         top = row * tall
         if label is None:
-            draw.text((4, top + height // 2), f"{len(counts) - len(rows) + 1} more classes", _FAINT, font)
+            draw.text((4, top + height // 2), f"{len(counts) - len(rows) + 1} more {groups.many}", _FAINT, font)
             continue
-        places = np.flatnonzero(labels == label)
-        mean = f"mean p {confidence[places].mean():.2f}" if len(places) else "none"
-        text = f"class {label}\n{len(places)} image{'' if len(places) == 1 else 's'}\n{mean}"
+        places = np.flatnonzero(groups.of == label)
+        lines = [f"{groups.one} {label}"] if groups.one else []
+        lines.append(f"{len(places)} image{'' if len(places) == 1 else 's'}")
+        if confidence is not None:
+            lines.append(f"mean p {confidence[places].mean():.2f}" if len(places) else "none")
+        text = "\n".join(lines)
         draw.multiline_text((4, top + 2), text, _INK if len(places) else _FAINT, font, spacing=2)
         chosen = places[spread(len(places), form.columns)] if len(places) else places
         for column, code in enumerate(images.take(chosen.tolist())[0]):
             left = _MARGIN + column * wide
             sheet.paste(_picture(code, scale, (width, height)), (left, top))
-            draw.text((left, top + height), f"{confidence[chosen[column]]:.2f}", _INK, font)
+            if confidence is not None:
+                draw.text((left, top + height), f"{confidence[chosen[column]]:.2f}", _INK, font)
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
@@ -93,7 +98,7 @@ def _cell(shape: tuple[int, int, int], form: SheetForm) -> tuple[int, int, int]:
 
 
 def _rows(counts: NDArray[Any], most: int) -> list[int | None]:
-    """Classes from top to bottom; None where some are left out."""
+    """Groups from top to bottom; None where some are left out."""
     if len(counts) <= most:
         return list(range(len(counts)))
     order = np.argsort(-counts, kind="stable").tolist()

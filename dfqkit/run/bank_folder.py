@@ -10,6 +10,7 @@ list that says ``finished`` is believed; anything else is begun again. The form 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ from dfqkit.run.lock import FolderLock
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import sha256_of_file, write_bytes
 from dfqkit_export.images.bank_file import SCHEMA, SET_FILE
+from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.tasks import task_of
 from dfqkit_export.words import some
 
 __all__ = ["BankFolder", "facts_of"]
@@ -154,8 +157,9 @@ class BankFolder:
                 raise ArtefactError(message)
 
     def _require_space(self) -> None:
-        shape, classes = self.request["image"]["shape"], self.request["image"]["classes"]
-        size = (self.request["wanted"] - self.n) * (shape[0] * shape[1] * shape[2] + 4 * classes) + _SPARE
+        image = ImageSpec.from_dict(self.request["image"])
+        one = math.prod(image.shape) + task_of(self.request.get("task")).image_bytes(image)
+        size = (self.request["wanted"] - self.n) * one + _SPARE
         free = shutil.disk_usage(self.path).free
         if free < size:
             message = (

@@ -36,6 +36,8 @@ from dfqkit.training.stream import frozen
 from dfqkit_export.env import environment
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.stored import StoredBank, image_digest
+from dfqkit_export.tasks import entry_of
+from dfqkit_export.tasks.answering import grouped
 from dfqkit_export.words import some
 
 __all__ = ["BankPlan", "make_bank"]
@@ -83,6 +85,7 @@ def make_bank(
         "wanted": plan.n,
         "shard": plan.shard,
         "image": teacher.image.to_dict(),
+        **entry_of(teacher.task),
         "teacher": {"name": teacher.name, "sha256": teacher.sha256},
         "source": _method(recipe),
         "synthesis": recipe.synthesis.model_dump(mode="json"),
@@ -205,10 +208,11 @@ def _warnings(images: StoredBank, recipe: Recipe, teacher: Teacher) -> list[str]
     found = list(config.warnings())
     if teacher.weights_source == "random":
         found.append("The teacher has random weights: its answers mean nothing.")
-    counts = np.bincount(images.answers()[0], minlength=images.spec.classes)
-    empty = np.flatnonzero(counts == 0)
+    groups = grouped(images)
+    empty = np.flatnonzero(groups.counts == 0)
     if len(empty):
-        found.append(f"{len(empty)} of {len(counts)} classes have no image: {some([*map(str, empty)], _NAMED)}.")
+        named = some([*map(str, empty)], _NAMED)
+        found.append(f"{len(empty)} of {groups.count} {groups.many} have no image: {named}.")
     copies = sum(len(codes) - len({image_digest(code) for code in codes}) for codes, _ in images.each_shard())
     if copies:
         found.append(f"{copies} of {len(images)} images repeat another of their shard, pixel by pixel.")

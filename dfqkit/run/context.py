@@ -27,7 +27,7 @@ from dfqkit.synthesis.base import Synthesizer
 from dfqkit.synthesis.build import build_synthesizer
 from dfqkit.teacher.load import Teacher, load_teacher
 from dfqkit.training.float_student import load_float_student, new_float_student
-from dfqkit.training.loop import Batch
+from dfqkit.training.loop import Batch, HeldOut
 from dfqkit_export.backends import get_target
 from dfqkit_export.backends.target import Target
 from dfqkit_export.errors import RecipeError, RuntimeUnavailableError
@@ -84,7 +84,7 @@ def provisional_student(
     """
     scheme = recipe.quant
     if student is None:
-        graph = float_graph(teacher.model, teacher.image)
+        graph = float_graph(teacher.model, teacher.image, teacher.task)
         student = build_student(graph, scheme, get_target(recipe.target), teacher.image)
     low, high = teacher.image.bounds()
     shape, rng = (recipe.bank.batch, *teacher.image.shape), derive(recipe.seed, "opponent", device=device)
@@ -131,7 +131,7 @@ class Context:
     @cached_property
     def teacher_graph(self) -> fx.GraphModule:
         """The teacher as a float graph in normal form."""
-        return float_graph(self.teacher.model, self.teacher.image)
+        return float_graph(self.teacher.model, self.teacher.image, self.teacher.task)
 
     @cached_property
     def graph(self) -> fx.GraphModule:
@@ -144,7 +144,7 @@ class Context:
             return self.teacher_graph
         student = self.untrained_student()
         load_float_student(student, self.folder.path / FLOAT_STUDENT)
-        return float_graph(student, self.teacher.image)
+        return float_graph(student, self.teacher.image, self.teacher.task)
 
     def untrained_student(self) -> nn.Module:
         """The smaller float student as it starts, in eval mode; there must be such a section."""
@@ -193,6 +193,10 @@ class Context:
     def batches(self, name: str) -> list[Batch]:
         """A stored set as batches on the run's device."""
         return list(self.bank(name).batches(self.recipe.bank.batch, self.device))
+
+    def held_out(self) -> HeldOut:
+        """The stored images that choose a student's state, on the run's device."""
+        return HeldOut(batches=self.batches("held_out"), task=self.teacher.torch_task)
 
     def new_synthesizer(self, *, grading: bool = False) -> Synthesizer:
         """The recipe's synthesizer, or the separate one that only grades."""

@@ -37,7 +37,7 @@ def run(context: Context, _: Part) -> StageResult:
         before = main.cost
         stream = LiveStream(main, config, context.rng("augmentation"))
         trainer = QuantizedStudentTrainer(
-            students, context.schemes, context.reference(context.scheme), stream, context.batches("held_out"), config
+            students, context.schemes, context.reference(context.scheme), stream, context.held_out(), config
         )
         start_disagreement = trainer.disagreement()
         play(context, STAGE.name, trainer)

@@ -36,6 +36,7 @@ def _metadata(context: Context) -> dict[str, str]:
     """What both files say about themselves."""
     from dfqkit.run.provenance import warnings_of
     from dfqkit_export.env import environment
+    from dfqkit_export.tasks import metadata_of
 
     recipe, teacher = context.recipe, context.teacher
     metadata = {
@@ -48,6 +49,7 @@ def _metadata(context: Context) -> dict[str, str]:
         "dfqkit.target": recipe.target,
         "dfqkit.quant": json.dumps(context.scheme.model_dump(mode="json"), sort_keys=True),
         "dfqkit.image": json.dumps(teacher.image.to_dict(), sort_keys=True),
+        **metadata_of(teacher.task),
         **{f"dfqkit.version.{name}": str(version) for name, version in environment()["packages"].items()},
     }
     if warnings := warnings_of(recipe):

@@ -29,20 +29,32 @@ from dfqkit.students.freezing import freeze
 from dfqkit_export.backends import DEFAULT, backend_of
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.backends.opening import realised_precision
-from dfqkit_export.estimate import estimate_drop
+from dfqkit_export.estimate import estimate_of
 from dfqkit_export.images.labelled import LabelledImages, load_images
-from dfqkit_export.measure import latency, metrics
+from dfqkit_export.measure import latency
 from dfqkit_export.measure.activations import layer_outputs
-from dfqkit_export.measure.kinds import LOGIT_SQNR_DB, SIZE, STUDENT_AGREEMENT, STUDENT_TOP1_GAP, TOP1, Metric
+from dfqkit_export.measure.kinds import SIZE, TOP1, Metric
+from dfqkit_export.measure.metrics import sqnr_db
 from dfqkit_export.report import LayerRow, layer_rows
+from dfqkit_export.tasks import Outputs, Task
+from dfqkit_export.tasks.answering import answer
 
-__all__ = ["LAYER_IMAGES", "GradingSet", "Measured", "compare", "compare_layers", "measure", "real_images"]
+__all__ = [
+    "LAYER_IMAGES",
+    "GradingSet",
+    "Measured",
+    "compare",
+    "compare_layers",
+    "estimated_drop",
+    "measure",
+    "real_images",
+]
 
 #: Images of the comparison of layers: enough for a ratio, few enough to hold every activation in memory.
 LAYER_IMAGES = 32
 
 Images = NDArray[np.float32]
-Answer = Callable[[Images], NDArray[Any]]
+Answer = Callable[[Images], Outputs]
 _NO_RUNTIME = frozenset({"teacher", "student", "calibrated", "float_student"})
 
 
@@ -66,7 +78,7 @@ class Measured:
         account: what the target's runtime, or one of its family, said of the file.
         labelled: whether any images have labels.
         timing: how long the files take, where that was measured.
-        estimate: the drop on real images as the synthetic ones tell it (`estimate_drop`), where they do.
+        estimate: the drop on real images as the synthetic ones tell it (`estimate_of`), where they do.
     """
 
     metrics: list[Metric]
@@ -150,17 +162,18 @@ def _subjects(context: Context) -> _Subjects:
     freeze(calibrated)
     quantized = OrtSession(path / MODEL, optimized=not _as_written(context))
     teacher = OrtSession(path / TEACHER)
+    task, in_torch = context.teacher.task, partial(_torch_outputs, context)
     answers: dict[str, Answer] = {
-        "teacher": teacher.run,
-        "student": partial(_torch_logits, student, device=context.device),
-        DEFAULT.name: quantized.run,
-        "calibrated": partial(_torch_logits, calibrated, device=context.device),
+        "teacher": partial(answer, teacher, task),
+        "student": partial(in_torch, student),
+        DEFAULT.name: partial(answer, quantized, task),
+        "calibrated": partial(in_torch, calibrated),
     }
     if context.recipe.student:  # then the network that was quantized is not the teacher
-        answers["float_student"] = partial(_torch_logits, context.graph, device=context.device)
+        answers["float_student"] = partial(in_torch, context.graph)
     own = own_runtime(path / MODEL, context.target)
     if own is not None:
-        answers[context.target.backend] = own.run
+        answers[context.target.backend] = partial(answer, own, task)
     return _Subjects(student=student, teacher=teacher, quantized=quantized, answers=answers)
 
 
@@ -180,61 +193,53 @@ def _graded(
     estimated: dict[str, Any] = {}
     with context.progress.stage(shown_as, total=sum(item.count for item in sets)) as bar:
         for item in sets:
-            logits: dict[str, list[NDArray[Any]]] = {name: [] for name in answers}
+            parts: dict[str, list[Outputs]] = {name: [] for name in answers}
             for batch in item.batches():
-                for name, answer in answers.items():
-                    logits[name].append(answer(batch))
+                for name, run in answers.items():
+                    parts[name].append(run(batch))
                 bar.advance(len(batch))
-            together = {name: np.concatenate(parts) for name, parts in logits.items()}
-            found += compare(together, item)
+            together = {name: _joined(given) for name, given in parts.items()}
+            found += compare(context.teacher.task, together, item)
             # The errors of another network are not those of quantization.
             if item.name.startswith("synthetic:") and not context.recipe.student:
-                estimated = _estimate(together, context.recipe, found)
+                estimated = estimated_drop(context.teacher.task, together, context.synthesis.method, found)
     return found, estimated
 
 
-def compare(logits: dict[str, NDArray[Any]], grading: GradingSet) -> list[Metric]:
+def compare(task: Task, outputs: dict[str, Outputs], grading: GradingSet) -> list[Metric]:
     """Every metric of every subject on one set of images.
 
     Args:
-        logits: (N, K) by subject, ``teacher`` among them; all of the same images.
+        task: what outputs mean.
+        outputs: by subject, ``teacher`` among them; all of the same images.
         grading: names the set, and gives its labels where there are any.
     """
     found: list[Metric] = []
-    reference, data = logits["teacher"], grading.name
-    for subject, values in logits.items():
-        where: dict[str, Any] = {"subject": subject, "data": data}
-        if grading.labels is not None:
-            found.append(metrics.top1(values, grading.labels, **where))
-        if subject == "teacher":
-            continue
-        if grading.labels is not None:
-            found.append(metrics.paired_drop(reference, values, grading.labels, **where))
-        found.append(metrics.agreement(reference, values, **where))
-        found.append(metrics.kl(reference, values, **where))
-        found.append(LOGIT_SQNR_DB.metric(value=metrics.sqnr_db(reference, values), n=len(values), **where))
-    for subject in (name for name in logits if name not in _NO_RUNTIME):
-        found += _beside_the_student(logits["student"], logits[subject], grading, subject)
+    labels, data = grading.labels, grading.name
+    for subject, given in outputs.items():
+        reference = None if subject == "teacher" else outputs["teacher"]
+        found += task.metrics(reference, given, labels, subject=subject, data=data)
+    for subject in (name for name in outputs if name not in _NO_RUNTIME):
+        found += task.beside(outputs["student"], outputs[subject], labels, subject=subject, data=data)
     return found
 
 
-def _beside_the_student(
-    student: NDArray[Any], values: NDArray[Any], grading: GradingSet, subject: str
-) -> Iterator[Metric]:
-    """How far a runtime is from the fake-quantized student that its file was written from."""
-    where: dict[str, Any] = {"subject": subject, "data": grading.name}
-    yield metrics.agreement(student, values, kind=STUDENT_AGREEMENT, **where)
-    if grading.labels is None:
-        return
-    ours, theirs = (metrics.top1(logits, grading.labels, **where).value or 0.0 for logits in (student, values))
-    yield STUDENT_TOP1_GAP.metric(value=abs(ours - theirs), n=len(values), **where)
+def _joined(parts: list[Outputs]) -> Outputs:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _estimate(logits: dict[str, NDArray[Any]], recipe: Recipe, found: list[Metric]) -> dict[str, Any]:
-    """The drop on real images as the synthetic ones tell it; a known accuracy only says whether it may be told."""
+def estimated_drop(task: Task, outputs: dict[str, Outputs], method: str, found: list[Metric]) -> dict[str, Any]:
+    """The drop on real images as the synthetic ones tell it.
+
+    Args:
+        task: what outputs mean.
+        outputs: by subject, of synthetic images.
+        method: that made the images.
+        found: what was measured; a known accuracy only says whether the drop may be told.
+    """
     known = next((m.value for m in found if (m.name, m.subject) == (TOP1.name, "teacher")), None)
-    made_by = recipe.synthesis.method
-    return estimate_drop(logits["teacher"], logits[DEFAULT.name], synthesizer=made_by, teacher_top1=known).to_dict()
+    both = outputs["teacher"], outputs[DEFAULT.name]
+    return estimate_of(task, *both, synthesizer=method, teacher_top1=known)
 
 
 def _grading_sets(context: Context) -> list[GradingSet]:
@@ -257,9 +262,10 @@ def _numpy_batches(bank: ImageBank, size: int) -> Iterator[Images]:
     return (images.numpy() for images, _ in bank.batches(size))
 
 
-def _torch_logits(model: nn.Module, images: Images, device: torch.device) -> NDArray[Any]:
+def _torch_outputs(context: Context, model: nn.Module, images: Images) -> Outputs:
     with torch.no_grad():
-        return model(torch.from_numpy(images).to(device)).float().cpu().numpy()  # type: ignore[no-any-return]
+        outputs = context.teacher.torch_task.named(model(torch.from_numpy(images).to(context.device)))
+    return {name: value.float().cpu().numpy() for name, value in outputs.items()}
 
 
 def _sizes(path: Path) -> list[Metric]:
@@ -301,8 +307,8 @@ def compare_layers(
     real = layer_outputs(path / TEACHER, images) if reference is None else _student_layers(reference, inputs)
     runtime = layer_outputs(path / MODEL, images, optimized=not as_written)
     torch_side = _student_layers(student, inputs)
-    student_db = {n: metrics.sqnr_db(real[n], torch_side[n]) for n in torch_side if n in real}
-    runtime_db = {n: metrics.sqnr_db(torch_side[n], runtime[n]) for n in torch_side if n in runtime}
+    student_db = {n: sqnr_db(real[n], torch_side[n]) for n in torch_side if n in real}
+    runtime_db = {n: sqnr_db(torch_side[n], runtime[n]) for n in torch_side if n in runtime}
     return layer_rows(realised_precision(path / MODEL).layers, student_db=student_db, runtime_db=runtime_db)
 
 

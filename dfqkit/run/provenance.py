@@ -20,6 +20,8 @@ from dfqkit_export.backends import DEFAULT, DEFAULT_TARGET, backend_of
 from dfqkit_export.backends.target import Target
 from dfqkit_export.env import environment
 from dfqkit_export.errors import RecipeError
+from dfqkit_export.images.stored import StoredBank
+from dfqkit_export.tasks.answering import grouped
 
 if TYPE_CHECKING:
     from dfqkit.run.context import Context
@@ -177,15 +179,15 @@ def synthesis(context: Context) -> dict[str, Any]:
 def selection(context: Context) -> dict[str, Any]:
     """How the kept state was chosen: `Report.selection`."""
     trained, played = (context.folder.facts(stage.STAGE.name) for stage in (train, distill))
+    held_out = grouped(StoredBank.open(context.folder.path / "images" / "held_out.safetensors"))
     student = {"float_student_kept": trained["kept"], "float_student_judged": trained["judged"]} if trained else {}
     return {
         **student,
-        "rule": "lowest KL from the teacher on held-out synthetic images, calibration alone being a candidate",
+        "rule": f"lowest {context.teacher.torch_task.rule} on held-out synthetic images, calibration alone being a "
+        "candidate",
         "kept": played.get("kept"),
         "judged": played.get("judged"),
-        "held_out_classes": torch.bincount(
-            context.bank("held_out").logits.argmax(1), minlength=context.teacher.image.classes
-        ).tolist(),
+        **({f"held_out_{held_out.many}": held_out.counts.tolist()} if held_out.one else {}),
     }
 
 

@@ -35,6 +35,7 @@ def write_run_sentinel(context: Context) -> list[str]:
     except ArtefactError:
         return []  # fewer images than a set needs
     teacher = TeacherFile(path=path / TEACHER, name=context.teacher.name, sha256=context.teacher.sha256)
-    sentinel = choose(path / MODEL, teacher, candidates, usual_choice(candidates.spec, context.recipe.seed))
+    choice = usual_choice(candidates.spec, context.recipe.seed, candidates.task)
+    sentinel = choose(path / MODEL, teacher, candidates, choice)
     write_sentinel(path / SENTINEL_FILE, sentinel)
     return [SENTINEL_FILE]

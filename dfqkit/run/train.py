@@ -25,9 +25,7 @@ def run(context: Context, _: Part) -> StageResult:
     main = saved_synthesizer(context, WARM)
     before = main.cost
     student, stream = context.untrained_student(), LiveStream(main, config, context.rng("train augmentation"))
-    trainer = FloatStudentTrainer(
-        student, context.teacher, stream, context.batches("held_out"), config, context.rng("train")
-    )
+    trainer = FloatStudentTrainer(student, context.teacher, stream, context.held_out(), config, context.rng("train"))
     play(context, STAGE.name, trainer)
     student.load_state_dict(trainer.best)
     save_float_student(student, context.folder.path / FLOAT_STUDENT)

@@ -72,20 +72,23 @@ def report_of(context: Context, measured: Measured) -> Report:
 
 
 def contact_sheets(folder: Path) -> dict[str, bytes]:
-    """One PNG a stored set, by its caption: a row for each class, so that a missing one shows."""
+    """One PNG a stored set, by its caption: a row for each group, so that a missing one shows."""
     from dfqkit.images.sheet import SheetForm, contact_sheet
     from dfqkit_export.images.stored import StoredBank
+    from dfqkit_export.tasks.answering import grouped
 
     # Smaller than those of `dfqkit bank sheet`: a page holds several, and they are part of its file.
     form = SheetForm(columns=12, rows=20, most=96)
     sheets = {}
     for file in sorted(folder.glob("*.safetensors")):
         images = StoredBank.open(file)
-        labels, confidence = images.answers()
-        caption = f"{images.source}: {len(images)} images, mean teacher confidence {float(confidence.mean()):.2f}"
-        empty = images.spec.classes - len(set(labels.tolist()))
+        groups = grouped(images)
+        caption = f"{images.source}: {len(images)} images"
+        if groups.confidence is not None:
+            caption += f", mean teacher confidence {float(groups.confidence.mean()):.2f}"
+        empty = int((groups.counts == 0).sum())
         if empty:
-            caption += f", {empty} of {images.spec.classes} classes without any"
+            caption += f", {empty} of {groups.count} {groups.many} without any"
         sheets[caption] = contact_sheet(images, form)
     return sheets
 

@@ -1,4 +1,4 @@
-"""From a trained classifier to the float graph that everything downstream shares.
+"""From a trained network to the float graph that everything downstream shares.
 
 What belongs here: `torch.export` capture and the check that nothing was lost on the way. The normal form is
 `normal_form`, what changes it `folding` and `rewriting`; where quantizers go is `placement`.
@@ -7,6 +7,7 @@ What belongs here: `torch.export` capture and the check that nothing was lost on
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import fx, nn
@@ -14,8 +15,10 @@ from torch import fx, nn
 from dfqkit.students.folding import fold_batch_norms
 from dfqkit.students.normal_form import Normaliser
 from dfqkit.students.rewriting import cancel_permutations, fold_scales
+from dfqkit.tasks import named
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.tasks import DEFAULT_TASK, Task
 
 #: Largest relative difference of outputs between a model and its graph: folding BatchNorm rounds, nothing else differs.
 LARGEST_ERROR = 1e-3
@@ -25,7 +28,7 @@ def export_graph(model: nn.Module, image: ImageSpec, *, batch: int = 2) -> fx.Gr
     """Capture ``model`` with `torch.export`, the batch dimension dynamic.
 
     Args:
-        model: classifier in eval mode, called with one tensor of shape (N, C, H, W).
+        model: network in eval mode, called with one tensor of shape (N, C, H, W).
         image: gives (C, H, W).
         batch: batch size of the example input; must be over 1, or the exporter specialises on it.
 
@@ -59,7 +62,7 @@ def export_graph(model: nn.Module, image: ImageSpec, *, batch: int = 2) -> fx.Gr
         raise TeacherError(message) from error
 
 
-def float_graph(model: nn.Module, image: ImageSpec) -> fx.GraphModule:
+def float_graph(model: nn.Module, image: ImageSpec, task: Task = DEFAULT_TASK) -> fx.GraphModule:
     """The model as a plain float `fx.GraphModule` in normal form, BatchNorm folded.
 
     Convolutions and linear layers become modules that keep the names of the parameters they came from; activations and
@@ -68,14 +71,16 @@ def float_graph(model: nn.Module, image: ImageSpec) -> fx.GraphModule:
     kernels know how to run. The result computes the same function as ``model`` in eval mode.
 
     Args:
-        model: classifier in eval mode.
+        model: network in eval mode.
         image: gives (C, H, W).
+        task: names the outputs; those that are not its own are left out.
 
     Returns:
-        A graph module whose parameters are copies: the model itself is not touched.
+        A graph module whose parameters are copies: the model itself is not touched. One output is returned as it is,
+        several by name.
     """
     exported = export_graph(model, image)
-    builder = Normaliser(exported)
+    builder = Normaliser(exported, task.names)
     graph = builder.build()
     cancel_permutations(graph)
     fold_batch_norms(graph)
@@ -85,11 +90,11 @@ def float_graph(model: nn.Module, image: ImageSpec) -> fx.GraphModule:
     graph.graph.lint()
     graph.recompile()
     graph.eval()
-    _require_same(model, graph, image)
+    _require_same(model, graph, image, task.names)
     return graph
 
 
-def _require_same(model: nn.Module, graph: fx.GraphModule, image: ImageSpec) -> None:
+def _require_same(model: nn.Module, graph: fx.GraphModule, image: ImageSpec, names: Sequence[str]) -> None:
     """Compare the graph with the model on two random images: a wrong translation must not be found in the accuracy.
 
     Raises:
@@ -98,9 +103,10 @@ def _require_same(model: nn.Module, graph: fx.GraphModule, image: ImageSpec) -> 
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     images = torch.randn((2, *image.shape), generator=torch.Generator().manual_seed(0)).to(device)
     with torch.no_grad():
-        wanted, found = model(images), graph(images)
-    error = float((wanted - found).norm() / wanted.norm().clamp_min(1e-12))
-    if not error < LARGEST_ERROR:
+        wanted, found = named(model(images), names), named(graph(images), names)
+    errors = [float((wanted[name] - found[name]).norm() / wanted[name].norm().clamp_min(1e-12)) for name in names]
+    error = max(errors)
+    if not all(each < LARGEST_ERROR for each in errors):
         message = (
             f"The captured graph does not compute what the model does: relative error {error:.2g} on two random "
             f"images, allowed {LARGEST_ERROR}. Some operator was translated wrongly; please report it with the model."

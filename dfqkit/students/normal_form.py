@@ -6,7 +6,7 @@ What belongs here: the translation of ATen operators, one method an operator fam
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -63,10 +63,16 @@ def _pair(value: Any) -> Any:
 
 
 class Normaliser:
-    """Rebuilds an exported graph node by node. One method an operator family."""
+    """Rebuilds an exported graph node by node. One method an operator family.
 
-    def __init__(self, source: fx.GraphModule) -> None:
-        self.source = source
+    Args:
+        source: what `torch.export` captured.
+        outputs: names of the outputs that are kept, in the order in which a tuple gives them. The rebuilt graph returns
+            one as it is, several as a mapping; its output node has the names as ``meta["outputs"]``.
+    """
+
+    def __init__(self, source: fx.GraphModule, outputs: Sequence[str]) -> None:
+        self.source, self.outputs = source, list(outputs)
         self.root = nn.Module()
         self.graph = fx.Graph()
         self.env: dict[fx.Node, fx.Node] = {}
@@ -81,8 +87,7 @@ class Normaliser:
                 self.env[node] = self.graph.placeholder("image")
                 self.env[node].meta["example_shape"] = tuple(node.meta["val"].shape[1:])
             elif node.op == "output":
-                result = node.args[0][0] if isinstance(node.args[0], (list, tuple)) else node.args[0]
-                self.graph.output(self._map(result))
+                self._output(node)
             elif node.op == "get_attr":
                 self.env[node] = node  # resolved where it is used
             elif node.op == "call_function":
@@ -91,6 +96,23 @@ class Normaliser:
                 message = f"Unexpected node '{node.name}' ({node.op} {node.target}) in the exported graph."
                 raise TeacherError(message)
         return fx.GraphModule(self.root, self.graph)
+
+    def _output(self, node: fx.Node) -> None:
+        """Keep the named outputs: torch.export lays a tuple or mapping out as a list, with a mapping's names aside."""
+        values = list(node.args[0]) if isinstance(node.args[0], (list, tuple)) else [node.args[0]]
+        spec = getattr(getattr(self.source.graph._codegen, "pytree_info", None), "out_spec", None)
+        mapping = isinstance(kind := getattr(spec, "type", None), type) and issubclass(kind, dict)
+        keys: list[str] = spec.context if mapping else self.outputs  # type: ignore[union-attr]
+        if len(values) != len(keys) or not set(self.outputs) <= set(keys):
+            message = (
+                f"The model returns {len(values)} tensors{f' ({keys})' if mapping else ''}; needed are "
+                f"{', '.join(self.outputs)}, in this order or by these names. Wrap it in a module that returns them."
+            )
+            raise TeacherError(message)
+        found = dict(zip(keys, self._map(values), strict=True))
+        result = {name: found[name] for name in self.outputs}
+        kept = self.graph.output(result if len(result) > 1 else result[self.outputs[0]])
+        kept.meta["outputs"] = tuple(self.outputs)
 
     def _convert(self, node: fx.Node) -> fx.Node:
         if not isinstance(node.target, torch._ops.OpOverload):

@@ -14,7 +14,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ from dfqkit_export.files import write_bytes
 if TYPE_CHECKING:
     from torch import fx
 
-INPUT, OUTPUT = "image", "logits"
+INPUT = "image"
 
 
 def write_float(graph: fx.GraphModule, path: Path, *, metadata: Mapping[str, str], opset: int = 18) -> None:
@@ -81,6 +81,7 @@ def _serialise(graph: fx.GraphModule, metadata: Mapping[str, str], opset: int) -
     import torch
 
     placeholder = next(n for n in graph.graph.nodes if n.op == "placeholder")
+    outputs = next(n for n in graph.graph.nodes if n.op == "output").meta["outputs"]
     example = torch.zeros((2, *placeholder.meta["example_shape"]))
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet("torch.onnx", "onnxscript"):
         warnings.simplefilter("ignore")
@@ -93,14 +94,14 @@ def _serialise(graph: fx.GraphModule, metadata: Mapping[str, str], opset: int) -
             optimize=True,
             verbose=False,
             input_names=[INPUT],
-            output_names=[OUTPUT],
+            output_names=list(outputs),
             dynamic_shapes=({0: torch.export.Dim("N", min=1, max=65536)},),
         )
     if program is None:
         message = "torch.onnx.export returned nothing. This is a bug: please report it with the model."
         raise RuntimeError(message)
     model = program.model_proto
-    _clean(model)
+    _clean(model, outputs)
     for key in sorted(metadata):
         model.metadata_props.add(key=key, value=metadata[key])
     onnx.checker.check_model(model, full_check=True)
@@ -121,7 +122,7 @@ def _quiet(*names: str) -> Any:
             logger.setLevel(level)
 
 
-def _clean(model: onnx.ModelProto) -> None:
+def _clean(model: onnx.ModelProto, outputs: Sequence[str]) -> None:
     """Make the file say only what it must: stable names, no traces of the machine that wrote it."""
     from dfqkit_export._version import __version__
 
@@ -136,21 +137,21 @@ def _clean(model: onnx.ModelProto) -> None:
         del value.metadata_props[:]
     for node in graph.node:
         node.doc_string = ""
-    _name_nodes(graph)
+    _name_nodes(graph, outputs)
     for node in graph.node:
         del node.metadata_props[:]
 
 
-def _name_nodes(graph: onnx.GraphProto) -> None:
+def _name_nodes(graph: onnx.GraphProto, outputs: Sequence[str]) -> None:
     """Name nodes and tensors after the model's layers, so that every later report can speak the user's language."""
     tails = {"QuantizeLinear": "quantized", "Clip": "clipped", "DequantizeLinear": "dequantized"}
-    used: set[str] = {INPUT, OUTPUT}
+    used: set[str] = {INPUT, *outputs}
     renamed: dict[str, str] = {}
     for node in graph.node:
         owner = _module_path(node)
         if node.op_type in tails and owner.startswith("quant."):
             node.name = _unique(f"{owner.removeprefix('quant.')}_{tails[node.op_type]}", used)
-            if node.output[0] != OUTPUT:
+            if node.output[0] not in outputs:
                 renamed[node.output[0]] = node.name
         elif node.op_type == "DequantizeLinear":
             node.name = _unique(f"{owner}/{node.input[0].rpartition('.')[2]}", used)

@@ -93,10 +93,10 @@ class _Rules:
         self.nodes = list(graph.graph.nodes)
         self.tensors = _float_tensors(graph, image)
         self.weighted_nodes = [n for n in self.nodes if isinstance(self.module(n), _WEIGHTED)]
-        output = next(n for n in self.nodes if n.op == "output").args[0]
-        self.output: fx.Node = output
+        self.outputs = {self._through_structure(node) for node in self.nodes[-1].all_input_nodes}
         self.first = {n for n in self.weighted_nodes if not self._meets_weighted(n, lambda m: m.all_input_nodes)}
         self.last = {n for n in self.weighted_nodes if not self._meets_weighted(n, lambda m: list(m.users))}
+        self.last |= self.outputs.intersection(self.weighted_nodes)  # another output may go on from there
 
     def module(self, node: object) -> nn.Module | None:
         if isinstance(node, fx.Node) and node.op == "call_module":
@@ -189,8 +189,11 @@ class _Rules:
         kind = self.kind(node)
         if node not in self.tensors or kind in ("structural", "regrid", "split", "none"):
             return False
-        if not self.consumers(node) or node is self._through_structure(self.output):
-            return False  # logits stay float: with 8-bit logits many of 1000 classes tie
+        readers = self.consumers(node)
+        if node in self.outputs and all(reader.op == "output" for reader in readers):
+            return False  # outputs stay float: with 8-bit logits many of 1000 classes tie
+        if not readers:
+            return False
         if kind == "input":
             return True
         fuses = (kind == "weighted" or node.target is torch.add) and len(node.users) == 1
@@ -269,7 +272,8 @@ def quantized_graph(graph: fx.GraphModule, config: QuantConfig, target: Target, 
         node = by_name[item.node]
         with student.graph.inserting_after(node):
             call = student.graph.call_module(f"quant.{item.shares or item.node}", (node,))
-        node.replace_all_uses_with(call, delete_user_cb=lambda user, new=call: user is not new)  # type: ignore[misc]
+        for user in [user for user in node.users if user is not call and user.op != "output"]:
+            user.replace_input_with(node, call)
     student.graph.lint()
     student.recompile()
     # Brevitas makes the state of activation quantizers on the CPU, whatever the layers' device.

@@ -14,10 +14,11 @@ from dfqkit.teacher.structure import provides
 from dfqkit_export.errors import RecipeError
 
 #: What a teacher can lack; the rest of what methods need, the caller or the recipe supplies.
-TEACHERS_PART = frozenset({"batchnorm", "linear_head", "features"})
+TEACHERS_PART = frozenset({"batchnorm", "classes", "linear_head", "features"})
 
 _IN_WORDS = {
     "batchnorm": "BatchNorm layers with running statistics",
+    "classes": "classes to make images of",
     "linear_head": "a linear layer that gives the logits",
     "features": "features in front of its last layer",
 }
@@ -74,7 +75,7 @@ def require_needs(config: SynthesizerConfig, teacher: Teacher) -> None:
     folded = " (folded into the convolutions, or another normalisation?)" if "batchnorm" in lacking else ""
     message = (
         f"Synthesizer '{config.method}' needs {' and '.join(_IN_WORDS[name] for name in lacking)}, which teacher "
-        f"'{teacher.name}' does not have{folded}. It offers: {', '.join(sorted(offered)) or 'nothing but logits'}. Use "
+        f"'{teacher.name}' does not have{folded}. It offers: {', '.join(sorted(offered)) or 'outputs alone'}. Use "
         f"one of {', '.join(would_do)}{', or the checkpoint before folding' if folded else ''}."
     )
     raise RecipeError(message)

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from dfqkit.tasks import TorchTask, torch_task
 from dfqkit.teacher.sources import USER_CODE_ERRORS, build_model, resolve_factory
 from dfqkit.teacher.verification import listed, verify_outputs, verify_weights
 from dfqkit.teacher.weights import load_weights, sha256_of_weights
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.tasks import DEFAULT_TASK, Task
 from dfqkit_export.words import nearest
 
 __all__ = ["Teacher", "load_teacher", "resolve_factory"]
@@ -33,19 +35,20 @@ _HINTED = 3  # missing names shown get a nearest name from the file; the search 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Teacher:
-    """A frozen classifier: eval mode, no gradients for its weights, everything finite.
+    """A frozen network: eval mode, no gradients for its weights, everything finite.
 
     Make one with `load_teacher` or `Teacher.from_module`; both verify it. It is made on the CPU; move `model` where
     it is needed.
 
     Attributes:
-        model: Maps normalised images (N, C, H, W), float32, to logits (N, classes).
-        image: What images it takes, and how many classes it tells apart.
+        model: Maps normalised images (N, C, H, W), float32, to the outputs of its task.
+        image: What images it takes, and how many classes it tells apart where it tells any.
         name: Short name for reports.
         sha256: Fingerprint of all parameters and buffers (`sha256_of_weights`).
         factory: Factory string it was made from; None for a module given by the user.
         factory_args: Keyword arguments that the factory got beside the number of classes.
         weights_source: Name of the weights file, `random` (nothing loaded) or `module` (given by the user).
+        task: What its outputs mean.
     """
 
     model: nn.Module
@@ -55,16 +58,20 @@ class Teacher:
     factory: str | None = None
     factory_args: Mapping[str, object] = field(default_factory=dict)
     weights_source: str = "module"
+    task: Task = DEFAULT_TASK
 
     @classmethod
-    def from_module(cls, model: nn.Module, image: ImageSpec, name: str | None = None) -> Teacher:
+    def from_module(
+        cls, model: nn.Module, image: ImageSpec, name: str | None = None, *, task: Task = DEFAULT_TASK
+    ) -> Teacher:
         """Make a teacher from a copy of a module; the module itself is not touched.
 
         Args:
-            model: Trained classifier; wrappers of DataParallel and torch.compile are taken off, other dtypes become
+            model: Trained network; wrappers of DataParallel and torch.compile are taken off, other dtypes become
             float32.
             image: What images it takes.
             name: Short name for reports; the class name if None.
+            task: What its outputs mean.
 
         Raises:
             TeacherError: The module cannot be copied or fails a check; the message says which.
@@ -83,20 +90,35 @@ class Teacher:
                 "copy.deepcopy: keep only parameters, buffers and plain values in it."
             )
             raise TeacherError(message) from error
-        return _freeze(copied.cpu().float(), image, name, {})
+        return _freeze(copied.cpu().float(), image, name, task, {})
 
-    def logits(self, x: Tensor) -> Tensor:
+    @property
+    def torch_task(self) -> TorchTask:
+        """The torch part of its task."""
+        return torch_task(self.task)
+
+    def answers(self, x: Tensor) -> dict[str, Tensor]:
         """Run the teacher without recording gradients.
 
         Args:
             x: Normalised images (N, C, H, W), on the model's device.
 
         Returns:
-            Logits (N, classes).
+            Its outputs (N, ...), by name.
         """
         with torch.no_grad():
-            out: Tensor = self.model(x)
-        return out
+            return self.torch_task.named(self.model(x))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Run a classifier, or another network of one output, without recording gradients.
+
+        Args:
+            x: Normalised images (N, C, H, W), on the model's device.
+
+        Returns:
+            Its first output, of a classifier the logits (N, classes).
+        """
+        return next(iter(self.answers(x).values()))
 
 
 def load_teacher(
@@ -106,16 +128,18 @@ def load_teacher(
     *,
     name: str | None = None,
     factory_args: Mapping[str, object] | None = None,
+    task: Task = DEFAULT_TASK,
 ) -> Teacher:
     """Make, load, freeze and verify a teacher.
 
     Args:
         factory: `torchvision:NAME`, `timm:NAME` or `package.module:factory`; nothing is ever downloaded.
-        image: What images it takes; its number of classes goes to the factory.
+        image: What images it takes; its number of classes, where there are any, goes to the factory.
         weights: A `.safetensors`, `.pt` or `.pth` file; None keeps random weights, for tests and
             benchmarks only.
         name: Short name for reports; the factory's own name if None.
         factory_args: Further keyword arguments for the factory.
+        task: What its outputs mean.
 
     Raises:
         TeacherError: Anything about factory, weights or the loaded model is not as it must be; the message says what.
@@ -131,7 +155,7 @@ def load_teacher(
         "factory_args": dict(factory_args or {}),
         "weights_source": "random" if weights is None else Path(weights).name,
     }
-    return _freeze(model, image, name, record)
+    return _freeze(model, image, name, task, record)
 
 
 def _load_state(model: nn.Module, state: dict[str, Tensor], name: str, source: str) -> None:
@@ -185,14 +209,14 @@ def _advice(expected: dict[str, Tensor], missing: list[str], extra: list[str], w
     return "Check that teacher.factory and teacher.args are the architecture this checkpoint was trained with."
 
 
-def _freeze(model: nn.Module, image: ImageSpec, name: str, record: dict[str, Any]) -> Teacher:
+def _freeze(model: nn.Module, image: ImageSpec, name: str, task: Task, record: dict[str, Any]) -> Teacher:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     if not tensors or any(is_lazy(tensor) for tensor in tensors.values()):
         found = "has lazy parameters that were never initialised" if tensors else "has no parameters"
-        message = f"Teacher '{name}' {found}. A trained classifier is needed: give the model after training."
+        message = f"Teacher '{name}' {found}. A trained network is needed: give the model after training."
         raise TeacherError(message)
     model.eval().requires_grad_(False)
     verify_weights(tensors, name)
-    verify_outputs(model, image, name)
+    verify_outputs(model, image, name, task)
     state = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
-    return Teacher(model=model, image=image, name=name, sha256=sha256_of_weights(state), **record)
+    return Teacher(model=model, image=image, name=name, sha256=sha256_of_weights(state), task=task, **record)

@@ -85,13 +85,13 @@ def build_model(
 ) -> nn.Module:
     """Make the architecture with random weights that are the same in every process.
 
-    The number of classes goes to the factory's `num_classes` or `classes` unless `factory_args` has one. The global
-    random state is left as it was: layers draw their initial weights from it, so it is forked and seeded around the
-    call.
+    The number of classes, where there are any, goes to the factory's `num_classes` or `classes` unless `factory_args`
+    has one. The global random state is left as it was: layers draw their initial weights from it, so it is forked and
+    seeded around the call.
 
     Args:
         name: A factory string, see `resolve_factory`.
-        classes: Number of classes.
+        classes: Number of classes; 0 for none.
         factory_args: Further keyword arguments for the factory.
         seed: Other seeds give other random weights.
 
@@ -112,7 +112,7 @@ def build_model(
             "with the weights."
         )
         raise TeacherError(message)
-    if not any(key in arguments for key in _CLASS_ARGUMENTS):
+    if classes and not any(key in arguments for key in _CLASS_ARGUMENTS):
         arguments |= {source.classes: classes} if source.classes else _class_argument(factory, classes)
     try:
         with torch.random.fork_rng(devices=[]):

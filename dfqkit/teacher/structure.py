@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dfqkit.teacher.load import Teacher
 from dfqkit.teacher.taps import batch_norms
 from dfqkit_export.errors import TeacherError
+from dfqkit_export.tasks import CLASSES
 
 __all__ = ["Call", "last_layer", "layer_calls", "linear_head", "provides"]
 
@@ -29,7 +30,7 @@ class Call:
 
 
 def layer_calls(teacher: Teacher) -> tuple[list[Call], Tensor]:
-    """Run one grey image; every module call in the order in which they ended, and the logits (1, classes)."""
+    """Run one grey image; every module call in the order in which they ended, and the first output (1, ...)."""
     calls: list[Call] = []
 
     def watch(name: str, layer: nn.Module) -> torch.utils.hooks.RemovableHandle:
@@ -42,19 +43,20 @@ def layer_calls(teacher: Teacher) -> tuple[list[Call], Tensor]:
     device = next((parameter.device for parameter in teacher.model.parameters()), torch.device("cpu"))
     low, high = teacher.image.bounds()
     try:
-        logits = teacher.logits(torch.full((1, *teacher.image.shape), (low + high) / 2, device=device))
+        output = teacher.logits(torch.full((1, *teacher.image.shape), (low + high) / 2, device=device))
     finally:
         for handle in handles:
             handle.remove()
-    return calls, logits
+    return calls, output
 
 
 def linear_head(teacher: Teacher) -> tuple[str, nn.Linear] | None:
     """The linear layer whose output is the logits, with its module path; None where there is none.
 
-    A network that ends in a 1x1 convolution per class (SqueezeNet) has features but no linear head.
+    A network that ends in a 1x1 convolution per class (SqueezeNet) has features but no linear head, and one whose task
+    has no classes has neither.
     """
-    return _head_of(*layer_calls(teacher))
+    return _head_of(*layer_calls(teacher)) if CLASSES in teacher.task.offers else None
 
 
 def last_layer(teacher: Teacher) -> str:
@@ -77,14 +79,15 @@ def last_layer(teacher: Teacher) -> str:
 
 
 def provides(teacher: Teacher) -> frozenset[str]:
-    """What it offers of "batchnorm", "linear_head" and "features"; see `Synthesizer.needs`."""
-    calls, logits = layer_calls(teacher)
-    head = _head_of(calls, logits) is not None
-    last = _last_of_classes(calls, logits.shape[1]) is not None
+    """What it offers of "batchnorm", "classes", "linear_head" and "features"; see `Synthesizer.needs`."""
+    calls, output = layer_calls(teacher)
+    classes = CLASSES in teacher.task.offers
+    head = classes and _head_of(calls, output) is not None
+    last = classes and _last_of_classes(calls, output.shape[1]) is not None
     called = {id(call.layer) for call in calls}
     norms = any(id(layer) in called for layer in batch_norms(teacher.model).values())
     found = {"batchnorm": norms, "linear_head": head, "features": head or last}
-    return frozenset(name for name, there in found.items() if there)
+    return teacher.task.offers | {name for name, there in found.items() if there}
 
 
 def _last_of_classes(calls: list[Call], classes: int) -> str | None:

@@ -11,15 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dfqkit.tasks import named
 from dfqkit.teacher.sources import USER_CODE_ERRORS
-from dfqkit_export.errors import TeacherError
+from dfqkit_export.errors import ArtefactError, TeacherError
 from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.tasks import Task
 from dfqkit_export.words import some
 
 __all__ = ["listed", "verify_outputs", "verify_weights"]
 
 _SHOWN = 3
-_BATCH_TOLERANCE = 1e-3  # of the largest logit: kernels may sum in another order for another batch size
+_BATCH_TOLERANCE = 1e-3  # of the largest value: kernels may sum in another order for another batch size
 
 
 def listed(label: str, names: list[str]) -> str:
@@ -50,29 +52,39 @@ def verify_weights(tensors: dict[str, Tensor], name: str) -> None:
         raise TeacherError(message)
 
 
-def verify_outputs(model: nn.Module, image: ImageSpec, name: str) -> None:
-    """Check that a frozen model maps images to logits, the same ones each time and whatever else is in the batch.
+def verify_outputs(model: nn.Module, image: ImageSpec, name: str, task: Task) -> None:
+    """Check that a frozen model maps images to its task's outputs, the same in every batch and each time.
 
     Args:
-        model: Classifier in eval mode, on the CPU.
+        model: Network in eval mode, on the CPU.
         image: What images it takes.
         name: The teacher's name, for messages.
+        task: What its outputs mean.
 
     Raises:
-        TeacherError: The model fails on such an image (wrong channels or size), returns anything but finite logits
-            (N, classes), or is not a function of each image alone.
+        TeacherError: The model fails on such an image (wrong channels or size), returns anything but the outputs of its
+            task, finite, or is not a function of each image alone.
     """
+    try:
+        task.require_image(image)
+    except ArtefactError as error:
+        message = f"Teacher '{name}': {error}"
+        raise TeacherError(message) from error
     x = image.normalize(torch.rand((2, *image.shape), generator=torch.Generator().manual_seed(0)))
-    out = _logits(model, x, image, name)
-    if not torch.equal(out, _forward(model, x, image, name)):
+    out = _outputs(model, x, image, name, task)
+    again = _outputs(model, x, image, name, task)
+    if not all(torch.equal(out[key], again[key]) for key in out):
         message = (
-            f"Teacher '{name}' gives different logits for the same images. It must be deterministic in eval mode: look "
-            "for dropout called with training=True, or random operations in forward."
+            f"Teacher '{name}' gives different {task.words} for the same images. It must be deterministic in eval "
+            "mode: look for dropout called with training=True, or random operations in forward."
         )
         raise TeacherError(message)
-    singles = torch.cat([_forward(model, one, image, name) for one in (x[:1], x[1:])])
-    difference = float((singles - out).abs().max()) if singles.shape == out.shape else float("inf")
-    if difference > _BATCH_TOLERANCE * float(out.abs().max()) + 1e-6:
+    single = [_outputs(model, one, image, name, task) for one in (x[:1], x[1:])]
+    for key, both in out.items():
+        alone = torch.cat([one[key] for one in single])
+        difference = float((alone - both).abs().max())
+        if difference <= _BATCH_TOLERANCE * float(both.abs().max()) + 1e-6:
+            continue
         bare = [key for key, layer in model.named_modules() if _uses_batch_statistics(layer)]
         cause = (
             f"{listed('BatchNorm layer(s) without running statistics', bare)}; train with track_running_stats=True."
@@ -80,34 +92,45 @@ def verify_outputs(model: nn.Module, image: ImageSpec, name: str) -> None:
             else "Make its forward treat every image of a batch alone."
         )
         message = (
-            f"Teacher '{name}' gives an image other logits alone than in a batch of two (largest difference "
-            f"{difference:.3g}). Logits must not depend on the other images. {cause}"
+            f"Teacher '{name}' gives an image other {task.words} alone than in a batch of two (largest difference "
+            f"{difference:.3g}). They must not depend on the other images. {cause}"
         )
         raise TeacherError(message)
 
 
-def _logits(model: nn.Module, x: Tensor, image: ImageSpec, name: str) -> Tensor:
-    out = _forward(model, x, image, name)
-    if not isinstance(out, Tensor):
+def _outputs(model: nn.Module, x: Tensor, image: ImageSpec, name: str, task: Task) -> dict[str, Tensor]:
+    try:
+        found = named(_forward(model, x, image, name), task.names)
+    except ValueError as error:
         message = (
-            f"Teacher '{name}' returns a {type(out).__name__}; one tensor of logits (N, {image.classes}) is needed. "
-            "Wrap the model in a module whose forward returns its logits alone."
+            f"Teacher '{name}' {error}. Wrap the model in a module whose forward returns its {task.words} alone, or "
+            "name the task that it was trained for."
         )
-        raise TeacherError(message)
-    if tuple(out.shape) != (len(x), image.classes):
-        message = (
-            f"Teacher '{name}' maps images {tuple(x.shape)} to an output of shape {tuple(out.shape)}; image.classes "
-            f"{image.classes} asks for {(len(x), image.classes)}. Set image.classes to the number the model was "
-            "trained for, or use a model that returns one logit per class."
-        )
-        raise TeacherError(message)
-    if not bool(torch.isfinite(out).all()):
-        message = (
-            f"Teacher '{name}' has finite weights but gives NaN or infinite logits for normalised images. Check "
-            "image.mean and image.std, and look for BatchNorm variances that are negative."
-        )
-        raise TeacherError(message)
-    return out
+        raise TeacherError(message) from error
+    for output in task.outputs:
+        value = found[output.name]
+        if not output.fits(value.shape, image) or len(value) != len(x):
+            of_classes = "classes" in output.shape
+            asks = f"image.classes {image.classes} asks" if of_classes else f"the task '{task.name}' asks"
+            advice = (
+                "Set image.classes to the number the model was trained for, or use a model that returns one number per "
+                "class."
+                if of_classes
+                else "Use a model that was trained for it, or name another task."
+            )
+            wanted = tuple(size or "any" for size in (len(x), *output.sizes(image)))
+            message = (
+                f"Teacher '{name}' maps images {tuple(x.shape)} to an output of shape {tuple(value.shape)}; {asks} for "
+                f"{wanted}. {advice}"
+            )
+            raise TeacherError(message)
+        if not bool(torch.isfinite(value).all()):
+            message = (
+                f"Teacher '{name}' has finite weights but gives NaN or infinite {output.name} for normalised images. "
+                "Check image.mean and image.std, and look for BatchNorm variances that are negative."
+            )
+            raise TeacherError(message)
+    return found
 
 
 def _uses_batch_statistics(layer: nn.Module) -> bool:

@@ -10,7 +10,7 @@ chosen on held-out synthetic images, not on test images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +25,7 @@ from dfqkit.teacher.load import Teacher
 from dfqkit.teacher.sources import USER_CODE_ERRORS, build_model
 from dfqkit.teacher.taps import LayerTap
 from dfqkit.teacher.weights import load_weights
-from dfqkit.training.loop import Batch, Loop
+from dfqkit.training.loop import HeldOut, Loop
 from dfqkit.training.objective import Objective, require_names
 from dfqkit.training.stream import Stream
 from dfqkit_export.errors import ArtefactError, RecipeError, TeacherError
@@ -47,7 +47,7 @@ def new_float_student(
 
     Args:
         config: the recipe's section.
-        teacher: gives images, classes and device.
+        teacher: gives images, task, classes and device.
         seed: the run's; decides the weights. The global random state stays as it is.
         find: finds the file that ``start`` names.
 
@@ -82,21 +82,28 @@ def _load_start(model: nn.Module, state: dict[str, Tensor], name: str) -> None:
 
 
 def _require_fit(model: nn.Module, factory: str, teacher: Teacher, device: torch.device) -> None:
-    """Refuse a network that does not take the teacher's images or tells other classes apart."""
-    image, wanted = teacher.image, (2, teacher.image.classes)
+    """Refuse a network that does not take the teacher's images or answers otherwise than its task asks."""
+    image, task = teacher.image, teacher.task
     try:
         with torch.no_grad():
-            answer = model(torch.zeros((2, *image.shape), device=device))
+            result = model(torch.zeros((2, *image.shape), device=device))
     except USER_CODE_ERRORS as error:
         message = (
             f"Student '{factory}' fails on images (2, {', '.join(map(str, image.shape))}): {type(error).__name__}: "
             f"{error}. Name a network for such images, or check student.args."
         )
         raise RecipeError(message) from error
-    if not isinstance(answer, Tensor) or tuple(answer.shape) != wanted:
-        found = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-        message = f"Student '{factory}' gives {found} where logits {wanted} are needed. Check student.args (classes)."
-        raise RecipeError(message)
+    try:
+        answer = teacher.torch_task.named(result)
+    except ValueError as error:
+        message = f"Student '{factory}' {error}. Name a network for the teacher's task, or check student.args."
+        raise RecipeError(message) from error
+    for output in task.outputs:
+        found = tuple(answer[output.name].shape)
+        if not output.fits(found, image) or found[0] != 2:
+            wanted = tuple(size or "any" for size in (2, *output.sizes(image)))
+            message = f"Student '{factory}' gives {found} where {output.name} {wanted} are needed. Check student.args."
+            raise RecipeError(message)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         message = f"Student '{factory}' has no parameter that could be trained. Name another network."
         raise RecipeError(message)
@@ -117,7 +124,7 @@ def student_objective(
     image = torch.zeros((1, *teacher.image.shape), device=next(student.parameters()).device)
     with torch.no_grad(), LayerTap(teacher.model, names) as wanted, LayerTap(student, ours) as found:
         teacher.model(image), student(image)
-        return Objective(config, pairs, found.values, wanted.values, rng)
+        return Objective(config, pairs, found.values, wanted.values, rng, teacher.torch_task)
 
 
 class FloatStudentTrainer(Loop[FloatStudentConfig, nn.Module]):
@@ -127,7 +134,7 @@ class FloatStudentTrainer(Loop[FloatStudentConfig, nn.Module]):
         student: from `new_float_student`; trained in place.
         teacher: labels every batch.
         stream: where batches come from; plays against the student in eval mode.
-        held_out: images that never train the student, with the teacher's logits; they choose the state that is kept.
+        held_out: choose the state that is kept.
         config: the recipe's section.
         rng: draws the projections' weights, and the seed of what layers such as dropout draw.
 
@@ -147,7 +154,7 @@ class FloatStudentTrainer(Loop[FloatStudentConfig, nn.Module]):
         student: nn.Module,
         teacher: Teacher,
         stream: Stream,
-        held_out: Sequence[Batch],
+        held_out: HeldOut,
         config: FloatStudentConfig,
         rng: torch.Generator,
     ) -> None:
@@ -164,17 +171,17 @@ class FloatStudentTrainer(Loop[FloatStudentConfig, nn.Module]):
             LayerTap(self.teacher.model, objective.teacher_names) as wanted,
             LayerTap(self.student, objective.student_names) as found,
         ):
-            logits = self.teacher.logits(images)
-            answer = self._answer(images)
-            return objective.terms(answer, logits, found.values, wanted.values)
+            reference = self.teacher.answers(images)
+            answer = self.task.named(self._answer(images))
+            return objective.terms(answer, reference, found.values, wanted.values)
 
-    def _answer(self, images: Tensor) -> Tensor:
+    def _answer(self, images: Tensor) -> Any:
         """One forward in training mode; what layers draw is the step's, so that a resumed run draws the same."""
         self.student.train()
         try:
             with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
                 torch.manual_seed((self.seed + self.step) % 2**63)
-                answer: Tensor = self.student(images)
+                answer = self.student(images)
         finally:
             self.student.eval()
         return answer

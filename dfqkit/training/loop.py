@@ -12,37 +12,50 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from dfqkit import losses
 from dfqkit.config.distill import LoopConfig
 from dfqkit.synthesis.base import Losses
 from dfqkit.synthesis.optimizers import cosine, optimizer_tensors, restore_optimizer, under
+from dfqkit.tasks import Tensors, TorchTask
 from dfqkit.training.objective import Objective
 from dfqkit.training.stream import Stream
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.measure.kinds import AGREEMENT, KL
 
-__all__ = ["Batch", "Loop", "judge"]
+__all__ = ["Batch", "HeldOut", "Loop"]
 
 _LOG = logging.getLogger(__name__)
 
-Batch = tuple[Tensor, Tensor]
+#: Images, and what the teacher answers to them.
+Batch = tuple[Tensor, Tensors]
 
 
-def judge(student: nn.Module, batches: Sequence[Batch]) -> tuple[float, float]:
-    """Agreement with the teacher (percent of equal argmax) and mean per-sample KL (nats) on held-out batches."""
-    same, divergence, count = 0, 0.0, 0
-    with torch.no_grad():
-        for images, logits in batches:
-            answer = student(images)
-            same += int((answer.argmax(1) == logits.argmax(1)).sum())
-            divergence += float(losses.kd_kl(answer, logits)) * len(images)
-            count += len(images)
-    return 100 * same / count, divergence / count
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Images that never train a student; they choose the state that is kept.
+
+    Attributes:
+        batches: images, and what the teacher answers to them.
+        task: what answers mean.
+    """
+
+    batches: Sequence[Batch]
+    task: TorchTask
+
+    def judge(self, student: nn.Module) -> dict[str, float]:
+        """Return what the task tells of a state, each entry the mean over all images."""
+        total: dict[str, float] = {}
+        count = 0
+        with torch.no_grad():
+            for images, answers in self.batches:
+                for name, value in self.task.judged(answers, self.task.named(student(images))).items():
+                    total[name] = total.get(name, 0.0) + value
+                count += len(images)
+        return {name: value / count for name, value in total.items()}
 
 
 Config = TypeVar("Config", bound=LoopConfig)
@@ -57,7 +70,7 @@ class Loop(ABC, Generic[Config, Model]):
         objectives: what each minimises.
         optimizers: of each; every group has its highest learning rate as ``base``.
         stream: where batches come from.
-        held_out: images that never train a student, with the teacher's logits; they choose the state that is kept.
+        held_out: choose the state that is kept.
         config: the recipe's section.
 
     Raises:
@@ -73,20 +86,20 @@ class Loop(ABC, Generic[Config, Model]):
         objectives: Sequence[Objective],
         optimizers: Sequence[torch.optim.Optimizer],
         stream: Stream,
-        held_out: Sequence[Batch],
+        held_out: HeldOut,
         config: Config,
     ) -> None:
         self.students, self.objectives, self.optimizers = list(students), list(objectives), list(optimizers)
-        self.stream, self.held_out, self.config = stream, held_out, config
+        self.stream, self.held_out, self.config, self.task = stream, held_out, config, held_out.task
         self.step = 0
         self.curve: list[dict[str, float]] = []
         self.average = self._snapshot(0) if config.average else {}
         self.best = self._snapshot(0)
-        agreement, divergence = judge(self.students[0], held_out)
-        if not math.isfinite(divergence):
+        told = held_out.judge(self.students[0])
+        self.best_score = told[self.task.chosen_by]
+        if not math.isfinite(self.best_score):
             raise ArtefactError(self.not_finite)
-        self.best_score = divergence
-        self.judged: list[dict[str, float]] = [{"step": 0, AGREEMENT.name: agreement, KL.name: divergence}]
+        self.judged: list[dict[str, float]] = [{"step": 0, **told}]
 
     @abstractmethod
     def _terms(self, index: int, images: Tensor) -> dict[str, Tensor]:
@@ -107,7 +120,7 @@ class Loop(ABC, Generic[Config, Model]):
     @property
     def kept_step(self) -> int:
         """The step whose state is the best."""
-        return int(min(self.judged, key=lambda entry: entry[KL.name])["step"])
+        return int(min(self.judged, key=lambda entry: entry[self.task.chosen_by])["step"])
 
     def run_step(self) -> dict[str, float]:
         """One step of every student; a synthesizer round and a look at the held-out images when they are due.
@@ -182,13 +195,14 @@ class Loop(ABC, Generic[Config, Model]):
         kept = self._snapshot(0)
         if self.average:
             self._restore(0, self.average)
-        agreement, divergence = judge(self.students[0], self.held_out)
-        if not math.isfinite(divergence):
+        told = self.held_out.judge(self.students[0])
+        score = told[self.task.chosen_by]
+        if not math.isfinite(score):
             self._give_up({})
             return
-        self.judged.append({"step": self.step, AGREEMENT.name: agreement, KL.name: divergence})
-        if divergence < self.best_score:
-            self.best_score = divergence
+        self.judged.append({"step": self.step, **told})
+        if score < self.best_score:
+            self.best_score = score
             self.best = self._snapshot(0)
         if self.average:
             self._restore(0, kept)

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from dfqkit import losses
 from dfqkit.config.distill import LayerPair, ObjectiveConfig
+from dfqkit.tasks import Tensors, TorchTask
 from dfqkit_export.errors import RecipeError
 from dfqkit_export.words import did_you_mean, some
 
@@ -58,6 +59,7 @@ class Objective(nn.Module):
         ours: an example of the student's features, by name; only their shapes are read.
         theirs: the same of the reference.
         rng: draws the projections' weights.
+        task: what the outputs mean.
 
     Raises:
         RecipeError: when two layers cannot be compared; says which, and their shapes.
@@ -70,9 +72,10 @@ class Objective(nn.Module):
         ours: Features,
         theirs: Features,
         rng: torch.Generator,
+        task: TorchTask,
     ) -> None:
         super().__init__()
-        self.config, self.weights = config, config.weights
+        self.config, self.weights, self.task = config, config.weights, task
         self.pairs = list(pairs) if config.weights.of_layers else []
         self.projections = nn.ModuleDict()
         self.maps: list[int] = []
@@ -102,24 +105,24 @@ class Objective(nn.Module):
         """The reference's layers that are read."""
         return list(dict.fromkeys(pair.teacher for pair in self.pairs))
 
-    def terms(self, answer: Tensor, logits: Tensor, ours: Features, theirs: Features) -> dict[str, Tensor]:
+    def terms(self, answer: Tensors, wanted: Tensors, ours: Features, theirs: Features) -> dict[str, Tensor]:
         """Every term of a weight above 0, unweighted.
 
         Args:
-            answer: the student's logits (N, K).
-            logits: the reference's.
+            answer: the student's outputs.
+            wanted: the reference's.
             ours: the student's features of the same batch, by name; may be empty where no term reads them.
             theirs: the reference's.
         """
         computed: dict[str, Callable[[], Tensor]] = {
-            "response": lambda: losses.kd_kl(answer, logits, self.config.temperature),
+            "response": lambda: self.task.distance(wanted, answer, self.config.temperature),
             "feature": lambda: torch.stack([self._error(*both) for both in self._projected(ours, theirs)]).mean(),
             "relation": lambda: self._relation(ours, theirs),
             "attention": lambda: torch.stack(
                 [losses.attention(*self._features(index, ours, theirs)) for index in self.maps]
             ).mean(),
-            "logit_l1": lambda: losses.logit_l1(answer, logits),
-            "logit_mse": lambda: losses.logit_mse(answer, logits),
+            "logit_l1": lambda: _over_outputs(losses.logit_l1, answer, wanted),
+            "logit_mse": lambda: _over_outputs(losses.logit_mse, answer, wanted),
         }
         return {name: compute() for name, compute in computed.items() if getattr(self.weights, name)}
 
@@ -151,6 +154,11 @@ class Objective(nn.Module):
         mine = [self._project(index, feature) for index, (feature, _) in zip(self.maps, both, strict=True)]
         pairs = zip(pairwise(mine), pairwise(other for _, other in both), strict=True)
         return torch.stack([losses.fsp(*pair) for pair in pairs]).mean()
+
+
+def _over_outputs(loss: Callable[[Tensor, Tensor], Tensor], answer: Tensors, wanted: Tensors) -> Tensor:
+    """The mean of a term over all outputs."""
+    return torch.stack([loss(answer[name], wanted[name]) for name in answer]).mean()
 
 
 def require_names(names: Sequence[str], known: Collection[str], where: str, whose: str) -> None:

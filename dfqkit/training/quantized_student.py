@@ -17,7 +17,7 @@ from dfqkit.config.quant import QuantConfig
 from dfqkit.seeds import derive
 from dfqkit.students.student import restore, snapshot
 from dfqkit.teacher.taps import FeatureTap
-from dfqkit.training.loop import Batch, Loop
+from dfqkit.training.loop import HeldOut, Loop
 from dfqkit.training.objective import Objective, measuring_points, reference_graph, require_names
 from dfqkit.training.stream import Stream
 
@@ -48,7 +48,7 @@ class QuantizedStudentTrainer(Loop[DistillConfig, fx.GraphModule]):
         schemes: their schemes.
         reference: the float graph that the students were built from (`equalized_graph`); labels every batch.
         stream: where batches come from.
-        held_out: images that never train a student, with the teacher's logits; they choose the state that is kept.
+        held_out: choose the state that is kept, and say what answers mean.
         config: the recipe's section.
 
     Raises:
@@ -68,13 +68,13 @@ class QuantizedStudentTrainer(Loop[DistillConfig, fx.GraphModule]):
         schemes: Sequence[QuantConfig],
         reference: fx.GraphModule,
         stream: Stream,
-        held_out: Sequence[Batch],
+        held_out: HeldOut,
         config: DistillConfig,
     ) -> None:
-        self.schemes = list(schemes)
+        self.schemes, self.task = list(schemes), held_out.task
         pairs = measured_pairs(students[0], config)
         self.reference = reference_graph(reference, list(dict.fromkeys(pair.teacher for pair in pairs)))
-        image = held_out[0][0][:1]
+        image = held_out.batches[0][0][:1]
         # Only a recipe that crosses layers needs projections, so that their seed may be the same in every run.
         objectives = [
             self._objective(student, pairs, image, config, derive(0, "projections", index, device=image.device))
@@ -96,7 +96,7 @@ class QuantizedStudentTrainer(Loop[DistillConfig, fx.GraphModule]):
         names, ours = [pair.teacher for pair in pairs], [pair.student for pair in pairs]
         with torch.no_grad(), FeatureTap(self.reference, names) as wanted, FeatureTap(student, ours) as found:
             self.reference(image), student(image)
-            return Objective(config, pairs, found.features, wanted.features, rng)
+            return Objective(config, pairs, found.features, wanted.features, rng, self.task)
 
     def _optimizer(self, student: fx.GraphModule, objective: Objective, config: DistillConfig) -> torch.optim.Adam:
         ranges: list[nn.Parameter] = []
@@ -123,9 +123,9 @@ class QuantizedStudentTrainer(Loop[DistillConfig, fx.GraphModule]):
             FeatureTap(student, objective.student_names) as found,
         ):
             with torch.no_grad():
-                logits = self.reference(images)
-            answer = student(images)
-            return objective.terms(answer, logits, found.features, wanted.features)
+                reference = self.task.named(self.reference(images))
+            answer = self.task.named(student(images))
+            return objective.terms(answer, reference, found.features, wanted.features)
 
     def _snapshot(self, index: int) -> dict[str, Tensor]:
         return snapshot(self.students[index])
@@ -134,13 +134,13 @@ class QuantizedStudentTrainer(Loop[DistillConfig, fx.GraphModule]):
         restore(self.students[index], state, self.schemes[index])
 
     def disagreement(self) -> float | None:
-        """How far the ensemble's members part: percent of held-out images on which any two give another class."""
+        """How far the ensemble's members part: percent of held-out images on which any two give another answer."""
         if len(self.students) < 2:
             return None
         with torch.no_grad():
             parted, count = 0, 0
-            for images, _ in self.held_out:
-                answers = torch.stack([student(images).argmax(1) for student in self.students])
-                parted += int((answers != answers[0]).any(0).sum())
+            for images, _ in self.held_out.batches:
+                first, *others = [self.task.named(student(images)) for student in self.students]
+                parted += int((~torch.stack([self.task.same(first, other) for other in others])).any(0).sum())
                 count += len(images)
         return 100 * parted / count

@@ -25,7 +25,7 @@ from dfqkit_export.estimate.features import Features, measure_features
 from dfqkit_export.files import sha256_of_file
 from dfqkit_export.images.labelled import load_images
 from dfqkit_export.images.stored import StoredBank
-from dfqkit_export.measure.metrics import paired_drop, top1
+from dfqkit_export.tasks.classification import paired_drop, top1
 from tests.benchmarks.estimate_faults import FAULTS, File
 
 BATCH = 50

@@ -120,7 +120,7 @@ class TestInfo:
         assert main(["bank", "info", str(folder), "--json"]) == 0
         facts = json.loads(capsys.readouterr().out)
         images = StoredBank.open(folder)
-        counts = np.bincount(images.answers()[0], minlength=10)
+        counts = np.bincount(images.answers["logits"].argmax(1), minlength=10)
         assert facts["images_a_class"] == {"least": counts.min(), "mean": 2.4, "most": counts.max()}
         assert facts["empty_classes"] == (counts == 0).sum()
         assert facts["teacher_sha256"] == images.teacher
@@ -172,8 +172,8 @@ class TestVerify:
 def colourful(path: Path, labels: list[int], classes: int = 12) -> StoredBank:
     spec = ImageSpec(shape=(3, 8, 6), mean=(0.5,) * 3, std=(0.5,) * 3, classes=classes)
     codes = torch.randint(0, 256, (len(labels), *spec.shape), generator=torch.Generator().manual_seed(0))
-    logits = torch.nn.functional.one_hot(torch.tensor(labels), classes).float()
-    ImageBank(images=codes.to(torch.uint8), logits=logits, image=spec, teacher="0" * 64, source="x").save(path)
+    answers = {"logits": torch.nn.functional.one_hot(torch.tensor(labels), classes).float()}
+    ImageBank(images=codes.to(torch.uint8), answers=answers, image=spec, teacher="0" * 64, source="x").save(path)
     return StoredBank.open(path)
 
 
@@ -254,7 +254,7 @@ def test_images_that_are_no_pictures_cannot_be_png(tmp_path: Path) -> None:
 
     spec = ImageSpec(shape=(2, 4, 4), mean=(0.5,) * 2, std=(0.5,) * 2, classes=2)
     bank = ImageBank(
-        images=torch.zeros((1, 2, 4, 4), dtype=torch.uint8), logits=torch.zeros((1, 2)), image=spec,
+        images=torch.zeros((1, 2, 4, 4), dtype=torch.uint8), answers={"logits": torch.zeros((1, 2))}, image=spec,
         teacher="0" * 64, source="x",
     )  # fmt: skip
     bank.save(tmp_path / "x.safetensors")

@@ -108,9 +108,9 @@ def test_any_source_fills_a_set(overrides: list[str], tmp_path: Path, teacher: T
     assert [shard.n for shard in images.shards] == [20, 20, 10]
     assert sorted(contents(tmp_path / "set")) == ["set.json", *(f"shard-0000{i}.safetensors" for i in range(3))]
     assert images.spec == teacher.image
-    for codes, logits in images.each_shard():
+    for codes, answers in images.each_shard():
         found = teacher.logits(teacher.image.normalize(torch.from_numpy(codes).float() / 255))
-        torch.testing.assert_close(torch.from_numpy(logits), found, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(torch.from_numpy(answers["logits"]), found, rtol=1e-4, atol=1e-4)
     facts, recipe = images.facts, recipe_of(*overrides)
     assert (facts["n"], facts["wanted"], facts["shard"], facts["seed"]) == (50, 50, 20, 0)
     assert facts["synthesis"] == recipe.synthesis.model_dump(mode="json")

@@ -180,7 +180,7 @@ class TestRefusals:
         bank = ImageBank.load(path)
         image = IMAGE.from_dict(IMAGE.to_dict() | {"shape": [3, 8, 8]})
         small = ImageBank(
-            images=bank.images[..., :8, :8], logits=bank.logits, image=image, teacher=teacher.sha256, source="x"
+            images=bank.images[..., :8, :8], answers=bank.answers, image=image, teacher=teacher.sha256, source="x"
         )
         small.save(tmp_path / "small")
         with raises_naming(ArtefactError, "(3, 8, 8)", "option_a", "(3, 16, 16)"):

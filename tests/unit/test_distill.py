@@ -16,11 +16,13 @@ from dfqkit.config.distill import DistillConfig
 from dfqkit.config.quant import QuantConfig
 from dfqkit.seeds import derive
 from dfqkit.students.student import equalized_graph, snapshot
+from dfqkit.tasks import torch_task
 from dfqkit.teacher.taps import FeatureTap
-from dfqkit.training.loop import judge
+from dfqkit.training.loop import HeldOut
 from dfqkit.training.quantized_student import QuantizedStudentTrainer
 from dfqkit.training.stream import LiveStream, frozen
 from dfqkit_export.errors import RecipeError
+from dfqkit_export.tasks.classification import LOGITS
 from tests._messages import names, raises_naming
 from tests._offset import Offset
 from tests._toys import built_student, images, toy_graph, toy_teacher
@@ -29,9 +31,10 @@ TOY = "option_a"
 FAST: dict[str, Any] = {"steps": 8, "batch": 4, "round_every": 3, "judge_every": 3, "lr": 1e-3}
 
 
-def held_out() -> list[tuple[Tensor, Tensor]]:
+def held_out() -> HeldOut:
     with torch.no_grad():
-        return [(batch, toy_graph(TOY)(batch)) for batch in (images(16, 20), images(9, 21))]
+        batches = [(batch, {LOGITS: toy_graph(TOY)(batch)}) for batch in (images(16, 20), images(9, 21))]
+    return HeldOut(batches=batches, task=torch_task())
 
 
 def distiller(quant: dict[str, Any] | None = None, **changes: Any) -> QuantizedStudentTrainer:
@@ -56,7 +59,7 @@ def same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
 
 
 def divergence(student: fx.GraphModule) -> float:
-    return judge(student, held_out())[1]
+    return held_out().judge(student)["kl"]
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -287,10 +290,12 @@ def test_judging_by_hand() -> None:
 
     teacher = [torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 3.0]])]
     student = [torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.0, 3.0]])]
-    agreement, kl = judge(Fixed(), list(zip(student, teacher, strict=True)))
+    batches = [(images, {LOGITS: answer}) for images, answer in zip(student, teacher, strict=True)]
+    told = HeldOut(batches=batches, task=torch_task()).judge(Fixed())
+    assert list(told) == ["agreement", "kl"]
     p, q = torch.cat(teacher).double().softmax(1), torch.cat(student).double().softmax(1)
-    assert agreement == pytest.approx(200 / 3)
-    assert kl == pytest.approx(float((p * (p / q).log()).sum(1).mean()), rel=1e-5)
+    assert told["agreement"] == pytest.approx(200 / 3)
+    assert told["kl"] == pytest.approx(float((p * (p / q).log()).sum(1).mean()), rel=1e-5)
 
 
 def test_disagreement_by_hand() -> None:

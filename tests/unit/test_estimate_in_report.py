@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dfqkit.config.reading import load_recipe
-from dfqkit.run.measuring import _estimate
+from dfqkit.run.measuring import estimated_drop
 from dfqkit_export.measure.kinds import Metric
+from dfqkit_export.tasks import DEFAULT_TASK
+from dfqkit_export.tasks.classification import LOGITS
 
 
 @pytest.fixture
@@ -17,7 +18,8 @@ def logits() -> dict[str, Any]:
     rng = np.random.default_rng(0)
     teacher = rng.normal(0.0, 4.3, (256, 10))
     teacher[np.arange(256), np.arange(256) % 10] += 3.0
-    return {"teacher": teacher, "student": teacher, "onnxruntime": teacher + rng.normal(0.0, 1.0, teacher.shape)}
+    noisy = teacher + rng.normal(0.0, 1.0, teacher.shape)
+    return {"teacher": {LOGITS: teacher}, "student": {LOGITS: teacher}, "onnxruntime": {LOGITS: noisy}}
 
 
 def _accuracy(subject: str, value: float) -> Metric:
@@ -25,21 +27,20 @@ def _accuracy(subject: str, value: float) -> Metric:
 
 
 def test_it_is_about_the_runtime_and_not_the_student(logits: dict[str, Any]) -> None:
-    found = _estimate(logits, load_recipe("digits/dfq-w8a8-ort"), [])
+    found = estimated_drop(DEFAULT_TASK, logits, "dfq", [])
     assert found["trusted"]
     assert found["value"] > 0.05
     assert (found["synthesizer"], found["n"]) == ("dfq", 256)
 
 
 def test_noise_is_refused(logits: dict[str, Any]) -> None:
-    found = _estimate(logits, load_recipe("digits/noise-w8a8-ort"), [])
+    found = estimated_drop(DEFAULT_TASK, logits, "noise", [])
     assert found["value"] is None
     assert "noise" in found["reason"]
 
 
 def test_the_teacher_is_judged_by_its_own_accuracy(logits: dict[str, Any]) -> None:
-    recipe = load_recipe("digits/dfq-w8a8-ort")
     known = [_accuracy("onnxruntime", 40.0), _accuracy("teacher", 92.0)]
-    assert _estimate(logits, recipe, known)["trusted"]
-    refused = _estimate(logits, recipe, [_accuracy("teacher", 40.0)])
+    assert estimated_drop(DEFAULT_TASK, logits, "dfq", known)["trusted"]
+    refused = estimated_drop(DEFAULT_TASK, logits, "dfq", [_accuracy("teacher", 40.0)])
     assert "float model's top-1 is 40" in refused["reason"]

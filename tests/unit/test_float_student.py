@@ -26,7 +26,7 @@ from dfqkit.training.float_student import (
     save_float_student,
     student_objective,
 )
-from dfqkit.training.loop import judge
+from dfqkit.training.loop import HeldOut
 from dfqkit.training.stream import LiveStream
 from dfqkit_export.errors import ArtefactError, RecipeError
 from tests._hooks import hooks_on
@@ -81,9 +81,10 @@ def teacher() -> Teacher:
     return toy_teacher("residual")
 
 
-def held_out() -> list[tuple[Tensor, Tensor]]:
+def held_out() -> HeldOut:
     model = teacher()
-    return [(batch, model.logits(batch)) for batch in (images(16, 20), images(9, 21))]
+    batches = [(batch, model.answers(batch)) for batch in (images(16, 20), images(9, 21))]
+    return HeldOut(batches=batches, task=model.torch_task)
 
 
 def trainer(section: FloatStudentConfig | None = None, seed: int = 0) -> FloatStudentTrainer:
@@ -146,7 +147,7 @@ def test_it_comes_nearer_to_the_teacher_which_stays_as_it_is() -> None:
     entries = [entry["kl"] for entry in loop.judged]
     assert loop.best_score == min(entries) < 0.5 * entries[0]
     loop.student.load_state_dict(loop.best)
-    assert judge(loop.student, held_out())[1] == loop.best_score
+    assert held_out().judge(loop.student)["kl"] == loop.best_score
 
 
 def test_its_batch_norms_learn_from_batches_but_not_from_the_game_or_the_judging() -> None:

@@ -58,7 +58,7 @@ def test_it_comes_back_as_it_was(bank: ImageBank, file: Path, teacher: Teacher) 
     again = ImageBank.load(file, teacher)
     assert len(again) == 7
     assert torch.equal(again.images, bank.images)
-    assert torch.equal(again.logits, bank.logits)
+    assert torch.equal(again.answers["logits"], bank.answers["logits"])
     assert (again.image, again.teacher, again.source) == (IMAGE, teacher.sha256, "test")
 
 
@@ -91,14 +91,14 @@ def test_the_answers_are_those_to_the_stored_images(bank: ImageBank, teacher: Te
     codes = bank.images.numpy().astype(np.float32) / np.float32(255)
     answers = teacher.logits(torch.from_numpy(IMAGE.normalize(codes)))
     # The same images in other batches: kernels may sum in another order.
-    torch.testing.assert_close(bank.logits, answers, rtol=1e-4, atol=1e-5)
-    assert bank.logits.dtype == torch.float32
+    torch.testing.assert_close(bank.answers["logits"], answers, rtol=1e-4, atol=1e-5)
+    assert bank.answers["logits"].dtype == torch.float32
 
 
 def test_batches_are_normalised_like_real_images_and_in_order(bank: ImageBank) -> None:
     found = list(bank.batches(3))
     assert [len(part) for part, _ in found] == [3, 3, 1]
-    assert torch.equal(torch.cat([logits for _, logits in found]), bank.logits)
+    assert torch.equal(torch.cat([answers["logits"] for _, answers in found]), bank.answers["logits"])
     pixels = bank.images.permute(0, 2, 3, 1).numpy()
     real = LabelledImages(images=pixels, labels=None, name="x", sha256="")
     for (ours, _), theirs in zip(found, real.batches(IMAGE, 3), strict=True):
@@ -141,7 +141,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 )
 def test_other_safetensors_files_are_refused(metadata: dict[str, str] | None, bank: ImageBank, tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
-    save_file({"images": bank.images, "logits": bank.logits}, path, metadata)
+    save_file({"images": bank.images, "logits": bank.answers["logits"]}, path, metadata)
     with pytest.raises(ArtefactError, match=r"other.safetensors"):
         ImageBank.load(path)
 
@@ -150,14 +150,14 @@ def test_other_safetensors_files_are_refused(metadata: dict[str, str] | None, ba
     "change", ["no images", "float images", "fewer logits", "other shape", "no image", "bad image"]
 )
 def test_a_header_that_its_tensors_contradict_is_refused(change: str, bank: ImageBank, tmp_path: Path) -> None:
-    tensors = {"images": bank.images, "logits": bank.logits}
+    tensors = {"images": bank.images, "logits": bank.answers["logits"]}
     header = {"schema": 1, "image": IMAGE.to_dict(), "teacher": bank.teacher, "source": "test"}
     if change == "no images":
         del tensors["images"]
     elif change == "float images":
         tensors["images"] = bank.images.float()
     elif change == "fewer logits":
-        tensors["logits"] = bank.logits[:3].clone()
+        tensors["logits"] = bank.answers["logits"][:3].clone()
     elif change == "other shape":
         tensors["images"] = bank.images[..., :5].clone()
     elif change == "no image":
@@ -182,7 +182,7 @@ class TestDataset:
         assert len(data) == 7
         images, logits = (torch.stack(part) for part in zip(*(data[index] for index in range(7)), strict=True))
         assert torch.equal(images, next(bank.batches(7))[0])
-        assert torch.equal(logits, bank.logits)
+        assert torch.equal(logits, bank.answers["logits"])
         assert torch.equal(data[-1][0], images[6])
         with pytest.raises(IndexError, match=r"allowed are 0 to 6"):
             _ = data[7]
@@ -196,7 +196,7 @@ class TestDataset:
         parts = list(DataLoader(data, batch_size=3, shuffle=True, num_workers=workers, generator=rng))
         assert [len(images) for images, _ in parts] == [3, 3, 1]
         images, logits = (torch.cat(part) for part in zip(*parts, strict=True))
-        order = [int((bank.logits == row).all(1).nonzero()) for row in logits]
+        order = [int((bank.answers["logits"] == row).all(1).nonzero()) for row in logits]
         assert sorted(order) == list(range(7))
         assert order != sorted(order)
         assert torch.equal(images, next(bank.batches(7))[0][order])

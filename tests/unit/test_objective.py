@@ -11,8 +11,10 @@ from torch import Tensor
 
 from dfqkit import losses
 from dfqkit.config.distill import DistillWeights, LayerPair, ObjectiveConfig
+from dfqkit.tasks import torch_task
 from dfqkit.training.objective import Objective, require_names
 from dfqkit_export.errors import RecipeError
+from dfqkit_export.tasks.classification import LOGITS
 from tests._messages import raises_naming
 
 ALL = {"response": 1.0, "feature": 2.0, "relation": 3.0, "attention": 5.0, "logit_l1": 7.0, "logit_mse": 11.0}
@@ -31,6 +33,10 @@ THEIRS = {"a": drawn(4, 3, 8, 8, seed=3), "b": drawn(4, 5, 4, 4, seed=4)}
 WIDER = {"a": drawn(4, 6, 4, 4, seed=5), "b": drawn(4, 5, 8, 8, seed=6)}
 
 
+def named(logits: Tensor) -> dict[str, Tensor]:
+    return {LOGITS: logits}
+
+
 def objective(
     weights: dict[str, float],
     ours: dict[str, Tensor] = OURS,
@@ -43,12 +49,12 @@ def objective(
     given = {"weights": {"response": 0.0} | weights, "layers": names} | fields
     config = ObjectiveConfig.model_validate(given)
     pairs = config.layers or [LayerPair(teacher=name, student=name) for name in ours]
-    return Objective(config, pairs, ours, theirs, torch.Generator().manual_seed(seed))
+    return Objective(config, pairs, ours, theirs, torch.Generator().manual_seed(seed), torch_task())
 
 
 def test_every_term_is_the_loss_it_names() -> None:
     answer, logits = drawn(4, 10, seed=7), drawn(4, 10, seed=8)
-    found = objective(ALL, temperature=3.0).terms(answer, logits, OURS, THEIRS)
+    found = objective(ALL, temperature=3.0).terms(named(answer), named(logits), OURS, THEIRS)
     expected = {
         "response": losses.kd_kl(answer, logits, 3.0),
         "feature": (losses.relative_error(OURS["a"], THEIRS["a"]) + losses.relative_error(OURS["b"], THEIRS["b"])) / 2,
@@ -69,7 +75,7 @@ def test_each_term_alone_reaches_the_student_and_not_the_teacher(name: str) -> N
     made = objective({name: 2.0})
     answer, logits = leaf(4, 10, seed=7), leaf(4, 10, seed=8)
     ours = {key: value.clone().requires_grad_(True) for key, value in OURS.items()}
-    terms = made.terms(answer, logits.detach(), ours, THEIRS)
+    terms = made.terms(named(answer), named(logits.detach()), ours, THEIRS)
     assert list(terms) == [name]
     made.total(terms).backward()
     reached = [answer] if name in ("response", "logit_l1", "logit_mse") else list(ours.values())
@@ -80,7 +86,8 @@ def test_each_term_alone_reaches_the_student_and_not_the_teacher(name: str) -> N
 
 
 def test_the_hint_of_fitnets_is_a_mean_square() -> None:
-    found = objective({"feature": 1.0}, hint="mse").terms(drawn(4, 3), drawn(4, 3), OURS, THEIRS)["feature"]
+    answer = named(drawn(4, 3))
+    found = objective({"feature": 1.0}, hint="mse").terms(answer, answer, OURS, THEIRS)["feature"]
     squares = [(OURS[name] - THEIRS[name]).double().square().mean() for name in "ab"]
     assert float(found.detach()) == pytest.approx(float(sum(squares)) / 2, rel=1e-5)
 
@@ -98,7 +105,7 @@ def test_other_channels_are_projected_and_other_sizes_pooled() -> None:
         float((mine - WIDER["a"]).square().sum() / WIDER["a"].double().square().sum()),
         float((OURS["b"] - other).square().sum() / other.square().sum()),
     ]
-    found = made.terms(drawn(4, 3), drawn(4, 3), OURS, WIDER)["feature"]
+    found = made.terms(named(drawn(4, 3)), named(drawn(4, 3)), OURS, WIDER)["feature"]
     assert float(found.detach()) == pytest.approx(sum(expected) / 2, rel=1e-5)
 
 
@@ -106,7 +113,7 @@ def test_vectors_are_projected_too() -> None:
     ours, theirs = {"v": drawn(4, 3)}, {"v": drawn(4, 7, seed=1)}
     made = objective({"feature": 1.0}, ours, theirs, layers=["v"])
     weight, bias = made.parameters()
-    found = made.terms(drawn(4, 3), drawn(4, 3), ours, theirs)["feature"]
+    found = made.terms(named(drawn(4, 3)), named(drawn(4, 3)), ours, theirs)["feature"]
     torch.testing.assert_close(found, losses.relative_error(ours["v"] @ weight.T + bias, theirs["v"]))
 
 
@@ -119,7 +126,7 @@ def test_relations_are_compared_in_the_teachers_channels() -> None:
     mine = torch.einsum("dc,nchw->ndhw", weight, ours["a"].double()) + bias[:, None, None]
     first = torch.einsum("nihw,njhw->nij", mine, ours["b"].double()) / 64
     second = torch.einsum("nihw,njhw->nij", theirs["a"].double(), theirs["b"].double()) / 16
-    found = made.terms(drawn(4, 3), drawn(4, 3), ours, theirs)["relation"]
+    found = made.terms(named(drawn(4, 3)), named(drawn(4, 3)), ours, theirs)["relation"]
     assert float(found.detach()) == pytest.approx(float((first - second).square().mean()), rel=1e-5)
 
 
@@ -134,7 +141,7 @@ def test_a_projection_learns_what_the_teacher_adds() -> None:
     made = objective({"feature": 1.0}, OURS, theirs, layers=["a"])
     optimizer = torch.optim.Adam(made.parameters(), lr=0.05)
     for _ in range(200):
-        loss = made.total(made.terms(drawn(4, 3), drawn(4, 3), OURS, theirs))
+        loss = made.total(made.terms(named(drawn(4, 3)), named(drawn(4, 3)), OURS, theirs))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -154,7 +161,7 @@ def test_by_default_vectors_take_part_in_features_only() -> None:
     ours = OURS | {"v": drawn(4, 9)}
     theirs = THEIRS | {"v": drawn(4, 9, seed=1)}
     made = objective({"feature": 1.0, "relation": 1.0, "attention": 1.0}, ours, theirs, layers=None)
-    found = made.terms(drawn(4, 3), drawn(4, 3), ours, theirs)
+    found = made.terms(named(drawn(4, 3)), named(drawn(4, 3)), ours, theirs)
     errors = [losses.relative_error(ours[name], theirs[name]) for name in "abv"]
     torch.testing.assert_close(found["feature"], torch.stack(errors).mean())
     torch.testing.assert_close(found["relation"], losses.fsp((ours["a"], ours["b"]), (theirs["a"], theirs["b"])))

@@ -29,7 +29,7 @@ def stored(path: Path, labels: list[int], *, classes: int = 4, channels: int = 1
     levels = torch.arange(len(labels), dtype=torch.uint8)
     pictures = levels.reshape(-1, 1, 1, 1).expand(-1, channels, size, size).contiguous()
     logits = 9 * nn.functional.one_hot(torch.tensor(labels, dtype=torch.int64), classes).float()
-    ImageBank(images=pictures, logits=logits, image=spec, teacher="0" * 64, source="test").save(path)
+    ImageBank(images=pictures, answers={"logits": logits}, image=spec, teacher="0" * 64, source="test").save(path)
     return StoredBank.open(path)
 
 

@@ -23,7 +23,9 @@ from safetensors.numpy import save_file
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import sha256_of_file
 from dfqkit_export.images.spec import ImageSpec
-from dfqkit_export.images.stored import CalibrationReader, StoredBank, image_digest, softmax_top
+from dfqkit_export.images.stored import CalibrationReader, StoredBank, image_digest
+from dfqkit_export.tasks import DEFAULT_TASK
+from dfqkit_export.tasks.answering import grouped
 
 ROOT = Path(__file__).parents[2]
 SPEC = ImageSpec(shape=(3, 6, 5), mean=(0.5, 0.4, 0.3), std=(0.25, 0.2, 0.3), classes=4)
@@ -97,7 +99,7 @@ class TestReading:
         chosen = [9, 0, 4, 4, 7, 3]
         found = StoredBank.open(folder).take(chosen)
         assert np.array_equal(found[0], images[chosen])
-        assert np.array_equal(found[1], logits[chosen])
+        assert np.array_equal(found[1]["logits"], logits[chosen])
 
     @pytest.mark.parametrize("index", [-1, 10])
     def test_an_image_that_is_not_there_is_an_index_error(self, folder: Path, index: int) -> None:
@@ -107,16 +109,18 @@ class TestReading:
     def test_answers_are_the_teachers(self, folder: Path) -> None:
         _, logits = arrays(10)
         stored = StoredBank.open(folder)
-        assert np.array_equal(stored.logits, logits)
+        assert np.array_equal(stored.answers["logits"], logits)
         odds = np.exp(logits.astype(np.float64))
-        labels, confidence = stored.answers()
-        assert labels.tolist() == logits.argmax(1).tolist()
-        np.testing.assert_allclose(confidence, (odds / odds.sum(1, keepdims=True)).max(1), rtol=1e-6)
+        found = grouped(stored)
+        assert found.of.tolist() == logits.argmax(1).tolist()
+        assert found.confidence is not None
+        np.testing.assert_allclose(found.confidence, (odds / odds.sum(1, keepdims=True)).max(1), rtol=1e-6)
 
     def test_confidence_does_not_overflow(self) -> None:
-        labels, confidence = softmax_top(np.array([[1e4, 0.0], [-1e4, 0.0]], np.float32))
-        assert labels.tolist() == [0, 1]
-        assert confidence.tolist() == [1.0, 1.0]
+        found = DEFAULT_TASK.groups({"logits": np.array([[1e4, 0.0], [-1e4, 0.0]], np.float32)}, SPEC)
+        assert found.of.tolist() == [0, 1]
+        assert found.confidence is not None
+        assert found.confidence.tolist() == [1.0, 1.0]
 
     def test_images_are_told_apart_by_their_pixels(self) -> None:
         image = arrays(1)[0][0]
@@ -139,7 +143,7 @@ class TestReading:
     def test_it_needs_no_torch(self, folder: Path) -> None:
         program = (
             f"from dfqkit_export.images.stored import StoredBank\ns = StoredBank.open({str(folder)!r})\n"
-            "next(s.batches(3)); s.logits; s.verify()\nimport sys; print('torch' in sys.modules)"
+            "next(s.batches(3)); s.answers; s.verify()\nimport sys; print('torch' in sys.modules)"
         )
         done = subprocess.run(
             [sys.executable, "-c", program], capture_output=True, text=True, check=False,

@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dfqkit_export.backends import DEFAULT
+from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.measure.kinds import INTEGER_OPS, Metric
 from dfqkit_export.report import Report
 from dfqkit_export.sentinel import Sentinel
+from dfqkit_export.tasks import Task
 
 __all__ = ["escaped", "model_card"]
 
@@ -42,9 +44,10 @@ def model_card(manifest: Mapping[str, Any], report: Report | None, sentinel: Sen
         report: of the run; None where it was not measured.
         sentinel: the images that the file is checked with.
     """
+    task = sentinel.task
     parts = [
         f"# {escaped(manifest['name'])}",
-        "A quantized image classifier, made by dfqkit "
+        f"A quantized {task.title}, made by dfqkit "
         f"{escaped(manifest['dfqkit'])} for the target {escaped(manifest['target'])}.",
         *_warnings(manifest, report),
         "## Accuracy",
@@ -52,7 +55,7 @@ def model_card(manifest: Mapping[str, Any], report: Report | None, sentinel: Sen
         "## What runs",
         _precision(report),
         "## Input and output",
-        _image(manifest),
+        _image(manifest, task),
         "## Provenance",
         _table(_provenance(manifest, report)),
         "## Checking it again",
@@ -101,12 +104,12 @@ def _precision(report: Report | None) -> str:
     return escaped(f"{found.value:.4g} {found.unit} of the layers run in integers in ONNX Runtime {version}.{named}")
 
 
-def _image(manifest: Mapping[str, Any]) -> str:
+def _image(manifest: Mapping[str, Any], task: Task) -> str:
     image = manifest["image"]
     shape = "x".join(str(size) for size in image["shape"])
     return escaped(
         f"Float32 images, N x {shape}: pixels from 0 to 255 divided by 255, less the mean {image['mean']}, divided by "
-        f"the standard deviation {image['std']}, by channel. Logits of {image['classes']} classes."
+        f"the standard deviation {image['std']}, by channel. {task.told(ImageSpec.from_dict(image))}"
     )
 
 
@@ -139,7 +142,7 @@ def _check(sentinel: Sentinel) -> str:
     text = f"{len(sentinel)} images with the teacher's answers are in sentinel.safetensors."
     return (
         f"`dfqkit check BUNDLE --baseline dfqkit-baseline.json` runs this file on them. {escaped(text + seen)}\n\n"
-        "Programs that run it in Python, C++ and TensorRT are in `samples/`."
+        f"Programs that run it in {sentinel.task.samples.languages} and TensorRT are in `samples/`."
     )
 
 

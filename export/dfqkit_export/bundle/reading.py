@@ -32,6 +32,7 @@ from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.onnxfile.model import load_onnx
 from dfqkit_export.report import Report
 from dfqkit_export.sentinel import SENTINEL_FILE, Sentinel, read_sentinel
+from dfqkit_export.tasks import Task, task_in
 
 __all__ = ["KIND", "LABELS_FILE", "MANIFEST", "MODEL_FILE", "SCHEMA", "Bundle", "labels_of", "open_bundle"]
 
@@ -103,6 +104,11 @@ class Bundle:
         path = plain_file(self.root, LABELS_FILE)
         return None if path is None else labels_of(path, self.image.classes)
 
+    @cached_property
+    def task(self) -> Task:
+        """What its outputs mean."""
+        return task_in({entry.key: entry.value for entry in load_onnx(self.model).metadata_props})
+
     def damaged(self) -> list[str]:
         """Return the names of files that are missing, or not as the manifest lists them."""
         if self.path != self.root:
@@ -160,7 +166,7 @@ def labels_of(path: Path, classes: int) -> tuple[str, ...]:
     if len(lines) != classes or not all(line and printable(line) for line in lines):
         message = (
             f"'{path}' has {len(lines)} lines; needed are {classes}, one name for each class, in the order of the "
-            "logits, each with something that can be shown."
+            "outputs, each with something that can be shown."
         )
         raise ArtefactError(message)
     return lines

@@ -1,6 +1,6 @@
 """The samples of a bundle: small programs that run its model, and images by which they check themselves.
 
-What belongs here: what lies under ``samples/``. The programs are `templates`; nothing in them depends on the model, so
+What belongs here: what lies under ``samples/``. The programs are the task's; nothing in them depends on the model, so
 that they are the same in every bundle.
 """
 
@@ -17,16 +17,13 @@ from dfqkit_export.backends import all_targets, backend_of
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.sentinel import Sentinel
+from dfqkit_export.tasks import Task
+from dfqkit_export.tasks.answering import answer
 
 __all__ = ["sample_files"]
 
-#: Images of the samples; those that the teacher is surest of, so that runtimes do not differ in their classes.
+#: Images of the samples; those that the teacher is surest of, so that runtimes do not differ in their answers.
 _IMAGES = 4
-_PROGRAMS = {
-    "samples/python/classify.py": "classify.py.txt",
-    "samples/cpp/main.cpp": "main.cpp.txt",
-    "samples/cpp/CMakeLists.txt": "CMakeLists.txt",
-}
 _NAME = re.compile(r"[\w./-]+", re.ASCII)
 
 
@@ -47,57 +44,68 @@ def sample_files(session: OrtSession, sentinel: Sentinel, target: str) -> dict[s
     if count > len(sentinel):
         message = f"The model takes {count} images at once, and there are {len(sentinel)}. Export it with a free batch."
         raise ArtefactError(message)
-    ranked = np.sort(sentinel.teacher_logits, axis=1)
-    surest = np.argsort(ranked[:, -2] - ranked[:, -1], kind="stable")[:count]
+    task = sentinel.task
+    surest = np.argsort(-task.margins(sentinel.answers, sentinel.answers), kind="stable")[:count]
     images = sentinel.normalized()[surest]
-    files = {name: _template(template) for name, template in _PROGRAMS.items()}
+    files = {f"samples/{place}": _text(resource) for place, resource in task.samples.programs.items()}
     files["samples/inputs.bin"] = images.astype("<f4").tobytes()
-    files["samples/expected.bin"] = session.run(images).astype("<f4").tobytes()
-    files["samples/trtexec.md"] = _trtexec(session, images.shape, target).encode()
-    files["samples/README.md"] = _README.format(count=count, shape="x".join(map(str, images.shape))).encode()
+    outputs = answer(session, task, images)
+    files |= {_expected(task, name): values.astype("<f4").tobytes() for name, values in outputs.items()}
+    files["samples/trtexec.md"] = _trtexec(session, task, images.shape, target).encode()
+    shape = "x".join(map(str, images.shape))
+    expected = " and ".join(f"`{_expected(task, name).rpartition('/')[2]}`" for name in task.names)
+    told = _README.format(count=count, shape=shape, expected=expected, task=task, samples=task.samples)
+    files["samples/README.md"] = told.encode()
     return files
 
 
-def _template(name: str) -> bytes:
-    return resources.files(__package__).joinpath("templates", name).read_bytes()
+def _expected(task: Task, output: str) -> str:
+    return "samples/expected.bin" if len(task.names) == 1 else f"samples/expected_{output}.bin"
+
+
+def _text(resource: str) -> bytes:
+    package, _, path = resource.partition(":")
+    return resources.files(package).joinpath(path).read_bytes()
 
 
 _README = """\
 # Samples
 
-`inputs.bin` holds {count} images, float32, little-endian, {shape}, normalised; `expected.bin` the logits that ONNX
+`inputs.bin` holds {count} images, float32, little-endian, {shape}, normalised; {expected} the {task.words} that ONNX
 Runtime gave for them when the bundle was made. Each program runs the model on them, compares, and ends with 0 where
 they agree.
 
-- Python, with numpy and onnxruntime: `python python/classify.py`, or `python python/classify.py image.npy`
-- C++, with ONNX Runtime's headers and library: `cmake -S cpp -B build -DONNXRUNTIME_ROOT=... && cmake --build build`,
-  then `build/classify ../model.onnx inputs.bin expected.bin`
+{samples.use}
 - TensorRT: see `trtexec.md`
 
-Small differences between processors are normal: kernels without VNNI and sums in another order move a logit by a step
-or two of its scale. Another class is not.
+{samples.note}
 """
 
 
-def _trtexec(session: OrtSession, shape: tuple[int, ...], target: str) -> str:
+def _trtexec(session: OrtSession, task: Task, shape: tuple[int, ...], target: str) -> str:
     known = all_targets().get(target)
     if known is None or not backend_of(known).trtexec:
         return _NOT_TENSORRT.format(target=target)
-    for name in (session.input_name, session.output_name):
+    theirs = task.named_in(session.output_names)
+    for name in (session.input_name, *theirs):
         if not _NAME.fullmatch(name):
             message = f"The model has an input or output named {name!r:.80}, which trtexec cannot be told. Rename it."
             raise ArtefactError(message)
     sizes = "x".join(map(str, shape[1:]))
     fixed = isinstance(session.input_shape[0], int)
     values: Mapping[str, str] = {
-        "x": session.input_name,
-        "y": session.output_name,
+        "x": shlex.quote(session.input_name),
+        "y": ",".join(
+            f"{shlex.quote(own)}:{_expected(task, name)}" for name, own in zip(task.names, theirs, strict=True)
+        ),
+        "words": task.words,
+        "same": task.samples.same,
         "run": "" if fixed else f" --shapes={session.input_name}:{shape[0]}x{sizes}",
         "profile": ""
         if fixed
         else "".join(f" --{kind}Shapes={session.input_name}:{n}x{sizes}" for kind, n in _PROFILE),
     }
-    return _TRTEXEC.format(**{key: shlex.quote(text) if key in "xy" else text for key, text in values.items()})
+    return _TRTEXEC.format(**values)
 
 
 _PROFILE = (("min", 1), ("opt", 8), ("max", 32))
@@ -126,11 +134,12 @@ TensorRT 10.12 to 10.x (say that the types in the file hold; no `--int8`):
     trtexec --onnx=model.onnx --saveEngine=model.plan{profile} \\
         --stronglyTyped --profilingVerbosity=detailed --exportLayerInfo=layers.json
 
-Compare with the logits in this bundle. TensorRT rounds elsewhere than ONNX Runtime, so the tolerance is wide; what must
-be the same is the class:
+Compare with the {words} in this bundle. TensorRT rounds elsewhere than ONNX Runtime, so the tolerance is wide; what \
+must
+be the same is the {same}:
 
     trtexec --loadEngine=model.plan{run} \\
-        --loadInputs={x}:samples/inputs.bin --loadRefOutputs={y}:samples/expected.bin --atol=0.5 --rtol=0.05
+        --loadInputs={x}:samples/inputs.bin --loadRefOutputs={y} --atol=0.5 --rtol=0.05
 
 `dfqkit inspect model.onnx --target tensorrt` checks the file without a GPU; `layers.json` says which layers run in
 int8.

@@ -44,6 +44,7 @@ from dfqkit_export.sentinel import (
     read_sentinel,
     sentinel_bytes,
 )
+from dfqkit_export.tasks import entry_of
 
 __all__ = ["Order", "write_bundle"]
 
@@ -112,6 +113,7 @@ def _files(run: Bundle, order: Order) -> dict[str, bytes]:
         "target": run.target,
         "dfqkit": __version__,
         "image": run.image.to_dict(),
+        **entry_of(run.task),
         "teacher": dict(run.teacher),
         "synthesis": dict(run.synthesis),
         "quant": dict(run.quant),
@@ -141,7 +143,7 @@ def _sentinel(run: Bundle, order: Order) -> Sentinel:
         candidates = candidates_of([StoredBank.open(grading)], [StoredBank.open(path) for path in used])
         source = TeacherFile(path=teacher, name=run.teacher["name"], sha256=run.teacher["sha256"])
         return choose(run.model, source, candidates)
-    if found.spec != run.image:
+    if found.spec != run.image or found.task != run.task:
         message = f"The sentinel set is of {found.spec}, the model takes {run.image}. Give one made for this model."
         raise ArtefactError(message)
     return found

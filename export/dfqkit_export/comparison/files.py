@@ -1,4 +1,4 @@
-"""Where two files, or one file in two runtimes, part: logits, and the first layer whose outputs differ too much.
+"""Where two files, or one file in two runtimes, part: outputs, and the first layer whose outputs differ too much.
 
 What belongs here: running both and measuring. What is said of it in words is `text`; which layer stands for
 which is `matching`.
@@ -25,12 +25,14 @@ from dfqkit_export.images.inputs import Inputs, own_batch
 from dfqkit_export.measure.activations import LayerProbe, layer_scales
 from dfqkit_export.onnxfile.graph import SourceGraph
 from dfqkit_export.onnxfile.model import load_onnx
+from dfqkit_export.tasks import DEFAULT_TASK, Outputs, Task, entry_of, task_in
+from dfqkit_export.tasks.answering import answer
 from dfqkit_export.words import some
 
 __all__ = ["Comparison", "Side", "compare_files"]
 
 _BATCH = 32
-# Laying open what a runtime would fuse may change it. Changes below this share of the largest logit do not count.
+# Laying open what a runtime would fuse may change it. Changes below this share of the largest output do not count.
 _UNDISTURBED = 1e-3
 
 
@@ -57,14 +59,15 @@ class Comparison:
         images: Where the images come from, in words.
         n: How many.
         random: Whether they are random numbers.
-        flips: Images whose largest logit is another class.
-        margin: Largest distance between A's two best logits among the flipped images; None without flips.
-        logit_max_abs: Largest difference of two logits; None where one is not finite.
-        logit_sqnr_db: Signal-to-noise ratio of the logits.
+        flips: Images with another answer, of a classifier another class.
+        margin: Largest margin (`Task.margins`) that A has among the flipped images; None without flips.
+        logit_max_abs: Largest difference of two numbers of the outputs; None where one is not finite.
+        logit_sqnr_db: Signal-to-noise ratio of the outputs.
         matching: Which layers stand for each other.
-        layers: Their differences, in A's order; empty where a runtime shows logits only.
+        layers: Their differences, in A's order; empty where a runtime shows outputs only.
         min_sqnr: The threshold that was used, in dB.
         notes: What a reader must know of how it was measured.
+        task: What the outputs mean.
     """
 
     a: Side
@@ -80,6 +83,7 @@ class Comparison:
     layers: tuple[LayerDifference, ...]
     min_sqnr: float = MIN_SQNR
     notes: tuple[str, ...] = ()
+    task: Task = DEFAULT_TASK
 
     @property
     def first(self) -> LayerDifference | None:
@@ -94,8 +98,10 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON can hold it."""
         document = asdict(self)
+        document.pop("task")
         for side in ("a", "b"):
             document[side]["path"] = str(document[side]["path"])
+        document |= entry_of(self.task)
         named = {"first_to_part": self.first, "begins": self.begins}
         return {**document, **{key: layer.name if layer else None for key, layer in named.items()}}
 
@@ -103,7 +109,7 @@ class Comparison:
 def compare_files(
     a: Side, b: Side, inputs: Inputs, *, threads: int | None = None, min_sqnr: float = MIN_SQNR
 ) -> Comparison:
-    """Run both sides on the same images and compare logits and layers.
+    """Run both sides on the same images and compare outputs and layers.
 
     A layer parts where not the same values are finite; where both sides quantize it with the same scale, when
     the mean squared difference is larger than the quantizer's own error, step^2 / 12 (as with 8 % of the values one
@@ -117,32 +123,36 @@ def compare_files(
         min_sqnr: Threshold in dB.
 
     Raises:
-        ArtefactError: A file is damaged, or the images or the numbers of classes do not fit.
+        ArtefactError: A file is damaged, or the images or the outputs do not fit each other.
         RuntimeUnavailableError: A runtime is not installed.
     """
     models = load_onnx(a.path), load_onnx(b.path)
     batch, images = _batches(models, inputs.images)
-    logits = (_logits(a, images, batch, threads), _logits(b, images, batch, threads))
-    if logits[0].shape != logits[1].shape:
-        msg = (
-            f"The outputs have the shapes {logits[0].shape} and {logits[1].shape}, so that they cannot be compared. "
-            "Give two files that classify the same images into the same classes."
-        )
-        raise ArtefactError(msg)
+    task = task_in({entry.key: entry.value for entry in models[0].metadata_props})
+    first, second = (_outputs(side, task, images, batch, threads) for side in (a, b))
+    for name in task.names:
+        if first[name].shape != second[name].shape:
+            message = (
+                f"The outputs have the shapes {first[name].shape} and {second[name].shape}, so that they cannot be "
+                "compared. Give two files that answer alike to the same images: with as many classes, or maps as large."
+            )
+            raise ArtefactError(message)
     matching = match_layers(*models)
     blind = [side.runtime for side in (a, b) if not get_backend(side.runtime).sees_layers]
     layers: tuple[LayerDifference, ...] = ()
-    notes = [f"{name} gives logits only, so that layers cannot be compared there." for name in blind]
+    notes = [f"{name} gives outputs only, so that layers cannot be compared there." for name in blind]
     if not blind:
-        pair = _Pair(a=a, b=b, images=images, batch=batch, logits=logits, threads=threads, min_sqnr=min_sqnr)
+        pair = _Pair(
+            a=a, b=b, task=task, images=images, batch=batch, outputs=(first, second), threads=threads, min_sqnr=min_sqnr
+        )
         layers, notes = pair.layers(matching)
     notes += bias_notes({"A": (a.runtime, models[0]), "B": (b.runtime, models[1])})
     whole = Apart(None, None)
-    whole.add(*logits)
-    flipped = logits[0].argmax(1) != logits[1].argmax(1)
-    best = np.sort(logits[0][flipped], axis=1)
+    for name in task.names:
+        whole.add(first[name], second[name])
+    flipped = ~task.same_answer(first, second)
     with np.errstate(invalid="ignore"):  # inf - inf
-        margins = best[:, -1] - best[:, -2] if best.shape[1] > 1 else np.zeros(0)
+        margins = task.margins(first, first)[flipped]
     margin = float(margins.max()) if margins.size and np.isfinite(margins).all() else None
     return Comparison(
         a=a,
@@ -158,6 +168,7 @@ def compare_files(
         layers=layers,
         min_sqnr=min_sqnr,
         notes=tuple(notes),
+        task=task,
     )
 
 
@@ -178,28 +189,34 @@ def _batches(
     return size, images[:whole]
 
 
-def _logits(side: Side, images: NDArray[np.float32], batch: int, threads: int | None) -> NDArray[np.float32]:
+def _outputs(
+    side: Side, task: Task, images: NDArray[np.float32], batch: int, threads: int | None
+) -> dict[str, NDArray[Any]]:
     session = open_session(side.runtime, side.path, threads=threads)
-    parts = [(len(part), np.asarray(session.run(part))) for part in batched(images, batch)]
-    for n, part in parts:
-        if part.dtype.kind not in "fiu" or part.shape[:1] != (n,):
-            msg = (
-                f"The first output of {str(side.path)!r} has type {part.dtype} and shape {part.shape} for {n} "
-                "image(s); allowed are numbers, a row of them for each image. Let the classifier give its logits."
-            )
-            raise ArtefactError(msg)
-    return np.concatenate([part.reshape(n, -1).astype(np.float32) for n, part in parts])
+    parts = []
+    for part in batched(images, batch):
+        found = answer(session, task, part)
+        for values in found.values():
+            if values.dtype.kind not in "fiu" or values.shape[:1] != (len(part),):
+                message = (
+                    f"An output of {str(side.path)!r} has type {values.dtype} and shape {values.shape} for {len(part)} "
+                    f"image(s); allowed are numbers, as many for each image. Let the network give its {task.words}."
+                )
+                raise ArtefactError(message)
+        parts.append(task.shaped(found))
+    return {name: np.concatenate([part[name] for part in parts]) for name in task.names}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Pair:
-    """Both sides with the logits that they give undisturbed."""
+    """Both sides with the outputs that they give undisturbed."""
 
     a: Side
     b: Side
+    task: Task
     images: NDArray[np.float32]
     batch: int
-    logits: tuple[NDArray[np.float32], NDArray[np.float32]]
+    outputs: tuple[Outputs, Outputs]
     threads: int | None
     min_sqnr: float
 
@@ -209,7 +226,7 @@ class _Pair:
         hidden: list[dict[str, str]] = [{}, {}]
         disturbed = False
         for index, (side, change) in enumerate(zip((self.a, self.b), changes, strict=True)):
-            # Rounding that is left out inside such kernels, few logits may tell.
+            # Rounding that is left out inside such kernels, few outputs may tell.
             fused = _hidden(side) if change > _UNDISTURBED or not get_backend(side.runtime).rounds_inside else {}
             if fused or change > _UNDISTURBED:
                 hidden[index], disturbed = fused, True
@@ -230,9 +247,11 @@ class _Pair:
         changes, shapes = [0.0, 0.0], dict[tuple[str, str], str]()
         for start, part in zip(range(0, len(self.images), self.batch), batched(self.images, self.batch), strict=True):
             seen = [probe.run(part) for probe in probes]
-            for index, (logits, _) in enumerate(seen):
-                plain = self.logits[index][start : start + len(part)]
-                changes[index] = max(changes[index], _change(plain, logits.reshape(plain.shape)))
+            for index, (found, _) in enumerate(seen):
+                own = self.task.named_in(tuple(found))
+                for name, theirs in zip(self.task.names, own, strict=True):
+                    plain = self.outputs[index][name][start : start + len(part)]
+                    changes[index] = max(changes[index], _change(plain, found[theirs].reshape(plain.shape)))
             for pair, apart in sums.items():
                 first, second = seen[0][1][pair[0]], seen[1][1][pair[1]]
                 if first.shape == second.shape:

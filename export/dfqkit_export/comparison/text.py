@@ -16,16 +16,16 @@ _HEADER = ("layer", "SQNR dB", "max error", "in LSB", "other code", "> 1 code", 
 
 
 def render_comparison(found: Comparison) -> str:
-    """Return the comparison as text: the sides, the logits, the first layer that parts, the layers, the notes."""
+    """Return the comparison as text: the sides, the outputs, the first layer that parts, the layers, the notes."""
     lines = [
         f"A       {found.a.path} in {found.a.runtime}",
         f"B       {found.b.path} in {found.b.runtime}",
         f"images  {found.n} of {found.images}",
         f"layers  {_matched(found)}",
         "",
-        f"logits  largest difference {_number(found.logit_max_abs, 'not finite')}, "
+        f"{found.task.words:<7} largest difference {_number(found.logit_max_abs, 'not finite')}, "
         f"SQNR {_number(found.logit_sqnr_db, 'infinite')} dB",
-        f"argmax  {_flips(found)}",
+        f"{found.task.answer:<7} {_flips(found)}",
     ]
     if found.layers:
         rows = [_HEADER, *map(_row, found.layers)]

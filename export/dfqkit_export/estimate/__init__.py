@@ -6,6 +6,6 @@ What belongs here: the estimate (`drop`), what it measures (`features`), and wha
 
 from __future__ import annotations
 
-from dfqkit_export.estimate.drop import Estimate, estimate_drop
+from dfqkit_export.estimate.drop import Estimate, estimate_drop, estimate_of
 
-__all__ = ["Estimate", "estimate_drop"]
+__all__ = ["Estimate", "estimate_drop", "estimate_of"]

@@ -33,8 +33,9 @@ from typing import Any
 
 from dfqkit_export.estimate.calibration import Calibration, distrust, read_calibration
 from dfqkit_export.estimate.features import Features, Logits, measure_features
+from dfqkit_export.tasks import CLASSES, Outputs, Task
 
-__all__ = ["Estimate", "estimate_drop"]
+__all__ = ["Estimate", "estimate_drop", "estimate_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,3 +117,23 @@ def estimate_drop(
             "holds the true drop for teachers like these."
         ),
     )
+
+
+def estimate_of(
+    task: Task, reference: Outputs, outputs: Outputs, *, synthesizer: str, teacher_top1: float | None = None
+) -> dict[str, Any]:
+    """Return `Estimate.to_dict()` of a classifier, and the reason why there is none of another network.
+
+    Args:
+        task: What the outputs mean.
+        reference: The float model's, on synthetic images that calibrated nothing.
+        outputs: The file's.
+        synthesizer: What made the images.
+        teacher_top1: The float model's accuracy in percent where it is known.
+    """
+    if CLASSES not in task.offers:
+        reason = f"It was calibrated with classifiers, and this is another network ({task.title})."
+        return {"value": None, "low": None, "high": None, "trusted": False, "reason": reason}
+    (name,) = task.names
+    found = estimate_drop(reference[name], outputs[name], synthesizer=synthesizer, teacher_top1=teacher_top1)
+    return found.to_dict()

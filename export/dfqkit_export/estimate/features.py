@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.measure import metrics
+from dfqkit_export.measure.metrics import sqnr_db
+from dfqkit_export.tasks.classification import kl
 
 __all__ = ["Features", "Logits", "measure_features"]
 
@@ -64,7 +65,7 @@ def measure_features(teacher: Logits, student: Logits) -> Features:
         ArtefactError: The shapes differ, nothing is there to measure, there is one class only, or a value is not
             finite.
     """
-    kl = metrics.kl(teacher, student, subject="", data="")  # checks both
+    divergence = kl(teacher, student, subject="", data="")  # checks both
     first, second = np.asarray(teacher, np.float64), np.asarray(student, np.float64)
     n, classes = first.shape
     if classes < 2:
@@ -93,6 +94,6 @@ def measure_features(teacher: Logits, student: Logits) -> Features:
         noise=noise,
         noise_stderr=None if noise is None else noise * math.hypot(of_error, of_gain),
         agreement=100.0 * float((answers == second.argmax(axis=1)).mean()),
-        kl=kl.value or 0.0,
-        sqnr_db=metrics.sqnr_db(first, second),
+        kl=divergence.value or 0.0,
+        sqnr_db=sqnr_db(first, second),
     )

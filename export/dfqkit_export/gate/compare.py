@@ -15,7 +15,7 @@ import numpy as np
 
 from dfqkit_export.env import environment
 from dfqkit_export.errors import ArtefactError, DfqkitError, RuntimeUnavailableError
-from dfqkit_export.estimate import estimate_drop
+from dfqkit_export.estimate import estimate_of
 from dfqkit_export.gate.baseline import Baseline, Case, environment_changes, recorded_environment
 from dfqkit_export.gate.diagnosis import explain
 from dfqkit_export.gate.filerows import STANDING, file_metrics, file_rows, with_reasons
@@ -204,13 +204,14 @@ def _notes(measured: Measurement, case: Case | None, changes: Sequence[Change]) 
 
 def _estimated(measured: Measurement) -> Iterator[str]:
     """What the images that were drawn at random tell of the drop on real ones, or why they tell nothing."""
-    if measured.subject is None or measured.logits is None:
+    if measured.subject is None or measured.outputs is None:
         return
     sentinel = measured.subject.sentinel
-    makers = {sentinel.sources[index].partition(":")[0] for index in np.unique(sentinel.source[sentinel.plain])}
+    plain = sentinel.plain
+    makers = {sentinel.sources[index].partition(":")[0] for index in np.unique(sentinel.source[plain])}
     if len(makers) == 1:  # the constants are those of one synthesizer's images
-        answers = sentinel.teacher_logits[sentinel.plain], measured.logits[sentinel.plain]
-        yield estimate_sentence(estimate_drop(*answers, synthesizer=makers.pop()).to_dict())
+        both = ({name: values[plain] for name, values in one.items()} for one in (sentinel.answers, measured.outputs))
+        yield estimate_sentence(estimate_of(sentinel.task, *both, synthesizer=makers.pop()))
 
 
 def _recorded(outcome: CaseOutcome, measured: Measurement, case: Case | None, options: Options) -> CaseOutcome:

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.gate.baseline import Case
 from dfqkit_export.gate.graph_diff import Change
-from dfqkit_export.gate.measurement import Measurement, Subject, predict
+from dfqkit_export.gate.measurement import Measurement, Subject
 from dfqkit_export.gate.signature import distances, sketch, unpack_sketches
 from dfqkit_export.measure.activations import layer_outputs
 from dfqkit_export.sentinel import SENSITIVE, normalized
+from dfqkit_export.tasks.answering import answers
 from dfqkit_export.words import some
 
 __all__ = ["explain", "layer_sketches", "preprocessing_changes"]
@@ -110,21 +111,22 @@ def _states(text: str, subject: Subject) -> bool:
 def _experiments(measured: Measurement, subject: Subject, names: Sequence[str]) -> Iterator[str]:
     """What the answers look like, and what they would be with the channels in the other order."""
     first, last = (names[0], names[-1]) if names else ("the first layer", "the last layer")
-    teacher = subject.sentinel.teacher_logits
-    if measured.logits is None or measured.session is None:
+    if measured.outputs is None or measured.session is None:
         return
-    wanted, given = teacher.argmax(1), measured.logits.argmax(1)
-    agreement = 100 * float((wanted == given).mean())
-    swapped = _swapped_classes(wanted, given)
+    sentinel = subject.sentinel
+    task, teacher = sentinel.task, sentinel.answers
+    agreement = 100 * float(task.same_answer(teacher, measured.outputs).mean())
+    wanted, given = (task.groups(each, sentinel.spec) for each in (teacher, measured.outputs))
+    swapped = _swapped(wanted.of, given.of)
     if swapped:
         pairs = " and ".join(f"{a} for {b}" for a, b in swapped)
-        yield f"classes swapped: the file answers {pairs} and the other way round; look at {last}"
+        yield f"{wanted.many} swapped: the file answers {pairs} and the other way round; look at {last}"
     if subject.image.shape[0] == 3 and not swapped:
-        codes = subject.sentinel.images
+        codes = sentinel.images
         # Swapped where images are read, or behind the normalisation, as in the first layer's weights.
         orders = (normalized(codes[:, ::-1], subject.image), normalized(codes, subject.image)[:, ::-1])
-        tried = (predict(measured.session, np.ascontiguousarray(images)) for images in orders)
-        other = max(100 * float((found.argmax(1) == wanted).mean()) for found in tried)
+        tried = (answers(measured.session, task, np.ascontiguousarray(images)) for images in orders)
+        other = max(100 * float(task.same_answer(teacher, found).mean()) for found in tried)
         if other > agreement + _RESTORED:
             yield (
                 f"channels swapped: with the channels in the other order (RGB for BGR) agreement is {other:.1f} % "
@@ -132,8 +134,8 @@ def _experiments(measured: Measurement, subject: Subject, names: Sequence[str]) 
             )
 
 
-def _swapped_classes(wanted: NDArray[np.int64], given: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """Pairs of classes of which most images get the other's answer, in both directions."""
+def _swapped(wanted: NDArray[np.int64], given: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Pairs of groups of which most images get the other's answer, in both directions."""
     usual = {int(c): int(np.bincount(given[wanted == c]).argmax()) for c in np.unique(wanted)}
     counts = {c: int((wanted == c).sum()) for c in usual}
     strict = {c: u for c, u in usual.items() if counts[c] >= 2 and (given[wanted == c] == u).mean() > 0.5}

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,15 @@ from dfqkit_export.files import sha256_of_file
 from dfqkit_export.gate.signature import Signature, read_signature
 from dfqkit_export.gate.significance import ImageValues, image_values, noise_stderr_db
 from dfqkit_export.images.spec import ImageSpec
-from dfqkit_export.measure import metrics, per_image
-from dfqkit_export.measure.kinds import FLIPS, INTEGER_OPS, LOGIT_SQNR_DB, PLAIN_AGREEMENT, Metric
+from dfqkit_export.measure.kinds import AGREES, FLIPS, INTEGER_OPS, PLAIN_AGREEMENT, Metric
+from dfqkit_export.measure.metrics import integer_ops, share
 from dfqkit_export.onnxfile.model import load_onnx
 from dfqkit_export.report import Report
 from dfqkit_export.sentinel import SENTINEL_FILE, Sentinel, normalized
+from dfqkit_export.tasks import Outputs
+from dfqkit_export.tasks.answering import answers
 
 __all__ = ["Measurement", "Subject", "measure", "measure_report", "open_subject"]
-
-_BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class Measurement:
         metrics: By name.
         unmeasured: Metrics that could not be measured, with the reason.
         images: Values per image; None for a report.
-        logits: The file's logits, (N, K); None for a report.
+        outputs: The file's outputs, by name; None for a report.
         signature: What is kept of the layers; None for a report.
         files: sha256 of "model", "sentinel" and "teacher"; empty for a report.
         subject: What was measured; None for a report.
@@ -98,7 +98,7 @@ class Measurement:
     metrics: Mapping[str, Metric]
     unmeasured: Mapping[str, str] = field(default_factory=dict)
     images: ImageValues | None = None
-    logits: NDArray[np.float32] | None = None
+    outputs: Outputs | None = None
     signature: Signature | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     subject: Subject | None = None
@@ -174,24 +174,24 @@ def measure(subject: Subject, *, threads: int | None = None, optimized: bool = T
             of a file whose target needs that (`Subject.as_written`).
 
     Raises:
-        ArtefactError: The runtime does not accept the file, or its logits do not fit the teacher's or are not finite.
+        ArtefactError: The runtime does not accept the file, or its outputs do not fit the teacher's or are not finite.
         RuntimeUnavailableError: onnxruntime is not installed.
     """
     sentinel = subject.sentinel
     session = OrtSession(subject.model_path, threads=threads, optimized=optimized and not subject.as_written)
-    logits = predict(session, normalized(sentinel.images, subject.image))
-    found = _metrics(sentinel, logits)
+    outputs = answers(session, sentinel.task, normalized(sentinel.images, subject.image))
+    found, values = _metrics(sentinel, outputs)
     unmeasured = {}
     if session.optimized:
-        found.append(metrics.integer_ops(realised_precision(subject.model_path), subject=DEFAULT.name))
+        found.append(integer_ops(realised_precision(subject.model_path), subject=DEFAULT.name))
     elif not subject.as_written:
         unmeasured[INTEGER_OPS.name] = "Graph optimizations are off, which runs every layer as written, in float."
     return Measurement(
         name=subject.name,
         metrics={metric.name: metric for metric in found},
         unmeasured=unmeasured,
-        images=image_values((m.kind for m in found), sentinel.teacher_logits, logits, sentinel.sensitive),
-        logits=logits,
+        images=image_values((metric.kind for metric in found), values, sentinel.sensitive),
+        outputs=outputs,
         signature=read_signature(subject.model),
         files={
             "model": sha256_of_file(subject.model_path),
@@ -201,20 +201,6 @@ def measure(subject: Subject, *, threads: int | None = None, optimized: bool = T
         subject=subject,
         session=session,
     )
-
-
-def predict(session: OrtSession, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Run images; the last batch is filled up, because a file may fix its batch size.
-
-    Args:
-        session: The file.
-        images: Shape (N, C, H, W), normalised.
-    """
-    fixed = session.input_shape[0]
-    size = fixed if isinstance(fixed, int) else min(_BATCH, len(images))
-    missing = -len(images) % size if isinstance(fixed, int) else 0
-    padded = np.concatenate([images, np.repeat(images[-1:], missing, axis=0)]) if missing else images
-    return session.predict(padded, batch=size)[: len(images)]
 
 
 def measure_report(source: str | Path | Report) -> Measurement:
@@ -246,26 +232,34 @@ def _read_report(path: str | Path) -> Report:
     return Report.from_json(read_text(Path(path)))
 
 
-def _metrics(sentinel: Sentinel, logits: NDArray[np.float32]) -> list[Metric]:
-    teacher, sensitive, plain = sentinel.teacher_logits, sentinel.sensitive, sentinel.plain
+def _metrics(sentinel: Sentinel, outputs: Outputs) -> tuple[list[Metric], dict[str, NDArray[Any]]]:
+    """What the task measures without labels, and on how many images of each kind the answer is the teacher's."""
+    task, sensitive, plain = sentinel.task, sentinel.sensitive, sentinel.plain
     where = {"subject": DEFAULT.name, "data": "sentinel"}
-    found = [metrics.agreement(teacher, logits, **where), metrics.kl(teacher, logits, **where)]
-    ratio = metrics.sqnr_db(teacher, logits)
-    stderr = noise_stderr_db(per_image.noise(teacher, logits))
-    found.append(LOGIT_SQNR_DB.metric(value=ratio, n=len(logits), stderr=stderr, **where))
+    measured = task.metrics(sentinel.answers, outputs, None, **where)
+    values = task.per_image(sentinel.answers, outputs)
+    found = [_with_stderr(metric, values) for metric in measured]
+    same = values[AGREES.key]
     if plain.any():
-        found.append(metrics.agreement(teacher[plain], logits[plain], kind=PLAIN_AGREEMENT, **where))
+        found.append(share(PLAIN_AGREEMENT, same[plain], **where))
     if sensitive.any():
-        share = metrics.agreement(teacher[sensitive], logits[sensitive], **where)
-        n = share.n
-        flipped = float(np.rint(n * (1 - (share.value or 0.0) / 100)))
-        found.append(FLIPS.metric(value=flipped, n=n, stderr=n * (share.stderr or 0.0) / 100, **where))
-    return found
+        kept = share(FLIPS, same[sensitive], **where)
+        flipped = float(np.count_nonzero(~same[sensitive]))
+        found.append(replace(kept, value=flipped, stderr=kept.n * (kept.stderr or 0.0) / 100))
+    return found, values
+
+
+def _with_stderr(metric: Metric, values: Mapping[str, NDArray[Any]]) -> Metric:
+    """A ratio in dB with the standard error that the noise of each image gives it."""
+    each = metric.kind.per_image
+    if each is None or each.total != "dB":
+        return metric
+    return replace(metric, stderr=noise_stderr_db(values[each.key]))
 
 
 def _sentinel_digest(sentinel: Sentinel) -> str:
     """sha256 of what is measured with, which is the same whatever else stands in the file's header."""
     digest = hashlib.sha256(json.dumps(sentinel.spec.to_dict(), sort_keys=True).encode())
-    for array in (sentinel.images, sentinel.teacher_logits, sentinel.kind):
+    for array in (sentinel.images, *(sentinel.answers[name] for name in sentinel.task.names), sentinel.kind):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

@@ -2,7 +2,7 @@
 
 What belongs here: the numbers behind a verdict. The same images are measured every time, so what decides whether a
 difference would also be seen on others of their kind is the spread of the per-image *differences*, not the spread of
-either side: images on which both files answer alike say nothing (see also `metrics.paired_drop`).
+either side: images on which both files answer alike say nothing (see also `tasks.classification.paired_drop`).
 """
 
 from __future__ import annotations
@@ -87,18 +87,17 @@ class ImageValues:
 
 
 def image_values(
-    kinds: Iterable[MetricKind], reference: Any, outputs: Any, sensitive: NDArray[np.bool_]
+    kinds: Iterable[MetricKind], values: Mapping[str, NDArray[Any]], sensitive: NDArray[np.bool_]
 ) -> ImageValues:
     """Return what each image contributes to metrics.
 
     Args:
         kinds: The metrics.
-        reference: The teacher's outputs.
-        outputs: The file's, of the same images.
+        values: What the task gives of each image, by key.
         sensitive: Which images are of the sensitive kind, (n,).
     """
-    wanted = {kind.per_image.key: kind.per_image for kind in kinds if kind.per_image is not None}
-    return ImageValues(sensitive=sensitive, values={key: each.of(reference, outputs) for key, each in wanted.items()})
+    keys = dict.fromkeys(kind.per_image.key for kind in kinds if kind.per_image is not None)
+    return ImageValues(sensitive=sensitive, values={key: values[key] for key in keys})
 
 
 def difference_stderr(metric: str, base: ImageValues, now: ImageValues) -> float | None:

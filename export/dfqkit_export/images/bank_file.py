@@ -2,9 +2,10 @@
 
 What belongs here: the form on disk, and every check that reads no image. A set is a folder: ``set.json`` (what it is,
 who made it of what, and the sha256 of every shard) beside shards ``shard-00000.safetensors``, each of which holds uint8
-``images`` (N, C, H, W) and float32 ``logits`` (N, K), and says in its own header what it is; so that a lone shard, or a
-file from the ``images`` folder of a run, is read as a set of one. The readers are `imageset`; who writes sets is
-`dfqkit.images.folder`.
+``images`` (N, C, H, W) and what the teacher answered, float32 (N, ...) by the name of its output, and says in its own
+header what it is; so that a lone shard, or a file from the ``images`` folder of a run, is read as a set of one. A set
+that names no task is a classifier's: one output, a number for each class. The readers are `stored`; who writes sets is
+`dfqkit.run.bank_folder`.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.images.tensors import TensorFile
 
-__all__ = ["HEADER", "SCHEMA", "SET_FILE", "Contents", "Shard", "reading", "set_contents"]
+__all__ = ["HEADER", "IMAGES", "SCHEMA", "SET_FILE", "Contents", "Shard", "reading", "set_contents"]
 
 SCHEMA = 1
 SET_FILE = "set.json"
 #: The one metadata entry of every shard.
 HEADER = "imagebank"
+#: The tensor of images; every other one is an output of the teacher.
+IMAGES = "images"
 
 _AGAIN = "Make it again with `dfqkit synthesize`."
 _DAMAGED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArtefactError)
@@ -54,6 +57,8 @@ class Contents:
         spec: shape and normalisation of its images.
         teacher: sha256 of the weights of the teacher that answered.
         source: what made the images.
+        outputs: shape of the teacher's answer to one image, by output; empty while there is no shard.
+        task: the teacher's task, ``name`` and parameters; empty for a classifier.
         shards: its files, in order.
         wanted: how many images it was to have; more than it has while it is unfinished.
         facts: everything in ``set.json``; empty for a lone file.
@@ -62,6 +67,8 @@ class Contents:
     spec: ImageSpec
     teacher: str
     source: str
+    outputs: Mapping[str, tuple[int, ...]]
+    task: Mapping[str, Any]
     shards: tuple[Shard, ...]
     wanted: int
     facts: Mapping[str, Any]
@@ -105,15 +112,23 @@ def _header(path: Path) -> Contents:
         forms = file.forms
     _require_schema(schema, path, "an image bank")
     try:
-        spec, n = ImageSpec.from_dict(header["image"]), forms["images"][1][0]
-        for name, needed in (("images", ("U8", (n, *spec.shape))), ("logits", ("F32", (n, spec.classes)))):
-            if forms[name] != needed:
-                message = f"its {name} are {forms[name]}, its header asks for {needed}"
+        spec, n, task = ImageSpec.from_dict(header["image"]), forms[IMAGES][1][0], dict(header.get("task", {}))
+        answers = [name for name in forms if name != IMAGES]
+        needed = {IMAGES: ("U8", (n, *spec.shape))}
+        needed |= {name: ("F32", (n, *(forms[name][1][1:] if task else [spec.classes]))) for name in answers}
+        for name, form in needed.items():
+            if forms[name] != form:
+                message = f"its {name} are {forms[name]}, its header asks for {form}"
                 raise ValueError(message)
+        if not answers or (not task and len(answers) > 1):
+            message = f"it holds {', '.join(forms)}, and no answers of a teacher or those of another task than it says"
+            raise ValueError(message)
         return Contents(
             spec=spec,
             teacher=str(header["teacher"]),
             source=str(header["source"]),
+            outputs={name: forms[name][1][1:] for name in answers},
+            task=task,
             shards=(Shard(path=path, n=n, sha256=None),),
             wanted=n,
             facts={},
@@ -138,11 +153,14 @@ def _listed(path: Path) -> Contents:
         raise ArtefactError(message) from error
     _require_schema(facts.get("schema") if isinstance(facts, dict) else None, file, "a list of an image set")
     try:
+        shards = tuple(_entry(path, entry) for entry in facts["shards"])
         contents = Contents(
             spec=ImageSpec.from_dict(facts["image"]),
             teacher=str(facts["teacher"]["sha256"]),
             source=str(facts["source"]),
-            shards=tuple(_entry(path, entry) for entry in facts["shards"]),
+            outputs=_header(shards[0].path).outputs if shards and shards[0].path.is_file() else {},
+            task=dict(facts.get("task", {})),
+            shards=shards,
             wanted=int(facts["wanted"]),
             facts=facts,
         )
@@ -181,7 +199,8 @@ def _require_shard(shard: Shard, contents: Contents) -> None:
         )
         raise ArtefactError(message)
     own = _header(shard.path)
-    if own.n == shard.n and all(getattr(own, key) == getattr(contents, key) for key in ("spec", "teacher", "source")):
+    same = ("spec", "teacher", "source", "outputs", "task")
+    if own.n == shard.n and all(getattr(own, key) == getattr(contents, key) for key in same):
         return
     message = (
         f"'{shard.path}' is not the shard that {SET_FILE} lists: it has {own.n} images and {shard.n} are listed, or it "

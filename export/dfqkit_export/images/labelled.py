@@ -150,7 +150,7 @@ def _check_labels(labels: NDArray[Any] | None, count: int, classes: int, name: s
         msg = f"Data set {name!r} has {count} images but labels of shape {labels.shape}. Give one label for each image."
         raise ArtefactError(msg)
     low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= classes:
+    if low < 0 or 0 < classes <= high:
         msg = (
             f"Labels of {name!r} run from {low} to {high}; the model has {classes} classes, so they must lie in "
             f"[0, {classes}). Check that labels start at 0 and belong to this model."

@@ -1,4 +1,4 @@
-"""What an image is to a classifier: its shape, its normalisation and the number of classes.
+"""What an image is to a network: its shape, its normalisation and, where there are any, the number of classes.
 
 What belongs here: `ImageSpec`, the only place that converts between [0, 1] and the normalised space. It works on numpy
 arrays and on torch tensors alike without importing torch, so that both halves of the project share it.
@@ -24,7 +24,7 @@ _RANK = 4
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSpec:
-    """Shape, normalisation and number of classes of a classifier's input.
+    """Shape and normalisation of a network's input, and the number of classes that it tells apart.
 
     A normalised image is `(x - mean) / std` per channel, with x in [0, 1].
 
@@ -32,7 +32,7 @@ class ImageSpec:
         shape: Channels, height and width of one image, in pixels.
         mean: Mean per channel, in [0, 1] space.
         std: Standard deviation per channel, in [0, 1] space, above zero.
-        classes: Number of classes the classifier tells apart, at least 2.
+        classes: Number of classes the network tells apart, at least 2; 0 where its task has none.
 
     Example:
         >>> ImageSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.25,), classes=10).bounds()
@@ -42,7 +42,7 @@ class ImageSpec:
     shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    classes: int
+    classes: int = 0
 
     def __post_init__(self) -> None:
         """Coerce lists to tuples, then check every field.
@@ -69,8 +69,12 @@ class ImageSpec:
         if min(self.std) <= 0:
             msg = f"Image std {self.std} must be above zero in every channel, because images are divided by it."
             raise ArtefactError(msg)
-        if isinstance(self.classes, bool) or not isinstance(self.classes, int) or self.classes < 2:
-            msg = f"Number of classes must be an integer of at least 2, found {self.classes!r}."
+        if (
+            isinstance(self.classes, bool)
+            or not isinstance(self.classes, int)
+            or not (self.classes == 0 or self.classes >= 2)
+        ):
+            msg = f"Number of classes must be an integer of at least 2, or left out, found {self.classes!r}."
             raise ArtefactError(msg)
 
     def normalize(self, x: ArrayLike) -> ArrayLike:
@@ -114,22 +118,23 @@ class ImageSpec:
         return low, high
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as lists and numbers that JSON can hold."""
-        return {"shape": list(self.shape), "mean": list(self.mean), "std": list(self.std), "classes": self.classes}
+        """Return the fields as lists and numbers that JSON can hold; classes only where there are any."""
+        classes = {"classes": self.classes} if self.classes else {}
+        return {"shape": list(self.shape), "mean": list(self.mean), "std": list(self.std), **classes}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ImageSpec:
         """Rebuild the specification that `to_dict` wrote.
 
         Args:
-            values: Mapping with exactly the keys shape, mean, std and classes.
+            values: Mapping with the keys shape, mean, std and, where there are any, classes.
 
         Raises:
             ArtefactError: A key is missing or unknown, or a value is not usable.
         """
         known = {field.name for field in fields(cls)}
-        if set(values) != known:
-            missing, unknown = sorted(known - set(values)), sorted(set(values) - known)
+        missing, unknown = sorted(known - set(values) - {"classes"}), sorted(set(values) - known)
+        if missing or unknown:
             msg = f"Image specification needs exactly the keys {sorted(known)}; missing {missing}, unknown {unknown}."
             raise ArtefactError(msg)
         return cls(**values)

@@ -1,7 +1,8 @@
 """Stored sets of synthetic images with a teacher's answers, read without torch.
 
 What belongs here: `StoredBank`, which reads images and answers when they are asked for, and what feeds a quantizer.
-What the files look like is `bank_file`; the same as a torch data set is `dfqkit.images.BankDataset`.
+What the files look like is `bank_file`, what answers mean `dfqkit_export.tasks`; the same as a torch data set is
+`dfqkit.images.BankDataset`.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import sha256_of_file
-from dfqkit_export.images.bank_file import Contents, reading, set_contents
+from dfqkit_export.images.bank_file import IMAGES, Contents, reading, set_contents
 from dfqkit_export.images.tensors import TensorFile
 
-__all__ = ["CalibrationReader", "StoredBank", "image_digest", "softmax_top"]
+__all__ = ["CalibrationReader", "StoredBank", "image_digest"]
 
 Codes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
+#: The teacher's answers (N, ...), by the name of its output.
+Answers = dict[str, Floats]
 
 
 class StoredBank:
@@ -35,22 +38,25 @@ class StoredBank:
         spec: shape and normalisation of its images.
         teacher: sha256 of the weights of the teacher that answered.
         source: what made the images.
+        outputs: shape of the teacher's answer to one image, by output; empty while there is no shard.
+        task: the teacher's task, ``name`` and parameters; empty for a classifier.
         shards: its files, in order.
         wanted: how many images it was to have; more than it has while it is unfinished.
         facts: everything in ``set.json``; empty for a lone file.
 
     Example:
         >>> images = StoredBank.open("set")  # doctest: +SKIP
-        >>> next(images.batches(64)).dtype, images.logits.shape  # doctest: +SKIP
-        (dtype('float32'), (1024, 10))
+        >>> next(images.batches(64)).shape  # doctest: +SKIP
+        (64, 3, 32, 32)
     """
 
     def __init__(self, path: Path, contents: Contents) -> None:
         self.path = path
         self.spec, self.teacher, self.source = contents.spec, contents.teacher, contents.source
+        self.outputs, self.task = dict(contents.outputs), dict(contents.task)
         self.shards, self.wanted, self.facts = contents.shards, contents.wanted, dict(contents.facts)
         self._starts = [0, *accumulate(shard.n for shard in self.shards)]
-        self._files: dict[int, tuple[Any, Any]] = {}
+        self._files: dict[int, tuple[Any, dict[str, Any]]] = {}
 
     @classmethod
     def open(cls, path: str | Path) -> StoredBank:
@@ -93,19 +99,19 @@ class StoredBank:
                 )
                 raise ArtefactError(message)
 
-    def read_shard(self, index: int) -> tuple[Codes, Floats]:
-        """Images uint8 (n, C, H, W) and logits float32 (n, K) of one shard."""
+    def read_shard(self, index: int) -> tuple[Codes, Answers]:
+        """Images uint8 (n, C, H, W) and the teacher's answers of one shard."""
         path = self.shards[index].path
         with reading(path):
             file = TensorFile(path)
-            return file.read("images"), file.read("logits")
+            return file.read(IMAGES), {name: file.read(name) for name in self.outputs}
 
-    def each_shard(self) -> Iterator[tuple[Codes, Floats]]:
+    def each_shard(self) -> Iterator[tuple[Codes, Answers]]:
         """What `read_shard` gives, one after the other; only one is held."""
         return (self.read_shard(index) for index in range(len(self.shards)))
 
-    def take(self, indices: Sequence[int]) -> tuple[Codes, Floats]:
-        """Images and logits at the given places, in that order; no more than these are read.
+    def take(self, indices: Sequence[int]) -> tuple[Codes, Answers]:
+        """Images and answers at the given places, in that order; no more than these are read.
 
         Args:
             indices: each from 0 to the number of images, exclusive.
@@ -114,16 +120,18 @@ class StoredBank:
             IndexError: for one outside.
         """
         images = np.empty((len(indices), *self.spec.shape), np.uint8)
-        logits = np.empty((len(indices), self.spec.classes), np.float32)
+        answers = {name: np.empty((len(indices), *shape), np.float32) for name, shape in self.outputs.items()}
         for row, index in enumerate(indices):
             if not 0 <= index < len(self):
                 message = f"Image {index} of '{self.path}', which has {len(self)}: allowed are 0 to {len(self) - 1}."
                 raise IndexError(message)
             number = bisect_right(self._starts, index) - 1
-            stored, answers = self._slices(number)
+            stored, outputs = self._slices(number)
             at = int(index) - self._starts[number]
-            images[row], logits[row] = stored[at], answers[at]
-        return images, logits
+            images[row] = stored[at]
+            for name, values in outputs.items():
+                answers[name][row] = values[at]
+        return images, answers
 
     def batches(self, size: int) -> Iterator[Floats]:
         """Normalised images float32 (n, C, H, W), in order; the last batch may be smaller.
@@ -145,29 +153,24 @@ class StoredBank:
         return self.spec.normalize(self.take(indices)[0].astype(np.float32) / np.float32(255))
 
     @property
-    def logits(self) -> Floats:
-        """The teacher's answers, (N, K), read shard by shard."""
-        return np.concatenate([np.empty((0, self.spec.classes), np.float32), *self._each_logits()])
+    def answers(self) -> Answers:
+        """The teacher's answers, (N, ...) by output, read shard by shard."""
+        return {name: np.concatenate(list(self._each(name))) for name in self.outputs}
 
-    def answers(self) -> tuple[NDArray[np.int64], Floats]:
-        """The teacher's class and its confidence in it, (N,) each."""
-        found = [softmax_top(logits) for logits in self._each_logits()]
-        labels = [np.empty(0, np.int64), *(label for label, _ in found)]
-        return np.concatenate(labels), np.concatenate([np.empty(0, np.float32), *(top for _, top in found)])
-
-    def _each_logits(self) -> Iterator[Floats]:
+    def _each(self, output: str) -> Iterator[Floats]:
         for shard in self.shards:
             with reading(shard.path):
-                logits = TensorFile(shard.path).read("logits")
-            yield logits
+                values = TensorFile(shard.path).read(output)
+            yield values
 
-    def _slices(self, number: int) -> tuple[Any, Any]:
+    def _slices(self, number: int) -> tuple[Any, dict[str, Any]]:
         found = self._files.get(number)
         if found is None:
             path = self.shards[number].path
             with reading(path):
                 file = TensorFile(path)
-                found = self._files[number] = (file.part("images"), file.part("logits"))
+                answers = {name: file.part(name) for name in self.outputs}
+                found = self._files[number] = (file.part(IMAGES), answers)
         return found
 
     def __getstate__(self) -> dict[str, Any]:
@@ -224,10 +227,3 @@ class CalibrationReader:
     def __iter__(self) -> Iterator[dict[str, Floats]]:
         while (batch := self.get_next()) is not None:
             yield batch
-
-
-def softmax_top(logits: Floats) -> tuple[NDArray[np.int64], Floats]:
-    """Class and confidence of each row of logits (n, K): argmax, and the largest value of the softmax."""
-    labels = logits.argmax(1)
-    shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    return labels.astype(np.int64), (1 / np.exp(shifted).sum(1)).astype(np.float32)

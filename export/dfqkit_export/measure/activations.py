@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -61,36 +62,37 @@ class LayerProbe:
         visible = _visible_tensors(graph)
         self._tensors = {name: visible[name] for name in visible if layers is None or name in layers}
         self.scales = {name: _scale(tensor, graph) for name, tensor in self._tensors.items()}
-        present = {value.name for value in model.graph.output}
+        self._own = [value.name for value in model.graph.output]
+        present = set(self._own)
         for tensor in dict.fromkeys(self._tensors.values()):
             if tensor not in present:
                 model.graph.output.append(onnx.ValueInfoProto(name=tensor))  # whatever type it has
-        self._logits = model.graph.output[0].name
         with tempfile.TemporaryDirectory(prefix="dfqkit-") as folder:
             exposed = Path(folder) / "exposed.onnx"
             onnx.save(model, str(exposed))
             session = open_session(runtime, exposed, threads=threads)
         if not isinstance(session, FileSession) or not get_backend(runtime).sees_layers:
             able = [name for name, backend in all_backends().items() if backend.sees_layers]
-            message = f"Runtime {runtime!r} gives logits only; layers can be seen in {', '.join(able)}."
+            message = f"Runtime {runtime!r} gives outputs only; layers can be seen in {', '.join(able)}."
             raise ArtefactError(message)
         self._session = session
 
-    def run(self, images: NDArray[np.float32]) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
+    def run(self, images: NDArray[np.float32]) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[np.float32]]]:
         """Run one batch.
 
         Args:
             images: Shape (n, C, H, W), normalised.
 
         Returns:
-            The logits (n, classes), and the name of each layer with its output, float32.
+            The file's own outputs by name, and the name of each layer with its output, float32.
 
         Raises:
             ArtefactError: The images do not fit the model.
         """
-        names = list(dict.fromkeys([self._logits, *self._tensors.values()]))
+        names = list(dict.fromkeys([*self._own, *self._tensors.values()]))
         values = dict(zip(names, self._session.outputs(images, names), strict=True))
-        return values[self._logits], {layer: values[tensor] for layer, tensor in self._tensors.items()}
+        layers = {layer: values[tensor] for layer, tensor in self._tensors.items()}
+        return {name: values[name] for name in self._own}, layers
 
 
 def layer_outputs(

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any, Literal
-
-from numpy.typing import NDArray
+from typing import Literal
 
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.measure import per_image
 
 __all__ = [
+    "AGREES",
+    "DIVERGES",
     "KINDS",
+    "NOISE",
     "Metric",
     "MetricKind",
     "PerImage",
@@ -60,16 +59,16 @@ class Tolerance:
 class PerImage:
     """What each image contributes to a metric, from which the paired standard error of a change follows.
 
+    The values are the task's: `Task.per_image`.
+
     Attributes:
-        key: Name under which baselines keep the values; metrics with the same values share it.
-        of: Gives the values, (N,), from the reference's and the file's outputs.
+        key: Name under which tasks give and baselines keep the values; metrics with the same values share it.
         binary: Whether the values are yes or no.
         over: The images that count.
         total: How values come to the metric: their mean, their sum, or their mean as noise power in dB.
     """
 
     key: str
-    of: Callable[[Any, Any], NDArray[Any]]
     binary: bool = False
     over: Literal["all", "plain", "sensitive"] = "all"
     total: Literal["mean", "sum", "dB"] = "mean"
@@ -274,7 +273,10 @@ def load_plugins() -> None:
 # Tolerances were set from W8A8 files of CIFAR-10 ResNet-20 that were calibrated on images of 16 kinds, 512 sentinel
 # images: files of eight kinds that lose nothing on real images spread over 1.2 points of agreement, a factor of 1.41 in
 # KL and 1.1 dB; that of noise lies 4.7 points, a factor of 2.3 and 3.2 dB from the best.
-_AGREES = PerImage(key="agrees", of=per_image.agrees, binary=True)
+#: Whether the answers are the same, how far apart predictions are, the squared error of all outputs.
+AGREES = PerImage(key="agrees", binary=True)
+DIVERGES = PerImage(key="kl")
+NOISE = PerImage(key="noise", total="dB")
 
 TOP1 = register(
     MetricKind(
@@ -312,7 +314,7 @@ AGREEMENT = register(
         decimals=2,
         higher_is_better=True,
         tolerance=Tolerance(absolute=1.5, flips=True),
-        per_image=_AGREES,
+        per_image=AGREES,
         key=True,
         on_card=True,
         short="agreement %",
@@ -326,7 +328,7 @@ PLAIN_AGREEMENT = register(
         decimals=2,
         higher_is_better=True,
         tolerance=Tolerance(absolute=1.5),
-        per_image=replace(_AGREES, over="plain"),
+        per_image=replace(AGREES, over="plain"),
     )
 )
 FLIPS = register(
@@ -336,7 +338,7 @@ FLIPS = register(
         unit="images",
         higher_is_better=False,
         tolerance=Tolerance(absolute=1.0, of_images=0.04, flips=True),
-        per_image=replace(_AGREES, over="sensitive", total="sum"),
+        per_image=replace(AGREES, over="sensitive", total="sum"),
     )
 )
 STUDENT_AGREEMENT = register(
@@ -369,7 +371,7 @@ KL = register(
         significant=3,
         higher_is_better=False,
         tolerance=Tolerance(absolute=0.002, relative=0.5),
-        per_image=PerImage(key="kl", of=per_image.divergence),
+        per_image=DIVERGES,
         on_card=True,
     )
 )
@@ -381,7 +383,7 @@ LOGIT_SQNR_DB = register(
         decimals=1,
         higher_is_better=True,
         tolerance=Tolerance(absolute=1.5),
-        per_image=PerImage(key="noise", of=per_image.noise, total="dB"),
+        per_image=NOISE,
         without_value="The logits are the teacher's exactly.",
     )
 )

@@ -1,7 +1,7 @@
 """Images that a sentinel set may be chosen from: none that trained or selected the student.
 
-What belongs here: gathering them from stored sets, what is refused, and keeping a choice spread over classes and
-sources. How well an image serves is `choice`.
+What belongs here: gathering them from stored sets, what is refused, and keeping a choice spread over groups (classes)
+and sources. How well an image serves is `choice`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.readers import spread
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.images.stored import StoredBank, image_digest
+from dfqkit_export.tasks import DEFAULT_TASK, Task, task_of
 
 __all__ = ["LEAST", "Candidates", "candidates_of", "spread_out"]
 
@@ -38,12 +39,14 @@ class Candidates:
         images: uint8 (N, C, H, W), all different.
         source: int16 (N,), an index into sources.
         sources: what made them.
+        task: of the teacher that answered to them.
     """
 
     spec: ImageSpec
     images: NDArray[np.uint8]
     source: NDArray[np.int16]
     sources: tuple[str, ...]
+    task: Task = DEFAULT_TASK
 
 
 def candidates_of(
@@ -59,7 +62,7 @@ def candidates_of(
     Raises:
         ArtefactError: a set trained or selected a student, or is of another specification; or nothing is left.
     """
-    spec = sets[0].spec
+    spec, task = sets[0].spec, task_of(sets[0].task)
     most = most or min(_MOST, max(_FEWEST, _VALUES // math.prod(spec.shape)))
     seen = {image_digest(code) for used in exclude for codes, _ in used.each_shard() for code in codes}
     sources = tuple(dict.fromkeys(item.source for item in sets))
@@ -71,8 +74,11 @@ def candidates_of(
                 "Give images/grading.safetensors of a run, or a set of `dfqkit synthesize`."
             )
             raise ArtefactError(message)
-        if item.spec != spec:
-            message = f"'{item.path}' holds images of {item.spec}, '{sets[0].path}' of {spec}. Give sets of one kind."
+        if item.spec != spec or task_of(item.task) != task:
+            message = (
+                f"'{item.path}' holds images of {item.spec}, '{sets[0].path}' of {spec}. Give sets of one kind, made "
+                "for one task."
+            )
             raise ArtefactError(message)
         for code in item.take(spread(len(item), max(1, most // len(sets))))[0]:
             digest = image_digest(code)
@@ -83,28 +89,29 @@ def candidates_of(
     if len(images) < LEAST:
         message = f"Only {len(images)} different images to choose from; at least {LEAST} are needed. Give more images."
         raise ArtefactError(message)
-    return Candidates(spec=spec, images=np.stack(images), source=np.array(source, np.int16), sources=sources)
+    return Candidates(spec=spec, images=np.stack(images), source=np.array(source, np.int16), sources=sources, task=task)
 
 
 def spread_out(
-    found: NDArray[np.float64], classes: NDArray[np.int64], candidates: Candidates, count: int
+    found: NDArray[np.float64], groups: NDArray[np.int64], candidates: Candidates, count: int
 ) -> NDArray[np.int64]:
-    """The places with the largest scores; none of a class or source that has twice its share, while there are others.
+    """The places with the largest scores; none of a group or source that has twice its share, while there are others.
 
     Args:
         found: scores (N,); those that are not finite cannot be chosen.
-        classes: the teacher's, (N,).
+        groups: the teacher's, (N,).
         candidates: the images.
         count: how many.
     """
     order = np.argsort(-found, kind="stable")
     order = order[np.isfinite(found[order])]
-    shares = [(groups, math.ceil(2 * count / len(np.unique(groups[order])))) for groups in (classes, candidates.source)]
+    sorts = (groups, candidates.source)
+    shares = [(sort, math.ceil(2 * count / len(np.unique(sort[order])))) for sort in sorts]
     taken: list[int] = []
     left: list[int] = []
-    used = [dict.fromkeys(groups.tolist(), 0) for groups, _ in shares]
+    used = [dict.fromkeys(sort.tolist(), 0) for sort, _ in shares]
     for place in order.tolist():
-        groups_of = [int(groups[place]) for groups, _ in shares]
+        groups_of = [int(sort[place]) for sort, _ in shares]
         full = any(counts[group] >= most for counts, group, (_, most) in zip(used, groups_of, shares, strict=True))
         (left if full else taken).append(place)
         if not full:

@@ -3,11 +3,11 @@
 What belongs here: the rule by which a sentinel set is chosen from candidates, and its power. What is done to a file to
 find out is `probes`, the set itself `file`.
 
-The rule. The gap of an image is the logit of the teacher's class less the largest of the others; where it falls below
-zero, the image flips. Let ``s`` be the root mean square of how far the file's gaps are from the teacher's, and ``s_p``
-the same for a probe p. For an image whose gap is m (the smaller of the teacher's and the file's), a file as good as
-this one flips it with probability b = Phi(-m / s), and a worse one with h, the mean over the probes of
-(Phi(-m / s_p) + [p flips it]) / 2. Chosen are the images with the largest
+The rule. The gap of an image is its margin (`Task.margins`), of a classifier the logit of the teacher's class less the
+largest of the others; where it falls below zero, the image flips. Let ``s`` be the root mean square of how far the
+file's gaps are from the teacher's, and ``s_p`` the same for a probe p. For an image whose gap is m (the smaller of the
+teacher's and the file's), a file as good as this one flips it with probability b = Phi(-m / s), and a worse one with h,
+the mean over the probes of (Phi(-m / s_p) + [p flips it]) / 2. Chosen are the images with the largest
 
     (h - b) / sqrt(b (1 - b) + 0.01),
 
@@ -38,12 +38,11 @@ from dfqkit_export.onnxfile.model import load_onnx
 from dfqkit_export.sentinel.candidates import LEAST, Candidates, spread_out
 from dfqkit_export.sentinel.file import PLAIN, SENSITIVE, Sentinel, normalized
 from dfqkit_export.sentinel.probes import Probe, probed
+from dfqkit_export.tasks import DEFAULT_TASK, Outputs, Task
+from dfqkit_export.tasks.answering import answers
 
 __all__ = ["Choice", "TeacherFile", "choose", "likely_flips", "power", "usual_choice"]
 
-Floats = NDArray[Any]
-
-_BATCH = 64
 _HEADER = 8192  # bytes kept free for the file's header
 _STEADY = 0.01  # in the denominator, so that images which never flip are not divided by nothing
 _BITS = (7, 6, 5, 4, 3, 2)
@@ -95,66 +94,64 @@ def choose(model: str | Path, teacher: TeacherFile, candidates: Candidates, choi
     Raises:
         ArtefactError: a file cannot be run on these images, or not six images fit into the limit.
     """
-    choice = choice or usual_choice(candidates.spec)
+    choice = choice or usual_choice(candidates.spec, task=candidates.task)
     x = normalized(candidates.images, candidates.spec)
-    reference = _logits(OrtSession(teacher.path), x)
+    task = candidates.task
+    reference = answers(OrtSession(teacher.path), task, x)
     proto = load_onnx(model)
     target = next((entry.value for entry in proto.metadata_props if entry.key == "dfqkit.target"), "")
     optimized = not as_written(target)
-    own = _logits(OrtSession(model, optimized=optimized), x)
+    own = answers(OrtSession(model, optimized=optimized), task, x)
     choosing, judging = _probes(proto, choice.seed)
     plain_count, count = _counts(candidates, choice)
     drawn = np.random.default_rng(choice.seed).permutation(len(x))[:plain_count]
-    same, worse = likely_flips(reference, own, [_probe_logits(proto, probe, x, optimized) for probe in choosing])
+    run = _Probes(proto, task, x, optimized)
+    same, worse = likely_flips(task, reference, own, [run.answers(probe) for probe in choosing])
     found = (worse - same) / np.sqrt(same * (1 - same) + _STEADY)
     found[drawn] = -math.inf
-    chosen = spread_out(found, reference.argmax(1), candidates, count)
+    groups = task.groups(reference, candidates.spec)
+    chosen = spread_out(found, groups.of, candidates, count)
     places = np.concatenate([np.sort(chosen), np.sort(drawn)])
-    judged = [_probe_logits(proto, probe, x, optimized) for probe in judging]
-    flips = [disagree(reference, logits) for logits in (own, *judged)]
+    flips = [~task.same_answer(reference, each) for each in (own, *map(run.answers, judging))]
     return Sentinel(
         spec=candidates.spec,
         teacher_name=teacher.name,
         teacher_sha256=teacher.sha256,
         images=candidates.images[places],
-        teacher_logits=reference[places].astype(np.float32),
+        answers={name: values[places].astype(np.float32) for name, values in reference.items()},
         sources=candidates.sources,
         source=candidates.source[places],
         kind=np.repeat(np.array([SENSITIVE, PLAIN], np.uint8), [len(chosen), len(drawn)]),
-        rule=_told(len(chosen), len(drawn), len(x), choosing),
+        rule=_told((len(chosen), len(drawn), len(x)), choosing, groups.one),
         power=power(flips[0], flips[1:], chosen, same),
+        task=task,
     )
 
 
-def usual_choice(spec: ImageSpec, seed: int = 0) -> Choice:
+def usual_choice(spec: ImageSpec, seed: int = 0, task: Task = DEFAULT_TASK) -> Choice:
     """2 MB of images (576 of 32 x 32), or 64 images where so many do not fit (10 MB of 224 x 224).
 
     Fewer than 64 could not tell a loss of several points from chance.
     """
-    return Choice(limit=max(Choice.limit, 64 * _bytes(spec) + _HEADER), seed=seed)
-
-
-def disagree(teacher: Floats, logits: Floats) -> NDArray[np.bool_]:
-    """Which images have another class than the teacher's, (N,)."""
-    return np.asarray(teacher.argmax(1) != logits.argmax(1))
+    return Choice(limit=max(Choice.limit, 64 * _bytes(spec, task) + _HEADER), seed=seed)
 
 
 def likely_flips(
-    teacher: Floats, own: Floats, probes: Sequence[Floats]
+    task: Task, teacher: Outputs, own: Outputs, probes: Sequence[Outputs]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """How likely a file as good as this one flips each image, and how likely a worse one: b and h, see the top.
 
     Args:
-        teacher: logits (N, K).
+        task: what outputs mean.
+        teacher: its outputs.
         own: the file's.
         probes: those of each probe; with none, a file four times as far from the teacher is imagined.
     """
-    top = teacher.argmax(1)
-    gap, own_gap = _gaps(teacher, top), _gaps(own, top)
+    gap, own_gap = task.margins(teacher, teacher), task.margins(teacher, own)
     least, distance = np.minimum(gap, own_gap), _rms(own_gap - gap)
     worse = [
-        (_phi(-least / max(_rms(_gaps(logits, top) - gap), distance)) + disagree(teacher, logits)) / 2
-        for logits in probes
+        (_phi(-least / max(_rms(task.margins(teacher, each) - gap), distance)) + ~task.same_answer(teacher, each)) / 2
+        for each in probes
     ]
     return _phi(-least / distance), np.mean(worse or [_phi(-least / (4 * distance))], axis=0)
 
@@ -216,14 +213,14 @@ def _noise(flips: float, n: int) -> float:
     return math.sqrt(n * share * (1 - share))
 
 
-def _bytes(spec: ImageSpec) -> int:
-    """What one image takes with the teacher's logits, source and kind."""
-    return math.prod(spec.shape) + 4 * spec.classes + 3
+def _bytes(spec: ImageSpec, task: Task) -> int:
+    """What one image takes with the teacher's answer, source and kind."""
+    return math.prod(spec.shape) + task.image_bytes(spec) + 3
 
 
 def _counts(candidates: Candidates, choice: Choice) -> tuple[int, int]:
     """How many are drawn and how many chosen; at most half of what is left is chosen, or nothing would be."""
-    one = _bytes(candidates.spec)
+    one = _bytes(candidates.spec, candidates.task)
     fitting, n = max(0, choice.limit - _HEADER) // one, len(candidates.images)
     if fitting < LEAST:
         message = (
@@ -246,32 +243,24 @@ def _probes(model: onnx.ModelProto, seed: int) -> tuple[list[Probe], list[Probe]
     return choosing, judging
 
 
-def _probe_logits(model: onnx.ModelProto, probe: Probe, x: Floats, optimized: bool) -> Floats:
-    copy = probed(model, probe)
-    if copy is None:  # `_probes` leaves such ones out
-        message = f"{probe} changes nothing"
-        raise ValueError(message)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "probe.onnx")
-        onnx.save(copy, path)
-        return _logits(OrtSession(path, optimized=optimized), x)
+@dataclass(frozen=True)
+class _Probes:
+    """What copies of a model that are worse in a known way answer."""
 
+    model: onnx.ModelProto
+    task: Task
+    images: NDArray[np.float32]
+    optimized: bool
 
-def _logits(session: OrtSession, x: Floats) -> Floats:
-    """Logits of all images; a file of a fixed batch is fed the last images again where there are too few."""
-    fixed = session.input_shape[0] if session.input_shape else None
-    size = fixed if isinstance(fixed, int) else _BATCH
-    if not isinstance(fixed, int) or len(x) % size == 0:
-        return session.predict(x, size)
-    padded = np.concatenate([x, np.repeat(x[-1:], -len(x) % size, axis=0)])
-    return session.predict(padded, size)[: len(x)]
-
-
-def _gaps(logits: Floats, top: NDArray[np.int64]) -> NDArray[np.float64]:
-    rows, others = np.arange(len(logits)), logits.astype(np.float64)
-    first = others[rows, top].copy()
-    others[rows, top] = -np.inf
-    return np.asarray(first - others.max(1))
+    def answers(self, probe: Probe) -> Outputs:
+        copy = probed(self.model, probe)
+        if copy is None:  # `_probes` leaves such ones out
+            message = f"{probe} changes nothing"
+            raise ValueError(message)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "probe.onnx")
+            onnx.save(copy, path)
+            return answers(OrtSession(path, optimized=self.optimized), self.task, self.images)
 
 
 def _rms(values: NDArray[np.float64]) -> float:
@@ -282,11 +271,13 @@ def _phi(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in values.tolist()])
 
 
-def _told(chosen: int, drawn: int, candidates: int, probes: Sequence[Probe]) -> str:
+def _told(counts: tuple[int, int, int], probes: Sequence[Probe], group: str) -> str:
+    chosen, drawn, candidates = counts
     made = ", ".join(f"{p.bits}-bit weights" if p.kind == "weights" else "other activation ranges" for p in probes)
     return (
         f"{chosen} images with the largest (h - b) / sqrt(b (1 - b) + {_STEADY}), b and h the probabilities that a "
-        f"file as good as this one and a worse one give another class than the teacher; worse ones: "
-        f"{made or 'four times the distance from the teacher'}; no class or source above twice its share. And {drawn} "
+        f"file as good as this one and a worse one give another {group or 'answer'} than the teacher; worse ones: "
+        f"{made or 'four times the distance from the teacher'}; no {group or 'group'} or source above twice its share. "
+        f"And {drawn} "
         f"drawn at random; all from {candidates} images that neither trained nor selected the student."
     )

@@ -19,6 +19,7 @@ from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import write_bytes
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.images.tensors import read_tensors, tensor_bytes
+from dfqkit_export.tasks import DEFAULT_TASK, Outputs, Task, entry_of, task_of
 
 __all__ = [
     "HEADER", "PLAIN", "SCHEMA", "SENSITIVE", "SENTINEL_FILE", "Sentinel", "normalized", "read_sentinel",
@@ -37,7 +38,9 @@ SENSITIVE, PLAIN = 0, 1
 _MAX_FILE = 256 * 2**20
 _AGAIN = "Make it again with `dfqkit sentinel`; of a run, delete it and give `dfqkit run --resume RUN`."
 _DAMAGED = (KeyError, TypeError, ValueError, AttributeError, RecursionError)
-_TENSORS = {"images": "uint8", "teacher_logits": "float32", "source": "int16", "kind": "uint8"}
+_TENSORS = {"images": "uint8", "source": "int16", "kind": "uint8"}
+#: What the teacher's outputs are called in the file: this and their name.
+_ANSWER = "teacher_"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,31 +52,33 @@ class Sentinel:
         teacher_name: what the teacher is called.
         teacher_sha256: of its weights for a run of dfqkit, of its ONNX file otherwise.
         images: uint8 (N, C, H, W), at least one.
-        teacher_logits: float32 (N, K), ONNX Runtime's on exactly these 8-bit images.
+        answers: the teacher's outputs, float32 (N, ...) by name, ONNX Runtime's on exactly these 8-bit images.
         sources: what made the images, such as ``dfq:grading``.
         source: int16 (N,), which of them.
         kind: uint8 (N,), `SENSITIVE` or `PLAIN`.
         rule: how they were chosen, in words.
         power: what they can notice: `choice.power`. Empty where it could not be said.
+        task: what the outputs mean.
 
     Raises:
-        ArtefactError: arrays do not fit each other or the specification, or logits are not finite.
+        ArtefactError: arrays do not fit each other or the specification, or outputs are not finite.
     """
 
     spec: ImageSpec
     teacher_name: str
     teacher_sha256: str
     images: NDArray[np.uint8]
-    teacher_logits: NDArray[np.float32]
+    answers: Outputs
     sources: tuple[str, ...]
     source: NDArray[np.int16]
     kind: NDArray[np.uint8]
     rule: str = ""
     power: Mapping[str, Any] = field(default_factory=dict)
+    task: Task = DEFAULT_TASK
 
     def __post_init__(self) -> None:
         n = len(self.images)
-        shapes = {"images": (n, *self.spec.shape), "teacher_logits": (n, self.spec.classes)}
+        shapes = {"images": (n, *self.spec.shape)}
         for name, dtype in _TENSORS.items():
             array, shape = getattr(self, name), shapes.get(name, (n,))
             if array.dtype != dtype or array.shape != shape or not n:
@@ -81,8 +86,14 @@ class Sentinel:
                     f"Sentinel {name} must be {dtype} of {shape}, N at least 1; found {array.dtype} {array.shape}."
                 )
                 raise ArtefactError(message)
-        if not np.isfinite(self.teacher_logits).all():
-            message = "Sentinel teacher_logits are not all finite: the teacher overflows on these images."
+        try:
+            self.task.check(self.answers, self.spec)
+        except ArtefactError as error:
+            message = f"The teacher's answers of a sentinel set cannot be used. {error}"
+            raise ArtefactError(message) from error
+        wrong = [name for name, values in self.answers.items() if values.dtype != np.float32 or len(values) != n]
+        if wrong:
+            message = f"Sentinel {_ANSWER}{wrong[0]} must be float32, one answer for each of {n} images."
             raise ArtefactError(message)
         if not 0 <= self.source.min() <= self.source.max() < len(self.sources) or self.kind.max() > PLAIN:
             message = f"Sentinel source must index {len(self.sources)} sources and kind be {SENSITIVE} or {PLAIN}."
@@ -126,13 +137,16 @@ def sentinel_bytes(sentinel: Sentinel) -> bytes:
     header = {
         "schema": SCHEMA,
         "image": sentinel.spec.to_dict(),
+        **entry_of(sentinel.task),
         "teacher": {"name": sentinel.teacher_name, "sha256": sentinel.teacher_sha256},
         "sources": list(sentinel.sources),
         "rule": sentinel.rule,
         "power": dict(sentinel.power),
     }
     text = json.dumps(header, sort_keys=True, allow_nan=False)
-    return tensor_bytes({name: getattr(sentinel, name) for name in _TENSORS}, {HEADER: text})
+    tensors = {name: getattr(sentinel, name) for name in _TENSORS}
+    tensors |= {f"{_ANSWER}{name}": sentinel.answers[name] for name in sentinel.task.names}
+    return tensor_bytes(tensors, {HEADER: text})
 
 
 def read_sentinel(path: str | Path) -> Sentinel:
@@ -156,6 +170,7 @@ def read_sentinel(path: str | Path) -> Sentinel:
         )
         raise ArtefactError(message)
     try:
+        task = task_of(header.get("task"))
         return Sentinel(
             spec=ImageSpec.from_dict(header["image"]),
             teacher_name=_text(header["teacher"]["name"]),
@@ -163,6 +178,8 @@ def read_sentinel(path: str | Path) -> Sentinel:
             sources=tuple(_text(name) for name in header["sources"]),
             rule=_text(header["rule"]),
             power=dict(header["power"]),
+            task=task,
+            answers={name: tensors[f"{_ANSWER}{name}"] for name in task.names},
             **{name: tensors[name] for name in _TENSORS},
         )
     except (*_DAMAGED, ArtefactError) as error:

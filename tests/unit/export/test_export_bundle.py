@@ -223,7 +223,7 @@ class TestPythonSample:
         sentinel = read_sentinel(bundle / "sentinel.safetensors")
         session = onnxruntime.InferenceSession(str(bundle / "model.onnx"))
         logits = session.run(None, {"x": sentinel.normalized()})[0]
-        share = 100 * (logits.argmax(1) == sentinel.teacher_logits.argmax(1)).mean()
+        share = 100 * (logits.argmax(1) == sentinel.answers["logits"].argmax(1)).mean()
         done = self.sample(bundle, "--sentinel")
         assert done.stdout.strip() == f"{len(sentinel)} images, the class is the float teacher's in {share:.2f} %"
 

@@ -180,7 +180,7 @@ class TestFiles:
         path = residual_net()
         found = compare_files(Side(path=path), Side(path=path, runtime="tensorrt"), inputs(2), threads=1)
         assert (found.layers, found.logit_max_abs) == ((), 0.0)
-        assert "tensorrt gives logits only" in found.notes[0]
+        assert "tensorrt gives outputs only" in found.notes[0]
 
     def test_a_runtime_that_fuses_across_layers_is_seen_through(self, tmp_path: Path, qdq: Any) -> None:
         pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'dfqkit[openvino]'")

@@ -16,8 +16,8 @@ from dfqkit_export.errors import ArtefactError
 from dfqkit_export.estimate import estimate_drop
 from dfqkit_export.estimate.calibration import TABLE, Calibration, read_calibration
 from dfqkit_export.estimate.features import measure_features
-from dfqkit_export.measure.metrics import paired_drop
 from dfqkit_export.report import Report
+from dfqkit_export.tasks.classification import paired_drop
 
 Array = NDArray[Any]
 STUDY = Path(__file__).parents[3] / "recipes" / "estimate" / "estimate.json"

@@ -9,6 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -16,7 +17,7 @@ import onnx
 import pytest
 
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.estimate import Estimate, estimate_drop
+from dfqkit_export.estimate import estimate_of
 from dfqkit_export.gate import (
     Baseline,
     Case,
@@ -48,10 +49,16 @@ from dfqkit_export.gate.significance import (
 from dfqkit_export.gate.verdicts import judge
 from dfqkit_export.measure.kinds import KINDS, Metric
 from dfqkit_export.report import Finding, Report
+from dfqkit_export.tasks import DEFAULT_TASK, Outputs, Task
+from dfqkit_export.tasks.classification import LOGITS
 from tests._gate_toy import make_bundle
 from tests._messages import raises_naming
 
 HOSTILE = '<script>alert("x")</script> | ]]> \x1b[31m \x00 & *a* [b](c) `d`\n## e'
+
+
+def per_image(teacher: np.ndarray, logits: np.ndarray) -> dict[str, np.ndarray]:
+    return DEFAULT_TASK.per_image({LOGITS: teacher}, {LOGITS: logits})
 
 
 def metric(value: float | None, name: str = "agreement", stderr: float | None = None, n: int = 1000) -> Metric:
@@ -99,7 +106,7 @@ def test_paired_standard_errors_are_those_of_the_mean_difference() -> None:
     teacher = rng.normal(size=(400, 10))
     first, second = (teacher + rng.normal(0, 0.7, teacher.shape) for _ in range(2))
     sensitive = np.arange(400) < 300
-    a, b = (image_values(KINDS.values(), teacher, logits, sensitive) for logits in (first, second))
+    a, b = (image_values(KINDS.values(), per_image(teacher, logits), sensitive) for logits in (first, second))
     # Independent oracle: the spread over bootstrap samples of the images.
     draws = rng.integers(0, 400, (3000, 400))
     kl = (b.values["kl"] - a.values["kl"])[draws].mean(1).std()
@@ -119,7 +126,7 @@ def test_values_per_image_survive_the_baseline() -> None:
     rng = np.random.default_rng(1)
     teacher = rng.normal(size=(37, 5))
     noisy = teacher + rng.normal(0, 0.1, teacher.shape)
-    values = image_values(KINDS.values(), teacher, noisy, np.arange(37) % 2 == 0)
+    values = image_values(KINDS.values(), per_image(teacher, noisy), np.arange(37) % 2 == 0)
     back = ImageValues.from_dict(json.loads(json.dumps(values.to_dict())))
     assert (back.values["agrees"] == values.values["agrees"]).all()
     assert (back.sensitive == values.sensitive).all()
@@ -500,12 +507,12 @@ def test_the_estimate_rests_on_the_plain_images_of_one_synthesizer(
     bundle = make_bundle(tmp_path / "toy")
     asked: list[tuple[int, str]] = []
 
-    def estimate(teacher: np.ndarray, student: np.ndarray, *, synthesizer: str) -> Estimate:
-        asked.append((len(teacher), synthesizer))
-        assert len(student) == len(teacher)
-        return estimate_drop(teacher, student, synthesizer=synthesizer)
+    def estimate(task: Task, teacher: Outputs, student: Outputs, *, synthesizer: str) -> dict[str, Any]:
+        asked.append((len(teacher[LOGITS]), synthesizer))
+        assert len(student[LOGITS]) == len(teacher[LOGITS])
+        return estimate_of(task, teacher, student, synthesizer=synthesizer)
 
-    monkeypatch.setattr("dfqkit_export.gate.compare.estimate_drop", estimate)
+    monkeypatch.setattr("dfqkit_export.gate.compare.estimate_of", estimate)
     (case,) = check([bundle], Baseline(), Options(update=True)).cases
     assert asked == [(96, "digits")] * len(asked)
     assert any(note.startswith("No estimate of the drop on real images: ") for note in case.notes)

@@ -81,7 +81,7 @@ def test_stored_sets_and_sentinels_are_read(model: onnx.ModelProto, tmp_path: Pa
         teacher_name="t",
         teacher_sha256="0" * 64,
         images=stored,
-        teacher_logits=logits,
+        answers={"logits": logits},
         sources=("x",),
         source=np.zeros(6, np.int16),
         kind=np.full(6, PLAIN, np.uint8),

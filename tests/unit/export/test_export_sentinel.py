@@ -34,8 +34,10 @@ from dfqkit_export.sentinel import (
     usual_choice,
     write_sentinel,
 )
-from dfqkit_export.sentinel.choice import disagree, likely_flips, power
+from dfqkit_export.sentinel.choice import likely_flips, power
 from dfqkit_export.sentinel.probes import Probe, probed
+from dfqkit_export.tasks import DEFAULT_TASK
+from dfqkit_export.tasks.classification import LOGITS
 from tests._messages import raises_naming
 from tests.unit.export._bundles import SPEC, TEACHER, codes, write_net, write_set
 
@@ -166,6 +168,10 @@ class TestCandidates:
             candidates_of([StoredBank.open(few)])
 
 
+def disagree(chosen: Sentinel, values: NDArray[Any]) -> NDArray[np.bool_]:
+    return chosen.answers[LOGITS].argmax(1) != values.argmax(1)  # type: ignore[no-any-return]
+
+
 class TestChoice:
     def test_it_is_what_it_says(self, chosen: Sentinel, files: dict[str, Path], candidates: Candidates) -> None:
         assert chosen.kind.tolist() == [SENSITIVE] * 80 + [PLAIN] * 80
@@ -174,20 +180,20 @@ class TestChoice:
         assert len(set(mine)) == 160
         assert set(mine) <= known
         expected = OrtSession(files["teacher"], threads=1).run(normalized(chosen.images, SPEC))
-        np.testing.assert_allclose(chosen.teacher_logits, expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(chosen.answers[LOGITS], expected, rtol=1e-5, atol=1e-5)
         assert (chosen.teacher_name, chosen.teacher_sha256, chosen.sources) == ("toy", TEACHER, ("dfq:grading",))
 
     def test_it_notices_more_than_images_at_random(
         self, chosen: Sentinel, files: dict[str, Path], candidates: Candidates, tmp_path: Path
     ) -> None:
         images = normalized(chosen.images, SPEC)
-        own = disagree(chosen.teacher_logits, OrtSession(files["model"], threads=1).run(images))
+        own = disagree(chosen, OrtSession(files["model"], threads=1).run(images))
         assert own[chosen.sensitive].sum() <= own[chosen.plain].sum()
         added = {SENSITIVE: 0, PLAIN: 0}
         for bits, seed in ((6, 101), (6, 102), (5, 103), (5, 104)):  # none of these took part
             copy = probed(onnx.load(files["model"]), Probe(kind="weights", bits=bits, seed=seed))
             assert copy is not None
-            worse = disagree(chosen.teacher_logits, logits(copy, tmp_path, images))
+            worse = disagree(chosen, logits(copy, tmp_path, images))
             for kind in added:
                 added[kind] += int(worse[chosen.kind == kind].sum()) - int(own[chosen.kind == kind].sum())
         assert added[SENSITIVE] > 2 * added[PLAIN] > 0
@@ -244,8 +250,8 @@ class TestChoice:
         assert "four times the distance" in found.rule
 
     def test_no_class_has_more_than_twice_its_share(self, chosen: Sentinel) -> None:
-        counts = np.bincount(chosen.teacher_logits[chosen.sensitive].argmax(1), minlength=10)
-        present = int((chosen.teacher_logits.argmax(1)[:, None] == np.arange(10)).any(0).sum())
+        counts = np.bincount(chosen.answers[LOGITS][chosen.sensitive].argmax(1), minlength=10)
+        present = int((chosen.answers[LOGITS].argmax(1)[:, None] == np.arange(10)).any(0).sum())
         assert counts.max() <= math.ceil(2 * 80 / present) + 1
 
     @pytest.mark.parametrize(("target", "optimized"), [("tensorrt", False), ("onnxruntime", True), ("else", True)])
@@ -287,7 +293,7 @@ def test_likely_flips_by_hand() -> None:
     teacher = np.array([[2.0, 0.0], [0.5, 0.0], [0.0, 4.0]])
     own = np.array([[1.0, 0.0], [1.5, 0.0], [0.0, 3.0]])  # every gap is 1 off
     probe = np.array([[4.0, 0.0], [-1.5, 0.0], [0.0, 2.0]])  # every gap is 2 off
-    same, worse = likely_flips(teacher, own, [probe])
+    same, worse = likely_flips(DEFAULT_TASK, {LOGITS: teacher}, {LOGITS: own}, [{LOGITS: probe}])
 
     def phi(x: float) -> float:
         return 0.5 * math.erfc(-x / math.sqrt(2))
@@ -322,7 +328,7 @@ class TestFile:
             ({"schema": 2}, r"schema 2, needed 1.*upgrade"),
             ({"schema": None}, r"schema None, needed 1.*Make it again"),
             ({"image": {"shape": [3, 8, 8]}}, r"contradicts itself"),
-            ({"image": {**SPEC.to_dict(), "classes": 11}}, r"contradicts itself.*teacher_logits must be"),
+            ({"image": {**SPEC.to_dict(), "classes": 11}}, r"contradicts itself.*logits.*\(N, 11\)"),
             ({"teacher": "x"}, r"contradicts itself"),
             ({"sources": []}, r"contradicts itself.*must index 0 sources"),
             ({"power": 3}, r"contradicts itself"),

@@ -46,7 +46,7 @@ class CMIConfig(PoolConfig):
     """A generator and its latents for every batch, against a teacher's statistics and the memory of earlier images."""
 
     implementation: ClassVar[str] = "dfqkit.synthesis.methods.cmi.method:CMI"
-    needs: ClassVar[frozenset[str]] = frozenset({"batchnorm"})
+    needs: ClassVar[frozenset[str]] = frozenset({"batchnorm", "classes"})
     passes_per_step: ClassVar[int] = 2
 
     method: Literal["cmi"] = "cmi"

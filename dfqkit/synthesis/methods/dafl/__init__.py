@@ -54,7 +54,7 @@ class DAFLConfig(OnlineConfig):
     """Generators trained on a teacher's certainty, feature strength and class balance."""
 
     implementation: ClassVar[str] = "dfqkit.synthesis.methods.dafl.method:DAFL"
-    needs: ClassVar[frozenset[str]] = frozenset({"features"})
+    needs: ClassVar[frozenset[str]] = frozenset({"classes", "features"})
 
     method: Literal["dafl"] = "dafl"
     batch: int = Field(

@@ -68,7 +68,7 @@ class DeepInversionWeights(LossWeights):
 class DeepInversionFields(PixelConfig):
     """What this method and its adaptive form have in a recipe."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"batchnorm"})
+    needs: ClassVar[frozenset[str]] = frozenset({"batchnorm", "classes"})
 
     schedule: Literal["cifar", "imagenet0", "imagenet1", "imagenet2"] = Field(
         "cifar",

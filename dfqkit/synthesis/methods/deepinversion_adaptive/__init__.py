@@ -41,7 +41,7 @@ class AdaptiveDeepInversionConfig(DeepInversionFields):
     """DeepInversion against students."""
 
     implementation: ClassVar[str] = "dfqkit.synthesis.methods.deepinversion_adaptive.method:AdaptiveDeepInversion"
-    needs: ClassVar[frozenset[str]] = frozenset({"batchnorm", "student"})
+    needs: ClassVar[frozenset[str]] = frozenset({"batchnorm", "classes", "student"})
 
     method: Literal["deepinversion-adaptive"] = "deepinversion-adaptive"
     form: Literal["js", "author"] = Field(

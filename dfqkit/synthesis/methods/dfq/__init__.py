@@ -44,7 +44,7 @@ class DFQConfig(OnlineConfig):
     """An ensemble of generators trained on a teacher's BatchNorm statistics and against quantized students."""
 
     implementation: ClassVar[str] = "dfqkit.synthesis.methods.dfq.method:DFQ"
-    needs: ClassVar[frozenset[str]] = frozenset({"batchnorm"})
+    needs: ClassVar[frozenset[str]] = frozenset({"batchnorm", "classes"})
 
     method: Literal["dfq"] = "dfq"
     generators: int = Field(2, ge=1, le=16, description="G of the paper.")

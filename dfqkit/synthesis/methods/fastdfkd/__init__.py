@@ -55,7 +55,7 @@ class FastDFKDConfig(PoolConfig):
     """A meta-generator, and for every batch an adapted copy of it, against a teacher's statistics and its students."""
 
     implementation: ClassVar[str] = "dfqkit.synthesis.methods.fastdfkd.method:FastDFKD"
-    needs: ClassVar[frozenset[str]] = frozenset({"batchnorm"})
+    needs: ClassVar[frozenset[str]] = frozenset({"batchnorm", "classes"})
 
     method: Literal["fastdfkd"] = "fastdfkd"
     batch: int = Field(256, ge=2, description="Images that are optimised together (FastDFKD scripts).")

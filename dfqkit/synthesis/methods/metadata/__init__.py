@@ -42,7 +42,7 @@ class MetadataConfig(PixelConfig):
     """Pixels optimised for activations drawn from what was recorded of real images."""
 
     implementation: ClassVar[str] = "dfqkit.synthesis.methods.metadata.method:Metadata"
-    needs: ClassVar[frozenset[str]] = frozenset({"records"})
+    needs: ClassVar[frozenset[str]] = frozenset({"classes", "records"})
 
     method: Literal["metadata"] = "metadata"
     records: str = Field(description="File that `dfqkit record` wrote for this teacher.")

@@ -45,7 +45,7 @@ class SoftTargetsConfig(PixelConfig):
     """Pixels optimised for the answers to random outputs of one layer."""
 
     implementation: ClassVar[str] = "dfqkit.synthesis.methods.soft_targets.method:SoftTargets"
-    needs: ClassVar[frozenset[str]] = frozenset({"linear_head", "features"})
+    needs: ClassVar[frozenset[str]] = frozenset({"classes", "features", "linear_head"})
 
     method: Literal["soft-targets"] = "soft-targets"
     batch: int = Field(100, ge=2, description="Images that are optimised together (as ZSKD; not known).")

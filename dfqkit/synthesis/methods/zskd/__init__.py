@@ -36,7 +36,7 @@ class ZSKDConfig(PixelConfig):
     """Pixels optimised for Dirichlet targets from the similarity of classes."""
 
     implementation: ClassVar[str] = "dfqkit.synthesis.methods.zskd.method:ZSKD"
-    needs: ClassVar[frozenset[str]] = frozenset({"linear_head"})
+    needs: ClassVar[frozenset[str]] = frozenset({"classes", "linear_head"})
 
     method: Literal["zskd"] = "zskd"
     batch: int = Field(100, ge=2, description="Images that are optimised together (author code).")

@@ -49,7 +49,7 @@ class ZSKTConfig(OnlineConfig):
     """Generators that play against students, without any prior on images."""
 
     implementation: ClassVar[str] = "dfqkit.synthesis.methods.zskt.method:ZSKT"
-    needs: ClassVar[frozenset[str]] = frozenset({"student"})
+    needs: ClassVar[frozenset[str]] = frozenset({"classes", "student"})
 
     method: Literal["zskt"] = "zskt"
     latent: int = Field(100, ge=1, description="Dimension of z (authors' code).")

@@ -1,0 +1,43 @@
+"""Tasks with tensors: the part of them that training asks.
+
+What belongs here: the table, which other packages join under the entry point group `GROUP`, by the names that they have
+in `dfqkit_export.tasks`.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.metadata import entry_points
+
+from dfqkit.tasks.base import Tensors, TorchTask, named
+from dfqkit.tasks.classification import TorchClassification
+from dfqkit_export.errors import TeacherError
+from dfqkit_export.tasks import DEFAULT_TASK, Task
+from dfqkit_export.tasks.classification import Classification
+
+__all__ = ["GROUP", "Tensors", "TorchTask", "named", "torch_task"]
+
+#: Entry point group under which other packages offer the torch part of a task: ``name = "package.module:Class"``.
+GROUP = "dfqkit.torch_tasks"
+
+_TASKS: dict[str, type[TorchTask]] = {Classification.name: TorchClassification}
+
+
+@cache
+def torch_task(task: Task = DEFAULT_TASK) -> TorchTask:
+    """Return the torch part of a task.
+
+    Raises:
+        TeacherError: Nobody offers one.
+    """
+    kind = _TASKS.get(task.name)
+    if kind is None:
+        points = entry_points(group=GROUP, name=task.name)
+        if not points:
+            message = (
+                f"Task '{task.name}' has no torch part, so that nothing can be made for it. Its package must offer one "
+                f"under the entry point group '{GROUP}'."
+            )
+            raise TeacherError(message)
+        kind = next(iter(points)).load()
+    return kind(task)  # type: ignore[no-any-return]

@@ -1,0 +1,105 @@
+"""What a network's outputs mean to training: the torch part of a task.
+
+What belongs here: naming outputs, and how far two of them are apart. What measuring and files ask is the other half,
+`dfqkit_export.tasks`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dfqkit_export.measure.kinds import AGREEMENT
+from dfqkit_export.tasks import Task
+
+__all__ = ["Tensors", "TorchTask", "named"]
+
+#: What a network answers to a batch of images: tensors (N, ...) by the name of the output.
+Tensors = Mapping[str, Tensor]
+
+
+def named(result: Any, names: Sequence[str]) -> dict[str, Tensor]:
+    """Return what a forward returned as tensors by name.
+
+    Args:
+        result: One tensor, a tuple or list in the order of the names, or a mapping; a mapping may hold more.
+        names: The outputs of the task.
+
+    Raises:
+        ValueError: It is none of these; says what was found.
+    """
+    if isinstance(result, Tensor):
+        result = (result,)
+    if isinstance(result, Mapping):
+        found = {name: result.get(name) for name in names}
+    elif isinstance(result, tuple | list) and len(result) == len(names):
+        found = dict(zip(names, result, strict=True))
+    else:
+        message = f"returns a {type(result).__name__}; {_wanted(names)}"
+        raise ValueError(message)
+    for name, value in found.items():
+        if not isinstance(value, Tensor):
+            what = "has nothing" if value is None else f"has a {type(value).__name__}"
+            message = f"{what} under '{name}'; {_wanted(names)}"
+            raise ValueError(message)
+    return found
+
+
+def _wanted(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return f"one tensor of {names[0]} is needed"
+    return f"needed are {len(names)} tensors, in this order or by these names: {', '.join(names)}"
+
+
+class TorchTask(ABC):
+    """The torch part of a task.
+
+    Args:
+        task: The other half.
+
+    Attributes:
+        chosen_by: The entry of `judged` that is lowest in the state that is kept.
+        rule: What it is, for people.
+    """
+
+    chosen_by: ClassVar[str] = "distance"
+    rule: ClassVar[str] = "distance from the teacher"
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def named(self, result: Any) -> dict[str, Tensor]:
+        """Return what a forward of such a network returned, by output.
+
+        Raises:
+            ValueError: It returned something else.
+        """
+        return named(result, self.task.names)
+
+    @abstractmethod
+    def distance(self, reference: Tensors, answer: Tensors, temperature: float = 1.0) -> Tensor:
+        """Return how far an answer is from the reference's, a scalar with gradient, the mean over the images.
+
+        Args:
+            reference: Outputs of the teacher, or of the float graph that is imitated.
+            answer: Outputs of the student, of the same images.
+            temperature: By which probabilities are softened, where the task has any.
+        """
+
+    def same(self, first: Tensors, second: Tensors) -> Tensor:
+        """Return on which images both give the same answer, bool (N,)."""
+        both = ({name: value.detach().float().cpu().numpy() for name, value in one.items()} for one in (first, second))
+        return torch.from_numpy(np.asarray(self.task.same_answer(*both)))
+
+    def judged(self, reference: Tensors, answer: Tensors) -> dict[str, float]:
+        """Return what is told of a state by the images that choose it, each summed over the batch's images."""
+        count = len(next(iter(answer.values())))
+        return {
+            AGREEMENT.name: 100 * float(self.same(reference, answer).sum()),
+            self.chosen_by: float(self.distance(reference, answer)) * count,
+        }

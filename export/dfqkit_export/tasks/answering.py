@@ -1,0 +1,74 @@
+"""A task's outputs of files and of stored sets.
+
+What belongs here: running a session on any number of images, and reading what a set's teacher answered.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfqkit_export.backends.session import FileSession, Session, batched
+from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.images.stored import StoredBank
+from dfqkit_export.tasks import Groups, Task, task_of
+
+__all__ = ["answer", "answers", "grouped"]
+
+
+def answer(session: Session, task: Task, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    """Return a file's outputs for one batch (n, C, H, W), normalised, by the task's names.
+
+    Raises:
+        ArtefactError: The images do not fit the file, or it has too few outputs.
+    """
+    found = session.run_all(images)
+    return {ours: found[theirs] for ours, theirs in zip(task.names, task.named_in(tuple(found)), strict=True)}
+
+
+def answers(session: FileSession, task: Task, images: NDArray[np.float32], batch: int = 64) -> dict[str, NDArray[Any]]:
+    """Return a file's outputs for any number of images.
+
+    A file of a fixed batch is fed the last image again where the last batch is short.
+
+    Args:
+        session: The file.
+        task: What its outputs mean.
+        images: Shape (N, C, H, W), normalised, at least one.
+        batch: Images in one call of the runtime, where the file leaves that open.
+
+    Raises:
+        ArtefactError: The images do not fit the file, or it has too few outputs.
+    """
+    fixed = session.input_shape[0] if session.input_shape else None
+    if isinstance(fixed, int) and len(images) % fixed:
+        padded = np.concatenate([images, np.repeat(images[-1:], -len(images) % fixed, axis=0)])
+    else:
+        padded = images
+    size = fixed if isinstance(fixed, int) else batch
+    parts = [answer(session, task, part) for part in batched(padded, size)]
+    return {name: np.concatenate([part[name] for part in parts])[: len(images)] for name in task.names}
+
+
+def grouped(images: StoredBank) -> Groups:
+    """Return what a stored set's images are sorted by, shard by shard."""
+    task = task_of(images.task)
+    found = [task.groups(outputs, images.spec) for _, outputs in images.each_shard()] or [_of_none(task, images.spec)]
+    first = found[0]
+    confidence = None
+    if first.confidence is not None:
+        confidence = np.concatenate([one.confidence for one in found if one.confidence is not None])
+    return Groups(
+        of=np.concatenate([one.of for one in found]),
+        count=first.count,
+        confidence=confidence,
+        one=first.one,
+        many=first.many,
+    )
+
+
+def _of_none(task: Task, image: ImageSpec) -> Groups:
+    shapes = {output.name: [size or 1 for size in output.sizes(image)] for output in task.outputs}
+    return task.groups({name: np.empty((0, *shape), np.float32) for name, shape in shapes.items()}, image)

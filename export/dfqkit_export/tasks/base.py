@@ -1,0 +1,295 @@
+"""What a network's outputs mean, without torch: the interface of a task, and what every task has in common.
+
+What belongs here: `Task` and the values it speaks in. Everything that looks at a network's answers (validation,
+sentinel sets, the gate, bundles, comparisons) asks the task, so that it works for tasks that nobody has thought of yet.
+What a task says of tensors, for training, is `dfqkit.tasks`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.measure.kinds import AGREES, NOISE, Metric
+
+__all__ = ["CLASSES", "Groups", "Labels", "OutputSpec", "Outputs", "Samples", "Task"]
+
+#: What a network answers to a batch of images: arrays (N, ...) by the name of the output.
+Outputs = Mapping[str, NDArray[Any]]
+Labels = NDArray[Any]
+
+#: What a task offers whose one output is a number for each class.
+CLASSES = "classes"
+
+_NOT_OUTPUTS = frozenset({"image", "images", "source", "kind"})  # tensors that lie beside outputs in files
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSpec:
+    """One output of a network.
+
+    Attributes:
+        name: What it is called, in files too.
+        shape: Of one image's answer: numbers, "classes", "C", "H" and "W" for those of the image, any other word for a
+            size that is free.
+        meaning: What it holds, in a few words.
+
+    Example:
+        >>> spec = ImageSpec(shape=(3, 8, 6), mean=(0, 0, 0), std=(1, 1, 1))
+        >>> OutputSpec(name="depth", shape=(1, "H", "W", "bins"), meaning="metres").sizes(spec)
+        (1, 8, 6, None)
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    meaning: str
+
+    def __post_init__(self) -> None:
+        """Refuse a name that stored sets use for something else.
+
+        Raises:
+            ValueError: Names it.
+        """
+        if self.name in _NOT_OUTPUTS or not self.name.isidentifier():
+            message = f"an output cannot be called {self.name!r}"
+            raise ValueError(message)
+
+    def sizes(self, image: ImageSpec) -> tuple[int | None, ...]:
+        """Return the shape of one image's answer; None where a size is free."""
+        known = dict(zip("CHW", image.shape, strict=True)) | {"classes": image.classes}
+        return tuple(size if isinstance(size, int) else known.get(size) for size in self.shape)
+
+    def fits(self, shape: Sequence[int], image: ImageSpec) -> bool:
+        """Return whether an array of a batch has this shape."""
+        wanted = self.sizes(image)
+        pairs = zip(wanted, shape[1:], strict=False)
+        return len(shape) == len(wanted) + 1 and all(size in (None, found) for size, found in pairs)
+
+    def told(self, image: ImageSpec) -> str:
+        """Return the shape for people, such as ``(N, 1, 8, 6, bins)``."""
+        sizes = [str(name if size is None else size) for name, size in zip(self.shape, self.sizes(image), strict=True)]
+        return f"({', '.join(['N', *sizes])})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """What images are sorted by, where a task sorts them: for a classifier the class it names.
+
+    Attributes:
+        of: The group of each image, int64 (N,), from 0 to `count`, exclusive.
+        count: Groups that there are, those without an image too; 1 where nothing is sorted.
+        confidence: How sure the network is of each, float32 (N,); None where it does not say.
+        one: What a group is called; "" where nothing is sorted.
+        many: The same for several.
+    """
+
+    of: NDArray[np.int64]
+    count: int = 1
+    confidence: NDArray[np.float32] | None = None
+    one: str = ""
+    many: str = ""
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Images of each group, (count,)."""
+        return np.bincount(self.of, minlength=self.count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """The programs of a bundle, which run its model and compare what it gives with what it gave.
+
+    Attributes:
+        programs: Their place under ``samples/``, and where their text is: ``package:file``.
+        languages: What they are written in, for people.
+        use: Lines of a list in Markdown, one a program: how each is run.
+        same: What must be the same in every runtime: "class".
+        note: What is normal and what is not, where outputs differ a little.
+    """
+
+    programs: Mapping[str, str]
+    languages: str
+    use: str
+    same: str
+    note: str
+
+
+class Task(ABC):
+    """What the outputs of a network mean.
+
+    A task without parameters is a class with the methods below; one with parameters is a frozen dataclass besides,
+    whose fields are written wherever the task is named.
+
+    Attributes:
+        name: What recipes and files call it.
+        title: What such a network is, for people: "image classifier".
+        outputs: In the order in which a network that gives a tuple gives them.
+        words: What its outputs are called together: "logits".
+        answer: What is the same or another where two of them are compared: "argmax".
+        offers: What synthesizers may need of it: "classes", where outputs are one number a class.
+        samples: The programs of a bundle.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    outputs: ClassVar[tuple[OutputSpec, ...]]
+    words: ClassVar[str] = "outputs"
+    answer: ClassVar[str] = "answer"
+    offers: ClassVar[frozenset[str]] = frozenset()
+    samples: ClassVar[Samples] = Samples(
+        programs={"python/run.py": f"{__package__}:samples/run.py.txt"},
+        languages="Python",
+        use="- Python, with numpy and onnxruntime: `python python/run.py`",
+        same="answer",
+        note="Small differences between processors are normal: kernels without VNNI and sums in another order move a "
+        "number by\na step or two of its scale.",
+    )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The outputs' names, in order."""
+        return tuple(output.name for output in self.outputs)
+
+    def require_image(self, image: ImageSpec) -> None:
+        """Refuse an image specification that does not say what the outputs' shapes need.
+
+        Raises:
+            ArtefactError: Says what to add.
+        """
+        wants = any("classes" in output.shape for output in self.outputs)
+        if wants and not image.classes:
+            message = f"The task {self.name!r} needs the number of classes. Say it beside shape, mean and std."
+            raise ArtefactError(message)
+
+    def named_in(self, found: Sequence[str]) -> tuple[str, ...]:
+        """Return what a file calls this task's outputs: as the task does, or anything, in the task's order.
+
+        Args:
+            found: Names of the file's outputs, in its order.
+
+        Raises:
+            ArtefactError: There are too few.
+        """
+        if all(name in found for name in self.names):
+            return self.names
+        if len(found) < len(self.names):
+            message = (
+                f"The file gives {', '.join(found) or 'nothing'}; the task {self.name!r} needs {', '.join(self.names)}."
+            )
+            raise ArtefactError(message)
+        return tuple(found[: len(self.names)])
+
+    def shaped(self, outputs: Outputs) -> Outputs:
+        """Return outputs of a file that anybody made in the shapes that this task takes; by default as they are."""
+        return outputs
+
+    def check(self, outputs: Outputs, image: ImageSpec) -> None:
+        """Refuse outputs that this task cannot be measured with: missing, of another shape, or not finite.
+
+        Raises:
+            ArtefactError: Says which output, what was found and what is allowed.
+        """
+        for output in self.outputs:
+            found = outputs.get(output.name)
+            if found is None or not output.fits(found.shape, image):
+                message = (
+                    f"Output {output.name!r} must have the shape {output.told(image)}, found "
+                    f"{'none' if found is None else found.shape}."
+                )
+                raise ArtefactError(message)
+            bad = int(np.count_nonzero(~np.isfinite(found)))
+            if bad:
+                message = f"Output {output.name!r} holds {bad} values that are NaN or infinite, of {found.size}."
+                raise ArtefactError(message)
+
+    def told(self, image: ImageSpec) -> str:
+        """Return what the outputs are, in a sentence or several."""
+        return " ".join(f"{output.name} {output.told(image)}: {output.meaning}." for output in self.outputs)
+
+    def image_bytes(self, image: ImageSpec) -> int:
+        """Return the bytes of one image's answer in float32, free sizes counted as 1."""
+        return sum(4 * math.prod(size or 1 for size in output.sizes(image)) for output in self.outputs)
+
+    @abstractmethod
+    def metrics(
+        self, reference: Outputs | None, outputs: Outputs, labels: Labels | None, *, subject: str, data: str
+    ) -> list[Metric]:
+        """Measure outputs on one set of images.
+
+        Args:
+            reference: The teacher's outputs; None where the subject is the teacher.
+            outputs: The subject's, of the same images in the same order.
+            labels: What is right; None where nobody knows.
+            subject: What gave the outputs.
+            data: The images.
+        """
+
+    @abstractmethod
+    def beside(
+        self, student: Outputs, outputs: Outputs, labels: Labels | None, *, subject: str, data: str
+    ) -> list[Metric]:
+        """Measure how far a runtime's outputs are from the student's that its file was written from.
+
+        Args:
+            student: Outputs of the fake-quantized student.
+            outputs: The runtime's, of the same images in the same order.
+            labels: What is right; None where nobody knows.
+            subject: The runtime.
+            data: The images.
+        """
+
+    @abstractmethod
+    def margins(self, reference: Outputs, outputs: Outputs) -> NDArray[np.float64]:
+        """Return how firmly outputs stand by the reference's answer, (N,): below zero, the answer is another.
+
+        A sentinel set is chosen by it: images near zero are the first to notice that a file became worse. Of a
+        reference beside itself, it says how sure the network is of each image.
+        """
+
+    @abstractmethod
+    def same_answer(self, reference: Outputs, outputs: Outputs) -> NDArray[np.bool_]:
+        """Return on which images both give the same answer (class, mask, set of boxes), (N,)."""
+
+    def per_image_error(self, reference: Outputs, outputs: Outputs) -> NDArray[np.float64]:
+        """Return the squared error of each image, summed over all outputs, (N,)."""
+        total: NDArray[np.float64] = np.sum(
+            [
+                np.square(np.subtract(reference[name], outputs[name], dtype=np.float64))
+                .reshape(len(outputs[name]), -1)
+                .sum(1)
+                for name in self.names
+            ],
+            axis=0,
+        )
+        return total
+
+    def per_image(self, reference: Outputs, outputs: Outputs) -> dict[str, NDArray[Any]]:
+        """Return what each image contributes to metrics, (N,) by the key of `kinds.PerImage`."""
+        return {
+            AGREES.key: self.same_answer(reference, outputs),
+            NOISE.key: self.per_image_error(reference, outputs),
+        }
+
+    def groups(self, outputs: Outputs, image: ImageSpec) -> Groups:
+        """Return what images are sorted by, on contact sheets and where a choice is spread; by default nothing."""
+        return Groups(of=np.zeros(len(outputs[self.names[0]]), np.int64))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the name and the parameters, as recipes and files hold them."""
+        return {"name": self.name, **(asdict(self) if is_dataclass(self) else {})}
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether both are the same task with the same parameters."""
+        return isinstance(other, Task) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        """Return what is equal for equal tasks."""
+        return hash(self.name)

@@ -1,0 +1,310 @@
+"""Classification: one output, a number for each class, the largest of which is the answer.
+
+What belongs here: all that the deployment half knows of classes. Functions of arrays take logits of shape (n, classes)
+of the same images in the same order, the reference first, and compute in float64. Of equal numbers, the lower class
+counts.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dfqkit_export.errors import ArtefactError
+from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.measure.kinds import (
+    AGREEMENT,
+    DIVERGES,
+    KL,
+    LOGIT_SQNR_DB,
+    STUDENT_AGREEMENT,
+    STUDENT_TOP1_GAP,
+    TOP1,
+    TOP1_DROP,
+    TOP5,
+    Metric,
+    MetricKind,
+)
+from dfqkit_export.measure.metrics import require_finite, same_shape, share, sqnr_db
+from dfqkit_export.tasks.base import CLASSES, Groups, Labels, Outputs, OutputSpec, Samples, Task
+
+__all__ = ["LOGITS", "Classification", "agreement", "agrees", "divergence", "kl", "paired_drop", "top1", "top5"]
+
+#: Name of the one output.
+LOGITS = "logits"
+
+Logits = NDArray[np.floating[Any]]
+
+_USE = """\
+- Python, with numpy and onnxruntime: `python python/classify.py`, or `python python/classify.py image.npy`
+- C++, with ONNX Runtime's headers and library: `cmake -S cpp -B build -DONNXRUNTIME_ROOT=... && cmake --build build`,
+  then `build/classify ../model.onnx inputs.bin expected.bin`"""
+_NOTE = """\
+Small differences between processors are normal: kernels without VNNI and sums in another order move a logit by a step
+or two of its scale. Another class is not."""
+
+
+class Classification(Task):
+    """An image belongs to one of a number of classes."""
+
+    name: ClassVar[str] = "classification"
+    title: ClassVar[str] = "image classifier"
+    outputs: ClassVar[tuple[OutputSpec, ...]] = (
+        OutputSpec(name=LOGITS, shape=("classes",), meaning="one number a class, the largest for the likeliest"),
+    )
+    words: ClassVar[str] = "logits"
+    answer: ClassVar[str] = "argmax"
+    offers: ClassVar[frozenset[str]] = frozenset({CLASSES})
+    samples: ClassVar[Samples] = Samples(
+        programs={
+            "python/classify.py": f"{__package__}:samples/classify.py.txt",
+            "cpp/main.cpp": f"{__package__}:samples/main.cpp.txt",
+            "cpp/CMakeLists.txt": f"{__package__}:samples/CMakeLists.txt",
+        },
+        languages="Python, C++",
+        use=_USE,
+        same="class",
+        note=_NOTE,
+    )
+
+    def told(self, image: ImageSpec) -> str:
+        """Return what the output is."""
+        return f"Logits of {image.classes} classes."
+
+    def shaped(self, outputs: Outputs) -> Outputs:
+        """Return one row of logits an image: some files keep axes of size 1 behind the classes."""
+        return {name: values.reshape(len(values), -1).astype(np.float32) for name, values in outputs.items()}
+
+    def metrics(
+        self, reference: Outputs | None, outputs: Outputs, labels: Labels | None, *, subject: str, data: str
+    ) -> list[Metric]:
+        """Measure accuracy where labels are there, and agreement, divergence and noise beside the teacher."""
+        logits, where = outputs[LOGITS], {"subject": subject, "data": data}
+        found = [] if labels is None else [top1(logits, labels, **where)]
+        if reference is None:
+            return found
+        teacher = reference[LOGITS]
+        if labels is not None:
+            found.append(paired_drop(teacher, logits, labels, **where))
+        found += [agreement(teacher, logits, **where), kl(teacher, logits, **where)]
+        return [*found, LOGIT_SQNR_DB.metric(value=sqnr_db(teacher, logits), n=len(logits), **where)]
+
+    def beside(
+        self, student: Outputs, outputs: Outputs, labels: Labels | None, *, subject: str, data: str
+    ) -> list[Metric]:
+        """Measure agreement with the student, and how far the two accuracies are apart where labels are there."""
+        where = {"subject": subject, "data": data}
+        found = [agreement(student[LOGITS], outputs[LOGITS], kind=STUDENT_AGREEMENT, **where)]
+        if labels is None:
+            return found
+        ours, theirs = (top1(each[LOGITS], labels, **where).value or 0.0 for each in (student, outputs))
+        return [*found, STUDENT_TOP1_GAP.metric(value=abs(ours - theirs), n=len(labels), **where)]
+
+    def per_image(self, reference: Outputs, outputs: Outputs) -> dict[str, NDArray[Any]]:
+        """Return what every task does, and the divergence from the reference."""
+        apart = divergence(reference[LOGITS], outputs[LOGITS])
+        return {**super().per_image(reference, outputs), DIVERGES.key: apart}
+
+    def margins(self, reference: Outputs, outputs: Outputs) -> NDArray[np.float64]:
+        """Return the number of the reference's class less the largest of the others."""
+        top = reference[LOGITS].argmax(1)
+        rows, others = np.arange(len(top)), outputs[LOGITS].astype(np.float64)
+        first = others[rows, top].copy()
+        others[rows, top] = -np.inf
+        return np.asarray(first - others.max(1))
+
+    def same_answer(self, reference: Outputs, outputs: Outputs) -> NDArray[np.bool_]:
+        """Return on which images both name the same class."""
+        return agrees(reference[LOGITS], outputs[LOGITS])
+
+    def groups(self, outputs: Outputs, image: ImageSpec) -> Groups:
+        """Return the class of each image, and its probability."""
+        logits = outputs[LOGITS]
+        shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
+        return Groups(
+            of=logits.argmax(1).astype(np.int64),
+            count=image.classes,
+            confidence=(1 / np.exp(shifted).sum(1)).astype(np.float32),
+            one="class",
+            many="classes",
+        )
+
+
+def top1(logits: Logits, labels: Labels, *, subject: str, data: str) -> Metric:
+    """Return the share of images whose largest logit is the label's, with its binomial standard error.
+
+    Args:
+        logits: Shape (n, classes); ties go to the lower class index.
+        labels: Shape (n,), class indices in [0, classes).
+        subject: What the logits come from.
+        data: The images they were computed on.
+
+    Returns:
+        Metric "top1" in percent. Its standard error is sqrt(p (1 - p) / n).
+
+    Raises:
+        ArtefactError: The shapes do not fit, nothing is there to measure, or a value is not finite.
+    """
+    return share(TOP1, _correct(logits, labels), subject=subject, data=data)
+
+
+def top5(logits: Logits, labels: Labels, *, subject: str, data: str) -> Metric:
+    """Return the share of images whose label is among the five largest logits, with its binomial standard error.
+
+    Args:
+        logits: Shape (n, classes) with at least 5 classes; ties go to the lower class index.
+        labels: Shape (n,), class indices in [0, classes).
+        subject: What the logits come from.
+        data: The images they were computed on.
+
+    Returns:
+        Metric "top5" in percent.
+
+    Raises:
+        ArtefactError: The shapes do not fit, there are fewer than 5 classes, or a value is not finite.
+    """
+    values, indices = _labelled(logits, labels)
+    if values.shape[1] < 5:
+        message = f"Top-5 needs at least 5 classes, found {values.shape[1]}. Use top-1."
+        raise ArtefactError(message)
+    best = np.argsort(-values, axis=1, kind="stable")[:, :5]
+    return share(TOP5, (best == indices[:, None]).any(axis=1), subject=subject, data=data)
+
+
+def agreement(reference: Logits, logits: Logits, *, subject: str, data: str, kind: MetricKind = AGREEMENT) -> Metric:
+    """Return the share of images on which both sets of logits choose the same class.
+
+    Args:
+        reference: Logits of the model that `subject` stands in for, shape (n, classes).
+        logits: Logits of the subject, the same shape.
+        subject: What `logits` come from.
+        data: The images both were computed on.
+        kind: What it is called: `AGREEMENT` with the teacher, `STUDENT_AGREEMENT` where the reference is the student.
+
+    Returns:
+        Metric in percent with its binomial standard error. It needs no labels.
+
+    Raises:
+        ArtefactError: The shapes differ, nothing is there to measure, or a value is not finite.
+    """
+    first, second = _pair(reference, logits)
+    return share(kind, agrees(first, second), subject=subject, data=data)
+
+
+def paired_drop(reference: Logits, logits: Logits, labels: Labels, *, subject: str, data: str) -> Metric:
+    """Return by how many points top-1 falls from the reference to the subject, with the paired standard error.
+
+    The images on which both are right or both are wrong tell nothing about the difference; the standard error is that
+    of the mean of the per-image differences d in {-1, 0, 1}, sqrt((mean(d^2) - mean(d)^2) / n), which is much smaller
+    than that of either accuracy (McNemar, Psychometrika 1947, for the counts it rests on).
+
+    Args:
+        reference: Logits of the model that is the measure, usually the teacher's, shape (n, classes).
+        logits: Logits of the subject, the same shape.
+        labels: Shape (n,), class indices in [0, classes).
+        subject: What `logits` come from.
+        data: The images both were computed on.
+
+    Returns:
+        Metric "top1_drop" in points; positive where the subject is worse.
+
+    Raises:
+        ArtefactError: The shapes do not fit, nothing is there to measure, or a value is not finite.
+    """
+    _pair(reference, logits)
+    difference = _correct(reference, labels).astype(np.float64) - _correct(logits, labels)
+    return TOP1_DROP.metric(
+        subject=subject,
+        data=data,
+        value=100.0 * float(difference.mean()),
+        n=difference.size,
+        stderr=100.0 * float(difference.std() / math.sqrt(difference.size)),
+    )
+
+
+def kl(teacher: Logits, logits: Logits, *, subject: str, data: str) -> Metric:
+    """Return the mean Kullback-Leibler divergence KL(teacher || subject) of the softmax distributions.
+
+    Args:
+        teacher: Teacher logits, shape (n, classes).
+        logits: Logits of the subject, the same shape.
+        subject: What `logits` come from.
+        data: The images both were computed on.
+
+    Returns:
+        Metric "kl" in nats: the mean over the images, with the standard error of that mean (None for one image).
+
+    Raises:
+        ArtefactError: The shapes differ, nothing is there to measure, or a value is not finite.
+    """
+    values = divergence(*_pair(teacher, logits))
+    n = values.size
+    return KL.metric(
+        subject=subject,
+        data=data,
+        value=max(0.0, float(values.mean())),
+        n=n,
+        stderr=float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else None,
+    )
+
+
+def agrees(reference: NDArray[Any], logits: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return whether both choose the same class; ties go to the lower class index."""
+    same: NDArray[np.bool_] = np.asarray(reference, np.float64).argmax(1) == np.asarray(logits, np.float64).argmax(1)
+    return same
+
+
+def divergence(reference: NDArray[Any], logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Return KL(reference || logits) of the softmax distributions, in nats.
+
+    Rounding can push the divergence of equal distributions a few ulp below zero.
+    """
+    first, second = (_log_softmax(np.asarray(values, np.float64)) for values in (reference, logits))
+    found: NDArray[np.float64] = (np.exp(first) * (first - second)).sum(axis=1)
+    return found
+
+
+def _correct(logits: Logits, labels: Labels) -> NDArray[np.bool_]:
+    values, indices = _labelled(logits, labels)
+    correct: NDArray[np.bool_] = values.argmax(axis=1) == indices
+    return correct
+
+
+def _labelled(logits: Logits, labels: Labels) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    values = _logits(logits)
+    indices = np.asarray(labels)
+    if indices.shape != (len(values),) or indices.dtype.kind not in "iu":
+        message = (
+            f"Labels must be {len(values)} integers, one for each image, found {indices.dtype} of {indices.shape}."
+        )
+        raise ArtefactError(message)
+    if indices.min() < 0 or indices.max() >= values.shape[1]:
+        message = (
+            f"Labels must lie in [0, {values.shape[1]}), found {indices.min()} to {indices.max()}. "
+            "Check that the data set and the model count classes alike."
+        )
+        raise ArtefactError(message)
+    return values, indices.astype(np.int64)
+
+
+def _pair(reference: Logits, logits: Logits) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    first, second = _logits(reference), _logits(logits)
+    return same_shape(first, second)
+
+
+def _logits(logits: Logits) -> NDArray[np.float64]:
+    values = np.asarray(logits, dtype=np.float64)
+    if values.ndim != 2 or values.size == 0:
+        message = f"Logits must have shape (n, classes) with at least one image, found {values.shape}."
+        raise ArtefactError(message)
+    require_finite(values)
+    return values
+
+
+def _log_softmax(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted = values - values.max(axis=1, keepdims=True)
+    normalized: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return normalized
