@@ -77,7 +77,9 @@ class OneOf:
     ) -> JsonSchemaValue:
         """Return pydantic's schema of the union, in which every member must be named."""
         document = handler(schema)
-        for name, reference in document["discriminator"]["mapping"].items():
+        # Beside the union stands what a validator in front of it takes, too.
+        unions = [part for part in (document, *document.get("anyOf", ())) if "discriminator" in part]
+        for name, reference in (item for part in unions for item in part["discriminator"]["mapping"].items()):
             member = handler.resolve_ref_schema({"$ref": reference})
             if name != self.implied and self.tag not in member.setdefault("required", []):
                 member["required"] = [self.tag, *member["required"]]
