@@ -16,7 +16,8 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from dfqkit_export.errors import TeacherError
+from dfqkit_export.errors import MissingExtraError, TeacherError
+from dfqkit_export.lazy import install_hint
 from dfqkit_export.words import did_you_mean, some
 
 __all__ = ["SOURCES", "USER_CODE_ERRORS", "TeacherSource", "build_model", "resolve_factory"]
@@ -134,13 +135,13 @@ def build_model(
 
 
 def _torchvision(name: str) -> Factory:
-    models, factory = _import_package("torchvision.models", "pip install torchvision"), name.partition(":")[2]
+    models, factory = _import_package("torchvision.models", "torch"), name.partition(":")[2]
     _require_known(name, factory, models.list_models(module=models))
     return functools.partial(models.get_model, factory, weights=None)
 
 
 def _timm(name: str) -> Factory:
-    timm, factory = _import_package("timm", "pip install 'dfqkit[timm]'"), name.partition(":")[2]
+    timm, factory = _import_package("timm", "timm"), name.partition(":")[2]
     _require_known(name, factory, timm.list_models())
     return functools.partial(timm.create_model, factory, pretrained=False)
 
@@ -178,13 +179,13 @@ def _forms() -> str:
     return f"Allowed are {forms} and {_MODULE.form}, for example dfqkit.models:cifar_resnet20."
 
 
-def _import_package(package: str, command: str) -> ModuleType:
+def _import_package(package: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except ImportError as error:
         message = f"This factory needs the package '{package.partition('.')[0]}', which cannot be imported ({error}). "
-        message += f"Install it: {command}"
-        raise TeacherError(message) from error
+        message += f"Install it: {install_hint(extra)}"
+        raise MissingExtraError(message) from error
 
 
 def _import_module(name: str, module: str) -> ModuleType:

@@ -166,7 +166,7 @@ def test_the_command_names_where_the_installed_package_came_from(
         (info / "direct_url.json").write_text(
             origin.replace("FOLDER/", f"{tmp_path}/").replace("FOLDER", str(tmp_path))
         )
-    program = "from dfqkit_export.env import install_hint; print(install_hint('torch'))"
+    program = "from dfqkit_export.lazy import install_hint; print(install_hint('torch'))"
     done = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(packages)}, cwd=tmp_path, check=True,
@@ -175,7 +175,7 @@ def test_the_command_names_where_the_installed_package_came_from(
 
 
 def test_the_command_in_a_checkout() -> None:
-    program = "from dfqkit_export.env import install_hint; print(install_hint('torch'))"
+    program = "from dfqkit_export.lazy import install_hint; print(install_hint('torch'))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "export")}
     for folder, expected in ((ROOT, "."), (ROOT / "tests", str(ROOT))):
         done = subprocess.run(

@@ -30,6 +30,7 @@ from dfqkit_export.backends.tensorrt._engine_build import vendor_module
 from dfqkit_export.backends.tensorrt.engines import Build, build_isolated, check_batches, module_name
 from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
 from dfqkit_export.files import write_bytes
+from dfqkit_export.lazy import install_hint
 
 __all__ = ["EngineSession", "build", "inspect_engine", "load", "load_built", "missing_gpu"]
 
@@ -39,7 +40,7 @@ _MODULE = "tensorrt"
 def missing_gpu() -> str:
     """Return what is missing to run an engine; "" where torch sees a CUDA device."""
     if find_spec("torch") is None:
-        return "running an engine needs torch for its device buffers; run pip install torch"
+        return f"running an engine needs torch for its device buffers; run {install_hint('torch')}"
     if not import_module("torch").cuda.is_available():
         return "running an engine needs an NVIDIA GPU with its driver, and torch sees none on this machine"
     return ""
