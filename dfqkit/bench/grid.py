@@ -70,7 +70,7 @@ class Grid:
     distilled_bits: tuple[str, ...] = ()
 
     def calibrated(self) -> list[Trial]:
-        """Cells that need a synthesis and a calibration."""
+        """Return the trials that need a synthesis and a calibration."""
         return [
             Trial(contestant=name, bits=bits, seed=seed, mode="calibration")
             for seed in self.seeds
@@ -79,7 +79,7 @@ class Grid:
         ]
 
     def distilled(self, contestants: Sequence[str]) -> list[Trial]:
-        """Cells that go on from those, for these contestants."""
+        """Return the trials that go on from those, for these contestants."""
         return [
             Trial(contestant=name, bits=bits, seed=seed, mode="distilled")
             for seed in self.seeds
@@ -88,7 +88,7 @@ class Grid:
         ]
 
     def synthesis_recipe(self, contestant: str, seed: int) -> Recipe:
-        """The recipe of the synthesis that all trials of a contestant and a seed share."""
+        """Return the recipe of the synthesis that all trials of a contestant and a seed share."""
         base = self.contestants[contestant]
         bits = base.quant.bits
         if "student" in base.synthesis.needed:
@@ -96,7 +96,7 @@ class Grid:
         return self._recipe(contestant, bits, seed, "synthesis", None)
 
     def recipe(self, trial: Trial) -> Recipe:
-        """The recipe of a trial."""
+        """Return the recipe of a trial."""
         distill = self.distill if trial.mode == "distilled" else None
         return self._recipe(trial.contestant, trial.bits, trial.seed, f"{trial.bits}-{trial.mode}", distill)
 
@@ -116,7 +116,7 @@ class Grid:
 
 
 def contestants(patterns: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, Recipe]:
-    """Recipes by short name, from names of shipped ones, patterns of them (``digits/*-w8a8-ort``), and files.
+    """Return recipes by short name, from names of shipped ones, patterns of them (``digits/*-w8a8-ort``), and files.
 
     Raises:
         RecipeError: for a pattern that fits nothing, and for recipes that cannot be compared.
@@ -163,7 +163,7 @@ def _require_comparable(recipes: Sequence[Recipe]) -> None:
 
 
 def _shared(recipe: Recipe) -> dict[str, Any]:
-    """What must be the same in all contestants, files by where they are found."""
+    """Return what must be the same in all contestants, files by where they are found."""
     return {
         "teacher": (recipe.teacher.factory, recipe.teacher.args, _place(recipe.teacher.weights, recipe)),
         "image": recipe.image,

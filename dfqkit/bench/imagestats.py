@@ -62,7 +62,7 @@ def image_statistics(teacher: Teacher, images: Tensor) -> dict[str, float | None
 
 
 def _cosine_distance(vectors: Tensor) -> float | None:
-    """Mean of 1 - cos over all pairs of different rows."""
+    """Return the mean of 1 - cos over all pairs of different rows."""
     n = len(vectors)
     if n < 2:
         return None

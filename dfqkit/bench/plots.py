@@ -21,7 +21,7 @@ _SCATTER_HEIGHT = 300
 
 
 def drop_plot(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One line a source: the mean drop, its standard deviation over seeds, and every seed.
+    """Draw one line a source: the mean drop, its standard deviation over seeds, and every seed.
 
     The axis ends at the largest drop of the better half times three, so that one failure does not flatten the rest;
     what lies beyond is drawn at the edge with its number.
@@ -52,7 +52,7 @@ def drop_plot(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def cost_plot(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Accuracy in the runtime against wall time of synthesis and game, a mark a source, time on a log scale.
+    """Draw accuracy in the runtime against wall time of synthesis and game, a mark a source, time on a log scale.
 
     Marks carry the number of their line in `drop_plot`. Sources that fall out of the picture at the bottom are drawn at
     its edge.

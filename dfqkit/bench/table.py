@@ -31,7 +31,7 @@ def document(
     provenance: Mapping[str, Any],
     warnings: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
-    """Everything that was measured, with its rows.
+    """Return everything that was measured, with its rows.
 
     Args:
         trials: results of `trials.Bench.do`.
@@ -56,7 +56,7 @@ def document(
 
 
 def rows(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row a contestant, scheme and mode, the smallest drop first within a scheme and mode."""
+    """Return one row a contestant, scheme and mode, the smallest drop first within a scheme and mode."""
     groups: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for trial in trials:
         groups.setdefault((trial["bits"], trial["mode"], trial["contestant"]), []).append(trial)
@@ -77,7 +77,7 @@ def rows(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def image_rows(trials: Sequence[Mapping[str, Any]], real: Mapping[str, float | None]) -> list[dict[str, Any]]:
-    """Image statistics, one row a contestant over its seeds, and real images last."""
+    """Return image statistics, one row a contestant over its seeds, and real images last."""
     groups: dict[str, dict[int, Mapping[str, Any]]] = {}
     for trial in trials:
         groups.setdefault(trial["contestant"], {})[trial["seed"]] = trial["images"]
@@ -99,7 +99,7 @@ def spread(values: Sequence[float | None]) -> dict[str, Any]:
 
 
 def text_of(entry: Mapping[str, Any], digits: int = 2) -> str:
-    """Mean ± standard deviation, as far as there are values."""
+    """Return the mean ± standard deviation, as far as there are values."""
     if entry["mean"] is None:
         return "-"
     mean = f"{entry['mean']:,.{digits}f}"
@@ -107,7 +107,7 @@ def text_of(entry: Mapping[str, Any], digits: int = 2) -> str:
 
 
 def sections(rows_: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:
-    """Rows by (bits, mode), in order."""
+    """Return rows by (bits, mode), in order."""
     found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows_:
         found.setdefault((row["bits"], row["mode"]), []).append(row)
@@ -120,7 +120,7 @@ def columns(rows_: Sequence[Mapping[str, Any]]) -> list[MetricKind]:
 
 
 def markdown(data: Mapping[str, Any]) -> str:
-    """The document's tables."""
+    """Return the document's tables."""
     provenance = data["provenance"]
     lines = [f"# {provenance['title']}", "", *_facts(data), "", *(f"- {text}" for text in data["warnings"]), ""]
     for (bits, mode), members in sections(data["rows"]).items():

@@ -169,7 +169,7 @@ class Bench:
         folder.finish(MEASURED, ["cell.json"], {})
 
     def _synthesis(self, contestant: str, seed: int) -> RunFolder:
-        """The finished synthesis of a contestant and a seed."""
+        """Return the finished synthesis of a contestant and a seed."""
         recipe = self.grid.synthesis_recipe(contestant, seed)
         folder = self._open(self.out / "synthesis" / contestant / f"s{seed}", recipe)
         if not folder.done(_MADE):
@@ -189,7 +189,7 @@ class Bench:
         return RunFolder.create(path, recipe_text=recipe.to_yaml(), digest=recipe.digest(), facts=run_facts(recipe))
 
     def _reference(self, folder: RunFolder) -> NDArray[np.float32]:
-        """The teacher's logits on the test images, run once."""
+        """Return the teacher's logits on the test images, run once."""
         path = self.out / f"teacher-{self.teacher.sha256[:12]}-{self.test.sha256[:12]}.npy"
         try:
             loaded: NDArray[np.float32] = np.load(path, allow_pickle=False)
@@ -208,7 +208,7 @@ class Bench:
         return image_statistics(self.teacher, images)
 
     def real_statistics(self) -> dict[str, float | None]:
-        """The same numbers of the first test images, as the yardstick."""
+        """Return the same numbers of the first test images, as the yardstick."""
         device = next(self.teacher.model.parameters()).device
         images = next(self.test.batches(self.teacher.image, MOST))
         return image_statistics(self.teacher, torch.from_numpy(images).to(device))

@@ -26,7 +26,7 @@ _SUBJECTS = {"teacher": "float teacher", DEFAULT.name: "this file", "student": "
 
 
 def escaped(text: object) -> str:
-    r"""Text as Markdown shows it: one line, no HTML, no markup, no links.
+    r"""Return text as Markdown shows it: one line, no HTML, no markup, no links.
 
     Example:
         >>> escaped("<b>*a*</b>")
@@ -37,7 +37,7 @@ def escaped(text: object) -> str:
 
 
 def model_card(manifest: Mapping[str, Any], report: Report | None, sentinel: Sentinel) -> str:
-    """The card.
+    """Return the card.
 
     Args:
         manifest: the bundle's.

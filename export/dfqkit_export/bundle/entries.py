@@ -26,7 +26,7 @@ _DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("c
 
 
 def checked_names(names: Iterable[str], where: str) -> list[str]:
-    """Names of files, each inside the bundle, none twice on any file system.
+    """Return names of files, each inside the bundle, none twice on any file system.
 
     Args:
         names: relative, with slashes.
@@ -62,12 +62,12 @@ def checked_names(names: Iterable[str], where: str) -> list[str]:
 
 
 def printable(text: object) -> bool:
-    """Whether it is text that changes no terminal and no log: no control characters, no line breaks."""
+    """Return whether it is text that changes no terminal and no log: no control characters, no line breaks."""
     return isinstance(text, str) and text.isprintable()
 
 
 def plain_file(root: Path, name: str) -> Path | None:
-    """A file of a folder, reached through no link; None where it is not there.
+    """Return a file of a folder, reached through no link; None where it is not there.
 
     Args:
         root: the folder, which may itself be reached through a link.
@@ -96,7 +96,7 @@ def plain_file(root: Path, name: str) -> Path | None:
 
 
 def read_text(path: Path, most: int = MAX_JSON) -> str:
-    """A text file of at most so many bytes.
+    """Read a text file of at most so many bytes.
 
     Raises:
         ArtefactError: it is larger, cannot be read, or is not UTF-8.
@@ -114,7 +114,7 @@ def read_text(path: Path, most: int = MAX_JSON) -> str:
 
 
 def read_json(path: Path, most: int = MAX_JSON) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object.
 
     Raises:
         ArtefactError: as `read_text`, or it is not JSON (see `parse_json`), or no object.

@@ -157,7 +157,7 @@ def open_bundle(path: str | Path) -> Iterator[Bundle]:
 
 
 def labels_of(path: Path, classes: int) -> tuple[str, ...]:
-    """Names of classes, one a line.
+    """Return names of classes, one a line.
 
     Raises:
         ArtefactError: there are more or fewer than classes, or one cannot be shown.
@@ -220,7 +220,7 @@ def _of_bundle(path: Path, root: Path, facts: Mapping[str, Any]) -> Bundle:
 
 
 def _of_run(path: Path, root: Path, facts: Mapping[str, Any]) -> Bundle:
-    """What a run's manifest, its model's metadata and its report say together."""
+    """Return what a run's manifest, its model's metadata and its report say together."""
     listed = {
         str(name): str(entry["sha256"])
         for stage in facts["stages"].values()

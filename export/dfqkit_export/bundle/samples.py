@@ -28,7 +28,7 @@ _NAME = re.compile(r"[\w./-]+", re.ASCII)
 
 
 def sample_files(session: OrtSession, sentinel: Sentinel, target: str) -> dict[str, bytes]:
-    """Everything under ``samples/``, by name.
+    """Return everything under ``samples/``, by name.
 
     Args:
         session: the model.

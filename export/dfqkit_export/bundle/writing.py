@@ -128,7 +128,7 @@ def _files(run: Bundle, order: Order) -> dict[str, bytes]:
 
 
 def _sentinel(run: Bundle, order: Order) -> Sentinel:
-    """The set that was given, the run's own, or one made of the run's grading images."""
+    """Return the set that was given, the run's own, or one made of the run's grading images."""
     found = run.sentinel if order.sentinel is None else read_sentinel(order.sentinel)
     if found is None:
         grading, teacher = (plain_file(run.root, name) for name in (_GRADING, TEACHER_FILE))

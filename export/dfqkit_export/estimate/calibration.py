@@ -54,14 +54,14 @@ class Calibration:
     provenance: Mapping[str, Any]
 
     def drop(self, features: Features) -> float | None:
-        """Drop in points: a power of x, levelling off at chance; None where there is no x."""
+        """Return the drop in points: a power of x, levelling off at chance; None where there is no x."""
         if features.noise is None:
             return None
         ceiling = 100.0 * (1.0 - 1.0 / features.classes)
         return -ceiling * math.expm1(-self.scale * features.noise**self.power / ceiling)
 
     def deviation(self, features: Features) -> float | None:
-        """Standard deviation, in points, of what 10,000 images would show about the drop.
+        """Return the standard deviation, in points, of what 10,000 images would show about the drop.
 
         The floor, the share of the drop, the chance of those images, and what the error of x makes.
         """
@@ -90,16 +90,16 @@ def read_calibration(path: Path = TABLE) -> Calibration:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         if document.pop("schema") != SCHEMA:
-            msg = f"its schema is not {SCHEMA}"
-            raise ValueError(msg)
+            message = f"its schema is not {SCHEMA}"
+            raise ValueError(message)
         document["bounds"] = {name: (float(low), float(high)) for name, (low, high) in document["bounds"].items()}
         return Calibration(**document)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        msg = (
+        message = (
             f"The calibration {str(path)!r} cannot be used ({type(error).__name__}: {error}). Install dfqkit again, or "
             "write it with tests/benchmarks/estimate_study.py."
         )
-        raise ArtefactError(msg) from None
+        raise ArtefactError(message) from None
 
 
 def distrust(

@@ -174,28 +174,28 @@ def read_baseline(path: str | Path) -> Baseline:
     """
     path = Path(path)
     if not path.is_file():
-        msg = f"Baseline '{path}' is not there. Record one with `dfqkit check BUNDLE --baseline {path} --update`."
-        raise ArtefactError(msg)
+        message = f"Baseline '{path}' is not there. Record one with `dfqkit check BUNDLE --baseline {path} --update`."
+        raise ArtefactError(message)
     try:
         text = read_text(path, _LARGEST)
         if _CONFLICT.search(text):
-            msg = f"Baseline '{path}' has the marks of a merge that was not finished (<<<<<<<). {_MERGED}"
-            raise ArtefactError(msg)
+            message = f"Baseline '{path}' has the marks of a merge that was not finished (<<<<<<<). {_MERGED}"
+            raise ArtefactError(message)
         document = parse_json(text)
     except (ValueError, RecursionError) as error:
-        msg = f"Baseline '{path}' is not JSON: {error}. {_AGAIN}"
-        raise ArtefactError(msg) from None
+        message = f"Baseline '{path}' is not JSON: {error}. {_AGAIN}"
+        raise ArtefactError(message) from None
     schema = document.get("schema") if isinstance(document, dict) else type(document).__name__
     if schema != SCHEMA:
-        msg = f"Baseline '{path}' has schema {schema!r}; this version reads {SCHEMA}. {_AGAIN}"
-        raise ArtefactError(msg)
+        message = f"Baseline '{path}' has schema {schema!r}; this version reads {SCHEMA}. {_AGAIN}"
+        raise ArtefactError(message)
     try:
         _require_known(document, ("schema", "cases", "environment"), "the baseline")
         cases = {str(name): _read(str(name), entry) for name, entry in document["cases"].items()}
         environment = _mapping(document, "environment")
     except _DAMAGED as error:
-        msg = f"Baseline '{path}' is damaged: {_told(error)}. {_AGAIN}"
-        raise ArtefactError(msg) from None
+        message = f"Baseline '{path}' is damaged: {_told(error)}. {_AGAIN}"
+        raise ArtefactError(message) from None
     return Baseline(cases=cases, environment=environment)
 
 
@@ -248,24 +248,24 @@ def environment_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> It
 
 
 def _read(name: str, entry: Any) -> Case:
-    """A case, or an error that says in which one something is wrong."""
+    """Read a case, or an error that says in which one something is wrong."""
     try:
         return _case(entry)
     except _DAMAGED as error:
-        msg = f"case {name!r}: {_told(error)}"
-        raise ValueError(msg) from None
+        message = f"case {name!r}: {_told(error)}"
+        raise ValueError(message) from None
 
 
 def _case(entry: Mapping[str, Any]) -> Case:
     _require_known(entry, [item.name for item in fields(Case)], "a case")
     allowed = entry.get("allowed", "")
     if not isinstance(allowed, str):
-        msg = f"'allowed' must be a text, the reason; found {allowed!r:.40}"
-        raise TypeError(msg)
+        message = f"'allowed' must be a text, the reason; found {allowed!r:.40}"
+        raise TypeError(message)
     for name in ("files", "sketches"):
         if not all(isinstance(text, str) for text in _mapping(entry, name).values()):
-            msg = f"{name!r} must hold texts by name"
-            raise TypeError(msg)
+            message = f"{name!r} must hold texts by name"
+            raise TypeError(message)
     return Case(
         metrics={name: _recorded(name, values) for name, values in _mapping(entry, "metrics").items()},
         floors={name: _finite(value) for name, value in _mapping(entry, "floors").items()},
@@ -281,8 +281,10 @@ def _expected(values: Any) -> Expected | None:
     _require_known(values, ("metric", "reason"), "expected_failure")
     metric, reason = values.get("metric"), values.get("reason")
     if not all(isinstance(text, str) and text.strip() for text in (metric, reason)):
-        msg = f"expected_failure of {metric!r:.40} has no metric or no reason; say which fails, and why it is accepted"
-        raise ValueError(msg)
+        message = (
+            f"expected_failure of {metric!r:.40} has no metric or no reason; say which fails, and why it is accepted"
+        )
+        raise ValueError(message)
     return Expected(metric=metric, reason=reason)
 
 
@@ -291,11 +293,11 @@ def _recorded(name: str, values: Mapping[str, Any]) -> Recorded:
     value, stderr, n, better = values["value"], values.get("stderr"), values.get("n", 0), values["higher_is_better"]
     tolerance = _finite(values["tolerance"])
     if not isinstance(better, bool) or not isinstance(n, int) or tolerance < 0:
-        msg = (
+        message = (
             f"metric {name!r} needs higher_is_better true or false, an integer n and a tolerance of at least 0, found "
             f"{dict(values)}"
         )
-        raise ValueError(msg)
+        raise ValueError(message)
     return Recorded(
         value=None if value is None else _finite(value),
         stderr=None if stderr is None else _finite(stderr),
@@ -310,20 +312,20 @@ def _mapping(entry: Mapping[str, Any], name: str) -> dict[str, Any]:
     if value is None and name != "metrics":
         return {}
     if not isinstance(value, Mapping):
-        msg = f"{name!r} must be an object, found {type(value).__name__}"
-        raise TypeError(msg)
+        message = f"{name!r} must be an object, found {type(value).__name__}"
+        raise TypeError(message)
     return dict(value)
 
 
 def _require_known(values: Any, known: Iterable[str], what: str) -> None:
     """Refuse other fields: a floor under a misspelt name would hold nothing."""
     if not isinstance(values, Mapping):
-        msg = f"{what} must be an object, found {type(values).__name__}"
-        raise TypeError(msg)
+        message = f"{what} must be an object, found {type(values).__name__}"
+        raise TypeError(message)
     unknown = sorted(set(values) - set(known))
     if unknown:
-        msg = f"{what} has the field {unknown[0]!r:.40}; known are {', '.join(sorted(known))}"
-        raise ValueError(msg)
+        message = f"{what} has the field {unknown[0]!r:.40}; known are {', '.join(sorted(known))}"
+        raise ValueError(message)
 
 
 def _told(error: Exception) -> str:
@@ -332,8 +334,8 @@ def _told(error: Exception) -> str:
 
 def _finite(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _LARGEST_NUMBER:
-        msg = f"{value!s:.40} is not a number that a metric can have"
-        raise ValueError(msg)
+        message = f"{value!s:.40} is not a number that a metric can have"
+        raise ValueError(message)
     return float(value)
 
 

@@ -50,8 +50,8 @@ def check(paths: Sequence[str | Path], baseline: Baseline, options: Options | No
     names = [outcome.name for outcome in outcomes]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        msg = f"More than one file is of the case {twice[0]!r}. Check them with a baseline each, or rename one."
-        raise ArtefactError(msg)
+        message = f"More than one file is of the case {twice[0]!r}. Check them with a baseline each, or rename one."
+        raise ArtefactError(message)
     _require_known(options.tolerances, outcomes)
     return conclude(outcomes, baseline, options)
 
@@ -62,8 +62,8 @@ def _require_known(tolerances: Mapping[str, float], outcomes: Sequence[CaseOutco
     names |= {name.partition(" of ")[0] for name in names}  # one for all of a report's rows of its metric
     unknown = sorted(set(tolerances) - names)
     if unknown and not any(outcome.error for outcome in outcomes):
-        msg = f"There is no metric {unknown[0]!r} to tolerate anything of; known are {', '.join(sorted(names))}."
-        raise ArtefactError(msg)
+        message = f"There is no metric {unknown[0]!r} to tolerate anything of; known are {', '.join(sorted(names))}."
+        raise ArtefactError(message)
 
 
 def conclude(outcomes: Sequence[CaseOutcome], baseline: Baseline, options: Options | None = None) -> Outcome:
@@ -176,12 +176,12 @@ def _require_same_images(measured: Measurement, case: Case) -> None:
     for name, what in (("teacher", "teacher's answers"), ("sentinel", "sentinel set")):
         old, new = case.files.get(name), measured.files.get(name)
         if old and new and old != new:
-            msg = (
+            message = (
                 f"The {what} of case {measured.name!r} changed since the baseline was recorded ({old[:12]} then, "
                 f"{new[:12]} now), so nothing can be compared. Use the sentinel set of the baseline; or, if the change "
                 "is meant, look at the new numbers and record them with --update."
             )
-            raise ArtefactError(msg)
+            raise ArtefactError(message)
 
 
 def _notes(measured: Measurement, case: Case | None, changes: Sequence[Change]) -> Iterator[str]:
@@ -203,7 +203,7 @@ def _notes(measured: Measurement, case: Case | None, changes: Sequence[Change]) 
 
 
 def _estimated(measured: Measurement) -> Iterator[str]:
-    """What the images that were drawn at random tell of the drop on real ones, or why they tell nothing."""
+    """Yield what the images that were drawn at random tell of the drop on real ones, or why they tell nothing."""
     if measured.subject is None or measured.outputs is None:
         return
     sentinel = measured.subject.sentinel

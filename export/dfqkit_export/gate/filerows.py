@@ -50,7 +50,7 @@ def _unknown(name: str) -> Row:
 
 
 def file_metrics(measured: Measurement, case: Case | None, changes: Sequence[Change]) -> dict[str, Metric]:
-    """How many layers and statements of the file are wrong, as metrics whose recorded value is 0."""
+    """Return how many layers and statements of the file are wrong, as metrics whose recorded value is 0."""
     if measured.subject is None or measured.signature is None:
         return {}
     wrong = len({change.layer for change in changes if change.wrong})

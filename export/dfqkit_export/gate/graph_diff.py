@@ -69,7 +69,7 @@ def compare_signatures(base: Signature, now: Signature) -> tuple[Change, ...]:
 def _pairs(
     base: Mapping[str, LayerSignature], now: Mapping[str, LayerSignature]
 ) -> tuple[list[tuple[LayerSignature, LayerSignature]], list[Change]]:
-    """Layers that belong together, by name, or by place where an exporter gave them all new names."""
+    """Return layers that belong together, by name, or by place where an exporter gave them all new names."""
     common = [name for name in now if name in base]
     if 2 * len(common) < len(base) and [m.op for m in base.values()] == [m.op for m in now.values()]:
         text = "layers have other names and are compared by their place"
@@ -96,7 +96,7 @@ def _frame(base: Signature, now: Signature) -> Iterator[Change]:
 
 
 def _kinds(before: LayerSignature, after: LayerSignature) -> Iterator[Change]:
-    """Differences of kind: types, bits, granularity, whether there is a bias."""
+    """Yield differences of kind: types, bits, granularity, whether there is a bias."""
     name = after.name
     old, new = _weight(before.weight), _weight(after.weight)
     if old.granularity != new.granularity:
@@ -129,7 +129,7 @@ def _bias(before: LayerSignature, after: LayerSignature) -> Iterator[Change]:
 
 
 def _typed(before: str, after: str, name: str, which: str) -> Iterator[Change]:
-    """Differences of an activation's type, bits and granularity; zero points move with every calibration."""
+    """Yield differences of an activation's type, bits and granularity; zero points move with every calibration."""
     old, new = before.split()[:3], after.split()[:3]
     if old != new:
         text = f"codes of {name}'s {which} were {' '.join(old) or 'float'} and are {' '.join(new) or 'float'}"
@@ -137,7 +137,7 @@ def _typed(before: str, after: str, name: str, which: str) -> Iterator[Change]:
 
 
 def _values(before: LayerSignature, after: LayerSignature) -> Iterator[Change]:
-    """Differences of numbers, which every calibration makes."""
+    """Yield differences of numbers, which every calibration makes."""
     name = after.name
     if before.codes_sha256 == after.codes_sha256:
         scaled = before.scales.size and before.scales.shape == after.scales.shape

@@ -146,16 +146,16 @@ def _floors(measured: Measurement, before: Case | None, added: Mapping[str, floa
     standing = {**_recipe_floors(measured), **(before.floors if before is not None else {})}
     for name, value in added.items():
         if standing.get(name, value) != value:
-            msg = (
+            message = (
                 f"Case {measured.name!r} has a floor of {standing[name]:g} for {name}, which --floor {name}={value:g} "
                 "does not change. Leave it out, or change the number in the baseline's file, where a review sees it."
             )
-            raise ArtefactError(msg)
+            raise ArtefactError(message)
     return {**added, **standing}
 
 
 def _recipe_floors(measured: Measurement) -> dict[str, float]:
-    """The recipe's floors that mean the same on sentinel images: those of the file itself, about no images."""
+    """Return the recipe's floors that mean the same on sentinel images: those of the file itself, about no images."""
     subject = measured.subject
     if subject is None or subject.as_written or not subject.recipe or find_spec("yaml") is None:
         return {}

@@ -126,8 +126,8 @@ class LayerSignature:
             texts: dict[str, Any] = {key: str(value) for key, value in known.items()}
             _require_whole(codes, sketched, scales, numbers)
         except (KeyError, TypeError, ValueError) as error:
-            msg = f"The baseline's facts of layer {name!r} are damaged ({error!r}). Record it again with --update."
-            raise ArtefactError(msg) from None
+            message = f"The baseline's facts of layer {name!r} are damaged ({error!r}). Record it again with --update."
+            raise ArtefactError(message) from None
         return cls(name=name, codes=codes, codes_sketch=sketched, scales=scales, **numbers, **texts)
 
     @staticmethod
@@ -158,11 +158,11 @@ def _require_whole(codes: NDArray[np.int32], sketched: Floats, scales: Floats, n
     both = sketched.size == (BUCKETS if codes.size else 0) and bool(codes.size) == bool(scales.size)
     fits = codes.size <= CODES and scales.size <= SCALES and both
     if not fits or not all(np.isfinite(values).all() for values in (sketched, scales)):
-        msg = f"{codes.size} codes, {sketched.size} sums and {scales.size} scales do not fit together"
-        raise ValueError(msg)
+        message = f"{codes.size} codes, {sketched.size} sums and {scales.size} scales do not fit together"
+        raise ValueError(message)
     if not all(math.isfinite(value) for value in numbers.values()):
-        msg = f"{dict(numbers)} must be finite"
-        raise ValueError(msg)
+        message = f"{dict(numbers)} must be finite"
+        raise ValueError(message)
 
 
 def read_signature(model: onnx.ModelProto) -> Signature:
@@ -203,7 +203,7 @@ def _layer(graph: SourceGraph, node: onnx.NodeProto, facts: LayerFacts) -> Layer
 
 
 def _weights(graph: SourceGraph, node: onnx.NodeProto) -> tuple[Floats, Floats]:
-    """Codes (or 8-bit codes of float weights) and scales of a layer, empty for one without weights."""
+    """Return the codes (or 8-bit codes of float weights) and scales of a layer, empty for one without weights."""
     name = graph.weight_initializer(node)
     values = graph.constant(name) if name is not None else None
     if name is None or values is None:
@@ -220,7 +220,7 @@ def _weights(graph: SourceGraph, node: onnx.NodeProto) -> tuple[Floats, Floats]:
 
 
 def _bias(graph: SourceGraph, node: onnx.NodeProto) -> tuple[Floats, Floats]:
-    """A layer's bias as real numbers, and the scale of its codes where it has such."""
+    """Return a layer's bias as real numbers, and the scale of its codes where it has such."""
     none = np.empty(0)
     if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or len(node.input) < 3 or not node.input[2]:
         return none, none
@@ -249,7 +249,7 @@ def _bias_error(input_scale: float, scales: Floats, bias_scale: Floats) -> float
 
 
 def _before(graph: SourceGraph, first: onnx.NodeProto | None) -> str:
-    """Operators between the graph's input and its first layer that are not quantization."""
+    """Return the operators between the graph's input and its first layer that are not quantization."""
     found: list[str] = []
     node = graph.producer(first.input[0]) if first is not None else None
     while node is not None:
@@ -356,8 +356,8 @@ def unpack_sketches(texts: Mapping[str, object]) -> dict[str, Floats]:
     try:
         return {name: unpack(text, "<f2").astype(np.float64) for name, text in texts.items()}
     except ValueError as error:
-        msg = f"The baseline's fingerprints are damaged ({error}). Record it again with --update."
-        raise ArtefactError(msg) from None
+        message = f"The baseline's fingerprints are damaged ({error}). Record it again with --update."
+        raise ArtefactError(message) from None
 
 
 def _signs(count: int) -> Floats:

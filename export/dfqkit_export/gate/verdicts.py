@@ -190,7 +190,7 @@ def judge(
 
 
 def _stated(name: str, metric: Metric | None, tolerances: Mapping[str, float]) -> float | None:
-    """The tolerance stated for a row, or for all rows of its metric (a report has several)."""
+    """Return the tolerance stated for a row, or for all rows of its metric (a report has several)."""
     return tolerances.get(name, tolerances.get(metric.name) if metric is not None else None)
 
 

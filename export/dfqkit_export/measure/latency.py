@@ -102,14 +102,14 @@ def measure_latency(
         ArtefactError: There is no session, an option is out of range, or the reference is not a session.
     """
     if not sessions or repeats < 1 or warmup < 0:
-        msg = (
+        message = (
             "Latency needs at least one session, repeats of at least 1 and warmup of at least 0; found "
             f"{len(sessions)}, {repeats} and {warmup}."
         )
-        raise ArtefactError(msg)
+        raise ArtefactError(message)
     if reference is not None and reference not in sessions:
-        msg = f"Latency reference {reference!r} is not among the sessions {sorted(sessions)}. Name one of them."
-        raise ArtefactError(msg)
+        message = f"Latency reference {reference!r} is not among the sessions {sorted(sessions)}. Name one of them."
+        raise ArtefactError(message)
     for _ in range(warmup):
         for session in sessions.values():
             session.run(images)

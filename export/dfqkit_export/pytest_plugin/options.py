@@ -92,8 +92,8 @@ def read_settings(config: pytest.Config) -> Settings:
     """
     report = _path(config, "report")
     if report is not None and report.suffix not in _REPORTS:
-        msg = f"--dfqkit-report takes a file that ends in {' or '.join(_REPORTS)}; found '{report.name}'"
-        raise pytest.UsageError(msg)
+        message = f"--dfqkit-report takes a file that ends in {' or '.join(_REPORTS)}; found '{report.name}'"
+        raise pytest.UsageError(message)
     return Settings(
         path=_path(config, "baseline") or config.rootpath / _DEFAULT_BASELINE,
         explicit=config.getoption("dfqkit_baseline") or "",
@@ -118,23 +118,23 @@ def _path(config: pytest.Config, name: str) -> Path | None:
 
 def _update_mode(text: str) -> str:
     if text not in ("yes", "force"):
-        msg = f"takes nothing or '=force'; found '{text}' (a path goes before it)"
-        raise argparse.ArgumentTypeError(msg)
+        message = f"takes nothing or '=force'; found '{text}' (a path goes before it)"
+        raise argparse.ArgumentTypeError(message)
     return text
 
 
 def _updating(config: pytest.Config) -> bool:
     mode = _option(config, "update")
     if mode not in ("", "yes", "force"):
-        msg = f"The key dfqkit_update takes yes or force; found '{mode}'"
-        raise pytest.UsageError(msg)
+        message = f"The key dfqkit_update takes yes or force; found '{mode}'"
+        raise pytest.UsageError(message)
     if mode == "yes":
         from dfqkit_export.gate.baseline import in_ci
 
         if in_ci():
-            msg = (
+            message = (
                 "--dfqkit-update is refused where CI is set, so that a pipeline cannot approve its own change; record "
                 "the baseline on your machine and commit it, or give --dfqkit-update=force"
             )
-            raise pytest.UsageError(msg)
+            raise pytest.UsageError(message)
     return bool(mode)

@@ -134,8 +134,10 @@ class AccuracyCheck:
         if isinstance(what, str | os.PathLike):
             return check_path(Path(what), baseline, how, name=name)
         if not name:
-            msg = "Metrics have no name of their own: call accuracy_check(CASE, METRICS), or mark the test with dfqkit."
-            raise ArtefactError(msg)
+            message = (
+                "Metrics have no name of their own: call accuracy_check(CASE, METRICS), or mark the test with dfqkit."
+            )
+            raise ArtefactError(message)
         if isinstance(what, Mapping):
             measured = Measurement(name=name, metrics=_metrics(what))
         else:
@@ -183,7 +185,7 @@ class AccuracyCheck:
 
 
 def _case_of(case: str) -> str:
-    """The marker's argument."""
+    """Return the marker's argument."""
     return case
 
 

@@ -148,7 +148,7 @@ class Results:
         return bool(clashing) or (settings.strict and bool(outcome.unused))
 
     def _clashing(self) -> list[str]:
-        """Cases that two tests would record differently."""
+        """Return cases that two tests would record differently."""
         entries: dict[str, dict[str, str]] = {}
         for values in self._received:
             if values["entry"] is not None:

@@ -100,16 +100,16 @@ class Report:
             ArtefactError: The verdict is unknown, or does not fit the findings, or a warning is not text.
         """
         if isinstance(self.warnings, str) or not all(isinstance(warning, str) for warning in self.warnings):
-            msg = f"Report {self.title!r} has the warnings {self.warnings!r}; give a list of texts."
-            raise ArtefactError(msg)
+            message = f"Report {self.title!r} has the warnings {self.warnings!r}; give a list of texts."
+            raise ArtefactError(message)
         for name in ("metrics", "findings", "floors", "layers", "warnings"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.verdict not in ("ok", "failed") or (self.verdict == "ok") == bool(self.findings):
-            msg = (
+            message = (
                 f"Report {self.title!r} has the verdict {self.verdict!r} with {len(self.findings)} finding(s); allowed "
                 "are 'ok' without findings and 'failed' with at least one."
             )
-            raise ArtefactError(msg)
+            raise ArtefactError(message)
 
     def metric(self, name: str, subject: str) -> Metric | None:
         """Return the first metric of that name and subject, or None."""
@@ -138,14 +138,14 @@ class Report:
         try:
             document = json.loads(text, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
-            msg = f"Report is not valid JSON ({error}). Is report.json complete?"
-            raise ArtefactError(msg) from None
+            message = f"Report is not valid JSON ({error}). Is report.json complete?"
+            raise ArtefactError(message) from None
         if not isinstance(document, dict) or document.get("schema") != SCHEMA:
             found = document.get("schema") if isinstance(document, dict) else type(document).__name__
-            msg = (
+            message = (
                 f"Report has schema {found!r}; this version reads {SCHEMA}. Make it again with this version of dfqkit."
             )
-            raise ArtefactError(msg)
+            raise ArtefactError(message)
         _check_json(document, "report")
         del document["schema"]
         document.setdefault("warnings", [])
@@ -191,29 +191,31 @@ def _check_json(value: Any, path: str) -> None:
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str):
-                msg = f"{path} has the key {key!r}; JSON keys are text. Convert it first."
-                raise ArtefactError(msg)
+                message = f"{path} has the key {key!r}; JSON keys are text. Convert it first."
+                raise ArtefactError(message)
             _check_json(item, f"{path}.{key}")
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
             _check_json(item, f"{path}[{index}]")
     elif isinstance(value, float) and not math.isfinite(value):
-        msg = f"{path} is {value}, which JSON cannot hold. Use None for a quantity without a finite value."
-        raise ArtefactError(msg)
+        message = f"{path} is {value}, which JSON cannot hold. Use None for a quantity without a finite value."
+        raise ArtefactError(message)
     elif value is not None and not isinstance(value, str | int | float):
-        msg = f"{path} is of type {type(value).__name__}, which has no JSON form. Convert it to a plain number or text."
-        raise ArtefactError(msg)
+        message = (
+            f"{path} is of type {type(value).__name__}, which has no JSON form. Convert it to a plain number or text."
+        )
+        raise ArtefactError(message)
 
 
 def _refuse_constant(name: str) -> None:
-    msg = f"it holds {name}, which is not JSON"
-    raise ValueError(msg)
+    message = f"it holds {name}, which is not JSON"
+    raise ValueError(message)
 
 
 def _rows(value: Any, key: str) -> list[Any]:
     if not isinstance(value, list):
-        msg = f"Report field {key!r} must be a list, found {type(value).__name__}. Make the report again."
-        raise ArtefactError(msg)
+        message = f"Report field {key!r} must be a list, found {type(value).__name__}. Make the report again."
+        raise ArtefactError(message)
     return value
 
 
@@ -221,13 +223,13 @@ def _build(cls: type[Any], values: Any, where: str) -> Any:
     known = [item.name for item in fields(cls)]
     if not isinstance(values, dict) or set(values) != set(known):
         found = sorted(values) if isinstance(values, dict) else type(values).__name__
-        msg = f"Report part {where!r} must have exactly the fields {known}, found {found}. Make the report again."
-        raise ArtefactError(msg)
+        message = f"Report part {where!r} must have exactly the fields {known}, found {found}. Make the report again."
+        raise ArtefactError(message)
     hints = get_type_hints(cls)
     for name, value in values.items():
         if not _fits(value, hints[name]):
-            msg = f"Report field {where}.{name} is {value!r}, which is not of the type {hints[name]}."
-            raise ArtefactError(msg)
+            message = f"Report field {where}.{name} is {value!r}, which is not of the type {hints[name]}."
+            raise ArtefactError(message)
     return cls(**values)
 
 

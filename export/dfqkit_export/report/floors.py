@@ -73,8 +73,8 @@ def check_floors(metrics: Iterable[Metric], floors: Iterable[Floor]) -> list[Fin
     findings: list[Finding] = []
     for floor in floors:
         if not math.isfinite(floor.value):
-            msg = f"Floor of {floor.metric!r} for {floor.subject!r} is {floor.value}; give a finite number."
-            raise ArtefactError(msg)
+            message = f"Floor of {floor.metric!r} for {floor.subject!r} is {floor.value}; give a finite number."
+            raise ArtefactError(message)
         matching = [metric for metric in measured if _is_about(floor, metric)]
         checked = [_check_floor(metric, floor) for metric in matching] or [_check_floor(None, floor)]
         findings.extend(finding for finding in checked if finding is not None)
@@ -101,8 +101,8 @@ def _check_floor(metric: Metric | None, floor: Floor) -> Finding | None:
         message = f"{name} was not measured, but has a floor of {floor.value:g}. Measure it or take the floor out."
         return Finding(metric=floor.metric, subject=floor.subject, value=None, floor=floor.value, message=message)
     if metric.higher_is_better is None:
-        msg = f"{name} is neither good nor bad, so it cannot have a floor. Take the floor of {floor.value:g} out."
-        raise ArtefactError(msg)
+        message = f"{name} is neither good nor bad, so it cannot have a floor. Take the floor of {floor.value:g} out."
+        raise ArtefactError(message)
     if metric.value >= floor.value if metric.higher_is_better else metric.value <= floor.value:
         return None
     side = "below" if metric.higher_is_better else "above"

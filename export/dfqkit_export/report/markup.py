@@ -42,7 +42,7 @@ def document(title: str, body: str, footer: str = "", *, style: str = "") -> str
 
 
 def section(title: str, body: str, note: str = "") -> str:
-    """A titled section with a sentence that explains it; nothing where the body is empty."""
+    """Return a titled section with a sentence that explains it; nothing where the body is empty."""
     if not body:
         return ""
     lead = f"<p>{escape(note)}</p>" if note else ""
@@ -50,7 +50,7 @@ def section(title: str, body: str, note: str = "") -> str:
 
 
 def table(label: str, header: Iterable[tuple[str, str]], rows: Iterable[str], *, sortable: bool = False) -> str:
-    """A table in a box of its own that scrolls; the header is (text, class of the column)."""
+    """Return a table in a box of its own that scrolls; the header is (text, class of the column)."""
     heads = "".join(f'<th scope="col" class="{kind}">{escape(text)}</th>' for text, kind in header)
     kind = ' class="sortable"' if sortable else ""
     # tabindex lets a keyboard scroll the box.
@@ -61,7 +61,7 @@ def table(label: str, header: Iterable[tuple[str, str]], rows: Iterable[str], *,
 
 
 def facts(values: Mapping[str, Any], *, skip: frozenset[str] = frozenset()) -> str:
-    """A list of names and values of any kind."""
+    """Return a list of names and values of any kind."""
     pairs = "".join(
         f"<dt>{escape(str(key).replace('_', ' '))}</dt><dd>{_fact(value)}</dd>"
         for key, value in values.items()

@@ -243,8 +243,8 @@ def _sheets(sheets: Mapping[str, bytes], report: Report) -> str:
     figures = []
     for caption, png in sheets.items():
         if not png.startswith(_PNG):
-            msg = f"Contact sheet {caption!r} is not a PNG file. Encode it as PNG first."
-            raise ArtefactError(msg)
+            message = f"Contact sheet {caption!r} is not a PNG file. Encode it as PNG first."
+            raise ArtefactError(message)
         data = base64.b64encode(png).decode("ascii")
         text = escape(caption, quote=True)
         figures.append(

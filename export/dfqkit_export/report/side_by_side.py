@@ -74,7 +74,7 @@ def _value(metric: Metric | None) -> str:
 
 
 def _change(before: Metric | None, after: Metric | None) -> tuple[str, str]:
-    """The difference with its error as text, and a word for it."""
+    """Return the difference with its error as text, and a word for it."""
     if before is None or after is None:
         return "", "only in B" if before is None else "only in A"
     if before.value is None or after.value is None:

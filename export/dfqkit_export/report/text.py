@@ -83,7 +83,7 @@ def render_markdown(report: Report) -> str:
 
 
 def _images(report: Report) -> list[str]:
-    """What is said of the images: nothing where they are what one expects here."""
+    """Return what is said of the images: nothing where they are what one expects here."""
     note = data_note(report)
     return [note] if note and report.synthesis["data_free"] is not True else []
 
