@@ -29,6 +29,24 @@ MODULES = {
 }
 
 LONGEST = 400
+# The rooms of each half from the ground up: a room imports only rooms that stand before it.
+ORDER = {
+    "dfqkit_export": (
+        *("_version", "errors", "lazy", "words", "files"),
+        *("onnxfile", "images"),
+        *("backends", "env", "checker", "measure", "tasks", "sentinel"),
+        *("report", "estimate", "profiling", "comparison"),
+        *("bundle", "gate", "pytest_plugin"),
+    ),
+    "dfqkit": (
+        *("seeds", "progress", "models"),
+        "config",
+        *("losses", "students", "teacher", "tasks", "records", "synthesis", "images", "training", "run"),
+        *("api", "bench", "cli", "__main__"),
+    ),
+}
+# Names at the top of a package, `py.typed` aside.
+MOST_NAMES = {"dfqkit": 18, "dfqkit_export": 21}
 
 FOREIGN_CODE = {"yaml.load", "yaml.unsafe_load", "yaml.full_load", "eval", "exec", "pickle.load", "pickle.loads"}
 # What a reader of files must be told, so that it runs no code of theirs.
@@ -186,3 +204,64 @@ def test_types_and_recipes_are_shipped() -> None:
 def test_names_of_test_modules_are_unique() -> None:
     names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
     assert sorted(name for name in set(names) if names.count(name) > 1) == []
+
+
+def arrows(module: str) -> Iterator[str]:
+    """Modules of both packages that a module imports when it is run, at its top or inside a function."""
+    for node in running(tree(module)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+        elif isinstance(node, ast.ImportFrom) and node.module in MODULES:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in MODULES else node.module
+
+
+def running(node: ast.AST) -> Iterator[ast.AST]:
+    """Walk over what is not for the type checker alone."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)):
+            yield from running(child)
+
+
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """Return what stays when all that leads nowhere, or is led to from nowhere, is taken away again and again."""
+    graph = {name: reached - {name} for name, reached in graph.items()}
+    while graph:
+        reached = set().union(*graph.values())
+        ends = [name for name in graph if name not in reached or not graph[name] & graph.keys()]
+        if not ends:
+            break
+        for name in ends:
+            del graph[name]
+    return sorted(graph)
+
+
+def test_the_top_of_each_package_can_be_taken_in_at_a_glance() -> None:
+    for package, most in MOST_NAMES.items():
+        names = sorted(p.name for p in PACKAGES[package].iterdir() if p.name not in ("py.typed", "__pycache__"))
+        assert len(names) <= most, names
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    assert circles({module: set(arrows(module)) for module in MODULES}) == []
+
+
+def test_each_room_imports_only_rooms_below_it() -> None:
+    """So the rooms of a half form no circle either."""
+    against = []
+    for module in MODULES:
+        package, _, inside = module.partition(".")
+        room, order = inside.split(".")[0], ORDER[package]
+        if not room:
+            continue  # the package itself hands out public names from everywhere
+        if room not in order:
+            against.append(f"{module} is in no room of the table")
+            continue
+        for target in arrows(module):
+            half, _, rest = target.partition(".")
+            other = rest.split(".")[0]
+            if half == package and other and other in order[order.index(room) + 1 :]:
+                against.append(f"{module} -> {target}")
+    assert against == []
