@@ -73,6 +73,16 @@ class ImageSection(Section):
     std: tuple[_Spread, ...] = Field(min_length=1, description="Per channel, on [0, 1].")
     classes: int | None = Field(None, ge=2, description="How many there are, where the task has classes.")
 
+    @model_validator(mode="after")
+    def _per_channel(self) -> ImageSection:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.shape[0]:
+                message = (
+                    f"{name} has {len(values)} value(s) but the image has {self.shape[0]} channel(s); give one each"
+                )
+                raise ValueError(message)
+        return self
+
     def spec(self) -> ImageSpec:
         """The same as an `ImageSpec`.
 
@@ -195,8 +205,6 @@ class Recipe(Section):
         for target in map(get_target, self.targets):
             for bits in (self.quant.bits, *(self.distill.partners if self.distill else ())):
                 self.quant.model_copy(update={"bits": bits}).check(target)
-        if self.image.classes is not None:
-            self.image.spec()
         return self
 
     @property

@@ -12,7 +12,7 @@ import yaml
 from dfqkit.config.files import find_file, find_recipe, library, list_recipes
 from dfqkit.config.reading import load_recipe, parse_recipe
 from dfqkit.config.recipe import Recipe
-from dfqkit_export.errors import ArtefactError, RecipeError, TargetError
+from dfqkit_export.errors import RecipeError, TargetError
 from tests._messages import names, raises_naming
 
 SMALLEST: dict[str, Any] = {
@@ -117,7 +117,7 @@ class TestRefusals:
             parse("target=narrow", "quant.bits=w4a8", "quant.first_last=4", field)
 
     def test_images_that_contradict_themselves(self) -> None:
-        with raises_naming(ArtefactError, "mean has 2", "1 channel"):
+        with raises_naming(RecipeError, "mean has 2", "1 channel"):
             parse("image.mean=[0.1, 0.2]")
 
     @pytest.mark.parametrize(
@@ -145,6 +145,49 @@ class TestRefusals:
         (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
         with pytest.raises(RecipeError, match=r"Cannot read recipe '.*a.yaml'.*UTF-8"):
             load_recipe(tmp_path / "a.yaml")
+
+
+class TestTargets:
+    def test_one_name_is_a_name_and_several_are_a_list(self) -> None:
+        one, listed = parse("target=openvino"), parse("target=[openvino]")
+        assert one == listed
+        assert (one.target, one.targets) == ("openvino", ("openvino",))
+        assert yaml.safe_load(one.to_yaml())["target"] == "openvino"
+        several = parse("target=[openvino, onnxruntime]")
+        assert several.targets == ("openvino", "onnxruntime")
+        assert yaml.safe_load(several.to_yaml())["target"] == ["openvino", "onnxruntime"]
+        assert parse_recipe(several.to_yaml(), "again") == several
+
+    def test_a_run_of_several_is_refused_with_what_to_do(self) -> None:
+        with raises_naming(RecipeError, "2 targets", "openvino", "onnxruntime", "--set target=openvino"):
+            _ = parse("target=[openvino, onnxruntime]").target
+
+    def test_every_name_is_checked(self) -> None:
+        with raises_naming(TargetError, "onnxruntim", "Did you mean 'onnxruntime'"):
+            parse("target=[openvino, onnxruntim]")
+        names(refused("target=[openvino, openvino]"), "target", "'openvino' is named twice")
+        names(refused("target=[]"), "target", "at least 1")
+        names(refused("target=3"), "target", "must be a list", "found 3")
+
+
+class TestTask:
+    def test_it_is_left_out_while_it_is_the_default(self) -> None:
+        for override in ("task=classification", "task={name: classification}"):
+            assert parse(override) == parse()
+        assert "task" not in parse().to_yaml()
+
+    @pytest.mark.parametrize("override", ["task=classificatoin", "task={name: classificatoin}"])
+    def test_an_unknown_one_comes_with_the_nearest(self, override: str) -> None:
+        names(refused(override), "task: ", "classificatoin", "Did you mean 'classification'")
+
+    def test_its_section_is_checked(self) -> None:
+        names(refused("task={name: classification, classes: 3}"), "task.classes: unknown key", "Allowed here: name")
+        names(refused("task={}"), "task: needs a name")
+
+    def test_classes_are_missing_where_the_task_has_some(self) -> None:
+        image = {key: value for key, value in SMALLEST["image"].items() if key != "classes"}
+        text = refused("quant.bit=w4a4", image=image)
+        names(text, "image.classes: is missing", "quant.bit: unknown key")
 
 
 class TestOverrides:
