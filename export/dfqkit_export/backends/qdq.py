@@ -11,13 +11,13 @@ from functools import cached_property
 from typing import Any
 
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from dfqkit_export.backends.target import Target
-from dfqkit_export.onnxfile.graph import SourceGraph
+from dfqkit_export.onnxfile.graph import OWN_DOMAINS, SourceGraph, attribute, has_input, opset_of
 from dfqkit_export.onnxfile.shapes import inferred_types
 
-__all__ = ["MOVES", "OWN_DOMAINS", "QUANTIZED_OPERATORS", "Operand", "QdqGraph", "attribute", "has_input"]
+__all__ = ["MOVES", "QUANTIZED_OPERATORS", "Operand", "QdqGraph"]
 
 # Operators that only move or select values, so that codes may pass through them unchanged.
 MOVES = frozenset(
@@ -28,9 +28,6 @@ MOVES = frozenset(
 QUANTIZED_OPERATORS = frozenset(
     {"ConvInteger", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul"}
 )
-#: The names of ONNX's own domain.
-OWN_DOMAINS = frozenset({"", "ai.onnx"})
-_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +67,7 @@ class QdqGraph(SourceGraph):
         self.model = model
         self.target = target
         self.nodes: list[onnx.NodeProto] = list(model.graph.node)
-        self.opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+        self.opset = opset_of(model) or 0
         self._names = {id(node): node.name or f"{node.op_type}[{index}]" for index, node in enumerate(self.nodes)}
 
     @cached_property
@@ -83,7 +80,7 @@ class QdqGraph(SourceGraph):
 
     def of_type(self, *ops: str) -> Iterator[onnx.NodeProto]:
         """Yield the nodes of some operators of the default domain."""
-        return (node for node in self.nodes if node.op_type in ops and node.domain in ("", "ai.onnx"))
+        return (node for node in self.nodes if node.op_type in ops and node.domain in OWN_DOMAINS)
 
     def is_input(self, tensor: str) -> bool:
         """Return whether the caller gives a tensor; not so initializers that are listed as inputs too."""
@@ -133,22 +130,12 @@ class QdqGraph(SourceGraph):
 
     def quantizer(self, dequantize: onnx.NodeProto) -> onnx.NodeProto | None:
         """Return the QuantizeLinear whose codes a DequantizeLinear reads, through what only moves or clips them."""
-        node = self.producer(dequantize.input[0])
-        while node is not None and node.op_type in MOVES | {"Clip", "Pad"}:
-            node = self.producer(node.input[0])
+        node = self.source(dequantize.input[0], MOVES | {"Clip", "Pad"})
         return node if node is not None and node.op_type == "QuantizeLinear" else None
-
-    def weighted(self) -> Iterator[onnx.NodeProto]:
-        """Yield the layers that multiply: Conv, ConvTranspose, Gemm, MatMul with an activation among their inputs."""
-        for node in self.layers():
-            if node.op_type in _WEIGHTED:
-                yield node
 
     def operand(self, tensor: str) -> Operand:
         """Return where a layer's input comes from."""
-        node = self.producer(tensor)
-        while node is not None and node.op_type in MOVES:
-            node = self.producer(node.input[0])
+        node = self.source(tensor, MOVES)
         found = node if node is not None and node.op_type == "DequantizeLinear" else None
         return Operand(tensor=tensor, dequantize=found, activation=tensor in self.activations)
 
@@ -156,13 +143,3 @@ class QdqGraph(SourceGraph):
         """Return the node that reads a tensor where there is exactly one and the tensor is no output of the graph."""
         readers = self.readers(tensor)
         return readers[0] if len(readers) == 1 and not self.is_output(tensor) else None
-
-
-def has_input(node: onnx.NodeProto, index: int) -> bool:
-    """Return whether a node has its optional input number `index`."""
-    return len(node.input) > index and bool(node.input[index])
-
-
-def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    """Return a node's attribute, or what ONNX takes where it is left out."""
-    return next((helper.get_attribute_value(item) for item in node.attribute if item.name == name), default)

@@ -13,7 +13,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from dfqkit_export.backends.qdq import MOVES, QdqGraph, has_input
+from dfqkit_export.backends.qdq import MOVES, QdqGraph
+from dfqkit_export.onnxfile.graph import has_input
 
 __all__ = ["CLIPS_CODES", "can_be_signed", "can_be_unsigned", "clip_bound", "same_parameters", "stored_codes"]
 

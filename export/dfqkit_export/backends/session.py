@@ -132,11 +132,11 @@ def require_one_image(path: Path, inputs: Sequence[tuple[str, str]], outputs: in
     """
     if len(inputs) != 1 or not outputs or inputs[0][1] != float32:
         found = ", ".join(f"{name}: {kind}" for name, kind in inputs)
-        msg = (
+        message = (
             f"Model {str(path)!r} has {len(inputs)} input(s) ({found}) and {outputs} output(s); allowed is "
             "one float32 input. Export the classifier alone, with weights as initializers and not as inputs."
         )
-        raise ArtefactError(msg)
+        raise ArtefactError(message)
 
 
 def check_threads(threads: int | None) -> None:
@@ -146,8 +146,8 @@ def check_threads(threads: int | None) -> None:
         ArtefactError: Says what was found.
     """
     if threads is not None and threads < 1:
-        msg = f"Threads must be at least 1, found {threads}. Leave it out to let the runtime choose."
-        raise ArtefactError(msg)
+        message = f"Threads must be at least 1, found {threads}. Leave it out to let the runtime choose."
+        raise ArtefactError(message)
 
 
 def batched(images: Images, size: int) -> Iterator[Images]:
@@ -161,7 +161,7 @@ def batched(images: Images, size: int) -> Iterator[Images]:
         ArtefactError: The size is below 1 or there is no image.
     """
     if size < 1 or len(images) == 0:
-        msg = f"Prediction needs a batch size of at least 1 and at least one image, found {size} and {len(images)}."
-        raise ArtefactError(msg)
+        message = f"Prediction needs a batch size of at least 1 and at least one image, found {size} and {len(images)}."
+        raise ArtefactError(message)
     for start in range(0, len(images), size):
         yield images[start : start + size]

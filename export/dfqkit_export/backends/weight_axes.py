@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 import onnx
 
-from dfqkit_export.backends.qdq import QdqGraph, attribute
+from dfqkit_export.backends.qdq import QdqGraph
 from dfqkit_export.backends.rule import Rule, Violation
+from dfqkit_export.onnxfile.graph import attribute
 
 __all__ = ["WEIGHT_AXES"]
 

@@ -131,8 +131,10 @@ def _run_repaired(
         try:
             return _run(path, parts)
         except ArtefactError as error:
-            msg = f"The repaired file (repairs: {_rules(applied)}) does not run; nothing was written. {_REPORT} {error}"
-            raise ArtefactError(msg) from None
+            message = (
+                f"The repaired file (repairs: {_rules(applied)}) does not run; nothing was written. {_REPORT} {error}"
+            )
+            raise ArtefactError(message) from None
 
 
 def _difference(expected: list[NDArray[np.float64]], found: list[NDArray[np.float64]]) -> float:
@@ -157,16 +159,16 @@ def _require_equal(
     if difference <= _tolerance(expected):
         return
     if not sane:
-        msg = (
+        message = (
             "No repair can be proved while scales are no positive finite numbers (rule E3): what such codes mean "
             "differs from kernel to kernel. Nothing was written. Correct the scales first, at the exporter."
         )
-        raise ArtefactError(msg)
-    msg = (
+        raise ArtefactError(message)
+    message = (
         f"The repaired file's outputs differ by up to {difference:g} from the original's (repairs: {_rules(applied)}); "
         f"nothing was written. {_REPORT}"
     )
-    raise ArtefactError(msg)
+    raise ArtefactError(message)
 
 
 def _rules(applied: list[Repaired]) -> str:

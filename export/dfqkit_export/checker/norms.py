@@ -11,8 +11,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from dfqkit_export.backends.qdq import QdqGraph, attribute, has_input
+from dfqkit_export.backends.qdq import QdqGraph
 from dfqkit_export.checker.editing import Editor
+from dfqkit_export.onnxfile.graph import attribute, has_input
 
 __all__ = ["fold_norm"]
 

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from dfqkit_export.backends.qdq import MOVES, QdqGraph, has_input
+from dfqkit_export.backends.qdq import MOVES, QdqGraph
 from dfqkit_export.backends.quantized_codes import CLIPS_CODES, can_be_signed, can_be_unsigned, clip_bound, stored_codes
 from dfqkit_export.checker.editing import Editor, set_attribute
+from dfqkit_export.onnxfile.graph import has_input
 
 __all__ = ["make_signed", "make_unsigned"]
 
@@ -60,9 +61,7 @@ def _clips(quantize: onnx.NodeProto, graph: QdqGraph) -> Iterator[onnx.NodeProto
 
 
 def _is_not_negative(tensor: str, graph: QdqGraph) -> bool:
-    node = graph.producer(tensor)
-    while node is not None and node.op_type in MOVES | {"GlobalAveragePool", "AveragePool"}:
-        node = graph.producer(node.input[0])
+    node = graph.source(tensor, MOVES | {"GlobalAveragePool", "AveragePool"})
     if node is None:
         return False
     if node.op_type == "Clip" and has_input(node, 1):

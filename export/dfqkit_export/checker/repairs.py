@@ -12,11 +12,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from dfqkit_export.backends.qdq import MOVES, attribute, has_input
+from dfqkit_export.backends.qdq import MOVES
 from dfqkit_export.backends.quantized_codes import stored_codes
 from dfqkit_export.checker.editing import Editor, set_attribute
 from dfqkit_export.checker.norms import fold_norm
 from dfqkit_export.checker.quantized_weights import make_signed, make_unsigned
+from dfqkit_export.onnxfile.graph import attribute, has_input
 
 __all__ = ["EXACT", "ROUNDED", "Repair"]
 
@@ -172,9 +173,7 @@ def clip_behind(editor: Editor, node: str) -> str:
     """O12: clip codes behind QuantizeLinear instead of floats in front; quantizing keeps the order of numbers."""
     layer = editor.node(node)
     quantize = _quantizers_around(editor, layer)[-1] if layer is not None else None
-    clip = editor.graph.producer(quantize.input[0]) if quantize is not None else None
-    while clip is not None and clip.op_type in MOVES:
-        clip = editor.graph.producer(clip.input[0])
+    clip = editor.graph.source(quantize.input[0], MOVES) if quantize is not None else None
     if quantize is None or clip is None or clip.op_type != "Clip" or editor.graph.only_reader(clip.output[0]) is None:
         return ""
     scale, point = editor.graph.constant(quantize.input[1]), editor.graph.zero_point(quantize)
@@ -201,9 +200,7 @@ def repeat_pair(editor: Editor, node: str) -> str:
     layer = editor.node(node)
     for tensor in layer.input[:2] if layer is not None else ():
         maker = editor.graph.producer(tensor)
-        source = maker
-        while source is not None and source.op_type in MOVES | {"Pad"}:
-            source = editor.graph.producer(source.input[0])
+        source = editor.graph.source(tensor, MOVES | {"Pad"})
         if maker is None or maker is source or source is None or source.op_type != "DequantizeLinear":
             continue
         _add_pair(editor, tensor, maker, source)

@@ -12,11 +12,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from dfqkit_export.backends.qdq import OWN_DOMAINS, QUANTIZED_OPERATORS, QdqGraph, attribute, has_input
+from dfqkit_export.backends.qdq import QUANTIZED_OPERATORS, QdqGraph
 from dfqkit_export.backends.quantized_codes import same_parameters
 from dfqkit_export.backends.rule import Rule, Violation
 from dfqkit_export.backends.weight_axes import WEIGHT_AXES
-from dfqkit_export.onnxfile.graph import type_name
+from dfqkit_export.onnxfile.graph import OWN_DOMAINS, attribute, has_input, type_name
 
 __all__ = ["RULES"]
 

@@ -181,11 +181,11 @@ def _batches(
     size = max(fixed)
     whole = len(images) // size * size
     if len(fixed) > 1 or not whole:
-        msg = (
+        message = (
             f"The files take batches of {' and '.join(map(str, sorted(fixed)))} images, found {len(images)} image(s). "
             "Give files with the same or an open batch, and at least one whole batch of images."
         )
-        raise ArtefactError(msg)
+        raise ArtefactError(message)
     return size, images[:whole]
 
 

@@ -39,8 +39,8 @@ def read_inputs(source: str | Path, model: onnx.ModelProto, n: int) -> Inputs:
     """
     path = Path(source)
     if not path.exists():
-        msg = f"Images '{path}' do not exist. Give a stored set, a sentinel file, or a .npz or .npy of images."
-        raise ArtefactError(msg)
+        message = f"Images '{path}' do not exist. Give a stored set, a sentinel file, or a .npz or .npy of images."
+        raise ArtefactError(message)
     if path.suffix in (".npz", ".npy"):
         images = _from_array(path, model, n)
     elif path.is_file() and _is_sentinel(path):
@@ -71,19 +71,19 @@ def _from_sentinel(path: Path, n: int) -> Floats:
 def _from_array(path: Path, model: onnx.ModelProto, n: int) -> Floats:
     images = _stored_array(path)
     if images.ndim != 4 or len(images) == 0:
-        msg = f"'{path}' holds an array of shape {images.shape}; allowed are images, (N, H, W, C) or (N, C, H, W)."
-        raise ArtefactError(msg)
+        message = f"'{path}' holds an array of shape {images.shape}; allowed are images, (N, H, W, C) or (N, C, H, W)."
+        raise ArtefactError(message)
     chosen = images[_spread(len(images), n)]
     if chosen.dtype.kind == "f":
         return chosen.astype(np.float32)
     image = model_image(model)
     if chosen.dtype != np.uint8 or image is None:
         known = "knows" if image is not None else "does not know"
-        msg = (
+        message = (
             f"'{path}' holds {chosen.dtype} images, and the model {known} how they are normalised. Allowed are uint8 "
             "for a file that dfqkit wrote, and normalised float32 (N, C, H, W) for any."
         )
-        raise ArtefactError(msg)
+        raise ArtefactError(message)
     pixels = np.ascontiguousarray(chosen.transpose(0, 3, 1, 2)).astype(np.float32)
     return image.normalize(pixels / np.float32(255))
 
@@ -96,5 +96,5 @@ def _stored_array(path: Path) -> NDArray[Any]:
         with found:
             return np.asarray(found["images"])
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        msg = f"'{path}' cannot be read as images: {error}. Allowed are a .npy, or a .npz with an array 'images'."
-        raise ArtefactError(msg) from None
+        message = f"'{path}' cannot be read as images: {error}. Allowed are a .npy, or a .npz with an array 'images'."
+        raise ArtefactError(message) from None

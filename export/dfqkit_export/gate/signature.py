@@ -23,7 +23,7 @@ import onnx
 from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.onnxfile.graph import SourceGraph
+from dfqkit_export.onnxfile.graph import SourceGraph, has_input, opset_of
 from dfqkit_export.onnxfile.summary import LayerFacts, QuantFacts, layer_facts
 
 __all__ = [
@@ -174,7 +174,7 @@ def read_signature(model: onnx.ModelProto) -> Signature:
     graph = SourceGraph(model.graph)
     nodes = {node.name or node.output[0]: node for node in graph.layers()}
     layers = {facts.name: _layer(graph, nodes[facts.name], facts) for facts in layer_facts(model)}
-    opset = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
+    opset = opset_of(model) or 0
     return Signature(layers=layers, opset=opset, before=_before(graph, next(iter(nodes.values()), None)))
 
 
@@ -222,7 +222,7 @@ def _weights(graph: SourceGraph, node: onnx.NodeProto) -> tuple[Floats, Floats]:
 def _bias(graph: SourceGraph, node: onnx.NodeProto) -> tuple[Floats, Floats]:
     """Return a layer's bias as real numbers, and the scale of its codes where it has such."""
     none = np.empty(0)
-    if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or len(node.input) < 3 or not node.input[2]:
+    if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or not has_input(node, 2):
         return none, none
     direct = graph.constant(node.input[2])
     if direct is not None:

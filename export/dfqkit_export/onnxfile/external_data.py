@@ -46,17 +46,17 @@ def _load(tensor: onnx.TensorProto, path: Path, allowed: int) -> int:
     offset = _number(entries.get("offset", "0"), what)
     length = _number(entries["length"], what) if "length" in entries else max(size - offset, 0)
     if offset + length > size:
-        msg = (
+        message = (
             f"{what} {entries['location']!r}, bytes {offset} to {offset + length}, but that file has {size}. It is not "
             "complete: export or copy both again."
         )
-        raise ArtefactError(msg)
+        raise ArtefactError(message)
     if length > allowed:
-        msg = (
+        message = (
             f"Model {str(path)!r} has more than {PROTOBUF_LIMIT} bytes (2 GiB) with the data beside it; read are "
             "models up to that size. Check a smaller model of the same architecture."
         )
-        raise ArtefactError(msg)
+        raise ArtefactError(message)
     with source.open("rb") as file:
         file.seek(offset)
         tensor.raw_data = file.read(length)
@@ -71,21 +71,23 @@ def _inside(location: str, path: Path, what: str) -> Path:
     given = Path(location)
     source = (folder / given).resolve()
     if not location or given.is_absolute() or ".." in given.parts or not source.is_relative_to(folder):
-        msg = (
+        message = (
             f"{what} {location!r}, outside of the model's own folder; nothing there was read. Save the model with its "
             "data beside it: onnx.save_model(model, path, save_as_external_data=True, location='weights.bin')."
         )
-        raise ArtefactError(msg)
+        raise ArtefactError(message)
     if not source.is_file():
-        msg = f"{what} {location!r}, which is not beside it. Copy that file into {str(path.parent)!r}, too."
-        raise ArtefactError(msg)
+        message = f"{what} {location!r}, which is not beside it. Copy that file into {str(path.parent)!r}, too."
+        raise ArtefactError(message)
     return source
 
 
 def _number(text: str, what: str) -> int:
     if not text.isdecimal():
-        msg = f"{what} another file, at {text!r}, which is no number of bytes. The file is damaged: export it again."
-        raise ArtefactError(msg)
+        message = (
+            f"{what} another file, at {text!r}, which is no number of bytes. The file is damaged: export it again."
+        )
+        raise ArtefactError(message)
     return int(text)
 
 

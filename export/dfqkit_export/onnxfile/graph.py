@@ -5,7 +5,7 @@ What belongs here: questions about the graph as the file has it, which know no r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,19 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ["SourceGraph", "outer_names", "parameter_inputs", "type_name"]
+__all__ = [
+    "OWN_DOMAINS",
+    "SourceGraph",
+    "attribute",
+    "has_input",
+    "opset_of",
+    "outer_names",
+    "parameter_inputs",
+    "type_name",
+]
+
+#: The names of ONNX's own domain.
+OWN_DOMAINS = frozenset({"", "ai.onnx"})
 
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 # What may lie between a weight's initializer and the layer that uses it.
@@ -62,9 +74,22 @@ class SourceGraph:
             if (node.op_type in _LAYERS and dynamic) or (node.op_type == "Add" and dynamic == 2):
                 yield node
 
+    def weighted(self) -> Iterator[onnx.NodeProto]:
+        """Yield the layers that multiply: Conv, ConvTranspose, Gemm, MatMul with an activation among their inputs."""
+        for node in self.layers():
+            if node.op_type in _LAYERS:
+                yield node
+
     def producer(self, tensor: str) -> onnx.NodeProto | None:
         """Return the node that makes a tensor; None for inputs and initializers."""
         return self._producer.get(tensor)
+
+    def source(self, tensor: str, passed: Collection[str]) -> onnx.NodeProto | None:
+        """Return the node that a tensor comes from, through operators that hand their first input on."""
+        node = self.producer(tensor)
+        while node is not None and node.op_type in passed:
+            node = self.producer(node.input[0])
+        return node
 
     def constant(self, tensor: str) -> NDArray[Any] | None:
         """Return the value of an initializer or Constant, also behind Cast and Identity.
@@ -82,7 +107,7 @@ class SourceGraph:
         value = self.constant(node.input[0])
         if value is None or node.op_type == "Identity":
             return value
-        to = next((item.i for item in node.attribute if item.name == "to"), 0)
+        to = attribute(node, "to", 0)
         if to not in TensorProto.DataType.values() or to in (TensorProto.UNDEFINED, TensorProto.STRING):
             return None
         with np.errstate(all="ignore"):
@@ -119,28 +144,41 @@ class SourceGraph:
 
     def code_type(self, node: onnx.NodeProto) -> str:
         """Return the type of the codes that a Q writes or a DQ reads, such as "int8"; "" where it is not known."""
-        if len(node.input) > 2 and node.input[2]:
+        if has_input(node, 2):
             point = self.constant(node.input[2])
             return str(point.dtype) if point is not None else ""
         if node.op_type == "QuantizeLinear":
-            stated = next((item.i for item in node.attribute if item.name == "output_dtype"), 0)
+            stated = attribute(node, "output_dtype", 0)
             return type_name(stated) if stated else "uint8"  # ONNX's default.
         codes = self.constant(node.input[0])
         if codes is not None:
             return str(codes.dtype)
-        maker = self.producer(node.input[0])
-        while maker is not None and maker.op_type in _CODE_PATH:
-            maker = self.producer(maker.input[0])
+        maker = self.source(node.input[0], _CODE_PATH)
         return self.code_type(maker) if maker is not None and maker.op_type == "QuantizeLinear" else ""
 
     def zero_point(self, node: onnx.NodeProto) -> int | None:
         """Return a Q or DQ node's zero point where all its values are one constant; 0 where it has none."""
-        if len(node.input) < 3 or not node.input[2]:
+        if not has_input(node, 2):
             return 0
         value = self.constant(node.input[2])
         if value is None or not value.size or np.unique(value.astype(np.float64)).size != 1:
             return None
         return int(value.reshape(-1)[0])
+
+
+def has_input(node: onnx.NodeProto, index: int) -> bool:
+    """Return whether a node has its optional input number `index`."""
+    return len(node.input) > index and bool(node.input[index])
+
+
+def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    """Return a node's attribute, or what ONNX takes where it is left out."""
+    return next((helper.get_attribute_value(item) for item in node.attribute if item.name == name), default)
+
+
+def opset_of(model: onnx.ModelProto) -> int | None:
+    """Return the version of ONNX's own operators; None where the file imports none."""
+    return next((entry.version for entry in model.opset_import if entry.domain in OWN_DOMAINS), None)
 
 
 def outer_names(node: onnx.NodeProto) -> set[str]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import onnx
 
-from dfqkit_export.onnxfile.graph import SourceGraph
+from dfqkit_export.onnxfile.graph import SourceGraph, attribute
 from dfqkit_export.onnxfile.shapes import inferred_types
 
 __all__ = ["multiply_adds"]
@@ -30,7 +30,7 @@ def multiply_adds(model: onnx.ModelProto, image_shape: tuple[int, ...] | None = 
         than the batch's is not given.
     """
     shapes = _shapes(model, image_shape)
-    counts = {node.name: _count(node, shapes) for node in SourceGraph(model.graph).layers() if node.op_type != "Add"}
+    counts = {node.name: _count(node, shapes) for node in SourceGraph(model.graph).weighted()}
     return {name: count for name, count in counts.items() if count is not None}
 
 
@@ -52,5 +52,4 @@ def _count(node: onnx.NodeProto, shapes: Shapes) -> int | None:
         return math.prod(output) * math.prod(second[1:])
     if node.op_type == "ConvTranspose":
         return math.prod(first) * math.prod(second[1:])
-    transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
-    return math.prod(output) * (first[0] if transposed else first[-1])
+    return math.prod(output) * (first[0] if attribute(node, "transA", 0) else first[-1])

@@ -14,7 +14,7 @@ from onnx import TensorProto, numpy_helper
 
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.onnxfile.external_data import PROTOBUF_LIMIT, load_external_data
-from dfqkit_export.onnxfile.graph import parameter_inputs, type_name
+from dfqkit_export.onnxfile.graph import OWN_DOMAINS, opset_of, parameter_inputs, type_name
 
 __all__ = ["load_onnx", "require_images"]
 
@@ -67,61 +67,61 @@ def require_images(model: onnx.ModelProto, path: str | Path) -> None:
     inputs = [value for value in model.graph.input if value.name not in stored | parameters]
     if len(inputs) != 1:
         names = ", ".join(repr(value.name) for value in inputs) or "none"
-        msg = (
+        message = (
             f"Model {str(path)!r} has {len(inputs)} inputs ({names}); allowed is one, a batch of images. Export the "
             "classifier alone, with weights as initializers and not as inputs."
         )
-        raise ArtefactError(msg)
+        raise ArtefactError(message)
     tensor = inputs[0].type.tensor_type
     sizes = list(tensor.shape.dim)
     if tensor.elem_type != TensorProto.FLOAT or len(sizes) != 4:
-        msg = (
+        message = (
             f"Model {str(path)!r} takes {inputs[0].name!r} of type {type_name(tensor.elem_type)} with {len(sizes)} "
             "dimensions; allowed is float with 4: images, channels, height, width. Put conversions in front of the "
             "model, not into it."
         )
-        raise ArtefactError(msg)
+        raise ArtefactError(message)
     if sizes[0].HasField("dim_value") and sizes[0].dim_value < 1:
-        msg = (
+        message = (
             f"Model {str(path)!r} takes batches of {sizes[0].dim_value} images in {inputs[0].name!r}. Export it with a "
             "batch of at least 1, or with a symbolic one."
         )
-        raise ArtefactError(msg)
+        raise ArtefactError(message)
     still_open = [size.dim_param or "?" for size in sizes[1:] if not size.dim_value > 0]
     if still_open:
-        msg = (
+        message = (
             f"Model {str(path)!r} leaves {', '.join(repr(name) for name in still_open)} of its input "
             f"{inputs[0].name!r} open; only the batch size, the first, may be. Export it with the size of the images "
             "it is to classify."
         )
-        raise ArtefactError(msg)
+        raise ArtefactError(message)
 
 
 def _parsed(path: Path) -> onnx.ModelProto:
     if not path.is_file():
-        msg = f"Model {str(path)!r} is not a file. Give the path of an .onnx file."
-        raise ArtefactError(msg)
+        message = f"Model {str(path)!r} is not a file. Give the path of an .onnx file."
+        raise ArtefactError(message)
     size = path.stat().st_size
     if size > PROTOBUF_LIMIT:
-        msg = (
+        message = (
             f"Model {str(path)!r} has {size} bytes; an ONNX file has at most {PROTOBUF_LIMIT} (2 GiB), the limit of "
             "protobuf. Keep its weights beside it: onnx.save_model(model, path, save_as_external_data=True)."
         )
-        raise ArtefactError(msg)
+        raise ArtefactError(message)
     content = path.read_bytes()
     try:
         model: onnx.ModelProto = onnx.ModelProto.FromString(content)
     except _DECODE_ERROR:
         model = onnx.ModelProto()
     if not model.graph.node and not content.startswith(_FIRST_BYTE):
-        msg = f"Model {str(path)!r} is not an ONNX file but {_what(content)}. Give the path of an .onnx file."
-        raise ArtefactError(msg)
+        message = f"Model {str(path)!r} is not an ONNX file but {_what(content)}. Give the path of an .onnx file."
+        raise ArtefactError(message)
     if not model.graph.node:
-        msg = (
+        message = (
             f"Model {str(path)!r} is not a complete ONNX file: its {size} bytes end too early, are damaged, or hold no "
             "operators. Export or copy it again."
         )
-        raise ArtefactError(msg)
+        raise ArtefactError(message)
     return model
 
 
@@ -134,25 +134,25 @@ def _what(content: bytes) -> str:
 
 def _check_versions(model: onnx.ModelProto, path: Path) -> None:
     newest = onnx.defs.onnx_opset_version()
-    version = next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), None)
+    version = opset_of(model)
     if version is None:
-        own = any(node.domain in ("", "ai.onnx") for node in model.graph.node)
+        own = any(node.domain in OWN_DOMAINS for node in model.graph.node)
         if own:
-            msg = f"Model {str(path)!r} names no opset, so it is not a complete ONNX file. Export or copy it again."
-            raise ArtefactError(msg)
+            message = f"Model {str(path)!r} names no opset, so it is not a complete ONNX file. Export or copy it again."
+            raise ArtefactError(message)
         return
     if version > newest:
-        msg = (
+        message = (
             f"Model {str(path)!r} has opset {version}; onnx {onnx.__version__} knows {_OLDEST_OPSET} to {newest}. "
             "Upgrade onnx, or export with an older opset, such as 18."
         )
-        raise ArtefactError(msg)
+        raise ArtefactError(message)
     if version < _OLDEST_OPSET:
-        msg = (
+        message = (
             f"Model {str(path)!r} has opset {version}; read are {_OLDEST_OPSET} to {newest}. Export it again, or use "
             "onnx.version_converter.convert_version(model, 18)."
         )
-        raise ArtefactError(msg)
+        raise ArtefactError(message)
 
 
 def _check_nodes(model: onnx.ModelProto, path: Path) -> None:
@@ -165,8 +165,10 @@ def _check_nodes(model: onnx.ModelProto, path: Path) -> None:
         problem = "" if node.output else "it has no output"
         # protobuf gives what is no UTF-8 as bytes.
         if not all(isinstance(text, str) for text in (node.op_type, node.domain, node.name, *node.input, *node.output)):
-            msg = f"Model {str(path)!r}: names of node number {index} are no text. The file is damaged: copy it again."
-            raise ArtefactError(msg)
+            message = (
+                f"Model {str(path)!r}: names of node number {index} are no text. The file is damaged: copy it again."
+            )
+            raise ArtefactError(message)
         try:
             # Graphs inside a node read the tensors around it, which the check of a single node does not know.
             alone = not any(item.HasField("g") or item.graphs for item in node.attribute)
@@ -175,11 +177,11 @@ def _check_nodes(model: onnx.ModelProto, path: Path) -> None:
         except (onnx.checker.ValidationError, UnicodeDecodeError) as error:
             problem = str(error).partition("\n")[0].rstrip(".")
         if problem:
-            msg = (
+            message = (
                 f"Model {str(path)!r}: node {node.name or f'{node.op_type}[{index}]'!r} is not what ONNX allows: "
                 f"{problem}. Export it again."
             )
-            raise ArtefactError(msg)
+            raise ArtefactError(message)
 
 
 def _check_graph(graph: onnx.GraphProto, path: Path) -> None:
@@ -189,29 +191,29 @@ def _check_graph(graph: onnx.GraphProto, path: Path) -> None:
         try:
             numpy_helper.to_array(tensor)
         except (KeyError, TypeError, ValueError) as error:
-            msg = (
+            message = (
                 f"Model {str(path)!r} holds an initializer {tensor.name!r} that is not whole: {error}. Export or copy "
                 "it again."
             )
-            raise ArtefactError(msg) from None
+            raise ArtefactError(message) from None
         made.add(tensor.name)
     made.update(tensor.values.name for tensor in graph.sparse_initializer)
     for index, node in enumerate(graph.node):
         missing = next((name for name in node.input if name not in made), None)
         if missing is not None:
-            msg = (
+            message = (
                 f"Model {str(path)!r}: node {node.name or f'{node.op_type}[{index}]'!r} reads {missing!r}, which no "
                 "input, initializer or earlier node makes. Export it again."
             )
-            raise ArtefactError(msg)
+            raise ArtefactError(message)
         again = next((name for name in node.output if name and name in made), None)
         if again is not None:
-            msg = f"Model {str(path)!r}: {again!r} is made twice, which ONNX does not allow. Export it again."
-            raise ArtefactError(msg)
+            message = f"Model {str(path)!r}: {again!r} is made twice, which ONNX does not allow. Export it again."
+            raise ArtefactError(message)
         made.update(node.output)
     outputs = [value.name for value in graph.output]
     unmade = [name for name in outputs if name not in made]
     if unmade or not outputs:
         found = f"the output {unmade[0]!r}, which nothing makes" if unmade else "no output"
-        msg = f"Model {str(path)!r} has {found}. Export it again."
-        raise ArtefactError(msg)
+        message = f"Model {str(path)!r} has {found}. Export it again."
+        raise ArtefactError(message)

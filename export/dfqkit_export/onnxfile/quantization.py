@@ -1,7 +1,7 @@
 """How the tensors of a quantized ONNX file are stored: codes, the bits they fill, scales and zero points.
 
 What belongs here: one weight and one activation at a time, read from the file alone. What a whole layer or file is made
-of is `filefacts`.
+of is `summary`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from dfqkit_export.onnxfile.graph import SourceGraph
+from dfqkit_export.onnxfile.graph import SourceGraph, attribute, has_input
 
 __all__ = ["QuantFacts", "WeightFacts", "quantization_behind", "quantization_in_front", "weight_of"]
 
@@ -80,7 +80,7 @@ def weight_of(graph: SourceGraph, layer: onnx.NodeProto) -> WeightFacts | None:
     scale = graph.constant(dequantize.input[1]) if dequantize is not None else None
     if dequantize is None or scale is None:
         return WeightFacts(dtype=str(values.dtype), bits=8 * values.dtype.itemsize, codes_sha256=_digest(values))
-    zero_point, axis = _zero_points(graph, dequantize), _axis(dequantize)
+    zero_point, axis = _zero_points(graph, dequantize), int(attribute(dequantize, "axis", 1))
     dtype = str(values.dtype)
     if values.dtype.kind == "f":  # a QuantizeLinear stands between the values and their DequantizeLinear
         dtype = graph.code_type(dequantize) or "uint8"
@@ -107,9 +107,7 @@ def _dequantizer(graph: SourceGraph, tensor: str) -> onnx.NodeProto | None:
 
 def quantization_behind(graph: SourceGraph, tensor: str) -> QuantFacts | None:
     """Return how the tensor that a layer reads is quantized, looking through what hands values on; None for float."""
-    node = graph.producer(tensor)
-    while node is not None and node.op_type in _THROUGH:
-        node = graph.producer(node.input[0])
+    node = graph.source(tensor, _THROUGH)
     return _quantization(graph, node) if node is not None and node.op_type == "DequantizeLinear" else None
 
 
@@ -205,17 +203,13 @@ def _spread(values: NDArray[Any], shape: tuple[int, ...], axis: int) -> NDArray[
 
 def _zero_points(graph: SourceGraph, node: onnx.NodeProto) -> NDArray[Any] | None:
     """The zero points; ONNX's default where none are given; None where they are not constant."""
-    if len(node.input) > 2 and node.input[2]:
+    if has_input(node, 2):
         return graph.constant(node.input[2])
     return np.zeros(1, np.uint8)
 
 
 def _granularity(scale: NDArray[Any]) -> str:
     return "per_channel" if scale.size > 1 else "per_tensor"
-
-
-def _axis(node: onnx.NodeProto) -> int:
-    return next((int(item.i) for item in node.attribute if item.name == "axis"), 1)
 
 
 def _digest(values: NDArray[Any]) -> str:

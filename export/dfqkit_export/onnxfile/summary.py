@@ -1,7 +1,7 @@
 """What a quantized ONNX file is: its frame, and what each layer's weights, bias and activations are stored as.
 
 What belongs here: facts about a file and its layers, whoever made it. Whether they are good for a target is the
-checker's question; what a runtime makes of them is `precision`'s. One tensor at a time is `quantfacts`.
+checker's question; what a runtime makes of them is `precision`'s. One tensor at a time is `quantization`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from dfqkit_export.onnxfile.graph import SourceGraph, type_name
+from dfqkit_export.onnxfile.graph import SourceGraph, has_input, type_name
 from dfqkit_export.onnxfile.quantization import (
     QuantFacts,
     WeightFacts,
@@ -139,7 +139,7 @@ def _layer(graph: SourceGraph, node: onnx.NodeProto) -> LayerFacts:
 
 
 def _bias(graph: SourceGraph, node: onnx.NodeProto) -> str:
-    if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or len(node.input) < 3 or not node.input[2]:
+    if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or not has_input(node, 2):
         return "none"
     maker = graph.producer(node.input[2])
     values = graph.constant(maker.input[0] if maker is not None and maker.input else node.input[2])

@@ -111,10 +111,10 @@ def profile_file(
     path = Path(path)
     model = load_onnx(path)
     if not any(node.op_type in _QUANTIZED for node in model.graph.node):
-        msg = (
+        message = (
             f"Model {str(path)!r} has no QuantizeLinear or DequantizeLinear: there is nothing to gain. Give a QDQ file."
         )
-        raise ArtefactError(msg)
+        raise ArtefactError(message)
     images = random_inputs(model, batch or own_batch(model) or 1).images
     with tempfile.TemporaryDirectory(prefix="dfqkit-") as folder:
         base, words = _float_file(path, against, model, Path(folder))

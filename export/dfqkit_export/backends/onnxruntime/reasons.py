@@ -77,7 +77,7 @@ def float_reasons(layer: onnx.NodeProto, graph: SourceGraph) -> Iterator[FloatRe
 
 
 def _operand_reasons(tensor: str, graph: SourceGraph) -> Iterator[FloatReason]:
-    producer = _maker(tensor, graph, _PASSED)
+    producer = graph.source(tensor, _PASSED)
     if producer is None or producer.op_type != "DequantizeLinear":
         yield _missing_pair(tensor, graph)
         return
@@ -115,7 +115,7 @@ def _missing_pair(tensor: str, graph: SourceGraph) -> FloatReason:
         return FloatReason(
             rule="O2", found=f"weight {tensor!r} has no DequantizeLinear ({maker})", repair="quantize it there"
         )
-    source = _maker(tensor, graph, _MOVES)
+    source = graph.source(tensor, _MOVES)
     if source is not None and source.op_type == "DequantizeLinear":
         return FloatReason(
             rule="O1",
@@ -261,10 +261,3 @@ def _output(layer: onnx.NodeProto, graph: SourceGraph) -> tuple[str, list[onnx.N
             break
         tensor = reader.output[0]
     return tensor, activations
-
-
-def _maker(tensor: str, graph: SourceGraph, passed: frozenset[str]) -> onnx.NodeProto | None:
-    producer = graph.producer(tensor)
-    while producer is not None and producer.op_type in passed:
-        producer = graph.producer(producer.input[0])
-    return producer

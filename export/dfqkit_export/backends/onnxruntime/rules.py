@@ -15,9 +15,10 @@ from onnx import TensorProto
 
 from dfqkit_export.backends.onnxruntime.reasons import float_reasons
 from dfqkit_export.backends.onnxruntime.targets import ONNXRUNTIME_ARM
-from dfqkit_export.backends.qdq import QdqGraph, attribute
+from dfqkit_export.backends.qdq import QdqGraph
 from dfqkit_export.backends.quantized_codes import CLIPS_CODES
 from dfqkit_export.backends.rule import Rule, Violation
+from dfqkit_export.onnxfile.graph import attribute
 
 __all__ = ["RULES"]
 

@@ -82,8 +82,8 @@ class OrtSession(FileSession):
         try:
             return list(self._session.run(names and list(names), feed))
         except _rejections() as error:
-            msg = f"Model {str(self.path)!r} could not run on images of shape {images.shape}: {error}"
-            raise ArtefactError(msg) from None
+            message = f"Model {str(self.path)!r} could not run on images of shape {images.shape}: {error}"
+            raise ArtefactError(message) from None
 
     def end_profile(self) -> Path:
         """Stop profiling and return the file of events that was written, for sessions with a `profile_prefix`."""
@@ -122,20 +122,20 @@ def _settings(
 def _inference_session(path: Path, settings: Any, provider: str) -> Any:
     onnxruntime = _onnxruntime()
     if not path.is_file():
-        msg = f"Model {str(path)!r} is not a file. Give the path of an .onnx file."
-        raise ArtefactError(msg)
+        message = f"Model {str(path)!r} is not a file. Give the path of an .onnx file."
+        raise ArtefactError(message)
     try:
         session = onnxruntime.InferenceSession(str(path), settings, providers=list(dict.fromkeys((provider, _CPU))))
     except _rejections() as error:
-        msg = f"Model {str(path)!r} is not accepted by ONNX Runtime: {error} Is the file a complete ONNX model?"
-        raise ArtefactError(msg) from None
+        message = f"Model {str(path)!r} is not accepted by ONNX Runtime: {error} Is the file a complete ONNX model?"
+        raise ArtefactError(message) from None
     # A provider whose libraries are missing is replaced by the CPU with no more than a log line.
     if session.get_providers()[0] != provider:
-        msg = (
+        message = (
             f"ONNX Runtime could not load its {provider} and would run {str(path)!r} on the CPU in its place. Install "
             "the libraries that it names in its log, or choose the runtime 'onnxruntime'."
         )
-        raise RuntimeUnavailableError(msg)
+        raise RuntimeUnavailableError(message)
     return session
 
 
@@ -144,8 +144,8 @@ def _onnxruntime() -> Any:
     try:
         return import_module("onnxruntime")
     except ImportError:
-        msg = "Running ONNX files needs onnxruntime, which is not installed. Run pip install onnxruntime."
-        raise RuntimeUnavailableError(msg) from None
+        message = "Running ONNX files needs onnxruntime, which is not installed. Run pip install onnxruntime."
+        raise RuntimeUnavailableError(message) from None
 
 
 def _rejections() -> tuple[type[Exception], ...]:

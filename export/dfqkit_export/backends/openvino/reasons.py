@@ -69,7 +69,7 @@ def _operand_reason(tensor: str, kind: Operand, layer: onnx.NodeProto, graph: So
 
 
 def _missing_reason(tensor: str, kind: Operand, graph: SourceGraph) -> str:
-    maker = _stop(tensor, graph)
+    maker = graph.source(tensor, _TRANSPARENT)
     where = f"it comes from {maker.op_type} {maker.name!r}" if maker is not None else "it is a float tensor"
     return f"{kind} {tensor!r} has no DequantizeLinear ({where}); quantize it there"
 
@@ -105,13 +105,8 @@ def _between(tensor: str, graph: SourceGraph) -> list[onnx.NodeProto]:
     return found
 
 
-def _stop(tensor: str, graph: SourceGraph) -> onnx.NodeProto | None:
-    passed = _between(tensor, graph)
-    return graph.producer(passed[-1].input[0] if passed else tensor)
-
-
 def _dequantizer(tensor: str, graph: SourceGraph) -> onnx.NodeProto | None:
-    node = _stop(tensor, graph)
+    node = graph.source(tensor, _TRANSPARENT)
     return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 

@@ -74,8 +74,8 @@ class OpenVinoSession(FileSession):
         try:
             found = self._request.infer([np.ascontiguousarray(images, dtype=np.float32)])
         except RuntimeError as error:
-            msg = f"Model {str(self.path)!r} could not run on images of shape {images.shape}: {_short(error)}"
-            raise ArtefactError(msg) from None
+            message = f"Model {str(self.path)!r} could not run on images of shape {images.shape}: {_short(error)}"
+            raise ArtefactError(message) from None
         # Copies: the next call writes into the same memory.
         return [np.array(found[self._places[name]]) for name in wanted]
 
@@ -107,8 +107,8 @@ def _compiled(path: Path, threads: int | None) -> Any:
     try:
         return openvino.Core().compile_model(str(path), "CPU", settings)
     except RuntimeError as error:
-        msg = f"Model {str(path)!r} is not accepted by OpenVINO: {_short(error)}"
-        raise ArtefactError(msg) from None
+        message = f"Model {str(path)!r} is not accepted by OpenVINO: {_short(error)}"
+        raise ArtefactError(message) from None
 
 
 def _openvino() -> Any:
@@ -116,8 +116,8 @@ def _openvino() -> Any:
     try:
         return import_module("openvino")
     except ImportError:
-        msg = f"Running files in OpenVINO needs openvino, which is not installed. Run {install_hint('openvino')}."
-        raise RuntimeUnavailableError(msg) from None
+        message = f"Running files in OpenVINO needs openvino, which is not installed. Run {install_hint('openvino')}."
+        raise RuntimeUnavailableError(message) from None
 
 
 def _text(value: Any) -> str:

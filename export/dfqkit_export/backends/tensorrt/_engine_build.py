@@ -33,16 +33,16 @@ def vendor_module(name: str) -> Any:
     try:
         module = import_module(name)
     except ImportError as error:
-        msg = f"{name} cannot be imported: {error}"
-        raise RuntimeUnavailableError(msg) from None
+        message = f"{name} cannot be imported: {error}"
+        raise RuntimeUnavailableError(message) from None
     first, end = _VERSIONS[name]
     found = tuple(int(part) for part in str(module.__version__).split(".")[:2])
     if not first <= found < end:
-        msg = (
+        message = (
             f"{name} {module.__version__} is installed; dfqkit works with {_dotted(first)} up to, not including, "
             f"{_dotted(end)}. Install one of these."
         )
-        raise RuntimeUnavailableError(msg)
+        raise RuntimeUnavailableError(message)
     return module
 
 
@@ -133,11 +133,11 @@ def _add_profile(builder: Any, network: Any, config: Any, batches: list[int]) ->
     shapes = {value.name: tuple(value.shape) for value in inputs}
     for name, shape in shapes.items():
         if any(size < 0 for size in shape[1:]):
-            msg = (
+            message = (
                 f"Input {name!r} has the shape {shape}: sizes other than the batch are open (-1). "
                 "Export the model for one image size."
             )
-            raise ArtefactError(msg)
+            raise ArtefactError(message)
     opened = {name: shape for name, shape in shapes.items() if shape and shape[0] < 0}
     if opened:
         profile = builder.create_optimization_profile()

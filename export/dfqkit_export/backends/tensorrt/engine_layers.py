@@ -121,7 +121,7 @@ def match_layers(model: onnx.ModelProto, layers: Iterable[EngineLayer], *, targe
     """
     engine = list(layers)
     graph = SourceGraph(model.graph)
-    weighted = [node for node in graph.layers() if node.op_type != "Add"]
+    weighted = list(graph.weighted())
     executed = {node.name: _executed(node.name, engine) for node in weighted}
     integer = {name for name, layer in executed.items() if layer is not None and layer.integer}
     reasons = _reasons(model, graph, [node for node in weighted if node.name not in integer], target)
@@ -190,9 +190,7 @@ def _around(layer: onnx.NodeProto, graph: SourceGraph) -> Iterator[str]:
 
 
 def _dequantized(tensor: str, graph: SourceGraph) -> bool:
-    node = graph.producer(tensor)
-    while node is not None and node.op_type in _OPERAND_PATH and node.op_type != "DequantizeLinear":
-        node = graph.producer(node.input[0])
+    node = graph.source(tensor, _OPERAND_PATH - {"DequantizeLinear"})
     return node is not None and node.op_type == "DequantizeLinear"
 
 

@@ -78,12 +78,12 @@ class Build:
             return
         said = [f"{item.operator} {item.node!r}: {item.text} ({item.code})" for item in self.problems]
         said += [message for message in self.messages if not message.startswith("WARNING")] if not said else []
-        msg = (
+        message = (
             f"Model {str(self.path)!r} is not accepted by {self.runtime} {self.version}: "
             f"{'; '.join(said) or 'it gave no reason'}. 'dfqkit inspect FILE --target {self.runtime}' names the rules "
             "that it breaks, and their repair."
         )
-        raise ArtefactError(msg)
+        raise ArtefactError(message)
 
 
 def build_isolated(
@@ -105,8 +105,8 @@ def build_isolated(
     """
     source = Path(path).resolve()
     if not source.is_file():
-        msg = f"Model {str(path)!r} is not a file. Give the path of an .onnx file."
-        raise ArtefactError(msg)
+        message = f"Model {str(path)!r} is not a file. Give the path of an .onnx file."
+        raise ArtefactError(message)
     with tempfile.TemporaryDirectory(prefix="dfqkit-") as folder:
         plan = Path(folder) / "engine"
         found = call_isolated(
@@ -147,6 +147,6 @@ def check_batches(batches: Sequence[int]) -> list[int]:
     """
     found = list(batches)
     if len(found) != 3 or found[0] < 1 or found != sorted(found):
-        msg = f"Batches are {found}; give three, smallest, best and largest, each at least 1, in order: (1, 8, 32)."
-        raise ArtefactError(msg)
+        message = f"Batches are {found}; give three, smallest, best and largest, each at least 1, in order: (1, 8, 32)."
+        raise ArtefactError(message)
     return found

@@ -49,8 +49,8 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        msg = f"Layer information {str(path)!r} cannot be read: {error}. Give the JSON file that trtexec wrote."
-        raise ArtefactError(msg) from None
+        message = f"Layer information {str(path)!r} cannot be read: {error}. Give the JSON file that trtexec wrote."
+        raise ArtefactError(message) from None
 
 
 def parse_layer_info(text: str) -> tuple[EngineLayer, ...]:
@@ -69,18 +69,20 @@ def parse_layer_info(text: str) -> tuple[EngineLayer, ...]:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        msg = f"The engine's layer information is not JSON ({error}). Export it again."
-        raise ArtefactError(msg) from None
+        message = f"The engine's layer information is not JSON ({error}). Export it again."
+        raise ArtefactError(message) from None
     layers = document.get("Layers") if isinstance(document, dict) else None
     if not isinstance(layers, list):
-        msg = "The engine's layer information has no list 'Layers'. Give what EngineInspector or trtexec wrote as JSON."
-        raise ArtefactError(msg)
+        message = (
+            "The engine's layer information has no list 'Layers'. Give what EngineInspector or trtexec wrote as JSON."
+        )
+        raise ArtefactError(message)
     if any(not isinstance(layer, dict) for layer in layers):
-        msg = (
+        message = (
             "The engine's layer information holds names alone. Build the engine with detailed profiling verbosity "
             "(trtexec --profilingVerbosity=detailed)."
         )
-        raise ArtefactError(msg)
+        raise ArtefactError(message)
     return tuple(_layer(layer) for layer in layers)
 
 

@@ -78,11 +78,11 @@ class EngineSession(FileSession):
         self.engine: Any = self._runtime.deserialize_cuda_engine(engine)
         self._context: Any = self.engine.create_execution_context() if self.engine is not None else None
         if self._context is None:
-            msg = (
+            message = (
                 f"The engine cannot be loaded by {module} {trt.__version__} on this GPU. Engines belong to one version "
                 "and one kind of GPU; build it again from the ONNX file, on this machine."
             )
-            raise ArtefactError(msg)
+            raise ArtefactError(message)
         self.input_name, self.output_names = _ends(trt, self.engine)
         shape = tuple(self.engine.get_tensor_shape(self.input_name))
         self.input_shape = tuple(int(size) if size >= 0 else None for size in shape)
@@ -139,17 +139,17 @@ class EngineSession(FileSession):
         super().check(images)
         first, last = self.batches
         if not first <= len(images) <= last:
-            msg = (
+            message = (
                 f"The engine of {str(self.path)!r} takes batches of {first} to {last} images, found {len(images)}. "
                 "Give another batch, or build the engine with batches=(smallest, best, largest)."
             )
-            raise ArtefactError(msg)
+            raise ArtefactError(message)
 
     @staticmethod
     def _require(done: bool, what: str) -> None:
         if not done:
-            msg = f"The engine's runtime refused {what}; its log says why. Build the engine again on this machine."
-            raise ArtefactError(msg)
+            message = f"The engine's runtime refused {what}; its log says why. Build the engine again on this machine."
+            raise ArtefactError(message)
 
 
 def build(
@@ -256,8 +256,8 @@ def inspect_engine(module: str, engine: str) -> dict[str, Any]:
 def _torch() -> Any:
     missing = missing_gpu()
     if missing:
-        msg = f"The engine cannot run: {missing}."
-        raise RuntimeUnavailableError(msg)
+        message = f"The engine cannot run: {missing}."
+        raise RuntimeUnavailableError(message)
     return import_module("torch")
 
 
@@ -267,9 +267,9 @@ def _ends(trt: Any, engine: Any) -> tuple[str, tuple[str, ...]]:
     outputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT]
     floats = all(engine.get_tensor_dtype(name) == trt.DataType.FLOAT for name in (*inputs, *outputs))
     if len(inputs) != 1 or not outputs or not floats:
-        msg = (
+        message = (
             f"The engine has the inputs {inputs} and outputs {outputs}; allowed are one input and "
             "outputs, all float32. Export the model alone."
         )
-        raise ArtefactError(msg)
+        raise ArtefactError(message)
     return inputs[0], tuple(outputs)

@@ -50,11 +50,11 @@ def realised_in_build(built: Build) -> Realised:
     built.require()
     layers = parse_rtx_log(built.log)
     if not layers:
-        msg = (
+        message = (
             f"The log of TensorRT-RTX {built.version} holds no layer table that this version of dfqkit can read. "
             "The file was accepted; what runs in integers is not known. Use version 1.7."
         )
-        raise ArtefactError(msg)
+        raise ArtefactError(message)
     return match_layers(read_file(built.path), layers, target=TENSORRT_RTX)
 
 

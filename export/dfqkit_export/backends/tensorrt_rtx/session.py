@@ -49,11 +49,11 @@ def build(
     """
     _require(not_installed(_MODULE, extra="tensorrt-rtx"))
     if compute_capability not in (*COMPUTE_CAPABILITIES, None):
-        msg = (
+        message = (
             f"TensorRT-RTX cannot build for {compute_capability!r} ahead of time. "
             f"Allowed: {', '.join(COMPUTE_CAPABILITIES)}."
         )
-        raise TargetError(msg)
+        raise TargetError(message)
     options = {
         "profile": check_batches(batches),
         "compute_capability": compute_capability if compute_capability is not None else "CURRENT",
@@ -75,5 +75,5 @@ def load(path: str | Path, **options: Any) -> EngineSession:
 
 def _require(missing: str) -> None:
     if missing:
-        msg = f"TensorRT-RTX cannot be used here: {missing}."
-        raise RuntimeUnavailableError(msg)
+        message = f"TensorRT-RTX cannot be used here: {missing}."
+        raise RuntimeUnavailableError(message)

@@ -13,10 +13,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from dfqkit_export.backends.qdq import OWN_DOMAINS, QUANTIZED_OPERATORS, QdqGraph, has_input
+from dfqkit_export.backends.qdq import QUANTIZED_OPERATORS, QdqGraph
 from dfqkit_export.backends.quantized_codes import can_be_signed
 from dfqkit_export.backends.rule import Rule, Violation
-from dfqkit_export.onnxfile.graph import type_name
+from dfqkit_export.onnxfile.graph import OWN_DOMAINS, has_input, type_name
 
 __all__ = ["RULES", "is_code", "is_uint8_read_as_int8"]
 

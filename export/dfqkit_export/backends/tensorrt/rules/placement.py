@@ -12,8 +12,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from dfqkit_export.backends.qdq import MOVES, QdqGraph, attribute, has_input
+from dfqkit_export.backends.qdq import MOVES, QdqGraph
 from dfqkit_export.backends.rule import Rule, Violation
+from dfqkit_export.onnxfile.graph import attribute, has_input
 
 __all__ = ["RULES"]
 

@@ -12,11 +12,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from dfqkit_export.backends.qdq import QdqGraph, attribute, has_input
+from dfqkit_export.backends.qdq import QdqGraph
 from dfqkit_export.backends.quantized_codes import can_be_signed, same_parameters
 from dfqkit_export.backends.rule import Rule, Violation
 from dfqkit_export.backends.tensorrt.rules.errors import is_code, is_uint8_read_as_int8
-from dfqkit_export.onnxfile.graph import type_name
+from dfqkit_export.onnxfile.graph import attribute, has_input, type_name
 
 __all__ = ["RULES"]
 
