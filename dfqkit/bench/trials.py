@@ -37,7 +37,7 @@ from dfqkit_export.errors import ArtefactError, BusyError, RecipeError
 from dfqkit_export.files import write_bytes
 from dfqkit_export.images.labelled import LabelledImages
 from dfqkit_export.measure.kinds import AGREEMENT, TOP1_DROP
-from dfqkit_export.measure.metrics import integer_ops
+from dfqkit_export.measure.metrics import integer_share
 from dfqkit_export.tasks import CLASSES
 from dfqkit_export.tasks.classification import agreement, kl, paired_drop, top1
 from dfqkit_export.words import some
@@ -149,7 +149,7 @@ class Bench:
                     paired_drop(reference, logits, labels, **where),
                     agreement(reference, logits, **where),
                     kl(reference, logits, **where),
-                    integer_ops(realised_precision(folder.path / "model.onnx"), subject=DEFAULT.name),
+                    integer_share(realised_precision(folder.path / "model.onnx"), subject=DEFAULT.name),
                 )
             ],
             "teacher_top1": top1(reference, labels, subject="teacher", data=where["data"]).value,

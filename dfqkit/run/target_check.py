@@ -18,7 +18,7 @@ from dfqkit_export.backends.session import Session
 from dfqkit_export.backends.target import Target
 from dfqkit_export.errors import ArtefactError, RuntimeCrashedError
 from dfqkit_export.measure.kinds import Metric
-from dfqkit_export.measure.metrics import integer_ops
+from dfqkit_export.measure.metrics import integer_share
 from dfqkit_export.report import Finding, Floor, LayerRow
 
 
@@ -40,7 +40,7 @@ class Account:
 
     def metrics(self) -> list[Metric]:
         """The share of integer layers, where the runtime answered."""
-        return [integer_ops(self.realised, subject=self.subject)] if self.realised else []
+        return [integer_share(self.realised, subject=self.subject)] if self.realised else []
 
     def answerable(self, floors: Iterable[Floor]) -> list[Floor]:
         """The floors without those about a runtime that was not asked; `warnings` says that it was not."""

@@ -29,7 +29,7 @@ from dfqkit_export.gate.signature import Signature, read_signature
 from dfqkit_export.gate.significance import ImageValues, image_values, noise_stderr_db
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.measure.kinds import AGREES, FLIPS, INTEGER_OPS, PLAIN_AGREEMENT, Metric
-from dfqkit_export.measure.metrics import integer_ops, share
+from dfqkit_export.measure.metrics import integer_share, share
 from dfqkit_export.onnxfile.model import load_onnx
 from dfqkit_export.report import Report
 from dfqkit_export.sentinel import SENTINEL_FILE, Sentinel, normalized
@@ -183,7 +183,7 @@ def measure(subject: Subject, *, threads: int | None = None, optimized: bool = T
     found, values = _metrics(sentinel, outputs)
     unmeasured = {}
     if session.optimized:
-        found.append(integer_ops(realised_precision(subject.model_path), subject=DEFAULT.name))
+        found.append(integer_share(realised_precision(subject.model_path), subject=DEFAULT.name))
     elif not subject.as_written:
         unmeasured[INTEGER_OPS.name] = "Graph optimizations are off, which runs every layer as written, in float."
     return Measurement(

@@ -97,7 +97,7 @@ def image_values(
         sensitive: Which images are of the sensitive kind, (n,).
     """
     keys = dict.fromkeys(kind.per_image.key for kind in kinds if kind.per_image is not None)
-    return ImageValues(sensitive=sensitive, values={key: values[key] for key in keys})
+    return ImageValues(sensitive=sensitive, values={key: values[key] for key in keys if key in values})
 
 
 def difference_stderr(metric: str, base: ImageValues, now: ImageValues) -> float | None:

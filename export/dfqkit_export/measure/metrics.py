@@ -16,7 +16,7 @@ from dfqkit_export.backends.precision import Realised
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.measure.kinds import INTEGER_OPS, Metric, MetricKind
 
-__all__ = ["Metric", "integer_ops", "max_abs", "require_finite", "same_shape", "share", "sqnr_db"]
+__all__ = ["integer_share", "max_abs", "require_finite", "same_shape", "share", "sqnr_db"]
 
 
 def share(kind: MetricKind, hits: NDArray[np.bool_], *, subject: str, data: str) -> Metric:
@@ -32,7 +32,7 @@ def share(kind: MetricKind, hits: NDArray[np.bool_], *, subject: str, data: str)
     return kind.metric(subject=subject, data=data, value=100.0 * p, n=n, stderr=100.0 * math.sqrt(p * (1.0 - p) / n))
 
 
-def integer_ops(realised: Realised, *, subject: str, data: str = "model.onnx") -> Metric:
+def integer_share(realised: Realised, *, subject: str, data: str = "model.onnx") -> Metric:
     """Return the share of the layers that a runtime computes in integers; n counts layers, without a sampling error.
 
     Args:

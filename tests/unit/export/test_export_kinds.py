@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dfqkit_export.bundle.writing import Order, write_bundle
@@ -25,6 +26,7 @@ from dfqkit_export.gate import (
     write_baseline,
 )
 from dfqkit_export.gate import render_text as render_verdicts
+from dfqkit_export.gate.significance import ImageValues, difference_stderr, image_values
 from dfqkit_export.measure import kinds
 from dfqkit_export.measure.kinds import KINDS, Metric, MetricKind, find_kind, known_kinds, register
 from dfqkit_export.report import Floor, Report, check_floors
@@ -35,11 +37,12 @@ from tests.unit.export._bundles import list_run, write_run
 from tests.unit.export.conftest import QdqBuilder
 
 PLUGIN = """
-from dfqkit_export.measure.kinds import MetricKind, Tolerance
+from dfqkit_export.measure.kinds import MetricKind, PerImage, Tolerance
 
 RING = MetricKind(
     name="ring_error", title="Error of the rings", unit="px", decimals=3, higher_is_better=False,
-    tolerance=Tolerance(absolute=0.25, relative=0.1), key=True, on_card=True, short="rings px",
+    tolerance=Tolerance(absolute=0.25, relative=0.1), per_image=PerImage(key="ring_errors"),
+    key=True, on_card=True, short="rings px",
 )
 OTHER = MetricKind(name="top1", title="Mine", higher_is_better=True)
 NOT_ONE = 3
@@ -143,6 +146,19 @@ class TestGate:
         (row,) = outcome.rows
         assert (row.verdict, row.unit, row.tolerance, row.higher_is_better) == (verdict, "px", 0.45, False)
         assert "ring_error" in render_verdicts(conclude([outcome], baseline))
+
+    def test_its_values_of_each_image_give_a_paired_error(self, ring: MetricKind) -> None:
+        rng = np.random.default_rng(0)
+        errors = rng.uniform(1, 2, 200)
+        base, now = (
+            image_values([ring], {"ring_errors": values}, np.zeros(200, bool))
+            for values in (errors, errors + rng.normal(0.1, 0.01, 200))
+        )
+        kept = ImageValues.from_dict(json.loads(json.dumps(base.to_dict())))
+        np.testing.assert_allclose(kept.values["ring_errors"], errors, rtol=0.05)
+        paired = difference_stderr(ring.name, base, now)
+        assert paired is not None
+        assert 0 < paired < 0.01 * errors.std(), "images on which both err alike say nothing"
 
     def test_it_is_read_from_reports_too(self, ring: MetricKind) -> None:
         outcome = check_case(measure_report(report(ring, 2.0)), None, Options(update=True))

@@ -11,7 +11,7 @@ import pytest
 from dfqkit_export.backends.opening import realised_precision
 from dfqkit_export.backends.precision import LayerPrecision
 from dfqkit_export.errors import ArtefactError, TargetError
-from dfqkit_export.measure.metrics import integer_ops
+from dfqkit_export.measure.metrics import integer_share
 from dfqkit_export.onnxfile.macs import multiply_adds
 from tests._messages import raises_naming
 
@@ -34,7 +34,7 @@ def test_a_residual_net_runs_in_integer_kernels(residual_net: Write) -> None:
     assert (realised.integer_layers, realised.float_layers, realised.integer_ops) == (4, 0, 1.0)
     assert realised.float_ops == ()
     assert realised.nodes["QLinearGlobalAveragePool"] == 1
-    metric = integer_ops(realised, subject="x")
+    metric = integer_share(realised, subject="x")
     assert (metric.value, metric.n, metric.unit) == (100.0, 4, "%")
 
 
@@ -119,7 +119,7 @@ def test_additions_of_a_constant_are_not_layers(tmp_path: Path, qdq: Any) -> Non
     realised = realised_precision(path)
     assert realised.layers == ()
     assert realised.integer_ops is None
-    assert integer_ops(realised, subject="x").value is None
+    assert integer_share(realised, subject="x").value is None
 
 
 @pytest.mark.parametrize("keep", [0, 20, -40])
