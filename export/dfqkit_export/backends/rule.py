@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from dfqkit_export.backends.qdq import QdqGraph
+
+if TYPE_CHECKING:
+    from dfqkit_export.checker.editing import Editor
 
 __all__ = ["Rule", "Severity", "Violation"]
 
@@ -45,6 +48,9 @@ class Rule:
         repair: What to change where it is broken.
         find: Yields every place that breaks it.
         fixable: Whether `fix_file` knows a repair.
+        mend: That repair, for a rule that brings its own; those of `checker.repairs` are found by the rule's id. It
+            takes the model that is being repaired and the name of the place, and returns what it did as a sentence, ""
+            where it could do nothing; no number may change.
     """
 
     id: str
@@ -53,3 +59,4 @@ class Rule:
     repair: str
     find: Callable[[QdqGraph], Iterator[Violation]]
     fixable: bool = False
+    mend: Callable[[Editor, str], str] | None = None

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dfqkit_export.backends import get_target
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.backends.session import batched
-from dfqkit_export.checker.check import check_model
+from dfqkit_export.checker.check import check_model, rules_for
 from dfqkit_export.checker.editing import Editor
 from dfqkit_export.checker.framework import FixResult, Repaired
 from dfqkit_export.checker.repairs import EXACT, ROUNDED, Repair
@@ -53,9 +53,9 @@ def fix_file(path: str | Path, target: str, out: str | Path) -> FixResult:
         RuntimeUnavailableError: onnxruntime is not installed.
         TargetError: There is no such target.
     """
-    get_target(target)
+    exact = EXACT | {rule.id: rule.mend for rule in rules_for(target) if rule.mend is not None}
     model = load_onnx(path)
-    fixed, applied = _repair(model, target, EXACT)
+    fixed, applied = _repair(model, target, exact)
     difference, reasons = 0.0, []
     parts: list[NDArray[np.float32]] = []
     expected: list[NDArray[np.float64]] = []
@@ -66,7 +66,7 @@ def fix_file(path: str | Path, target: str, out: str | Path) -> FixResult:
         sane = all(problem.rule != "E3" for problem in check_model(model, target).problems)
         _require_equal(difference, expected, applied, sane=sane)
     for rule, (repair, reason) in ROUNDED.items():
-        candidate, more = _repair(fixed, target, {rule: repair, **EXACT})
+        candidate, more = _repair(fixed, target, {rule: repair, **exact})
         if not more:
             continue
         parts = parts or _random_parts(model)
