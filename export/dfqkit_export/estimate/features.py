@@ -69,8 +69,8 @@ def measure_features(teacher: Logits, student: Logits) -> Features:
     first, second = np.asarray(teacher, np.float64), np.asarray(student, np.float64)
     n, classes = first.shape
     if classes < 2:
-        msg = "A drop can be estimated of a classifier with at least 2 classes, found 1 logit an image."
-        raise ArtefactError(msg)
+        message = "A drop can be estimated of a classifier with at least 2 classes, found 1 logit an image."
+        raise ArtefactError(message)
     first_centred, second_centred = (values - values.mean(axis=1, keepdims=True) for values in (first, second))
     power = float(np.square(first_centred).sum())
     gain = float((first_centred * second_centred).sum()) / power if power else 0.0

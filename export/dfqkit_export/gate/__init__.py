@@ -13,7 +13,7 @@ from dfqkit_export.lazy import attach
 if TYPE_CHECKING:
     from dfqkit_export.gate.baseline import Baseline, Case, Expected, Recorded, in_ci, read_baseline, write_baseline
     from dfqkit_export.gate.compare import check, check_case, check_metrics, check_path, conclude
-    from dfqkit_export.gate.measurement import Measurement, measure, measure_report, open_subject
+    from dfqkit_export.gate.measurement import Measurement, measure_report, measure_subject, open_subject
     from dfqkit_export.gate.recording import save_cases
     from dfqkit_export.gate.renderings import render_json, render_junit, render_markdown, render_text
     from dfqkit_export.gate.verdicts import CaseOutcome, Options, Outcome, Row
@@ -36,8 +36,8 @@ __getattr__, __dir__ = attach(
         "check_path": "dfqkit_export.gate.compare",
         "conclude": "dfqkit_export.gate.compare",
         "in_ci": "dfqkit_export.gate.baseline",
-        "measure": "dfqkit_export.gate.measurement",
         "measure_report": "dfqkit_export.gate.measurement",
+        "measure_subject": "dfqkit_export.gate.measurement",
         "open_subject": "dfqkit_export.gate.measurement",
         "read_baseline": "dfqkit_export.gate.baseline",
         "render_json": "dfqkit_export.gate.renderings",
@@ -65,8 +65,8 @@ __all__ = [
     "check_path",
     "conclude",
     "in_ci",
-    "measure",
     "measure_report",
+    "measure_subject",
     "open_subject",
     "read_baseline",
     "render_json",

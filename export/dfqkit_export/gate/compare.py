@@ -20,7 +20,7 @@ from dfqkit_export.gate.baseline import Baseline, Case, environment_changes, rec
 from dfqkit_export.gate.diagnosis import explain
 from dfqkit_export.gate.filerows import STANDING, file_metrics, file_rows, with_reasons
 from dfqkit_export.gate.graph_diff import Change, compare_signatures
-from dfqkit_export.gate.measurement import Measurement, measure, measure_report, open_subject
+from dfqkit_export.gate.measurement import Measurement, measure_report, measure_subject, open_subject
 from dfqkit_export.gate.recording import changes_of, record
 from dfqkit_export.gate.verdicts import FAILING, CaseOutcome, Options, Outcome, judge, order
 from dfqkit_export.measure.kinds import STRUCTURE, Metric
@@ -164,7 +164,9 @@ def check_path(path: str | Path, baseline: Baseline, options: Options | None = N
             return check_case(measured, baseline.cases.get(measured.name), options)
         with open_subject(path) as subject:
             name = name or subject.name
-            measured = replace(measure(subject, threads=options.threads, optimized=options.optimized), name=name)
+            measured = replace(
+                measure_subject(subject, threads=options.threads, optimized=options.optimized), name=name
+            )
             return check_case(measured, baseline.cases.get(name), options)
     except RuntimeUnavailableError:
         raise

@@ -36,7 +36,7 @@ from dfqkit_export.sentinel import SENTINEL_FILE, Sentinel, normalized
 from dfqkit_export.tasks import Outputs
 from dfqkit_export.tasks.answering import answers
 
-__all__ = ["Measurement", "Subject", "measure", "measure_report", "open_subject"]
+__all__ = ["Measurement", "Subject", "measure_report", "measure_subject", "open_subject"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,15 +116,17 @@ def open_subject(path: str | Path) -> Iterator[Subject]:
     with open_bundle(path) as bundle:
         sentinel = bundle.sentinel
         if sentinel is None:
-            msg = f"'{path}' has no {SENTINEL_FILE}, which a check measures with. Make the bundle with `dfqkit bundle`."
-            raise ArtefactError(msg)
+            message = (
+                f"'{path}' has no {SENTINEL_FILE}, which a check measures with. Make the bundle with `dfqkit bundle`."
+            )
+            raise ArtefactError(message)
         damaged = tuple(bundle.damaged())
         if SENTINEL_FILE in damaged:
-            msg = (
+            message = (
                 f"The sentinel set of '{path}' is not the file that its manifest lists (another sha256), so nothing "
                 "measured with it could be trusted. Copy the bundle again, or make it again with `dfqkit bundle`."
             )
-            raise ArtefactError(msg)
+            raise ArtefactError(message)
         yield _subject(bundle, Path(path), sentinel, damaged)
 
 
@@ -155,16 +157,16 @@ def _require_same_teacher(subject: Subject) -> None:
     }
     for place, sha256 in stated.items():
         if sha256 and sha256 != subject.sentinel.teacher_sha256:
-            msg = (
+            message = (
                 f"The sentinel set of '{subject.path}' is stale: it holds the answers of teacher "
                 f"{subject.sentinel.teacher_sha256[:12]}, while {place} names teacher {sha256[:12]}. Make the "
                 "sentinel set again with the teacher that the file was made from (`dfqkit bundle`), then record it "
                 "with --update."
             )
-            raise ArtefactError(msg)
+            raise ArtefactError(message)
 
 
-def measure(subject: Subject, *, threads: int | None = None, optimized: bool = True) -> Measurement:
+def measure_subject(subject: Subject, *, threads: int | None = None, optimized: bool = True) -> Measurement:
     """Run a subject's sentinel images and compare with the teacher's answers.
 
     Args:
@@ -216,8 +218,8 @@ def measure_report(source: str | Path | Report) -> Measurement:
     rows = [m for m in report.metrics if m.higher_is_better is not None and m.kind.gated]
     named = {f"{m.name} of {m.subject} on {m.data}": m for m in rows}
     if not all(printable(text) for text in (report.title, *named)):
-        msg = f"Report {report.title!r:.80} has a title or metric that is no plain text. Give the report of a run."
-        raise ArtefactError(msg)
+        message = f"Report {report.title!r:.80} has a title or metric that is no plain text. Give the report of a run."
+        raise ArtefactError(message)
     return Measurement(
         name=f"{report.title} (report)",
         metrics=named,
@@ -227,13 +229,13 @@ def measure_report(source: str | Path | Report) -> Measurement:
 
 def _read_report(path: str | Path) -> Report:
     if not Path(path).is_file():
-        msg = f"Report '{path}' is not there. Give the report.json of a run or bundle."
-        raise ArtefactError(msg)
+        message = f"Report '{path}' is not there. Give the report.json of a run or bundle."
+        raise ArtefactError(message)
     return Report.from_json(read_text(Path(path)))
 
 
 def _metrics(sentinel: Sentinel, outputs: Outputs) -> tuple[list[Metric], dict[str, NDArray[Any]]]:
-    """What the task measures without labels, and on how many images of each kind the answer is the teacher's."""
+    """Return what the task measures without labels, and on how many images of each kind the answer is the teacher's."""
     task, sensitive, plain = sentinel.task, sentinel.sensitive, sentinel.plain
     where = {"subject": DEFAULT.name, "data": "sentinel"}
     measured = task.metrics(sentinel.answers, outputs, None, **where)
@@ -250,7 +252,7 @@ def _metrics(sentinel: Sentinel, outputs: Outputs) -> tuple[list[Metric], dict[s
 
 
 def _with_stderr(metric: Metric, values: Mapping[str, NDArray[Any]]) -> Metric:
-    """A ratio in dB with the standard error that the noise of each image gives it."""
+    """Return a ratio in dB with the standard error that the noise of each image gives it."""
     each = metric.kind.per_image
     if each is None or each.total != "dB":
         return metric
@@ -258,7 +260,7 @@ def _with_stderr(metric: Metric, values: Mapping[str, NDArray[Any]]) -> Metric:
 
 
 def _sentinel_digest(sentinel: Sentinel) -> str:
-    """sha256 of what is measured with, which is the same whatever else stands in the file's header."""
+    """Return the sha256 of what is measured with, which is the same whatever else stands in the file's header."""
     digest = hashlib.sha256(json.dumps(sentinel.spec.to_dict(), sort_keys=True).encode())
     for array in (sentinel.images, *(sentinel.answers[name] for name in sentinel.task.names), sentinel.kind):
         digest.update(np.ascontiguousarray(array).tobytes())

@@ -273,186 +273,74 @@ def load_plugins() -> None:
 # Tolerances were set from W8A8 files of CIFAR-10 ResNet-20 that were calibrated on images of 16 kinds, 512 sentinel
 # images: files of eight kinds that lose nothing on real images spread over 1.2 points of agreement, a factor of 1.41 in
 # KL and 1.1 dB; that of noise lies 4.7 points, a factor of 2.3 and 3.2 dB from the best.
+
 #: Whether the answers are the same, how far apart predictions are, the squared error of all outputs.
 AGREES = PerImage(key="agrees", binary=True)
 DIVERGES = PerImage(key="kl")
 NOISE = PerImage(key="noise", total="dB")
 
-TOP1 = register(
-    MetricKind(
-        name="top1",
-        title="Top-1 accuracy",
-        unit="%",
-        decimals=2,
-        higher_is_better=True,
-        tolerance=Tolerance(absolute=0.3),
-        about="labels",
-        on_card=True,
-        short="top-1 %",
-    )
-)
+# fmt: off
+TOP1 = register(MetricKind(
+    name="top1", title="Top-1 accuracy", unit="%", decimals=2, higher_is_better=True,
+    tolerance=Tolerance(absolute=0.3), about="labels", on_card=True, short="top-1 %",
+))
 TOP5 = register(replace(TOP1, name="top5", title="Top-5 accuracy", on_card=False, short=""))
-TOP1_DROP = register(
-    MetricKind(
-        name="top1_drop",
-        title="Top-1 drop",
-        unit="points",
-        decimals=2,
-        higher_is_better=False,
-        tolerance=Tolerance(absolute=0.3),
-        about="labels",
-        key=True,
-        on_card=True,
-        short="drop",
-    )
-)
-AGREEMENT = register(
-    MetricKind(
-        name="agreement",
-        title="Agreement with the teacher",
-        unit="%",
-        decimals=2,
-        higher_is_better=True,
-        tolerance=Tolerance(absolute=1.5, flips=True),
-        per_image=AGREES,
-        key=True,
-        on_card=True,
-        short="agreement %",
-    )
-)
-PLAIN_AGREEMENT = register(
-    MetricKind(
-        name="plain_agreement",
-        title="Agreement on images drawn at random",
-        unit="%",
-        decimals=2,
-        higher_is_better=True,
-        tolerance=Tolerance(absolute=1.5),
-        per_image=replace(AGREES, over="plain"),
-    )
-)
-FLIPS = register(
-    MetricKind(
-        name="flips",
-        title="Sensitive images that flip",
-        unit="images",
-        higher_is_better=False,
-        tolerance=Tolerance(absolute=1.0, of_images=0.04, flips=True),
-        per_image=replace(AGREES, over="sensitive", total="sum"),
-    )
-)
-STUDENT_AGREEMENT = register(
-    MetricKind(
-        name="student_agreement",
-        title="Agreement with the student",
-        unit="%",
-        decimals=2,
-        higher_is_better=True,
-        tolerance=Tolerance(absolute=0.1),
-        on_card=True,
-    )
-)
-STUDENT_TOP1_GAP = register(
-    MetricKind(
-        name="student_top1_gap",
-        title="Top-1 gap to the student",
-        unit="points",
-        decimals=2,
-        higher_is_better=False,
-        tolerance=Tolerance(absolute=0.05),
-        about="labels",
-    )
-)
-KL = register(
-    MetricKind(
-        name="kl",
-        title="KL from the teacher",
-        unit="nats",
-        significant=3,
-        higher_is_better=False,
-        tolerance=Tolerance(absolute=0.002, relative=0.5),
-        per_image=DIVERGES,
-        on_card=True,
-    )
-)
-LOGIT_SQNR_DB = register(
-    MetricKind(
-        name="logit_sqnr_db",
-        title="Logit SQNR",
-        unit="dB",
-        decimals=1,
-        higher_is_better=True,
-        tolerance=Tolerance(absolute=1.5),
-        per_image=NOISE,
-        without_value="The logits are the teacher's exactly.",
-    )
-)
+TOP1_DROP = register(MetricKind(
+    name="top1_drop", title="Top-1 drop", unit="points", decimals=2, higher_is_better=False,
+    tolerance=Tolerance(absolute=0.3), about="labels", key=True, on_card=True, short="drop",
+))
+AGREEMENT = register(MetricKind(
+    name="agreement", title="Agreement with the teacher", unit="%", decimals=2, higher_is_better=True,
+    tolerance=Tolerance(absolute=1.5, flips=True), per_image=AGREES, key=True, on_card=True, short="agreement %",
+))
+PLAIN_AGREEMENT = register(MetricKind(
+    name="plain_agreement", title="Agreement on images drawn at random", unit="%", decimals=2, higher_is_better=True,
+    tolerance=Tolerance(absolute=1.5), per_image=replace(AGREES, over="plain"),
+))
+FLIPS = register(MetricKind(
+    name="flips", title="Sensitive images that flip", unit="images", higher_is_better=False,
+    tolerance=Tolerance(absolute=1.0, of_images=0.04, flips=True),
+    per_image=replace(AGREES, over="sensitive", total="sum"),
+))
+STUDENT_AGREEMENT = register(MetricKind(
+    name="student_agreement", title="Agreement with the student", unit="%", decimals=2, higher_is_better=True,
+    tolerance=Tolerance(absolute=0.1), on_card=True,
+))
+STUDENT_TOP1_GAP = register(MetricKind(
+    name="student_top1_gap", title="Top-1 gap to the student", unit="points", decimals=2, higher_is_better=False,
+    tolerance=Tolerance(absolute=0.05), about="labels",
+))
+KL = register(MetricKind(
+    name="kl", title="KL from the teacher", unit="nats", significant=3, higher_is_better=False,
+    tolerance=Tolerance(absolute=0.002, relative=0.5), per_image=DIVERGES, on_card=True,
+))
+LOGIT_SQNR_DB = register(MetricKind(
+    name="logit_sqnr_db", title="Logit SQNR", unit="dB", decimals=1, higher_is_better=True,
+    tolerance=Tolerance(absolute=1.5), per_image=NOISE, without_value="The logits are the teacher's exactly.",
+))
 LOGIT_MAX_ABS = register(MetricKind(name="logit_max_abs", title="Logits, largest difference", higher_is_better=False))
-INTEGER_OPS = register(
-    MetricKind(
-        name="integer_ops",
-        title="Layers in integer kernels",
-        unit="%",
-        decimals=2,
-        higher_is_better=True,
-        about="file",
-        key=True,
-        short="integer ops %",
-    )
-)
-LATENCY = register(
-    MetricKind(
-        name="latency",
-        title="Latency, median",
-        unit="ms",
-        decimals=3,
-        higher_is_better=False,
-        about="file",
-        gated=False,
-        timed=True,
-        ratio_words=("faster", "slower"),
-        key=True,
-    )
-)
-SPEEDUP = register(
-    MetricKind(
-        name="speedup",
-        title="Speed-up",
-        unit="x",
-        decimals=2,
-        higher_is_better=True,
-        about="file",
-        gated=False,
-        timed=True,
-    )
-)
-SIZE = register(
-    MetricKind(
-        name="size",
-        title="File size",
-        unit="bytes",
-        higher_is_better=False,
-        about="file",
-        gated=False,
-        ratio_words=("smaller", "larger"),
-        key=True,
-    )
-)
-STRUCTURE = register(
-    MetricKind(
-        name="structure",
-        title="Layers of another kind than recorded",
-        unit="layers",
-        higher_is_better=False,
-        about="file",
-    )
-)
-PREPROCESSING = register(
-    MetricKind(
-        name="preprocessing",
-        title="Statements of another normalisation",
-        unit="statements",
-        higher_is_better=False,
-        about="file",
-    )
-)
+INTEGER_OPS = register(MetricKind(
+    name="integer_ops", title="Layers in integer kernels", unit="%", decimals=2, higher_is_better=True,
+    about="file", key=True, short="integer ops %",
+))
+LATENCY = register(MetricKind(
+    name="latency", title="Latency, median", unit="ms", decimals=3, higher_is_better=False,
+    about="file", gated=False, timed=True, ratio_words=("faster", "slower"), key=True,
+))
+SPEEDUP = register(MetricKind(
+    name="speedup", title="Speed-up", unit="x", decimals=2, higher_is_better=True,
+    about="file", gated=False, timed=True,
+))
+SIZE = register(MetricKind(
+    name="size", title="File size", unit="bytes", higher_is_better=False,
+    about="file", gated=False, ratio_words=("smaller", "larger"), key=True,
+))
+STRUCTURE = register(MetricKind(
+    name="structure", title="Layers of another kind than recorded", unit="layers", higher_is_better=False,
+    about="file",
+))
+PREPROCESSING = register(MetricKind(
+    name="preprocessing", title="Statements of another normalisation", unit="statements", higher_is_better=False,
+    about="file",
+))
+# fmt: on

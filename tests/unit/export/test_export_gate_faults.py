@@ -14,7 +14,16 @@ from onnx import helper, numpy_helper
 
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.errors import RuntimeUnavailableError
-from dfqkit_export.gate import Baseline, Options, Outcome, check, measure, open_subject, read_baseline, write_baseline
+from dfqkit_export.gate import (
+    Baseline,
+    Options,
+    Outcome,
+    check,
+    measure_subject,
+    open_subject,
+    read_baseline,
+    write_baseline,
+)
 from tests._faults import FAULTS, VARIANTS, inject, seal
 from tests._gate_toy import make_bundle
 from tests._messages import names
@@ -239,7 +248,7 @@ def test_a_file_of_another_runtimes_form_is_run_as_it_is_written(bundle: Path, t
     out = for_openvino(bundle, tmp_path / "openvino")
     with open_subject(out) as subject:
         images = subject.sentinel.normalized()
-        found = measure(subject, threads=1)
+        found = measure_subject(subject, threads=1)
         written = OrtSession(subject.model_path, threads=1, optimized=False).predict(images)
         requantized = OrtSession(subject.model_path, threads=1).predict(images)
     assert found.outputs is not None
