@@ -13,26 +13,27 @@ from typing import Any
 
 from torch import nn
 
+from dfqkit.config.distill import DistillConfig, DistillWeights
 from dfqkit.config.reading import recipe_from
-from dfqkit.config.recipe import Recipe
+from dfqkit.config.recipe import FloorSection, Recipe, TeacherSection
 from dfqkit.progress import Progress, silent
 from dfqkit.run.execution import execute, run_facts
 from dfqkit.run.export import MODEL
 from dfqkit.run.folder import RunFolder
 from dfqkit.run.stages import STAGES
 from dfqkit.run.validate import REPORT
+from dfqkit.synthesis.methods.dfq import DFQConfig
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.backends import DEFAULT, DEFAULT_TARGET, backend_of, get_target
 from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.measure.kinds import INTEGER_OPS, STUDENT_AGREEMENT
 from dfqkit_export.report import Report
 
-#: What fewer than 8 bits need beyond calibration; after the shipped W4A4 recipe, without a partner.
-_DISTILL = {
-    "steps": 500,
-    "lr": 5e-4,
-    "weights": {"response": 0.1, "feature": 10.0},
-    "average": 0.98,
-}
+#: The bits for which calibration alone is enough.
+_ENOUGH_BITS = "w8a8"
+
+#: What fewer bits need beyond calibration; after the shipped W4A4 recipe, without a partner.
+_DISTILL = DistillConfig(steps=500, lr=5e-4, weights=DistillWeights(response=0.1, feature=10.0), average=0.98)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,23 +114,21 @@ def quantize(
     return Result(folder=path, model=path / MODEL, report=report)
 
 
-def _recipe(teacher: Teacher, bits: str, target: str, sections: dict[str, Any]) -> Recipe:
+def _recipe(teacher: Teacher, bits: str, target: str, sections: Mapping[str, Any]) -> Recipe:
     """A recipe for a teacher that is at hand; its weights' fingerprint stands in for a file name."""
-    from dfqkit_export.measure.kinds import INTEGER_OPS, STUDENT_AGREEMENT
-
-    data: dict[str, Any] = {
-        "schema": 1,
+    floors = [FloorSection(metric=STUDENT_AGREEMENT.name, value=99.5)]
+    if backend_of(get_target(target)) is DEFAULT:
+        floors.append(FloorSection(metric=INTEGER_OPS.name, value=100.0))
+    factory = teacher.factory or f"module:{teacher.name}"
+    usual = {
         "name": f"{teacher.name}/dfq-{bits}",
         "why": "made by dfqkit.quantize",
-        "teacher": {"factory": teacher.factory or f"module:{teacher.name}", "weights": f"sha256:{teacher.sha256}"},
+        "teacher": TeacherSection(factory=factory, weights=f"sha256:{teacher.sha256}"),
         "image": teacher.image.to_dict(),
         "target": target,
-        "synthesis": {"method": "dfq"},
-        "distill": None if bits == "w8a8" else _DISTILL,
-        "floors": [{"metric": STUDENT_AGREEMENT.name, "value": 99.5}],
+        "synthesis": DFQConfig(),
+        "distill": None if bits == _ENOUGH_BITS else _DISTILL,
+        "floors": floors,
     }
-    if backend_of(get_target(target)) is DEFAULT:
-        data["floors"].append({"metric": INTEGER_OPS.name, "value": 100.0})
-    data |= sections
-    data["quant"] = {"bits": bits} | dict(sections.get("quant", {}))
-    return recipe_from(data, "the arguments of dfqkit.quantize")
+    quant = {"bits": bits, **sections.get("quant", {})}
+    return recipe_from({**usual, **sections, "quant": quant}, "the arguments of dfqkit.quantize")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfqkit.cli.options import Parser, add_compute_options, add_recipe_options, note, result
-from dfqkit.cli.running import begin, carry_out, chosen_recipe, ending, reopen, show_report
+from dfqkit.cli.running import begin, carry_out, chosen_recipe, ending, reopen, show_reports
 from dfqkit.run.stage import only
 from dfqkit.run.stages import STAGES, first, following, plan
 from dfqkit.run.validate import REPORT
@@ -74,7 +74,7 @@ def _run(args: argparse.Namespace) -> int:
             return _end(args.only, started, work)
     else:
         carry_out(work, STAGES, args, resume=shlex.join(["dfqkit", "run", "--resume", str(path)]))
-    return show_report(path, started)
+    return show_reports(work, started)
 
 
 def _check(args: argparse.Namespace) -> None:

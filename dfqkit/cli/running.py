@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from dfqkit.cli.options import note, result
 from dfqkit.cli.outcome import resumable
-from dfqkit.run.validate import REPORT
+from dfqkit.run.validate import REPORT, reports
 from dfqkit_export.errors import ArtefactError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _TRIED = 16  # images that show whether a data set has the right form
 
-__all__ = ["Work", "begin", "carry_out", "chosen_recipe", "ending", "read_report", "reopen", "show_report"]
+__all__ = ["Work", "begin", "carry_out", "chosen_recipe", "ending", "read_report", "reopen", "show_reports"]
 
 
 def chosen_recipe(args: argparse.Namespace) -> Recipe:
@@ -136,15 +136,19 @@ def carry_out(work: Work, stages: Iterable[str], args: argparse.Namespace, *, re
         )
 
 
-def read_report(folder: Path) -> Report:
+def read_report(folder: Path, name: str = REPORT) -> Report:
     """Read a folder's report.
+
+    Args:
+        folder: Of a run, a bundle, or any other.
+        name: Its file; a run for several targets has more than one.
 
     Raises:
         ArtefactError: It is not there, or not a report.
     """
     from dfqkit_export.report import Report
 
-    path = folder / REPORT
+    path = folder / name
     try:
         return Report.from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -152,19 +156,20 @@ def read_report(folder: Path) -> Report:
         raise ArtefactError(message) from error
 
 
-def show_report(folder: Path, started: float) -> int:
-    """Print a run's report and, for people, its verdict, time and folder; return the exit code.
+def show_reports(work: Work, started: float) -> int:
+    """Print a run's reports and, for people, its verdict, time and folder; return the exit code.
 
     Args:
-        folder: The run's folder.
+        work: The run.
         started: When the command began (`time.monotonic`).
     """
     from dfqkit_export.report.text import render_text
 
-    report = read_report(folder)
-    result(render_text(report))
-    ending(report.verdict, started, folder)
-    return 0 if report.verdict == "ok" else 1
+    found = [read_report(work.folder.path, name) for name in reports(work.recipe)]
+    result("\n\n".join(render_text(report).rstrip() for report in found))
+    verdict = "ok" if all(report.verdict == "ok" for report in found) else "failed"
+    ending(verdict, started, work.folder.path)
+    return 0 if verdict == "ok" else 1
 
 
 def ending(verdict: str, started: float, folder: Path) -> None:

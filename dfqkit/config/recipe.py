@@ -209,15 +209,15 @@ class Recipe(Section):
 
     @property
     def target(self) -> str:
-        """The target, where there is one.
+        """The target, where there is only one.
 
         Raises:
             RecipeError: there are several.
         """
         if len(self.targets) > 1:
             message = (
-                f"Recipe '{self.name}' names {len(self.targets)} targets ({', '.join(self.targets)}), and a run makes "
-                f"the file of one. Give one for each run, e.g. --set target={self.targets[0]}."
+                f"Recipe '{self.name}' names {len(self.targets)} targets ({', '.join(self.targets)}), and one is "
+                f"wanted here: give it, e.g. with --set target={self.targets[0]}."
             )
             raise RecipeError(message)
         return self.targets[0]

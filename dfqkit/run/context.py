@@ -6,6 +6,8 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -18,7 +20,7 @@ from dfqkit.config.synthesis import Demand, SynthesizerConfig
 from dfqkit.images import ImageBank
 from dfqkit.progress import Progress
 from dfqkit.run.folder import RunFolder
-from dfqkit.run.stage import Stage
+from dfqkit.run.stage import WHOLE, Part, Stage, named
 from dfqkit.seeds import derive
 from dfqkit.students.capture import float_graph
 from dfqkit.students.placement import quantized_graph
@@ -67,8 +69,7 @@ def resolve_device(name: str) -> torch.device:
 
 def resolved_synthesis(recipe: Recipe) -> SynthesizerConfig:
     """A recipe's section, the files that it names found."""
-    config: SynthesizerConfig = recipe.synthesis  # type: ignore[assignment]
-    return config.resolved(lambda name: str(find_file(name, recipe.directory)))
+    return recipe.synthesis.resolved(lambda name: str(find_file(name, recipe.directory)))
 
 
 def provisional_student(
@@ -85,7 +86,7 @@ def provisional_student(
     scheme = recipe.quant
     if student is None:
         graph = float_graph(teacher.model, teacher.image, teacher.task)
-        student = build_student(graph, scheme, get_target(recipe.target), teacher.image)
+        student = build_student(graph, scheme, get_target(recipe.targets[0]), teacher.image)
     low, high = teacher.image.bounds()
     shape, rng = (recipe.bank.batch, *teacher.image.shape), derive(recipe.seed, "opponent", device=device)
     noise = torch.randn(shape, generator=rng, device=device).clamp(low, high)
@@ -104,6 +105,7 @@ class Context:
         progress: where it is shown.
         given: a teacher that is loaded already.
         stages: all stages, in order.
+        part: the part of a stage that is done.
     """
 
     folder: RunFolder
@@ -112,21 +114,42 @@ class Context:
     progress: Progress
     given: Teacher | None = None
     stages: Sequence[Stage] = ()
+    part: Part = WHOLE
     _equalized: dict[QuantConfig, fx.GraphModule] = field(default_factory=dict)
 
     @cached_property
     def teacher(self) -> Teacher:
         """The teacher, on the run's device."""
-        if self.given is not None and self.device.type != "cpu":
-            return replace(self.given, model=copy.deepcopy(self.given.model).to(self.device))  # theirs stays put
-        teacher = self.given or teacher_of(self.recipe)
-        teacher.model.to(self.device)
-        return teacher
+        if self.given is None:
+            teacher = teacher_of(self.recipe)
+            teacher.model.to(self.device)
+            return teacher
+        if all(parameter.device.type == self.device.type for parameter in self.given.model.parameters()):
+            return self.given
+        return replace(self.given, model=copy.deepcopy(self.given.model).to(self.device))  # theirs stays put
+
+    def about(self, part: Part) -> Context:
+        """The context of one part of a stage; where that is about one target, its recipe is that of this target."""
+        if part == self.part:
+            return self
+        recipe = self.recipe
+        if part.target is not None:
+            recipe = recipe.model_copy(update={"targets": (part.target,)}).found_in(recipe.directory)
+        return replace(self, part=part, recipe=recipe, given=self.teacher)
+
+    def file(self, name: str) -> Path:
+        """Where the part that is done has a file of that name."""
+        return self.folder.path / named(name, self.part)
+
+    def facts(self, stage: str) -> dict[str, Any]:
+        """What an earlier stage found out about the part that is done."""
+        found = self.folder.facts(stage)
+        return dict(found.get(self.part.name, found))
 
     @cached_property
     def target(self) -> Target:
-        """The deployment target."""
-        return get_target(self.recipe.target)
+        """The deployment target; of several, the first, where a stage is the same for all."""
+        return get_target(self.recipe.targets[0])
 
     @cached_property
     def teacher_graph(self) -> fx.GraphModule:
@@ -148,9 +171,9 @@ class Context:
 
     def untrained_student(self) -> nn.Module:
         """The smaller float student as it starts, in eval mode; there must be such a section."""
-        section, directory = self.recipe.student, self.recipe.directory
-        find = partial(find_file, recipe_dir=directory)
-        return new_float_student(section, self.teacher, self.recipe.seed, find)  # type: ignore[arg-type]
+        assert self.recipe.student is not None
+        find = partial(find_file, recipe_dir=self.recipe.directory)
+        return new_float_student(self.recipe.student, self.teacher, self.recipe.seed, find)
 
     @property
     def scheme(self) -> QuantConfig:
@@ -179,7 +202,7 @@ class Context:
     def stored_student(self, scheme: QuantConfig, name: str) -> fx.GraphModule:
         """The student that a stage of this run left in file ``name``."""
         student = self.new_student(scheme)
-        load_student(student, self.folder.path / name, scheme)
+        load_student(student, self.file(name), scheme)
         return student
 
     def rng(self, *names: str | int) -> torch.Generator:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dfqkit.run.quantize import calibrated_file
-from dfqkit.run.stage import Part, Plan, Stage, StageResult
+from dfqkit.run.stage import Plan, Stage, StageResult, each_target
 
 if TYPE_CHECKING:
     from dfqkit.config.recipe import Recipe
@@ -17,7 +17,7 @@ __all__ = ["FINAL", "STAGE"]
 FINAL = "student.safetensors"
 
 
-def run(context: Context, _: Part) -> StageResult:
+def run(context: Context) -> StageResult:
     """Play generators against students; without a section, keep what was calibrated.
 
     What is imitated is the float graph that was quantized: the teacher's, or the smaller float student's. What is kept
@@ -47,8 +47,8 @@ def run(context: Context, _: Part) -> StageResult:
         }
         restore(students[0], trainer.best, context.scheme)
     freeze(students[0])
-    save_student(students[0], context.folder.path / FINAL)
-    return StageResult(files=[FINAL], facts=facts)
+    save_student(students[0], context.file(FINAL))
+    return StageResult(files=[context.file(FINAL).name], facts=facts)
 
 
 def plan(recipe: Recipe) -> Plan:
@@ -59,4 +59,6 @@ def plan(recipe: Recipe) -> Plan:
     return Plan(text=f"{config.steps} steps of {config.batch} images, a generator round every {config.round_every}")
 
 
-STAGE = Stage(name="distill", help="train the student with its teacher's answers", run=run, plan=plan)
+STAGE = Stage(
+    name="distill", help="train the student with its teacher's answers", run=run, plan=plan, parts=each_target
+)

@@ -74,7 +74,7 @@ def _finish(context: Context, name: str) -> None:
     folder.begin(name)
     result = StageResult()
     if stage.applies(recipe):
-        result = joined([stage.run(context, part) for part in stage.parts(recipe)])
+        result = joined({part: stage.run(context.about(part)) for part in stage.parts(recipe)})
     folder.finish(name, result.files, result.facts)
 
 

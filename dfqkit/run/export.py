@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from dfqkit.run.distill import FINAL
-from dfqkit.run.stage import Part, Plan, Stage, StageResult
+from dfqkit.run.stage import Plan, Stage, StageResult, each_target, named
 
 if TYPE_CHECKING:
     from dfqkit.config.recipe import Recipe
@@ -18,18 +18,18 @@ __all__ = ["MODEL", "STAGE", "TEACHER"]
 MODEL, TEACHER = "model.onnx", "teacher.onnx"
 
 
-def run(context: Context, _: Part) -> StageResult:
+def run(context: Context) -> StageResult:
     """Write both files."""
     from dfqkit.students.onnx_file import write_float, write_qdq
 
-    path, metadata = context.folder.path, _metadata(context)
+    model, teacher, metadata = context.file(MODEL), context.file(TEACHER), _metadata(context)
     with context.progress.stage(STAGE.name, total=2) as bar:
         student = context.stored_student(context.scheme, FINAL)
-        write_qdq(student, context.target, path / MODEL, metadata=metadata)
+        write_qdq(student, context.target, model, metadata=metadata)
         bar.advance(1)
-        write_float(context.teacher_graph, path / TEACHER, metadata=metadata, opset=context.target.opset)
+        write_float(context.teacher_graph, teacher, metadata=metadata, opset=context.target.opset)
         bar.advance(1)
-    return StageResult(files=[MODEL, TEACHER])
+    return StageResult(files=[model.name, teacher.name])
 
 
 def _metadata(context: Context) -> dict[str, str]:
@@ -59,9 +59,9 @@ def _metadata(context: Context) -> dict[str, str]:
     return metadata
 
 
-def plan(_: Recipe) -> Plan:
+def plan(recipe: Recipe) -> Plan:
     """The files."""
-    return Plan(text=f"{MODEL}, {TEACHER}")
+    return Plan(text=", ".join(named(name, part) for part in each_target(recipe) for name in (MODEL, TEACHER)))
 
 
-STAGE = Stage(name="export", help="write the student as a QDQ ONNX file", run=run, plan=plan)
+STAGE = Stage(name="export", help="write the student as a QDQ ONNX file", run=run, plan=plan, parts=each_target)

@@ -255,8 +255,9 @@ class RunFolder:
         return tensors, scalars
 
     def clear_state(self, stage: str) -> None:
-        """Forget the saved state of a stage, if any."""
-        self._state(stage).unlink(missing_ok=True)
+        """Forget the saved states of a stage and of its parts, if any."""
+        for path in (self._state(stage), *self._state(stage).parent.glob(f"{stage}.*.safetensors")):
+            path.unlink(missing_ok=True)
         self._spent.pop(stage, None)
 
     def require_space(self, size: int) -> None:

@@ -127,21 +127,21 @@ def measure(context: Context, shown_as: str) -> Measured:
         context: the run's, its export complete.
         shown_as: name of the stage in the progress.
     """
-    recipe, path = context.recipe, context.folder.path
+    recipe, model = context.recipe, context.file(MODEL)
     sets, subjects = _grading_sets(context), _subjects(context)
     found, estimated = _graded(context, sets, subjects.answers, shown_as)
     first = next(sets[0].batches())
-    account = ask_runtime(path / MODEL, context.target)
+    account = ask_runtime(model, context.target)
     timing = None
     if backend_of(context.target) is DEFAULT:
         timing = _latency(recipe, subjects, first[:1])
-    found += [*_sizes(path), *account.metrics()]
+    found += [*_sizes(context), *account.metrics()]
     found += timing.metrics(data="1x" + "x".join(map(str, recipe.image.shape))) if timing else []
     rows = compare_layers(
         subjects.student,
-        path,
+        model,
+        context.file(TEACHER),
         first[:LAYER_IMAGES],
-        context.device,
         as_written=_as_written(context),
         reference=context.reference(context.scheme) if context.scheme.equalize or recipe.student else None,
     )
@@ -156,12 +156,11 @@ def measure(context: Context, shown_as: str) -> Measured:
 
 
 def _subjects(context: Context) -> _Subjects:
-    path = context.folder.path
-    student = context.stored_student(context.scheme, FINAL)
+    model, student = context.file(MODEL), context.stored_student(context.scheme, FINAL)
     calibrated = context.stored_student(context.scheme, calibrated_file())  # the bar that distillation must clear
     freeze(calibrated)
-    quantized = OrtSession(path / MODEL, optimized=not _as_written(context))
-    teacher = OrtSession(path / TEACHER)
+    quantized = OrtSession(model, optimized=not _as_written(context))
+    teacher = OrtSession(context.file(TEACHER))
     task, in_torch = context.teacher.task, partial(_torch_outputs, context)
     answers: dict[str, Answer] = {
         "teacher": partial(answer, teacher, task),
@@ -171,7 +170,7 @@ def _subjects(context: Context) -> _Subjects:
     }
     if context.recipe.student:  # then the network that was quantized is not the teacher
         answers["float_student"] = partial(in_torch, context.graph)
-    own = own_runtime(path / MODEL, context.target)
+    own = own_runtime(model, context.target)
     if own is not None:
         answers[context.target.backend] = partial(answer, own, task)
     return _Subjects(student=student, teacher=teacher, quantized=quantized, answers=answers)
@@ -268,8 +267,8 @@ def _torch_outputs(context: Context, model: nn.Module, images: Images) -> Output
     return {name: value.float().cpu().numpy() for name, value in outputs.items()}
 
 
-def _sizes(path: Path) -> list[Metric]:
-    files = {"teacher": path / TEACHER, DEFAULT.name: path / MODEL}
+def _sizes(context: Context) -> list[Metric]:
+    files = {"teacher": context.file(TEACHER), DEFAULT.name: context.file(MODEL)}
     return [
         SIZE.metric(subject=subject, data="file", value=float(file.stat().st_size), n=1)
         for subject, file in files.items()
@@ -286,9 +285,9 @@ def _latency(recipe: Recipe, subjects: _Subjects, image: Images) -> latency.Late
 
 def compare_layers(
     student: fx.GraphModule,
-    path: Path,
+    model: Path,
+    teacher: Path,
     images: Images,
-    device: torch.device,
     *,
     as_written: bool = False,
     reference: fx.GraphModule | None = None,
@@ -297,19 +296,19 @@ def compare_layers(
 
     Args:
         student: frozen.
-        path: folder of ``teacher.onnx`` and ``model.onnx``.
+        model: the file that was written from it.
+        teacher: that of the float teacher.
         images: (N, C, H, W), normalised.
-        device: where the student is.
-        as_written: run ``model.onnx`` without ONNX Runtime's optimizations.
-        reference: takes the place of ``teacher.onnx`` where its features are scaled otherwise (`equalized_graph`).
+        as_written: run the file without ONNX Runtime's optimizations.
+        reference: takes the place of the teacher where its features are scaled otherwise (`equalized_graph`).
     """
-    inputs = torch.from_numpy(images).to(device)
-    real = layer_outputs(path / TEACHER, images) if reference is None else _student_layers(reference, inputs)
-    runtime = layer_outputs(path / MODEL, images, optimized=not as_written)
+    inputs = torch.from_numpy(images).to(next(student.parameters()).device)
+    real = layer_outputs(teacher, images) if reference is None else _student_layers(reference, inputs)
+    runtime = layer_outputs(model, images, optimized=not as_written)
     torch_side = _student_layers(student, inputs)
     student_db = {n: sqnr_db(real[n], torch_side[n]) for n in torch_side if n in real}
     runtime_db = {n: sqnr_db(torch_side[n], runtime[n]) for n in torch_side if n in runtime}
-    return layer_rows(realised_precision(path / MODEL).layers, student_db=student_db, runtime_db=runtime_db)
+    return layer_rows(realised_precision(model).layers, student_db=student_db, runtime_db=runtime_db)
 
 
 def _student_layers(student: fx.GraphModule, images: Tensor) -> dict[str, NDArray[np.float32]]:

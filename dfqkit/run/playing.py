@@ -32,7 +32,7 @@ class Checkpoints:
 
     Args:
         folder: where it is kept.
-        stage: whose state.
+        stage: whose state; of a part of a stage, with the part's name behind a dot.
     """
 
     def __init__(self, folder: RunFolder, stage: str) -> None:
@@ -65,7 +65,8 @@ def saved_synthesizer(context: Context, state: str) -> Synthesizer:
 
 def play(context: Context, stage: str, loop: Loop[Any, Any]) -> None:
     """Run a loop to its end, from where an interrupted run left it."""
-    saved = Checkpoints(context.folder, stage)
+    part = context.part.name
+    saved = Checkpoints(context.folder, f"{stage}.{part}" if part else stage)
     saved.restore(loop.load_state)
     with context.progress.stage(stage, total=loop.config.steps, start=loop.step) as bar:
         while loop.step < loop.config.steps:

@@ -152,16 +152,16 @@ def _measured_in(target: Target) -> str:
 
 def synthesis(context: Context) -> dict[str, Any]:
     """Loss curves, cost and disagreement of the stages: `Report.synthesis`."""
-    made, trained, played = (context.folder.facts(stage.STAGE.name) for stage in (synthesize, train, distill))
+    made, trained, played = (context.facts(stage.STAGE.name) for stage in (synthesize, train, distill))
     curve: list[dict[str, Any]] = []
     for facts in (made, trained, played):
         offset = curve[-1]["round"] if curve else 0
         curve += [
             {
-                "round": offset + int(entry.get("round", entry.get("step"))),
+                "round": offset + int(entry.get("round", entry.get("step", 0))),
                 "terms": {key: value for key, value in entry.items() if key not in ("round", "step")},
             }
-            for entry in facts.get("curve", [])  # type: ignore[attr-defined]
+            for entry in facts.get("curve", [])
         ]
     cost = {"synthesis_image_passes": made.get("cost", 0), "game_image_passes": played.get("cost", 0)}
     if trained:
@@ -178,7 +178,7 @@ def synthesis(context: Context) -> dict[str, Any]:
 
 def selection(context: Context) -> dict[str, Any]:
     """How the kept state was chosen: `Report.selection`."""
-    trained, played = (context.folder.facts(stage.STAGE.name) for stage in (train, distill))
+    trained, played = (context.facts(stage.STAGE.name) for stage in (train, distill))
     held_out = grouped(StoredBank.open(context.folder.path / "images" / "held_out.safetensors"))
     student = {"float_student_kept": trained["kept"], "float_student_judged": trained["judged"]} if trained else {}
     return {

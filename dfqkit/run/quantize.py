@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dfqkit.run.stage import Part, Plan, Stage, StageResult
+from dfqkit.run.stage import Plan, Stage, StageResult, each_target
 
 if TYPE_CHECKING:
     from dfqkit.config.recipe import Recipe
@@ -18,7 +18,7 @@ def calibrated_file(index: int = 0) -> str:
     return f"partner{index}.safetensors" if index else "calibrated.safetensors"
 
 
-def run(context: Context, _: Part) -> StageResult:
+def run(context: Context) -> StageResult:
     """Find ranges and correct biases on the calibration set."""
     from dfqkit.students.student import calibrate_student, save_student
 
@@ -30,8 +30,8 @@ def run(context: Context, _: Part) -> StageResult:
             # Every member sees the batches in another order and its own half of them once more: another calibration.
             own = batches if index == 0 else [*batches[index % 2 :: 2], *batches[::-1]]
             calibrate_student(student, own, scheme, context.teacher.image)
-            files.append(calibrated_file(index))
-            save_student(student, context.folder.path / files[-1])
+            save_student(student, context.file(calibrated_file(index)))
+            files.append(context.file(calibrated_file(index)).name)
             bar.advance(1)
     return StageResult(files=files)
 
@@ -41,4 +41,6 @@ def plan(recipe: Recipe) -> Plan:
     return Plan(text=f"{1 + len(recipe.distill.partners if recipe.distill else ())} student(s)")
 
 
-STAGE = Stage(name="quantize", help="build the fake-quantized student and calibrate it", run=run, plan=plan)
+STAGE = Stage(
+    name="quantize", help="build the fake-quantized student and calibrate it", run=run, plan=plan, parts=each_target
+)

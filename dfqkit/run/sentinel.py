@@ -34,8 +34,9 @@ def write_run_sentinel(context: Context) -> list[str]:
         candidates = candidates_of([grading], exclude)
     except ArtefactError:
         return []  # fewer images than a set needs
-    teacher = TeacherFile(path=path / TEACHER, name=context.teacher.name, sha256=context.teacher.sha256)
+    teacher = TeacherFile(path=context.file(TEACHER), name=context.teacher.name, sha256=context.teacher.sha256)
     choice = usual_choice(candidates.spec, context.recipe.seed, candidates.task)
-    sentinel = choose(path / MODEL, teacher, candidates, choice)
-    write_sentinel(path / SENTINEL_FILE, sentinel)
-    return [SENTINEL_FILE]
+    sentinel = choose(context.file(MODEL), teacher, candidates, choice)
+    file = context.file(SENTINEL_FILE)
+    write_sentinel(file, sentinel)
+    return [file.name]

@@ -15,17 +15,23 @@ if TYPE_CHECKING:
     from dfqkit.config.recipe import Recipe
     from dfqkit.run.context import Context
 
-__all__ = ["WHOLE", "Part", "Plan", "Stage", "StageResult", "always", "joined", "only", "whole"]
+__all__ = ["WHOLE", "Part", "Plan", "Stage", "StageResult", "always", "each_target", "joined", "named", "only", "whole"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A piece of a stage that needs no other piece of it, such as a shard or a seed; `WHOLE` is all of it."""
+    """A piece of a stage that needs no other piece of it.
 
-    name: str
+    Attributes:
+        name: what tells it, and its files, from the others; empty for the first, or only, one.
+        target: the target that it is about; None where there is one, or it makes no difference.
+    """
+
+    name: str = ""
+    target: str | None = None
 
 
-WHOLE = Part(name="")
+WHOLE = Part()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +70,19 @@ def whole(_: Recipe) -> Sequence[Part]:
     return (WHOLE,)
 
 
+def each_target(recipe: Recipe) -> Sequence[Part]:
+    """The stage is done once for every target of the recipe."""
+    if len(recipe.targets) == 1:
+        return (WHOLE,)
+    return [Part(name=target if index else "", target=target) for index, target in enumerate(recipe.targets)]
+
+
+def named(name: str, part: Part) -> str:
+    """What a part calls a file of that name, so that no two write the same: ``model.openvino.onnx``."""
+    stem, dot, suffix = name.rpartition(".")
+    return f"{stem}.{part.name}{dot}{suffix}" if part.name else name
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """One stage of a run, which works from the files of those before it and leaves files of its own.
@@ -71,7 +90,7 @@ class Stage:
     Attributes:
         name: as the command line and the manifest have it.
         help: what it does, for `dfqkit run --help`.
-        run: does one part of it.
+        run: does it, or the part that the context is about.
         plan: says what it is going to do for a recipe.
         applies: whether it has something to do for a recipe; otherwise it is complete without being run.
         parts: what several processes could share.
@@ -79,16 +98,18 @@ class Stage:
 
     name: str
     help: str
-    run: Callable[[Context, Part], StageResult]
+    run: Callable[[Context], StageResult]
     plan: Callable[[Recipe], Plan]
     applies: Callable[[Recipe], bool] = always
     parts: Callable[[Recipe], Sequence[Part]] = whole
 
 
-def joined(results: Sequence[StageResult]) -> StageResult:
-    """What a stage's parts leave together; no two of them name the same file or fact."""
-    facts = {key: value for result in results for key, value in result.facts.items()}
-    return StageResult(files=[name for result in results for name in result.files], facts=facts)
+def joined(results: Mapping[Part, StageResult]) -> StageResult:
+    """What a stage's parts leave together: all files; the first part's facts, and beside them those of each other."""
+    facts: dict[str, Any] = {}
+    for part, result in results.items():
+        facts |= {part.name: dict(result.facts)} if part.name else result.facts
+    return StageResult(files=[name for result in results.values() for name in result.files], facts=facts)
 
 
 def only(stage: str, folder: Path | str) -> str:

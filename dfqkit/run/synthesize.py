@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from dfqkit.run.stage import Part, Plan, Stage, StageResult
+from dfqkit.run.stage import Plan, Stage, StageResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["STAGE", "require_trainable"]
 
 
-def run(context: Context, _: Part) -> StageResult:
+def run(context: Context) -> StageResult:
     """Run the warm-ups; store the images of both synthesizers."""
     from dfqkit.images import ImageBank
     from dfqkit.run.playing import WARM, Checkpoints

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dfqkit.run.stage import Part, Plan, Stage, StageResult
+from dfqkit.run.stage import Plan, Stage, StageResult
 
 if TYPE_CHECKING:
     from dfqkit.config.recipe import Recipe
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["STAGE"]
 
 
-def run(context: Context, _: Part) -> StageResult:
+def run(context: Context) -> StageResult:
     """Train on a live stream and keep the best state."""
     from dfqkit.run.context import FLOAT_STUDENT
     from dfqkit.run.playing import TRAINED, WARM, found_out, play, saved_synthesizer

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dfqkit.run.stage import Part, Plan, Stage, StageResult
+from dfqkit.run.stage import Plan, Stage, StageResult, each_target, named
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from dfqkit.run.measuring import Measured
     from dfqkit_export.report import Report
 
-__all__ = ["PAGE", "REPORT", "STAGE", "contact_sheets", "report_of"]
+__all__ = ["PAGE", "REPORT", "STAGE", "contact_sheets", "report_of", "reports"]
 
 #: The report, for programs and for people.
 REPORT, PAGE = "report.json", "report.html"
 
 
-def run(context: Context, _: Part) -> StageResult:
+def run(context: Context) -> StageResult:
     """Measure the file, write the report, and choose the images by which the file is checked later.
 
     They are chosen here and not at the export, because that is where the images which only judge are used.
@@ -34,11 +34,11 @@ def run(context: Context, _: Part) -> StageResult:
     from dfqkit_export.files import write_bytes
     from dfqkit_export.report.page import render_html
 
-    path = context.folder.path
-    report = report_of(context, measure(context, STAGE.name))
-    write_bytes(path / REPORT, report.to_json().encode())
-    write_bytes(path / PAGE, render_html(report, sheets=contact_sheets(path / "images")).encode())
-    return StageResult(files=[REPORT, PAGE, *write_run_sentinel(context)])
+    report, page = context.file(REPORT), context.file(PAGE)
+    made = report_of(context, measure(context, STAGE.name))
+    write_bytes(report, made.to_json().encode())
+    write_bytes(page, render_html(made, sheets=contact_sheets(context.folder.path / "images")).encode())
+    return StageResult(files=[report.name, page.name, *write_run_sentinel(context)])
 
 
 def report_of(context: Context, measured: Measured) -> Report:
@@ -71,6 +71,11 @@ def report_of(context: Context, measured: Measured) -> Report:
     )
 
 
+def reports(recipe: Recipe) -> list[str]:
+    """The names of a run's reports: one for each target."""
+    return [named(REPORT, part) for part in STAGE.parts(recipe)]
+
+
 def contact_sheets(folder: Path) -> dict[str, bytes]:
     """One PNG a stored set, by its caption: a row for each group, so that a missing one shows."""
     from dfqkit.images.sheet import SheetForm, contact_sheet
@@ -98,4 +103,6 @@ def plan(recipe: Recipe) -> Plan:
     return Plan(text=recipe.validation.data or "synthetic images only")
 
 
-STAGE = Stage(name="validate", help="run the ONNX file, measure it, and write the report", run=run, plan=plan)
+STAGE = Stage(
+    name="validate", help="run the ONNX file, measure it, and write the report", run=run, plan=plan, parts=each_target
+)

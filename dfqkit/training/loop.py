@@ -13,7 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -219,7 +219,7 @@ class Loop(ABC, Generic[Config, Model]):
         values = {"step": self.step, "score": self.best_score, "curve": list(self.curve), "judged": list(self.judged)}
         return {name: value.detach().clone() for name, value in tensors.items()}, values
 
-    def load_state(self, tensors: dict[str, Tensor], values: dict[str, object]) -> None:
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Put back what `state` returned."""
         self.stream.load_state_dict(under(tensors, "stream."))
         self.best = under(tensors, "best.")
@@ -230,5 +230,5 @@ class Loop(ABC, Generic[Config, Model]):
             self._restore(index, under(tensors, f"student.{index}."))
             objective.load_state_dict(under(tensors, f"objective.{index}."))
             restore_optimizer(optimizer, under(tensors, f"optimizer.{index}."))
-        self.step, self.best_score = values["step"], values["score"]  # type: ignore[assignment]
-        self.curve, self.judged = list(values["curve"]), list(values["judged"])  # type: ignore[call-overload]
+        self.step, self.best_score = values["step"], values["score"]
+        self.curve, self.judged = list(values["curve"]), list(values["judged"])

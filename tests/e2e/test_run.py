@@ -24,6 +24,7 @@ from dfqkit.cli import main
 from dfqkit.config.files import list_recipes
 from dfqkit.config.reading import load_recipe
 from dfqkit.images import ImageBank
+from dfqkit.run.folder import RunFolder
 from dfqkit_export.report import Report
 from tests._shared import TINY, continued, finished_run, new_run, run, tiny
 
@@ -169,6 +170,22 @@ def test_tensorrt_target_writes_its_own_form(finished: Path, tmp_path: Path) -> 
             assert types[node.input[2]] == onnx.TensorProto.INT8
         if node.op_type == "DequantizeLinear":
             assert types.get(node.input[0], onnx.TensorProto.INT8) == onnx.TensorProto.INT8
+
+
+def test_several_targets_share_a_synthesis_and_each_gets_the_file_of_its_own_run(
+    finished: Path, tmp_path: Path
+) -> None:
+    both = continued(finished, tmp_path / "both", tiny("target=[onnxruntime, tensorrt]"), until="synthesize")
+    alone = continued(finished, tmp_path / "alone", tiny("target=tensorrt"), until="synthesize")
+    assert main(["run", "--resume", str(both.path), "-q", "--device", "cpu"]) == 0
+    new_run(alone.path, tiny("target=tensorrt"), until="export")
+    assert (both.path / "model.onnx").read_bytes() == (finished / "model.onnx").read_bytes()
+    assert (both.path / "model.tensorrt.onnx").read_bytes() == (alone.path / "model.onnx").read_bytes()
+    for name, target in (("report.json", "onnxruntime"), ("report.tensorrt.json", "tensorrt")):
+        report = Report.from_json((both.path / name).read_text())
+        assert report.provenance["target"] == target
+        assert report.selection["judged"]
+    assert RunFolder.open(both.path).facts("distill")["tensorrt"]["judged"]
 
 
 @pytest.mark.parametrize("name", list(list_recipes()))

@@ -143,11 +143,12 @@ class TestLayers:
         quantized = build_student(graph, config, target, IMAGE)
         calibrate_student(quantized, [images(16, 10)], config, IMAGE)
         freeze(quantized)
-        write_qdq(quantized, target, tmp_path / "model.onnx", metadata={})
-        write_float(graph, tmp_path / "teacher.onnx", metadata={}, opset=target.opset)
+        files = tmp_path / "model.onnx", tmp_path / "teacher.onnx"
+        write_qdq(quantized, target, files[0], metadata={})
+        write_float(graph, files[1], metadata={}, opset=target.opset)
         inputs = images(8).numpy()
         reference = equalized_graph(graph, config) if equalize else None
-        rows = compare_layers(quantized, tmp_path, inputs, torch.device("cpu"), reference=reference)
+        rows = compare_layers(quantized, *files, inputs, reference=reference)
         ours = _student_layers(quantized, torch.from_numpy(inputs))
         assert {row.name for row in rows} >= {"stem.0", "b1.0", "b2.0", "fc"}
         floats = _student_layers(reference or graph, torch.from_numpy(inputs))

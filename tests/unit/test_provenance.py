@@ -111,7 +111,7 @@ IMAGES, NOISE = "{method: images, path: a.npz, share: 1}", "{method: noise, acce
 
 class TestRealData:
     def said(self, section: str) -> tuple[bool | None, str | None]:
-        context: Any = SimpleNamespace(recipe=recipe_of(section), folder=SimpleNamespace(facts=lambda _stage: {}))
+        context: Any = SimpleNamespace(recipe=recipe_of(section), facts=lambda _stage: {})
         document = synthesis(context)
         return document["data_free"], document["real_data"]
 

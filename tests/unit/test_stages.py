@@ -32,12 +32,13 @@ def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
     """A toy stage in two parts before the export, all others replaced by stand-ins; gives what was run."""
     ran: list[str] = []
 
-    def stand_in(name: str) -> Callable[[Context, Part], StageResult]:
-        def run(context: Context, part: Part) -> StageResult:
-            ran.append(f"{name}{part.name}")
-            (context.folder.path / f"{name}{part.name}.bin").write_text("x")
+    def stand_in(name: str) -> Callable[[Context], StageResult]:
+        def run(context: Context) -> StageResult:
+            ran.append(f"{name}{context.part.name}")
+            file = context.file(f"{name}.bin")
+            file.write_text("x")
             if name != "validate":
-                return StageResult(files=[f"{name}{part.name}.bin"], facts={f"found{part.name}": 1})
+                return StageResult(files=[file.name], facts={"found": 1})
             report = Report(title="toy", provenance=provenance(context, name))
             (context.folder.path / "report.json").write_text(report.to_json())
             return StageResult(files=["report.json"])
@@ -46,7 +47,7 @@ def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
 
     added = Stage(
         name="prune", help="cut what is not needed", run=stand_in("prune"), plan=lambda _: Plan(text="cuts 3 layers"),
-        parts=lambda _: (Part(name="A"), Part(name="B")),
+        parts=lambda _: (Part(), Part(name="B")),
     )  # fmt: skip
     before = dict(STAGES)
     STAGES.clear()
@@ -71,16 +72,16 @@ def test_help_and_plan_tell_of_it(toy: list[str], capsys: Output) -> None:
 
 def test_a_run_does_it_in_its_place_and_the_report_says_how_long(toy: list[str], capsys: Output) -> None:
     assert main(["run", RECIPE, "--out", "here"]) == 0
-    done = ["synthesize", "quantize", "distill", "pruneA", "pruneB", "export", "validate"]
+    done = ["synthesize", "quantize", "distill", "prune", "pruneB", "export", "validate"]
     assert toy == done  # nothing to train
     report = Report.from_json(Path("here/report.json").read_text())
     assert list(report.provenance["seconds"]) == ["synthesize", "quantize", "distill", "prune", "export"]
     folder = RunFolder.open("here")
-    assert folder.facts("prune") == {"foundA": 1, "foundB": 1}
+    assert folder.facts("prune") == {"found": 1, "B": {"found": 1}}
     assert folder.facts("train") == {}
-    Path("here/pruneB.bin").unlink()
+    Path("here/prune.B.bin").unlink()
     assert main(["run", "--resume", "here"]) == 0
-    assert toy == [*done, "pruneA", "pruneB"]  # the same files: nothing after it is done again
+    assert toy == [*done, "prune", "pruneB"]  # the same files: nothing after it is done again
 
 
 def test_it_is_done_alone_and_asked_for(toy: list[str], capsys: Output) -> None:
@@ -91,7 +92,7 @@ def test_it_is_done_alone_and_asked_for(toy: list[str], capsys: Output) -> None:
     assert main(["run", "--only", "export", "here"]) == 2
     assert "needs 'prune'" in capsys.readouterr().err
     assert main(["run", "--only", "prune", "here"]) == 0
-    assert toy == ["synthesize", "quantize", "distill", "pruneA", "pruneB"]
+    assert toy == ["synthesize", "quantize", "distill", "prune", "pruneB"]
     assert json.loads(Path("here/manifest.json").read_text())["stages"]["prune"]["status"] == "complete"
 
 
