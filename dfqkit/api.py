@@ -28,6 +28,7 @@ from dfqkit_export.backends import DEFAULT, DEFAULT_TARGET, backend_of, get_targ
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.measure.kinds import INTEGER_OPS, STUDENT_AGREEMENT
 from dfqkit_export.report import Report
+from dfqkit_export.tasks import entry_of, task_of
 
 #: The bits for which calibration alone is enough.
 _ENOUGH_BITS = "w8a8"
@@ -101,7 +102,9 @@ def quantize(
         if image is None:
             message = "quantize needs image=ImageSpec(shape=..., mean=..., std=..., classes=...) beside a module."
             raise TypeError(message)
-        teacher = Teacher.from_module(model, image)
+        task = chosen.get("task")
+        entry = {"name": task} if isinstance(task, str) else task
+        teacher = Teacher.from_module(model, image, task=task_of(entry))
     recipe = _recipe(teacher, bits, target, chosen)
     path = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="dfqkit-"))
     command = f"dfqkit.quantize(model, image=..., bits={bits!r}, target={target!r})"
@@ -125,6 +128,7 @@ def _recipe(teacher: Teacher, bits: str, target: str, sections: Mapping[str, Any
         "why": "made by dfqkit.quantize",
         "teacher": TeacherSection(factory=factory, weights=f"sha256:{teacher.sha256}"),
         "image": teacher.image.to_dict(),
+        **entry_of(teacher.task),
         "target": target,
         "synthesis": DFQConfig(),
         "distill": None if bits == _ENOUGH_BITS else _DISTILL,

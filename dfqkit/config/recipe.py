@@ -28,7 +28,7 @@ from dfqkit.config.quant import QuantConfig
 from dfqkit.config.registry import AnySynthesis
 from dfqkit.config.section import Added, Section
 from dfqkit.config.student import FloatStudentConfig
-from dfqkit.config.task import AnyTaskSection, ClassificationSection
+from dfqkit.config.task import AnyTaskSection, TaskSection
 from dfqkit_export.backends import DEFAULT, DEFAULT_TARGET, get_target
 from dfqkit_export.errors import RecipeError
 
@@ -84,17 +84,10 @@ class ImageSection(Section):
         return self
 
     def spec(self) -> ImageSpec:
-        """The same as an `ImageSpec`.
-
-        Raises:
-            RecipeError: there are no classes.
-        """
+        """The same as an `ImageSpec`."""
         from dfqkit_export.images.spec import ImageSpec  # numpy; not needed to list recipes
 
-        if self.classes is None:
-            message = "image.classes is missing: it says how many classes the network tells apart."
-            raise RecipeError(message)
-        return ImageSpec(shape=self.shape, mean=self.mean, std=self.std, classes=self.classes)
+        return ImageSpec(shape=self.shape, mean=self.mean, std=self.std, classes=self.classes or 0)
 
 
 class BankSection(Section):
@@ -143,7 +136,7 @@ class Recipe(Section):
     why: str = Field(description="One sentence for the catalogue.")
     seed: int = Field(0, ge=0)
     task: Annotated[AnyTaskSection, Added("0.2.0")] = Field(
-        ClassificationSection(), description="What the network's outputs mean."
+        TaskSection(), description="What the network's outputs mean."
     )
     teacher: TeacherSection
     image: ImageSection
@@ -172,7 +165,7 @@ class Recipe(Section):
     @classmethod
     def _has_classes(cls, value: ImageSection, info: ValidationInfo) -> ImageSection:
         task = info.data.get("task")
-        if task is not None and task.needs_classes and value.classes is None:
+        if task is not None and value.classes is None and task.task().needs_classes:
             missing = InitErrorDetails(type="missing", loc=("classes",), input=value)
             raise ValidationError.from_exception_data(cls.__name__, [missing])
         return value

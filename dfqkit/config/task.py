@@ -1,74 +1,65 @@
 """The ``task`` section: what the network's outputs mean.
 
-What belongs here: the base of every task's section, and which there are. Other packages add tasks under an entry point.
+What belongs here: reading a task's name and parameters. Which tasks there are, and what they are, is
+`dfqkit_export.tasks`; nothing of a task is imported before something is asked of it.
 """
 
 from __future__ import annotations
 
-import functools
-from importlib.metadata import entry_points
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from dfqkit.config.section import OneOf, Section
-from dfqkit_export.errors import RecipeError
+from dfqkit.config.section import Section
+from dfqkit_export.errors import DfqkitError
+from dfqkit_export.tasks import DEFAULT_NAME, task_names
 from dfqkit_export.words import did_you_mean
 
-__all__ = ["GROUP", "AnyTaskSection", "ClassificationSection", "TaskSection", "task_sections"]
+if TYPE_CHECKING:
+    from dfqkit_export.tasks import Task
 
-#: Entry point group under which other packages offer tasks: ``name = "package.module:SectionClass"``.
-GROUP = "dfqkit.tasks"
+__all__ = ["AnyTaskSection", "TaskSection"]
 
 
 class TaskSection(Section):
-    """Base of every task's section; a recipe may write its name alone where it has no other keys.
+    """A task; a recipe may write its name alone where it has no parameters."""
 
-    Attributes:
-        needs_classes: whether ``image.classes`` must say how many classes there are.
-    """
+    model_config = ConfigDict(extra="allow")
 
-    needs_classes: ClassVar[bool] = False
+    name: str = Field(DEFAULT_NAME, description="Which task; further keys are the task's own parameters.")
 
-    name: str
+    @field_validator("name")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        known = task_names()
+        if value not in known:
+            message = f"Unknown task '{value}'.{did_you_mean(value, known)} Known: {', '.join(known)}."
+            raise ValueError(message)
+        return value
 
+    @model_validator(mode="after")
+    def _made(self) -> TaskSection:
+        if self.model_extra:
+            try:
+                self.task()
+            except DfqkitError as error:
+                raise ValueError(str(error)) from error
+        return self
 
-class ClassificationSection(TaskSection):
-    """One class an image."""
+    def task(self) -> Task:
+        """The task itself.
 
-    needs_classes: ClassVar[bool] = True
+        Raises:
+            ArtefactError: it cannot be imported, or does not take these parameters.
+        """
+        from dfqkit_export.tasks import task_of
 
-    name: Literal["classification"] = "classification"
-
-
-_OURS = ClassificationSection().name
-
-
-def task_section(name: str) -> type[TaskSection]:
-    """The section of the task called ``name``.
-
-    Raises:
-        RecipeError: for an unknown name, with the nearest.
-    """
-    known = task_sections()
-    if name not in known:
-        message = f"Unknown task '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}."
-        raise RecipeError(message)
-    return known[name]
-
-
-@functools.cache
-def task_sections() -> dict[str, type[TaskSection]]:
-    """Every task's section by name; own names win over plugins'."""
-    plugins = {point.name: point.load() for point in entry_points(group=GROUP)}
-    return plugins | {_OURS: ClassificationSection}
+        return task_of(self.model_dump())
 
 
 def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-_Whole = Annotated[TaskSection, OneOf("name", task_sections, task_section, _OURS)]
-
 #: Any task's section of a recipe.
-AnyTaskSection = Annotated[_Whole, BeforeValidator(_named, json_schema_input_type=str | _Whole)]
+AnyTaskSection = Annotated[TaskSection, BeforeValidator(_named, json_schema_input_type=str | TaskSection)]

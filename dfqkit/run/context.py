@@ -42,7 +42,9 @@ def teacher_of(recipe: Recipe) -> Teacher:
     """Load and verify the teacher that a recipe names."""
     section = recipe.teacher
     weights = None if section.weights is None else find_file(section.weights, recipe.directory)
-    return load_teacher(section.factory, recipe.image.spec(), weights, factory_args=section.args)
+    return load_teacher(
+        section.factory, recipe.image.spec(), weights, factory_args=section.args, task=recipe.task.task()
+    )
 
 
 def resolve_device(name: str) -> torch.device:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from dfqkit_export.backends.session import FileSession, Session, batched
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.images.stored import StoredBank
-from dfqkit_export.tasks import Groups, Task, task_of
+from dfqkit_export.tasks.base import Groups, Task
+from dfqkit_export.tasks.lookup import task_of
 
 __all__ = ["answer", "answers", "grouped"]
 

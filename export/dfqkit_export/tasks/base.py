@@ -26,7 +26,7 @@ __all__ = ["CLASSES", "Groups", "Labels", "OutputSpec", "Outputs", "Samples", "T
 Outputs = Mapping[str, NDArray[Any]]
 Labels = NDArray[Any]
 
-#: What a task offers whose one output is a number for each class.
+#: What a task offers whose one output is a number for each class, and what the size of such an output is called.
 CLASSES = "classes"
 
 _NOT_OUTPUTS = frozenset({"image", "images", "source", "kind"})  # tensors that lie beside outputs in files
@@ -64,7 +64,7 @@ class OutputSpec:
 
     def sizes(self, image: ImageSpec) -> tuple[int | None, ...]:
         """Return the shape of one image's answer; None where a size is free."""
-        known = dict(zip("CHW", image.shape, strict=True)) | {"classes": image.classes}
+        known = dict(zip("CHW", image.shape, strict=True)) | {CLASSES: image.classes}
         return tuple(size if isinstance(size, int) else known.get(size) for size in self.shape)
 
     def fits(self, shape: Sequence[int], image: ImageSpec) -> bool:
@@ -158,14 +158,18 @@ class Task(ABC):
         """The outputs' names, in order."""
         return tuple(output.name for output in self.outputs)
 
+    @property
+    def needs_classes(self) -> bool:
+        """Whether the number of classes decides the shape of an output."""
+        return any(CLASSES in output.shape for output in self.outputs)
+
     def require_image(self, image: ImageSpec) -> None:
         """Refuse an image specification that does not say what the outputs' shapes need.
 
         Raises:
             ArtefactError: Says what to add.
         """
-        wants = any("classes" in output.shape for output in self.outputs)
-        if wants and not image.classes:
+        if self.needs_classes and not image.classes:
             message = f"The task {self.name!r} needs the number of classes. Say it beside shape, mean and std."
             raise ArtefactError(message)
 
