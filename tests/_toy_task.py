@@ -1,7 +1,7 @@
 """A task that is nothing like classification: a map as large as the image, and a vector of four numbers.
 
-What belongs here: the task with both of its halves, its metric, and a network for it; and how a package that offers them
-is told to Python, so that nothing in dfqkit need know of it.
+What belongs here: the task with both of its halves, its metric, and a network for it; and how a package that offers
+them is told to Python, so that nothing in dfqkit need know of it.
 """
 
 from __future__ import annotations

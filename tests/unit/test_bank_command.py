@@ -183,7 +183,8 @@ class TestExport:
         assert main(["bank", "export", str(folder), "--npz", str(file)]) == 0
         assert capsys.readouterr().err == f"Wrote 24 images to {file}\n"
         images = StoredBank.open(folder)
-        codes, logits = images.take(range(24))
+        codes, answers = images.take(range(24))
+        logits = answers["logits"]
         with np.load(file) as found:
             assert (found["images"].dtype, found["logits"].dtype, found["labels"].dtype) == ("u1", "f4", "i8")
             assert np.array_equal(found["images"], codes.transpose(0, 2, 3, 1))

@@ -310,7 +310,7 @@ def test_disagreement_by_hand() -> None:
     loop = distiller()
     assert loop.disagreement() is None
     loop.students = [Pixel(row) for row in (3, 4, 5)]  # type: ignore[misc]
-    rows = torch.cat([batch for batch, _ in held_out()])[:, 0, 3:6, :5].argmax(2).tolist()
+    rows = torch.cat([batch for batch, _ in held_out().batches])[:, 0, 3:6, :5].argmax(2).tolist()
     assert loop.disagreement() == pytest.approx(100 * sum(len(set(row)) > 1 for row in rows) / 25)
 
 

@@ -47,7 +47,7 @@ def test_facts_of_a_small_network_are_those_counted_by_hand() -> None:
     assert (facts.batchnorm, facts.batchnorm_layers) == ("statistics", ("1",))
     assert facts.head is not None
     assert (facts.head.name, facts.head.in_features, facts.head.out_features) == ("6", 4, 3)
-    assert facts.provides == {"batchnorm", "linear_head", "features"}
+    assert facts.provides == {"batchnorm", "classes", "linear_head", "features"}
     assert dict(facts.synthesizers) == {"dfq": (), "zskd": (), "dafl": (), "lopes": ("records",)}
     assert facts.capturable
     assert facts.unsupported == ()
@@ -84,7 +84,7 @@ def test_inspection_leaves_the_teacher_as_it_was() -> None:
 def test_a_network_without_batchnorm_loses_the_methods_that_need_it(norm: nn.Module, state: str, text: str) -> None:
     facts = inspect_teacher(Teacher.from_module(small_net(norm=norm), SMALL))
     assert facts.batchnorm == state
-    assert facts.provides == {"linear_head", "features"}
+    assert facts.provides == {"classes", "linear_head", "features"}
     assert facts.synthesizers["dfq"] == ("batchnorm",)
     assert facts.synthesizers["zskd"] == ()
     assert text in facts.render_text()
@@ -124,7 +124,7 @@ def test_a_convolutional_head_gives_features_but_no_linear_head() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     facts = inspect_teacher(Teacher.from_module(model, SMALL))
     assert facts.head is None
-    assert facts.provides == {"features"}
+    assert facts.provides == {"classes", "features"}
     assert facts.synthesizers["zskd"] == ("linear_head",)
 
 
@@ -132,7 +132,7 @@ def test_a_linear_layer_that_is_not_last_is_no_head() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.LogSoftmax(1))
     facts = inspect_teacher(Teacher.from_module(model, SMALL))
     assert facts.head is None
-    assert facts.provides == frozenset()
+    assert facts.provides == {"classes"}
 
 
 class Auxiliary(nn.Module):
@@ -209,7 +209,7 @@ def test_facts_survive_json() -> None:
     facts = inspect_teacher(Teacher.from_module(small_net(), SMALL, "small"))
     values = json.loads(json.dumps(facts.to_dict(), allow_nan=False))
     assert values["head"] == {"name": "6", "in_features": 4, "out_features": 3}
-    assert values["provides"] == ["batchnorm", "features", "linear_head"]
+    assert values["provides"] == ["batchnorm", "classes", "features", "linear_head"]
     assert values["capturable"] is True
     assert values["synthesizers"]["lopes"] == ["records"]
 

@@ -145,7 +145,8 @@ def test_the_margin_reads_maps_where_a_convolution_ends_the_network() -> None:
 
 def test_the_margin_alone_needs_features() -> None:
     assert ZeroQConfig().needed == {"batchnorm"}
-    assert ZeroQConfig.model_validate({"weights": {"margin": 1}}).needed == {"batchnorm", "features"}
+    assert ZeroQConfig.model_validate({"weights": {"margin": 1}}).needed == {"batchnorm", "classes", "features"}
+    assert ZeroQConfig.model_validate({"weights": {"ce": 1}}).needed == {"batchnorm", "classes"}
 
 
 def test_a_crop_shows_a_part_of_the_batch_enlarged(teacher: Teacher) -> None:
