@@ -28,7 +28,7 @@ from dfqkit.config.quant import QuantConfig
 from dfqkit.config.registry import AnySynthesis
 from dfqkit.config.section import Added, Section
 from dfqkit.config.student import FloatStudentConfig
-from dfqkit.config.task import AnyTaskSection, TaskSection
+from dfqkit.config.task import AnyTaskSection, default_task_section
 from dfqkit_export.backends import DEFAULT, DEFAULT_TARGET, get_target
 from dfqkit_export.errors import RecipeError
 
@@ -136,7 +136,7 @@ class Recipe(Section):
     why: str = Field(description="One sentence for the catalogue.")
     seed: int = Field(0, ge=0)
     task: Annotated[AnyTaskSection, Added("0.2.0")] = Field(
-        TaskSection(), description="What the network's outputs mean."
+        default_task_section(), description="What the network's outputs mean."
     )
     teacher: TeacherSection
     image: ImageSection

@@ -1,65 +1,94 @@
 """The ``task`` section: what the network's outputs mean.
 
-What belongs here: reading a task's name and parameters. Which tasks there are, and what they are, is
-`dfqkit_export.tasks`; nothing of a task is imported before something is asked of it.
+What belongs here: sections made of the tasks that there are: a task's name, and its parameters where it has some. Which
+tasks there are, and what they are, is `dfqkit_export.tasks`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+import functools
+from dataclasses import MISSING, fields, is_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
-from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, create_model
 
-from dfqkit.config.section import Section
-from dfqkit_export.errors import DfqkitError
+from dfqkit.config.section import OneOf, Section
+from dfqkit_export.errors import ArtefactError, RecipeError
 from dfqkit_export.tasks import DEFAULT_NAME, task_names
 from dfqkit_export.words import did_you_mean
 
 if TYPE_CHECKING:
     from dfqkit_export.tasks import Task
 
-__all__ = ["AnyTaskSection", "TaskSection"]
+__all__ = ["AnyTaskSection", "TaskSection", "default_task_section", "task_section"]
 
 
 class TaskSection(Section):
-    """A task; a recipe may write its name alone where it has no parameters."""
+    """Base of every task's section; a recipe may write its name alone where it has no other keys."""
 
-    model_config = ConfigDict(extra="allow")
-
-    name: str = Field(DEFAULT_NAME, description="Which task; further keys are the task's own parameters.")
-
-    @field_validator("name")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        known = task_names()
-        if value not in known:
-            message = f"Unknown task '{value}'.{did_you_mean(value, known)} Known: {', '.join(known)}."
-            raise ValueError(message)
-        return value
-
-    @model_validator(mode="after")
-    def _made(self) -> TaskSection:
-        if self.model_extra:
-            try:
-                self.task()
-            except DfqkitError as error:
-                raise ValueError(str(error)) from error
-        return self
+    name: str
 
     def task(self) -> Task:
         """The task itself.
 
         Raises:
-            ArtefactError: it cannot be imported, or does not take these parameters.
+            RecipeError: it cannot be imported, or does not take these parameters.
         """
         from dfqkit_export.tasks import task_of
 
-        return task_of(self.model_dump())
+        try:
+            return task_of(self.model_dump())
+        except ArtefactError as error:
+            message = f"task: {error}"
+            raise RecipeError(message) from error
+
+
+@functools.cache
+def task_section(name: str) -> type[TaskSection]:
+    """The section of the task called ``name``.
+
+    Raises:
+        RecipeError: for an unknown name, with the nearest; for a task that cannot be imported.
+    """
+    known = task_names()
+    if name not in known:
+        message = f"Unknown task '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}."
+        raise RecipeError(message)
+    literal: Any = Literal[name]
+    # The default has no parameters, and recipes are read without numpy.
+    parameters = {} if name == DEFAULT_NAME else _parameters(name)
+    title = "".join(part.capitalize() for part in name.split("_"))
+    return create_model(f"{title}Section", __base__=TaskSection, name=(literal, name), **parameters)
+
+
+def _parameters(name: str) -> dict[str, Any]:
+    """The fields of a task that is a dataclass, as pydantic takes them."""
+    from dfqkit_export.tasks.lookup import task_class
+
+    try:
+        kind = task_class(name)
+    except ArtefactError as error:
+        raise RecipeError(str(error)) from error
+    if not is_dataclass(kind):
+        return {}
+    types = get_type_hints(kind)
+    return {item.name: (types[item.name], ... if item.default is MISSING else item.default) for item in fields(kind)}
+
+
+def default_task_section() -> TaskSection:
+    """What a recipe is about that does not say."""
+    return task_section(DEFAULT_NAME)(name=DEFAULT_NAME)
+
+
+def _sections() -> dict[str, type[TaskSection]]:
+    return {name: task_section(name) for name in task_names()}
 
 
 def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
+_Whole = Annotated[TaskSection, OneOf("name", _sections, task_section, DEFAULT_NAME)]
+
 #: Any task's section of a recipe.
-AnyTaskSection = Annotated[TaskSection, BeforeValidator(_named, json_schema_input_type=str | TaskSection)]
+AnyTaskSection = Annotated[_Whole, BeforeValidator(_named, json_schema_input_type=str | _Whole)]
