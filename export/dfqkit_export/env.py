@@ -27,7 +27,7 @@ def environment() -> dict[str, Any]:
         `python`, `platform`, `packages` (name to version, installed ones only), `cpu` with `model`, `flags` (those that
         matter to int8 kernels) and `count`, and `threads` (variables that limit threads, where set).
     """
-    packages = dict.fromkeys((*_PACKAGES, *(backend.package for backend in all_backends().values())))
+    packages = dict.fromkeys((*_PACKAGES, *(backend.package for backend in all_backends().values() if backend.package)))
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -14,7 +14,7 @@ from dfqkit_export.backends import GROUP, all_backends, all_targets, backend_of,
 from dfqkit_export.backends.opening import open_session, realised_precision
 from dfqkit_export.checker import all_rules, check_file, rules_for
 from dfqkit_export.env import environment
-from dfqkit_export.errors import TargetError
+from dfqkit_export.errors import RuntimeUnavailableError, TargetError
 from dfqkit_export.measure.activations import LayerProbe
 from tests._messages import names, raises_naming
 from tests.unit.test_compare_command import write
@@ -133,13 +133,18 @@ def test_files_are_compared_and_timed_in_it(file: Path, capsys: Output) -> None:
 
 
 @pytest.mark.parametrize(
-    ("point", "fact"), [("no_such_module:BACKEND", "no_such_module"), ("dfqkit_toy:NOT_ONE", "is not a")]
+    ("point", "fact"), [("no_such_module:BACKEND", "No module named"), ("dfqkit_toy:NOT_ONE", "is not a")]
 )
-def test_a_package_that_offers_no_backend_is_named(install: Path, point: str, fact: str) -> None:
+def test_a_package_that_offers_no_backend_is_named_and_stops_nothing_else(
+    install: Path, file: Path, point: str, fact: str, capsys: Output
+) -> None:
     install.write_text(f"[{GROUP}]\ntoy = {point}\n")
-    assert get_backend("onnxruntime").name == "onnxruntime", "own names need nobody else"
-    with raises_naming(TargetError, "toy", point, fact):
-        get_backend("toy")
+    assert main(["list", "runtimes"]) == 0
+    names(capsys.readouterr().out.splitlines()[-1], "toy", "missing", point, fact)
+    with raises_naming(RuntimeUnavailableError, "toy", point, fact):
+        open_session("toy", file)
+    assert witness_for(get_target("onnxruntime")) == get_backend("onnxruntime")
+    assert environment()["packages"]["onnx"]
 
 
 def test_own_names_win(install: Path) -> None:

@@ -26,6 +26,7 @@ __all__ = [
     "all_targets",
     "as_written",
     "backend_of",
+    "find_target",
     "get_backend",
     "get_target",
     "witness_for",
@@ -58,8 +59,7 @@ _OURS = {
 def all_backends() -> dict[str, Backend]:
     """Return every backend by its name; own names win over other packages'.
 
-    Raises:
-        TargetError: Another package offers what cannot be imported, or is none.
+    What another package offers and cannot be used is among them: its `missing` says why.
     """
     from importlib.metadata import entry_points  # slow to load, and not needed for own names
 
@@ -72,9 +72,7 @@ def get_backend(name: str) -> Backend:
     Raises:
         TargetError: None has that name; gives the nearest and all allowed ones.
     """
-    if name in _OURS:
-        return _OURS[name]
-    known = all_backends()
+    known = _OURS if name in _OURS else all_backends()
     if name in known:
         return known[name]
     message = f"Unknown runtime {name!r}.{did_you_mean(name, known)} Allowed: {', '.join(known)}."
@@ -82,12 +80,13 @@ def get_backend(name: str) -> Backend:
 
 
 def all_targets() -> dict[str, Target]:
-    """Return every target by its name.
-
-    Raises:
-        TargetError: Another package offers what cannot be imported, or is no backend.
-    """
+    """Return every target by its name."""
     return _targets_of(all_backends())
+
+
+def find_target(name: str) -> Target | None:
+    """Return a target; None where none has that name."""
+    return _targets_of(_OURS).get(name) or all_targets().get(name)
 
 
 def get_target(name: str) -> Target:
@@ -96,11 +95,10 @@ def get_target(name: str) -> Target:
     Raises:
         TargetError: None has that name; gives the nearest and all allowed ones.
     """
-    known = _targets_of(_OURS)
-    if name not in known:
-        known = all_targets()
-    if name in known:
-        return known[name]
+    found = find_target(name)
+    if found is not None:
+        return found
+    known = all_targets()
     message = f"Unknown target {name!r}.{did_you_mean(name, known)} Allowed: {', '.join(sorted(known))}."
     raise TargetError(message)
 
@@ -123,8 +121,8 @@ def as_written(name: str) -> bool:
     These turn float biases into int32 with a scale that the file does not have, and the runtimes that ask for float
     biases do not. Of a target that is not in the table nothing is known, and the answer is no.
     """
-    known = all_targets()
-    return name in known and known[name].bias == "float"
+    target = find_target(name)
+    return target is not None and target.bias == "float"
 
 
 def _targets_of(backends: dict[str, Backend]) -> dict[str, Target]:
@@ -135,15 +133,19 @@ def _targets_of(backends: dict[str, Backend]) -> dict[str, Target]:
 
 
 def _plugged(point: EntryPoint) -> Backend:
+    """What another package offers, or in its place what says why it cannot be used: it must not stop anything else."""
     try:
         found = point.load()
-    except (ImportError, AttributeError) as error:
-        message = (
-            f"Backend {point.name!r} ({point.value}) cannot be imported: {error}. Repair or remove the package that "
-            f"offers it under the entry point '{GROUP}'."
-        )
-        raise TargetError(message) from error
-    if not isinstance(found, Backend) or found.name != point.name:
-        message = f"Backend {point.name!r} ({point.value}) is not a dfqkit_export.backends.base.Backend of that name."
-        raise TargetError(message)
-    return found
+        if isinstance(found, Backend) and found.name == point.name:
+            return found
+        wrong = "is not a dfqkit_export.backends.base.Backend of that name"
+    except Exception as error:
+        wrong = f"cannot be imported: {error}"
+    repair = f"repair or remove the package that offers it under the entry point '{GROUP}'"
+    return Backend(
+        name=point.name,
+        title=point.name,
+        package="",
+        load=DEFAULT.load,  # never reached: `missing` comes first
+        missing=lambda: f"{point.value} {wrong}; {repair}",
+    )

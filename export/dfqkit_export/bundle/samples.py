@@ -13,7 +13,7 @@ from importlib import resources
 
 import numpy as np
 
-from dfqkit_export.backends import all_targets, backend_of
+from dfqkit_export.backends import backend_of, find_target
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.sentinel import Sentinel
@@ -83,7 +83,7 @@ they agree.
 
 
 def _trtexec(session: OrtSession, task: Task, shape: tuple[int, ...], target: str) -> str:
-    known = all_targets().get(target)
+    known = find_target(target)
     if known is None or not backend_of(known).trtexec:
         return _NOT_TENSORRT.format(target=target)
     theirs = task.named_in(session.output_names)

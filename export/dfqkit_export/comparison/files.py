@@ -258,8 +258,8 @@ class _Pair:
                     apart.add(first, second)
                 else:
                     shapes[pair] = f"{pair[0]} gives {first.shape[1:]} in A and {second.shape[1:]} in B: not compared."
-        found = tuple(apart.difference(*pair, self.min_sqnr) for pair, apart in sums.items() if pair not in shapes)
-        return found, list(shapes.values()), (changes[0], changes[1])
+        layers = tuple(apart.difference(*pair, self.min_sqnr) for pair, apart in sums.items() if pair not in shapes)
+        return layers, list(shapes.values()), (changes[0], changes[1])
 
 
 def _change(plain: NDArray[np.float32], seen: NDArray[np.float32]) -> float:
