@@ -5,16 +5,16 @@ What belongs here: the shape of a rule. Rules of a runtime stand in its folder, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dfqkit_export.backends.qdq import QdqGraph
 
 if TYPE_CHECKING:
     from dfqkit_export.checker.editing import Editor
 
-__all__ = ["Rule", "Severity", "Violation"]
+__all__ = ["Rule", "Severity", "Violation", "rule", "rules_in"]
 
 Severity = Literal["error", "warning"]
 
@@ -60,3 +60,15 @@ class Rule:
     find: Callable[[QdqGraph], Iterator[Violation]]
     fixable: bool = False
     mend: Callable[[Editor, str], str] | None = None
+
+
+def rule(
+    id: str, severity: Severity, title: str, *, repair: str, fixable: bool = False
+) -> Callable[[Callable[[QdqGraph], Iterator[Violation]]], Rule]:
+    """Make a rule of the function that finds what breaks it; the arguments are the rule's attributes."""
+    return lambda find: Rule(id=id, severity=severity, title=title, repair=repair, find=find, fixable=fixable)
+
+
+def rules_in(module: Mapping[str, Any]) -> tuple[Rule, ...]:
+    """Return the rules among a module's names."""
+    return tuple(value for value in module.values() if isinstance(value, Rule))

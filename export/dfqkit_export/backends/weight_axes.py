@@ -11,12 +11,19 @@ from collections.abc import Iterator
 import onnx
 
 from dfqkit_export.backends.qdq import QdqGraph
-from dfqkit_export.backends.rule import Rule, Violation
+from dfqkit_export.backends.rule import Violation, rule
 from dfqkit_export.onnxfile.graph import attribute
 
-__all__ = ["WEIGHT_AXES"]
+__all__ = ["find_wrong_axes"]
 
 
+@rule(
+    "W5",
+    "warning",
+    "Weight scales run along the output channels",
+    repair="quantize along the output channels: axis 0 for Conv, and for Gemm with transB=1; 1 for ConvTranspose; "
+    "else the last",
+)
 def find_wrong_axes(graph: QdqGraph) -> Iterator[Violation]:
     """Weights whose scales run along another axis than the output channels."""
     for layer in graph.weighted():
@@ -59,13 +66,3 @@ def _channel_axis(layer: onnx.NodeProto, rank: int, *, transposed: bool) -> int 
     if transposed:
         return None if rank != 2 else int(not last)
     return rank - 1 if last else 0
-
-
-WEIGHT_AXES = Rule(
-    id="W5",
-    severity="warning",
-    title="Weight scales run along the output channels",
-    repair="quantize along the output channels: axis 0 for Conv, and for Gemm with transB=1; 1 for ConvTranspose; "
-    "else the last",
-    find=find_wrong_axes,
-)

@@ -14,8 +14,8 @@ from onnx import TensorProto
 
 from dfqkit_export.backends.qdq import QUANTIZED_OPERATORS, QdqGraph
 from dfqkit_export.backends.quantized_codes import same_parameters
-from dfqkit_export.backends.rule import Rule, Violation
-from dfqkit_export.backends.weight_axes import WEIGHT_AXES
+from dfqkit_export.backends.rule import Violation, rule, rules_in
+from dfqkit_export.backends.weight_axes import find_wrong_axes
 from dfqkit_export.onnxfile.graph import OWN_DOMAINS, attribute, has_input, type_name
 
 __all__ = ["RULES"]
@@ -26,6 +26,12 @@ _HOLDS_A_NORM = frozenset({"Conv", "ConvTranspose", "Gemm"})
 _FIRST_IR_WITHOUT_LISTED_INITIALIZERS = 4
 
 
+@rule(
+    "E3",
+    "error",
+    "Scales are positive finite numbers, one for the tensor or one for each index of the axis",
+    repair="store a float32 initializer above 0, of rank 0 or of the axis' length (clamp a range of zero)",
+)
 def find_bad_scales(graph: QdqGraph) -> Iterator[Violation]:
     """Scales that are not constant, not positive finite numbers, or not as many as the axis is long."""
     for node in graph.of_type("QuantizeLinear", "DequantizeLinear"):
@@ -87,6 +93,12 @@ def _wrong_sizes(node: onnx.NodeProto, scale: tuple[int, ...], graph: QdqGraph) 
         )
 
 
+@rule(
+    "E6",
+    "error",
+    "Operators are ONNX's own or come with the runtime",
+    repair="export with standard ONNX operators (QuantizeLinear and DequantizeLinear for quantization)",
+)
 def find_foreign_operators(graph: QdqGraph) -> Iterator[Violation]:
     """Operators that do not exist or do not come with the runtime, and TensorRT's refusal of operators on codes."""
     allowed = OWN_DOMAINS | graph.target.domains
@@ -111,6 +123,12 @@ def find_foreign_operators(graph: QdqGraph) -> Iterator[Violation]:
             )
 
 
+@rule(
+    "E7",
+    "error",
+    "The runtime implements every operator",
+    repair="replace the operator, or compute it outside of the model",
+)
 def find_unsupported_operators(graph: QdqGraph) -> Iterator[Violation]:
     """Operators that the target's table lists as refused."""
     for node in graph.nodes:
@@ -120,6 +138,12 @@ def find_unsupported_operators(graph: QdqGraph) -> Iterator[Violation]:
             yield Violation(node=graph.name(node), message=f"{graph.target.title} has no implementation of {name}")
 
 
+@rule(
+    "E8",
+    "error",
+    "The runtime reads the file's opset",
+    repair="export again with an opset in that range, or convert the file with onnx.version_converter",
+)
 def find_wrong_opset(graph: QdqGraph) -> Iterator[Violation]:
     """An opset that the target does not read."""
     first, last = graph.target.opsets.value
@@ -129,6 +153,7 @@ def find_wrong_opset(graph: QdqGraph) -> Iterator[Violation]:
         )
 
 
+@rule("W17", "warning", "No tensor is quantized twice to the same codes", repair="remove the second pair", fixable=True)
 def find_repeated_pairs(graph: QdqGraph) -> Iterator[Violation]:
     """A Q/DQ pair right behind another with the same scale and zero point."""
     for node in graph.of_type("QuantizeLinear"):
@@ -142,6 +167,13 @@ def find_repeated_pairs(graph: QdqGraph) -> Iterator[Violation]:
             )
 
 
+@rule(
+    "W18",
+    "warning",
+    "Scales and zero points are initializers",
+    repair="store the value as an initializer; some tools do not look through nodes",
+    fixable=True,
+)
 def find_node_made_parameters(graph: QdqGraph) -> Iterator[Violation]:
     """Scales and zero points that are constants, but made by Constant, Identity or Cast nodes."""
     for node in graph.of_type("QuantizeLinear", "DequantizeLinear"):
@@ -154,6 +186,13 @@ def find_node_made_parameters(graph: QdqGraph) -> Iterator[Violation]:
                 )
 
 
+@rule(
+    "W16",
+    "warning",
+    "Initializers are not graph inputs",
+    repair="remove them from the inputs (torch.onnx: keep_initializers_as_inputs=False)",
+    fixable=True,
+)
 def find_listed_initializers(graph: QdqGraph) -> Iterator[Violation]:
     """Initializers that are graph inputs as well, so that a caller could replace them."""
     listed = [value.name for value in graph.model.graph.input if graph.is_initializer(value.name)]
@@ -173,6 +212,12 @@ def find_listed_initializers(graph: QdqGraph) -> Iterator[Violation]:
         )
 
 
+@rule(
+    "W19",
+    "warning",
+    "Something is quantized",
+    repair="check that this is the quantized file; quantize the model where it is not",
+)
 def find_nothing_quantized(graph: QdqGraph) -> Iterator[Violation]:
     """A file without any quantization."""
     quantized = QUANTIZED_OPERATORS | {"QuantizeLinear", "DequantizeLinear", "QGemm"}
@@ -180,6 +225,13 @@ def find_nothing_quantized(graph: QdqGraph) -> Iterator[Violation]:
         yield Violation(node="", message="it holds no QuantizeLinear and no DequantizeLinear: everything runs in float")
 
 
+@rule(
+    "W11",
+    "warning",
+    "BatchNormalization is folded",
+    repair="fold it into the layer's weights before quantizing",
+    fixable=True,
+)
 def find_unfolded_norms(graph: QdqGraph) -> Iterator[Violation]:
     """BatchNormalization right behind the layer that could hold it."""
     for norm in graph.of_type("BatchNormalization"):
@@ -194,73 +246,4 @@ def find_unfolded_norms(graph: QdqGraph) -> Iterator[Violation]:
             )
 
 
-RULES = (
-    WEIGHT_AXES,
-    Rule(
-        id="W11",
-        severity="warning",
-        title="BatchNormalization is folded",
-        repair="fold it into the layer's weights before quantizing",
-        find=find_unfolded_norms,
-        fixable=True,
-    ),
-    Rule(
-        id="E3",
-        severity="error",
-        title="Scales are positive finite numbers, one for the tensor or one for each index of the axis",
-        repair="store a float32 initializer above 0, of rank 0 or of the axis' length (clamp a range of zero)",
-        find=find_bad_scales,
-    ),
-    Rule(
-        id="E6",
-        severity="error",
-        title="Operators are ONNX's own or come with the runtime",
-        repair="export with standard ONNX operators (QuantizeLinear and DequantizeLinear for quantization)",
-        find=find_foreign_operators,
-    ),
-    Rule(
-        id="E7",
-        severity="error",
-        title="The runtime implements every operator",
-        repair="replace the operator, or compute it outside of the model",
-        find=find_unsupported_operators,
-    ),
-    Rule(
-        id="E8",
-        severity="error",
-        title="The runtime reads the file's opset",
-        repair="export again with an opset in that range, or convert the file with onnx.version_converter",
-        find=find_wrong_opset,
-    ),
-    Rule(
-        id="W16",
-        severity="warning",
-        title="Initializers are not graph inputs",
-        repair="remove them from the inputs (torch.onnx: keep_initializers_as_inputs=False)",
-        find=find_listed_initializers,
-        fixable=True,
-    ),
-    Rule(
-        id="W17",
-        severity="warning",
-        title="No tensor is quantized twice to the same codes",
-        repair="remove the second pair",
-        find=find_repeated_pairs,
-        fixable=True,
-    ),
-    Rule(
-        id="W18",
-        severity="warning",
-        title="Scales and zero points are initializers",
-        repair="store the value as an initializer; some tools do not look through nodes",
-        find=find_node_made_parameters,
-        fixable=True,
-    ),
-    Rule(
-        id="W19",
-        severity="warning",
-        title="Something is quantized",
-        repair="check that this is the quantized file; quantize the model where it is not",
-        find=find_nothing_quantized,
-    ),
-)
+RULES = (find_wrong_axes, *rules_in(vars()))

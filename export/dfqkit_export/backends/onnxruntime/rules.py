@@ -7,7 +7,6 @@ ONNX Runtime 1.32 on x86; on Arm, int8 activations are as good as uint8.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import numpy as np
 import onnx
@@ -17,7 +16,7 @@ from dfqkit_export.backends.onnxruntime.reasons import float_reasons
 from dfqkit_export.backends.onnxruntime.targets import ONNXRUNTIME_ARM
 from dfqkit_export.backends.qdq import QdqGraph
 from dfqkit_export.backends.quantized_codes import CLIPS_CODES
-from dfqkit_export.backends.rule import Rule, Violation
+from dfqkit_export.backends.rule import Violation, rule, rules_in
 from dfqkit_export.onnxfile.graph import attribute
 
 __all__ = ["RULES"]
@@ -30,19 +29,19 @@ _X86_ONLY = frozenset({"O6", "O7"})
 _CLIPPING = frozenset({"O5", "O12"})
 
 
-def _layers_with(rule: str) -> Callable[[QdqGraph], Iterator[Violation]]:
+def _layers_with(id: str) -> Callable[[QdqGraph], Iterator[Violation]]:
     def find(graph: QdqGraph) -> Iterator[Violation]:
-        if rule in _X86_ONLY and graph.target.name == ONNXRUNTIME_ARM.name:
+        if id in _X86_ONLY and graph.target.name == ONNXRUNTIME_ARM.name:
             return
         for layer in graph.layers():
             # The first reason is enough to keep a layer in float; the next shows once that is repaired.
             reason = next(float_reasons(layer, graph), None)
-            if reason is not None and reason.rule == rule:
+            if reason is not None and reason.rule == id:
                 yield Violation(
                     node=graph.name(layer),
                     message=f"it runs in float: {reason.found}",
                     repair=reason.repair,
-                    fixable=reason.fixable and (rule not in _CLIPPING or graph.opset >= CLIPS_CODES),
+                    fixable=reason.fixable and (id not in _CLIPPING or graph.opset >= CLIPS_CODES),
                 )
 
     return find
@@ -59,6 +58,7 @@ def is_spatial_mean(node: onnx.NodeProto, graph: QdqGraph) -> bool:
     return axes is not None and sorted(int(axis) % 4 for axis in axes) == [2, 3]
 
 
+@rule("O9", "warning", "Global pooling is GlobalAveragePool", repair="write it as GlobalAveragePool", fixable=True)
 def find_means(graph: QdqGraph) -> Iterator[Violation]:
     """Global pooling that is written as ReduceMean."""
     for node in graph.of_type("ReduceMean"):
@@ -68,6 +68,13 @@ def find_means(graph: QdqGraph) -> Iterator[Violation]:
             )
 
 
+@rule(
+    "O10",
+    "warning",
+    "Pooling is quantized right behind",
+    repair="put the Q/DQ pair between pooling and Flatten as well",
+    fixable=True,
+)
 def find_late_quantizers(graph: QdqGraph) -> Iterator[Violation]:
     """Pooling whose output is quantized only behind Flatten."""
     for node in graph.of_type("GlobalAveragePool", "AveragePool"):
@@ -83,6 +90,7 @@ def find_late_quantizers(graph: QdqGraph) -> Iterator[Violation]:
             )
 
 
+@rule("O15", "warning", "Weights are int8", repair="store them as int8 with zero point 0", fixable=True)
 def find_unsigned_weights(graph: QdqGraph) -> Iterator[Violation]:
     """Weights stored as uint8."""
     for layer in graph.weighted():
@@ -101,6 +109,12 @@ def _stored(dequantize: onnx.NodeProto, graph: QdqGraph) -> bool:
     return graph.is_initializer(dequantize.input[0])
 
 
+@rule(
+    "O16",
+    "warning",
+    "Operators between pairs have integer kernels",
+    repair="nothing in the file helps; choose a model without this operator where speed matters",
+)
 def find_float_operators(graph: QdqGraph) -> Iterator[Violation]:
     """Operators between Q/DQ pairs for which the target's table knows no integer kernel."""
     for node in graph.nodes:
@@ -114,6 +128,12 @@ def find_float_operators(graph: QdqGraph) -> Iterator[Violation]:
             )
 
 
+@rule(
+    "O17",
+    "warning",
+    "Weights leave a bit free where products saturate",
+    repair="quantize with 7-bit weights (reduce_range)",
+)
 def find_saturating_weights(graph: QdqGraph) -> Iterator[Violation]:
     """Weights of more than 7 bits for kernels that add products in 16 bits."""
     if not graph.target.weights.reduce_range:
@@ -128,7 +148,6 @@ def find_saturating_weights(graph: QdqGraph) -> Iterator[Violation]:
             )
 
 
-_warning = partial(Rule, severity="warning")
 _REASONS = (
     ("O1", "The inputs of layers are quantized", "put Q/DQ in front of the layer"),
     ("O2", "Weights are quantized", "store the weight as int8 with DequantizeLinear"),
@@ -151,40 +170,8 @@ _FIXABLE = frozenset({"O1", "O5", "O6", "O7", "O12"})
 
 RULES = (
     *(
-        _warning(id=id, title=title, repair=repair, find=_layers_with(id), fixable=id in _FIXABLE)
+        rule(id, "warning", title, repair=repair, fixable=id in _FIXABLE)(_layers_with(id))
         for id, title, repair in _REASONS
     ),
-    _warning(
-        id="O9",
-        title="Global pooling is GlobalAveragePool",
-        repair="write it as GlobalAveragePool",
-        find=find_means,
-        fixable=True,
-    ),
-    _warning(
-        id="O10",
-        title="Pooling is quantized right behind",
-        repair="put the Q/DQ pair between pooling and Flatten as well",
-        find=find_late_quantizers,
-        fixable=True,
-    ),
-    _warning(
-        id="O15",
-        title="Weights are int8",
-        repair="store them as int8 with zero point 0",
-        find=find_unsigned_weights,
-        fixable=True,
-    ),
-    _warning(
-        id="O16",
-        title="Operators between pairs have integer kernels",
-        repair="nothing in the file helps; choose a model without this operator where speed matters",
-        find=find_float_operators,
-    ),
-    _warning(
-        id="O17",
-        title="Weights leave a bit free where products saturate",
-        repair="quantize with 7-bit weights (reduce_range)",
-        find=find_saturating_weights,
-    ),
+    *rules_in(vars()),
 )

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 
 from dfqkit_export.backends.openvino.reasons import reason_in_openvino
 from dfqkit_export.backends.qdq import QdqGraph
-from dfqkit_export.backends.rule import Rule, Violation
+from dfqkit_export.backends.rule import Violation, rule, rules_in
 
 __all__ = ["RULES"]
 
 _UNEXPLAINED = "no known rule"
 
 
+@rule("V1", "warning", "Layers run in integers", repair="see the reason")
 def find_float_layers(graph: QdqGraph) -> Iterator[Violation]:
     """Layers for which a rule says that they stay in float."""
     for layer in graph.weighted():
@@ -24,12 +25,4 @@ def find_float_layers(graph: QdqGraph) -> Iterator[Violation]:
             yield Violation(node=graph.name(layer), message=f"it runs in float: {reason}")
 
 
-RULES = (
-    Rule(
-        id="V1",
-        severity="warning",
-        title="Layers run in integers",
-        repair="see the reason",
-        find=find_float_layers,
-    ),
-)
+RULES = rules_in(vars())

@@ -19,7 +19,7 @@ from dfqkit_export.backends.precision import LayerPrecision, Realised, with_mult
 from dfqkit_export.backends.qdq import QdqGraph
 from dfqkit_export.backends.target import Target
 from dfqkit_export.backends.tensorrt.rules import RULES
-from dfqkit_export.backends.weight_axes import WEIGHT_AXES
+from dfqkit_export.backends.weight_axes import find_wrong_axes
 from dfqkit_export.onnxfile.graph import SourceGraph
 from dfqkit_export.onnxfile.model import load_onnx
 
@@ -46,7 +46,7 @@ _UNEXPLAINED = {
 }
 # The rules for what is accepted and then computed in float, the most telling last.
 _FLOAT_RULES = sorted(
-    (WEIGHT_AXES, *(rule for rule in RULES if rule.id in ("W3", "W4", "W6", "W15"))), key=lambda rule: int(rule.id[1:])
+    (find_wrong_axes, *(one for one in RULES if one.id in ("W3", "W4", "W6", "W15"))), key=lambda one: int(one.id[1:])
 )
 
 

@@ -15,7 +15,7 @@ from onnx import TensorProto
 
 from dfqkit_export.backends.qdq import QUANTIZED_OPERATORS, QdqGraph
 from dfqkit_export.backends.quantized_codes import can_be_signed
-from dfqkit_export.backends.rule import Rule, Violation
+from dfqkit_export.backends.rule import Violation, rule, rules_in
 from dfqkit_export.onnxfile.graph import OWN_DOMAINS, has_input, type_name
 
 __all__ = ["RULES", "is_code", "is_uint8_read_as_int8"]
@@ -35,6 +35,13 @@ def is_uint8_read_as_int8(node: onnx.NodeProto, graph: QdqGraph) -> bool:
     return node.input[0] in graph.activations and has_input(node, 2)
 
 
+@rule(
+    "E1",
+    "error",
+    "Codes are int8",
+    repair="quantize to int8 with zero point 0 (symmetric), also behind Relu",
+    fixable=True,
+)
 def find_wrong_types(graph: QdqGraph) -> Iterator[Violation]:
     """Q/DQ nodes on types that TensorRT does not quantize to."""
     for node in graph.of_type("QuantizeLinear", "DequantizeLinear"):
@@ -65,6 +72,13 @@ def _says_no_type(node: onnx.NodeProto, graph: QdqGraph) -> bool:
     )
 
 
+@rule(
+    "E2",
+    "error",
+    "Zero points are constants of zeros",
+    repair="quantize symmetrically, with a zero point of 0 stored as an initializer",
+    fixable=True,
+)
 def find_zero_points(graph: QdqGraph) -> Iterator[Violation]:
     """Zero points that are not constants of zeros."""
     for node in graph.of_type("QuantizeLinear", "DequantizeLinear"):
@@ -84,6 +98,13 @@ def find_zero_points(graph: QdqGraph) -> Iterator[Violation]:
             )
 
 
+@rule(
+    "E4",
+    "error",
+    "Biases are float",
+    repair="store the bias as a float32 initializer (for onnxruntime.quantization: QuantizeBias=False)",
+    fixable=True,
+)
 def find_integer_biases(graph: QdqGraph) -> Iterator[Violation]:
     """DequantizeLinear on int32."""
     for node in graph.of_type("DequantizeLinear"):
@@ -95,6 +116,13 @@ def find_integer_biases(graph: QdqGraph) -> Iterator[Violation]:
             )
 
 
+@rule(
+    "E5",
+    "error",
+    "Only DequantizeLinear reads integer constants",
+    repair="apply the operator to the stored codes and remove it",
+    fixable=True,
+)
 def find_read_codes(graph: QdqGraph) -> Iterator[Violation]:
     """Integer constants that something else than DequantizeLinear reads."""
     for tensor in graph.initializers():
@@ -129,6 +157,12 @@ def _is_reported(node: onnx.NodeProto, graph: QdqGraph) -> bool:
     )
 
 
+@rule(
+    "E9",
+    "error",
+    "No 4-bit and 8-bit float types beyond the target's",
+    repair="store the codes as int8; a smaller range costs nothing there",
+)
 def find_low_bit_types(graph: QdqGraph) -> Iterator[Violation]:
     """Types of 4 bits and 8-bit floats, which the target's profile does not declare."""
     for node in graph.of_type("QuantizeLinear", "DequantizeLinear"):
@@ -149,6 +183,7 @@ def is_code(tensor: str, graph: QdqGraph) -> bool:
     return graph.elem_type(tensor) in _CODES | _LOW_BIT
 
 
+@rule("E10", "error", "Layers read dequantized values", repair="put a DequantizeLinear in front of this input")
 def find_raw_codes(graph: QdqGraph) -> Iterator[Violation]:
     """Layers that read codes without DequantizeLinear."""
     for node in graph.of_type("Conv", "ConvTranspose", "Gemm", "MatMul", "Add"):
@@ -160,51 +195,4 @@ def find_raw_codes(graph: QdqGraph) -> Iterator[Violation]:
                 )
 
 
-RULES = (
-    Rule(
-        id="E1",
-        severity="error",
-        title="Codes are int8",
-        repair="quantize to int8 with zero point 0 (symmetric), also behind Relu",
-        find=find_wrong_types,
-        fixable=True,
-    ),
-    Rule(
-        id="E2",
-        severity="error",
-        title="Zero points are constants of zeros",
-        repair="quantize symmetrically, with a zero point of 0 stored as an initializer",
-        find=find_zero_points,
-        fixable=True,
-    ),
-    Rule(
-        id="E4",
-        severity="error",
-        title="Biases are float",
-        repair="store the bias as a float32 initializer (for onnxruntime.quantization: QuantizeBias=False)",
-        find=find_integer_biases,
-        fixable=True,
-    ),
-    Rule(
-        id="E5",
-        severity="error",
-        title="Only DequantizeLinear reads integer constants",
-        repair="apply the operator to the stored codes and remove it",
-        find=find_read_codes,
-        fixable=True,
-    ),
-    Rule(
-        id="E9",
-        severity="error",
-        title="No 4-bit and 8-bit float types beyond the target's",
-        repair="store the codes as int8; a smaller range costs nothing there",
-        find=find_low_bit_types,
-    ),
-    Rule(
-        id="E10",
-        severity="error",
-        title="Layers read dequantized values",
-        repair="put a DequantizeLinear in front of this input",
-        find=find_raw_codes,
-    ),
-)
+RULES = rules_in(vars())

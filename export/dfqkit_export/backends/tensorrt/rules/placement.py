@@ -6,14 +6,13 @@ What belongs here: rules W7, W8 and W9, after the developer guide's placement re
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 import numpy as np
 import onnx
 from onnx import TensorProto
 
 from dfqkit_export.backends.qdq import MOVES, QdqGraph
-from dfqkit_export.backends.rule import Rule, Violation
+from dfqkit_export.backends.rule import Violation, rule, rules_in
 from dfqkit_export.onnxfile.graph import attribute, has_input
 
 __all__ = ["RULES"]
@@ -22,6 +21,12 @@ _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _FUSED = frozenset({"BatchNormalization", "Clip", "LeakyRelu", "Relu"})
 
 
+@rule(
+    "W7",
+    "warning",
+    "No Q/DQ between a convolution and BatchNormalization, Relu or the Add behind it",
+    repair="quantize behind the activation function; in front of an Add, only the residual branch",
+)
 def find_pairs_inside_fusions(graph: QdqGraph) -> Iterator[Violation]:
     """Q/DQ between a convolution and what TensorRT would fuse into it."""
     for quantize in graph.of_type("QuantizeLinear"):
@@ -60,6 +65,13 @@ def _pairs_on_main_branches(graph: QdqGraph) -> Iterator[Violation]:
                 break
 
 
+@rule(
+    "W8",
+    "warning",
+    "The residual input of an addition is quantized",
+    repair="put Q/DQ on the residual branch",
+    fixable=True,
+)
 def find_float_residuals(graph: QdqGraph) -> Iterator[Violation]:
     """Additions to a quantized convolution's output whose other input is float."""
     for add in _additions(graph):
@@ -105,6 +117,13 @@ def _quantized_convolution(node: onnx.NodeProto | None, graph: QdqGraph) -> onnx
     return node if all(graph.operand(tensor).dequantize is not None for tensor in node.input[:2]) else None
 
 
+@rule(
+    "W9",
+    "warning",
+    "No Clip on codes",
+    repair="put a float Clip in front of QuantizeLinear: the same values",
+    fixable=True,
+)
 def find_clipped_codes(graph: QdqGraph) -> Iterator[Violation]:
     """Clip on codes between Q and DQ."""
     for clip in graph.of_type("Clip"):
@@ -116,27 +135,4 @@ def find_clipped_codes(graph: QdqGraph) -> Iterator[Violation]:
             )
 
 
-_warning = partial(Rule, severity="warning")
-
-RULES = (
-    _warning(
-        id="W7",
-        title="No Q/DQ between a convolution and BatchNormalization, Relu or the Add behind it",
-        repair="quantize behind the activation function; in front of an Add, only the residual branch",
-        find=find_pairs_inside_fusions,
-    ),
-    _warning(
-        id="W8",
-        title="The residual input of an addition is quantized",
-        repair="put Q/DQ on the residual branch",
-        find=find_float_residuals,
-        fixable=True,
-    ),
-    _warning(
-        id="W9",
-        title="No Clip on codes",
-        repair="put a float Clip in front of QuantizeLinear: the same values",
-        find=find_clipped_codes,
-        fixable=True,
-    ),
-)
+RULES = rules_in(vars())

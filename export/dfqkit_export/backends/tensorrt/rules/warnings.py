@@ -6,7 +6,6 @@ What belongs here: rules W1 to W4, W6, W10 and W12 to W15; those on where Q/DQ p
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
 import numpy as np
 import onnx
@@ -14,7 +13,7 @@ from onnx import TensorProto
 
 from dfqkit_export.backends.qdq import QdqGraph
 from dfqkit_export.backends.quantized_codes import can_be_signed, same_parameters
-from dfqkit_export.backends.rule import Rule, Violation
+from dfqkit_export.backends.rule import Violation, rule, rules_in
 from dfqkit_export.backends.tensorrt.rules.errors import is_code, is_uint8_read_as_int8
 from dfqkit_export.onnxfile.graph import attribute, has_input, type_name
 
@@ -23,6 +22,7 @@ __all__ = ["RULES"]
 _WIDE = frozenset({TensorProto.DOUBLE, TensorProto.INT64, TensorProto.UINT64})
 
 
+@rule("W1", "warning", "QuantizeLinear says its type", repair="give it a zero point of 0 as int8", fixable=True)
 def find_missing_types(graph: QdqGraph) -> Iterator[Violation]:
     """QuantizeLinear without zero point and output_dtype."""
     for node in graph.of_type("QuantizeLinear"):
@@ -33,6 +33,13 @@ def find_missing_types(graph: QdqGraph) -> Iterator[Violation]:
             )
 
 
+@rule(
+    "W2",
+    "warning",
+    "No uint8 codes",
+    repair="quantize to int8; where the file clips to 127 steps, the numbers stay",
+    fixable=True,
+)
 def find_saturating_types(graph: QdqGraph) -> Iterator[Violation]:
     """Unsigned codes that TensorRT reads as signed."""
     for node in graph.of_type("QuantizeLinear"):
@@ -44,6 +51,13 @@ def find_saturating_types(graph: QdqGraph) -> Iterator[Violation]:
             )
 
 
+@rule(
+    "W3",
+    "warning",
+    "One scale for the tensor has rank 0",
+    repair="store scale and zero point with rank 0",
+    fixable=True,
+)
 def find_scales_of_rank_one(graph: QdqGraph) -> Iterator[Violation]:
     """One scale for the whole tensor that is written as a list."""
     for node in graph.of_type("QuantizeLinear", "DequantizeLinear"):
@@ -60,6 +74,7 @@ def find_scales_of_rank_one(graph: QdqGraph) -> Iterator[Violation]:
         )
 
 
+@rule("W4", "warning", "Activations have one scale", repair="quantize activations per tensor")
 def find_channel_scales_on_activations(graph: QdqGraph) -> Iterator[Violation]:
     """Activations with a scale for each channel."""
     for node in graph.of_type("QuantizeLinear"):
@@ -71,6 +86,12 @@ def find_channel_scales_on_activations(graph: QdqGraph) -> Iterator[Violation]:
             )
 
 
+@rule(
+    "W6",
+    "warning",
+    "Both operands of a layer are quantized, or none",
+    repair="put Q/DQ on that operand too, or remove the other's",
+)
 def find_half_quantized_layers(graph: QdqGraph) -> Iterator[Violation]:
     """Layers of which only one operand is quantized."""
     for layer in graph.weighted():
@@ -85,6 +106,12 @@ def find_half_quantized_layers(graph: QdqGraph) -> Iterator[Violation]:
             )
 
 
+@rule(
+    "W10",
+    "warning",
+    "Q and DQ of a pair agree, and pairs do not follow each other",
+    repair="give both the same scale and zero point; keep one of two pairs in a row",
+)
 def find_differing_scales(graph: QdqGraph) -> Iterator[Violation]:
     """A DequantizeLinear that undoes another quantization than the one in front of it, and requantization."""
     for node in graph.of_type("QuantizeLinear"):
@@ -108,6 +135,7 @@ def _constant_scales(first: onnx.NodeProto, second: onnx.NodeProto, graph: QdqGr
     return graph.constant(first.input[1]) is not None and graph.constant(second.input[1]) is not None
 
 
+@rule("W12", "warning", "No 64-bit tensors but shapes", repair="use float32, and int32 or integers in shapes only")
 def find_wide_types(graph: QdqGraph) -> Iterator[Violation]:
     """Activations and constants of 64 bits that are no shapes."""
     for tensor in graph.initializers():
@@ -132,6 +160,12 @@ def _computes(tensor: str, graph: QdqGraph) -> bool:
     return node is not None and node.op_type not in ("Shape", "Size")
 
 
+@rule(
+    "W13",
+    "warning",
+    "Only the batch is dynamic",
+    repair="fix the sizes at export, or give each a range (--minShapes, --optShapes, --maxShapes of trtexec)",
+)
 def find_dynamic_axes(graph: QdqGraph) -> Iterator[Violation]:
     """Inputs with more unknown sizes than the batch."""
     for value in graph.model.graph.input:
@@ -150,6 +184,12 @@ def find_dynamic_axes(graph: QdqGraph) -> Iterator[Violation]:
             )
 
 
+@rule(
+    "W14",
+    "warning",
+    "No weight scale vanishes",
+    repair="clamp the channel's range before quantizing (to 1e-30 loses nothing)",
+)
 def find_vanishing_scales(graph: QdqGraph) -> Iterator[Violation]:
     """Weight scales so small that float32 holds them only as subnormal numbers."""
     smallest = float(np.finfo(np.float32).tiny)
@@ -169,6 +209,7 @@ def find_vanishing_scales(graph: QdqGraph) -> Iterator[Violation]:
             )
 
 
+@rule("W15", "warning", "ConvTranspose is float", repair="check the layer on the device, or leave it unquantized")
 def find_transposed_convolutions(graph: QdqGraph) -> Iterator[Violation]:
     """Quantized ConvTranspose."""
     for layer in graph.of_type("ConvTranspose"):
@@ -179,70 +220,4 @@ def find_transposed_convolutions(graph: QdqGraph) -> Iterator[Violation]:
             )
 
 
-_warning = partial(Rule, severity="warning")
-
-RULES = (
-    _warning(
-        id="W1",
-        title="QuantizeLinear says its type",
-        repair="give it a zero point of 0 as int8",
-        find=find_missing_types,
-        fixable=True,
-    ),
-    _warning(
-        id="W2",
-        title="No uint8 codes",
-        repair="quantize to int8; where the file clips to 127 steps, the numbers stay",
-        find=find_saturating_types,
-        fixable=True,
-    ),
-    _warning(
-        id="W3",
-        title="One scale for the tensor has rank 0",
-        repair="store scale and zero point with rank 0",
-        find=find_scales_of_rank_one,
-        fixable=True,
-    ),
-    _warning(
-        id="W4",
-        title="Activations have one scale",
-        repair="quantize activations per tensor",
-        find=find_channel_scales_on_activations,
-    ),
-    _warning(
-        id="W6",
-        title="Both operands of a layer are quantized, or none",
-        repair="put Q/DQ on that operand too, or remove the other's",
-        find=find_half_quantized_layers,
-    ),
-    _warning(
-        id="W10",
-        title="Q and DQ of a pair agree, and pairs do not follow each other",
-        repair="give both the same scale and zero point; keep one of two pairs in a row",
-        find=find_differing_scales,
-    ),
-    _warning(
-        id="W12",
-        title="No 64-bit tensors but shapes",
-        repair="use float32, and int32 or integers in shapes only",
-        find=find_wide_types,
-    ),
-    _warning(
-        id="W13",
-        title="Only the batch is dynamic",
-        repair="fix the sizes at export, or give each a range (--minShapes, --optShapes, --maxShapes of trtexec)",
-        find=find_dynamic_axes,
-    ),
-    _warning(
-        id="W14",
-        title="No weight scale vanishes",
-        repair="clamp the channel's range before quantizing (to 1e-30 loses nothing)",
-        find=find_vanishing_scales,
-    ),
-    _warning(
-        id="W15",
-        title="ConvTranspose is float",
-        repair="check the layer on the device, or leave it unquantized",
-        find=find_transposed_convolutions,
-    ),
-)
+RULES = rules_in(vars())
