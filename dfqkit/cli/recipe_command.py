@@ -30,7 +30,11 @@ def add(commands: Commands) -> None:
     schema: Parser = verbs.add_parser(
         "schema",
         help="print what recipes may hold, as JSON Schema",
-        description="Print what a recipe may hold as JSON Schema, for editors and people.",
+        description=(
+            "Print what a recipe may hold as JSON Schema, for editors and people. With its output in "
+            "recipe.schema.json and `# yaml-language-server: $schema=recipe.schema.json` as a recipe's first line, "
+            "editors complete keys and underline what is wrong."
+        ),
     )
     schema.add_argument(
         "recipe", nargs="?", metavar="RECIPE", help="only with the synthesizer of this recipe (default: with all)"

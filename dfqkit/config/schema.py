@@ -7,6 +7,7 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema
 
 from dfqkit.config.recipe import SCHEMA, Recipe
+from dfqkit_export.backends import all_targets
 
 __all__ = ["recipe_schema"]
 
@@ -24,6 +25,8 @@ def recipe_schema(method: str | None = None) -> dict[str, Any]:
         properties["synthesis"] = {"$ref": reference}
         used = _used(properties, definitions)
         document["$defs"] = {name: definition for name, definition in definitions.items() if name in used}
+    one, several = properties["target"]["anyOf"]
+    one["enum"] = several["items"]["enum"] = list(all_targets())
     properties["$schema"] = {"type": "string", "description": "Where this schema is; for editors alone."}
     return {"$schema": GenerateJsonSchema.schema_dialect, "$id": f"urn:dfqkit:recipe:{SCHEMA}", **document}
 

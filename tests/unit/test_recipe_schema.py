@@ -19,7 +19,7 @@ from dfqkit.config.files import list_recipes
 from dfqkit.config.reading import load_recipe, parse_recipe
 from dfqkit.config.registry import METHODS
 from dfqkit.config.schema import recipe_schema
-from dfqkit_export.errors import RecipeError
+from dfqkit_export.errors import RecipeError, TargetError
 
 SCHEMA = recipe_schema()
 ROOT = Path(__file__).parents[2]
@@ -128,6 +128,8 @@ def test_every_shipped_recipe_fits_as_written_and_as_resolved() -> None:
         "bank.batch=0",
         "seed=-1",
         "target=[]",
+        "target=onnxruntim",
+        "target=[openvino, onnxruntim]",
         "task=[]",
         "task.name=nothing",
         "schema=2",
@@ -137,7 +139,7 @@ def test_every_shipped_recipe_fits_as_written_and_as_resolved() -> None:
 def test_both_refuse(override: str) -> None:
     data = read(override)
     assert faults(data, SCHEMA)
-    with pytest.raises(RecipeError):
+    with pytest.raises((RecipeError, TargetError)):
         parse_recipe(yaml.safe_dump(data), "a.yaml")
 
 
