@@ -42,9 +42,9 @@ class Result:
     """What `quantize` made.
 
     Attributes:
-        folder: the run's folder; calling `quantize` again with the same arguments and this folder continues it.
-        model: the int8 ONNX file.
-        report: what was measured.
+        folder: The run's folder; calling `quantize` again with the same arguments and this folder continues it.
+        model: The int8 ONNX file.
+        report: What was measured.
     """
 
     folder: Path
@@ -73,19 +73,19 @@ def quantize(
     """Quantize a trained classifier without data and measure the result in the runtime.
 
     Args:
-        model: a trained classifier, which is copied and left as it is; or a `Teacher`.
-        image: what images it takes; not needed with a `Teacher`.
-        bits: weight and activation bits, e.g. ``w8a8``, ``w4a8``, ``w4a4``.
-        target: one of `dfqkit list targets`, such as ``onnxruntime``, ``openvino`` or ``tensorrt``.
-        out: folder for the result; a new temporary one by default. A folder that holds the same run continues it.
-        options: further or other recipe sections, e.g. ``{"seed": 1, "distill": {"steps": 600}, "device": "cuda"}``;
+        model: A trained classifier, which is copied and left as it is; or a `Teacher`.
+        image: What images it takes; not needed with a `Teacher`.
+        bits: Weight and activation bits, e.g. ``w8a8``, ``w4a8``, ``w4a4``.
+        target: One of `dfqkit list targets`, such as ``onnxruntime``, ``openvino`` or ``tensorrt``.
+        out: Folder for the result; a new temporary one by default. A folder that holds the same run continues it.
+        options: Further or other recipe sections, e.g. ``{"seed": 1, "distill": {"steps": 600}, "device": "cuda"}``;
             ``device`` and ``progress`` (True shows it) are taken here, all else is the recipe's.
 
     Returns:
         The file, the report and the folder of both.
 
     Raises:
-        DfqkitError: anything the caller can mend, in one sentence or two.
+        DfqkitError: Anything the caller can mend, in one sentence or two.
 
     Example:
         >>> import dfqkit, torchvision  # doctest: +SKIP
@@ -118,7 +118,7 @@ def quantize(
 
 
 def _recipe(teacher: Teacher, bits: str, target: str, sections: Mapping[str, Any]) -> Recipe:
-    """A recipe for a teacher that is at hand; its weights' fingerprint stands in for a file name."""
+    """Return a recipe for a teacher that is at hand; its weights' fingerprint stands in for a file name."""
     floors = [FloorSection(metric=STUDENT_AGREEMENT.name, value=99.5)]
     if backend_of(get_target(target)) is DEFAULT:
         floors.append(FloorSection(metric=INTEGER_OPS.name, value=100.0))

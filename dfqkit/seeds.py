@@ -8,12 +8,12 @@ import torch
 
 
 def derive(seed: int, *names: str | int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator for one component.
+    """Return a generator for one component.
 
     Args:
-        seed: the run's seed.
-        names: stage, member and so on; other names give an independent stream.
-        device: where it draws.
+        seed: The run's seed.
+        names: Stage, member and so on; other names give an independent stream.
+        device: Where it draws.
 
     Example:
         >>> derive(0, "dfq", 1).initial_seed() == derive(0, "dfq", 1).initial_seed()

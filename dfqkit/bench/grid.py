@@ -30,10 +30,10 @@ class Trial:
     """One entry of the grid.
 
     Attributes:
-        contestant: short name of the recipe.
-        bits: of the student.
-        seed: of the run.
-        mode: whether the student was distilled after calibration.
+        contestant: Short name of the recipe.
+        bits: Of the student.
+        seed: Of the run.
+        mode: Whether the student was distilled after calibration.
     """
 
     contestant: str
@@ -52,13 +52,13 @@ class Grid:
     """A comparison.
 
     Attributes:
-        contestants: recipes by short name; the same teacher, images, target and data.
-        bits: schemes, e.g. ("w8a8", "w4a4").
-        seeds: one synthesis each for every contestant.
-        passes: teacher forward+backward image passes that a synthesis may take; None for what each recipe says.
-        images: images that calibrate; a quarter as many are held out.
-        distill: the ``distill`` section for distilled trials, or None.
-        distilled_bits: schemes that are distilled as well.
+        contestants: Recipes by short name; the same teacher, images, target and data.
+        bits: Schemes, e.g. ("w8a8", "w4a4").
+        seeds: One synthesis each for every contestant.
+        passes: Teacher forward+backward image passes that a synthesis may take; None for what each recipe says.
+        images: Images that calibrate; a quarter as many are held out.
+        distill: The ``distill`` section for distilled trials, or None.
+        distilled_bits: Schemes that are distilled as well.
     """
 
     contestants: dict[str, Recipe]
@@ -119,7 +119,7 @@ def contestants(patterns: Sequence[str], overrides: Sequence[str] = ()) -> dict[
     """Return recipes by short name, from names of shipped ones, patterns of them (``digits/*-w8a8-ort``), and files.
 
     Raises:
-        RecipeError: for a pattern that fits nothing, and for recipes that cannot be compared.
+        RecipeError: For a pattern that fits nothing, and for recipes that cannot be compared.
     """
     shipped = list(list_recipes())
     names: list[str] = []

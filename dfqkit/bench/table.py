@@ -34,10 +34,10 @@ def document(
     """Return everything that was measured, with its rows.
 
     Args:
-        trials: results of `trials.Bench.do`.
-        real: image statistics of real images.
-        provenance: command, teacher, data, budget, environment.
-        warnings: what must be known of a contestant's images, by contestant.
+        trials: Results of `trials.Bench.do`.
+        real: Image statistics of real images.
+        provenance: Command, teacher, data, budget, environment.
+        warnings: What must be known of a contestant's images, by contestant.
     """
     found = rows(trials)
     budget = provenance["passes"]

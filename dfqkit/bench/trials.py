@@ -56,12 +56,12 @@ class Bench:
     """A comparison at work.
 
     Attributes:
-        grid: what is compared.
-        out: folder of everything.
-        teacher: the teacher of all contestants.
-        test: labelled images, which measure, and choose which sources are distilled where only the best are.
-        device: where synthesis and calibration compute.
-        progress: where it is shown.
+        grid: What is compared.
+        out: Folder of everything.
+        teacher: The teacher of all contestants.
+        test: Labelled images, which measure, and choose which sources are distilled where only the best are.
+        device: Where synthesis and calibration compute.
+        progress: Where it is shown.
     """
 
     grid: Grid
@@ -93,11 +93,11 @@ class Bench:
         """Do every trial that is not done; returns the results in the order of the trials.
 
         Args:
-            trials: which ones.
-            tell: gets one line a trial.
+            trials: Which ones.
+            tell: Gets one line a trial.
 
         Raises:
-            BusyError: when another process still works on some of them; all others are done by then.
+            BusyError: When another process still works on some of them; all others are done by then.
         """
         found: dict[Trial, dict[str, Any]] = {}
         busy: list[Trial] = []

@@ -50,7 +50,7 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def described(images: StoredBank) -> dict[str, Any]:
-    """What one wants to know of a set before using it; None where it does not say."""
+    """Return what one wants to know of a set before using it; None where it does not say."""
     from dfqkit_export.tasks.answering import grouped
 
     groups = grouped(images)

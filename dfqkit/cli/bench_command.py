@@ -142,7 +142,7 @@ def _work(grid: Grid, args: argparse.Namespace) -> None:
 
 
 def _warnings(recipe: Recipe, first: Recipe) -> list[str]:
-    """What must be known of a contestant's rows."""
+    """Return what must be known of a contestant's rows."""
     from dfqkit.run.provenance import warnings_of
 
     found = list(warnings_of(recipe))
@@ -170,15 +170,15 @@ def _settle(path: Path, args: argparse.Namespace, device: str) -> None:
         begun = json.loads(path.read_text(encoding="utf-8"))
         args.device, args.threads = str(begun["device"]), int(begun["threads"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        msg = f"Cannot read '{path}' ({error}). Delete it, and give --device and --threads as the comparison began."
-        raise ArtefactError(msg) from error
+        message = f"Cannot read '{path}' ({error}). Delete it, and give --device and --threads as the comparison began."
+        raise ArtefactError(message) from error
     for name, value in asked.items():
         if value is not None and value != begun[name]:
-            msg = (
+            message = (
                 f"This comparison began with --{name} {begun[name]}, and its results depend on it: leave --{name} out, "
                 "or begin another one with --out."
             )
-            raise ArtefactError(msg)
+            raise ArtefactError(message)
 
 
 def _best(table: list[dict[str, Any]], count: int) -> list[str]:
@@ -192,7 +192,7 @@ def _best(table: list[dict[str, Any]], count: int) -> list[str]:
 
 
 def _command(args: argparse.Namespace, *, everything: bool = True) -> str:
-    """The command that makes the same again; with its folder and how it is shown, that continues it."""
+    """Return the command that makes the same again; with its folder and how it is shown, that continues it."""
     words = ["dfqkit", "bench", *args.recipes, "--bits", *args.bits, "--seeds", *map(str, args.seeds)]
     if args.passes:
         words += ["--passes", str(args.passes)]

@@ -156,6 +156,6 @@ def _assignment(text: str) -> tuple[str, float]:
     except ValueError:
         value = math.nan
     if not name or not math.isfinite(value):
-        msg = f"takes METRIC=VALUE, such as agreement=2.5; found '{text}'"
-        raise argparse.ArgumentTypeError(msg)
+        message = f"takes METRIC=VALUE, such as agreement=2.5; found '{text}'"
+        raise argparse.ArgumentTypeError(message)
     return name, value

@@ -105,5 +105,5 @@ def _report(path: Path) -> Report:
     try:
         return Report.from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        msg = f"Cannot read '{path}': {error}. Give a report.json or the folder that holds it."
-        raise ArtefactError(msg) from error
+        message = f"Cannot read '{path}': {error}. Give a report.json or the folder that holds it."
+        raise ArtefactError(message) from error

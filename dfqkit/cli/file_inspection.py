@@ -69,11 +69,11 @@ def inspect_file(path: str, target: str | None, fix: str | None, runtimes: Seque
     for error in failures.values():
         note(f"error: {error}")
     if not quantized:
-        msg = (
+        message = (
             f"Model {path!r} has no QuantizeLinear and no DequantizeLinear: nothing in it is quantized, so there is "
             f"nothing to check for target {chosen!r}. Quantize it first, such as by `dfqkit run RECIPE`."
         )
-        raise ArtefactError(msg)
+        raise ArtefactError(message)
     if failures:
         return next(iter(failures.values())).exit_code
     return int(any(problem.severity == "error" for problem in found.remaining))
@@ -113,7 +113,7 @@ class _Inspection:
 
 
 def _realised(path: str, runtimes: Sequence[str]) -> tuple[dict[str, Realised], dict[str, DfqkitError]]:
-    """What each runtime did with each layer, and why some could not be asked."""
+    """Return what each runtime did with each layer, and why some could not be asked."""
     from dfqkit_export.backends.opening import realised_precision
 
     found: dict[str, Realised] = {}
@@ -159,7 +159,7 @@ def _frame(path: str, facts: FileFacts) -> Iterator[str]:
 
 
 def _layers(layers: Sequence[LayerFacts]) -> Iterator[str]:
-    """Layers of the same kind share a line."""
+    """Yield layers of the same kind share a line."""
     kinds = Counter(
         (layer.op, _weight(layer), f"bias {layer.bias}", f"{_quant(layer.input)} -> {_quant(layer.output)}")
         for layer in layers

@@ -117,13 +117,13 @@ def _integers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        msg = f"takes integers with commas between them, such as 3,224,224; found '{text}'"
-        raise argparse.ArgumentTypeError(msg) from None
+        message = f"takes integers with commas between them, such as 3,224,224; found '{text}'"
+        raise argparse.ArgumentTypeError(message) from None
 
 
 def _numbers(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        msg = f"takes numbers with commas between them, such as 0.485,0.456,0.406; found '{text}'"
-        raise argparse.ArgumentTypeError(msg) from None
+        message = f"takes numbers with commas between them, such as 0.485,0.456,0.406; found '{text}'"
+        raise argparse.ArgumentTypeError(message) from None

@@ -75,8 +75,8 @@ def natural(text: str) -> int:
         argparse.ArgumentTypeError: It is none.
     """
     if not text.isdecimal():
-        msg = f"takes an integer of at least 0, found '{text}'"
-        raise argparse.ArgumentTypeError(msg)
+        message = f"takes an integer of at least 0, found '{text}'"
+        raise argparse.ArgumentTypeError(message)
     return int(text)
 
 
@@ -87,8 +87,8 @@ def positive(text: str) -> int:
         argparse.ArgumentTypeError: It is none.
     """
     if not text.isdecimal() or int(text) < 1:
-        msg = f"takes an integer of at least 1, found '{text}'"
-        raise argparse.ArgumentTypeError(msg)
+        message = f"takes an integer of at least 1, found '{text}'"
+        raise argparse.ArgumentTypeError(message)
     return int(text)
 
 

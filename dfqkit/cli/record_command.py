@@ -87,7 +87,7 @@ def _record(args: argparse.Namespace) -> int:
 
 
 def _found(name: str) -> Path:
-    """The path itself, or under ``DFQKIT_ASSETS``; reading it says what is wrong where neither exists."""
+    """Return the path itself, or under ``DFQKIT_ASSETS``; reading it says what is wrong where neither exists."""
     path, assets = Path(name), os.environ.get("DFQKIT_ASSETS")
     if path.exists() or path.is_absolute() or not assets:
         return path

@@ -76,7 +76,7 @@ def _beside(first: Path, second: Path, out: Path | None) -> Path:
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether a manifest vouches for the page, and must learn of the new one; that of a bundle lists no page."""
+    """Return whether a manifest vouches for the page, and must learn of the new one; that of a bundle lists no page."""
     manifest = folder / "manifest.json"
     return manifest.exists() and "stages" in json.loads(manifest.read_text(encoding="utf-8"))
 

@@ -93,7 +93,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _continues(args: argparse.Namespace) -> bool:
-    """Whether `--only` goes on in a run's folder; only the first stage can begin with a recipe."""
+    """Return whether `--only` goes on in a run's folder; only the first stage can begin with a recipe."""
     return args.only != first() or Path(args.recipe).is_dir()
 
 

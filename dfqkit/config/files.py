@@ -13,7 +13,7 @@ __all__ = ["find_file", "find_recipe", "library", "list_recipes"]
 
 
 def library() -> Path:
-    """The folder of shipped recipes: package data where installed, beside the package in a checkout."""
+    """Return the folder of shipped recipes: package data where installed, beside the package in a checkout."""
     installed = Path(str(files("dfqkit"))) / "recipes"
     return installed if installed.is_dir() else Path(__file__).parents[2] / "recipes"
 
@@ -25,10 +25,10 @@ def list_recipes() -> dict[str, Path]:
 
 
 def find_recipe(name: str | Path) -> Path:
-    """The file of a recipe: a path, or a name in the shipped library, with or without ``.yaml``.
+    """Return the file of a recipe: a path, or a name in the shipped library, with or without ``.yaml``.
 
     Raises:
-        RecipeError: says where it looked, and the nearest name.
+        RecipeError: Says where it looked, and the nearest name.
     """
     path = Path(name)
     for candidate in (path, Path(f"{name}.yaml")):
@@ -46,10 +46,10 @@ def find_recipe(name: str | Path) -> Path:
 
 
 def find_file(name: str, recipe_dir: Path | None) -> Path:
-    """A file that a recipe names: absolute, beside the recipe, then under ``DFQKIT_ASSETS``.
+    """Return a file that a recipe names: absolute, beside the recipe, then under ``DFQKIT_ASSETS``.
 
     Raises:
-        RecipeError: says everywhere it looked.
+        RecipeError: Says everywhere it looked.
     """
     absolute, assets = Path(name).is_absolute(), os.environ.get("DFQKIT_ASSETS")
     folders = [recipe_dir, Path(assets) if assets else None]

@@ -21,7 +21,7 @@ class PoolConfig(SynthesizerConfig):
     """What all of these methods have in a recipe; a method gives ``steps`` its own default.
 
     Attributes:
-        passes_per_step: teacher forward+backward passes an image costs in one step.
+        passes_per_step: Teacher forward+backward passes an image costs in one step.
     """
 
     passes_per_step: ClassVar[int] = 1
@@ -72,7 +72,7 @@ class PixelConfig(PoolConfig):
     start_crop: int | None = Field(None, ge=1, description="Centre crop of those.")
 
     def resolved(self, find: Callable[[str], str]) -> Self:
-        """The same, with ``start_from`` found."""
+        """Return the same, with ``start_from`` found."""
         if self.start_from is None or self.start_from.startswith("torchvision:"):
             return self
         return self.model_copy(update={"start_from": find(self.start_from)})

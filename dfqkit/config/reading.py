@@ -23,11 +23,11 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read, override and validate a recipe.
 
     Args:
-        name: a path or the name of a shipped recipe.
+        name: A path or the name of a shipped recipe.
         overrides: ``section.key=value``, the value typed as in YAML.
 
     Raises:
-        RecipeError: for unreadable YAML, unknown keys (with the nearest), wrong values; all of them at once.
+        RecipeError: For unreadable YAML, unknown keys (with the nearest), wrong values; all of them at once.
     """
     path = find_recipe(name)
     try:
@@ -47,7 +47,7 @@ def recipe_from(data: object, where: str, overrides: Sequence[str] = ()) -> Reci
     """Validate a recipe's sections; ``where`` names it in errors.
 
     Raises:
-        RecipeError: they are none, or something in them is wrong.
+        RecipeError: They are none, or something in them is wrong.
     """
     if not isinstance(data, dict):
         message = f"Recipe '{where}' must be a mapping of sections, found {type(data).__name__}."
@@ -85,7 +85,7 @@ def _override(data: dict[str, Any], override: str) -> None:
 
 
 def _explained(item: ErrorDetails) -> str:
-    """One line for one mistake: path, value, what is allowed, the nearest key."""
+    """Return one line for one mistake: path, value, what is allowed, the nearest key."""
     path, allowed = _followed(item["loc"])
     where, kind, found = ".".join(path) or "recipe", item["type"], f"(found {_shown(item['input'])})"
     if kind == "extra_forbidden":
@@ -102,13 +102,13 @@ def _explained(item: ErrorDetails) -> str:
 
 
 def _shown(value: object, length: int = 80) -> str:
-    """A value as it is written in Python, cut after ``length`` characters."""
+    """Return a value as it is written in Python, cut after ``length`` characters."""
     text = repr(value)
     return text if len(text) <= length else f"{text[:length]}..."
 
 
 def _followed(place: Sequence[str | int]) -> tuple[list[str], list[str]]:
-    """Where a mistake is, as a recipe writes it, and the keys that the section around it may have.
+    """Return where a mistake is, as a recipe writes it, and the keys that the section around it may have.
 
     Args:
         place: pydantic's: keys and indices, and a member's name behind the key of what is one of several sections.
@@ -129,7 +129,7 @@ def _followed(place: Sequence[str | int]) -> tuple[list[str], list[str]]:
 
 
 def _sections(annotation: Any, *marks: Any) -> dict[str | None, type[Section]]:
-    """The section that an annotation holds, or each of several by its name."""
+    """Return the section that an annotation holds, or each of several by its name."""
     union = next((mark for mark in marks if isinstance(mark, OneOf)), None)
     if union is not None:
         return {name: section for name, section in union.members().items()}

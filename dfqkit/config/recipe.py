@@ -84,7 +84,7 @@ class ImageSection(Section):
         return self
 
     def spec(self) -> ImageSpec:
-        """The same as an `ImageSpec`."""
+        """Return the same as an `ImageSpec`."""
         from dfqkit_export.images.spec import ImageSpec  # numpy; not needed to list recipes
 
         return ImageSpec(shape=self.shape, mean=self.mean, std=self.std, classes=self.classes or 0)
@@ -205,7 +205,7 @@ class Recipe(Section):
         """The target, where there is only one.
 
         Raises:
-            RecipeError: there are several.
+            RecipeError: There are several.
         """
         if len(self.targets) > 1:
             message = (
@@ -221,17 +221,17 @@ class Recipe(Section):
         return self._directory
 
     def found_in(self, directory: Path | None) -> Recipe:
-        """The same recipe, its files looked up beside ``directory`` first."""
+        """Return the same recipe, its files looked up beside ``directory`` first."""
         recipe = self.model_copy()
         recipe._directory = directory
         return recipe
 
     def with_seed(self, seed: int) -> Recipe:
-        """The same recipe with another seed."""
+        """Return the same recipe with another seed."""
         return self.model_copy(update={"seed": seed}).found_in(self._directory)
 
     def to_yaml(self) -> str:
-        """The resolved recipe; loading it gives an equal one."""
+        """Return the resolved recipe; loading it gives an equal one."""
         data = self.model_dump(mode="json", by_alias=True)
         return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
 

@@ -57,20 +57,20 @@ METHODS = {
 
 @functools.cache
 def plugins() -> dict[str, str]:
-    """Names that installed packages offer, with their ``module:ConfigClass``."""
+    """Return names that installed packages offer, with their ``module:ConfigClass``."""
     return {point.name: point.value for point in entry_points(group=GROUP)}
 
 
 def synthesizer_names() -> dict[str, str]:
-    """Every known name with its ``module:ConfigClass``, sorted; own names win over plugins'."""
+    """Return every known name with its ``module:ConfigClass``, sorted; own names win over plugins'."""
     return dict(sorted((plugins() | METHODS).items()))
 
 
 def synthesizer_config(name: str) -> type[SynthesizerConfig]:
-    """The section of the method called ``name``.
+    """Return the section of the method called ``name``.
 
     Raises:
-        RecipeError: for an unknown name, with the nearest; for a plugin that cannot be imported or is no section.
+        RecipeError: For an unknown name, with the nearest; for a plugin that cannot be imported or is no section.
     """
     known = METHODS if name in METHODS else synthesizer_names()
     if name not in known:
@@ -93,7 +93,7 @@ def synthesizer_config(name: str) -> type[SynthesizerConfig]:
 
 
 def synthesizer_configs() -> dict[str, type[SynthesizerConfig]]:
-    """The sections of all methods by name, sorted; a plugin that is broken is left out with a warning."""
+    """Return the sections of all methods by name, sorted; a plugin that is broken is left out with a warning."""
     found = {}
     for name in synthesizer_names():
         try:

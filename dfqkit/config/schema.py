@@ -16,7 +16,7 @@ def recipe_schema(method: str | None = None) -> dict[str, Any]:
     """Return the schema of recipes.
 
     Args:
-        method: the only synthesizer to describe; all of them by default.
+        method: The only synthesizer to describe; all of them by default.
     """
     document = Recipe.model_json_schema()
     properties, definitions = document["properties"], document["$defs"]
@@ -32,7 +32,7 @@ def recipe_schema(method: str | None = None) -> dict[str, Any]:
 
 
 def _used(value: Any, definitions: dict[str, Any]) -> set[str]:
-    """Names of the definitions that a part of the schema refers to, directly or through others."""
+    """Return names of the definitions that a part of the schema refers to, directly or through others."""
     found: set[str] = set()
     waiting = [value]
     while waiting:

@@ -40,7 +40,7 @@ class Added:
     """Marks a field that a version added: it is not written while it has its default.
 
     Attributes:
-        version: the first that knows the field.
+        version: The first that knows the field.
     """
 
     version: str
@@ -53,11 +53,11 @@ class OneOf:
     Which there are is asked when a section with such a field is defined, so that other packages may add some.
 
     Attributes:
-        tag: the key that holds a member's name.
-        members: returns all that are whole by name.
-        get: returns the one of a name, or says in a `RecipeError` why there is none.
-        example: a member's name, for messages.
-        implied: the member that needs not be named, since something before the union names it.
+        tag: The key that holds a member's name.
+        members: Returns all that are whole by name.
+        get: Returns the one of a name, or says in a `RecipeError` why there is none.
+        example: A member's name, for messages.
+        implied: The member that needs not be named, since something before the union names it.
     """
 
     tag: str

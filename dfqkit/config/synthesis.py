@@ -26,10 +26,10 @@ class Demand:
     """What the caller is going to ask of a synthesizer, for schedules and for methods that make a set beforehand.
 
     Attributes:
-        training: different images that `Synthesizer.training_batch` should draw from.
-        fresh: images that `Synthesizer.sample` will be asked for, in all.
-        game_rounds: rounds with students after the warm-up.
-        beside: what the run's other synthesizer of the same configuration is asked for, the one that grades or, for
+        training: Different images that `Synthesizer.training_batch` should draw from.
+        fresh: Images that `Synthesizer.sample` will be asked for, in all.
+        game_rounds: Rounds with students after the warm-up.
+        beside: What the run's other synthesizer of the same configuration is asked for, the one that grades or, for
             that one, the main one; None where it is not known. Sources of a limited number of images leave that many.
     """
 
@@ -51,12 +51,12 @@ class SynthesizerConfig(Section):
     """Base of every method's section; the first line of a section's docstring is what lists say of the method.
 
     Attributes:
-        implementation: the class that does it, as ``module:Class``; imported when it is built.
-        needs: what the method cannot do without, of "batchnorm" (layers with running statistics), "classes" (a task
+        implementation: The class that does it, as ``module:Class``; imported when it is built.
+        needs: What the method cannot do without, of "batchnorm" (layers with running statistics), "classes" (a task
             whose output is one number a class), "linear_head" (a linear layer that gives these), "features" (what
             enters the last layer), "student" (one to play against, in the warm-up too), "records" and "images" (files
             that the section names).
-        warning: what every report about its images must open with; None for most methods.
+        warning: What every report about its images must open with; None for most methods.
     """
 
     implementation: ClassVar[str]
@@ -74,7 +74,7 @@ class SynthesizerConfig(Section):
 
     @classmethod
     def summary(cls) -> str:
-        """The method in one line."""
+        """Return the method in one line."""
         return (cls.__doc__ or "").partition("\n")[0]
 
     @property
@@ -83,11 +83,11 @@ class SynthesizerConfig(Section):
         return self.needs
 
     def warnings(self) -> tuple[str, ...]:
-        """What reports about images of this configuration must open with."""
+        """Return what reports about images of this configuration must open with."""
         return () if self.warning is None else (self.warning,)
 
     def real_data(self) -> str | None:
-        """What real data took part in images of this configuration, its files found, in a few words.
+        """Return what real data took part in images of this configuration, its files found, in a few words.
 
         Returns:
             A phrase such as "similar images"; `UNKNOWN` where that cannot be told; None where the teacher alone was
@@ -96,7 +96,7 @@ class SynthesizerConfig(Section):
         return None
 
     def resolved(self, find: Callable[[str], str]) -> Self:
-        """The same, with every file that it names found by ``find``; methods that read files override this."""
+        """Return the same, with every file that it names found by ``find``; methods that read files override this."""
         return self
 
     def grading(self) -> Self:
@@ -104,12 +104,12 @@ class SynthesizerConfig(Section):
         return self
 
     def at_cost(self, passes: int, demand: Demand) -> Self:
-        """The same method sized to a budget, as comparisons at equal cost need it.
+        """Return the same method sized to a budget, as comparisons at equal cost need it.
 
         Args:
-            passes: teacher forward+backward image passes that the warm-up may take, at the most; a method whose
+            passes: Teacher forward+backward image passes that the warm-up may take, at the most; a method whose
                 smallest unit is larger than that takes one unit.
-            demand: what will be asked of it.
+            demand: What will be asked of it.
 
         Returns:
             A configuration, all that does not decide the cost as it was; the same one where a method has no cost

@@ -29,10 +29,10 @@ class TaskSection(Section):
     name: str
 
     def task(self) -> Task:
-        """The task itself.
+        """Return the task itself.
 
         Raises:
-            RecipeError: it cannot be imported, or does not take these parameters.
+            RecipeError: It cannot be imported, or does not take these parameters.
         """
         from dfqkit_export.tasks import task_of
 
@@ -45,10 +45,10 @@ class TaskSection(Section):
 
 @functools.cache
 def task_section(name: str) -> type[TaskSection]:
-    """The section of the task called ``name``.
+    """Return the section of the task called ``name``.
 
     Raises:
-        RecipeError: for an unknown name, with the nearest; for a task that cannot be imported.
+        RecipeError: For an unknown name, with the nearest; for a task that cannot be imported.
     """
     known = task_names()
     if name not in known:
@@ -62,7 +62,7 @@ def task_section(name: str) -> type[TaskSection]:
 
 
 def _parameters(name: str) -> dict[str, Any]:
-    """The fields of a task that is a dataclass, as pydantic takes them."""
+    """Return the fields of a task that is a dataclass, as pydantic takes them."""
     from dfqkit_export.tasks.lookup import task_class
 
     try:
@@ -76,7 +76,7 @@ def _parameters(name: str) -> dict[str, Any]:
 
 
 def default_task_section() -> TaskSection:
-    """What a recipe is about that does not say."""
+    """Return what a recipe is about that does not say."""
     return task_section(DEFAULT_NAME)(name=DEFAULT_NAME)
 
 

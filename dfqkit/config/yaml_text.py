@@ -30,10 +30,10 @@ def read_yaml(text: str, what: str) -> Any:
 
     Args:
         text: YAML.
-        what: names it in errors, at the beginning of a sentence.
+        what: Names it in errors, at the beginning of a sentence.
 
     Raises:
-        RecipeError: it is something else, holds a key twice, or is too large or too deep.
+        RecipeError: It is something else, holds a key twice, or is too large or too deep.
     """
     loader = None
     try:
@@ -58,9 +58,9 @@ def _measured(node: yaml.Node, loader: yaml.SafeLoader, seen: dict[int, tuple[in
     """Check a value and all in it, and return how many values that is and how deep they are nested.
 
     Args:
-        node: the value.
-        loader: reads scalars.
-        seen: what was found out about other values; None for those that this one is part of.
+        node: The value.
+        loader: Reads scalars.
+        seen: What was found out about other values; None for those that this one is part of.
     """
     if id(node) in seen:
         found = seen[id(node)]
@@ -112,7 +112,7 @@ def _check_keys(node: yaml.MappingNode) -> None:
 
 
 def _kind(node: yaml.Node) -> str:
-    """A value's type in a word; a plain date is one, too, and would be written otherwise than it was read."""
+    """Return a value's type in a word; a plain date is one, too, and would be written otherwise than it was read."""
     kind = str(node.tag).removeprefix(_PREFIX)
     return {"str": "text", "int": "an integer", "float": "a number", "timestamp": "a date"}.get(kind, f"'{kind}'")
 

@@ -32,11 +32,11 @@ class ImageBank:
 
     Attributes:
         images: uint8 (N, C, H, W): what an 8-bit camera file would hold.
-        answers: the teacher's outputs on exactly these 8-bit images, float32 (N, ...), by name.
-        image: shape and normalisation.
+        answers: The teacher's outputs on exactly these 8-bit images, float32 (N, ...), by name.
+        image: Shape and normalisation.
         teacher: sha256 of the teacher's weights.
-        source: what made the images, e.g. ``dfq``.
-        task: what the answers mean.
+        source: What made the images, e.g. ``dfq``.
+        task: What the answers mean.
     """
 
     images: Tensor
@@ -51,7 +51,7 @@ class ImageBank:
         """Make a bank from batches of normalised images (n, C, H, W), rounding them to 8 bits.
 
         Raises:
-            ArtefactError: when an image is not finite.
+            ArtefactError: When an image is not finite.
         """
         codes, answers = [], []
         for batch in images:
@@ -98,11 +98,11 @@ class ImageBank:
         """Read a bank.
 
         Args:
-            path: file that `save` wrote, or the folder of a set, which is then held in memory whole.
-            teacher: when given, the bank must have been made for it.
+            path: File that `save` wrote, or the folder of a set, which is then held in memory whole.
+            teacher: When given, the bank must have been made for it.
 
         Raises:
-            ArtefactError: for a missing or damaged file, an unknown schema, or another teacher's bank.
+            ArtefactError: For a missing or damaged file, an unknown schema, or another teacher's bank.
         """
         stored = StoredBank.open(path)
         if teacher is not None:
@@ -123,7 +123,7 @@ def require_teacher(stored: StoredBank, teacher: Teacher) -> None:
     """Refuse a set that was made for another teacher.
 
     Raises:
-        ArtefactError: says for which.
+        ArtefactError: Says for which.
     """
     if stored.teacher != teacher.sha256:
         message = (

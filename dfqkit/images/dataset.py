@@ -20,13 +20,13 @@ class BankDataset(Dataset[Pair]):
     """Normalised images (C, H, W) and the teacher's answer, float32: its one output, or several by name.
 
     Args:
-        path: folder of a set, or one file of images.
+        path: Folder of a set, or one file of images.
 
     Attributes:
-        stored: the set; its ``spec`` says how images are normalised.
+        stored: The set; its ``spec`` says how images are normalised.
 
     Raises:
-        ArtefactError: for what `StoredBank.open` refuses.
+        ArtefactError: For what `StoredBank.open` refuses.
 
     Example:
         >>> loader = torch.utils.data.DataLoader(BankDataset("set"), batch_size=64, shuffle=True)  # doctest: +SKIP
@@ -42,7 +42,7 @@ class BankDataset(Dataset[Pair]):
         return self.__getitems__([index + len(self) if index < 0 else index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[Pair]:
-        """What a data loader asks for a batch: one read instead of many."""
+        """Return what a data loader asks for a batch: one read instead of many."""
         codes, answers = self.stored.take(indices)
         images = self.stored.spec.normalize(torch.from_numpy(codes).float() / 255)
         tensors = {name: torch.from_numpy(values) for name, values in answers.items()}

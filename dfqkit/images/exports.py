@@ -31,11 +31,11 @@ def write_npz(images: StoredBank, path: Path) -> None:
     """Write arrays ``images`` uint8 (N, H, W, C), the teacher's outputs float32 (N, ...), and ``labels`` int64 (N,).
 
     Args:
-        images: the set.
-        path: the file, replaced if it is there; `numpy.load` and ``validate.data`` of a recipe read it.
+        images: The set.
+        path: The file, replaced if it is there; `numpy.load` and ``validate.data`` of a recipe read it.
 
     Raises:
-        ArtefactError: the file cannot be written.
+        ArtefactError: The file cannot be written.
     """
     channels, height, width = images.spec.shape
     n = len(images)
@@ -76,11 +76,11 @@ def write_class_folders(images: StoredBank, folder: Path) -> None:
     instead (torchvision's ImageFolder) agree where no class is empty.
 
     Args:
-        images: the set.
-        folder: a new or empty one.
+        images: The set.
+        folder: A new or empty one.
 
     Raises:
-        ArtefactError: the folder has something in it, cannot be written, or images have neither 1 nor 3 channels.
+        ArtefactError: The folder has something in it, cannot be written, or images have neither 1 nor 3 channels.
     """
     from PIL import Image
 

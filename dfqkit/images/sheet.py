@@ -29,10 +29,10 @@ class SheetForm:
     """How large a sheet is.
 
     Attributes:
-        columns: images of a row, at the most, evenly spread over those there are.
-        rows: groups (classes); of more, those with the most images and those with the fewest are shown.
-        least: side in pixels that small images are enlarged to, in whole steps.
-        most: side in pixels that large images are reduced to.
+        columns: Images of a row, at the most, evenly spread over those there are.
+        rows: Groups (classes); of more, those with the most images and those with the fewest are shown.
+        least: Side in pixels that small images are enlarged to, in whole steps.
+        most: Side in pixels that large images are reduced to.
     """
 
     columns: int = 16
@@ -45,11 +45,11 @@ def contact_sheet(images: StoredBank, form: SheetForm | None = None) -> bytes:
     """Draw a sheet as PNG: a row for each group, empty ones too, with the confidence below each image.
 
     Args:
-        images: the set; images of 1 or 3 channels.
-        form: its size.
+        images: The set; images of 1 or 3 channels.
+        form: Its size.
 
     Raises:
-        ArtefactError: images have another number of channels.
+        ArtefactError: Images have another number of channels.
     """
     from PIL import Image, ImageDraw, ImageFont
 

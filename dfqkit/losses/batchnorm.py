@@ -20,8 +20,8 @@ def bn_kl(mean: Tensor, variance: Tensor, running_mean: Tensor, running_variance
     Both variances are clamped at 1e-8.
 
     Args:
-        mean: batch mean (C,) of the layer's input.
-        variance: biased batch variance (C,), at least 0.
+        mean: Batch mean (C,) of the layer's input.
+        variance: Biased batch variance (C,), at least 0.
         running_mean: (C,).
         running_variance: (C,).
 
@@ -40,8 +40,8 @@ def bn_l2(mean: Tensor, variance: Tensor, running_mean: Tensor, running_variance
     deviations); also CMI and FastDFKD. Where the statistics are met exactly the gradient is zero.
 
     Args:
-        mean: batch mean (C,) of the layer's input.
-        variance: biased batch variance (C,).
+        mean: Batch mean (C,) of the layer's input.
+        variance: Biased batch variance (C,).
         running_mean: (C,).
         running_variance: (C,).
 
@@ -58,8 +58,8 @@ def bn_mse(mean: Tensor, variance: Tensor, running_mean: Tensor, running_varianc
     (Qimera, IntraQ, HAST, AdaDFQ, SynQ); they average over the layers.
 
     Args:
-        mean: batch mean (C,) of the layer's input.
-        variance: biased batch variance (C,).
+        mean: Batch mean (C,) of the layer's input.
+        variance: Biased batch variance (C,).
         running_mean: (C,).
         running_variance: (C,).
 
@@ -80,11 +80,11 @@ def bn_std(
     finite gradient.
 
     Args:
-        mean: batch mean (C,) of the layer's input.
-        variance: biased batch variance (C,), at least 0.
+        mean: Batch mean (C,) of the layer's input.
+        variance: Biased batch variance (C,), at least 0.
         running_mean: (C,).
         running_variance: (C,).
-        eps: above 0.
+        eps: Above 0.
 
     Returns:
         Scalar, at least 0. Lower is better.

@@ -85,7 +85,7 @@ def hard_sample(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
     Args:
         logits: (N, K).
         labels: (N,), class indices.
-        gamma: at least 0; 0 is the plain cross-entropy.
+        gamma: At least 0; 0 is the plain cross-entropy.
 
     Returns:
         Scalar in nats, at least 0 and at most the cross-entropy. Lower is better.

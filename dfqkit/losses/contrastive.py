@@ -29,17 +29,17 @@ def info_nce(
     Cached rows keep theirs: a projection head learns from them too.
 
     Args:
-        local: features of one view (N, D), of any length.
-        global_: features of the other view of the same images (N, D).
+        local: Features of one view (N, D), of any length.
+        global_: Features of the other view of the same images (N, D).
         temperature: tau > 0.
-        cached_local: features of earlier images (M, D).
-        cached_global: the other view of the same earlier images (M, D).
+        cached_local: Features of earlier images (M, D).
+        cached_global: The other view of the same earlier images (M, D).
 
     Returns:
         Scalar in nats, at least 0; ln N when all similarities are equal and there is no cache. Lower is better.
 
     Raises:
-        ValueError: when only one of the caches is given.
+        ValueError: When only one of the caches is given.
     """
     if (cached_local is None) != (cached_global is None):
         given = "cached_local" if cached_global is None else "cached_global"
@@ -68,8 +68,8 @@ def cosine_margin(features: Tensor, centre: Tensor, lower: float, upper: float) 
     Args:
         features: (N, D).
         centre: (D,), or (N, D) for one centre an image.
-        lower: smallest cosine distance that is free, within [0, 2].
-        upper: largest cosine distance that is free, within [lower, 2].
+        lower: Smallest cosine distance that is free, within [0, 2].
+        upper: Largest cosine distance that is free, within [lower, 2].
 
     Returns:
         Scalar within [0, 2]. Lower is better: 0 once every distance lies within the margin.

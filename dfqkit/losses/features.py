@@ -17,8 +17,8 @@ def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
     logarithm is the SQNR that reports show.
 
     Args:
-        student: feature (N, ...).
-        teacher: feature of the same shape.
+        student: Feature (N, ...).
+        teacher: Feature of the same shape.
 
     Returns:
         Scalar, at least 0. Lower is better.
@@ -35,14 +35,14 @@ def hint(student: Tensor, teacher: Tensor) -> Tensor:
     teacher's projection, if any, must be fixed, or both learn to be constant.
 
     Args:
-        student: feature (N, ...), after the projection.
-        teacher: feature of the same shape.
+        student: Feature (N, ...), after the projection.
+        teacher: Feature of the same shape.
 
     Returns:
         Scalar, at least 0. Lower is better.
 
     Raises:
-        ValueError: when the shapes differ.
+        ValueError: When the shapes differ.
     """
     _same_shape("features", student, teacher)
     return F.mse_loss(full(student), full(teacher))
@@ -56,8 +56,8 @@ def fsp_matrix(first: Tensor, second: Tensor) -> Tensor:
     `fsp`.
 
     Args:
-        first: feature (N, C1, H, W).
-        second: feature (N, C2, H', W').
+        first: Feature (N, C1, H, W).
+        second: Feature (N, C2, H', W').
 
     Returns:
         (N, C1, C2).
@@ -74,14 +74,14 @@ def fsp(student_pair: tuple[Tensor, Tensor], teacher_pair: tuple[Tensor, Tensor]
     weight for the sum must be multiplied by C1 * C2.
 
     Args:
-        student_pair: features (N, C1, H, W) and (N, C2, H', W').
-        teacher_pair: features with the same numbers of channels; spatial sizes may differ.
+        student_pair: Features (N, C1, H, W) and (N, C2, H', W').
+        teacher_pair: Features with the same numbers of channels; spatial sizes may differ.
 
     Returns:
         Scalar, at least 0. Lower is better.
 
     Raises:
-        ValueError: when the numbers of channels differ.
+        ValueError: When the numbers of channels differ.
     """
     student, teacher = fsp_matrix(*student_pair), fsp_matrix(*teacher_pair)
     _same_shape("FSP matrices", student, teacher)
@@ -89,7 +89,7 @@ def fsp(student_pair: tuple[Tensor, Tensor], teacher_pair: tuple[Tensor, Tensor]
 
 
 def attention_map(features: Tensor) -> Tensor:
-    """Where a layer looks: the mean over channels of squared features, flattened and of Euclidean length 1.
+    """Return where a layer looks: the mean over channels of squared features, flattened and of Euclidean length 1.
 
     Source: Zagoruyko and Komodakis, "Paying More Attention to Attention: Improving the Performance of Convolutional
     Neural Networks via Attention Transfer", ICLR 2017. Does not change when the features are scaled. A feature that is
@@ -112,8 +112,8 @@ def attention(student: Tensor, teacher: Tensor) -> Tensor:
     the spatial sizes differ the larger feature is average-pooled to the smaller; the numbers of channels are free.
 
     Args:
-        student: feature (N, C, H, W).
-        teacher: feature (N, C', H', W').
+        student: Feature (N, C, H, W).
+        teacher: Feature (N, C', H', W').
 
     Returns:
         Scalar within [0, 2 / positions]. Lower is better.

@@ -15,7 +15,7 @@ def tv_l2(x: Tensor) -> Tensor:
     holds for the published batch size. The gradient of a constant image is zero.
 
     Args:
-        x: images (N, C, H, W), in the space the teacher sees.
+        x: Images (N, C, H, W), in the space the teacher sees.
 
     Returns:
         Scalar, at least 0. Lower is better.
@@ -31,7 +31,7 @@ def tv_l1(x: Tensor) -> Tensor:
     depend on the batch size. An axis of one pixel has no neighbours and adds nothing.
 
     Args:
-        x: images (N, C, H, W), in the space the teacher sees.
+        x: Images (N, C, H, W), in the space the teacher sees.
 
     Returns:
         Scalar, at least 0. Lower is better.
@@ -52,7 +52,7 @@ def l2_batch(x: Tensor) -> Tensor:
     Source: the CIFAR-10 script of Yin et al. (2020, DeepInversion). Grows like sqrt(N). Its gradient at zero is zero.
 
     Args:
-        x: images (N, C, H, W), in the space the teacher sees.
+        x: Images (N, C, H, W), in the space the teacher sees.
 
     Returns:
         Scalar, at least 0. Lower is better.
@@ -66,7 +66,7 @@ def l2_image(x: Tensor) -> Tensor:
     Source: the ImageNet script of Yin et al. (2020, DeepInversion). Its gradient at a zero image is zero.
 
     Args:
-        x: images (N, C, H, W), in the space the teacher sees.
+        x: Images (N, C, H, W), in the space the teacher sees.
 
     Returns:
         Scalar, at least 0. Lower is better.

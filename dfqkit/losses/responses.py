@@ -19,8 +19,8 @@ def kd_kl(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     keep PyTorch's default reduction (GDFQ, Qimera, ZSKT) return 1/K of this at equal temperature.
 
     Args:
-        student: logits (N, K).
-        teacher: logits (N, K).
+        student: Logits (N, K).
+        teacher: Logits (N, K).
         temperature: tau > 0.
 
     Returns:
@@ -37,8 +37,8 @@ def logit_l1(student: Tensor, teacher: Tensor) -> Tensor:
     Lower is better.
 
     Args:
-        student: logits (N, K).
-        teacher: logits (N, K).
+        student: Logits (N, K).
+        teacher: Logits (N, K).
     """
     return (full(student) - full(teacher)).abs().mean()
 
@@ -49,8 +49,8 @@ def logit_mse(student: Tensor, teacher: Tensor) -> Tensor:
     Lower is better.
 
     Args:
-        student: logits (N, K).
-        teacher: logits (N, K).
+        student: Logits (N, K).
+        teacher: Logits (N, K).
     """
     return (full(student) - full(teacher)).square().mean()
 
@@ -67,8 +67,8 @@ def js_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) ->
     KL(m || p) and KL(m || q). For small differences of p and q both forms agree.
 
     Args:
-        student: logits (N, K).
-        teacher: logits (N, K).
+        student: Logits (N, K).
+        teacher: Logits (N, K).
         temperature: tau > 0.
 
     Returns:
@@ -83,14 +83,14 @@ def js_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) ->
 
 
 def competition(student: Tensor, teacher: Tensor, temperature: float = 3.0) -> Tensor:
-    """What images pay for being easy: 1 - JS of the two predictions.
+    """Return what images pay for being easy: 1 - JS of the two predictions.
 
     Source: Adaptive DeepInversion in Yin et al. (2020); the temperature 3 is that of the authors' code. Differs from
     the code as `js_divergence` does.
 
     Args:
-        student: logits (N, K), with gradient to the images.
-        teacher: logits (N, K).
+        student: Logits (N, K), with gradient to the images.
+        teacher: Logits (N, K).
         temperature: tau > 0.
 
     Returns:
@@ -107,8 +107,8 @@ def agreeing_kl(student: Tensor, teacher: Tensor) -> Tensor:
     pushed further. A synthesizer minimises the negative. The choice of images carries no gradient.
 
     Args:
-        student: logits (N, K).
-        teacher: logits (N, K).
+        student: Logits (N, K).
+        teacher: Logits (N, K).
 
     Returns:
         Scalar in nats, at least 0. Lower is better for a student; an adversary negates it.

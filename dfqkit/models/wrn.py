@@ -62,18 +62,18 @@ class WideResNet(nn.Module):
         classes: Number of classes.
 
     Raises:
-        TeacherError: depth is not 6n + 4 with n of at least 1, or width is below 1.
+        TeacherError: Depth is not 6n + 4 with n of at least 1, or width is below 1.
     """
 
     def __init__(self, depth: int, width: int, classes: int = 10) -> None:
         """Build the layers with random weights."""
         super().__init__()
         if depth < 10 or (depth - 4) % 6 != 0 or width < 1:
-            msg = (
+            message = (
                 f"WRN-{depth}-{width} does not exist: depth must be 6n + 4 (10, 16, 22, 28, 40, ...) and width at "
                 "least 1. Give the two numbers of the network's name, for example depth 40 and width 2."
             )
-            raise TeacherError(msg)
+            raise TeacherError(message)
         blocks = (depth - 4) // 6
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.block1 = _Stage(16, 16 * width, blocks, 1)

@@ -59,7 +59,7 @@ class Moments:
         enough.
 
         Raises:
-            ArtefactError: where a matrix is no covariance.
+            ArtefactError: Where a matrix is no covariance.
         """
         covariance = self.covariance.double()
         if covariance.dim() == 2:
@@ -82,10 +82,10 @@ class Pair:
     """Two layers joined by weights, in the lowest frequencies of the graph that the weights make.
 
     Attributes:
-        first: name of the layer that is read.
-        second: name of the layer that reads it.
+        first: Name of the layer that is read.
+        second: Name of the layer that reads it.
         basis: V_k (d_first + d_second, k), float32: orthonormal columns, smoothest first.
-        moments: of V_k^T [a_first; a_second].
+        moments: Of V_k^T [a_first; a_second].
     """
 
     first: str
@@ -99,13 +99,13 @@ class ActivationRecords:
     """What is remembered of the training images: no image, per class two moments of each layer.
 
     Attributes:
-        layers: moments by layer, in the order of calls; the last is `TOP`.
-        pairs: of consecutive layers.
+        layers: Moments by layer, in the order of calls; the last is `TOP`.
+        pairs: Of consecutive layers.
         counts: (K,), images of each class that were read.
-        temperature: what the logits were divided by.
-        image: shape and normalisation of the images.
+        temperature: What the logits were divided by.
+        image: Shape and normalisation of the images.
         teacher: sha256 of the teacher's weights.
-        source: name of the images that were read.
+        source: Name of the images that were read.
     """
 
     layers: Mapping[str, Moments]
@@ -146,11 +146,11 @@ class ActivationRecords:
         """Read records.
 
         Args:
-            path: file that `save` wrote.
-            teacher: whose activations they must be.
+            path: File that `save` wrote.
+            teacher: Whose activations they must be.
 
         Raises:
-            ArtefactError: for a missing or damaged file, an unknown schema, or another teacher's records.
+            ArtefactError: For a missing or damaged file, an unknown schema, or another teacher's records.
         """
         header, tensors = _read(path)
         if header.get("teacher") != teacher.sha256:

@@ -39,10 +39,10 @@ class RecordOptions:
     """How records are made.
 
     Attributes:
-        temperature: what the logits are divided by (the authors' 8).
-        spectrum: share of a pair's frequencies that is kept (ours: 0.1).
-        diagonal_above: layers with more units keep variances alone (ours).
-        batch: images a forward pass.
+        temperature: What the logits are divided by (the authors' 8).
+        spectrum: Share of a pair's frequencies that is kept (ours: 0.1).
+        diagonal_above: Layers with more units keep variances alone (ours).
+        batch: Images a forward pass.
     """
 
     temperature: float = 8.0
@@ -71,15 +71,15 @@ def record(
     """Record the moments of every layer for every class.
 
     Args:
-        teacher: whose layers.
-        images: labelled images that it was trained on.
-        options: the defaults if None.
-        per_class: read at most so many images of a class, the first ones.
-        advance: told how many images were read.
+        teacher: Whose layers.
+        images: Labelled images that it was trained on.
+        options: The defaults if None.
+        per_class: Read at most so many images of a class, the first ones.
+        advance: Told how many images were read.
 
     Raises:
-        ArtefactError: without labels, with a class of fewer than two images, or when it would not fit into memory.
-        TeacherError: when there is no layer to record.
+        ArtefactError: Without labels, with a class of fewer than two images, or when it would not fit into memory.
+        TeacherError: When there is no layer to record.
     """
     options = options or RecordOptions()
     images, labels = _chosen(images, teacher, per_class)
@@ -123,11 +123,11 @@ def record(
 
 
 def graph_basis(edges: Tensor, spectrum: float) -> Tensor:
-    """The lowest-frequency Laplacian eigenvectors of the bipartite graph between two layers.
+    """Return the lowest-frequency Laplacian eigenvectors of the bipartite graph between two layers.
 
     Args:
         edges: (d_second, d_first), weight of every edge, at least 0.
-        spectrum: share rho of all d_first + d_second frequencies; k = ceil(rho (d_first + d_second)).
+        spectrum: Share rho of all d_first + d_second frequencies; k = ceil(rho (d_first + d_second)).
 
     Returns:
         (d_first + d_second, k), float64, the first layer's units first; of each column the largest entry is positive.
@@ -176,7 +176,7 @@ class _Stream:
             self.count[label] += new
 
     def moments(self) -> Moments:
-        """What came of it; unbiased."""
+        """Return what came of it; unbiased."""
         degrees = (self.count - 1).double().view(-1, *[1] * (self.squares.dim() - 1))
         return Moments(mean=self.mean.float(), covariance=(self.squares / degrees).float())
 

@@ -38,7 +38,7 @@ _SPARE = 64 * 2**20
 
 
 def facts_of(path: Path) -> dict[str, Any]:
-    """What ``set.json`` of a folder says, unchecked; empty where there is none that can be read."""
+    """Return what ``set.json`` of a folder says, unchecked; empty where there is none that can be read."""
     try:
         facts = json.loads((path / SET_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -50,15 +50,15 @@ class BankFolder:
     """A set's folder; enter it (``with``) to begin or continue it, and to keep other processes out.
 
     Args:
-        path: a new, an empty or an unfinished folder.
-        request: what decides the images; an unfinished folder must have been begun with the same. Among it ``wanted``
+        path: A new, an empty or an unfinished folder.
+        request: What decides the images; an unfinished folder must have been begun with the same. Among it ``wanted``
             images and ``shard``, the images in one file.
-        facts: what else ``set.json`` tells; of a folder that is continued, its own are kept.
+        facts: What else ``set.json`` tells; of a folder that is continued, its own are kept.
 
     Attributes:
-        shards: names, sizes and sha256 of the shards that are whole.
-        state: tensors and values that were saved last; None at the beginning.
-        finished: whether nothing is left to do.
+        shards: Names, sizes and sha256 of the shards that are whole.
+        state: Tensors and values that were saved last; None at the beginning.
+        finished: Whether nothing is left to do.
     """
 
     def __init__(self, path: Path, request: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -172,9 +172,9 @@ class BankFolder:
         """Write the next shard, and the state after it.
 
         Args:
-            bank: its images.
-            tensors: the synthesizer's state.
-            values: further state, what JSON gives back unchanged; ``cost`` among it, the teacher passes spent so far.
+            bank: Its images.
+            tensors: The synthesizer's state.
+            values: Further state, what JSON gives back unchanged; ``cost`` among it, the teacher passes spent so far.
         """
         name = f"shard-{len(self.shards):05d}.safetensors"
         bank.save(self.path / name)

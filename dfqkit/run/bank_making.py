@@ -50,9 +50,9 @@ class BankPlan:
     """How large a set is, and who asked for it.
 
     Attributes:
-        n: images, at least 1.
-        shard: images in one file, at least 1; about as many are in memory.
-        command: what makes the set again, for its list.
+        n: Images, at least 1.
+        shard: Images in one file, at least 1; about as many are in memory.
+        command: What makes the set again, for its list.
     """
 
     n: int
@@ -66,17 +66,17 @@ def make_bank(
     """Make a set, or continue one that was interrupted: its images are those of an uninterrupted one, bit for bit.
 
     Args:
-        recipe: its teacher, image, synthesis and seed decide the images; its quant section only for methods that play
+        recipe: Its teacher, image, synthesis and seed decide the images; its quant section only for methods that play
             against a student.
-        out: a new or empty folder, or that of the same set.
-        plan: how many images, in what files.
+        out: A new or empty folder, or that of the same set.
+        plan: How many images, in what files.
         device: ``auto``, ``cpu`` or ``cuda``.
-        progress: where progress is shown.
-        teacher: a teacher already loaded; otherwise the recipe's is.
+        progress: Where progress is shown.
+        teacher: A teacher already loaded; otherwise the recipe's is.
 
     Raises:
-        ArtefactError: the folder holds something else, there is no room, or the source runs dry.
-        RecipeError: the method needs what the teacher lacks.
+        ArtefactError: The folder holds something else, there is no room, or the source runs dry.
+        RecipeError: The method needs what the teacher lacks.
     """
     where = resolve_device(device)
     teacher = _placed(teacher or teacher_of(recipe), where)
@@ -110,7 +110,7 @@ def make_bank(
 
 
 def _placed(teacher: Teacher, device: torch.device) -> Teacher:
-    """The teacher on the device; a caller's own model stays where it is."""
+    """Return the teacher on the device; a caller's own model stays where it is."""
     if device.type == "cpu":
         return teacher
     return dataclasses.replace(teacher, model=copy.deepcopy(teacher.model).to(device))
@@ -175,7 +175,7 @@ class _Making:
         """Run rounds until enough fresh images are there.
 
         Raises:
-            ArtefactError: when rounds bring no more of them.
+            ArtefactError: When rounds bring no more of them.
         """
         left = self.maker.available
         if left is None or left >= count:
@@ -203,7 +203,7 @@ class _Making:
 
 
 def _warnings(images: StoredBank, recipe: Recipe, teacher: Teacher) -> list[str]:
-    """What whoever takes the set should know, found by reading it once."""
+    """Return what whoever takes the set should know, found by reading it once."""
     config = resolved_synthesis(recipe)
     found = list(config.warnings())
     if teacher.weights_source == "random":

@@ -59,14 +59,14 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], floa
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - it is not a dict
         scalars, seconds = dict(header["scalars"]), float(header["seconds"])
         if header["schema"] != SCHEMA or header["crc32"] != _checksum(tensors):
-            msg = "its schema or its checksum is wrong"
-            raise ValueError(msg)
+            message = "its schema or its checksum is wrong"
+            raise ValueError(message)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        msg = (
+        message = (
             f"Cannot continue from '{path}': {error}. The file is damaged or of another version: delete it and resume. "
             f"Stage '{path.stem}' then starts from its beginning; nothing else is lost."
         )
-        raise ArtefactError(msg) from error
+        raise ArtefactError(message) from error
     return tensors, scalars, seconds
 
 

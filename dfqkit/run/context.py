@@ -51,8 +51,8 @@ def resolve_device(name: str) -> torch.device:
     """``auto``, ``cpu`` or ``cuda`` as a device.
 
     Raises:
-        RecipeError: for an unknown name.
-        RuntimeUnavailableError: for cuda where there is none.
+        RecipeError: For an unknown name.
+        RuntimeUnavailableError: For cuda where there is none.
     """
     if name not in ("auto", "cpu", "cuda"):
         message = f"Unknown device '{name}'. Allowed: auto, cpu, cuda."
@@ -70,7 +70,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolved_synthesis(recipe: Recipe) -> SynthesizerConfig:
-    """A recipe's section, the files that it names found."""
+    """Return a recipe's section, the files that it names found."""
     return recipe.synthesis.resolved(lambda name: str(find_file(name, recipe.directory)))
 
 
@@ -80,10 +80,10 @@ def provisional_student(
     """A student of the recipe's scheme, calibrated on Gaussian noise, for methods that need one before there is one.
 
     Args:
-        recipe: gives scheme, target, batch and seed.
-        teacher: on ``device``.
-        device: where to compute.
-        student: one of that scheme just built from the teacher, where there is one.
+        recipe: Gives scheme, target, batch and seed.
+        teacher: On ``device``.
+        device: Where to compute.
+        student: One of that scheme just built from the teacher, where there is one.
     """
     scheme = recipe.quant
     if student is None:
@@ -101,13 +101,13 @@ class Context:
     """What every stage needs.
 
     Attributes:
-        folder: of the run.
-        recipe: what the run does.
-        device: where to compute.
-        progress: where it is shown.
-        given: a teacher that is loaded already.
-        stages: all stages, in order.
-        part: the part of a stage that is done.
+        folder: Of the run.
+        recipe: What the run does.
+        device: Where to compute.
+        progress: Where it is shown.
+        given: A teacher that is loaded already.
+        stages: All stages, in order.
+        part: The part of a stage that is done.
     """
 
     folder: RunFolder
@@ -140,11 +140,11 @@ class Context:
         return replace(self, part=part, recipe=recipe, given=self.teacher)
 
     def file(self, name: str) -> Path:
-        """Where the part that is done has a file of that name."""
+        """Return where the part that is done has a file of that name."""
         return self.folder.path / named(name, self.part)
 
     def facts(self, stage: str) -> dict[str, Any]:
-        """What an earlier stage found out about the part that is done."""
+        """Return what an earlier stage found out about the part that is done."""
         found = self.folder.facts(stage)
         return dict(found.get(self.part.name, found))
 
@@ -163,7 +163,7 @@ class Context:
         """The float graph that is quantized: the teacher's, or that of the smaller student that was trained for it.
 
         Raises:
-            ArtefactError: when the recipe has a student and it is not trained yet.
+            ArtefactError: When the recipe has a student and it is not trained yet.
         """
         if self.recipe.student is None:
             return self.teacher_graph
@@ -172,7 +172,7 @@ class Context:
         return float_graph(student, self.teacher.image, self.teacher.task)
 
     def untrained_student(self) -> nn.Module:
-        """The smaller float student as it starts, in eval mode; there must be such a section."""
+        """Return the smaller float student as it starts, in eval mode; there must be such a section."""
         assert self.recipe.student is not None
         find = partial(find_file, recipe_dir=self.recipe.directory)
         return new_float_student(self.recipe.student, self.teacher, self.recipe.seed, find)
@@ -192,39 +192,39 @@ class Context:
         return schemes
 
     def reference(self, scheme: QuantConfig) -> fx.GraphModule:
-        """The float graph that a scheme quantizes, with the features of its students (`equalized_graph`)."""
+        """Return the float graph that a scheme quantizes, with the features of its students (`equalized_graph`)."""
         if scheme not in self._equalized:
             self._equalized[scheme] = equalized_graph(self.graph, scheme)
         return self._equalized[scheme]
 
     def new_student(self, scheme: QuantConfig) -> fx.GraphModule:
-        """A student that is not calibrated; building one costs no more than copying it."""
+        """Return a student that is not calibrated; building one costs no more than copying it."""
         return quantized_graph(self.reference(scheme), scheme, self.target, self.teacher.image)
 
     def stored_student(self, scheme: QuantConfig, name: str) -> fx.GraphModule:
-        """The student that a stage of this run left in file ``name``."""
+        """Return the student that a stage of this run left in file ``name``."""
         student = self.new_student(scheme)
         load_student(student, self.file(name), scheme)
         return student
 
     def rng(self, *names: str | int) -> torch.Generator:
-        """A component's random numbers, derived from the run's seed."""
+        """Return a component's random numbers, derived from the run's seed."""
         return derive(self.recipe.seed, *names, device=self.device)
 
     def bank(self, name: str) -> ImageBank:
-        """A stored set of this run."""
+        """Return a stored set of this run."""
         return ImageBank.load(self.folder.path / "images" / f"{name}.safetensors", self.teacher)
 
     def batches(self, name: str) -> list[Batch]:
-        """A stored set as batches on the run's device."""
+        """Return a stored set as batches on the run's device."""
         return list(self.bank(name).batches(self.recipe.bank.batch, self.device))
 
     def held_out(self) -> HeldOut:
-        """The stored images that choose a student's state, on the run's device."""
+        """Return the stored images that choose a student's state, on the run's device."""
         return HeldOut(batches=self.batches("held_out"), task=self.teacher.torch_task)
 
     def new_synthesizer(self, *, grading: bool = False) -> Synthesizer:
-        """The recipe's synthesizer, or the separate one that only grades."""
+        """Return the recipe's synthesizer, or the separate one that only grades."""
         bank, config = self.recipe.bank, self.synthesis
         main = Demand(
             training=max(bank.calibration, bank.training or 0), fresh=bank.held_out, game_rounds=self._game_rounds

@@ -52,7 +52,7 @@ def run(context: Context) -> StageResult:
 
 
 def plan(recipe: Recipe) -> Plan:
-    """The steps."""
+    """Return the steps."""
     config = recipe.distill
     if config is None:
         return Plan(text="no: the calibrated student ships")

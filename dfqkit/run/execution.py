@@ -39,15 +39,15 @@ def execute(
     """Run stages of a recipe in order, skipping what is complete.
 
     Args:
-        folder: the run's folder, made for this recipe.
-        recipe: what to do.
-        stages: names of `STAGES`.
+        folder: The run's folder, made for this recipe.
+        recipe: What to do.
+        stages: Names of `STAGES`.
         device: ``auto``, ``cpu`` or ``cuda``.
-        progress: where progress is shown.
-        teacher: a teacher already loaded; otherwise the recipe's is.
+        progress: Where progress is shown.
+        teacher: A teacher already loaded; otherwise the recipe's is.
 
     Raises:
-        ArtefactError: when a stage before the first of ``stages`` is missing.
+        ArtefactError: When a stage before the first of ``stages`` is missing.
     """
     context = Context(
         folder=folder,
@@ -79,14 +79,14 @@ def _finish(context: Context, name: str) -> None:
 
 
 def recipe_of(folder: RunFolder) -> Recipe:
-    """The recipe that a run folder was made for."""
+    """Return the recipe that a run folder was made for."""
     directory = folder.run_facts().get("recipe_dir")
     recipe = parse_recipe(folder.recipe_text(), str(folder.path / "recipe.yaml"))
     return recipe.found_in(Path(str(directory)) if directory else None)
 
 
 def run_facts(recipe: Recipe, command: str = "") -> dict[str, object]:
-    """What the manifest records: what reproduces the run, the machine and the versions."""
+    """Return what the manifest records: what reproduces the run, the machine and the versions."""
     return {
         "command": command,
         "recipe_dir": None if recipe.directory is None else str(recipe.directory),

@@ -33,7 +33,7 @@ def run(context: Context) -> StageResult:
 
 
 def _metadata(context: Context) -> dict[str, str]:
-    """What both files say about themselves."""
+    """Return what both files say about themselves."""
     from dfqkit.run.provenance import warnings_of
     from dfqkit_export.env import environment
     from dfqkit_export.tasks import metadata_of
@@ -60,7 +60,7 @@ def _metadata(context: Context) -> dict[str, str]:
 
 
 def plan(recipe: Recipe) -> Plan:
-    """The files."""
+    """Return the files."""
     return Plan(text=", ".join(named(name, part) for part in each_target(recipe) for name in (MODEL, TEACHER)))
 
 

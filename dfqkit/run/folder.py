@@ -104,7 +104,7 @@ class RunFolder:
         return str(self._manifest["digest"])
 
     def run_facts(self) -> dict[str, Any]:
-        """The facts that the run began with."""
+        """Return the facts that the run began with."""
         return dict(self._manifest["facts"])
 
     def recipe_text(self) -> str:
@@ -120,7 +120,7 @@ class RunFolder:
             raise ArtefactError(message) from error
 
     def done(self, stage: str) -> bool:
-        """Whether a stage is complete and all its files are as it left them.
+        """Return whether a stage is complete and all its files are as it left them.
 
         A file that is gone makes the stage undone: it is run again and gives the same file.
 

@@ -23,7 +23,7 @@ class FolderLock:
     """Keeps other processes out of a folder that is there.
 
     Args:
-        folder: which one.
+        folder: Which one.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -73,12 +73,12 @@ class Measured:
     """What was measured of a run.
 
     Attributes:
-        metrics: of all subjects on all images, and of the files.
-        layers: student and runtime, layer by layer.
-        account: what the target's runtime, or one of its family, said of the file.
-        labelled: whether any images have labels.
-        timing: how long the files take, where that was measured.
-        estimate: the drop on real images as the synthetic ones tell it (`estimate_of`), where they do.
+        metrics: Of all subjects on all images, and of the files.
+        layers: Student and runtime, layer by layer.
+        account: What the target's runtime, or one of its family, said of the file.
+        labelled: Whether any images have labels.
+        timing: How long the files take, where that was measured.
+        estimate: The drop on real images as the synthetic ones tell it (`estimate_of`), where they do.
     """
 
     metrics: list[Metric]
@@ -100,15 +100,15 @@ class _Subjects:
 
 
 def real_images(recipe: Recipe, *, limit: int | None = None) -> LabelledImages | None:
-    """The labelled images that a recipe names, or None.
+    """Return the labelled images that a recipe names, or None.
 
     Args:
-        recipe: names them.
-        limit: read fewer than the recipe says, to see whether they are there and fit.
+        recipe: Names them.
+        limit: Read fewer than the recipe says, to see whether they are there and fit.
 
     Raises:
-        RecipeError: when the file is missing; says where it was looked for.
-        ArtefactError: when it does not hold such images.
+        RecipeError: When the file is missing; says where it was looked for.
+        ArtefactError: When it does not hold such images.
     """
     section = recipe.validation
     if section.data is None:
@@ -124,8 +124,8 @@ def measure(context: Context, shown_as: str) -> Measured:
     """Run every model of a run on every set of images, and time the files.
 
     Args:
-        context: the run's, its export complete.
-        shown_as: name of the stage in the progress.
+        context: The run's, its export complete.
+        shown_as: Name of the stage in the progress.
     """
     recipe, model = context.recipe, context.file(MODEL)
     sets, subjects = _grading_sets(context), _subjects(context)
@@ -177,7 +177,7 @@ def _subjects(context: Context) -> _Subjects:
 
 
 def _as_written(context: Context) -> bool:
-    """Whether the file must run without ONNX Runtime's optimizer.
+    """Return whether the file must run without ONNX Runtime's optimizer.
 
     It turns float biases into integers, which the runtimes that ask for float ones do not.
     """
@@ -187,7 +187,7 @@ def _as_written(context: Context) -> bool:
 def _graded(
     context: Context, sets: list[GradingSet], answers: dict[str, Answer], shown_as: str
 ) -> tuple[list[Metric], dict[str, Any]]:
-    """Every subject on every set, and what the synthetic images tell of real ones."""
+    """Return every subject on every set, and what the synthetic images tell of real ones."""
     found: list[Metric] = []
     estimated: dict[str, Any] = {}
     with context.progress.stage(shown_as, total=sum(item.count for item in sets)) as bar:
@@ -206,12 +206,12 @@ def _graded(
 
 
 def compare(task: Task, outputs: dict[str, Outputs], grading: GradingSet) -> list[Metric]:
-    """Every metric of every subject on one set of images.
+    """Return every metric of every subject on one set of images.
 
     Args:
-        task: what outputs mean.
-        outputs: by subject, ``teacher`` among them; all of the same images.
-        grading: names the set, and gives its labels where there are any.
+        task: What outputs mean.
+        outputs: By subject, ``teacher`` among them; all of the same images.
+        grading: Names the set, and gives its labels where there are any.
     """
     found: list[Metric] = []
     labels, data = grading.labels, grading.name
@@ -228,13 +228,13 @@ def _joined(parts: list[Outputs]) -> Outputs:
 
 
 def estimated_drop(task: Task, outputs: dict[str, Outputs], method: str, found: list[Metric]) -> dict[str, Any]:
-    """The drop on real images as the synthetic ones tell it.
+    """Return the drop on real images as the synthetic ones tell it.
 
     Args:
-        task: what outputs mean.
-        outputs: by subject, of synthetic images.
-        method: that made the images.
-        found: what was measured; a known accuracy only says whether the drop may be told.
+        task: What outputs mean.
+        outputs: By subject, of synthetic images.
+        method: That made the images.
+        found: What was measured; a known accuracy only says whether the drop may be told.
     """
     known = next((m.value for m in found if (m.name, m.subject) == (TOP1.name, "teacher")), None)
     both = outputs["teacher"], outputs[DEFAULT.name]
@@ -295,12 +295,12 @@ def compare_layers(
     """Per layer: the student against the teacher, and the runtime against the student, both in dB.
 
     Args:
-        student: frozen.
-        model: the file that was written from it.
-        teacher: that of the float teacher.
+        student: Frozen.
+        model: The file that was written from it.
+        teacher: That of the float teacher.
         images: (N, C, H, W), normalised.
-        as_written: run the file without ONNX Runtime's optimizations.
-        reference: takes the place of the teacher where its features are scaled otherwise (`equalized_graph`).
+        as_written: Run the file without ONNX Runtime's optimizations.
+        reference: Takes the place of the teacher where its features are scaled otherwise (`equalized_graph`).
     """
     inputs = torch.from_numpy(images).to(next(student.parameters()).device)
     real = layer_outputs(teacher, images) if reference is None else _student_layers(reference, inputs)

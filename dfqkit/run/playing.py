@@ -31,8 +31,8 @@ class Checkpoints:
     """Saves a stage's state now and then, and hands back what an interrupted run left.
 
     Args:
-        folder: where it is kept.
-        stage: whose state; of a part of a stage, with the part's name behind a dot.
+        folder: Where it is kept.
+        stage: Whose state; of a part of a stage, with the part's name behind a dot.
     """
 
     def __init__(self, folder: RunFolder, stage: str) -> None:
@@ -52,7 +52,7 @@ class Checkpoints:
 
 
 def saved_synthesizer(context: Context, state: str) -> Synthesizer:
-    """The recipe's synthesizer, as an earlier stage left it in the saved state of that name."""
+    """Return the recipe's synthesizer, as an earlier stage left it in the saved state of that name."""
     made = context.new_synthesizer()
     loaded = context.folder.load_state(state)
     if loaded is None:
@@ -75,5 +75,5 @@ def play(context: Context, stage: str, loop: Loop[Any, Any]) -> None:
 
 
 def found_out(loop: Loop[Any, Any]) -> dict[str, object]:
-    """What a loop tells of itself."""
+    """Return what a loop tells of itself."""
     return {"judged": loop.judged, "kept": f"step {loop.kept_step}", "curve": loop.curve}

@@ -42,11 +42,11 @@ def warnings_of(recipe: Recipe) -> tuple[str, ...]:
 
 
 def measured_on(recipe: Recipe, source: str | Path) -> bool:
-    """Whether images come from where a recipe measures, however the two are written.
+    """Return whether images come from where a recipe measures, however the two are written.
 
     Args:
-        recipe: names in ``validate.data`` what it measures on; relative paths are looked up as its own are.
-        source: a path, or ``torchvision:NAME:ROOT``.
+        recipe: Names in ``validate.data`` what it measures on; relative paths are looked up as its own are.
+        source: A path, or ``torchvision:NAME:ROOT``.
     """
     data = recipe.validation.data
     if data is None:
@@ -69,7 +69,7 @@ def _parted(source: str) -> tuple[str, str]:
 
 
 def _resolved(recipe: Recipe) -> SynthesizerConfig:
-    """The synthesis section, its files found; a name stays where there is no such file any more."""
+    """Return the synthesis section, its files found; a name stays where there is no such file any more."""
 
     def find(name: str) -> str:
         try:
@@ -82,7 +82,7 @@ def _resolved(recipe: Recipe) -> SynthesizerConfig:
 
 
 def _places(recipe: Recipe) -> list[str]:
-    """Every file, folder and torchvision data set that the synthesis section names."""
+    """Return every file, folder and torchvision data set that the synthesis section names."""
     named: list[str] = []
 
     def note(name: str) -> str:
@@ -95,7 +95,7 @@ def _places(recipe: Recipe) -> list[str]:
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Every text in nested mappings and sequences."""
+    """Yield every text in nested mappings and sequences."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping | list | tuple):
@@ -104,11 +104,11 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def provenance(context: Context, until: str) -> dict[str, Any]:
-    """What made the file and where: `Report.provenance`.
+    """Return what made the file and where: `Report.provenance`.
 
     Args:
-        context: the run's.
-        until: name of the stage that asks; those before it made the file.
+        context: The run's.
+        until: Name of the stage that asks; those before it made the file.
     """
     recipe, teacher = context.recipe, context.teacher
     warned = warnings_of(recipe)
@@ -177,7 +177,7 @@ def synthesis(context: Context) -> dict[str, Any]:
 
 
 def selection(context: Context) -> dict[str, Any]:
-    """How the kept state was chosen: `Report.selection`."""
+    """Return how the kept state was chosen: `Report.selection`."""
     trained, played = (context.facts(stage.STAGE.name) for stage in (train, distill))
     held_out = grouped(StoredBank.open(context.folder.path / "images" / "held_out.safetensors"))
     student = {"float_student_kept": trained["kept"], "float_student_judged": trained["judged"]} if trained else {}

@@ -14,7 +14,7 @@ __all__ = ["STAGE", "calibrated_file"]
 
 
 def calibrated_file(index: int = 0) -> str:
-    """Where the ensemble's member lies after calibration; member 0 is the deployed one."""
+    """Return where the ensemble's member lies after calibration; member 0 is the deployed one."""
     return f"partner{index}.safetensors" if index else "calibrated.safetensors"
 
 
@@ -37,7 +37,7 @@ def run(context: Context) -> StageResult:
 
 
 def plan(recipe: Recipe) -> Plan:
-    """How many students there are."""
+    """Return how many students there are."""
     return Plan(text=f"{1 + len(recipe.distill.partners if recipe.distill else ())} student(s)")
 
 

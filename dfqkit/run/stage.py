@@ -23,8 +23,8 @@ class Part:
     """A piece of a stage that needs no other piece of it.
 
     Attributes:
-        name: what tells it, and its files, from the others; empty for the first, or only, one.
-        target: the target that it is about; None where there is one, or it makes no difference.
+        name: What tells it, and its files, from the others; empty for the first, or only, one.
+        target: The target that it is about; None where there is one, or it makes no difference.
     """
 
     name: str = ""
@@ -39,8 +39,8 @@ class Plan:
     """What a stage is going to do.
 
     Attributes:
-        text: in one phrase.
-        size: bytes that it stores beyond what every run has room for.
+        text: In one phrase.
+        size: Bytes that it stores beyond what every run has room for.
     """
 
     text: str
@@ -52,8 +52,8 @@ class StageResult:
     """What a stage leaves, beside the files themselves.
 
     Attributes:
-        files: paths in the run's folder, each whole on disk.
-        facts: what it found out; anything JSON holds.
+        files: Paths in the run's folder, each whole on disk.
+        facts: What it found out; anything JSON holds.
     """
 
     files: Sequence[str] = ()
@@ -61,24 +61,24 @@ class StageResult:
 
 
 def always(_: Recipe) -> bool:
-    """The stage has something to do for every recipe."""
+    """Return the stage has something to do for every recipe."""
     return True
 
 
 def whole(_: Recipe) -> Sequence[Part]:
-    """The stage is done in one piece."""
+    """Return the stage is done in one piece."""
     return (WHOLE,)
 
 
 def each_target(recipe: Recipe) -> Sequence[Part]:
-    """The stage is done once for every target of the recipe."""
+    """Return the stage is done once for every target of the recipe."""
     if len(recipe.targets) == 1:
         return (WHOLE,)
     return [Part(name=target if index else "", target=target) for index, target in enumerate(recipe.targets)]
 
 
 def named(name: str, part: Part) -> str:
-    """What a part calls a file of that name, so that no two write the same: ``model.openvino.onnx``."""
+    """Return what a part calls a file of that name, so that no two write the same: ``model.openvino.onnx``."""
     stem, dot, suffix = name.rpartition(".")
     return f"{stem}.{part.name}{dot}{suffix}" if part.name else name
 
@@ -88,12 +88,12 @@ class Stage:
     """One stage of a run, which works from the files of those before it and leaves files of its own.
 
     Attributes:
-        name: as the command line and the manifest have it.
-        help: what it does, for `dfqkit run --help`.
-        run: does it, or the part that the context is about.
-        plan: says what it is going to do for a recipe.
-        applies: whether it has something to do for a recipe; otherwise it is complete without being run.
-        parts: what several processes could share.
+        name: As the command line and the manifest have it.
+        help: What it does, for `dfqkit run --help`.
+        run: Does it, or the part that the context is about.
+        plan: Says what it is going to do for a recipe.
+        applies: Whether it has something to do for a recipe; otherwise it is complete without being run.
+        parts: What several processes could share.
     """
 
     name: str
@@ -113,5 +113,5 @@ def joined(results: Mapping[Part, StageResult]) -> StageResult:
 
 
 def only(stage: str, folder: Path | str) -> str:
-    """The command that does one stage of a run."""
+    """Return the command that does one stage of a run."""
     return f"dfqkit run --only {stage} {folder}"

@@ -25,18 +25,18 @@ STAGES: dict[str, Stage] = {
 
 
 def first() -> str:
-    """The stage that a run begins with."""
+    """Return the stage that a run begins with."""
     return next(iter(STAGES))
 
 
 def before(name: str) -> list[Stage]:
-    """The stages before one, in order."""
+    """Return the stages before one, in order."""
     names = list(STAGES)
     return [STAGES[earlier] for earlier in names[: names.index(name)]]
 
 
 def following(name: str, recipe: Recipe) -> str | None:
-    """The next stage that has something to do for a recipe; None after the last."""
+    """Return the next stage that has something to do for a recipe; None after the last."""
     names = list(STAGES)
     return next((later for later in names[names.index(name) + 1 :] if STAGES[later].applies(recipe)), None)
 
@@ -45,7 +45,7 @@ def require_earlier(folder: RunFolder, recipe: Recipe, name: str) -> None:
     """Refuse a stage whose predecessors are not complete; those with nothing to do for the recipe never are in the way.
 
     Raises:
-        ArtefactError: names the first one that is missing, and the commands that do it.
+        ArtefactError: Names the first one that is missing, and the commands that do it.
     """
     for stage in before(name):
         if stage.applies(recipe) and not folder.done(stage.name):
@@ -58,7 +58,7 @@ def require_earlier(folder: RunFolder, recipe: Recipe, name: str) -> None:
 
 
 def plan(recipe: Recipe) -> str:
-    """What `--dry-run` prints: what each stage does and costs, and the resolved recipe."""
+    """Return what `--dry-run` prints: what each stage does and costs, and the resolved recipe."""
     from dfqkit_export.backends import get_target  # not needed to list the stages
 
     lines = {

@@ -79,7 +79,7 @@ def require_trainable(context: Context) -> None:
     """Refuse, before any compute is spent, what the later stages could not do.
 
     Raises:
-        DfqkitError: the networks cannot be captured or quantized, or have no such layers.
+        DfqkitError: The networks cannot be captured or quantized, or have no such layers.
     """
     from dfqkit.students.capture import float_graph
     from dfqkit.students.student import build_student
@@ -108,7 +108,7 @@ def _thinned(curve: Sequence[dict[str, float]], points: int = 200) -> list[dict[
 
 
 def plan(recipe: Recipe) -> Plan:
-    """The source with its rounds, and the sets; their bytes, and those of a memory in two checkpoints."""
+    """Return the source with its rounds, and the sets; their bytes, and those of a memory in two checkpoints."""
     bank, config = recipe.bank, recipe.synthesis
     stored = bank.calibration + bank.held_out + bank.grading
     return Plan(
@@ -119,7 +119,7 @@ def plan(recipe: Recipe) -> Plan:
 
 
 def _source(config: Any) -> str:
-    """A source in one phrase; a mixture's parts with their shares."""
+    """Return a source in one phrase; a mixture's parts with their shares."""
     if config.method == "mixture":
         parts = zip(config.active, config.shares, strict=True)
         return ", ".join(f"{100 * share:.3g} % {_source(source)}" for source, share in parts)

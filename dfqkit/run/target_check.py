@@ -27,10 +27,10 @@ class Account:
     """What a runtime said of the file.
 
     Attributes:
-        subject: that runtime, as metrics name it; empty where the target has none.
-        realised: how each layer is executed, or None where the runtime was not asked or refused the file.
-        warnings: what a reader of the report must know first.
-        findings: why the file fails, whatever was measured elsewhere.
+        subject: That runtime, as metrics name it; empty where the target has none.
+        realised: How each layer is executed, or None where the runtime was not asked or refused the file.
+        warnings: What a reader of the report must know first.
+        findings: Why the file fails, whatever was measured elsewhere.
     """
 
     subject: str
@@ -39,11 +39,11 @@ class Account:
     findings: tuple[Finding, ...] = ()
 
     def metrics(self) -> list[Metric]:
-        """The share of integer layers, where the runtime answered."""
+        """Return the share of integer layers, where the runtime answered."""
         return [integer_share(self.realised, subject=self.subject)] if self.realised else []
 
     def answerable(self, floors: Iterable[Floor]) -> list[Floor]:
-        """The floors without those about a runtime that was not asked; `warnings` says that it was not."""
+        """Return the floors without those about a runtime that was not asked; `warnings` says that it was not."""
         absent = self.subject if self.realised is None and not self.findings else None
         return [floor for floor in floors if floor.subject != absent]
 
@@ -62,8 +62,8 @@ def ask_runtime(path: Path, target: Target) -> Account:
     """Have the runtime of a target's family load the file and say how it executes each layer.
 
     Args:
-        path: the exported file.
-        target: what it was exported for.
+        path: The exported file.
+        target: What it was exported for.
     """
     witness = witness_for(target)
     subject = witness.name if witness else ""
@@ -83,11 +83,11 @@ def ask_runtime(path: Path, target: Target) -> Account:
 
 
 def own_runtime(path: Path, target: Target) -> Session | None:
-    """The file, loaded into the target's own runtime; None where that is ONNX Runtime's CPU, or cannot run here.
+    """Return the file, loaded into the target's own runtime; None where that is ONNX Runtime's CPU, or cannot run here.
 
     Args:
-        path: the exported file.
-        target: what it was exported for.
+        path: The exported file.
+        target: What it was exported for.
     """
     backend = backend_of(target)
     if backend is DEFAULT or backend.missing():

@@ -38,7 +38,7 @@ def run(context: Context) -> StageResult:
 
 
 def plan(recipe: Recipe) -> Plan:
-    """The network, and its steps."""
+    """Return the network, and its steps."""
     config = recipe.student
     if config is None:
         return Plan(text="no: the teacher itself is quantized")

@@ -42,7 +42,7 @@ def run(context: Context) -> StageResult:
 
 
 def report_of(context: Context, measured: Measured) -> Report:
-    """The report of a run: what was measured, which floors hold, and what made the file."""
+    """Return the report of a run: what was measured, which floors hold, and what made the file."""
     from dfqkit.run.provenance import provenance, selection, synthesis, warnings_of
     from dfqkit_export.report import Floor, Report, check_floors
 
@@ -72,12 +72,12 @@ def report_of(context: Context, measured: Measured) -> Report:
 
 
 def reports(recipe: Recipe) -> list[str]:
-    """The names of a run's reports: one for each target."""
+    """Return the names of a run's reports: one for each target."""
     return [named(REPORT, part) for part in STAGE.parts(recipe)]
 
 
 def contact_sheets(folder: Path) -> dict[str, bytes]:
-    """One PNG a stored set, by its caption: a row for each group, so that a missing one shows."""
+    """Return one PNG a stored set, by its caption: a row for each group, so that a missing one shows."""
     from dfqkit.images.sheet import SheetForm, contact_sheet
     from dfqkit_export.images.stored import StoredBank
     from dfqkit_export.tasks.answering import grouped
@@ -99,7 +99,7 @@ def contact_sheets(folder: Path) -> dict[str, bytes]:
 
 
 def plan(recipe: Recipe) -> Plan:
-    """The images that measure."""
+    """Return the images that measure."""
     return Plan(text=recipe.validation.data or "synthetic images only")
 
 

@@ -30,10 +30,10 @@ def calibrate(student: fx.GraphModule, batches: Iterable[Tensor], image: ImageSp
     """Find every activation range from data, then fix the input's from the image specification.
 
     Args:
-        student: a fake-quantized graph; left in eval mode, its scales being parameters from now on.
-        batches: normalised images, each (N, C, H, W).
-        image: gives the range an input can take, so that its quantizer never depends on synthetic images.
-        learnable: whether training may move the ranges; scales that are powers of two cannot move by small steps.
+        student: A fake-quantized graph; left in eval mode, its scales being parameters from now on.
+        batches: Normalised images, each (N, C, H, W).
+        image: Gives the range an input can take, so that its quantizer never depends on synthetic images.
+        learnable: Whether training may move the ranges; scales that are powers of two cannot move by small steps.
     """
     student.eval()
     with torch.no_grad(), _Extremes(student) as extremes, calibration_mode(student):
@@ -104,8 +104,8 @@ def correct_bias(student: fx.GraphModule, batches: Sequence[Tensor]) -> None:
     """Shift each bias by the mean error that quantization adds to its layer's output (Nagel et al., 2019, section 4.2).
 
     Args:
-        student: a calibrated fake-quantized graph.
-        batches: normalised images, each (N, C, H, W).
+        student: A calibrated fake-quantized graph.
+        batches: Normalised images, each (N, C, H, W).
     """
     student.eval()
     with torch.no_grad(), bias_correction_mode(student):
@@ -174,7 +174,7 @@ def _relu6_to_relu(student: fx.GraphModule) -> None:
 
 
 def _behind_relu6(student: fx.GraphModule) -> list[tuple[fx.Node, Any]]:
-    """Every ReLU6 that only quantizers read, with its quantizer."""
+    """Return every ReLU6 that only quantizers read, with its quantizer."""
     modules = dict(student.named_modules())
     found = []
     for node in student.graph.nodes:

@@ -28,15 +28,15 @@ def export_graph(model: nn.Module, image: ImageSpec, *, batch: int = 2) -> fx.Gr
     """Capture ``model`` with `torch.export`, the batch dimension dynamic.
 
     Args:
-        model: network in eval mode, called with one tensor of shape (N, C, H, W).
-        image: gives (C, H, W).
-        batch: batch size of the example input; must be over 1, or the exporter specialises on it.
+        model: Network in eval mode, called with one tensor of shape (N, C, H, W).
+        image: Gives (C, H, W).
+        batch: Batch size of the example input; must be over 1, or the exporter specialises on it.
 
     Returns:
         The exported module, its nodes still in ATen operators.
 
     Raises:
-        TeacherError: when the model cannot be captured; says where in the user's code and what to do.
+        TeacherError: When the model cannot be captured; says where in the user's code and what to do.
     """
     example = torch.zeros((batch, *image.shape), device=next((p.device for p in model.parameters()), None))
     dynamic = ({0: torch.export.Dim("N", min=1, max=65536)},)
@@ -63,7 +63,7 @@ def export_graph(model: nn.Module, image: ImageSpec, *, batch: int = 2) -> fx.Gr
 
 
 def float_graph(model: nn.Module, image: ImageSpec, task: Task = DEFAULT_TASK) -> fx.GraphModule:
-    """The model as a plain float `fx.GraphModule` in normal form, BatchNorm folded.
+    """Return the model as a plain float `fx.GraphModule` in normal form, BatchNorm folded.
 
     Convolutions and linear layers become modules that keep the names of the parameters they came from; activations and
     pooling become `torch.nn` modules; in-place operators become functional; dropout goes. A BatchNorm that follows a
@@ -71,9 +71,9 @@ def float_graph(model: nn.Module, image: ImageSpec, task: Task = DEFAULT_TASK) -
     kernels know how to run. The result computes the same function as ``model`` in eval mode.
 
     Args:
-        model: network in eval mode.
-        image: gives (C, H, W).
-        task: names the outputs; those that are not its own are left out.
+        model: Network in eval mode.
+        image: Gives (C, H, W).
+        task: Names the outputs; those that are not its own are left out.
 
     Returns:
         A graph module whose parameters are copies: the model itself is not touched. One output is returned as it is,
@@ -98,7 +98,7 @@ def _require_same(model: nn.Module, graph: fx.GraphModule, image: ImageSpec, nam
     """Compare the graph with the model on two random images: a wrong translation must not be found in the accuracy.
 
     Raises:
-        TeacherError: when the outputs part by more than rounding explains.
+        TeacherError: When the outputs part by more than rounding explains.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     images = torch.randn((2, *image.shape), generator=torch.Generator().manual_seed(0)).to(device)

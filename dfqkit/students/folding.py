@@ -10,10 +10,10 @@ def with_parameters(layer: nn.Module, weight: Tensor, bias: Tensor | None, chann
     """Give a layer made on the meta device its tensors: the global random state is never drawn from.
 
     Args:
-        layer: convolution or linear layer without storage.
-        weight: its weight.
+        layer: Convolution or linear layer without storage.
+        weight: Its weight.
         bias: (channels,), or None for zeros.
-        channels: output channels.
+        channels: Output channels.
     """
     layer.weight = nn.Parameter(weight)
     layer.bias = nn.Parameter(torch.zeros(channels, dtype=weight.dtype, device=weight.device) if bias is None else bias)

@@ -33,7 +33,7 @@ def freeze(student: fx.GraphModule) -> None:
     Runtime still rounds them so when it fuses the layer.
 
     Args:
-        student: calibrated, and distilled if it is to be.
+        student: Calibrated, and distilled if it is to be.
     """
     student.eval()
     with torch.no_grad():

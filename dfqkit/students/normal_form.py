@@ -39,7 +39,7 @@ _DROPOUTS = {
 
 
 def op_name(target: object) -> str:
-    """The short operator name of an fx target: ``aten.add_.Tensor`` gives ``add_``."""
+    """Return the short operator name of an fx target: ``aten.add_.Tensor`` gives ``add_``."""
     if isinstance(target, torch._ops.OpOverload):
         return str(target.overloadpacket.__name__)
     return str(getattr(target, "__name__", target))
@@ -66,8 +66,8 @@ class Normaliser:
     """Rebuilds an exported graph node by node. One method an operator family.
 
     Args:
-        source: what `torch.export` captured.
-        outputs: names of the outputs that are kept, in the order in which a tuple gives them. The rebuilt graph returns
+        source: What `torch.export` captured.
+        outputs: Names of the outputs that are kept, in the order in which a tuple gives them. The rebuilt graph returns
             one as it is, several as a mapping; its output node has the names as ``meta["outputs"]``.
     """
 
@@ -81,7 +81,7 @@ class Normaliser:
         self.reserved = _owners(source)
 
     def build(self) -> fx.GraphModule:
-        """The rebuilt graph; BatchNorms are modules of their own in it."""
+        """Return the rebuilt graph; BatchNorms are modules of their own in it."""
         for node in self.source.graph.nodes:
             if node.op == "placeholder":
                 self.env[node] = self.graph.placeholder("image")

@@ -33,9 +33,9 @@ def write_float(graph: fx.GraphModule, path: Path, *, metadata: Mapping[str, str
     """Write a float graph (the teacher, BatchNorm folded) as ONNX.
 
     Args:
-        graph: a float graph in normal form, eval mode.
-        path: file to write; replaced whole or not at all.
-        metadata: text properties stored in the file.
+        graph: A float graph in normal form, eval mode.
+        path: File to write; replaced whole or not at all.
+        metadata: Text properties stored in the file.
         opset: ONNX opset.
     """
     from dfqkit.students.onnx_nodes import with_onnx_pooling
@@ -50,13 +50,13 @@ def write_qdq(graph: fx.GraphModule, target: Target, path: Path, *, metadata: Ma
     quantizer becomes a Q/DQ pair, with a Clip where its range has fewer than 8 bits.
 
     Args:
-        graph: a fake-quantized graph as built for the same target.
-        target: decides types, bias and clipping.
-        path: file to write; replaced whole or not at all.
-        metadata: text properties stored in the file.
+        graph: A fake-quantized graph as built for the same target.
+        target: Decides types, bias and clipping.
+        path: File to write; replaced whole or not at all.
+        metadata: Text properties stored in the file.
 
     Raises:
-        TargetError: when the graph holds a quantizer that the target cannot run.
+        TargetError: When the graph holds a quantizer that the target cannot run.
     """
     from dfqkit.students.onnx_nodes import with_qdq
 
@@ -71,7 +71,7 @@ def integer_bias(graph: fx.GraphModule) -> dict[str, Any]:
 
 
 def input_scales(graph: fx.GraphModule) -> dict[str, Any]:
-    """The scale of each quantized layer's input, by layer name: scalar tensors."""
+    """Return the scale of each quantized layer's input, by layer name: scalar tensors."""
     from dfqkit.students.onnx_nodes import input_scales as scales
 
     return scales(graph)
@@ -163,7 +163,7 @@ def _name_nodes(graph: onnx.GraphProto, outputs: Sequence[str]) -> None:
 
 
 def _module_path(node: onnx.NodeProto) -> str:
-    """The module (or function) a node was traced from. Initializers tell it only until equal ones are merged."""
+    """Return the module (or function) a node was traced from. Initializers tell it only until equal ones are merged."""
     for item in node.metadata_props:
         if item.key == "pkg.torch.onnx.name_scopes":
             scopes = [scope for scope in ast.literal_eval(item.value) if scope]

@@ -31,10 +31,10 @@ class QuantizeDequantize(nn.Module):
     """A Q/DQ pair with constant scale and zero point, and a Clip where the codes do not fill 8 bits.
 
     Args:
-        scale: scalar.
-        zero_point: integer scalar.
-        low: lowest code.
-        high: highest code.
+        scale: Scalar.
+        zero_point: Integer scalar.
+        low: Lowest code.
+        high: Highest code.
         signed: int8 codes, else uint8.
         clip_before: float Clip in front of Q instead of an integer Clip behind it.
     """
@@ -137,7 +137,7 @@ def bias_codes(bias: Tensor, scale: Tensor) -> Tensor:
     """int32 codes of a bias (C_out,) on the grid ``scale`` (C_out,) = input scale x weight scale.
 
     Raises:
-        TargetError: when a bias does not fit 32 bits, which means a scale has collapsed.
+        TargetError: When a bias does not fit 32 bits, which means a scale has collapsed.
     """
     codes = torch.round(bias.double() / scale.double())
     if float(codes.abs().max()) > 2**31 - 1:
@@ -163,7 +163,7 @@ def activation_parameters(module: nn.Module) -> tuple[Tensor, int, tuple[int, in
 
 
 def with_onnx_pooling(graph: fx.GraphModule) -> fx.GraphModule:
-    """A copy whose global pooling is written as GlobalAveragePool."""
+    """Return a copy whose global pooling is written as GlobalAveragePool."""
     copied = copy.deepcopy(graph).cpu().eval()
     for name, module in list(copied.named_modules()):
         if isinstance(module, nn.AdaptiveAvgPool2d):
@@ -172,7 +172,7 @@ def with_onnx_pooling(graph: fx.GraphModule) -> fx.GraphModule:
 
 
 def with_qdq(graph: fx.GraphModule, target: Target) -> fx.GraphModule:
-    """A copy whose Brevitas layers are replaced by modules that the exporter writes as integer QDQ."""
+    """Return a copy whose Brevitas layers are replaced by modules that the exporter writes as integer QDQ."""
     copied = with_onnx_pooling(graph)
     modules = dict(copied.named_modules())  # kept from before the replacements below
     for name, module in modules.items():
@@ -213,7 +213,7 @@ def input_scales(graph: fx.GraphModule) -> dict[str, Tensor]:
 
 
 def rounded_biases(graph: fx.GraphModule) -> dict[str, Tensor]:
-    """Each quantized layer's bias on the int32 grid, by layer name, float32."""
+    """Return each quantized layer's bias on the int32 grid, by layer name, float32."""
     rounded: dict[str, Tensor] = {}
     for name, scale_in in input_scales(graph).items():
         layer: Any = graph.get_submodule(name)
@@ -226,7 +226,7 @@ def input_scale(node: fx.Node, modules: dict[str, nn.Module]) -> Tensor:
     """Scale of the quantizer that a layer's input comes from, through operators that only move values.
 
     Raises:
-        TargetError: when there is none, so that an integer bias cannot be written.
+        TargetError: When there is none, so that an integer bias cannot be written.
     """
     source: Any = node.args[0]
     while isinstance(source, fx.Node):

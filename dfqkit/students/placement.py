@@ -36,10 +36,10 @@ class ActivationPlan:
     """One activation quantizer.
 
     Attributes:
-        node: name of the node whose output it quantizes.
-        bits: bit width.
-        signed: whether values may be negative.
-        shares: node whose quantizer is used again (same scale), or None for one of its own.
+        node: Name of the node whose output it quantizes.
+        bits: Bit width.
+        signed: Whether values may be negative.
+        shares: Node whose quantizer is used again (same scale), or None for one of its own.
     """
 
     node: str
@@ -63,10 +63,10 @@ def plan(graph: fx.GraphModule, config: QuantConfig, target: Target, image: Imag
     the first and the last layer gets ``first_last`` bits, all others ``elementwise`` bits.
 
     Args:
-        graph: a float graph in normal form.
-        config: the scheme.
-        target: where quantizers are wanted.
-        image: gives the input shape, to tell tensors from sizes.
+        graph: A float graph in normal form.
+        config: The scheme.
+        target: Where quantizers are wanted.
+        image: Gives the input shape, to tell tensors from sizes.
     """
     rules = _Rules(graph, config, target, image)
     activations: dict[str, ActivationPlan] = {}
@@ -176,7 +176,7 @@ class _Rules:
         return min(asked, default=self.config.activation_bits)
 
     def shared_source(self, node: fx.Node) -> fx.Node | None:
-        """The node whose quantizer serves again behind an operator that only moves values."""
+        """Return the node whose quantizer serves again behind an operator that only moves values."""
         if self.kind(node) != "regrid" or node not in self.tensors:
             return None
         # Where inputs alone are quantized, an addition still wants the pair of its residual branch right before it.
@@ -214,7 +214,7 @@ class _Rules:
         return False
 
     def _main_branch(self, addition: fx.Node) -> fx.Node | None:
-        """The convolution that an addition fuses into: the last of its inputs that is one."""
+        """Return the convolution that an addition fuses into: the last of its inputs that is one."""
         inputs = [
             a for a in addition.args if isinstance(a, fx.Node) and self.kind(a) == "weighted" and len(a.users) == 1
         ]
@@ -239,18 +239,18 @@ def _float_tensors(graph: fx.GraphModule, image: ImageSpec) -> set[fx.Node]:
 
 
 def quantized_graph(graph: fx.GraphModule, config: QuantConfig, target: Target, image: ImageSpec) -> fx.GraphModule:
-    """A fake-quantized copy of a float graph, made of Brevitas layers, not yet calibrated.
+    """Return a fake-quantized copy of a float graph, made of Brevitas layers, not yet calibrated.
 
     Node and layer names stay those of ``graph``; the quantizer of node ``n`` is the module ``quant.n``.
 
     Args:
-        graph: a float graph in normal form.
-        config: the scheme, checked against the target here.
-        target: placement and types.
-        image: input shape.
+        graph: A float graph in normal form.
+        config: The scheme, checked against the target here.
+        target: Placement and types.
+        image: Input shape.
 
     Raises:
-        TargetError: when the target cannot run the scheme.
+        TargetError: When the target cannot run the scheme.
     """
     config.check(target)
     decided = plan(graph, config, target, image)
@@ -285,7 +285,7 @@ def _module(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
 
 
 def _quant_layer(layer: nn.Module, config: QuantConfig, bits: int, target: Target) -> nn.Module:
-    """The Brevitas twin of a float layer, with its weights. The bias stays float until export."""
+    """Return the Brevitas twin of a float layer, with its weights. The bias stays float until export."""
     options = {
         "bias": True,
         "weight_quant": weight_quantizer(config, bits, target),

@@ -40,11 +40,11 @@ def activation_quantizer(config: QuantConfig, bits: int, target: Target, *, sign
     """Brevitas activation quantizer class with a learnable scale.
 
     Args:
-        config: the scheme.
-        bits: bit width.
-        target: decides sign and symmetry.
-        signed: whether the tensor may be negative.
-        exact_scale: restrict the scale to powers of two, where the scheme asks for that at all.
+        config: The scheme.
+        bits: Bit width.
+        target: Decides sign and symmetry.
+        signed: Whether the tensor may be negative.
+        exact_scale: Restrict the scale to powers of two, where the scheme asks for that at all.
     """
     space = target.signed_activations if signed else target.unsigned_activations
     plain, least_error = {

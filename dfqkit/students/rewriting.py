@@ -90,7 +90,7 @@ def fold_scales(graph: fx.GraphModule) -> None:
 
 
 def _channel_scale(graph: fx.GraphModule, constant: object, layer: nn.Conv2d | nn.Linear) -> Tensor | None:
-    """The constant as (C_out,), or None where it is none or does not lie along the layer's channels."""
+    """Return the constant as (C_out,), or None where it is none or does not lie along the layer's channels."""
     if not isinstance(constant, fx.Node) or constant.op != "get_attr":
         return None
     value: Tensor = reduce(getattr, str(constant.target).split("."), graph)  # type: ignore[assignment, arg-type]

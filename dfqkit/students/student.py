@@ -63,7 +63,7 @@ def load_student(student: fx.GraphModule, path: Path, config: QuantConfig) -> No
     """Load tensors that `save_student` wrote into a student just built with the same scheme.
 
     Raises:
-        ArtefactError: when the file is damaged or belongs to another model.
+        ArtefactError: When the file is damaged or belongs to another model.
     """
     try:
         state = load_file(path)
@@ -101,7 +101,7 @@ def _quantizers_kept() -> Iterator[None]:
 
 
 def snapshot(student: fx.GraphModule) -> dict[str, Tensor]:
-    """A copy of a student's tensors."""
+    """Return a copy of a student's tensors."""
     with warnings.catch_warnings():
         # Brevitas 0.13 overrides state_dict with positional arguments, of which torch warns.
         warnings.filterwarnings("ignore", "Positional args are being deprecated", FutureWarning)

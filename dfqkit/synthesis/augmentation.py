@@ -28,11 +28,11 @@ def shifted(images: Tensor, image: ImageSpec, most: int, rng: torch.Generator, *
     The literature's "pad by 4, random crop": the offset of each axis is uniform on the whole numbers of [-most, most].
 
     Args:
-        images: normalised (N, C, H, W).
-        image: tells what black is in the normalised space.
-        most: pixels, at least 0.
-        rng: draws offsets and mirrors.
-        flip: mirror each image sideways with probability 1/2.
+        images: Normalised (N, C, H, W).
+        image: Tells what black is in the normalised space.
+        most: Pixels, at least 0.
+        rng: Draws offsets and mirrors.
+        flip: Mirror each image sideways with probability 1/2.
     """
     n, _, height, width = images.shape
     offset = torch.randint(-most, most + 1, (2, n), generator=rng, device=rng.device).float()
@@ -54,9 +54,9 @@ def cropped(images: Tensor, smallest: float, rng: torch.Generator, *, flip: bool
 
     Args:
         images: (N, C, H, W).
-        smallest: share of the image's area, within (0, 1].
-        rng: draws windows and mirrors.
-        flip: mirror each window sideways with probability 1/2.
+        smallest: Share of the image's area, within (0, 1].
+        rng: Draws windows and mirrors.
+        flip: Mirror each window sideways with probability 1/2.
     """
     n, _, height, width = images.shape
     draw = torch.rand((4, n), generator=rng, device=rng.device)

@@ -25,8 +25,8 @@ class Synthesizer(ABC):
     it.
 
     Attributes:
-        config: its section of the recipe, which says what the method needs and what reports must say of it.
-        cost: teacher forward+backward image passes spent so far.
+        config: Its section of the recipe, which says what the method needs and what reports must say of it.
+        cost: Teacher forward+backward image passes spent so far.
     """
 
     config: SynthesizerConfig
@@ -59,7 +59,7 @@ class Synthesizer(ABC):
         """Run one round of the method's own optimisation.
 
         Args:
-            students: models to play against, or none; methods that need one get one in every round.
+            students: Models to play against, or none; methods that need one get one in every round.
 
         Returns:
             The round's loss terms, by the name of the weight that scales them, unweighted.
@@ -75,7 +75,7 @@ class Synthesizer(ABC):
         """Draw fresh images, which nothing was or will be trained on and which no other call returns.
 
         Args:
-            n: how many; at most `available`.
+            n: How many; at most `available`.
 
         Returns:
             (n, C, H, W), detached, in the teacher's normalised space.
@@ -107,12 +107,12 @@ def require_finite(config: SynthesizerConfig, values: Mapping[str, float], where
     """Stop a synthesis that has diverged, before noise or black images come of it.
 
     Args:
-        config: of the synthesis; the message names its learning rates and weights.
-        values: loss terms and what else must be finite, by name.
-        where: in which step or after which, for the message.
+        config: Of the synthesis; the message names its learning rates and weights.
+        values: Loss terms and what else must be finite, by name.
+        where: In which step or after which, for the message.
 
     Raises:
-        ArtefactError: a value is infinite or not a number.
+        ArtefactError: A value is infinite or not a number.
     """
     bad = next((name for name, value in values.items() if not math.isfinite(value)), None)
     if bad is None:
@@ -129,12 +129,12 @@ def require_finite(config: SynthesizerConfig, values: Mapping[str, float], where
 
 
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """The loss that is minimised: every term times the weight of its name."""
+    """Return the loss that is minimised: every term times the weight of its name."""
     return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
 
 
 def mean_over(
     students: Sequence[nn.Module], distance: Callable[[Tensor, Tensor], Tensor], images: Tensor, logits: Tensor
 ) -> Tensor:
-    """A distance between students' and teacher's answers to the same images, averaged over the students."""
+    """Return a distance between students' and teacher's answers to the same images, averaged over the students."""
     return torch.stack([distance(student(images), logits) for student in students]).mean()

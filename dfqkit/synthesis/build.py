@@ -30,7 +30,7 @@ def build_synthesizer(
     """Make the synthesizer that a configuration describes.
 
     Raises:
-        RecipeError: when it needs what the teacher lacks.
+        RecipeError: When it needs what the teacher lacks.
     """
     require_needs(config, teacher)
     made = implementation(type(config))(config, teacher, generator, demand)
@@ -42,10 +42,10 @@ def build_synthesizer(
 
 
 def implementation(kind: type[SynthesizerConfig]) -> type[Synthesizer]:
-    """The class that does what sections of this kind describe.
+    """Return the class that does what sections of this kind describe.
 
     Raises:
-        RecipeError: it is not there, or is no synthesizer; says whose section names it.
+        RecipeError: It is not there, or is no synthesizer; says whose section names it.
     """
     where = f"{kind.__module__}.{kind.__qualname__}"
     named = getattr(kind, "implementation", None)
@@ -65,7 +65,7 @@ def require_needs(config: SynthesizerConfig, teacher: Teacher) -> None:
     """Refuse a method that needs what the teacher lacks, before any compute is spent.
 
     Raises:
-        RecipeError: says what is lacking, what there is, and which methods would do.
+        RecipeError: Says what is lacking, what there is, and which methods would do.
     """
     offered = provides(teacher)
     lacking = sorted((config.needed & TEACHERS_PART) - offered)

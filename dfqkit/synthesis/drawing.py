@@ -10,12 +10,12 @@ class Deck:
     """Numbers below ``size`` in random order, every one once before any comes again.
 
     Args:
-        size: how many; may be raised while some are still to be dealt.
-        rng: draws the order.
+        size: How many; may be raised while some are still to be dealt.
+        rng: Draws the order.
         items: (size,) int64, dealt in the place of the numbers; None for the numbers themselves.
 
     Attributes:
-        rest: what is dealt next, int64; together with ``rng`` the whole state.
+        rest: What is dealt next, int64; together with ``rng`` the whole state.
     """
 
     def __init__(self, size: int, rng: torch.Generator, items: Tensor | None = None) -> None:
@@ -23,10 +23,10 @@ class Deck:
         self.rest = torch.zeros(0, dtype=torch.int64, device=rng.device)
 
     def deal(self, n: int) -> Tensor:
-        """The next ``n`` of them, int64 (n,).
+        """Return the next ``n`` of them, int64 (n,).
 
         Raises:
-            ValueError: there are none.
+            ValueError: There are none.
         """
         if n > len(self.rest) and not self.size:
             message = f"Asked for {n} items of none."

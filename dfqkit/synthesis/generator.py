@@ -20,12 +20,12 @@ class Generator(nn.Module):
     what the teacher saw.
 
     Args:
-        image: output shape (C, H, W) and normalisation.
-        latent: dimension of z.
-        width: channels of the second block's map, which is the last one of images up to 45 pixels. The maps before have
+        image: Output shape (C, H, W) and normalisation.
+        latent: Dimension of z.
+        width: Channels of the second block's map, which is the last one of images up to 45 pixels. The maps before have
             twice as many; after it every block halves them, down to a quarter, since at 224 pixels wide maps would cost
             many times what the teacher does.
-        rng: draws the initial weights, N(0, 0.02) for convolutions as in DCGAN (Radford et al., 2016).
+        rng: Draws the initial weights, N(0, 0.02) for convolutions as in DCGAN (Radford et al., 2016).
     """
 
     def __init__(self, image: ImageSpec, latent: int, width: int, rng: torch.Generator) -> None:

@@ -24,12 +24,12 @@ class GivenImages(Synthesizer):
     A subclass sets `training` and `fresh`, places of images for its `_read`, and `order`, which deals the former.
 
     Attributes:
-        place: where the images are, for messages.
-        needed: different images that the run's two synthesizers need together.
-        training: places of the images that train.
-        fresh: places of the others, in the order in which they are given.
-        given: how many of them have been.
-        order: deals the training images.
+        place: Where the images are, for messages.
+        needed: Different images that the run's two synthesizers need together.
+        training: Places of the images that train.
+        fresh: Places of the others, in the order in which they are given.
+        given: How many of them have been.
+        order: Deals the training images.
     """
 
     training: Tensor
@@ -47,7 +47,7 @@ class GivenImages(Synthesizer):
         """Refuse fewer different images than both synthesizers of the run need.
 
         Raises:
-            ArtefactError: says how many are needed and for what.
+            ArtefactError: Says how many are needed and for what.
         """
         if found >= self.needed:
             return
@@ -75,10 +75,10 @@ class GivenImages(Synthesizer):
         return len(self.fresh) - self.given
 
     def sample(self, n: int) -> Tensor:
-        """The next ``n`` images that are in no training set; each is given once.
+        """Return the next ``n`` images that are in no training set; each is given once.
 
         Raises:
-            ArtefactError: when fewer are left.
+            ArtefactError: When fewer are left.
         """
         if n > self.available:
             message = (
@@ -90,10 +90,10 @@ class GivenImages(Synthesizer):
         return self._decoded(self._read(self.fresh[self.given - n : self.given]))
 
     def training_batch(self, n: int) -> Tensor:
-        """Images of the training set, every one once before any comes again.
+        """Return images of the training set, every one once before any comes again.
 
         Raises:
-            ArtefactError: when there is no training set.
+            ArtefactError: When there is no training set.
         """
         if not len(self.training):
             message = "There are no training images. Make the source with Demand.training above 0."
@@ -101,7 +101,7 @@ class GivenImages(Synthesizer):
         return self._decoded(self._read(self._dealt(n)))
 
     def _dealt(self, n: int) -> Tensor:
-        """Places of the next ``n`` training images."""
+        """Return places of the next ``n`` training images."""
         return self.training[self.order.deal(n)]
 
     @abstractmethod

@@ -12,15 +12,15 @@ class LatentBatch:
     """Latents and labels of one batch, drawn anew, and the images of its step of lowest loss.
 
     Args:
-        n: images.
-        latent: dimension of z.
-        classes: that labels are drawn from, each as likely.
-        rng: draws them.
+        n: Images.
+        latent: Dimension of z.
+        classes: That labels are drawn from, each as likely.
+        rng: Draws them.
 
     Attributes:
         z: (n, latent), N(0, 1), with gradient.
         labels: (n,), int64.
-        best: loss, images and what else `keep` was given in the step of lowest loss; empty before the first.
+        best: Loss, images and what else `keep` was given in the step of lowest loss; empty before the first.
     """
 
     def __init__(self, n: int, latent: int, classes: int, rng: torch.Generator) -> None:
@@ -34,7 +34,7 @@ class LatentBatch:
             self.best = {name: value.detach().clone() for name, value in {"loss": loss, **tensors}.items()}
 
     def tensors(self) -> dict[str, Tensor]:
-        """What it was drawn as, and has become."""
+        """Return what it was drawn as, and has become."""
         return {"z": self.z, "labels": self.labels}
 
     def load(self, tensors: dict[str, Tensor], best: dict[str, Tensor]) -> None:

@@ -27,13 +27,13 @@ from dfqkit_export.images.spec import ImageSpec
 
 
 def low_pass_response(height: int, width: int, cutoff: float, device: torch.device | str = "cpu") -> Tensor:
-    """What `torch.fft.rfft2` of an image is multiplied by.
+    """Return what `torch.fft.rfft2` of an image is multiplied by.
 
     Args:
-        height: of the image, in pixels.
-        width: of the image, in pixels.
+        height: Of the image, in pixels.
+        width: Of the image, in pixels.
         cutoff: D0, the distance at which exp(-1/2) is left, in steps of the discrete frequency, above 0.
-        device: where it is used.
+        device: Where it is used.
 
     Returns:
         (height, width // 2 + 1), 1 at the zero frequency.
@@ -54,7 +54,7 @@ class LowPassed(Synthesizer):
     """Another synthesizer whose images are filtered when they are drawn; all else is its own.
 
     Args:
-        made: the synthesizer.
+        made: The synthesizer.
         low_pass: D0 as a share of the image's smaller side, above 0.
     """
 
@@ -87,19 +87,19 @@ class LowPassed(Synthesizer):
         return self.made.available
 
     def synthesize(self, students: Sequence[nn.Module] = ()) -> Losses:
-        """The synthesizer's round; what it optimises is not filtered."""
+        """Return the synthesizer's round; what it optimises is not filtered."""
         return self.made.synthesize(students)
 
     def sample(self, n: int) -> Tensor:
-        """The synthesizer's fresh images, filtered."""
+        """Return the synthesizer's fresh images, filtered."""
         return low_passed(self.made.sample(n), self.response, self.teacher.image)
 
     def training_batch(self, n: int) -> Tensor:
-        """The synthesizer's training images, filtered."""
+        """Return the synthesizer's training images, filtered."""
         return low_passed(self.made.training_batch(n), self.response, self.teacher.image)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The synthesizer's."""
+        """Return the synthesizer's."""
         return self.made.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

@@ -37,9 +37,9 @@ class OnlineSynthesizer(Synthesizer):
     `_load_tensors`.
 
     Attributes:
-        betas: of Adam.
-        weights: of every term that `_terms` may return.
-        averages: what images are drawn from; the generators themselves where ``ema`` is 0.
+        betas: Of Adam.
+        weights: Of every term that `_terms` may return.
+        averages: What images are drawn from; the generators themselves where ``ema`` is 0.
     """
 
     config: OnlineConfig
@@ -69,7 +69,7 @@ class OnlineSynthesizer(Synthesizer):
         return self.config.warmup
 
     def synthesize(self, students: Sequence[nn.Module] = ()) -> Losses:
-        """One round of every generator: a step of the warm-up, or ``steps`` steps of the game."""
+        """Return one round of every generator: a step of the warm-up, or ``steps`` steps of the game."""
         config = self.config
         game = bool(students) and ("student" not in self.config.needs or self.warmed >= config.warmup)
         if game:
@@ -91,7 +91,7 @@ class OnlineSynthesizer(Synthesizer):
         return total
 
     def _step(self, index: int, students: Sequence[nn.Module]) -> tuple[Tensor, Losses]:
-        """One optimiser step of one generator; the images it was taken on, detached, and the terms."""
+        """Return one optimiser step of one generator; the images it was taken on, detached, and the terms."""
         member, optimizer = self.generators[index], self.optimizers[index]
         n = self.config.each_batch
         images = member(self._latent(n))
@@ -112,11 +112,11 @@ class OnlineSynthesizer(Synthesizer):
 
     @abstractmethod
     def _terms(self, images: Tensor, students: Sequence[nn.Module]) -> dict[str, Tensor]:
-        """The loss terms of one generator's images, unweighted; runs the teacher once.
+        """Return the loss terms of one generator's images, unweighted; runs the teacher once.
 
         Args:
             images: (n, C, H, W), normalised, with gradient.
-            students: any classifiers of the same images and classes, in eval mode, perhaps none.
+            students: Any classifiers of the same images and classes, in eval mode, perhaps none.
         """
 
     def _follow(self, index: int) -> None:
@@ -145,7 +145,7 @@ class OnlineSynthesizer(Synthesizer):
         return torch.cat([self._recall(old), self.sample(n - old)]) if old else self.sample(n)
 
     def _draw(self, member: Generator, n: int) -> Tensor:
-        """Images in training-mode statistics, as they were optimised, without moving the generator's buffers."""
+        """Return images in training-mode statistics, as they were optimised, without moving the generator's buffers."""
         kept = {name: buffer.clone() for name, buffer in member.named_buffers()}
         images: Tensor = member(self._latent(max(n, 2)))[:n]
         for name, buffer in member.named_buffers():
@@ -201,7 +201,7 @@ class OnlineSynthesizer(Synthesizer):
         self._load_tensors(under(state, "method."))
 
     def _tensors(self) -> dict[str, Tensor]:
-        """What the method keeps between steps beside all this."""
+        """Return what the method keeps between steps beside all this."""
         return {}
 
     def _load_tensors(self, state: dict[str, Tensor]) -> None:

@@ -51,10 +51,10 @@ def on_device(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Ten
 
 
 def under(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The entries whose name starts with ``prefix``, without it."""
+    """Return the entries whose name starts with ``prefix``, without it."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def prefixed(**parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The entries of all parts, each under ``part.name``; what `under` takes apart."""
+    """Return the entries of all parts, each under ``part.name``; what `under` takes apart."""
     return {f"{part}.{name}": value for part, held in parts.items() for name, value in held.items()}

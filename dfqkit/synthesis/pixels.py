@@ -65,11 +65,11 @@ class PixelSynthesizer(PoolSynthesizer):
     - ``of_batch``, ``of_all``: names of tensors that it keeps beyond this, for a batch or longer.
 
     Attributes:
-        x: the batch at hand.
-        weights: factor of each term, by its name; leave terms of weight 0 out of what `_terms` returns.
-        low: smallest pixel a channel, normalised, (1, C, 1, 1).
-        high: the largest.
-        classes: deals class labels evenly.
+        x: The batch at hand.
+        weights: Factor of each term, by its name; leave terms of weight 0 out of what `_terms` returns.
+        low: Smallest pixel a channel, normalised, (1, C, 1, 1).
+        high: The largest.
+        classes: Deals class labels evenly.
     """
 
     config: PixelConfig
@@ -102,7 +102,7 @@ class PixelSynthesizer(PoolSynthesizer):
         return {}
 
     def _start(self) -> Tensor:
-        """The next given images, and noise where there are no more; normalised (batch, C, H, W)."""
+        """Return the next given images, and noise where there are no more; normalised (batch, C, H, W)."""
         given = self._given()
         if self.starts is None or not given:
             return self._noise(self.config.batch)
@@ -133,11 +133,11 @@ class PixelSynthesizer(PoolSynthesizer):
         return torch.cat([seen, self.classes.deal(self.config.batch - given)])
 
     def _transform(self, images: Tensor) -> Tensor:
-        """What happens to the batch in front of the teacher, before it is shifted and mirrored."""
+        """Return what happens to the batch in front of the teacher, before it is shifted and mirrored."""
         return images
 
     def _stages(self, steps: int) -> tuple[Stage, ...]:
-        """All stages of a batch of ``steps`` steps, in order and without gaps."""
+        """Return all stages of a batch of ``steps`` steps, in order and without gaps."""
         return (Stage(start=0, stop=steps, jitter=self.config.jitter, clamp=self.config.clamp),)
 
     def _lr(self, step: int, steps: int) -> float:

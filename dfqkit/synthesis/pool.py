@@ -31,7 +31,7 @@ class PoolSynthesizer(Synthesizer):
     A subclass gives `_begin`, `_step`, `_finish`, and for what they keep between steps `_tensors` and `_load_tensors`.
 
     Attributes:
-        plays: whether students change what is made.
+        plays: Whether students change what is made.
     """
 
     config: PoolConfig
@@ -62,7 +62,7 @@ class PoolSynthesizer(Synthesizer):
         return len(self.fresh)
 
     def synthesize(self, students: Sequence[nn.Module] = ()) -> Losses:
-        """One step of the batch at hand; in a game a whole batch, or nothing."""
+        """Return one step of the batch at hand; in a game a whole batch, or nothing."""
         config = self.config
         if not students or self.finished < self.batches:
             return self._advance(students, config.steps, game=False)
@@ -112,7 +112,7 @@ class PoolSynthesizer(Synthesizer):
             self.training, self.order.rest = self.training[kept.sort().values], self.order.rest[:0]
 
     def sample(self, n: int) -> Tensor:
-        """The next ``n`` images that are in no training set; each is given once."""
+        """Return the next ``n`` images that are in no training set; each is given once."""
         if n > len(self.fresh):
             message = (
                 f"Asked for {n} fresh images, but {len(self.fresh)} are left of {self.made} made. Run more rounds "
@@ -123,7 +123,7 @@ class PoolSynthesizer(Synthesizer):
         return self._decoded(codes)
 
     def training_batch(self, n: int) -> Tensor:
-        """Images of the training set, every one once before any comes again."""
+        """Return images of the training set, every one once before any comes again."""
         if not len(self.training):
             message = "There are no training images yet. Run the warm-up first, with Demand.training above 0."
             raise ArtefactError(message)
@@ -158,15 +158,15 @@ class PoolSynthesizer(Synthesizer):
 
     @abstractmethod
     def _step(self, students: Sequence[nn.Module], step: int, steps: int) -> Losses:
-        """One optimiser step on the batch at hand, the ``step``-th of ``steps``, counted from 0."""
+        """Return one optimiser step on the batch at hand, the ``step``-th of ``steps``, counted from 0."""
 
     @abstractmethod
     def _finish(self) -> Tensor:
-        """The finished batch, normalised (n, C, H, W)."""
+        """Return the finished batch, normalised (n, C, H, W)."""
 
     @abstractmethod
     def _tensors(self) -> dict[str, Tensor]:
-        """What outlives batches, and within a batch (``self.at`` above 0) what `_step` needs to go on."""
+        """Return what outlives batches, and within a batch (``self.at`` above 0) what `_step` needs to go on."""
 
     @abstractmethod
     def _load_tensors(self, state: dict[str, Tensor]) -> None:

@@ -33,7 +33,7 @@ def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def can_join(layer: _BatchNorm, x: Tensor) -> bool:
-    """Whether `normalised_with_moments` may stand in for this layer: plain, frozen, in eval mode, float32."""
+    """Return whether `normalised_with_moments` may stand in for this layer: plain, frozen, in eval mode, float32."""
     frozen = not any(parameter.requires_grad for parameter in layer.parameters())
     return type(layer).forward is _BatchNorm.forward and frozen and not layer.training and x.dtype == torch.float32
 
@@ -42,7 +42,7 @@ def running_statistics(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
     """Mean and variance that training left in a layer.
 
     Raises:
-        TypeError: it keeps none; whoever asks has chosen layers that do.
+        TypeError: It keeps none; whoever asks has chosen layers that do.
     """
     mean, variance = layer.running_mean, layer.running_var
     if mean is None or variance is None:
@@ -52,7 +52,7 @@ def running_statistics(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
 
 
 def normalised_with_moments(layer: _BatchNorm, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What the layer returns, and `channel_moments` of its input; see `can_join`."""
+    """Return what the layer returns, and `channel_moments` of its input; see `can_join`."""
     y, mean, variance = _Joined.apply(x, layer)
     return y, mean, variance
 

@@ -48,11 +48,11 @@ class TeacherSource:
     """One kind of factory string.
 
     Attributes:
-        prefix: what stands in front of the colon.
-        form: how the string is written, for messages.
-        build: finds the factory that a whole string names, without calling it and without downloading anything.
-        classes: keyword argument that takes the number of classes; None to look for one in the signature.
-        downloads: keyword arguments that would fetch weights, which is refused.
+        prefix: What stands in front of the colon.
+        form: How the string is written, for messages.
+        build: Finds the factory that a whole string names, without calling it and without downloading anything.
+        classes: Keyword argument that takes the number of classes; None to look for one in the signature.
+        downloads: Keyword arguments that would fetch weights, which is refused.
     """
 
     prefix: str

@@ -51,7 +51,7 @@ def layer_calls(teacher: Teacher) -> tuple[list[Call], Tensor]:
 
 
 def linear_head(teacher: Teacher) -> tuple[str, nn.Linear] | None:
-    """The linear layer whose output is the logits, with its module path; None where there is none.
+    """Return the linear layer whose output is the logits, with its module path; None where there is none.
 
     A network that ends in a 1x1 convolution per class (SqueezeNet) has features but no linear head, and one whose task
     has no classes has neither.
@@ -63,7 +63,7 @@ def last_layer(teacher: Teacher) -> str:
     """Module path of the layer whose input are the features: the linear head, or a convolution with all classes.
 
     Raises:
-        TeacherError: there is neither, so that nothing says where the features are.
+        TeacherError: There is neither, so that nothing says where the features are.
     """
     calls, logits = layer_calls(teacher)
     head = _head_of(calls, logits)
@@ -79,7 +79,7 @@ def last_layer(teacher: Teacher) -> str:
 
 
 def provides(teacher: Teacher) -> frozenset[str]:
-    """What it offers of "batchnorm", "classes", "linear_head" and "features"; see `Synthesizer.needs`."""
+    """Return what it offers of "batchnorm", "classes", "linear_head" and "features"; see `Synthesizer.needs`."""
     calls, output = layer_calls(teacher)
     classes = CLASSES in teacher.task.offers
     head = classes and _head_of(calls, output) is not None
@@ -91,7 +91,7 @@ def provides(teacher: Teacher) -> frozenset[str]:
 
 
 def _last_of_classes(calls: list[Call], classes: int) -> str | None:
-    """The convolution that is called last of all layers with weights, if it gives one map a class."""
+    """Return the convolution that is called last of all layers with weights, if it gives one map a class."""
     last = next((call for call in reversed(calls) if isinstance(call.layer, nn.Linear | nn.Conv2d)), None)
     fits = last is not None and isinstance(last.layer, nn.Conv2d) and last.layer.out_channels == classes
     return last.name if last is not None and fits else None

@@ -25,7 +25,7 @@ class BatchStatistics:
     """Statistics of the input of one BatchNorm layer, beside what training left in the layer.
 
     Attributes:
-        name: the layer's module path.
+        name: The layer's module path.
         mean: (C,) over batch and positions, with gradient.
         variance: (C,), biased, with gradient.
         running_mean: (C,) of the layer.
@@ -40,7 +40,7 @@ class BatchStatistics:
 
 
 def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
-    """Every BatchNorm (1d, 2d, 3d, synchronised) of ``model`` that has running statistics, by module path.
+    """Return every BatchNorm (1d, 2d, 3d, synchronised) of ``model`` that has running statistics, by module path.
 
     Layers that only compute the same, as torchvision's FrozenBatchNorm2d does, are not seen: nothing but the names of
     their buffers says what they are. Put a BatchNorm2d with the same numbers in their place.
@@ -79,7 +79,7 @@ class BatchNormTap(_Tap):
         (['0'], [1.0, 1.0])
 
     Raises:
-        TeacherError: when there is no BatchNorm with running statistics, or one is in training mode.
+        TeacherError: When there is no BatchNorm with running statistics, or one is in training mode.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -124,7 +124,7 @@ class BatchNormTap(_Tap):
         self.statistics.clear()
 
     def deviations(self, form: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> list[Tensor]:
-        """What ``form``, one of the BatchNorm terms of `losses`, makes of every entry of ``statistics``."""
+        """Return what ``form``, one of the BatchNorm terms of `losses`, makes of every entry of ``statistics``."""
         return [form(s.mean, s.variance, s.running_mean, s.running_variance) for s in self.statistics]
 
     def _reader(self, name: str) -> Callable[[_BatchNorm, tuple[Tensor, ...], dict[str, Tensor]], None]:
@@ -174,12 +174,12 @@ class LayerTap(_Tap):
     of them.
 
     Args:
-        model: any module.
-        names: module paths, as `Module.named_modules` gives them.
+        model: Any module.
+        names: Module paths, as `Module.named_modules` gives them.
         side: ``input`` for a layer's first argument, ``output`` for its result.
 
     Raises:
-        TeacherError: for a name that the model does not have.
+        TeacherError: For a name that the model does not have.
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str], side: Literal["input", "output"] = "output") -> None:
@@ -233,8 +233,8 @@ class FeatureTap(_Tap):
     """Reads what leaves ``quant.n`` for every point ``n`` during a forward; ``features`` holds the last forward's.
 
     Args:
-        model: a student or a reference graph.
-        points: node names.
+        model: A student or a reference graph.
+        points: Node names.
     """
 
     def __init__(self, model: fx.GraphModule, points: Sequence[str]) -> None:

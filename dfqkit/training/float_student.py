@@ -46,13 +46,13 @@ def new_float_student(
     """Make a student with random weights, or those of ``start``, in eval mode on the teacher's device.
 
     Args:
-        config: the recipe's section.
-        teacher: gives images, task, classes and device.
-        seed: the run's; decides the weights. The global random state stays as it is.
-        find: finds the file that ``start`` names.
+        config: The recipe's section.
+        teacher: Gives images, task, classes and device.
+        seed: The run's; decides the weights. The global random state stays as it is.
+        find: Finds the file that ``start`` names.
 
     Raises:
-        RecipeError: when there is no such network, or it is no student for this teacher.
+        RecipeError: When there is no such network, or it is no student for this teacher.
     """
     number = derive(seed, "float student").initial_seed()
     try:
@@ -112,10 +112,10 @@ def _require_fit(model: nn.Module, factory: str, teacher: Teacher, device: torch
 def student_objective(
     student: nn.Module, teacher: Teacher, config: FloatStudentConfig, rng: torch.Generator
 ) -> Objective:
-    """What the student minimises; a grey image shows the shapes of features. ``student`` must be in eval mode.
+    """Return what the student minimises; a grey image shows the shapes of features. ``student`` must be in eval mode.
 
     Raises:
-        RecipeError: when the layers that the section names are not there, or cannot be compared.
+        RecipeError: When the layers that the section names are not there, or cannot be compared.
     """
     pairs = list(config.layers or ()) if config.weights.of_layers else []
     names, ours = [pair.teacher for pair in pairs], [pair.student for pair in pairs]
@@ -131,16 +131,16 @@ class FloatStudentTrainer(Loop[FloatStudentConfig, nn.Module]):
     """The loop over one float student, which is in training mode (BatchNorm on the batch) only while it takes a step.
 
     Args:
-        student: from `new_float_student`; trained in place.
-        teacher: labels every batch.
-        stream: where batches come from; plays against the student in eval mode.
-        held_out: choose the state that is kept.
-        config: the recipe's section.
-        rng: draws the projections' weights, and the seed of what layers such as dropout draw.
+        student: From `new_float_student`; trained in place.
+        teacher: Labels every batch.
+        stream: Where batches come from; plays against the student in eval mode.
+        held_out: Choose the state that is kept.
+        config: The recipe's section.
+        rng: Draws the projections' weights, and the seed of what layers such as dropout draw.
 
     Raises:
-        RecipeError: when the layers that the section names are not there, or cannot be compared.
-        ArtefactError: when the student's first answers are not finite.
+        RecipeError: When the layers that the section names are not there, or cannot be compared.
+        ArtefactError: When the student's first answers are not finite.
     """
 
     section: ClassVar[str] = "student"
@@ -176,7 +176,7 @@ class FloatStudentTrainer(Loop[FloatStudentConfig, nn.Module]):
             return objective.terms(answer, reference, found.values, wanted.values)
 
     def _answer(self, images: Tensor) -> Any:
-        """One forward in training mode; what layers draw is the step's, so that a resumed run draws the same."""
+        """Return one forward in training mode; what layers draw is the step's, so that a resumed run draws the same."""
         self.student.train()
         try:
             with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
@@ -215,7 +215,7 @@ def load_float_student(student: nn.Module, path: Path) -> None:
     """Load what `save_float_student` wrote into a student of the same section.
 
     Raises:
-        ArtefactError: when the file is missing, damaged or of another network.
+        ArtefactError: When the file is missing, damaged or of another network.
     """
     try:
         student.load_state_dict(load_file(path))

@@ -39,8 +39,8 @@ class HeldOut:
     """Images that never train a student; they choose the state that is kept.
 
     Attributes:
-        batches: images, and what the teacher answers to them.
-        task: what answers mean.
+        batches: Images, and what the teacher answers to them.
+        task: What answers mean.
     """
 
     batches: Sequence[Batch]
@@ -66,15 +66,15 @@ class Loop(ABC, Generic[Config, Model]):
     """The loop's state: students, the first of which is the one that counts, and the best state seen of it.
 
     Args:
-        students: the models that learn.
-        objectives: what each minimises.
-        optimizers: of each; every group has its highest learning rate as ``base``.
-        stream: where batches come from.
-        held_out: choose the state that is kept.
-        config: the recipe's section.
+        students: The models that learn.
+        objectives: What each minimises.
+        optimizers: Of each; every group has its highest learning rate as ``base``.
+        stream: Where batches come from.
+        held_out: Choose the state that is kept.
+        config: The recipe's section.
 
     Raises:
-        ArtefactError: when the first student's answers are not finite.
+        ArtefactError: When the first student's answers are not finite.
     """
 
     section: ClassVar[str]
@@ -103,18 +103,18 @@ class Loop(ABC, Generic[Config, Model]):
 
     @abstractmethod
     def _terms(self, index: int, images: Tensor) -> dict[str, Tensor]:
-        """The loss terms of student ``index`` on a batch, unweighted, with gradient."""
+        """Return the loss terms of student ``index`` on a batch, unweighted, with gradient."""
 
     @abstractmethod
     def _snapshot(self, index: int) -> dict[str, Tensor]:
-        """A copy of a student's tensors."""
+        """Return a copy of a student's tensors."""
 
     @abstractmethod
     def _restore(self, index: int, state: dict[str, Tensor]) -> None:
         """Put such a copy back; parameters stay the same objects."""
 
     def _turns(self) -> Iterator[tuple[int, str]]:
-        """Which students step now, and what is appended to the names of their terms."""
+        """Yield which students step now, and what is appended to the names of their terms."""
         yield 0, ""
 
     @property
@@ -123,7 +123,7 @@ class Loop(ABC, Generic[Config, Model]):
         return int(min(self.judged, key=lambda entry: entry[self.task.chosen_by])["step"])
 
     def run_step(self) -> dict[str, float]:
-        """One step of every student; a synthesizer round and a look at the held-out images when they are due.
+        """Return one step of every student; a synthesizer round and a look at the held-out images when they are due.
 
         A loss that is no longer finite ends the training: the best state seen stays, and nothing after it could be.
         """
@@ -156,7 +156,7 @@ class Loop(ABC, Generic[Config, Model]):
         return terms
 
     def _train(self, index: int) -> dict[str, float]:
-        """One optimizer step on a fresh batch; returns the loss terms, unweighted."""
+        """Return one optimizer step on a fresh batch; returns the loss terms, unweighted."""
         optimizer = self.optimizers[index]
         images = self.stream.batch(self.config.batch)
         terms = self._harder_terms(index, images) if self.config.harder else self._terms(index, images)

@@ -35,7 +35,7 @@ class Projection(nn.Module):
     Args:
         channels: C.
         out: D.
-        rng: draws the weights, N(0, 1 / C).
+        rng: Draws the weights, N(0, 1 / C).
     """
 
     def __init__(self, channels: int, out: int, rng: torch.Generator) -> None:
@@ -54,15 +54,15 @@ class Objective(nn.Module):
     """The sum that one student minimises. Its parameters are the projections', none where all channels agree.
 
     Args:
-        config: weights and options.
-        pairs: the layers that are compared; of no account where no term does.
-        ours: an example of the student's features, by name; only their shapes are read.
-        theirs: the same of the reference.
-        rng: draws the projections' weights.
-        task: what the outputs mean.
+        config: Weights and options.
+        pairs: The layers that are compared; of no account where no term does.
+        ours: An example of the student's features, by name; only their shapes are read.
+        theirs: The same of the reference.
+        rng: Draws the projections' weights.
+        task: What the outputs mean.
 
     Raises:
-        RecipeError: when two layers cannot be compared; says which, and their shapes.
+        RecipeError: When two layers cannot be compared; says which, and their shapes.
     """
 
     def __init__(
@@ -106,13 +106,13 @@ class Objective(nn.Module):
         return list(dict.fromkeys(pair.teacher for pair in self.pairs))
 
     def terms(self, answer: Tensors, wanted: Tensors, ours: Features, theirs: Features) -> dict[str, Tensor]:
-        """Every term of a weight above 0, unweighted.
+        """Return every term of a weight above 0, unweighted.
 
         Args:
-            answer: the student's outputs.
-            wanted: the reference's.
-            ours: the student's features of the same batch, by name; may be empty where no term reads them.
-            theirs: the reference's.
+            answer: The student's outputs.
+            wanted: The reference's.
+            ours: The student's features of the same batch, by name; may be empty where no term reads them.
+            theirs: The reference's.
         """
         computed: dict[str, Callable[[], Tensor]] = {
             "response": lambda: self.task.distance(wanted, answer, self.config.temperature),
@@ -127,7 +127,7 @@ class Objective(nn.Module):
         return {name: compute() for name, compute in computed.items() if getattr(self.weights, name)}
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum, a scalar."""
+        """Return the weighted sum, a scalar."""
         return torch.stack([getattr(self.weights, name) * term for name, term in terms.items()]).sum()
 
     def _features(self, index: int, ours: Features, theirs: Features) -> tuple[Tensor, Tensor]:
@@ -157,7 +157,7 @@ class Objective(nn.Module):
 
 
 def _over_outputs(loss: Callable[[Tensor, Tensor], Tensor], answer: Tensors, wanted: Tensors) -> Tensor:
-    """The mean of a term over all outputs."""
+    """Return the mean of a term over all outputs."""
     return torch.stack([loss(answer[name], wanted[name]) for name in answer]).mean()
 
 
@@ -165,13 +165,13 @@ def require_names(names: Sequence[str], known: Collection[str], where: str, whos
     """Refuse names of layers that are not among those ``known``.
 
     Args:
-        names: asked for.
-        known: there are.
-        where: the recipe's section.
-        whose: what the layers belong to, in words.
+        names: Asked for.
+        known: There are.
+        where: The recipe's section.
+        whose: What the layers belong to, in words.
 
     Raises:
-        RecipeError: for the first one, with near names and those there are.
+        RecipeError: For the first one, with near names and those there are.
     """
     for name in names:
         if name in known:
@@ -226,7 +226,7 @@ def _pooled(mine: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def measuring_points(student: fx.GraphModule) -> list[str]:
-    """Names of the nodes that a student quantizes with a quantizer of their own, the input left out."""
+    """Return names of the nodes that a student quantizes with a quantizer of their own, the input left out."""
     return [
         node.args[0].name
         for node in student.graph.nodes
@@ -237,7 +237,7 @@ def measuring_points(student: fx.GraphModule) -> list[str]:
 
 
 def reference_graph(graph: fx.GraphModule, points: Sequence[str]) -> fx.GraphModule:
-    """A copy of a float graph with an identity module ``quant.n`` behind each node ``n`` of ``points``."""
+    """Return a copy of a float graph with an identity module ``quant.n`` behind each node ``n`` of ``points``."""
     reference = copy.deepcopy(graph)
     reference.add_submodule("quant", nn.Module())
     nodes = {node.name: node for node in reference.graph.nodes}

@@ -25,10 +25,10 @@ __all__ = ["QuantizedStudentTrainer", "measured_pairs"]
 
 
 def measured_pairs(student: fx.GraphModule, config: DistillConfig) -> list[LayerPair]:
-    """The quantized tensors of a student that a section compares with those of the float graph.
+    """Return the quantized tensors of a student that a section compares with those of the float graph.
 
     Raises:
-        RecipeError: for a name that no quantized tensor has.
+        RecipeError: For a name that no quantized tensor has.
     """
     if not config.weights.of_layers:
         return []
@@ -44,16 +44,16 @@ class QuantizedStudentTrainer(Loop[DistillConfig, fx.GraphModule]):
     """The loop over an ensemble of quantized students, the first of which is deployed.
 
     Args:
-        students: calibrated; the first is the one that ships.
-        schemes: their schemes.
-        reference: the float graph that the students were built from (`equalized_graph`); labels every batch.
-        stream: where batches come from.
-        held_out: choose the state that is kept, and say what answers mean.
-        config: the recipe's section.
+        students: Calibrated; the first is the one that ships.
+        schemes: Their schemes.
+        reference: The float graph that the students were built from (`equalized_graph`); labels every batch.
+        stream: Where batches come from.
+        held_out: Choose the state that is kept, and say what answers mean.
+        config: The recipe's section.
 
     Raises:
-        RecipeError: when the layers that the section names are not there, or cannot be compared.
-        ArtefactError: when the deployed student's answers are not finite.
+        RecipeError: When the layers that the section names are not there, or cannot be compared.
+        ArtefactError: When the deployed student's answers are not finite.
     """
 
     section: ClassVar[str] = "distill"
@@ -92,7 +92,7 @@ class QuantizedStudentTrainer(Loop[DistillConfig, fx.GraphModule]):
         config: DistillConfig,
         rng: torch.Generator,
     ) -> Objective:
-        """What one student minimises; an image shows the shapes of its features."""
+        """Return what one student minimises; an image shows the shapes of its features."""
         names, ours = [pair.teacher for pair in pairs], [pair.student for pair in pairs]
         with torch.no_grad(), FeatureTap(self.reference, names) as wanted, FeatureTap(student, ours) as found:
             self.reference(image), student(image)

@@ -50,16 +50,16 @@ class LiveStream:
     """Batches straight from a synthesizer, moved a little.
 
     Args:
-        synthesizer: plays against the students in `advance`.
-        config: gives shifts and flips.
-        rng: draws them.
+        synthesizer: Plays against the students in `advance`.
+        config: Gives shifts and flips.
+        rng: Draws them.
     """
 
     def __init__(self, synthesizer: Synthesizer, config: Motion, rng: torch.Generator) -> None:
         self.synthesizer, self.config, self.rng = synthesizer, config, rng
 
     def advance(self, students: Sequence[nn.Module]) -> Losses:
-        """One round of the synthesizer, the students frozen meanwhile."""
+        """Return one round of the synthesizer, the students frozen meanwhile."""
         with frozen(students):
             return self.synthesizer.synthesize(students)
 
@@ -68,7 +68,7 @@ class LiveStream:
         return _moved(self.synthesizer.training_batch(n), self.config, self.rng)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The synthesizer's state and the augmentation's."""
+        """Return the synthesizer's state and the augmentation's."""
         return {f"synthesizer.{name}": value for name, value in self.synthesizer.state_dict().items()} | {
             "rng": self.rng.get_state()
         }

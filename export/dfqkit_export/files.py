@@ -14,7 +14,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write ``data`` to ``path`` so that a reader, or a kill, never sees half of it.
 
     Raises:
-        ArtefactError: when the disk is full or the folder cannot be written; what stood there before is untouched.
+        ArtefactError: When the disk is full or the folder cannot be written; what stood there before is untouched.
     """
     temporary = path.with_name(f".{path.name}.part")
     try:

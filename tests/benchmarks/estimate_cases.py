@@ -89,8 +89,8 @@ class Bench:
         spec = StoredBank.open(next(iter(sets.values()))[0]).spec
         real = load_images(data, spec)
         if real.labels is None:
-            msg = f"{data} has no labels; the truth needs them."
-            raise ArtefactError(msg)
+            message = f"{data} has no labels; the truth needs them."
+            raise ArtefactError(message)
         return cls(
             name=name,
             folder=folder,

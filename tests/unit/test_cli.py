@@ -331,8 +331,8 @@ def fill_the_disk() -> None:
 
 
 def lack_a_runtime() -> None:
-    msg = "No onnxruntime here. Install it."
-    raise RuntimeUnavailableError(msg)
+    message = "No onnxruntime here. Install it."
+    raise RuntimeUnavailableError(message)
 
 
 class TestEndings:

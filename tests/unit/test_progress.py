@@ -95,8 +95,8 @@ def test_a_stage_that_fails_says_nothing_more() -> None:
     def fail() -> None:
         with Progress(stream=stream).stage("distill", total=100) as bar:
             bar.advance(5)
-            msg = "broken"
-            raise ValueError(msg)
+            message = "broken"
+            raise ValueError(message)
 
     with pytest.raises(ValueError, match="broken"):
         fail()

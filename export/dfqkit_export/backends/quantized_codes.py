@@ -67,7 +67,7 @@ def _is_plain(quantize: onnx.NodeProto, graph: QdqGraph) -> bool:
 
 
 def _highest(quantize: onnx.NodeProto, graph: QdqGraph) -> int:
-    """The highest code that any DequantizeLinear behind a quantizer of uint8 can read."""
+    """Return the highest code that any DequantizeLinear behind a quantizer of uint8 can read."""
     highest = [
         min((clip_bound(node, 2, 255, graph) for node in between if node.op_type == "Clip"), default=255)
         for _, between in graph.pair(quantize)

@@ -32,8 +32,8 @@ class Cell(Generic[_Value]):
     """One fact of a table and where it is from.
 
     Attributes:
-        value: the fact.
-        source: begins with ``measured:`` (and in which version) where this project saw it happen, with ``read:`` (and
+        value: The fact.
+        source: Begins with ``measured:`` (and in which version) where this project saw it happen, with ``read:`` (and
             on which page, in which header or file) where a vendor says so and nobody here could try, with
             ``unknown:`` where the value is only the absence of knowledge.
     """
@@ -47,10 +47,10 @@ class QuantSpace:
     """The quantized types one kind of tensor may have.
 
     Attributes:
-        bits: allowed bit widths. Below 8, the codes are stored in 8-bit types and clipped to the smaller range.
-        signed: whether the stored codes are signed (int8) or not (uint8).
+        bits: Allowed bit widths. Below 8, the codes are stored in 8-bit types and clipped to the smaller range.
+        signed: Whether the stored codes are signed (int8) or not (uint8).
         symmetric: True where the zero point must be 0, False where it may lie anywhere in the range.
-        granularity: one scale a tensor, or one an output channel.
+        granularity: One scale a tensor, or one an output channel.
         narrow_range: True where the lowest code is left unused ([-127, 127] at 8 bits).
         reduce_range: True where codes must fill no more than 7 bits, whatever the scheme's width (ONNX Runtime's word).
     """
@@ -68,11 +68,11 @@ class QuantSpace:
         return "int8" if self.signed else "uint8"
 
     def width(self, bits: int) -> int:
-        """The bits that the codes of a ``bits``-wide scheme really fill."""
+        """Return the bits that the codes of a ``bits``-wide scheme really fill."""
         return min(bits, 7) if self.reduce_range else bits
 
     def holds(self, other: QuantSpace) -> bool:
-        """Whether everything ``other`` allows is allowed here; narrow ranges lie inside full ones."""
+        """Return whether everything ``other`` allows is allowed here; narrow ranges lie inside full ones."""
         return (
             self.signed == other.signed
             and self.granularity == other.granularity
@@ -92,12 +92,12 @@ class OperatorRule:
 
     Attributes:
         operators: ONNX operator types the row is about.
-        placement: where Q/DQ pairs go.
-        activations: alternatives for the tensors it computes with, the best first; all pairs around one operator must
+        placement: Where Q/DQ pairs go.
+        activations: Alternatives for the tensors it computes with, the best first; all pairs around one operator must
             take the same alternative's type.
-        weights: alternatives for its constant second input; nothing where it has none.
-        bias: forms its bias may have, the best first; nothing where it has none.
-        opsets: first and last opset in which the row holds, or None for all of the target's.
+        weights: Alternatives for its constant second input; nothing where it has none.
+        bias: Forms its bias may have, the best first; nothing where it has none.
+        opsets: First and last opset in which the row holds, or None for all of the target's.
     """
 
     operators: tuple[str, ...]
@@ -113,7 +113,7 @@ class OperatorRule:
         return bool(self.activations.value)
 
     def cells(self) -> tuple[tuple[str, Cell[object]], ...]:
-        """Every fact of the row by its column's name."""
+        """Return every fact of the row by its column's name."""
         named = {
             "placement": self.placement,
             "activations": self.activations,
@@ -136,28 +136,28 @@ class Target:
     (`operators`) says what the runtime takes. The first must lie within the second.
 
     Attributes:
-        name: key in recipes and on the command line.
-        title: name for people.
-        backend: name of the backend that executes it.
+        name: Key in recipes and on the command line.
+        title: Name for people.
+        backend: Name of the backend that executes it.
         opset: ONNX opset of the exported file.
-        weights: types of convolution and linear weights.
-        unsigned_activations: types of tensors that cannot be negative (after ReLU, Sigmoid).
-        signed_activations: types of all other activations.
+        weights: Types of convolution and linear weights.
+        unsigned_activations: Types of tensors that cannot be negative (after ReLU, Sigmoid).
+        signed_activations: Types of all other activations.
         bias: ``int32`` with scale input x weight, or ``float``.
         quantize_outputs: True where Q/DQ is wanted behind every operator that computes (Conv, Add, pooling...), False
             where only the inputs of weighted operators and the residual branch of an addition are quantized.
         clip_before_quantize: True where a sub-8-bit range is cut by a float Clip in front of QuantizeLinear, False
             where an integer Clip behind it is better.
-        quirks: behaviour a reader must know, each with its source.
-        opsets: first and last opset the runtime reads.
-        dtypes: types that codes of weights and activations may have anywhere in a file.
-        zero_point_zero: whether every zero point must be 0 (True) or may be anything (False).
-        relu_zero_point: zero point behind a ReLU with which the ReLU costs nothing: ``lowest`` code, or ``any``.
-        operators: the table, one row per kind of operator.
-        unsupported: operator types that the runtime refuses; those of other domains than ONNX's as "domain.Type".
-        domains: domains beside ONNX's own whose operators come with the runtime.
-        pairs_only: what is said of operators that compute on codes by themselves, where it takes Q/DQ pairs alone.
-        constant_scales: why even a scale that nodes compute must be a constant, where it must.
+        quirks: Behaviour a reader must know, each with its source.
+        opsets: First and last opset the runtime reads.
+        dtypes: Types that codes of weights and activations may have anywhere in a file.
+        zero_point_zero: Whether every zero point must be 0 (True) or may be anything (False).
+        relu_zero_point: Zero point behind a ReLU with which the ReLU costs nothing: ``lowest`` code, or ``any``.
+        operators: The table, one row per kind of operator.
+        unsupported: Operator types that the runtime refuses; those of other domains than ONNX's as "domain.Type".
+        domains: Domains beside ONNX's own whose operators come with the runtime.
+        pairs_only: What is said of operators that compute on codes by themselves, where it takes Q/DQ pairs alone.
+        constant_scales: Why even a scale that nodes compute must be a constant, where it must.
     """
 
     name: str
@@ -185,7 +185,7 @@ class Target:
         """Refuse a table whose student's types are not among those it says the runtime takes.
 
         Raises:
-            TargetError: naming the row and the field.
+            TargetError: Naming the row and the field.
         """
         rule = self.rule("Conv")
         if rule is None:
@@ -212,23 +212,23 @@ class Target:
             raise TargetError(message)
 
     def rule(self, op_type: str) -> OperatorRule | None:
-        """The row about an ONNX operator, or None where the table says nothing about it."""
+        """Return the row about an ONNX operator, or None where the table says nothing about it."""
         return next((row for row in self.operators if op_type in row.operators), None)
 
     def reads_opset(self, opset: int) -> bool:
-        """Whether the runtime reads files of this opset of ONNX's own domain."""
+        """Return whether the runtime reads files of this opset of ONNX's own domain."""
         first, last = self.opsets.value
         return first <= opset <= last
 
     def refuses(self, op_types: Iterable[str]) -> tuple[str, ...]:
-        """Those of ``op_types`` that the runtime refuses, each once, in order."""
+        """Return those of ``op_types`` that the runtime refuses, each once, in order."""
         return tuple(op for op in dict.fromkeys(op_types) if op in self.unsupported.value)
 
     def require(self, *, weight_bits: int, activation_bits: int) -> None:
         """Refuse bit widths the target cannot run.
 
         Raises:
-            TargetError: naming the field, what was asked and what is allowed.
+            TargetError: Naming the field, what was asked and what is allowed.
         """
         for field, bits, space in (
             ("weights", weight_bits, self.weights),

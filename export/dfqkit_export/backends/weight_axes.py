@@ -49,7 +49,7 @@ def find_wrong_axes(graph: QdqGraph) -> Iterator[Violation]:
 
 
 def _between(dequantize: onnx.NodeProto, tensor: str, graph: QdqGraph) -> set[str]:
-    """The operators through which dequantized weights reach a layer, such as Transpose in front of MatMul."""
+    """Return the operators through which dequantized weights reach a layer, such as Transpose in front of MatMul."""
     found: set[str] = set()
     while tensor != dequantize.output[0] and (node := graph.producer(tensor)) is not None:
         found.add(node.op_type)

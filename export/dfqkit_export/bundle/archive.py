@@ -42,12 +42,12 @@ def take(path: Path, folder: Path, names: Collection[str]) -> None:
     """Write the content of the members that are called ``names`` into a folder, under these names.
 
     Args:
-        path: the zip, of unknown origin.
-        folder: an empty one; it may be left half full when this raises.
-        names: ours, plain names of files. Those that the zip does not have are left out.
+        path: The zip, of unknown origin.
+        folder: An empty one; it may be left half full when this raises.
+        names: Ours, plain names of files. Those that the zip does not have are left out.
 
     Raises:
-        ArtefactError: it is no zip or damaged; a name occurs twice; a member is encrypted; or it says, or turns out, to
+        ArtefactError: It is no zip or damaged; a name occurs twice; a member is encrypted; or it says, or turns out, to
             have far more in it than a bundle can have.
     """
     with _opened(path) as archive:
@@ -62,7 +62,7 @@ def digests(path: Path, names: Collection[str]) -> dict[str, str]:
     """Return the sha256 of the members that are called ``names``, without those that the zip does not have.
 
     Raises:
-        ArtefactError: as `take`.
+        ArtefactError: As `take`.
     """
     found = {}
     with _opened(path) as archive:

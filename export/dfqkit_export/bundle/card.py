@@ -40,9 +40,9 @@ def model_card(manifest: Mapping[str, Any], report: Report | None, sentinel: Sen
     """Return the card.
 
     Args:
-        manifest: the bundle's.
-        report: of the run; None where it was not measured.
-        sentinel: the images that the file is checked with.
+        manifest: The bundle's.
+        report: Of the run; None where it was not measured.
+        sentinel: The images that the file is checked with.
     """
     task = sentinel.task
     parts = [

@@ -29,11 +29,11 @@ def checked_names(names: Iterable[str], where: str) -> list[str]:
     """Return names of files, each inside the bundle, none twice on any file system.
 
     Args:
-        names: relative, with slashes.
-        where: what lists them, for the message.
+        names: Relative, with slashes.
+        where: What lists them, for the message.
 
     Raises:
-        ArtefactError: a name is absolute, leads outside, has characters that a file system gives a meaning, or is the
+        ArtefactError: A name is absolute, leads outside, has characters that a file system gives a meaning, or is the
             same as another one but for upper and lower case; or there are too many.
     """
     found, seen = list(names), set()
@@ -70,11 +70,11 @@ def plain_file(root: Path, name: str) -> Path | None:
     """Return a file of a folder, reached through no link; None where it is not there.
 
     Args:
-        root: the folder, which may itself be reached through a link.
-        name: checked.
+        root: The folder, which may itself be reached through a link.
+        name: Checked.
 
     Raises:
-        ArtefactError: a link is on the way, or it is no plain file.
+        ArtefactError: A link is on the way, or it is no plain file.
     """
     path = root
     for part in name.split("/"):
@@ -99,7 +99,7 @@ def read_text(path: Path, most: int = MAX_JSON) -> str:
     """Read a text file of at most so many bytes.
 
     Raises:
-        ArtefactError: it is larger, cannot be read, or is not UTF-8.
+        ArtefactError: It is larger, cannot be read, or is not UTF-8.
     """
     try:
         with path.open("rb") as file:
@@ -117,7 +117,7 @@ def read_json(path: Path, most: int = MAX_JSON) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        ArtefactError: as `read_text`, or it is not JSON (see `parse_json`), or no object.
+        ArtefactError: As `read_text`, or it is not JSON (see `parse_json`), or no object.
     """
     text = read_text(path, most)
     try:
@@ -135,7 +135,7 @@ def parse_json(text: str) -> Any:
     """Read JSON to the letter: no name twice in an object, no numbers that are not finite.
 
     Raises:
-        ValueError, RecursionError: it is something else.
+        ValueError, RecursionError: It is something else.
     """
     return json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_finite, parse_float=_finite)
 

@@ -52,15 +52,15 @@ class Bundle:
     """A bundle or the folder of a run, opened with `open_bundle`; its parts are read when they are asked for.
 
     Attributes:
-        path: what was given.
-        root: where its files lie; of a zip, those that are read, and only while it is open.
-        name: of the recipe, or of the file.
-        target: what it was made for.
-        image: shape and normalisation.
+        path: What was given.
+        root: Where its files lie; of a zip, those that are read, and only while it is open.
+        name: Of the recipe, or of the file.
+        target: What it was made for.
+        image: Shape and normalisation.
         teacher: ``name`` and ``sha256``.
         synthesis: ``method``, ``data_free`` (True, False, or None where that is not known) and ``noise``.
-        quant: the scheme; empty where it is not known.
-        command: what made it; empty where it is not known.
+        quant: The scheme; empty where it is not known.
+        command: What made it; empty where it is not known.
         files: sha256 by name, as the manifest has it.
     """
 
@@ -133,10 +133,10 @@ def open_bundle(path: str | Path) -> Iterator[Bundle]:
     """Open a bundle's folder or zip, or the folder of a run.
 
     Args:
-        path: which; what is read of a zip lies in a temporary folder that is gone afterwards.
+        path: Which; what is read of a zip lies in a temporary folder that is gone afterwards.
 
     Raises:
-        ArtefactError: it is none of them, of another version, damaged, or holds what no bundle may hold.
+        ArtefactError: It is none of them, of another version, damaged, or holds what no bundle may hold.
     """
     path = Path(path)
     if path.is_dir():
@@ -160,7 +160,7 @@ def labels_of(path: Path, classes: int) -> tuple[str, ...]:
     """Return names of classes, one a line.
 
     Raises:
-        ArtefactError: there are more or fewer than classes, or one cannot be shown.
+        ArtefactError: There are more or fewer than classes, or one cannot be shown.
     """
     lines = tuple(line.strip() for line in read_text(path, _MAX_LABELS).splitlines())
     if len(lines) != classes or not all(line and printable(line) for line in lines):

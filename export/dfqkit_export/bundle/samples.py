@@ -31,12 +31,12 @@ def sample_files(session: OrtSession, sentinel: Sentinel, target: str) -> dict[s
     """Return everything under ``samples/``, by name.
 
     Args:
-        session: the model.
-        sentinel: images to pick from.
-        target: what the model was made for.
+        session: The model.
+        sentinel: Images to pick from.
+        target: What the model was made for.
 
     Raises:
-        ArtefactError: the model's input has a name that no command line can hold, or its batch is fixed to more images
+        ArtefactError: The model's input has a name that no command line can hold, or its batch is fixed to more images
             than there are.
     """
     fixed = session.input_shape[0]

@@ -57,10 +57,10 @@ class Order:
     """What is bundled, and where it goes.
 
     Attributes:
-        run: the folder of a run whose model is exported.
-        out: a folder, new, empty or that of an older bundle; or a file that ends in ``.zip``.
-        labels: names of the classes, one a line.
-        sentinel: a sentinel set in place of the run's own.
+        run: The folder of a run whose model is exported.
+        out: A folder, new, empty or that of an older bundle; or a file that ends in ``.zip``.
+        labels: Names of the classes, one a line.
+        sentinel: A sentinel set in place of the run's own.
     """
 
     run: Path
@@ -76,7 +76,7 @@ def write_bundle(order: Order) -> dict[str, int]:
         Its files and their sizes in bytes.
 
     Raises:
-        ArtefactError: the run is not complete or was changed, has no images to check with, or something else is where
+        ArtefactError: The run is not complete or was changed, has no images to check with, or something else is where
             the bundle should go.
     """
     _require_free(order.out)

@@ -145,7 +145,7 @@ def find_unsupported_operators(graph: QdqGraph) -> Iterator[Violation]:
     repair="export again with an opset in that range, or convert the file with onnx.version_converter",
 )
 def find_wrong_opset(graph: QdqGraph) -> Iterator[Violation]:
-    """An opset that the target does not read."""
+    """Yield an opset that the target does not read."""
     first, last = graph.target.opsets.value
     if not graph.target.reads_opset(graph.opset):
         yield Violation(
@@ -155,7 +155,7 @@ def find_wrong_opset(graph: QdqGraph) -> Iterator[Violation]:
 
 @rule("W17", "warning", "No tensor is quantized twice to the same codes", repair="remove the second pair", fixable=True)
 def find_repeated_pairs(graph: QdqGraph) -> Iterator[Violation]:
-    """A Q/DQ pair right behind another with the same scale and zero point."""
+    """Yield a Q/DQ pair right behind another with the same scale and zero point."""
     for node in graph.of_type("QuantizeLinear"):
         before = graph.producer(node.input[0])
         if before is None or before.op_type != "DequantizeLinear" or not same_parameters(before, node, graph):
@@ -219,7 +219,7 @@ def find_listed_initializers(graph: QdqGraph) -> Iterator[Violation]:
     repair="check that this is the quantized file; quantize the model where it is not",
 )
 def find_nothing_quantized(graph: QdqGraph) -> Iterator[Violation]:
-    """A file without any quantization."""
+    """Yield a file without any quantization."""
     quantized = QUANTIZED_OPERATORS | {"QuantizeLinear", "DequantizeLinear", "QGemm"}
     if not any(node.op_type in quantized or node.op_type.startswith("QLinear") for node in graph.nodes):
         yield Violation(node="", message="it holds no QuantizeLinear and no DequantizeLinear: everything runs in float")

@@ -31,7 +31,7 @@ class Features:
         classes_seen: Classes that the teacher chooses for at least one image.
         confidence: Mean of the teacher's largest softmax value.
         logit_std: Standard deviation of the teacher's logits about each image's mean.
-        gain: g, the slope of the student's logits on the teacher's, both about each image's mean.
+        gain: G, the slope of the student's logits on the teacher's, both about each image's mean.
         error_std: Standard deviation of what is left, a class's constant shift included.
         noise: x = error_std / gain; None where the gain is not positive.
         noise_stderr: Standard error of x, from the spread over the images.

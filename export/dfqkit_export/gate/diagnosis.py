@@ -109,7 +109,7 @@ def _states(text: str, subject: Subject) -> bool:
 
 
 def _experiments(measured: Measurement, subject: Subject, names: Sequence[str]) -> Iterator[str]:
-    """What the answers look like, and what they would be with the channels in the other order."""
+    """Yield what the answers look like, and what they would be with the channels in the other order."""
     first, last = (names[0], names[-1]) if names else ("the first layer", "the last layer")
     if measured.outputs is None or measured.session is None:
         return
@@ -170,7 +170,7 @@ _LABELS = {
 
 
 def _of_values(changes: Sequence[Change]) -> Iterator[str]:
-    """What the differences of numbers mean, over all layers."""
+    """Yield what the differences of numbers mean, over all layers."""
     other_kind = {c.layer for c in changes if c.kind in ("granularity", "bits", "type") and c.wrong}
     coded = [c for c in changes if c.kind in ("weights", "rounding") and c.layer not in other_kind and not c.wrong]
     if len(coded) > _FEW and _floored(coded):
@@ -198,7 +198,7 @@ def _of_values(changes: Sequence[Change]) -> Iterator[str]:
 
 
 def _floored(coded: Sequence[Change]) -> bool:
-    """Whether codes are about half of one lower nearly everywhere, also in a file that was calibrated anew."""
+    """Return whether codes are about half of one lower nearly everywhere, also in a file that was calibrated anew."""
     shifts = [c.shift for c in coded]
     low, high = _HALF
     small = float(np.median([c.size for c in coded if c.kind == "weights"] or [0.0])) < 4 * _OTHER_WEIGHTS
@@ -206,7 +206,7 @@ def _floored(coded: Sequence[Change]) -> bool:
 
 
 def _of_ranges(changes: Sequence[Change]) -> Iterator[str]:
-    """The last resort: where weights tell nothing, the activations' ranges."""
+    """Yield the last resort: where weights tell nothing, the activations' ranges."""
     ranges = [c for c in changes if c.kind == "activation_scale"]
     if ranges:
         factor = 2 ** float(np.median([abs(c.size) for c in ranges]))
@@ -217,7 +217,7 @@ def _of_ranges(changes: Sequence[Change]) -> Iterator[str]:
 
 
 def _first_distant(subject: Subject, case: Case) -> Iterator[str]:
-    """The first layer whose output is not what it was."""
+    """Yield the first layer whose output is not what it was."""
     base = unpack_sketches({str(k): v for k, v in case.sketches.items()})
     if not base:
         return

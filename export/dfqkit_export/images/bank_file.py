@@ -39,9 +39,9 @@ class Shard:
     """One file of a set.
 
     Attributes:
-        path: where it lies.
-        n: images in it.
-        sha256: of the file, as the set's own list has it; None for a lone file, which nothing vouches for.
+        path: Where it lies.
+        n: Images in it.
+        sha256: Of the file, as the set's own list has it; None for a lone file, which nothing vouches for.
     """
 
     path: Path
@@ -54,14 +54,14 @@ class Contents:
     """What a set says of itself, checked.
 
     Attributes:
-        spec: shape and normalisation of its images.
+        spec: Shape and normalisation of its images.
         teacher: sha256 of the weights of the teacher that answered.
-        source: what made the images.
-        outputs: shape of the teacher's answer to one image, by output; empty while there is no shard.
-        task: the teacher's task, ``name`` and parameters; empty for a classifier.
-        shards: its files, in order.
-        wanted: how many images it was to have; more than it has while it is unfinished.
-        facts: everything in ``set.json``; empty for a lone file.
+        source: What made the images.
+        outputs: Shape of the teacher's answer to one image, by output; empty while there is no shard.
+        task: The teacher's task, ``name`` and parameters; empty for a classifier.
+        shards: Its files, in order.
+        wanted: How many images it was to have; more than it has while it is unfinished.
+        facts: Everything in ``set.json``; empty for a lone file.
     """
 
     spec: ImageSpec
@@ -83,7 +83,7 @@ def set_contents(path: Path) -> Contents:
     """Read what a set's folder or a lone file says, and check that all files are there with what they should hold.
 
     Raises:
-        ArtefactError: it is missing, not a set, of a newer version, damaged, or cut short.
+        ArtefactError: It is missing, not a set, of a newer version, damaged, or cut short.
     """
     if path.is_dir():
         contents = _listed(path)
@@ -104,7 +104,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def _header(path: Path) -> Contents:
-    """What one file says, checked against its tensors."""
+    """Return what one file says, checked against its tensors."""
     with reading(path):
         file = TensorFile(path)
         header = json.loads(file.metadata.get(HEADER, "{}"))
@@ -139,7 +139,7 @@ def _header(path: Path) -> Contents:
 
 
 def _listed(path: Path) -> Contents:
-    """What the list of a folder says."""
+    """Return what the list of a folder says."""
     file = path / SET_FILE
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))

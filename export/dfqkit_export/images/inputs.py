@@ -52,8 +52,8 @@ def model_image(model: onnx.ModelProto) -> ImageSpec | None:
     try:
         return ImageSpec.from_dict(json.loads(stored))
     except ValueError as error:
-        msg = f"The model's metadata entry 'dfqkit.image' is not JSON: {error}. Export the file again."
-        raise ArtefactError(msg) from None
+        message = f"The model's metadata entry 'dfqkit.image' is not JSON: {error}. Export the file again."
+        raise ArtefactError(message) from None
 
 
 def own_batch(model: onnx.ModelProto) -> int | None:
@@ -75,8 +75,8 @@ def random_inputs(model: onnx.ModelProto, n: int, *, seed: int = 0) -> Inputs:
     """
     shape = _image_shape(model)
     if n * math.prod(shape) > _MOST_NUMBERS:
-        msg = f"{n} random images of shape {shape} are more than {_MOST_NUMBERS} numbers. Ask for fewer images."
-        raise ArtefactError(msg)
+        message = f"{n} random images of shape {shape} are more than {_MOST_NUMBERS} numbers. Ask for fewer images."
+        raise ArtefactError(message)
     values = np.random.default_rng(seed).normal(size=(n, *shape)).astype(np.float32)
     return Inputs(images=values, source=f"random numbers, seed {seed}", random=True)
 
@@ -87,11 +87,11 @@ def _image_shape(model: onnx.ModelProto) -> tuple[int, ...]:
         return sizes
     image = model_image(model)
     if image is None:
-        msg = (
+        message = (
             f"The model's input leaves the shape of an image open, found {sizes or 'no shape'}. Give images, where "
             "the command takes them (--images), or export it with fixed channels, height and width."
         )
-        raise ArtefactError(msg)
+        raise ArtefactError(message)
     return image.shape
 
 

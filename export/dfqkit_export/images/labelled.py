@@ -62,8 +62,8 @@ class LabelledImages:
             ArtefactError: The size is below 1 or the images do not have the shape of `spec`.
         """
         if size < 1:
-            msg = f"Batch size must be at least 1, found {size}."
-            raise ArtefactError(msg)
+            message = f"Batch size must be at least 1, found {size}."
+            raise ArtefactError(message)
         _check_shape(self.images.shape[1:], spec, self.name)
         for start in range(0, len(self.images), size):
             pixels = self.images[start : start + size].transpose(0, 3, 1, 2)
@@ -99,8 +99,8 @@ def load_images(
     """
     for option, value in (("resize", resize), ("crop", crop), ("limit", limit)):
         if value is not None and value < 1:
-            msg = f"Option {option} must be at least 1, found {value}. Leave it out to switch it off."
-            raise ArtefactError(msg)
+            message = f"Option {option} must be at least 1, found {value}. Leave it out to switch it off."
+            raise ArtefactError(message)
     prepare = Preprocess(channels=spec.shape[0], resize=resize, crop=crop)
     images, labels, name = _read(str(source), prepare, limit)
     _check_shape(images.shape[1:], spec, name)
@@ -115,15 +115,15 @@ def _read(
         return (*read_torchvision(source, prepare, limit), source.split(":")[1])
     path = Path(source)
     if not path.exists():
-        msg = f"Image source {source!r} does not exist (looked in {Path.cwd()}). {_FORMS}."
-        raise ArtefactError(msg)
+        message = f"Image source {source!r} does not exist (looked in {Path.cwd()}). {_FORMS}."
+        raise ArtefactError(message)
     if path.is_dir():
         return (*read_folder(path, prepare, limit), path.resolve().name)
     readers = {".npz": read_npz, ".zip": read_zip}
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        msg = f"Image source {source!r} has the unknown type {path.suffix!r}. {_FORMS}."
-        raise ArtefactError(msg)
+        message = f"Image source {source!r} has the unknown type {path.suffix!r}. {_FORMS}."
+        raise ArtefactError(message)
     return (*reader(path, prepare, limit), path.stem)
 
 
@@ -136,26 +136,28 @@ def _check_shape(found: tuple[int, ...], spec: ImageSpec, name: str) -> None:
     )
     if found[2] == channels and height != width:
         hint = "Give images of that size (crop makes squares only)"
-    msg = (
+    message = (
         f"Images from {name!r} are {found[0]}x{found[1]} pixels with {found[2]} channel(s); the model takes "
         f"{height}x{width} with {channels}. {hint}."
     )
-    raise ArtefactError(msg)
+    raise ArtefactError(message)
 
 
 def _check_labels(labels: NDArray[Any] | None, count: int, classes: int, name: str) -> None:
     if labels is None:
         return
     if labels.shape != (count,):
-        msg = f"Data set {name!r} has {count} images but labels of shape {labels.shape}. Give one label for each image."
-        raise ArtefactError(msg)
+        message = (
+            f"Data set {name!r} has {count} images but labels of shape {labels.shape}. Give one label for each image."
+        )
+        raise ArtefactError(message)
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or 0 < classes <= high:
-        msg = (
+        message = (
             f"Labels of {name!r} run from {low} to {high}; the model has {classes} classes, so they must lie in "
             f"[0, {classes}). Check that labels start at 0 and belong to this model."
         )
-        raise ArtefactError(msg)
+        raise ArtefactError(message)
 
 
 def _digest(images: NDArray[np.uint8], labels: NDArray[np.int64] | None) -> str:

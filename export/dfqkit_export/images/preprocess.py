@@ -59,8 +59,8 @@ class Preprocess:
                 image.load()
                 return self.convert(image, name)
         except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
-            msg = f"Image {name!r} cannot be decoded ({error}). Replace it or take it out of the set."
-            raise ArtefactError(msg) from None
+            message = f"Image {name!r} cannot be decoded ({error}). Replace it or take it out of the set."
+            raise ArtefactError(message) from None
 
     def convert(self, image: Any, name: str) -> NDArray[np.uint8]:
         """Preprocess one Pillow image.
@@ -77,15 +77,15 @@ class Preprocess:
                 have the number of channels asked for.
         """
         if self.channels not in _MODES:
-            msg = (
+            message = (
                 f"Image {name!r} cannot be decoded to {self.channels} channels; image files have {sorted(_MODES)}. "
                 "Store such data as an .npz of the model's own size."
             )
-            raise ArtefactError(msg)
+            raise ArtefactError(message)
         if image.mode.startswith(_DEEP_MODES):
             # Pillow would clip such pixels at 255 without a word.
-            msg = f"Image {name!r} has Pillow mode {image.mode!r}, allowed are 8 bits a channel. Convert it first."
-            raise ArtefactError(msg)
+            message = f"Image {name!r} has Pillow mode {image.mode!r}, allowed are 8 bits a channel. Convert it first."
+            raise ArtefactError(message)
         image = image.convert(_MODES[self.channels])
         if self.resize is not None:
             shorter = min(image.size)
@@ -117,11 +117,11 @@ class Preprocess:
 
 def _centre_crop(image: Any, side: int, name: str) -> Any:
     if side > min(image.size):
-        msg = (
+        message = (
             f"Crop {side} is larger than image {name!r} ({image.size[1]}x{image.size[0]} pixels). "
             "Give a smaller crop, or resize first."
         )
-        raise ArtefactError(msg)
+        raise ArtefactError(message)
     left, top = (round((length - side) / 2.0) for length in image.size)
     return image.crop((left, top, left + side, top + side))
 
@@ -130,8 +130,8 @@ def _pillow() -> Any:
     try:
         from PIL import Image
     except ImportError:
-        msg = (
+        message = (
             "Reading image files needs Pillow, which is not installed. Run pip install pillow, or use an .npz of uint8."
         )
-        raise RuntimeUnavailableError(msg) from None
+        raise RuntimeUnavailableError(message) from None
     return Image

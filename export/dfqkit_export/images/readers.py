@@ -66,22 +66,24 @@ def read_npz(path: Path, prepare: Preprocess, limit: int | None) -> Labelled:
     """
     try:
         if not zipfile.is_zipfile(path):
-            msg = "it is not an npz archive"
-            raise ValueError(msg)
+            message = "it is not an npz archive"
+            raise ValueError(message)
         with np.load(path, allow_pickle=False) as archive:
             names = list(archive.files)
             images = archive["images"] if "images" in names else None
             labels = archive["labels"] if "labels" in names else None
     except _UNREADABLE as error:
-        msg = f"Image file {str(path)!r} cannot be read as .npz ({error}). Is it complete? Write it with numpy.savez."
-        raise ArtefactError(msg) from None
+        message = (
+            f"Image file {str(path)!r} cannot be read as .npz ({error}). Is it complete? Write it with numpy.savez."
+        )
+        raise ArtefactError(message) from None
     images = _checked_pixels(images, names, path)
     if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != (len(images),)):
-        msg = (
+        message = (
             f"Array 'labels' in {str(path)!r} is {labels.dtype} of shape {labels.shape}; allowed are integers of shape "
             f"({len(images)},), one for each image. Store class indices."
         )
-        raise ArtefactError(msg)
+        raise ArtefactError(message)
     chosen = spread(len(images), limit)
     images = images[chosen]
     if prepare.active and images.shape[3] == prepare.channels:
@@ -104,11 +106,11 @@ def read_folder(path: Path, prepare: Preprocess, limit: int | None) -> Labelled:
     flat = [entry for entry in entries if _is_image(entry)]
     folders = [entry for entry in entries if entry.is_dir()]
     if flat and folders:
-        msg = (
+        message = (
             f"Folder {str(path)!r} holds {len(flat)} image(s) next to {len(folders)} folder(s), so labels are not "
             "clear. Use either one folder for each class or images only."
         )
-        raise ArtefactError(msg)
+        raise ArtefactError(message)
     if flat:
         return _stack(((prepare.decode(file, file.name), file.name) for file in _chosen(flat, limit)), path.name), None
     found = [
@@ -118,8 +120,8 @@ def read_folder(path: Path, prepare: Preprocess, limit: int | None) -> Labelled:
     ]
     found = _chosen(found, limit)
     if not found:
-        msg = f"Folder {str(path)!r} holds no images. Allowed are {', '.join(sorted(_SUFFIXES))}, flat or by class."
-        raise ArtefactError(msg)
+        message = f"Folder {str(path)!r} holds no images. Allowed are {', '.join(sorted(_SUFFIXES))}, flat or by class."
+        raise ArtefactError(message)
     names = ((file, f"{file.parent.name}/{file.name}") for file, _ in found)
     images = _stack(((prepare.decode(file, name), name) for file, name in names), path.name)
     return images, np.array([label for _, label in found], dtype=np.int64)
@@ -145,8 +147,8 @@ def read_zip(path: Path, prepare: Preprocess, limit: int | None) -> Labelled:
             decoded = ((prepare.decode(io.BytesIO(_entry(archive, name)), name), name) for name in names)
             images = _stack(decoded, path.name)
     except (*_UNREADABLE, RuntimeError) as error:  # zipfile raises RuntimeError for encrypted entries.
-        msg = f"Image file {str(path)!r} cannot be read as .zip ({error}). Is it complete and not encrypted?"
-        raise ArtefactError(msg) from None
+        message = f"Image file {str(path)!r} cannot be read as .zip ({error}). Is it complete and not encrypted?"
+        raise ArtefactError(message) from None
     return images, np.array([label for _, label in rows], dtype=np.int64)
 
 
@@ -159,29 +161,31 @@ def read_torchvision(source: str, prepare: Preprocess, limit: int | None) -> Lab
         limit: Take only so many images, evenly spread over the source.
 
     Raises:
-        ArtefactError: torchvision is not installed, knows no such data set, or does not find it in ROOT.
+        ArtefactError: Torchvision is not installed, knows no such data set, or does not find it in ROOT.
     """
     _, name, root = [*source.split(":", 2), "", ""][:3]
     if not name or not root:
-        msg = (
+        message = (
             f"Image source {source!r} is not complete. Allowed is torchvision:NAME:ROOT, as in torchvision:MNIST:/data."
         )
-        raise ArtefactError(msg)
+        raise ArtefactError(message)
     try:
         catalogue = import_module("torchvision.datasets")
     except ImportError:
-        msg = f"Image source {source!r} needs torchvision, which is not installed. Install it, or store images as .npz."
-        raise ArtefactError(msg) from None
+        message = (
+            f"Image source {source!r} needs torchvision, which is not installed. Install it, or store images as .npz."
+        )
+        raise ArtefactError(message) from None
     if name not in catalogue.__all__:
-        msg = (
+        message = (
             f"torchvision has no data set {name!r}. It has, among others, CIFAR10, CIFAR100, MNIST, SVHN, ImageFolder."
         )
-        raise ArtefactError(msg)
+        raise ArtefactError(message)
     try:
         dataset = _test_split(getattr(catalogue, name), root)
     except (RuntimeError, OSError, TypeError, ValueError) as error:
-        msg = f"torchvision data set {name!r} cannot be read from {root!r} ({error}). Nothing is downloaded."
-        raise ArtefactError(msg) from None
+        message = f"torchvision data set {name!r} cannot be read from {root!r} ({error}). Nothing is downloaded."
+        raise ArtefactError(message) from None
     pairs = [dataset[index] for index in spread(len(dataset), limit)]
     decoded = ((prepare.convert(image, f"{name}[{i}]"), f"{name}[{i}]") for i, (image, _) in enumerate(pairs))
     return _stack(decoded, name), np.array([int(label) for _, label in pairs], dtype=np.int64)
@@ -189,17 +193,17 @@ def read_torchvision(source: str, prepare: Preprocess, limit: int | None) -> Lab
 
 def _checked_pixels(images: NDArray[Any] | None, names: list[str], path: Path) -> Pixels:
     if images is None:
-        msg = f"Image file {str(path)!r} has no array 'images'; it has {names}. Name the pixels 'images'."
-        raise ArtefactError(msg)
+        message = f"Image file {str(path)!r} has no array 'images'; it has {names}. Name the pixels 'images'."
+        raise ArtefactError(message)
     if images.dtype != np.uint8:
-        msg = (
+        message = (
             f"Array 'images' in {str(path)!r} is {images.dtype}, allowed is uint8 (0 to 255, not normalised). "
             "Undo the normalisation and store round(255 * x) as uint8."
         )
-        raise ArtefactError(msg)
+        raise ArtefactError(message)
     if images.ndim not in (3, 4) or images.size == 0:
-        msg = f"Array 'images' in {str(path)!r} has shape {images.shape}; allowed is (N, H, W, C) or (N, H, W)."
-        raise ArtefactError(msg)
+        message = f"Array 'images' in {str(path)!r} has shape {images.shape}; allowed is (N, H, W, C) or (N, H, W)."
+        raise ArtefactError(message)
     return images[..., None] if images.ndim == 3 else images
 
 
@@ -218,23 +222,25 @@ def _stack(decoded: Iterable[tuple[Pixels, str]], name: str) -> Pixels:
     images: list[Pixels] = []
     for pixels, image_name in decoded:
         if images and pixels.shape != images[0].shape:
-            msg = (
+            message = (
                 f"Images of {name!r} differ in size: {image_name!r} is {pixels.shape}, the first is {images[0].shape} "
                 "(height, width, channels). Add resize and crop to bring them to one size."
             )
-            raise ArtefactError(msg)
+            raise ArtefactError(message)
         images.append(pixels)
     if not images:
-        msg = f"Image source {name!r} holds no images. Give at least one."
-        raise ArtefactError(msg)
+        message = f"Image source {name!r} holds no images. Give at least one."
+        raise ArtefactError(message)
     return np.stack(images)
 
 
 def _safe_name(name: str, path: Path) -> str:
     parts = PurePosixPath(name.replace("\\", "/"))
     if parts.is_absolute() or ".." in parts.parts or ":" in (parts.parts or ("",))[0]:
-        msg = f"Archive {str(path)!r} names {name!r}, which lies outside of it. Only plain relative names are allowed."
-        raise ArtefactError(msg)
+        message = (
+            f"Archive {str(path)!r} names {name!r}, which lies outside of it. Only plain relative names are allowed."
+        )
+        raise ArtefactError(message)
     return name
 
 
@@ -244,16 +250,16 @@ def _find(name: str, members: list[str], path: Path) -> str:
     matches = [member for member in members if member.endswith(f"/{name}")]
     if len(matches) != 1:
         found = f"{len(matches)} entries of that name" if matches else "no such entry"
-        msg = f"Archive {str(path)!r} needs {name!r}, found {found}. Each listed image must be in it exactly once."
-        raise ArtefactError(msg)
+        message = f"Archive {str(path)!r} needs {name!r}, found {found}. Each listed image must be in it exactly once."
+        raise ArtefactError(message)
     return matches[0]
 
 
 def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
     size = archive.getinfo(name).file_size
     if size > _MAX_ENTRY_BYTES:
-        msg = f"Archive entry {name!r} claims {size} bytes; allowed are {_MAX_ENTRY_BYTES}. Give smaller images."
-        raise ArtefactError(msg)
+        message = f"Archive entry {name!r} claims {size} bytes; allowed are {_MAX_ENTRY_BYTES}. Give smaller images."
+        raise ArtefactError(message)
     return archive.read(name)
 
 
@@ -261,15 +267,15 @@ def _label_rows(table: bytes, path: Path) -> list[tuple[str, int]]:
     reader = csv.DictReader(io.StringIO(table.decode("utf-8-sig"), newline=""))
     columns = list(reader.fieldnames or [])
     if not {"filename", "label"} <= set(columns):
-        msg = f"labels.csv in {str(path)!r} has the columns {columns}; needed are 'filename' and 'label'."
-        raise ArtefactError(msg)
+        message = f"labels.csv in {str(path)!r} has the columns {columns}; needed are 'filename' and 'label'."
+        raise ArtefactError(message)
     rows: list[tuple[str, int]] = []
     for row in reader:
         try:
             rows.append((row["filename"] or "", int(row["label"])))
         except (TypeError, ValueError):
-            msg = f"labels.csv in {str(path)!r}, line {reader.line_num}: label {row['label']!r} is not an integer."
-            raise ArtefactError(msg) from None
+            message = f"labels.csv in {str(path)!r}, line {reader.line_num}: label {row['label']!r} is not an integer."
+            raise ArtefactError(message) from None
     return rows
 
 

@@ -54,28 +54,28 @@ class ImageSpec:
         object.__setattr__(self, "mean", _numbers("mean", self.mean))
         object.__setattr__(self, "std", _numbers("std", self.std))
         if len(self.shape) != 3 or min(self.shape) < 1:
-            msg = (
+            message = (
                 f"Image shape {self.shape} is not usable: it must be (channels, height, width), three integers of at "
                 "least 1, for example (3, 32, 32)."
             )
-            raise ArtefactError(msg)
+            raise ArtefactError(message)
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != self.shape[0]:
-                msg = (
+                message = (
                     f"Image {name} has {len(values)} value(s) but the image has {self.shape[0]} channel(s). "
                     f"Give {name} one value per channel."
                 )
-                raise ArtefactError(msg)
+                raise ArtefactError(message)
         if min(self.std) <= 0:
-            msg = f"Image std {self.std} must be above zero in every channel, because images are divided by it."
-            raise ArtefactError(msg)
+            message = f"Image std {self.std} must be above zero in every channel, because images are divided by it."
+            raise ArtefactError(message)
         if (
             isinstance(self.classes, bool)
             or not isinstance(self.classes, int)
             or not (self.classes == 0 or self.classes >= 2)
         ):
-            msg = f"Number of classes must be an integer of at least 2, or left out, found {self.classes!r}."
-            raise ArtefactError(msg)
+            message = f"Number of classes must be an integer of at least 2, or left out, found {self.classes!r}."
+            raise ArtefactError(message)
 
     def normalize(self, x: ArrayLike) -> ArrayLike:
         """Convert images from [0, 1] to the normalised space.
@@ -135,18 +135,22 @@ class ImageSpec:
         known = {field.name for field in fields(cls)}
         missing, unknown = sorted(known - set(values) - {"classes"}), sorted(set(values) - known)
         if missing or unknown:
-            msg = f"Image specification needs exactly the keys {sorted(known)}; missing {missing}, unknown {unknown}."
-            raise ArtefactError(msg)
+            message = (
+                f"Image specification needs exactly the keys {sorted(known)}; missing {missing}, unknown {unknown}."
+            )
+            raise ArtefactError(message)
         return cls(**values)
 
     def _check(self, x: Any) -> None:
         shape = tuple(getattr(x, "shape", ()))
         if len(shape) != _RANK or shape[1] != self.shape[0]:
-            msg = f"Images must have shape (N, {self.shape[0]}, H, W), found {shape or type(x).__name__}."
-            raise ArtefactError(msg)
+            message = f"Images must have shape (N, {self.shape[0]}, H, W), found {shape or type(x).__name__}."
+            raise ArtefactError(message)
         if not (x.dtype.kind == "f" if isinstance(x, np.ndarray) else x.is_floating_point()):
-            msg = f"Images must be floating point, found {x.dtype}. Convert uint8 images with x / 255 in float32 first."
-            raise ArtefactError(msg)
+            message = (
+                f"Images must be floating point, found {x.dtype}. Convert uint8 images with x / 255 in float32 first."
+            )
+            raise ArtefactError(message)
 
     def _constants(self, x: Any) -> tuple[Any, Any]:
         channels = (1, self.shape[0], 1, 1)
@@ -159,8 +163,8 @@ class ImageSpec:
 def _integers(name: str, values: Any) -> tuple[int, ...]:
     numbers = _numbers(name, values)
     if any(number != int(number) for number in numbers):
-        msg = f"Image {name} must hold integers, found {values!r}."
-        raise ArtefactError(msg)
+        message = f"Image {name} must hold integers, found {values!r}."
+        raise ArtefactError(message)
     return tuple(int(number) for number in numbers)
 
 
@@ -168,9 +172,9 @@ def _numbers(name: str, values: Any) -> tuple[float, ...]:
     try:
         numbers = tuple(float(value) for value in values)
     except (TypeError, ValueError):
-        msg = f"Image {name} must be a list of numbers, found {values!r}."
-        raise ArtefactError(msg) from None
+        message = f"Image {name} must be a list of numbers, found {values!r}."
+        raise ArtefactError(message) from None
     if isinstance(values, str) or not numbers or not all(math.isfinite(number) for number in numbers):
-        msg = f"Image {name} must be a non-empty list of finite numbers, found {values!r}."
-        raise ArtefactError(msg)
+        message = f"Image {name} must be a non-empty list of finite numbers, found {values!r}."
+        raise ArtefactError(message)
     return numbers

@@ -34,15 +34,15 @@ class StoredBank:
     """A stored set, opened with `open`; images are read when they are asked for.
 
     Attributes:
-        path: the folder, or the lone file.
-        spec: shape and normalisation of its images.
+        path: The folder, or the lone file.
+        spec: Shape and normalisation of its images.
         teacher: sha256 of the weights of the teacher that answered.
-        source: what made the images.
-        outputs: shape of the teacher's answer to one image, by output; empty while there is no shard.
-        task: the teacher's task, ``name`` and parameters; empty for a classifier.
-        shards: its files, in order.
-        wanted: how many images it was to have; more than it has while it is unfinished.
-        facts: everything in ``set.json``; empty for a lone file.
+        source: What made the images.
+        outputs: Shape of the teacher's answer to one image, by output; empty while there is no shard.
+        task: The teacher's task, ``name`` and parameters; empty for a classifier.
+        shards: Its files, in order.
+        wanted: How many images it was to have; more than it has while it is unfinished.
+        facts: Everything in ``set.json``; empty for a lone file.
 
     Example:
         >>> images = StoredBank.open("set")  # doctest: +SKIP
@@ -65,12 +65,12 @@ class StoredBank:
         Contents are not hashed; `verify` does that.
 
         Raises:
-            ArtefactError: it is missing, not a set, of a newer version, damaged, or cut short.
+            ArtefactError: It is missing, not a set, of a newer version, damaged, or cut short.
         """
         return cls(Path(path), set_contents(Path(path)))
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """Return how many images there are."""
         return self._starts[-1]
 
     @property
@@ -88,7 +88,7 @@ class StoredBank:
         """Hash every shard and compare with the set's own list.
 
         Raises:
-            ArtefactError: names the first file that is not as it was written.
+            ArtefactError: Names the first file that is not as it was written.
         """
         for shard in self.shards:
             found = sha256_of_file(shard.path)
@@ -100,24 +100,24 @@ class StoredBank:
                 raise ArtefactError(message)
 
     def read_shard(self, index: int) -> tuple[Codes, Answers]:
-        """Images uint8 (n, C, H, W) and the teacher's answers of one shard."""
+        """Return images uint8 (n, C, H, W) and the teacher's answers of one shard."""
         path = self.shards[index].path
         with reading(path):
             file = TensorFile(path)
             return file.read(IMAGES), {name: file.read(name) for name in self.outputs}
 
     def each_shard(self) -> Iterator[tuple[Codes, Answers]]:
-        """What `read_shard` gives, one after the other; only one is held."""
+        """Return what `read_shard` gives, one after the other; only one is held."""
         return (self.read_shard(index) for index in range(len(self.shards)))
 
     def take(self, indices: Sequence[int]) -> tuple[Codes, Answers]:
-        """Images and answers at the given places, in that order; no more than these are read.
+        """Return images and answers at the given places, in that order; no more than these are read.
 
         Args:
-            indices: each from 0 to the number of images, exclusive.
+            indices: Each from 0 to the number of images, exclusive.
 
         Raises:
-            IndexError: for one outside.
+            IndexError: For one outside.
         """
         images = np.empty((len(indices), *self.spec.shape), np.uint8)
         answers = {name: np.empty((len(indices), *shape), np.float32) for name, shape in self.outputs.items()}
@@ -137,7 +137,7 @@ class StoredBank:
         """Normalised images float32 (n, C, H, W), in order; the last batch may be smaller.
 
         Raises:
-            ArtefactError: for a size below 1.
+            ArtefactError: For a size below 1.
         """
         if size < 1:
             message = f"Batch size must be at least 1, found {size}."
@@ -179,7 +179,7 @@ class StoredBank:
 
 
 def image_digest(codes: Codes) -> bytes:
-    """What is equal for images that are equal pixel by pixel, and for no others."""
+    """Return what is equal for images that are equal pixel by pixel, and for no others."""
     return hashlib.blake2b(np.ascontiguousarray(codes).data, digest_size=16).digest()
 
 
@@ -187,9 +187,9 @@ class CalibrationReader:
     """Feeds a set to ``onnxruntime.quantization.quantize_static``, which takes it as a ``CalibrationDataReader``.
 
     Args:
-        images: the set.
-        input_name: name of the model's input.
-        batch: images in one call, at least 1.
+        images: The set.
+        input_name: Name of the model's input.
+        batch: Images in one call, at least 1.
 
     Example:
         >>> reader = CalibrationReader(StoredBank.open("set"), "input")  # doctest: +SKIP
@@ -204,7 +204,7 @@ class CalibrationReader:
         self._next, self._end = 0, len(images)
 
     def get_next(self) -> dict[str, Floats] | None:
-        """The next images by the input's name; None at the end."""
+        """Return the next images by the input's name; None at the end."""
         stop = min(self._next + self.batch, self._end)
         if stop <= self._next:
             return None
@@ -221,7 +221,7 @@ class CalibrationReader:
         self.set_range(0, len(self.images))
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """Return how many images there are."""
         return len(self.images)
 
     def __iter__(self) -> Iterator[dict[str, Floats]]:

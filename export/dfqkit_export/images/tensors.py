@@ -31,12 +31,12 @@ class TensorFile:
     """A file's header, checked; tensors are read when they are asked for.
 
     Attributes:
-        path: the file.
-        forms: type (such as ``U8`` or ``F32``) and shape of each tensor.
-        metadata: text by text.
+        path: The file.
+        forms: Type (such as ``U8`` or ``F32``) and shape of each tensor.
+        metadata: Text by text.
 
     Raises:
-        ArtefactError: it cannot be read, is cut short, or is not of the format.
+        ArtefactError: It cannot be read, is cut short, or is not of the format.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -84,8 +84,8 @@ def read_tensors(path: str | Path, *, limit: int = MAX_FILE) -> tuple[dict[str, 
     """Read all tensors of a file, and its metadata.
 
     Args:
-        path: the file.
-        limit: bytes that it may have.
+        path: The file.
+        limit: Bytes that it may have.
 
     Raises:
         ArtefactError: It is larger, cannot be read, is not of the format, or holds a type that numpy has not.
@@ -102,8 +102,8 @@ def tensor_bytes(tensors: Mapping[str, Array], metadata: Mapping[str, str] | Non
     """Return what a file of these tensors holds; equal for equal tensors, whatever their order.
 
     Args:
-        tensors: by name, of any layout.
-        metadata: text by text; of more than one, the order in the file is not fixed.
+        tensors: By name, of any layout.
+        metadata: Text by text; of more than one, the order in the file is not fixed.
     """
     return save({name: np.asarray(array, order="C") for name, array in tensors.items()}, dict(metadata or {}) or None)
 

@@ -66,7 +66,7 @@ def _load(tensor: onnx.TensorProto, path: Path, allowed: int) -> int:
 
 
 def _inside(location: str, path: Path, what: str) -> Path:
-    """The file that a location names, after making sure that it is one and lies in the model's folder."""
+    """Return the file that a location names, after making sure that it is one and lies in the model's folder."""
     folder = path.parent.resolve()
     given = Path(location)
     source = (folder / given).resolve()
@@ -92,7 +92,7 @@ def _number(text: str, what: str) -> int:
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor stored in a graph, its nodes' attributes and their graphs."""
+    """Yield every tensor stored in a graph, its nodes' attributes and their graphs."""
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
         yield from (sparse.values, sparse.indices)

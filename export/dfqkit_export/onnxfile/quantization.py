@@ -96,7 +96,7 @@ def weight_of(graph: SourceGraph, layer: onnx.NodeProto) -> WeightFacts | None:
 
 
 def _dequantizer(graph: SourceGraph, tensor: str) -> onnx.NodeProto | None:
-    """The DequantizeLinear that a weight's initializer passes on its way to its layer."""
+    """Return the DequantizeLinear that a weight's initializer passes on its way to its layer."""
     for node in graph.readers(tensor):
         if node.op_type == "DequantizeLinear":
             return node
@@ -202,7 +202,7 @@ def _spread(values: NDArray[Any], shape: tuple[int, ...], axis: int) -> NDArray[
 
 
 def _zero_points(graph: SourceGraph, node: onnx.NodeProto) -> NDArray[Any] | None:
-    """The zero points; ONNX's default where none are given; None where they are not constant."""
+    """Return the zero points; ONNX's default where none are given; None where they are not constant."""
     if has_input(node, 2):
         return graph.constant(node.input[2])
     return np.zeros(1, np.uint8)

@@ -35,11 +35,11 @@ class Candidates:
     """Images to choose from.
 
     Attributes:
-        spec: shape and normalisation.
+        spec: Shape and normalisation.
         images: uint8 (N, C, H, W), all different.
         source: int16 (N,), an index into sources.
-        sources: what made them.
-        task: of the teacher that answered to them.
+        sources: What made them.
+        task: Of the teacher that answered to them.
     """
 
     spec: ImageSpec
@@ -55,12 +55,12 @@ def candidates_of(
     """Gather candidates, evenly spread over the sets and over each of them, each image once.
 
     Args:
-        sets: of one specification, at least one.
-        exclude: sets whose images are left out, such as those that trained the student.
-        most: images, at the most; None for 1024, and down to 96 for images larger than 32 x 32.
+        sets: Of one specification, at least one.
+        exclude: Sets whose images are left out, such as those that trained the student.
+        most: Images, at the most; None for 1024, and down to 96 for images larger than 32 x 32.
 
     Raises:
-        ArtefactError: a set trained or selected a student, or is of another specification; or nothing is left.
+        ArtefactError: A set trained or selected a student, or is of another specification; or nothing is left.
     """
     spec, task = sets[0].spec, task_of(sets[0].task)
     most = most or min(_MOST, max(_FEWEST, _VALUES // math.prod(spec.shape)))
@@ -98,10 +98,10 @@ def spread_out(
     """The places with the largest scores; none of a group or source that has twice its share, while there are others.
 
     Args:
-        found: scores (N,); those that are not finite cannot be chosen.
-        groups: the teacher's, (N,).
-        candidates: the images.
-        count: how many.
+        found: Scores (N,); those that are not finite cannot be chosen.
+        groups: The teacher's, (N,).
+        candidates: The images.
+        count: How many.
     """
     order = np.argsort(-found, kind="stable")
     order = order[np.isfinite(found[order])]

@@ -55,10 +55,10 @@ class Choice:
     """How large a set is.
 
     Attributes:
-        sensitive: images chosen, at the most.
-        plain: images drawn at random, at the most.
-        limit: bytes of the file; large images are fewer.
-        seed: of what is drawn.
+        sensitive: Images chosen, at the most.
+        plain: Images drawn at random, at the most.
+        limit: Bytes of the file; large images are fewer.
+        seed: Of what is drawn.
     """
 
     sensitive: int = 384
@@ -72,9 +72,9 @@ class TeacherFile:
     """The float teacher.
 
     Attributes:
-        path: its ONNX file.
-        name: what it is called.
-        sha256: what tells it from others.
+        path: Its ONNX file.
+        name: What it is called.
+        sha256: What tells it from others.
     """
 
     path: Path
@@ -86,13 +86,13 @@ def choose(model: str | Path, teacher: TeacherFile, candidates: Candidates, choi
     """Choose a file's sentinel set.
 
     Args:
-        model: the QDQ file that shall be checked. Of one without 8-bit weight codes, gaps alone decide.
-        teacher: what it is compared with.
-        candidates: images that neither trained nor selected it.
-        choice: how large the set is; None for `usual_choice`.
+        model: The QDQ file that shall be checked. Of one without 8-bit weight codes, gaps alone decide.
+        teacher: What it is compared with.
+        candidates: Images that neither trained nor selected it.
+        choice: How large the set is; None for `usual_choice`.
 
     Raises:
-        ArtefactError: a file cannot be run on these images, or not six images fit into the limit.
+        ArtefactError: A file cannot be run on these images, or not six images fit into the limit.
     """
     choice = choice or usual_choice(candidates.spec, task=candidates.task)
     x = normalized(candidates.images, candidates.spec)
@@ -139,13 +139,13 @@ def usual_choice(spec: ImageSpec, seed: int = 0, task: Task = DEFAULT_TASK) -> C
 def likely_flips(
     task: Task, teacher: Outputs, own: Outputs, probes: Sequence[Outputs]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """How likely a file as good as this one flips each image, and how likely a worse one: b and h, see the top.
+    """Return how likely a file as good as this one flips each image, and how likely a worse one: b and h, see the top.
 
     Args:
-        task: what outputs mean.
-        teacher: its outputs.
-        own: the file's.
-        probes: those of each probe; with none, a file four times as far from the teacher is imagined.
+        task: What outputs mean.
+        teacher: Its outputs.
+        own: The file's.
+        probes: Those of each probe; with none, a file four times as far from the teacher is imagined.
     """
     gap, own_gap = task.margins(teacher, teacher), task.margins(teacher, own)
     least, distance = np.minimum(gap, own_gap), _rms(own_gap - gap)
@@ -162,16 +162,16 @@ def power(
     chosen: NDArray[np.int64],
     same: NDArray[np.float64],
 ) -> dict[str, Any]:
-    """What the chosen images notice, read off probes that had no part in choosing them.
+    """Return what the chosen images notice, read off probes that had no part in choosing them.
 
     All is counted from a file as good as this one, not from this very file, which the images were chosen not to be
     flipped by.
 
     Args:
-        own: which of all candidates the file flips, (N,).
-        probes: the same for each probe.
-        chosen: places of the sensitive images.
-        same: how likely a file as good flips each, (N,).
+        own: Which of all candidates the file flips, (N,).
+        probes: The same for each probe.
+        chosen: Places of the sensitive images.
+        same: How likely a file as good flips each, (N,).
 
     Returns:
         ``points``: losses of agreement with the teacher on plain candidates, in percentage points;
@@ -214,12 +214,12 @@ def _noise(flips: float, n: int) -> float:
 
 
 def _bytes(spec: ImageSpec, task: Task) -> int:
-    """What one image takes with the teacher's answer, source and kind."""
+    """Return what one image takes with the teacher's answer, source and kind."""
     return math.prod(spec.shape) + task.image_bytes(spec) + 3
 
 
 def _counts(candidates: Candidates, choice: Choice) -> tuple[int, int]:
-    """How many are drawn and how many chosen; at most half of what is left is chosen, or nothing would be."""
+    """Return how many are drawn and how many chosen; at most half of what is left is chosen, or nothing would be."""
     one = _bytes(candidates.spec, candidates.task)
     fitting, n = max(0, choice.limit - _HEADER) // one, len(candidates.images)
     if fitting < LEAST:

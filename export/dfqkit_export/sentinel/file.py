@@ -48,20 +48,20 @@ class Sentinel:
     """Images, what the teacher says of them, and how they were chosen.
 
     Attributes:
-        spec: shape and normalisation.
-        teacher_name: what the teacher is called.
-        teacher_sha256: of its weights for a run of dfqkit, of its ONNX file otherwise.
+        spec: Shape and normalisation.
+        teacher_name: What the teacher is called.
+        teacher_sha256: Of its weights for a run of dfqkit, of its ONNX file otherwise.
         images: uint8 (N, C, H, W), at least one.
-        answers: the teacher's outputs, float32 (N, ...) by name, ONNX Runtime's on exactly these 8-bit images.
-        sources: what made the images, such as ``dfq:grading``.
+        answers: The teacher's outputs, float32 (N, ...) by name, ONNX Runtime's on exactly these 8-bit images.
+        sources: What made the images, such as ``dfq:grading``.
         source: int16 (N,), which of them.
         kind: uint8 (N,), `SENSITIVE` or `PLAIN`.
-        rule: how they were chosen, in words.
-        power: what they can notice: `choice.power`. Empty where it could not be said.
-        task: what the outputs mean.
+        rule: How they were chosen, in words.
+        power: What they can notice: `choice.power`. Empty where it could not be said.
+        task: What the outputs mean.
 
     Raises:
-        ArtefactError: arrays do not fit each other or the specification, or outputs are not finite.
+        ArtefactError: Arrays do not fit each other or the specification, or outputs are not finite.
     """
 
     spec: ImageSpec
@@ -100,11 +100,11 @@ class Sentinel:
             raise ArtefactError(message)
 
     def __len__(self) -> int:
-        """How many images there are."""
+        """Return how many images there are."""
         return len(self.images)
 
     def normalized(self) -> NDArray[np.float32]:
-        """All images as the model takes them, float32 (N, C, H, W)."""
+        """Return all images as the model takes them, float32 (N, C, H, W)."""
         return normalized(self.images, self.spec)
 
     @property
@@ -127,13 +127,13 @@ def write_sentinel(path: str | Path, sentinel: Sentinel) -> None:
     """Write a set, there whole or not at all.
 
     Raises:
-        ArtefactError: the file cannot be written.
+        ArtefactError: The file cannot be written.
     """
     write_bytes(Path(path), sentinel_bytes(sentinel))
 
 
 def sentinel_bytes(sentinel: Sentinel) -> bytes:
-    """What a set's file holds; equal for equal sets."""
+    """Return what a set's file holds; equal for equal sets."""
     header = {
         "schema": SCHEMA,
         "image": sentinel.spec.to_dict(),
@@ -153,7 +153,7 @@ def read_sentinel(path: str | Path) -> Sentinel:
     """Read a set.
 
     Raises:
-        ArtefactError: it is missing, damaged, of another version, or contradicts itself.
+        ArtefactError: It is missing, damaged, of another version, or contradicts itself.
     """
     tensors, metadata = read_tensors(path, limit=_MAX_FILE)
     try:

@@ -30,8 +30,8 @@ class Probe:
     Attributes:
         kind: ``weights`` rounds the codes of each output channel again, to ``bits``; ``activations`` multiplies each
             activation's scale by a random one of 1/2, 1, 2 and 4.
-        bits: of the weights' codes, sign included, at least 2.
-        seed: of the random numbers; None rounds to the nearest code, otherwise rounding is stochastic.
+        bits: Of the weights' codes, sign included, at least 2.
+        seed: Of the random numbers; None rounds to the nearest code, otherwise rounding is stochastic.
     """
 
     kind: Literal["weights", "activations"]
@@ -45,8 +45,8 @@ def probed(model: onnx.ModelProto, probe: Probe) -> onnx.ModelProto | None:
     A file of 4-bit weights keeps its first and last layer at 8 bits: with these alone at 7, it would be none the worse.
 
     Args:
-        model: a QDQ model.
-        probe: the change.
+        model: A QDQ model.
+        probe: The change.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)

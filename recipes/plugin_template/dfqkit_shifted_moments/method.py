@@ -38,7 +38,7 @@ class ShiftedMoments(PoolSynthesizer):
         self.shifts = []
 
     def _step(self, students: Sequence[nn.Module], step: int, steps: int) -> Losses:
-        """One optimiser step. Gradients are taken for the pixels only, so that the teacher stays as it was."""
+        """Return one optimiser step. Gradients are taken for the pixels only, so that the teacher stays as it was."""
         weights = self.config.weights
         with self.tap as tap:
             logits = self.teacher.model(self.pixels)
@@ -60,11 +60,11 @@ class ShiftedMoments(PoolSynthesizer):
         return {name: float(term.detach()) for name, term in terms.items()}
 
     def _finish(self) -> Tensor:
-        """The finished batch."""
+        """Return the finished batch."""
         return self.pixels
 
     def _tensors(self) -> dict[str, Tensor]:
-        """What the next step needs: an interrupted run goes on bit for bit."""
+        """Return what the next step needs: an interrupted run goes on bit for bit."""
         if not self.at:
             return {}
         state = {"pixels": self.pixels} | {f"shift.{index}": shift for index, shift in enumerate(self.shifts)}

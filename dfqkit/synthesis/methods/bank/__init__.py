@@ -48,17 +48,17 @@ class BankConfig(SynthesizerConfig):
     )
 
     def resolved(self, find: Callable[[str], str]) -> Self:
-        """The same with the path found."""
+        """Return the same with the path found."""
         return self.model_copy(update={"path": find(self.path)})
 
     def real_data(self) -> str | None:
-        """What the set says, if it does and can be read."""
+        """Return what the set says, if it does and can be read."""
         stored = self._opened()
         found = UNKNOWN if stored is None else stored.facts.get("real_data", UNKNOWN)
         return None if found is None else str(found)
 
     def warnings(self) -> tuple[str, ...]:
-        """What the set warns of, since nothing made from it is better; of a lone file, what its source does."""
+        """Return what the set warns of, since nothing made from it is better; of a lone file, what its source does."""
         stored, what = self._opened(), f"Image set '{Path(self.path).name}'"
         if stored is None:
             return (f"{what} could not be read again: what it warns of is not known.",)
@@ -66,11 +66,11 @@ class BankConfig(SynthesizerConfig):
         return tuple(f"{what}: {text}" for text in found)
 
     def grading(self) -> Self:
-        """The same set, the images that do not train."""
+        """Return the same set, the images that do not train."""
         return self.model_copy(update={"part": "grading"})
 
     def _opened(self) -> StoredBank | None:
-        """The set, or None: a report is written where its sources are gone, too."""
+        """Return the set, or None: a report is written where its sources are gone, too."""
         from dfqkit_export.images.stored import StoredBank  # numpy, which listing methods does not need
 
         try:

@@ -62,7 +62,7 @@ class Bank(GivenImages):
             _LOG.warning("Image set '%s' is not finished: %d of %d images.", path, len(stored), stored.wanted)
 
     def _split(self, indices: Sequence[int]) -> tuple[list[int], list[int]]:
-        """Places of the training and of the fresh images."""
+        """Return places of the training and of the fresh images."""
         self._require_enough(len(indices))
         grades = self.config.part == "grading"
         mine, theirs = _spread(indices, self.demand.images if grades else self.others)
@@ -76,7 +76,7 @@ class Bank(GivenImages):
         return torch.from_numpy(self.stored.take(places.tolist())[0]).to(self.device)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What was given, what comes next, the random state, and what tells the set from others."""
+        """Return what was given, what comes next, the random state, and what tells the set from others."""
         return {
             "given": torch.tensor(self.given),
             "order": self.order.rest.clone(),
@@ -88,7 +88,7 @@ class Bank(GivenImages):
         """Continue exactly where `state_dict` was taken.
 
         Raises:
-            ArtefactError: that was with another set.
+            ArtefactError: That was with another set.
         """
         if bytes(state["set"].tolist()).hex() != self.digest:
             message = (
@@ -102,7 +102,7 @@ class Bank(GivenImages):
 
 
 def _different(stored: StoredBank) -> list[int]:
-    """Places of the images that are equal to none before them."""
+    """Return places of the images that are equal to none before them."""
     first: dict[bytes, int] = {}
     index = 0
     for codes, _ in stored.each_shard():

@@ -52,7 +52,7 @@ class AdaptiveDeepInversionConfig(DeepInversionFields):
     @model_validator(mode="before")
     @classmethod
     def _fill_competition(cls, values: Any) -> Any:
-        """The ImageNet schedules' own weight, where none is given."""
+        """Return the ImageNet schedules' own weight, where none is given."""
         if not isinstance(values, Mapping) or values.get("schedule", "cifar") == "cifar":
             return values
         weights = values.get("weights", {})

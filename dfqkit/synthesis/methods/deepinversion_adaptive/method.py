@@ -29,15 +29,15 @@ class AdaptiveDeepInversion(DeepInversion):
 
 
 def author_competition(student: Tensor, teacher: Tensor, temperature: float = 3.0) -> Tensor:
-    """The competition term as the authors' code computes it.
+    """Return the competition term as the authors' code computes it.
 
     1 - clamp(J, 0, 1), J = mean_n 0.5 * sum_k [M ln(M / P) + M ln(M / Q)], with P and Q the probabilities of student
     and teacher and M their mean, each then clamped to [0.01, 0.99].
 
     Args:
-        student: logits (N, K).
-        teacher: logits (N, K).
-        temperature: of both.
+        student: Logits (N, K).
+        teacher: Logits (N, K).
+        temperature: Of both.
 
     Returns:
         Scalar within [0, 1]. Lower is better.

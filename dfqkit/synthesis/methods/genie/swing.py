@@ -18,8 +18,8 @@ class SwingConvolutions(_Tap):
     inputs, and leaving the context takes them off.
 
     Args:
-        model: any module.
-        rng: draws the offsets.
+        model: Any module.
+        rng: Draws the offsets.
 
     Example:
         >>> conv = nn.Conv2d(1, 1, 1, stride=2)
@@ -50,7 +50,7 @@ class SwingConvolutions(_Tap):
 
 
 def _moved(x: Tensor, axis: int, by: int) -> Tensor:
-    """The window that starts at pixel ``by`` of the map, with the pixel beyond its edge reflected.
+    """Return the window that starts at pixel ``by`` of the map, with the pixel beyond its edge reflected.
 
     Put together from parts, because the gradient of reflection padding is not repeatable on a GPU.
     """

@@ -46,7 +46,7 @@ class ImagesConfig(SynthesizerConfig):
     )
 
     def resolved(self, find: Callable[[str], str]) -> Self:
-        """The same with the path found; a torchvision data set is not a file."""
+        """Return the same with the path found; a torchvision data set is not a file."""
         if self.path.startswith("torchvision:"):
             return self
         return self.model_copy(update={"path": find(self.path)})
@@ -56,5 +56,5 @@ class ImagesConfig(SynthesizerConfig):
         return "similar images"
 
     def grading(self) -> Self:
-        """The same images from the other end."""
+        """Return the same images from the other end."""
         return self.model_copy(update={"part": "grading"})

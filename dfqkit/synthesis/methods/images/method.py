@@ -71,7 +71,7 @@ class Images(GivenImages):
         return self.pixels[places]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Which images do what, what was given, and the random state; of the images only a hash."""
+        """Return which images do what, what was given, and the random state; of the images only a hash."""
         state = {
             "images.chosen": self.chosen,
             "images.order": self.order.rest,
@@ -85,7 +85,7 @@ class Images(GivenImages):
         """Continue exactly where `state_dict` was taken.
 
         Raises:
-            ArtefactError: when the images are not those of then.
+            ArtefactError: When the images are not those of then.
         """
         if not torch.equal(state["images.digest"].cpu(), self.digest):
             message = (

@@ -54,10 +54,10 @@ class MetadataConfig(PixelConfig):
     )
 
     def resolved(self, find: Callable[[str], str]) -> Self:
-        """The same, with ``records`` found.
+        """Return the same, with ``records`` found.
 
         Raises:
-            RecipeError: when there is no such file; says what makes one.
+            RecipeError: When there is no such file; says what makes one.
         """
         try:
             found = find(self.records)
@@ -67,6 +67,6 @@ class MetadataConfig(PixelConfig):
         return super().resolved(find).model_copy(update={"records": found})
 
     def real_data(self) -> str:
-        """The records, and images to start from where it has them."""
+        """Return the records, and images to start from where it has them."""
         start = super().real_data()
         return "records of real activations" + (f" and {start}" if start else "")

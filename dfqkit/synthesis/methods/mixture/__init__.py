@@ -48,17 +48,17 @@ class Source(SynthesizerConfig):
         return {"method": fields.pop("method"), "share": fields.pop("share"), **fields}
 
     def places(self) -> list[str]:
-        """Where it takes images from, to use them or to start from them."""
+        """Return where it takes images from, to use them or to start from them."""
         named = [getattr(self, "path", None) if "images" in self.needs else None, getattr(self, "start_from", None)]
         return [place if place.startswith("torchvision:") else os.path.normpath(place) for place in named if place]
 
     def costs(self, demand: Demand) -> bool:
-        """Whether the method has a cost: those without return the configuration itself."""
+        """Return whether the method has a cost: those without return the configuration itself."""
         return self.at_cost(1, demand) is not self
 
 
 def source_sections() -> dict[str, type[Source]]:
-    """The sections that a source may have, by method; a plugin that is broken is left out."""
+    """Return the sections that a source may have, by method; a plugin that is broken is left out."""
     found = {}
     for name in synthesizer_names():
         with contextlib.suppress(RecipeError):  # it is told where methods are listed
@@ -67,10 +67,10 @@ def source_sections() -> dict[str, type[Source]]:
 
 
 def source_section(name: str) -> type[Source]:
-    """The section of a source of the method called ``name``.
+    """Return the section of a source of the method called ``name``.
 
     Raises:
-        RecipeError: there is no such method, or it is a mixture itself.
+        RecipeError: There is no such method, or it is a mixture itself.
     """
     if name == "mixture":
         message = "is a mixture within a mixture; list its sources here, with their shares multiplied by its own"
@@ -135,7 +135,7 @@ class MixtureConfig(SynthesizerConfig):
         return sum(getattr(source, "memory", 0) for source in self.active)
 
     def resolved(self, find: Callable[[str], str]) -> Self:
-        """The same with every source's files found."""
+        """Return the same with every source's files found."""
         return self.model_copy(update={"sources": tuple(s.resolved(find) for s in self.active)})
 
     @property
@@ -144,7 +144,7 @@ class MixtureConfig(SynthesizerConfig):
         return frozenset[str]().union(*(source.needed for source in self.active))
 
     def warnings(self) -> tuple[str, ...]:
-        """The sources' warnings, each once, with the share that it is about."""
+        """Return the sources' warnings, each once, with the share that it is about."""
         found: dict[str, float] = {}
         for source, share in zip(self.active, self.shares, strict=True):
             for text in source.warnings():
@@ -152,18 +152,18 @@ class MixtureConfig(SynthesizerConfig):
         return tuple(f"{100 * share:.3g} % of the images: {text}" for text, share in found.items())
 
     def real_data(self) -> str | None:
-        """The sources' phrases, each once; `UNKNOWN` only where none is known."""
+        """Return the sources' phrases, each once; `UNKNOWN` only where none is known."""
         told = (source.real_data() for source in self.active)
         found = list(dict.fromkeys(phrase for phrase in told if phrase is not None))
         known = " and ".join(phrase for phrase in found if phrase != UNKNOWN)
         return known or (UNKNOWN if found else None)
 
     def grading(self) -> Self:
-        """Every source's own, with the same shares."""
+        """Return every source's own, with the same shares."""
         return self.model_copy(update={"sources": tuple(s.grading() for s in self.active)})
 
     def at_cost(self, passes: int, demand: Demand) -> Self:
-        """The budget, split by share over the sources that have a cost; they take no more than their parts."""
+        """Return the budget, split by share over the sources that have a cost; they take no more than their parts."""
         sources, demands = list(self.active), self.demands(demand)
         costly = [index for index, source in enumerate(sources) if source.costs(demands[index])]
         total = sum(self.shares[index] for index in costly)

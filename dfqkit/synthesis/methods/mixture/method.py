@@ -38,7 +38,7 @@ class Mixture(Synthesizer):
         return torch.Generator(device=self.device).manual_seed(seed)
 
     def _prefixes(self, demands: Sequence[Demand]) -> list[str]:
-        """What precedes the names of each source's terms: nothing where only one source has any."""
+        """Return what precedes the names of each source's terms: nothing where only one source has any."""
         sources = self.config.active
         working = [
             part.warmup_rounds > 0 or source.costs(own)
@@ -64,7 +64,7 @@ class Mixture(Synthesizer):
         return sum(part.warmup_rounds for part in self.parts)
 
     def synthesize(self, students: Sequence[nn.Module] = ()) -> Losses:
-        """A round of the source whose turn it is; in a game, and after the warm-up, one of every source."""
+        """Return a round of the source whose turn it is; in a game, and after the warm-up, one of every source."""
         warming = sum(self.done) < self.warmup_rounds and not (students and not any(self.need_student))
         rounds = [part.warmup_rounds for part in self.parts]
         members = turns(self.done, rounds, 1) if warming else range(len(self.parts))
@@ -106,7 +106,7 @@ class Mixture(Synthesizer):
         return torch.empty((0, *self.teacher.image.shape), device=self.device) if drawn is None else drawn
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Every source's state, whose turn it is, and the random state."""
+        """Return every source's state, whose turn it is, and the random state."""
         state = {
             "mixture.done": torch.tensor(self.done),
             "mixture.fresh": torch.tensor(self.given["fresh"]),

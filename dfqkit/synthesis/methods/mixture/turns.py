@@ -11,12 +11,12 @@ from collections.abc import Sequence
 
 
 def turns(given: Sequence[int], shares: Sequence[float], n: int) -> list[int]:
-    """Which source each of the next ``n`` items comes from.
+    """Return which source each of the next ``n`` items comes from.
 
     Args:
-        given: items that each source has given so far.
-        shares: of each source, on any scale; not all 0.
-        n: how many to place.
+        given: Items that each source has given so far.
+        shares: Of each source, on any scale; not all 0.
+        n: How many to place.
 
     Example:
         >>> turns([0, 0], [0.6, 0.4], 5)
@@ -32,18 +32,18 @@ def turns(given: Sequence[int], shares: Sequence[float], n: int) -> list[int]:
 
 
 def counts(shares: Sequence[float], n: int) -> list[int]:
-    """How many of the first ``n`` items each source gives."""
+    """Return how many of the first ``n`` items each source gives."""
     order = turns([0] * len(shares), shares, n)
     return [order.count(index) for index in range(len(shares))]
 
 
 def until_empty(given: Sequence[int], shares: Sequence[float], left: Sequence[int | None]) -> int | None:
-    """How many items can come before a source is due that has none left.
+    """Return how many items can come before a source is due that has none left.
 
     Args:
-        given: items that each source has given so far.
-        shares: of each source, above 0.
-        left: how many each still has; None for any number.
+        given: Items that each source has given so far.
+        shares: Of each source, above 0.
+        left: How many each still has; None for any number.
 
     Returns:
         The number, or None where no source ever runs out.

@@ -40,7 +40,7 @@ class Noise(Synthesizer):
         return torch.clamp(drawn, self.low, self.high)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The random state."""
+        """Return the random state."""
         return {"rng": self.rng.get_state()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

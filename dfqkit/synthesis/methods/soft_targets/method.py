@@ -60,7 +60,7 @@ class SoftTargets(PixelSynthesizer):
 
 
 def _linear(teacher: Teacher, name: str) -> tuple[str, nn.Linear]:
-    """The linear layer called ``name``, which gives one vector an image."""
+    """Return the linear layer called ``name``, which gives one vector an image."""
     called = {
         call.name: call
         for call in layer_calls(teacher)[0]
@@ -79,7 +79,7 @@ def _linear(teacher: Teacher, name: str) -> tuple[str, nn.Linear]:
 
 
 def _reader(teacher: Teacher) -> str | None:
-    """The first linear layer that is called after the last convolution."""
+    """Return the first linear layer that is called after the last convolution."""
     names: list[str] = []
     seen = False
     for call in layer_calls(teacher)[0]:

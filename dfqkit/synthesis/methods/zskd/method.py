@@ -80,7 +80,7 @@ def dirichlet(concentration: Tensor, rng: torch.Generator) -> Tensor:
 
     Args:
         concentration: (N, K), above 0.
-        rng: on the same device.
+        rng: On the same device.
 
     Returns:
         (N, K), float64, rows that add up to 1.
@@ -96,7 +96,7 @@ def log_gamma_variables(shape: Tensor, rng: torch.Generator) -> Tensor:
     Software, 2000: rejection for shape + 1 (section 2), and Gamma(a) = Gamma(a + 1) U^(1/a) (section 6).
 
     Raises:
-        ValueError: a shape is not a finite number above 0; nothing drawn would ever be accepted.
+        ValueError: A shape is not a finite number above 0; nothing drawn would ever be accepted.
     """
     shape = shape.double()
     if not bool(((shape > 0) & shape.isfinite()).all()):

@@ -27,10 +27,10 @@ class ZSKT(OnlineSynthesizer):
         self.divergence = dict(kl=losses.kd_kl, l1=losses.logit_l1)[self.config.adversary]
 
     def synthesize(self, students: Sequence[nn.Module] = ()) -> Losses:
-        """One round against the students: of the warm-up while that lasts, then of the game.
+        """Return one round against the students: of the warm-up while that lasts, then of the game.
 
         Raises:
-            RecipeError: without a student.
+            RecipeError: Without a student.
         """
         if not students:
             message = (

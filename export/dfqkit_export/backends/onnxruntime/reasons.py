@@ -129,7 +129,7 @@ def _missing_pair(tensor: str, graph: SourceGraph) -> FloatReason:
 
 
 def _code_reasons(dequantize: onnx.NodeProto, graph: SourceGraph) -> Iterator[FloatReason]:
-    """What is wrong with an activation's codes, seen from a DequantizeLinear behind them."""
+    """Yield what is wrong with an activation's codes, seen from a DequantizeLinear behind them."""
     if graph.code_type(dequantize) != "int8":
         return
     maker = graph.producer(dequantize.input[0])
@@ -151,7 +151,7 @@ def _code_reasons(dequantize: onnx.NodeProto, graph: SourceGraph) -> Iterator[Fl
 
 
 def _code_readers(quantize: onnx.NodeProto, graph: SourceGraph) -> int:
-    """How many nodes read what the DequantizeLinear nodes behind a QuantizeLinear give."""
+    """Return how many nodes read what the DequantizeLinear nodes behind a QuantizeLinear give."""
     pairs = [node for node in graph.readers(quantize.output[0]) if node.op_type == "DequantizeLinear"]
     return sum(len(graph.readers(node.output[0])) + graph.is_output(node.output[0]) for node in pairs)
 
@@ -251,7 +251,7 @@ def _limits(activation: onnx.NodeProto, graph: SourceGraph) -> tuple[float, floa
 
 
 def _output(layer: onnx.NodeProto, graph: SourceGraph) -> tuple[str, list[onnx.NodeProto]]:
-    """The tensor where a layer's output must be quantized, and the activation functions in front of it."""
+    """Return the tensor where a layer's output must be quantized, and the activation functions in front of it."""
     tensor, activations = layer.output[0], []
     while len(graph.readers(tensor)) == 1 and not graph.is_output(tensor):
         (reader,) = graph.readers(tensor)

@@ -64,7 +64,7 @@ def _weighted(
 def _operators(
     activations: tuple[QuantSpace, ...], weights: tuple[QuantSpace, ...], sources: dict[str, str]
 ) -> tuple[OperatorRule, ...]:
-    """The rows of one machine: what fuses is decided by the same code on all, which types are fast is not."""
+    """Return the rows of one machine: what fuses is decided by the same code on all, which types are fast is not."""
     elsewhere = {"": _ONE_OP} | {key: text for key, text in sources.items() if key == "activations"}
     matmul = {"": _FUSED, "weights": _WEIGHTS_SOURCE} | sources
     pooled = elsewhere | {"placement": f"{_ONE_OP}; a Flatten between it and Q keeps it float"}

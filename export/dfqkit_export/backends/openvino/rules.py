@@ -18,7 +18,7 @@ _UNEXPLAINED = "no known rule"
 
 @rule("V1", "warning", "Layers run in integers", repair="see the reason")
 def find_float_layers(graph: QdqGraph) -> Iterator[Violation]:
-    """Layers for which a rule says that they stay in float."""
+    """Yield layers for which a rule says that they stay in float."""
     for layer in graph.weighted():
         reason = reason_in_openvino(layer, graph)
         if not reason.startswith(_UNEXPLAINED):

@@ -102,7 +102,7 @@ def build_engine(
 
 
 def _logger(trt: Any) -> tuple[Any, list[list[str]]]:
-    """The process's only logger (further ones are ignored), and where its messages go."""
+    """Return the process's only logger (further ones are ignored), and where its messages go."""
     messages: list[list[str]] = []
 
     class Logger(trt.ILogger):  # type: ignore[misc, name-defined]

@@ -146,7 +146,7 @@ def match_layers(model: onnx.ModelProto, layers: Iterable[EngineLayer], *, targe
 
 
 def _executed(name: str, engine: list[EngineLayer]) -> EngineLayer | None:
-    """The layer that computes a node: of those that name it, the one that multiplies; else one that fused it."""
+    """Return the layer that computes a node: of those that name it, the one that multiplies; else one that fused it."""
     # Engines without detailed metadata still put the node's name into the layer's.
     named = [layer for layer in engine if name in layer.nodes] or [
         layer for layer in engine if not layer.nodes and name in re.split(r" \+ |_myl\d+_\d+$", layer.name)
@@ -159,7 +159,7 @@ def _executed(name: str, engine: list[EngineLayer]) -> EngineLayer | None:
 def _reasons(
     model: onnx.ModelProto, graph: SourceGraph, layers: list[onnx.NodeProto], target: Target
 ) -> dict[str, str]:
-    """Why each layer is in float, "" where no rule tells."""
+    """Return why each layer is in float, "" where no rule tells."""
     if not layers:
         return {}
     quantized = QdqGraph(model, target)
@@ -180,7 +180,7 @@ def _reasons(
 
 
 def _around(layer: onnx.NodeProto, graph: SourceGraph) -> Iterator[str]:
-    """Names of a layer and of what quantizes its operands."""
+    """Yield names of a layer and of what quantizes its operands."""
     yield layer.name
     for tensor in layer.input[:2]:
         node = graph.producer(tensor)

@@ -32,7 +32,7 @@ UNSUPPORTED = frozenset(
 
 
 def operators_of(seen: str, told: str) -> tuple[OperatorRule, ...]:
-    """The rows, with the source of what RTX showed and of what the vendor's documents say."""
+    """Return the rows, with the source of what RTX showed and of what the vendor's documents say."""
     cited = {
         "": seen,
         "placement": f"{told}: quantize the inputs of weighted layers, not their outputs",

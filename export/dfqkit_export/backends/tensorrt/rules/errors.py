@@ -145,7 +145,7 @@ def find_read_codes(graph: QdqGraph) -> Iterator[Violation]:
 
 
 def _is_reported(node: onnx.NodeProto, graph: QdqGraph) -> bool:
-    """Whether a node is a chain of a zero point, which is allowed, or wrong by itself (E6)."""
+    """Return whether a node is a chain of a zero point, which is allowed, or wrong by itself (E6)."""
     if node.domain not in OWN_DOMAINS or node.op_type in QUANTIZED_OPERATORS:
         return True
     if node.op_type not in ("Identity", "Cast"):
@@ -185,7 +185,7 @@ def is_code(tensor: str, graph: QdqGraph) -> bool:
 
 @rule("E10", "error", "Layers read dequantized values", repair="put a DequantizeLinear in front of this input")
 def find_raw_codes(graph: QdqGraph) -> Iterator[Violation]:
-    """Layers that read codes without DequantizeLinear."""
+    """Yield layers that read codes without DequantizeLinear."""
     for node in graph.of_type("Conv", "ConvTranspose", "Gemm", "MatMul", "Add"):
         for tensor in node.input[:2]:
             if is_code(tensor, graph):

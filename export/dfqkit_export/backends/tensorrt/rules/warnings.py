@@ -59,7 +59,7 @@ def find_saturating_types(graph: QdqGraph) -> Iterator[Violation]:
     fixable=True,
 )
 def find_scales_of_rank_one(graph: QdqGraph) -> Iterator[Violation]:
-    """One scale for the whole tensor that is written as a list."""
+    """Yield one scale for the whole tensor that is written as a list."""
     for node in graph.of_type("QuantizeLinear", "DequantizeLinear"):
         scale = graph.constant(node.input[1])
         if scale is None or scale.size != 1 or not scale.ndim:
@@ -93,7 +93,7 @@ def find_channel_scales_on_activations(graph: QdqGraph) -> Iterator[Violation]:
     repair="put Q/DQ on that operand too, or remove the other's",
 )
 def find_half_quantized_layers(graph: QdqGraph) -> Iterator[Violation]:
-    """Layers of which only one operand is quantized."""
+    """Yield layers of which only one operand is quantized."""
     for layer in graph.weighted():
         operands = [graph.operand(tensor) for tensor in layer.input[:2]]
         floats = [operand for operand in operands if operand.dequantize is None]
@@ -113,7 +113,7 @@ def find_half_quantized_layers(graph: QdqGraph) -> Iterator[Violation]:
     repair="give both the same scale and zero point; keep one of two pairs in a row",
 )
 def find_differing_scales(graph: QdqGraph) -> Iterator[Violation]:
-    """A DequantizeLinear that undoes another quantization than the one in front of it, and requantization."""
+    """Yield a DequantizeLinear that undoes another quantization than the one in front of it, and requantization."""
     for node in graph.of_type("QuantizeLinear"):
         for dequantize, _ in graph.pair(node):
             if _constant_scales(node, dequantize, graph) and not same_parameters(node, dequantize, graph):
