@@ -1,7 +1,7 @@
 """The gate itself: files in, verdicts out, and the baseline that an update makes.
 
 What belongs here: `check` and its parts, which the command line and the pytest plugin call. What they return is
-`outcome`'s.
+`verdicts`'.
 """
 
 from __future__ import annotations

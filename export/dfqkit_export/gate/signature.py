@@ -15,7 +15,7 @@ import binascii
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -91,22 +91,12 @@ class LayerSignature:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what JSON can hold, short and the same on every machine."""
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "name"}
         return {
-            "op": self.op,
-            "weight": self.weight,
-            "bias": self.bias,
-            "input": self.input,
-            "output": self.output,
-            "input_scale": _short(self.input_scale),
-            "output_scale": _short(self.output_scale),
-            "codes_sha256": self.codes_sha256,
-            "scales_sha256": self.scales_sha256,
-            "bias_sha256": self.bias_sha256,
+            **{key: _short(value) if isinstance(value, float) else value for key, value in values.items()},
             "codes": pack(np.clip(self.codes, -128, 255).astype("<i2")),
             "codes_sketch": pack(np.clip(self.codes_sketch, -65504, 65504).astype("<f2")),
             "scales": pack(self.scales.astype("<f2")),
-            "bias_rms": _short(self.bias_rms),
-            "bias_error": _short(self.bias_error),
         }
 
     @classmethod
@@ -117,7 +107,7 @@ class LayerSignature:
             ArtefactError: A field is missing, unknown or of another kind.
         """
         try:
-            known = {key: values[key] for key in cls._keys()}
+            known = {item.name: values[item.name] for item in fields(cls) if item.name != "name"}
             codes = unpack(known.pop("codes"), "<i2").astype(np.int32)
             sketched, scales = (unpack(known.pop(k), "<f2").astype(np.float64) for k in ("codes_sketch", "scales"))
             numbers: dict[str, Any] = {
@@ -129,13 +119,6 @@ class LayerSignature:
             message = f"The baseline's facts of layer {name!r} are damaged ({error!r}). Record it again with --update."
             raise ArtefactError(message) from None
         return cls(name=name, codes=codes, codes_sketch=sketched, scales=scales, **numbers, **texts)
-
-    @staticmethod
-    def _keys() -> tuple[str, ...]:
-        return (
-            "op", "weight", "bias", "input", "output", "input_scale", "output_scale", "codes_sha256", "scales_sha256",
-            "bias_sha256", "codes", "codes_sketch", "scales", "bias_rms", "bias_error",
-        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

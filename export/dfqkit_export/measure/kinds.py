@@ -92,7 +92,7 @@ class MetricKind:
         timed: Whether it depends on the machine and on what else runs there.
         ratio_words: For a metric that is compared as a ratio, how a better and a worse one are called.
         without_value: What it means that there is no finite value where there was one, for a metric whose best it is.
-        key: Whether it is among the figures at the head of a report, of which the first of the table are shown.
+        headline: Whether it is among the figures at the head of a report, of which the first of the table are shown.
         on_card: Whether model cards show it.
         short: Its name at the head of a narrow column of comparisons of synthesizers; "" where they leave it out.
     """
@@ -110,7 +110,7 @@ class MetricKind:
     timed: bool = False
     ratio_words: tuple[str, str] | None = None
     without_value: str = ""
-    key: bool = False
+    headline: bool = False
     on_card: bool = False
     short: str = ""
 
@@ -287,11 +287,11 @@ TOP1 = register(MetricKind(
 TOP5 = register(replace(TOP1, name="top5", title="Top-5 accuracy", on_card=False, short=""))
 TOP1_DROP = register(MetricKind(
     name="top1_drop", title="Top-1 drop", unit="points", decimals=2, higher_is_better=False,
-    tolerance=Tolerance(absolute=0.3), about="labels", key=True, on_card=True, short="drop",
+    tolerance=Tolerance(absolute=0.3), about="labels", headline=True, on_card=True, short="drop",
 ))
 AGREEMENT = register(MetricKind(
     name="agreement", title="Agreement with the teacher", unit="%", decimals=2, higher_is_better=True,
-    tolerance=Tolerance(absolute=1.5, flips=True), per_image=AGREES, key=True, on_card=True, short="agreement %",
+    tolerance=Tolerance(absolute=1.5, flips=True), per_image=AGREES, headline=True, on_card=True, short="agreement %",
 ))
 PLAIN_AGREEMENT = register(MetricKind(
     name="plain_agreement", title="Agreement on images drawn at random", unit="%", decimals=2, higher_is_better=True,
@@ -321,11 +321,11 @@ LOGIT_SQNR_DB = register(MetricKind(
 LOGIT_MAX_ABS = register(MetricKind(name="logit_max_abs", title="Logits, largest difference", higher_is_better=False))
 INTEGER_OPS = register(MetricKind(
     name="integer_ops", title="Layers in integer kernels", unit="%", decimals=2, higher_is_better=True,
-    about="file", key=True, short="integer ops %",
+    about="file", headline=True, short="integer ops %",
 ))
 LATENCY = register(MetricKind(
     name="latency", title="Latency, median", unit="ms", decimals=3, higher_is_better=False,
-    about="file", gated=False, timed=True, ratio_words=("faster", "slower"), key=True,
+    about="file", gated=False, timed=True, ratio_words=("faster", "slower"), headline=True,
 ))
 SPEEDUP = register(MetricKind(
     name="speedup", title="Speed-up", unit="x", decimals=2, higher_is_better=True,
@@ -333,7 +333,7 @@ SPEEDUP = register(MetricKind(
 ))
 SIZE = register(MetricKind(
     name="size", title="File size", unit="bytes", higher_is_better=False,
-    about="file", gated=False, ratio_words=("smaller", "larger"), key=True,
+    about="file", gated=False, ratio_words=("smaller", "larger"), headline=True,
 ))
 STRUCTURE = register(MetricKind(
     name="structure", title="Layers of another kind than recorded", unit="layers", higher_is_better=False,

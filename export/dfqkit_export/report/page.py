@@ -80,7 +80,7 @@ def _key_figures(report: Report) -> str:
     shown = DEFAULT.name if DEFAULT.name in present else (present[-1] if present else "teacher")
     groups = {group.name: group for group in reversed(metric_groups(report)) if shown in group.cells}
     keys = []
-    for name in [kind.name for kind in known_kinds() if kind.key and kind.name in groups][:_MAX_KEYS]:
+    for name in [kind.name for kind in known_kinds() if kind.headline and kind.name in groups][:_MAX_KEYS]:
         cell = groups[name].cells[shown]
         value = f"{cell.number} {cell.unit}".rstrip()
         notes = "<br>".join(escape(text) for text in (cell.stderr and f"± {cell.stderr}", cell.gap) if text)

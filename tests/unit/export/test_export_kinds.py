@@ -42,7 +42,7 @@ from dfqkit_export.measure.kinds import MetricKind, PerImage, Tolerance
 RING = MetricKind(
     name="ring_error", title="Error of the rings", unit="px", decimals=3, higher_is_better=False,
     tolerance=Tolerance(absolute=0.25, relative=0.1), per_image=PerImage(key="ring_errors"),
-    key=True, on_card=True, short="rings px",
+    headline=True, on_card=True, short="rings px",
 )
 OTHER = MetricKind(name="top1", title="Mine", higher_is_better=True)
 NOT_ONE = 3
