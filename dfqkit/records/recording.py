@@ -1,7 +1,7 @@
 """Making activation records: one pass over the training images, where they still are.
 
 What belongs here: which layers are recorded, their moments per class as images stream past, and the graph that the
-weights between two layers make. What comes of it is `records`.
+weights between two layers make. What comes of it is `file`.
 
 Source: Lopes, Fenu, Starner, "Data-Free Knowledge Distillation for Deep Neural Networks", 2017 (arXiv 1710.07535),
 sections 3 and 4. The authors' code records the moments but does not implement the spectral form, so the graph is our

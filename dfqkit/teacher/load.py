@@ -1,7 +1,7 @@
 """The full-precision network that is to be quantized: loaded, frozen and verified before any compute is spent.
 
 What belongs here: `Teacher`, the two ways to get one, and the checks that make it trustworthy. File formats are
-`weights`, architectures `factories` and `models`, what it offers to synthesizers `inspection`.
+`weights`, architectures `sources`, what it offers to synthesizers `inspection`.
 """
 
 from __future__ import annotations
