@@ -151,21 +151,17 @@ def _of_module(name: str) -> Factory:
     return _attribute(name, _import_module(name, module), factory)
 
 
-_DOWNLOADS = ("weights", "weights_backbone", "pretrained", "checkpoint_path")
+_library = functools.partial(
+    TeacherSource, classes="num_classes", downloads=("weights", "weights_backbone", "pretrained", "checkpoint_path")
+)
 _MODULE = TeacherSource(prefix="", form="package.module:factory", build=_of_module)
 
 #: All kinds of factory strings by what stands in front of the colon; every other one names a module.
 SOURCES = {
     source.prefix: source
     for source in (
-        TeacherSource(
-            prefix="torchvision",
-            form="torchvision:NAME",
-            build=_torchvision,
-            classes="num_classes",
-            downloads=_DOWNLOADS,
-        ),
-        TeacherSource(prefix="timm", form="timm:NAME", build=_timm, classes="num_classes", downloads=_DOWNLOADS),
+        _library(prefix="torchvision", form="torchvision:NAME", build=_torchvision),
+        _library(prefix="timm", form="timm:NAME", build=_timm),
     )
 }
 

@@ -163,6 +163,11 @@ class _StandIn:
         raise TeacherError(message)
 
 
+def per_image(features: Tensor) -> Tensor:
+    """Features (N, D); of maps, their mean over the positions."""
+    return features.flatten(2).mean(2) if features.dim() > 2 else features
+
+
 def _first_argument(inputs: Sequence[Tensor], named: Mapping[str, Tensor]) -> Tensor:
     return next(iter((*inputs, *named.values())))
 

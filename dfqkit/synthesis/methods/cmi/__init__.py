@@ -17,10 +17,10 @@ lowest L.
 Needs BatchNorm layers; students only for the adversarial term. An image costs two teacher passes a step.
 
 Differs from the authors' code: the generator is ours (see `generator`); windows need not lie on whole pixels and are
-cut, not drawn again, where they would leave the image (`augmentation`); mirrors are off unless asked for, because a digit's or
-a letter's mirror image is another thing; shifts are an eighth of the image instead of 4 pixels, the same at 32 pixels;
-the memory starts empty; with several students the adversarial term is their mean; students learn from the pool in
-`dfqkit.training.quantized_student`, not here.
+cut, not drawn again, where they would leave the image (`augmentation`); mirrors are off unless asked for, because a
+digit's or a letter's mirror image is another thing; shifts are an eighth of the image instead of 4 pixels, the same at
+32 pixels; the memory starts empty; with several students the adversarial term is their mean; students learn from the
+pool in `dfqkit.training.quantized_student`, not here.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from dfqkit.synthesis.latents import LatentBatch
 from dfqkit.synthesis.methods.cmi import CMIConfig
 from dfqkit.synthesis.optimizers import optimizer_tensors, prefixed, restore_optimizer, under
 from dfqkit.synthesis.pool import PoolSynthesizer
-from dfqkit.teacher.taps import BatchNormTap, LayerTap
+from dfqkit.teacher.taps import BatchNormTap, LayerTap, per_image
 
 _BETAS = (0.5, 0.999)
 
@@ -76,8 +76,8 @@ class CMI(PoolSynthesizer):
         """Logits, and features (N, channels)."""
         with self.layers as layers:
             logits: Tensor = self.teacher.model(views)
-            entered = [x.float() for x in layers.values.values()]
-        return logits, torch.cat([x.flatten(2).mean(2) if x.dim() > 2 else x for x in entered], 1)
+            entered = [per_image(x.float()) for x in layers.values.values()]
+        return logits, torch.cat(entered, 1)
 
     def _contrast(self, local: Tensor, global_: Tensor) -> Tensor:
         if not len(self.bank) or not self.config.negatives:

@@ -11,7 +11,7 @@ from dfqkit import losses
 from dfqkit.synthesis.methods.dafl import DAFLConfig
 from dfqkit.synthesis.online import OnlineSynthesizer
 from dfqkit.teacher.structure import last_layer
-from dfqkit.teacher.taps import LayerTap
+from dfqkit.teacher.taps import LayerTap, per_image
 
 
 class DAFL(OnlineSynthesizer):
@@ -34,7 +34,7 @@ class DAFL(OnlineSynthesizer):
             features = tap.values[self.last]
         return {
             "one_hot": losses.pseudo_label(logits),
-            "activation": losses.activation_l1(features.flatten(2).mean(2) if features.dim() > 2 else features),
+            "activation": losses.activation_l1(per_image(features)),
             "class_balance": self._averaged_balance(logits) if self.decay else losses.class_balance(logits),
         }
 

@@ -13,7 +13,7 @@ from dfqkit.synthesis.methods.zeroq import ZeroQConfig
 from dfqkit.synthesis.pixels import PixelSynthesizer
 from dfqkit.teacher.batchnorm_moments import running_statistics
 from dfqkit.teacher.structure import last_layer
-from dfqkit.teacher.taps import BatchNormTap, LayerTap
+from dfqkit.teacher.taps import BatchNormTap, LayerTap, per_image
 from dfqkit_export.errors import RecipeError
 
 _FORMS = {"std": losses.bn_std, "mse": losses.bn_mse, "l2": losses.bn_l2}
@@ -62,7 +62,7 @@ class ZeroQ(PixelSynthesizer):
         with self.last as last:
             logits, statistics = self._read_statistics(images)
             (features,) = last.values.values()
-        return statistics | self._label_terms(logits) | {"margin": self._margin(_flat(features))}
+        return statistics | self._label_terms(logits) | {"margin": self._margin(per_image(features))}
 
     def _read_statistics(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         form = _FORMS[self.config.bn]
@@ -140,7 +140,7 @@ class ZeroQ(PixelSynthesizer):
         if self.last is not None:
             with self.last as last:
                 self.teacher.logits(images)
-                features = _flat(next(iter(last.values.values())))
+                features = per_image(next(iter(last.values.values())))
             if not self.sums.shape[1]:
                 self.sums = features.new_zeros((len(self.counts), features.shape[1]))
             members = nn.functional.one_hot(self.labels, len(self.counts)).to(features)
@@ -159,8 +159,3 @@ def _linear(size: int, part: int, like: Tensor) -> Tensor:
     """Weights (part, size) of linear interpolation; as a product, its gradient is repeatable on every device."""
     basis = torch.eye(part, dtype=like.dtype, device=like.device)[None]
     return nn.functional.interpolate(basis, size, mode="linear", align_corners=False)[0]
-
-
-def _flat(features: Tensor) -> Tensor:
-    """Features (N, D); of maps, their mean over the positions."""
-    return features.flatten(2).mean(2) if features.dim() > 2 else features
