@@ -34,7 +34,7 @@ class ShiftedMomentsConfig(PoolConfig):
     """
 
     implementation: ClassVar[str] = "dfqkit_shifted_moments.method:ShiftedMoments"
-    needs: ClassVar[frozenset[str]] = frozenset({"batchnorm"})
+    needs: ClassVar[frozenset[str]] = frozenset({"batchnorm", "classes"})
 
     method: Literal["shifted-moments"] = "shifted-moments"
     steps: int = Field(200, ge=1, description="Optimiser steps a batch. Ours.")
