@@ -19,8 +19,7 @@ import onnx
 from onnx import helper
 
 from dfqkit_export.images.tensors import read_tensors, write_tensors
-
-from ._qdqfile import File
+from tests._qdqfile import File
 
 
 def swapped_channels(file: File) -> str:

@@ -42,7 +42,7 @@ def document(
     found = rows(trials)
     budget = provenance["passes"]
     over = [] if budget is None else [row["contestant"] for row in found if row["synthesis_passes"]["mean"] > budget]
-    spent = {name: f"its smallest unit costs more than the {budget:,} passes" for name in dict.fromkeys(over)}
+    spent = dict.fromkeys(over, f"its smallest unit costs more than the {budget:,} passes")
     said = [f"{name}: {text}" for name, texts in warnings.items() for text in texts]
     return {
         "schema": SCHEMA,

@@ -182,7 +182,7 @@ def _settle(path: Path, args: argparse.Namespace, device: str) -> None:
 
 
 def _best(table: list[dict[str, Any]], count: int) -> list[str]:
-    """The contestants with the smallest mean drop over all schemes of calibration, so that no seed decides alone."""
+    """Return the contestants with the smallest mean drop over all schemes of calibration: no seed decides alone."""
     from dfqkit_export.measure.kinds import TOP1_DROP
 
     drops: dict[str, list[float]] = {}

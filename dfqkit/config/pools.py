@@ -7,10 +7,9 @@ in `dfqkit.synthesis`: `pool`, `pixels`, `online`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field
-from typing_extensions import Self
 
 from dfqkit.config.synthesis import Demand, SynthesizerConfig
 
@@ -82,7 +81,7 @@ class PixelConfig(PoolConfig):
         return None if self.start_from is None else "similar images as a start"
 
     def grading(self) -> Self:
-        """Starts from noise, so that no given image is in what trains and in what grades."""
+        """Start from noise, so that no given image is in what trains and in what grades."""
         return self.model_copy(update={"start_from": None})
 
 

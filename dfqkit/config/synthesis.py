@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
-from typing_extensions import Self
 
 from dfqkit.config.section import Section
 
@@ -100,7 +99,7 @@ class SynthesizerConfig(Section):
         return self
 
     def grading(self) -> Self:
-        """Configuration of the separate, differently seeded synthesizer whose images grade the result."""
+        """Return the configuration of the separate, differently seeded synthesizer whose images grade the result."""
         return self
 
     def at_cost(self, passes: int, demand: Demand) -> Self:

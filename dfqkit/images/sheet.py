@@ -98,7 +98,7 @@ def _cell(shape: tuple[int, int, int], form: SheetForm) -> tuple[int, int, int]:
 
 
 def _rows(counts: NDArray[Any], most: int) -> list[int | None]:
-    """Groups from top to bottom; None where some are left out."""
+    """Return groups from top to bottom; None where some are left out."""
     if len(counts) <= most:
         return list(range(len(counts)))
     order = np.argsort(-counts, kind="stable").tolist()

@@ -77,7 +77,7 @@ def resolved_synthesis(recipe: Recipe) -> SynthesizerConfig:
 def provisional_student(
     recipe: Recipe, teacher: Teacher, device: torch.device, student: fx.GraphModule | None = None
 ) -> fx.GraphModule:
-    """A student of the recipe's scheme, calibrated on Gaussian noise, for methods that need one before there is one.
+    """Return a student of the recipe's scheme, calibrated on noise, for methods that need one before there is one.
 
     Args:
         recipe: Gives scheme, target, batch and seed.
@@ -131,7 +131,7 @@ class Context:
         return replace(self.given, model=copy.deepcopy(self.given.model).to(self.device))  # theirs stays put
 
     def about(self, part: Part) -> Context:
-        """The context of one part of a stage; where that is about one target, its recipe is that of this target."""
+        """Return the context of one part of a stage; where that is about one target, with the recipe of this target."""
         if part == self.part:
             return self
         recipe = self.recipe

@@ -30,7 +30,7 @@ _TORCHVISION = "torchvision:"
 
 
 def warnings_of(recipe: Recipe) -> tuple[str, ...]:
-    """What a report on this recipe's result must open with: of its sources, and images that both make and measure."""
+    """Return what a report on the result must open with: of its sources, and images that both make and measure."""
     config = _resolved(recipe)
     found = config.warnings()
     if any(measured_on(recipe, place) for place in _places(recipe)):

@@ -105,7 +105,7 @@ class Stage:
 
 
 def joined(results: Mapping[Part, StageResult]) -> StageResult:
-    """What a stage's parts leave together: all files; the first part's facts, and beside them those of each other."""
+    """Return what parts leave together: all files; the first part's facts, and beside them those of each other."""
     facts: dict[str, Any] = {}
     for part, result in results.items():
         facts |= {part.name: dict(result.facts)} if part.name else result.facts

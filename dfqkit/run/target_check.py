@@ -48,7 +48,7 @@ class Account:
         return [floor for floor in floors if floor.subject != absent]
 
     def tell(self, rows: Iterable[LayerRow]) -> tuple[LayerRow, ...]:
-        """The rows with what this runtime executed in place of what another did; nothing where it did not say."""
+        """Return the rows with what this runtime executed in place of another; nothing where it did not say."""
         known = {layer.name: layer for layer in self.realised.layers} if self.realised else {}
         told = []
         for row in rows:

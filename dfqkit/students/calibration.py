@@ -137,7 +137,7 @@ def _short_above(step: float) -> float:
 
 
 def _covering(low: float, high: float, codes: int) -> tuple[float, int]:
-    """The smallest short step and the even zero point with which ``codes`` steps reach from ``low`` to ``high``."""
+    """Return the smallest short step and the even zero point with which ``codes`` steps reach from low to high."""
     step = _short_above((high - low) / codes)
     while True:
         zero_point = 2 * math.ceil(-low / step / 2)
@@ -168,7 +168,7 @@ def _end_at_six(student: fx.GraphModule, *, exact: bool) -> None:
 
 
 def _relu6_to_relu(student: fx.GraphModule) -> None:
-    """The quantizer behind ReLU6 ends at 6 or below by now; the runtime fuses ReLU, but not Clip."""
+    """Make ReLU of ReLU6: the quantizer behind it ends at 6 or below, and the runtime fuses ReLU, but not Clip."""
     for node, _ in _behind_relu6(student):
         student.set_submodule(str(node.target), nn.ReLU())
 

@@ -67,7 +67,7 @@ def even_zero_points(student: fx.GraphModule) -> None:
 
 
 def activation_internals(module: nn.Module) -> nn.Module | None:
-    """The Brevitas module that holds an activation quantizer's scale and zero point, or None for any other module."""
+    """Return the Brevitas module with an activation quantizer's scale and zero point; None for any other module."""
     if not hasattr(module, "act_quant") or isinstance(module, QuantWeightBiasInputOutputLayer):
         return None
     proxy: Any = module.act_quant

@@ -64,7 +64,7 @@ def write_qdq(graph: fx.GraphModule, target: Target, path: Path, *, metadata: Ma
 
 
 def integer_bias(graph: fx.GraphModule) -> dict[str, Any]:
-    """What each layer's bias becomes when it is stored as int32, by layer name: float tensors (C_out,) on that grid."""
+    """Return each layer's bias as int32 will store it, by layer name: float tensors (C_out,) on that grid."""
     from dfqkit.students.onnx_nodes import rounded_biases
 
     return rounded_biases(graph)
@@ -110,7 +110,7 @@ def _serialise(graph: fx.GraphModule, metadata: Mapping[str, str], opset: int) -
 
 @contextlib.contextmanager
 def _quiet(*names: str) -> Any:
-    """The exporter logs every step; an unused option's warning is of no use to the caller."""
+    """Silence the exporter, which logs every step and warns of unused options."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -25,12 +25,12 @@ from dfqkit_export.images.spec import ImageSpec
 
 
 def build_student(graph: fx.GraphModule, config: QuantConfig, target: Target, image: ImageSpec) -> fx.GraphModule:
-    """A fake-quantized copy of a float graph, cross-layer equalized where the scheme asks for it, not calibrated."""
+    """Return a fake-quantized copy of a float graph, equalized where the scheme asks for it, not calibrated."""
     return quantized_graph(equalized_graph(graph, config), config, target, image)
 
 
 def equalized_graph(graph: fx.GraphModule, config: QuantConfig) -> fx.GraphModule:
-    """The float graph that a scheme quantizes, whose features are those of its students: ``graph`` itself, or a copy.
+    """Return the float graph that a scheme quantizes, with its students' features: ``graph`` itself, or a copy.
 
     Equalization (Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019, section
     4.1) scales pairs of layers against each other without changing the function; layers with ReLU6 between them are

@@ -86,7 +86,7 @@ class Synthesizer(ABC):
         return (self.teacher.image.denormalize(images) * 255).round().clamp(0, 255).to(torch.uint8)
 
     def _decoded(self, codes: Tensor) -> Tensor:
-        """Stored images, normalised."""
+        """Return stored images, normalised."""
         images: Tensor = self.teacher.image.normalize(codes.float() / 255)
         return images
 

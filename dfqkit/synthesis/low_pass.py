@@ -78,12 +78,12 @@ class LowPassed(Synthesizer):
 
     @property
     def warmup_rounds(self) -> int:
-        """The synthesizer's."""
+        """Return the synthesizer's."""
         return self.made.warmup_rounds
 
     @property
     def available(self) -> int | None:
-        """The synthesizer's."""
+        """Return the synthesizer's."""
         return self.made.available
 
     def synthesize(self, students: Sequence[nn.Module] = ()) -> Losses:
@@ -103,5 +103,5 @@ class LowPassed(Synthesizer):
         return self.made.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """The synthesizer's."""
+        """Return the synthesizer's."""
         self.made.load_state_dict(state)

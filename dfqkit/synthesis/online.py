@@ -174,7 +174,7 @@ class OnlineSynthesizer(Synthesizer):
         return self._decoded(self.memory[index])
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Generators, their averages and optimizers, the memory, the counters and the random state."""
+        """Return generators, their averages and optimizers, the memory, the counters and the random state."""
         state = {
             "counters": torch.tensor([self.warmed, self.played, self.cost, self.remembered]),
             "rng": self.rng.get_state(),

@@ -43,7 +43,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
 
 
 def on_device(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Copies on ``device``, but for optimizers' counts of steps, which torch keeps on the CPU."""
+    """Return copies on ``device``, but for optimizers' counts of steps, which torch keeps on the CPU."""
     return {
         name: value.clone() if name.rpartition(".")[2] == "step" else value.to(device, copy=True)
         for name, value in tensors.items()

@@ -60,7 +60,7 @@ def linear_head(teacher: Teacher) -> tuple[str, nn.Linear] | None:
 
 
 def last_layer(teacher: Teacher) -> str:
-    """Module path of the layer whose input are the features: the linear head, or a convolution with all classes.
+    """Return the path of the layer whose input are the features: the linear head, or a convolution with all classes.
 
     Raises:
         TeacherError: There is neither, so that nothing says where the features are.

@@ -181,7 +181,7 @@ class Loop(ABC, Generic[Config, Model]):
         return {name: (plain[name] + harder[name]) / 2 for name in plain}
 
     def _update_average(self) -> None:
-        """Moving average of the first student; its decay grows with the steps, so that it starts at the student."""
+        """Average the first student's states; the decay grows with the steps, so that it starts at the student."""
         if not self.average:
             return
         decay = min(self.config.average, (1 + self.step) / (10 + self.step))

@@ -36,7 +36,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """A rename is on disk only when its folder is; Windows cannot open folders and does not need it."""
+    """Put a rename on disk, where it is only when its folder is; Windows cannot open folders and does not need it."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -11,11 +11,11 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tomllib
 from setuptools import find_packages
 
 ROOT = Path(__file__).parents[2]

@@ -78,7 +78,7 @@ class TestCompare:
 
     def test_an_exact_copy_has_no_finite_sqnr(self) -> None:
         grading = GradingSet(name="x", count=4, batches=lambda: iter(()), labels=None)
-        found = compare({name: self.LOGITS["teacher"] for name in self.LOGITS}, grading)
+        found = compare(dict.fromkeys(self.LOGITS, self.LOGITS["teacher"]), grading)
         values = {(m.name, m.subject): m.value for m in found}
         assert values["logit_sqnr_db", "student"] is None
         assert values["kl", "student"] == 0

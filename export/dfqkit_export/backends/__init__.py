@@ -133,7 +133,7 @@ def _targets_of(backends: dict[str, Backend]) -> dict[str, Target]:
 
 
 def _plugged(point: EntryPoint) -> Backend:
-    """What another package offers, or in its place what says why it cannot be used: it must not stop anything else."""
+    """Return what another package offers, or what says why it cannot be used: it must not stop anything else."""
     try:
         found = point.load()
         if isinstance(found, Backend) and found.name == point.name:

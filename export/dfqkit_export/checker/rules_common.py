@@ -194,7 +194,7 @@ def find_node_made_parameters(graph: QdqGraph) -> Iterator[Violation]:
     fixable=True,
 )
 def find_listed_initializers(graph: QdqGraph) -> Iterator[Violation]:
-    """Initializers that are graph inputs as well, so that a caller could replace them."""
+    """Report initializers that are graph inputs as well, so that a caller could replace them."""
     listed = [value.name for value in graph.model.graph.input if graph.is_initializer(value.name)]
     if listed:
         names = ", ".join(repr(name) for name in listed[:3]) + (", ..." if len(listed) > 3 else "")

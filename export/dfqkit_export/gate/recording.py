@@ -131,7 +131,7 @@ def changes_of(name: str, before: Case | None, now: Case) -> Iterator[str]:
 
 
 def _tolerance(metric: Metric, old: Recorded | None, stated: float | None, flips: float) -> float:
-    """The stated tolerance; else one that somebody wrote into the baseline; else the default for today's value."""
+    """Return the stated tolerance; else one that somebody wrote into the baseline; else today's default."""
     if stated is not None:
         return stated
     if old is not None and not math.isclose(
@@ -142,7 +142,7 @@ def _tolerance(metric: Metric, old: Recorded | None, stated: float | None, flips
 
 
 def _floors(measured: Measurement, before: Case | None, added: Mapping[str, float]) -> dict[str, float]:
-    """The floors that are there or that the recipe has, and those that are added; the first give way to nothing."""
+    """Return the floors that are there or that the recipe has, and those that are added; the first stay."""
     standing = {**_recipe_floors(measured), **(before.floors if before is not None else {})}
     for name, value in added.items():
         if standing.get(name, value) != value:

@@ -51,9 +51,10 @@ def _costs(found: Profile) -> list[str]:
         return []
     share = sum(cost.share for cost in found.costs)
     lines = [f"Operators on floats and Q/DQ take {100 * share:.0f} % of its time in onnxruntime, the slowest:"]
-    for cost in found.costs[:_SLOWEST]:
-        lines.append(f"  {100 * cost.share:4.1f} %  {cost.op} {cost.name}{': ' if cost.reason else ''}{cost.reason}")
-    return lines
+    return lines + [
+        f"  {100 * cost.share:4.1f} %  {cost.op} {cost.name}{': ' if cost.reason else ''}{cost.reason}"
+        for cost in found.costs[:_SLOWEST]
+    ]
 
 
 def _size(count: int) -> str:

@@ -95,7 +95,7 @@ def candidates_of(
 def spread_out(
     found: NDArray[np.float64], groups: NDArray[np.int64], candidates: Candidates, count: int
 ) -> NDArray[np.int64]:
-    """The places with the largest scores; none of a group or source that has twice its share, while there are others.
+    """Return the places with the largest scores; while there are others, none of a group with twice its share.
 
     Args:
         found: Scores (N,); those that are not finite cannot be chosen.

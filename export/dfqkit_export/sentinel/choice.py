@@ -208,7 +208,7 @@ def power(
 
 
 def _noise(flips: float, n: int) -> float:
-    """Standard error of a number of flips; one flip and one image more are assumed, so that none is not certainty."""
+    """Return the error of a number of flips; one flip and one image more are assumed: none is not certainty."""
     share = (flips + 1) / (n + 2)
     return math.sqrt(n * share * (1 - share))
 

@@ -40,7 +40,7 @@ class Probe:
 
 
 def probed(model: onnx.ModelProto, probe: Probe) -> onnx.ModelProto | None:
-    """A copy of a model, changed; None where the change finds nothing to change, or less than half of the weights.
+    """Return a changed copy of a model; None where the change finds nothing, or less than half of the weights.
 
     A file of 4-bit weights keeps its first and last layer at 8 bits: with these alone at 7, it would be none the worse.
 

@@ -17,10 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field
-from typing_extensions import Self
 
 from dfqkit.config.registry import synthesizer_configs
 from dfqkit.config.synthesis import UNKNOWN, SynthesizerConfig
@@ -80,6 +79,6 @@ class BankConfig(SynthesizerConfig):
 
 
 def _method_warnings(source: str) -> tuple[str, ...]:
-    """What the method warns of that a file names as its source (``METHOD`` or ``METHOD:PART``), if it is known."""
+    """Return what the method warns of that a file names as its source (``METHOD`` or ``METHOD:PART``), if known."""
     kind = synthesizer_configs().get(source.partition(":")[0])
     return () if kind is None or kind.warning is None else (kind.warning,)

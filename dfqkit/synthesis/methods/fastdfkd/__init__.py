@@ -30,10 +30,9 @@ their mean. Of their ImageNet code only Reptile is here: z is a vector, new for 
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field
-from typing_extensions import Self
 
 from dfqkit.config.pools import PoolConfig
 from dfqkit.config.synthesis import Demand, LossWeights
@@ -84,7 +83,7 @@ class FastDFKDConfig(PoolConfig):
     weights: FastDFKDWeights = FastDFKDWeights()
 
     def at_cost(self, passes: int, demand: Demand) -> Self:
-        """The same k, and ``warmup_batches`` of what the demand's batches leave; fewer steps if they leave nothing."""
+        """Return the same k, and ``warmup_batches`` of what the demand leaves; fewer steps if it leaves nothing."""
         needed = self.batches(demand)
         spare = passes // (self.batch * self.steps) - needed
         steps = self.steps if spare >= 0 else max(1, passes // (self.batch * needed))

@@ -15,10 +15,9 @@ Of a source that can be read in part no more images are read than both together 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field
-from typing_extensions import Self
 
 from dfqkit.config.synthesis import SynthesizerConfig
 
@@ -52,7 +51,7 @@ class ImagesConfig(SynthesizerConfig):
         return self.model_copy(update={"path": find(self.path)})
 
     def real_data(self) -> str:
-        """Always: they are it."""
+        """Return what was given: always, as they are it."""
         return "similar images"
 
     def grading(self) -> Self:

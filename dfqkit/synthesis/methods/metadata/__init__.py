@@ -29,10 +29,9 @@ Differs from the paper and from the authors' code (iRapha/replayed_distillation)
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field
-from typing_extensions import Self
 
 from dfqkit.config.pools import PixelConfig
 from dfqkit_export.errors import RecipeError

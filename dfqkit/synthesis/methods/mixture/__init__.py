@@ -25,10 +25,9 @@ import functools
 import math
 import os
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 from pydantic import BeforeValidator, Field, create_model, field_validator, model_serializer
-from typing_extensions import Self
 
 from dfqkit.config.registry import synthesizer_config, synthesizer_names, with_method
 from dfqkit.config.section import OneOf, Section
@@ -173,7 +172,7 @@ class MixtureConfig(SynthesizerConfig):
         return self.model_copy(update={"sources": tuple(sources)}) if costly else self
 
     def demands(self, demand: Demand) -> list[Demand]:
-        """What is asked of each active source: exactly what the first ``demand.fresh`` draws will ask, and so on.
+        """Return what each active source is asked for: exactly what the first ``demand.fresh`` draws ask, and so on.
 
         Every source keeps at least one training image, where any are asked for, because more batches are drawn than
         there are different images.

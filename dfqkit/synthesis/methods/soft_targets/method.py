@@ -44,7 +44,7 @@ class SoftTargets(PixelSynthesizer):
         self.target = logits.softmax(1)
 
     def _outputs(self) -> Tensor:
-        """Outputs of the layer, (batch, rows) ~ N(0, sigma^2 R)."""
+        """Draw outputs of the layer, (batch, rows) ~ N(0, sigma^2 R)."""
         shape = (self.config.batch, self.rows.shape[1])
         return self.config.sigma * torch.randn(shape, generator=self.rng, device=self.device) @ self.rows.T
 

@@ -30,10 +30,9 @@ batches, and a class without any is free of the margin.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
-from typing_extensions import Self
 
 from dfqkit.config.pools import PixelConfig
 from dfqkit.config.synthesis import LossWeights

@@ -167,7 +167,7 @@ def _computes(tensor: str, graph: QdqGraph) -> bool:
     repair="fix the sizes at export, or give each a range (--minShapes, --optShapes, --maxShapes of trtexec)",
 )
 def find_dynamic_axes(graph: QdqGraph) -> Iterator[Violation]:
-    """Inputs with more unknown sizes than the batch."""
+    """Report inputs with more unknown sizes than the batch."""
     for value in graph.model.graph.input:
         shape = graph.shape(value.name)
         if graph.is_initializer(value.name) or shape is None:
