@@ -26,7 +26,7 @@ TOLERANCE = 0.25
 SCENE_ERROR = register(
     MetricKind(
         name="toy_scene_error",
-        title="Error beside the teacher's outputs",
+        title="Error beside the teacher",
         unit="%",
         decimals=2,
         higher_is_better=False,

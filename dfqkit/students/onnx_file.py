@@ -145,18 +145,20 @@ def _clean(model: onnx.ModelProto, outputs: Sequence[str]) -> None:
 def _name_nodes(graph: onnx.GraphProto, outputs: Sequence[str]) -> None:
     """Name nodes and tensors after the model's layers, so that every later report can speak the user's language."""
     tails = {"QuantizeLinear": "quantized", "Clip": "clipped", "DequantizeLinear": "dequantized"}
-    used: set[str] = {INPUT, *outputs}
+    tensors, nodes = {INPUT, *outputs}, set[str]()  # a layer may be called as its output is
     renamed: dict[str, str] = {}
     for node in graph.node:
         owner = _module_path(node)
         if node.op_type in tails and owner.startswith("quant."):
-            node.name = _unique(f"{owner.removeprefix('quant.')}_{tails[node.op_type]}", used)
+            node.name = _unique(f"{owner.removeprefix('quant.')}_{tails[node.op_type]}", tensors | nodes)
+            tensors.add(node.name)
             if node.output[0] not in outputs:
                 renamed[node.output[0]] = node.name
         elif node.op_type == "DequantizeLinear":
-            node.name = _unique(f"{owner}/{node.input[0].rpartition('.')[2]}", used)
+            node.name = _unique(f"{owner}/{node.input[0].rpartition('.')[2]}", nodes)
         else:
-            node.name = _unique(owner, used)
+            node.name = _unique(owner, nodes)
+        nodes.add(node.name)
     for node in graph.node:
         node.input[:] = [renamed.get(name, name) for name in node.input]
         node.output[:] = [renamed.get(name, name) for name in node.output]
@@ -177,5 +179,4 @@ def _unique(name: str, used: set[str]) -> str:
     while candidate in used:
         count += 1
         candidate = f"{name}_{count}"
-    used.add(candidate)
     return candidate
