@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dfqkit_export.backends import all_backends, all_targets
 from dfqkit_export.measure.kinds import KINDS
+from dfqkit_export.tasks import task_names
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = (ROOT / "dfqkit", ROOT / "export" / "dfqkit_export")
@@ -39,3 +40,29 @@ def test_metrics_are_named_by_their_kinds_alone() -> None:
 def test_runtimes_and_targets_are_named_by_their_table_alone() -> None:
     found = list(offenders({*all_backends(), *all_targets()}, "dfqkit_export/backends/"))
     assert not found, "name them through dfqkit_export.backends:\n" + "\n".join(found)
+
+
+def test_tasks_are_named_by_their_table_alone() -> None:
+    found = list(offenders(task_names(), "dfqkit_export/tasks/", "dfqkit/tasks/"))
+    assert not found, "name them through dfqkit_export.tasks:\n" + "\n".join(found)
+
+
+def test_the_largest_of_outputs_is_asked_of_the_task() -> None:
+    """Elsewhere a class is the largest number only where the mathematics is about classes, or nothing is a class."""
+    about_classes = ("dfqkit/tasks/", "dfqkit_export/tasks/", "dfqkit/losses/", "dfqkit/synthesis/",
+                     "dfqkit/bench/imagestats.py", "dfqkit_export/estimate/")  # fmt: skip
+    no_outputs = {
+        "dfqkit/records/recording.py": "the sign of an eigenvector",
+        "dfqkit_export/gate/signature.py": "the scale that changed most",
+        "dfqkit_export/gate/diagnosis.py": "the group that most images of another went to",
+    }
+    found = [
+        f"{place}:{number}"
+        for package in PACKAGES
+        for path in sorted(package.rglob("*.py"))
+        for place in [path.relative_to(package.parent).as_posix()]
+        if not place.startswith(about_classes) and place not in no_outputs
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if ".argmax(" in line
+    ]
+    assert not found, "ask Task.same_answer, Task.margins or Task.groups:\n" + "\n".join(found)

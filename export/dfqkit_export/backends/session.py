@@ -18,15 +18,15 @@ from dfqkit_export.errors import ArtefactError
 __all__ = ["FileSession", "Session", "batched", "check_threads", "require_one_image"]
 
 Images = NDArray[np.float32]
-Logits = NDArray[np.float32]
+Values = NDArray[np.float32]
 
 
 @runtime_checkable
 class Session(Protocol):
     """One model, loaded and ready to run."""
 
-    def run(self, images: Images) -> Logits:
-        """Compute logits (n, classes) of images (n, C, H, W), normalised, in one call of the runtime."""
+    def run(self, images: Images) -> Values:
+        """Compute the first output of images (n, C, H, W), normalised, in one call of the runtime."""
         ...
 
     def run_all(self, images: Images) -> dict[str, NDArray[Any]]:
@@ -66,8 +66,8 @@ class FileSession(ABC):
             ArtefactError: The images do not fit the model's input, or an output is unknown.
         """
 
-    def run(self, images: Images) -> Logits:
-        """Compute the first output, such as logits (n, classes), in one call of the runtime.
+    def run(self, images: Images) -> Values:
+        """Compute the first output in one call of the runtime.
 
         Args:
             images: Shape (n, C, H, W), float32, normalised.
@@ -88,7 +88,7 @@ class FileSession(ABC):
         """
         return dict(zip(self.output_names, self.outputs(images), strict=True))
 
-    def predict(self, images: Images, batch: int = 64) -> Logits:
+    def predict(self, images: Images, batch: int = 64) -> Values:
         """Compute the first output of any number of images, a batch at a time.
 
         Args:
@@ -96,7 +96,7 @@ class FileSession(ABC):
             batch: Images in one call of the runtime.
 
         Returns:
-            Logits, shape (N, classes).
+            The first output, shape (N, ...).
 
         Raises:
             ArtefactError: The images do not fit the model's input, or there are none.

@@ -26,7 +26,7 @@ class OrtSession(FileSession):
     """One ONNX file, loaded into one of ONNX Runtime's providers, by default the CPU.
 
     The session runs its operators one after another and with the runtime's deterministic kernels, so that the same
-    images give the same logits every time.
+    images give the same outputs every time.
 
     Attributes:
         path: The file.

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from dfqkit_export.backends.base import not_installed
 from dfqkit_export.backends.isolation import call_isolated
-from dfqkit_export.backends.session import FileSession, Images, Logits
+from dfqkit_export.backends.session import FileSession, Images, Values
 from dfqkit_export.backends.tensorrt._engine_build import vendor_module
 from dfqkit_export.backends.tensorrt.engines import Build, build_isolated, check_batches, module_name
 from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
@@ -118,8 +118,8 @@ class EngineSession(FileSession):
         stream.synchronize()
         return [np.asarray(results[name].cpu().numpy()) for name in wanted]
 
-    def predict(self, images: Images, batch: int = 64) -> Logits:
-        """Compute logits of any number of images, in batches of at most what the engine was built for.
+    def predict(self, images: Images, batch: int = 64) -> Values:
+        """Compute the first output of any number of images, in batches of at most what the engine was built for.
 
         Args:
             images: Shape (N, C, H, W), float32, normalised, at least one.
