@@ -31,7 +31,7 @@ SCENE_ERROR = register(
         decimals=2,
         higher_is_better=False,
         tolerance=Tolerance(absolute=2.0),
-        key=True,
+        headline=True,
         on_card=True,
     )
 )
