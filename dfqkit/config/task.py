@@ -7,10 +7,11 @@ tasks there are, and what they are, is `dfqkit_export.tasks`.
 from __future__ import annotations
 
 import functools
+import logging
 from dataclasses import MISSING, fields, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
-from pydantic import BeforeValidator, create_model
+from pydantic import BeforeValidator, PydanticUserError, create_model
 
 from dfqkit.config.section import OneOf, Section
 from dfqkit_export.errors import ArtefactError, RecipeError
@@ -43,6 +44,9 @@ class TaskSection(Section):
             raise RecipeError(message) from error
 
 
+_LOG = logging.getLogger(__name__)
+
+
 @functools.cache
 def task_section(name: str) -> type[TaskSection]:
     """Return the section of the task called ``name``.
@@ -58,7 +62,11 @@ def task_section(name: str) -> type[TaskSection]:
     # The default has no parameters, and recipes are read without numpy.
     parameters = {} if name == DEFAULT_NAME else _parameters(name)
     title = "".join(part.capitalize() for part in name.split("_"))
-    return create_model(f"{title}Section", __base__=TaskSection, name=(literal, name), **parameters)
+    try:
+        return create_model(f"{title}Section", __base__=TaskSection, name=(literal, name), **parameters)
+    except PydanticUserError as error:
+        message = f"Task '{name}' has parameters that no recipe can hold: {error.message} Repair or remove its package."
+        raise RecipeError(message) from error
 
 
 def _parameters(name: str) -> dict[str, Any]:
@@ -67,11 +75,12 @@ def _parameters(name: str) -> dict[str, Any]:
 
     try:
         kind = task_class(name)
-    except ArtefactError as error:
-        raise RecipeError(str(error)) from error
+        types = get_type_hints(kind)
+    except (ArtefactError, NameError) as error:
+        message = f"Task '{name}': {error}"
+        raise RecipeError(message) from error
     if not is_dataclass(kind):
         return {}
-    types = get_type_hints(kind)
     return {item.name: (types[item.name], ... if item.default is MISSING else item.default) for item in fields(kind)}
 
 
@@ -81,7 +90,14 @@ def default_task_section() -> TaskSection:
 
 
 def _sections() -> dict[str, type[TaskSection]]:
-    return {name: task_section(name) for name in task_names()}
+    """Return the sections of all tasks by name; that of a broken package is left out with a warning."""
+    found = {}
+    for name in task_names():
+        try:
+            found[name] = task_section(name)
+        except RecipeError as error:
+            _LOG.warning("%s", error)
+    return found
 
 
 def _named(value: Any) -> Any:

@@ -41,7 +41,7 @@ ORDER = {
     "dfqkit": (
         *("seeds", "progress", "models"),
         "config",
-        *("losses", "students", "teacher", "tasks", "records", "synthesis", "images", "training", "run"),
+        *("losses", "tasks", "students", "teacher", "records", "synthesis", "images", "training", "run"),
         *("api", "bench", "cli", "__main__"),
     ),
 }

@@ -184,6 +184,24 @@ class TestTask:
         names(refused("task={name: classification, classes: 3}"), "task.classes: unknown key", "Allowed here: name")
         names(refused("task={}"), "task: needs a name")
 
+    @pytest.mark.parametrize("place", ["no_such_module:Thing", "dfqkit_export.words:some", "broken_task:Task"])
+    def test_one_of_a_broken_package_is_left_out_and_named_where_it_is_asked_for(
+        self, place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        from dfqkit.config import task
+        from dfqkit_export.tasks import lookup
+
+        (tmp_path / "broken_task.py").write_text("raise RuntimeError('built for another version')")
+        monkeypatch.syspath_prepend(str(tmp_path))
+        known = task.task_names()
+        for module in (task, lookup):
+            monkeypatch.setattr(module, "task_names", lambda: {**known, "odd": place})
+        with raises_naming(RecipeError, "odd", place):
+            task.task_section("odd")
+        Recipe.model_rebuild(force=True)  # which asks for all tasks
+        assert "odd" in caplog.text
+        assert parse("task=classification") == parse()
+
     def test_classes_are_missing_where_the_task_has_some(self) -> None:
         image = {key: value for key, value in SMALLEST["image"].items() if key != "classes"}
         text = refused("quant.bit=w4a4", image=image)

@@ -37,7 +37,7 @@ def task_class(name: str) -> type[Task]:
     module, _, attribute = known[name].partition(":")
     try:
         found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever another's module raises when it is imported
         message = (
             f"Task {name!r} ({known[name]}) cannot be imported: {error}. Repair or remove the package that offers it "
             f"under the entry point {GROUP!r}."
