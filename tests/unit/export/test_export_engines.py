@@ -154,6 +154,20 @@ class TestTensorRt:
             session.run(images(2)[:, :1])
 
     @BOTH
+    def test_every_output_comes_by_its_name(self, install: Install, tmp_path: Path, version: str) -> None:
+        install("tensorrt", version)
+        path = net(tmp_path)
+        model = onnx.load(str(path))
+        pooled = next(node.output[0] for node in model.graph.node if node.op_type == "Flatten")
+        model.graph.output.append(onnx.helper.make_tensor_value_info(pooled, onnx.TensorProto.FLOAT, [None, 4]))
+        onnx.save(model, str(path))
+        found = tensorrt_session.load(path).run_all(images(2))
+        expected = onnxruntime.InferenceSession(str(path)).run(None, {"x": images(2)})
+        assert list(found) == [value.name for value in model.graph.output]
+        for values, wanted in zip(found.values(), expected, strict=True):
+            np.testing.assert_array_equal(values, wanted)
+
+    @BOTH
     def test_the_inspector_says_what_runs_in_integers(self, install: Install, tmp_path: Path, version: str) -> None:
         install("tensorrt", version)
         realised = realised_precision(net(tmp_path), "tensorrt")

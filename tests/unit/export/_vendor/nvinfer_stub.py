@@ -236,10 +236,10 @@ class Context:
     def execute_async_v3(self, stream: int) -> bool:
         import onnxruntime
 
-        source, target = (self._engine.get_tensor_name(index) for index in (0, 1))
+        source, *targets = (self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors))
         session = onnxruntime.InferenceSession(self._engine.model.SerializeToString())
-        (found,) = session.run(None, {source: self._view(source).copy()})
-        self._view(target)[...] = found
+        for target, found in zip(targets, session.run(targets, {source: self._view(source).copy()}), strict=True):
+            self._view(target)[...] = found
         return stream != 0
 
     def _view(self, name: str) -> np.ndarray[Any, Any]:
