@@ -88,7 +88,7 @@ def quantize(
         DfqkitError: Anything the caller can mend, in one sentence or two.
 
     Example:
-        >>> import dfqkit, torchvision  # doctest: +SKIP
+        >>> import dfqkit
         >>> mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
         >>> image = dfqkit.ImageSpec(shape=(3, 224, 224), mean=mean, std=std, classes=1000)
         >>> result = dfqkit.quantize(my_model, image=image, bits="w8a8", target="onnxruntime")  # doctest: +SKIP

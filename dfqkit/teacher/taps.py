@@ -72,6 +72,7 @@ class BatchNormTap(_Tap):
     ``statistics`` holds one entry a call, in forward order, of the last forward; a layer called twice gives two.
 
     Example:
+        >>> import torch
         >>> layer = nn.Sequential(nn.BatchNorm2d(2)).eval()
         >>> with BatchNormTap(layer) as tap:
         ...     _ = layer(torch.ones(4, 2, 3, 3))
