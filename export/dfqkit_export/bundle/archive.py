@@ -17,8 +17,6 @@ from pathlib import Path
 from dfqkit_export.bundle.entries import MAX_MODEL
 from dfqkit_export.errors import ArtefactError
 
-__all__ = ["digests", "member_names", "take", "zipped"]
-
 # The earliest that the format can say.
 _WHEN = (1980, 1, 1, 0, 0, 0)
 _BLOCK = 1 << 20

@@ -18,8 +18,6 @@ from dfqkit_export.report import Report
 from dfqkit_export.sentinel import Sentinel
 from dfqkit_export.tasks import Task
 
-__all__ = ["escaped", "model_card"]
-
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()#+!|~<>&@])")
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 _SUBJECTS = {"teacher": "float teacher", DEFAULT.name: "this file", "student": "student in torch"}

@@ -14,8 +14,6 @@ from typing import Any
 
 from dfqkit_export.errors import ArtefactError
 
-__all__ = ["MAX_JSON", "MAX_MODEL", "checked_names", "parse_json", "plain_file", "printable", "read_json", "read_text"]
-
 MAX_JSON = 32 * 2**20
 #: What protobuf can hold.
 MAX_MODEL = 2**31

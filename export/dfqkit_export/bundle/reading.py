@@ -34,8 +34,6 @@ from dfqkit_export.report import Report
 from dfqkit_export.sentinel import SENTINEL_FILE, Sentinel, read_sentinel
 from dfqkit_export.tasks import Task, task_in
 
-__all__ = ["KIND", "LABELS_FILE", "MANIFEST", "MODEL_FILE", "SCHEMA", "Bundle", "labels_of", "open_bundle"]
-
 SCHEMA, KIND = 1, "dfqkit-bundle"
 MANIFEST, MODEL_FILE, TEACHER_FILE = "manifest.json", "model.onnx", "teacher.onnx"
 REPORT_FILE, RECIPE_FILE, LABELS_FILE = "report.json", "recipe.yaml", "labels.txt"

@@ -20,8 +20,6 @@ from dfqkit_export.sentinel import Sentinel
 from dfqkit_export.tasks import Task
 from dfqkit_export.tasks.answering import answer
 
-__all__ = ["sample_files"]
-
 #: Images of the samples; those that the teacher is surest of, so that runtimes do not differ in their answers.
 _IMAGES = 4
 _NAME = re.compile(r"[\w./-]+", re.ASCII)

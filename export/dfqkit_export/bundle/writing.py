@@ -46,8 +46,6 @@ from dfqkit_export.sentinel import (
 )
 from dfqkit_export.tasks import entry_of
 
-__all__ = ["Order", "write_bundle"]
-
 _CARD = "MODEL_CARD.md"
 _GRADING, _USED = "images/grading.safetensors", ("images/calibration.safetensors", "images/held_out.safetensors")
 

@@ -17,8 +17,6 @@ from typing import Any
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.estimate.features import Features
 
-__all__ = ["SCHEMA", "TABLE", "Calibration", "distrust", "read_calibration"]
-
 SCHEMA = 1
 TABLE = Path(__file__).with_name("constants.json")
 _OTHER = "These images, or this network, are of another kind than those it was calibrated with."

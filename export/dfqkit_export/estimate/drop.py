@@ -35,8 +35,6 @@ from dfqkit_export.estimate.calibration import Calibration, distrust, read_calib
 from dfqkit_export.estimate.features import Features, Logits, measure_features
 from dfqkit_export.tasks import CLASSES, Outputs, Task
 
-__all__ = ["Estimate", "estimate_drop", "estimate_of"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:

@@ -16,8 +16,6 @@ from dfqkit_export.errors import ArtefactError
 from dfqkit_export.measure.metrics import sqnr_db
 from dfqkit_export.tasks.classification import kl
 
-__all__ = ["Features", "Logits", "measure_features"]
-
 Logits = NDArray[np.floating[Any]]
 
 

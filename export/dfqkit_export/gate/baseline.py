@@ -21,18 +21,6 @@ from dfqkit_export.files import write_bytes
 from dfqkit_export.gate.signature import LayerSignature, Signature, unpack_sketches
 from dfqkit_export.gate.significance import ImageValues
 
-__all__ = [
-    "Baseline",
-    "Case",
-    "Expected",
-    "Recorded",
-    "environment_changes",
-    "in_ci",
-    "read_baseline",
-    "recorded_environment",
-    "write_baseline",
-]
-
 SCHEMA = 1
 #: What of the packages is recorded, and what of that is told where it differs, as it may move numbers.
 _RECORDED = ("dfqkit", "numpy", "onnx", DEFAULT.package)

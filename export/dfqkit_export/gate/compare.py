@@ -26,8 +26,6 @@ from dfqkit_export.gate.verdicts import FAILING, CaseOutcome, Options, Outcome, 
 from dfqkit_export.measure.kinds import STRUCTURE, Metric
 from dfqkit_export.report.rows import estimate_sentence
 
-__all__ = ["check", "check_case", "check_metrics", "check_path", "conclude"]
-
 
 def check(paths: Sequence[str | Path], baseline: Baseline, options: Options | None = None) -> Outcome:
     """Check files against a baseline.

@@ -22,8 +22,6 @@ from dfqkit_export.sentinel import SENSITIVE, normalized
 from dfqkit_export.tasks.answering import answers
 from dfqkit_export.words import some
 
-__all__ = ["explain", "layer_sketches", "preprocessing_changes"]
-
 #: Images that layers are compared on.
 _IMAGES = 8
 #: Points of agreement by which an experiment must do better to count, and how near perfect it must come.

@@ -20,8 +20,6 @@ from dfqkit_export.gate.verdicts import FAILING, Row
 from dfqkit_export.measure.kinds import PREPROCESSING, STRUCTURE, Metric
 from dfqkit_export.words import some
 
-__all__ = ["STANDING", "file_metrics", "file_rows", "origin_of", "with_reasons"]
-
 #: Rows that are there only where something is wrong.
 ORIGIN, FILES, FLOOR = "origin", "files", "floor of the report"
 #: Rows that an update does not make good.

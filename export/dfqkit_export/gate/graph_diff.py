@@ -14,8 +14,6 @@ import numpy as np
 
 from dfqkit_export.gate.signature import LayerSignature, Signature, relative_distance
 
-__all__ = ["Change", "compare_signatures"]
-
 _SHARE_FLOORED = (0.2, 0.8)
 _MISFIT = 0.02
 _DOUBLED = 0.9

@@ -36,8 +36,6 @@ from dfqkit_export.sentinel import SENTINEL_FILE, Sentinel, normalized
 from dfqkit_export.tasks import Outputs
 from dfqkit_export.tasks.answering import answers
 
-__all__ = ["Measurement", "Subject", "measure_report", "measure_subject", "open_subject"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:

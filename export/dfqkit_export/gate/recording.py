@@ -25,8 +25,6 @@ from dfqkit_export.gate.signature import pack_sketches
 from dfqkit_export.gate.significance import default_tolerance, expected_flips
 from dfqkit_export.measure.kinds import PREPROCESSING, STRUCTURE, Metric, find_kind
 
-__all__ = ["changes_of", "record", "save_cases"]
-
 
 def record(
     measured: Measurement,

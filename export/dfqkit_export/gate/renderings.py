@@ -16,8 +16,6 @@ from dfqkit_export.bundle.card import escaped
 from dfqkit_export.gate.verdicts import CaseOutcome, Outcome, Row
 from dfqkit_export.words import plain, table
 
-__all__ = ["numbers_of", "render_json", "render_junit", "render_markdown", "render_text"]
-
 SCHEMA = 1
 #: What XML 1.0 cannot hold, not even escaped.
 _ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

@@ -26,19 +26,6 @@ from dfqkit_export.errors import ArtefactError
 from dfqkit_export.onnxfile.graph import SourceGraph, has_input, opset_of
 from dfqkit_export.onnxfile.summary import LayerFacts, QuantFacts, layer_facts
 
-__all__ = [
-    "LayerSignature",
-    "Signature",
-    "distances",
-    "pack",
-    "pack_sketches",
-    "read_signature",
-    "relative_distance",
-    "sketch",
-    "unpack",
-    "unpack_sketches",
-]
-
 Floats = NDArray[np.float64]
 
 #: Numbers in a sketch.

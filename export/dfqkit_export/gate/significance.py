@@ -19,15 +19,6 @@ from dfqkit_export.errors import ArtefactError
 from dfqkit_export.gate.signature import pack, unpack
 from dfqkit_export.measure.kinds import MetricKind, find_kind, known_kinds
 
-__all__ = [
-    "ImageValues",
-    "default_tolerance",
-    "difference_stderr",
-    "expected_flips",
-    "image_values",
-    "noise_stderr_db",
-]
-
 Floats = NDArray[np.float64]
 
 #: A step of stored logarithms is an eighth of a factor of two, which is much finer than images differ from each other.

@@ -15,8 +15,6 @@ from dfqkit_export.gate.baseline import Baseline, Case, Recorded
 from dfqkit_export.gate.significance import ImageValues, difference_stderr
 from dfqkit_export.measure.kinds import Metric
 
-__all__ = ["FAILING", "CaseOutcome", "Options", "Outcome", "Row", "Verdict", "judge", "order"]
-
 Verdict = Literal["regressed", "refused", "missing", "new", "expected", "improved", "unmeasured", "ok"]
 
 #: Verdicts that fail a check; under `strict` those of `STRICT` do, too.

@@ -15,8 +15,6 @@ import pytest
 if TYPE_CHECKING:
     from dfqkit_export.gate import Baseline
 
-__all__ = ["Settings", "add_options", "read_settings"]
-
 _DEFAULT_BASELINE = "dfqkit-baseline.json"
 _REPORTS = (".json", ".md")
 

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from dfqkit_export.measure.kinds import Metric
     from dfqkit_export.report import Report
 
-__all__ = ["AccuracyCheck", "accuracy_check"]
-
 _SETTINGS = pytest.StashKey[Settings]()
 _RESULTS = pytest.StashKey[list[dict[str, Any]]]()
 _CHECKED = pytest.StashKey[bool]()

@@ -20,8 +20,6 @@ from dfqkit_export.words import plain, table
 if TYPE_CHECKING:
     from dfqkit_export.gate import CaseOutcome, Outcome
 
-__all__ = ["FIXTURE", "Results", "WorkerResults", "attach", "packed"]
-
 FIXTURE = "accuracy_check"
 _SHOWN = 40
 _KEY = "dfqkit_deselected"

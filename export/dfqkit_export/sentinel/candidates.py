@@ -19,8 +19,6 @@ from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.images.stored import StoredBank, image_digest
 from dfqkit_export.tasks import DEFAULT_TASK, Task, task_of
 
-__all__ = ["LEAST", "Candidates", "candidates_of", "spread_out"]
-
 #: Images that a set needs.
 LEAST = 6
 # Candidates run through every probe: this many at the most and at the least, and in between as many as have so many

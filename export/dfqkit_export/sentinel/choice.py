@@ -41,8 +41,6 @@ from dfqkit_export.sentinel.probes import Probe, probed
 from dfqkit_export.tasks import DEFAULT_TASK, Outputs, Task
 from dfqkit_export.tasks.answering import answers
 
-__all__ = ["Choice", "TeacherFile", "choose", "likely_flips", "power", "usual_choice"]
-
 _HEADER = 8192  # bytes kept free for the file's header
 _STEADY = 0.01  # in the denominator, so that images which never flip are not divided by nothing
 _BITS = (7, 6, 5, 4, 3, 2)

@@ -21,11 +21,6 @@ from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.images.tensors import read_tensors, tensor_bytes
 from dfqkit_export.tasks import DEFAULT_TASK, Outputs, Task, entry_of, task_of
 
-__all__ = [
-    "HEADER", "PLAIN", "SCHEMA", "SENSITIVE", "SENTINEL_FILE", "Sentinel", "normalized", "read_sentinel",
-    "sentinel_bytes", "write_sentinel",
-]  # fmt: skip
-
 SCHEMA = 1
 SENTINEL_FILE = "sentinel.safetensors"
 #: The one metadata entry.

@@ -15,8 +15,6 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-__all__ = ["Probe", "probed"]
-
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm"})
 _CODES = frozenset({TensorProto.INT8, TensorProto.UINT8})
 #: Activation scales change by these powers of two: clipped to half the range, left alone, a bit lost, two bits lost.
