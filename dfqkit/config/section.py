@@ -21,7 +21,7 @@ __all__ = ["Added", "OneOf", "Section"]
 class Section(BaseModel):
     """Base of every section: an unknown key is an error, and nothing changes after it was read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     @model_serializer(mode="wrap")
     def _older(self, handler: Callable[[Section], dict[str, Any]]) -> dict[str, Any]:

@@ -302,7 +302,7 @@ class TestConfiguration:
 
     def test_needs_warnings_and_grading_are_the_sources_own(self) -> None:
         section = config(DFQ | {"generators": 4, "share": 1}, NOISE | {"share": 2}, NOISE | {"kind": "uniform"})
-        assert section.needed == {"batchnorm"}
+        assert section.needed == {"batchnorm", "classes"}
         (warning,) = section.warnings()
         assert warning.startswith("75 % of the images: Random noise")
         assert config(DFQ, NOISE | {"share": 0}).warnings() == ()
