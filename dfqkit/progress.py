@@ -49,7 +49,7 @@ class Progress:
     def __init__(
         self, *, quiet: bool = False, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._quiet = quiet or os.environ.get("DFQKIT_PROGRESS") == "0"
+        self.quiet = quiet or os.environ.get("DFQKIT_PROGRESS") == "0"
         self._stream = stream
         self._clock = clock
 
@@ -64,7 +64,7 @@ class Progress:
         """
         stream = self._stream or sys.stderr
         count = _Count(name, total, start, self._clock)
-        if self._quiet:
+        if self.quiet:
             yield count
         elif stream.isatty() and os.environ.get("TERM") != "dumb":
             with _display(stream) as display:

@@ -28,7 +28,7 @@ from dfqkit.cli.options import Parser
 from dfqkit.cli.outcome import EXIT_CODES, guarded
 from dfqkit_export._version import __version__
 
-__all__ = ["main"]
+__all__ = ["command_line", "main"]
 
 _DESCRIPTION = (
     "Quantize a trained vision model without its data, and prove it in the runtime. Begin with `dfqkit list recipes` "
@@ -66,13 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(argv: Sequence[str] | None) -> int:
-    parser = _parser()
+    parser = command_line()
     args = parser.parse_args(argv)
     code: int = args.handler(args)
     return code
 
 
-def _parser() -> Parser:
+def command_line() -> Parser:
+    """Return the parser of all commands."""
     parser = Parser(prog="dfqkit", description=_DESCRIPTION, epilog=EXIT_CODES)
     parser.add_argument("--version", action="version", version=f"dfqkit {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)

@@ -18,10 +18,10 @@ from dfqkit_export.images.readers import spread
 from dfqkit_export.images.stored import Codes, StoredBank
 from dfqkit_export.tasks.answering import grouped
 
-__all__ = ["SheetForm", "contact_sheet"]
+__all__ = ["GAP", "LINE", "MARGIN", "SheetForm", "contact_sheet"]
 
 _INK, _FAINT, _PAPER = (30, 30, 30), (150, 150, 150), (255, 255, 255)
-_LINE, _MARGIN, _GAP = 12, 84, 2  # pixels: a line of text, the column of names, between images
+LINE, MARGIN, GAP = 12, 84, 2  # pixels: a line of text, the column of names, between images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +61,8 @@ def contact_sheet(images: StoredBank, form: SheetForm | None = None) -> bytes:
     counts, confidence = groups.counts, groups.confidence
     height, width, scale = _cell(images.spec.shape, form)
     rows = _rows(counts, form.rows)
-    tall, wide = height + _LINE + _GAP, width + _GAP
-    sheet = Image.new("RGB", (_MARGIN + form.columns * wide, len(rows) * tall), _PAPER)
+    tall, wide = height + LINE + GAP, width + GAP
+    sheet = Image.new("RGB", (MARGIN + form.columns * wide, len(rows) * tall), _PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
     for row, label in enumerate(rows):
         top = row * tall
@@ -78,7 +78,7 @@ def contact_sheet(images: StoredBank, form: SheetForm | None = None) -> bytes:
         draw.multiline_text((4, top + 2), text, _INK if len(places) else _FAINT, font, spacing=2)
         chosen = places[spread(len(places), form.columns)] if len(places) else places
         for column, code in enumerate(images.take(chosen.tolist())[0]):
-            left = _MARGIN + column * wide
+            left = MARGIN + column * wide
             sheet.paste(_picture(code, scale, (width, height)), (left, top))
             if confidence is not None:
                 draw.text((left, top + height), f"{confidence[chosen[column]]:.2f}", _INK, font)

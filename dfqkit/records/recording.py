@@ -27,9 +27,9 @@ from dfqkit_export.errors import ArtefactError, TeacherError
 from dfqkit_export.images.labelled import LabelledImages
 from dfqkit_export.words import some
 
-__all__ = ["RecordOptions", "graph_basis", "record"]
+__all__ = ["MEMORY", "RecordOptions", "Stream", "graph_basis", "record"]
 
-_MEMORY = 8 * 2**30
+MEMORY = 8 * 2**30
 _WIDEST_PAIR = 4096
 _SHOWN = 8
 
@@ -91,8 +91,8 @@ def record(
         (layers[first].name, layers[second].name, graph_basis(edges, options.spectrum))
         for first, second, edges in graphs
     ]
-    streams = [_Stream(width, teacher.image.classes, options.diagonal_above) for width in widths]
-    pair_streams = [_Stream(basis.shape[1], teacher.image.classes, options.diagonal_above) for *_, basis in pairs]
+    streams = [Stream(width, teacher.image.classes, options.diagonal_above) for width in widths]
+    pair_streams = [Stream(basis.shape[1], teacher.image.classes, options.diagonal_above) for *_, basis in pairs]
     inner = [layer.name for layer in layers[:-1]]
     device = next((parameter.device for parameter in teacher.model.parameters()), torch.device("cpu"))
     start = 0
@@ -148,7 +148,7 @@ def _kept(edges: Tensor, spectrum: float) -> int:
     return math.ceil(spectrum * sum(edges.shape))
 
 
-class _Stream:
+class Stream:
     """Mean and covariance per class of rows that come in batches, in float64.
 
     Batches are merged as Chan, Golub and LeVeque (1979) do, which loses no digits to a large mean.
@@ -280,10 +280,10 @@ def _require_memory(widths: list[int], kept: list[int], classes: int, options: R
     """Count the streams of all layers and, of ``kept`` frequencies each, of all pairs."""
     sizes = (size**2 if size <= options.diagonal_above else size for size in (*widths, *kept))
     needed = 8 * classes * sum(sizes)
-    if needed > _MEMORY:
+    if needed > MEMORY:
         message = (
             f"Covariances of {classes} classes in {len(widths)} layers of up to {max(widths)} units and {len(kept)} "
-            f"pairs of layers take {needed / 2**30:.0f} GiB; the limit is {_MEMORY // 2**30}. Keep variances alone for "
+            f"pairs of layers take {needed / 2**30:.0f} GiB; the limit is {MEMORY // 2**30}. Keep variances alone for "
             "more layers with a lower --diagonal-above."
         )
         raise ArtefactError(message)

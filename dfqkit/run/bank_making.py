@@ -40,7 +40,7 @@ from dfqkit_export.tasks import entry_of
 from dfqkit_export.tasks.answering import grouped
 from dfqkit_export.words import some
 
-__all__ = ["BankPlan", "make_bank"]
+__all__ = ["BankPlan", "Making", "make_bank"]
 
 _NAMED = 10  # classes named in a warning
 
@@ -103,7 +103,7 @@ def make_bank(
     }
     with BankFolder(out, request, facts) as folder, frozen(students):
         if not folder.complete:
-            _Making(folder, maker, students, recipe.bank.batch).run(progress)
+            Making(folder, maker, students, recipe.bank.batch).run(progress)
         if not folder.finished:
             folder.finish(_warnings(StoredBank.open(out), recipe, teacher))
     return StoredBank.open(out)
@@ -132,7 +132,7 @@ def _made(
     return maker, [provisional_student(recipe, teacher, device)] if "student" in needs else []
 
 
-class _Making:
+class Making:
     """The rounds and draws that fill a folder."""
 
     def __init__(self, folder: BankFolder, maker: Synthesizer, students: Sequence[nn.Module], batch: int) -> None:

@@ -48,6 +48,7 @@ __all__ = [
     "estimated_drop",
     "measure",
     "real_images",
+    "student_layers",
 ]
 
 #: Images of the comparison of layers: enough for a ratio, few enough to hold every activation in memory.
@@ -303,15 +304,15 @@ def compare_layers(
         reference: Takes the place of the teacher where its features are scaled otherwise (`equalized_graph`).
     """
     inputs = torch.from_numpy(images).to(next(student.parameters()).device)
-    real = layer_outputs(teacher, images) if reference is None else _student_layers(reference, inputs)
+    real = layer_outputs(teacher, images) if reference is None else student_layers(reference, inputs)
     runtime = layer_outputs(model, images, optimized=not as_written)
-    torch_side = _student_layers(student, inputs)
+    torch_side = student_layers(student, inputs)
     student_db = {n: sqnr_db(real[n], torch_side[n]) for n in torch_side if n in real}
     runtime_db = {n: sqnr_db(torch_side[n], runtime[n]) for n in torch_side if n in runtime}
     return layer_rows(realised_precision(model).layers, student_db=student_db, runtime_db=runtime_db)
 
 
-def _student_layers(student: fx.GraphModule, images: Tensor) -> dict[str, NDArray[np.float32]]:
+def student_layers(student: fx.GraphModule, images: Tensor) -> dict[str, NDArray[np.float32]]:
     """Output of every layer, behind the activation and the quantizer that follow it, as a runtime shows it."""
     modules = dict(student.named_modules())
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from dfqkit_export.backends import all_backends
 
-__all__ = ["environment"]
+__all__ = ["cpu_of", "environment"]
 
 _PACKAGES = ("dfqkit", "numpy", "onnx", "torch", "torchvision", "brevitas")
 # Without VNNI, x86 kernels for uint8 x int8 saturate in int16, so these decide whether two machines agree.
@@ -32,7 +32,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: version for name in packages if (version := _version(name)) is not None},
-        "cpu": {**_cpu(_cpuinfo()), "count": _cpu_count()},
+        "cpu": {**cpu_of(_cpuinfo()), "count": _cpu_count()},
         "threads": {name: os.environ[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name in os.environ},
     }
 
@@ -51,7 +51,7 @@ def _cpuinfo() -> str:
         return ""  # Not Linux.
 
 
-def _cpu(cpuinfo: str) -> dict[str, Any]:
+def cpu_of(cpuinfo: str) -> dict[str, Any]:
     """Read model and flags of the first processor from the text of /proc/cpuinfo."""
     fields: dict[str, str] = {}
     for line in cpuinfo.splitlines():

@@ -211,7 +211,7 @@ def stopping(after: int, real: Callable[..., Any]) -> Callable[..., Any]:
 
 
 MOMENTS: dict[str, tuple[Any, str, int]] = {
-    "warm-up": (bank_making._Making, "_round", 2),
+    "warm-up": (bank_making.Making, "_round", 2),
     "first": (ImageBank, "collect", 0),
     "second": (ImageBank, "collect", 1),
     "listing": (BankFolder, "_write_list", 2),

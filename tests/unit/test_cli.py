@@ -127,7 +127,7 @@ class TestHelp:
         ]  # fmt: skip
 
     def test_every_argument_of_every_command_is_explained(self) -> None:
-        found = list(parsers(cli._parser()))
+        found = list(parsers(cli.command_line()))
         assert len(found) == 22
         for parser in found:
             assert parser.description, parser.prog
@@ -273,7 +273,7 @@ class TestRun:
 
     def test_quiet(self, stand_in: StandIn) -> None:
         main(["run", RECIPE, "--out", "here", "-q"])
-        assert stand_in.calls[0][1]["progress"]._quiet
+        assert stand_in.calls[0][1]["progress"].quiet
 
 
 class TestStages:

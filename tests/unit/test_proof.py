@@ -15,7 +15,7 @@ from dfqkit.config.quant import QuantConfig
 from dfqkit.config.reading import load_recipe
 from dfqkit.config.recipe import Recipe
 from dfqkit.run.context import resolve_device
-from dfqkit.run.measuring import GradingSet, _student_layers, compare, compare_layers, real_images
+from dfqkit.run.measuring import GradingSet, compare, compare_layers, real_images, student_layers
 from dfqkit.run.stages import plan
 from dfqkit.students.freezing import freeze
 from dfqkit.students.onnx_file import write_float, write_qdq
@@ -112,7 +112,7 @@ class TestLayers:
     def test_outputs_are_those_behind_activation_and_quantizer(self, name: str) -> None:
         quantized = student(name, "w4a8")
         inputs = images(4)
-        found = _student_layers(quantized, inputs)
+        found = student_layers(quantized, inputs)
         weighted = {
             str(n.target): n for n in quantized.graph.nodes if isinstance(module(quantized, n), nn.Conv2d | nn.Linear)
         }
@@ -149,9 +149,9 @@ class TestLayers:
         inputs = images(8).numpy()
         reference = equalized_graph(graph, config) if equalize else None
         rows = compare_layers(quantized, *files, inputs, reference=reference)
-        ours = _student_layers(quantized, torch.from_numpy(inputs))
+        ours = student_layers(quantized, torch.from_numpy(inputs))
         assert {row.name for row in rows} >= {"stem.0", "b1.0", "b2.0", "fc"}
-        floats = _student_layers(reference or graph, torch.from_numpy(inputs))
+        floats = student_layers(reference or graph, torch.from_numpy(inputs))
         for row in rows:
             if row.name in ours:
                 wanted = floats[row.name]

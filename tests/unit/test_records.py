@@ -228,7 +228,7 @@ def test_images_without_labels_or_of_too_few_classes_are_refused(teacher: Teache
 
 
 def test_what_would_not_fit_into_memory_is_refused(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfqkit.records.recording._MEMORY", 1000)
+    monkeypatch.setattr("dfqkit.records.recording.MEMORY", 1000)
     with pytest.raises(ArtefactError, match="lower --diagonal-above"):
         record(teacher, labelled(20))
 
@@ -237,18 +237,18 @@ def test_the_records_of_pairs_take_memory_too(teacher: Teacher, monkeypatch: pyt
     """Counted before any eigenvector is computed, and exactly what the streams hold."""
     made: list[int] = []
 
-    class Counted(recording._Stream):
+    class Counted(recording.Stream):
         def __init__(self, *args: int) -> None:
             super().__init__(*args)
             made.append(self.squares.numel() * self.squares.element_size())
 
-    monkeypatch.setattr(recording, "_Stream", Counted)
+    monkeypatch.setattr(recording, "Stream", Counted)
     found = record(teacher, labelled(20), RecordOptions(spectrum=1.0))
     assert len(made) == len(found.layers) + len(found.pairs)
     total = sum(made)
-    monkeypatch.setattr(recording, "_MEMORY", total)
+    monkeypatch.setattr(recording, "MEMORY", total)
     record(teacher, labelled(20), RecordOptions(spectrum=1.0))
-    monkeypatch.setattr(recording, "_MEMORY", total - 1)
+    monkeypatch.setattr(recording, "MEMORY", total - 1)
     monkeypatch.setattr(recording, "graph_basis", lambda *_: pytest.fail("computed before"))
     with raises_naming(ArtefactError, f"{len(found.pairs)} pairs of layers"):
         record(teacher, labelled(20), RecordOptions(spectrum=1.0))

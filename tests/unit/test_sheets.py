@@ -13,14 +13,14 @@ from PIL import Image
 from torch import nn
 
 from dfqkit.images import ImageBank
-from dfqkit.images.sheet import _GAP, _LINE, _MARGIN, SheetForm, contact_sheet
+from dfqkit.images.sheet import GAP, LINE, MARGIN, SheetForm, contact_sheet
 from dfqkit.run.validate import contact_sheets
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.images.stored import StoredBank
 
 SIZE, SCALE = 10, 5
-TALL, WIDE = SIZE * SCALE + _LINE + _GAP, SIZE * SCALE + _GAP
+TALL, WIDE = SIZE * SCALE + LINE + GAP, SIZE * SCALE + GAP
 
 
 def stored(path: Path, labels: list[int], *, classes: int = 4, channels: int = 1, size: int = SIZE) -> StoredBank:
@@ -44,7 +44,7 @@ def levels(sheet: NDArray[np.uint8], row: int, columns: int) -> list[int | None]
     """The level of each image of a row; None for paper."""
     found: list[int | None] = []
     for column in range(columns):
-        left, top = _MARGIN + column * WIDE, row * TALL
+        left, top = MARGIN + column * WIDE, row * TALL
         cell = sheet[top : top + SIZE * SCALE, left : left + SIZE * SCALE]
         assert (cell == cell[0, 0]).all()
         found.append(None if cell[0, 0, 0] == 255 else int(cell[0, 0, 0]))
@@ -55,7 +55,7 @@ def levels(sheet: NDArray[np.uint8], row: int, columns: int) -> list[int | None]
 def test_a_class_has_a_row_and_an_empty_one_an_empty_row(tmp_path: Path, channels: int) -> None:
     labels = [0, 2, 0, 2, 2]
     sheet = pixels(contact_sheet(stored(tmp_path / "a", labels, channels=channels), SheetForm(columns=4)))
-    assert sheet.shape == (4 * TALL, _MARGIN + 4 * WIDE, 3)
+    assert sheet.shape == (4 * TALL, MARGIN + 4 * WIDE, 3)
     assert [levels(sheet, row, 4) for row in range(4)] == [
         [0, 2, None, None], [None] * 4, [1, 3, 4, None], [None] * 4
     ]  # fmt: skip
@@ -64,10 +64,10 @@ def test_a_class_has_a_row_and_an_empty_one_an_empty_row(tmp_path: Path, channel
 def test_every_row_is_named_and_every_image_has_its_confidence(tmp_path: Path) -> None:
     sheet = pixels(contact_sheet(stored(tmp_path / "a", [0, 2, 0]), SheetForm(columns=4)))
     for row in range(4):
-        assert (sheet[row * TALL : row * TALL + 40, :_MARGIN] < 200).any()
+        assert (sheet[row * TALL : row * TALL + 40, :MARGIN] < 200).any()
     for row, column, written in ((0, 0, True), (0, 1, True), (0, 2, False), (2, 0, True), (1, 0, False)):
-        left, top = _MARGIN + column * WIDE, row * TALL + SIZE * SCALE
-        assert bool((sheet[top : top + _LINE, left : left + WIDE - _GAP] < 200).any()) == written
+        left, top = MARGIN + column * WIDE, row * TALL + SIZE * SCALE
+        assert bool((sheet[top : top + LINE, left : left + WIDE - GAP] < 200).any()) == written
 
 
 def test_the_confidence_is_that_of_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +101,7 @@ def test_of_many_classes_the_fullest_and_the_emptiest_are_shown(tmp_path: Path) 
 @pytest.mark.parametrize(("size", "side"), [(1, 48), (10, 50), (32, 64), (112, 112), (224, 112), (500, 112)])
 def test_small_images_grow_and_large_ones_shrink(tmp_path: Path, size: int, side: int) -> None:
     sheet = pixels(contact_sheet(stored(tmp_path / "a", [0, 1], size=size), SheetForm(columns=2)))
-    assert sheet.shape == (4 * (side + _LINE + _GAP), _MARGIN + 2 * (side + _GAP), 3)
+    assert sheet.shape == (4 * (side + LINE + GAP), MARGIN + 2 * (side + GAP), 3)
 
 
 def test_images_that_no_screen_shows_are_refused(tmp_path: Path) -> None:

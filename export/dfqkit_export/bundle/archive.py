@@ -21,7 +21,7 @@ from dfqkit_export.errors import ArtefactError
 _WHEN = (1980, 1, 1, 0, 0, 0)
 _BLOCK = 1 << 20
 #: A bundle's texts shrink to a tenth, its model hardly; a hundred times is a bomb.
-_MOST_TIMES, _ALWAYS = 100, 32 * 2**20
+MOST_TIMES, ALWAYS = 100, 32 * 2**20
 _UNREADABLE = (OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
@@ -99,7 +99,7 @@ def _entries(archive: zipfile.ZipFile, path: Path, names: Collection[str]) -> li
         message = f"'{path}' has a file twice. Do not use it."
         raise ArtefactError(message)
     total = sum(entry.file_size for entry in entries)
-    most = min(MAX_MODEL + _ALWAYS, _ALWAYS + _MOST_TIMES * path.stat().st_size)
+    most = min(MAX_MODEL + ALWAYS, ALWAYS + MOST_TIMES * path.stat().st_size)
     if total > most:
         message = (
             f"'{path}' says that it has {total:,} bytes unpacked; at most {most:,} are allowed for a file of its size. "

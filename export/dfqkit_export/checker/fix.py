@@ -26,13 +26,13 @@ from dfqkit_export.files import write_bytes
 from dfqkit_export.images.inputs import own_batch, random_inputs
 from dfqkit_export.onnxfile.model import load_onnx
 
-__all__ = ["fix_file"]
+__all__ = ["ULPS", "fix_file"]
 
 _IMAGES = 4
 # Each repair may make way for another; no chain of them is as long.
 _ROUNDS = 20
 # Float rounding that one repaired layer may add, in units of the last place of the largest output.
-_ULPS = 16
+ULPS = 16
 _REPORT = "This should not happen: please report it with the model, and repair the file at its exporter."
 
 
@@ -150,7 +150,7 @@ def _difference(expected: list[NDArray[np.float64]], found: list[NDArray[np.floa
 
 def _tolerance(expected: list[NDArray[np.float64]]) -> float:
     largest = max((float(np.abs(value).max(initial=0.0)) for value in expected), default=0.0)
-    return _ULPS * float(np.finfo(np.float32).eps) * largest
+    return ULPS * float(np.finfo(np.float32).eps) * largest
 
 
 def _require_equal(

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dfqkit_export.env import _cpu, environment
+from dfqkit_export.env import cpu_of, environment
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.measure import latency
 
@@ -104,5 +104,5 @@ def test_flags_come_from_the_first_processor() -> None:
     cpuinfo = (
         "processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: sse avx2 avx512_vnni\n\nprocessor\t: 1\nflags\t: avx_vnni\n"
     )
-    assert _cpu(cpuinfo) == {"model": "Some CPU", "flags": ["avx2", "avx512_vnni"]}
-    assert _cpu("")["flags"] == []
+    assert cpu_of(cpuinfo) == {"model": "Some CPU", "flags": ["avx2", "avx512_vnni"]}
+    assert cpu_of("")["flags"] == []
