@@ -23,8 +23,13 @@ from dfqkit.students.student import build_student, calibrate_student, equalized_
 from dfqkit_export.backends import get_target
 from dfqkit_export.errors import ArtefactError, RecipeError, RuntimeUnavailableError
 from dfqkit_export.measure.kinds import Metric
+from dfqkit_export.tasks.classification import LOGITS, Classification
 from tests._messages import raises_naming
 from tests._toys import IMAGE, images, student, toy_graph
+
+
+def compared(logits: dict[str, Any], grading: GradingSet) -> list[Metric]:
+    return compare(Classification(), {name: {LOGITS: value} for name, value in logits.items()}, grading)
 
 
 class TestCompare:
@@ -37,7 +42,7 @@ class TestCompare:
 
     def metrics(self, labels: Any = LABELS) -> dict[tuple[str, str], Metric]:
         grading = GradingSet(name="real:x", count=4, batches=lambda: iter(()), labels=labels)
-        found = compare(self.LOGITS, grading)
+        found = compared(self.LOGITS, grading)
         assert all(metric.data == "real:x" and metric.n == 4 for metric in found)
         assert len({(m.name, m.subject) for m in found}) == len(found)
         return {(m.name, m.subject): m for m in found}
@@ -66,7 +71,7 @@ class TestCompare:
 
     def test_every_runtime_is_held_against_the_student(self) -> None:
         grading = GradingSet(name="real:x", count=4, batches=lambda: iter(()), labels=self.LABELS)
-        found = compare({**self.LOGITS, "openvino": self.LOGITS["student"]}, grading)
+        found = compared({**self.LOGITS, "openvino": self.LOGITS["student"]}, grading)
         agreement = {m.subject: m.value for m in found if m.name == "student_agreement"}
         assert agreement == {"onnxruntime": 75.0, "openvino": 100.0}
 
@@ -78,7 +83,7 @@ class TestCompare:
 
     def test_an_exact_copy_has_no_finite_sqnr(self) -> None:
         grading = GradingSet(name="x", count=4, batches=lambda: iter(()), labels=None)
-        found = compare(dict.fromkeys(self.LOGITS, self.LOGITS["teacher"]), grading)
+        found = compared(dict.fromkeys(self.LOGITS, self.LOGITS["teacher"]), grading)
         values = {(m.name, m.subject): m.value for m in found}
         assert values["logit_sqnr_db", "student"] is None
         assert values["kl", "student"] == 0
