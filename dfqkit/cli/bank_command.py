@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfqkit.cli.options import Parser, note, result
+from dfqkit.cli.options import Parser, add_json, document, note, result
 from dfqkit_export.words import table
 
 if TYPE_CHECKING:
@@ -23,7 +22,7 @@ def add(commands: Commands) -> None:
     parser: Parser = commands.add_parser("bank", help=text, description=f"{text.capitalize()}.")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     info = _verb(verbs, "info", "say what is in a set", _info)
-    info.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    add_json(info)
     _verb(verbs, "verify", "hash every file of a set and compare with its list", _verify)
     export = _verb(verbs, "export", "write a set's images in another form", _export)
     form = export.add_mutually_exclusive_group(required=True)
@@ -43,7 +42,7 @@ def _verb(verbs: Commands, name: str, text: str, handler: Any) -> Parser:
 def _info(args: argparse.Namespace) -> int:
     facts = described(_opened(args))
     if args.json:
-        result(json.dumps({"schema": 1, **facts}, indent=2))
+        result(document(facts))
         return 0
     result(table([(name.replace("_", " "), _shown(value)) for name, value in facts.items() if value is not None]))
     return 0

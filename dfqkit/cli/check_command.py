@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dfqkit.cli.options import Parser, note, positive, result
+from dfqkit.cli.options import Parser, add_json, note, positive, result
 
 if TYPE_CHECKING:
     from dfqkit.cli.options import Commands
@@ -57,7 +57,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--update", action="store_true", help="record what is measured, and list what that changes")
     parser.add_argument("--update-in-ci", action="store_true", help="the same even where CI is set")
     parser.add_argument("--strict", action="store_true", help="fail on improved, new, unmeasured and unused, too")
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    add_json(parser)
     parser.add_argument("--junit-xml", type=Path, metavar="FILE", help="write JUnit XML, a test for each metric")
     parser.add_argument(
         "--markdown", type=Path, metavar="FILE", help="write Markdown; in a GitHub step it goes to the summary as well"

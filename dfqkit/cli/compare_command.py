@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dfqkit.cli.options import Parser, note, positive, result
+from dfqkit.cli.options import Parser, add_json, document, note, positive, result
 from dfqkit_export.errors import ArtefactError
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def add(commands: Commands) -> None:
         "--min-sqnr", type=float, metavar="DB", help="below this a layer has parted, where scales differ (default: 20)"
     )
     parser.add_argument("--threads", type=positive, metavar="N", help="threads of a runtime on the CPU")
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    add_json(parser)
     parser.set_defaults(handler=_compare, parser=parser)
 
 
@@ -77,7 +76,7 @@ def _files(args: argparse.Namespace) -> int:
         threads=args.threads,
         min_sqnr=MIN_SQNR if args.min_sqnr is None else args.min_sqnr,
     )
-    result(json.dumps({"schema": 1, **found.to_dict()}, indent=2) if args.json else render_comparison(found))
+    result(document(found.to_dict()) if args.json else render_comparison(found))
     return 0
 
 
@@ -91,7 +90,7 @@ def _reports(args: argparse.Namespace, reports: list[bool]) -> int:
     from dfqkit_export.comparison import compare_reports, render_differences
 
     found = compare_reports(_report(args.a), _report(args.b))
-    text = json.dumps({"schema": 1, **found.to_dict()}, indent=2) if args.json else render_differences(found)
+    text = document(found.to_dict()) if args.json else render_differences(found)
     result(text)
     return 0
 

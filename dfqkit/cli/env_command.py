@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from dfqkit.cli.options import Parser, result
+from dfqkit.cli.options import Parser, add_json, document, result
 from dfqkit_export.words import table
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ def add(commands: Commands) -> None:
         help="print versions and machine, for a bug report",
         description="Print the versions and the facts about this machine that results depend on.",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    add_json(parser)
     parser.set_defaults(handler=_env)
 
 
@@ -30,7 +29,7 @@ def _env(args: argparse.Namespace) -> int:
     from dfqkit_export.env import environment
 
     facts = {"dfqkit": __version__, **environment()}
-    result(json.dumps({"schema": 1, **facts}, indent=2) if args.json else table([*_rows(facts)]))
+    result(document(facts) if args.json else table([*_rows(facts)]))
     return 0
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
-from dfqkit.cli.options import Parser, positive, result
+from dfqkit.cli.options import Parser, add_json, document, positive, result
 
 if TYPE_CHECKING:
     from dfqkit.cli.options import Commands
@@ -35,7 +34,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "subject", nargs="?", metavar="RECIPE|FILE", help="a recipe, whose teacher is inspected, or a file FILE.onnx"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    add_json(parser)
     model = parser.add_argument_group("a model")
     model.add_argument("--factory", help="torchvision:NAME, timm:NAME or package.module:factory, instead of RECIPE")
     model.add_argument("--shape", type=_integers, metavar="C,H,W", help="channels, height and width of an image")
@@ -69,7 +68,7 @@ def _inspect(args: argparse.Namespace) -> int:
     from dfqkit.teacher.inspection import inspect_teacher
 
     facts = inspect_teacher(teacher)
-    result(json.dumps({"schema": 1, **facts.to_dict()}, indent=2) if args.json else facts.render_text())
+    result(document(facts.to_dict()) if args.json else facts.render_text())
     return 0
 
 

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import textwrap
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     Commands = argparse._SubParsersAction["Parser"]
 
-__all__ = ["Parser", "add_compute_options", "add_overrides", "add_recipe_options", "note", "result"]
+__all__ = [
+    "Parser",
+    "add_compute_options",
+    "add_json",
+    "add_overrides",
+    "add_recipe_options",
+    "document",
+    "note",
+    "result",
+]
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -66,6 +76,16 @@ def add_compute_options(parser: Parser) -> None:
         help="threads that torch uses (default: torch's own choice; a run that continues keeps its number)",
     )
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add `--json`."""
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+
+
+def document(facts: Mapping[str, Any]) -> str:
+    """Return the JSON document that `--json` prints."""
+    return json.dumps({"schema": 1, **facts}, indent=2)
 
 
 def natural(text: str) -> int:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dfqkit.cli.options import Parser, note, positive, result
+from dfqkit.cli.options import Parser, add_json, document, note, positive, result
 
 if TYPE_CHECKING:
     from dfqkit.cli.options import Commands
@@ -41,7 +40,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--repeats", type=positive, default=50, metavar="N", help="timed calls of each file (default: 50)"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+    add_json(parser)
     parser.set_defaults(handler=_profile)
 
 
@@ -57,7 +56,7 @@ def _profile(args: argparse.Namespace) -> int:
         threads=args.threads,
         repeats=args.repeats,
     )
-    result(json.dumps({"schema": 1, **found.to_dict()}, indent=2) if args.json else render_profile(found))
+    result(document(found.to_dict()) if args.json else render_profile(found))
     if args.json:
         for warning in found.warnings:
             note(f"warning: {warning}")

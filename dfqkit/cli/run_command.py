@@ -13,6 +13,7 @@ from dfqkit.cli.running import begin, carry_out, chosen_recipe, ending, reopen, 
 from dfqkit.run.stage import only
 from dfqkit.run.stages import STAGES, first, following, plan
 from dfqkit.run.validate import REPORT
+from dfqkit_export.words import table
 
 if TYPE_CHECKING:
     from dfqkit.cli.options import Commands
@@ -55,8 +56,7 @@ def add(commands: Commands) -> None:
 
 
 def _stage_list() -> str:
-    width = max(map(len, STAGES)) + 2
-    return "\n".join(["stages, in order:", *(f"  {name.ljust(width)}{stage.help}" for name, stage in STAGES.items())])
+    return "\n".join(["stages, in order:", *table([(f"  {name}", stage.help) for name, stage in STAGES.items()])])
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from dfqkit.run import distill, export, quantize, synthesize, train, validate
 from dfqkit.run.stage import Stage, only
 from dfqkit_export.errors import ArtefactError
+from dfqkit_export.words import table
 
 if TYPE_CHECKING:
     from dfqkit.config.recipe import Recipe
@@ -68,5 +69,4 @@ def plan(recipe: Recipe) -> str:
         "": "",
         **{name: stage.plan(recipe).text for name, stage in STAGES.items()},
     }
-    width = max(map(len, lines)) + 2
-    return "\n".join([*(f"{name.ljust(width)}{text}".rstrip() for name, text in lines.items()), "", recipe.to_yaml()])
+    return "\n".join([*table([*lines.items()]), "", recipe.to_yaml()])
