@@ -65,9 +65,10 @@ def _inspect(args: argparse.Namespace) -> int:
         return inspect_file(args.subject, args.target, args.fix, args.runtime, as_json=args.json)
     teacher = _from_factory(args) if args.factory else _from_recipe(args)
 
+    from dfqkit.students.capture import operators_of
     from dfqkit.teacher.inspection import inspect_teacher
 
-    facts = inspect_teacher(teacher)
+    facts = inspect_teacher(teacher, operators_of)
     result(document(facts.to_dict()) if args.json else facts.render_text())
     return 0
 

@@ -13,8 +13,6 @@ from pydantic import Field
 
 from dfqkit.config.synthesis import Demand, SynthesizerConfig
 
-__all__ = ["OnlineConfig", "PixelConfig", "PoolConfig"]
-
 
 class PoolConfig(SynthesizerConfig):
     """What all of these methods have in a recipe; a method gives ``steps`` its own default.

@@ -20,16 +20,6 @@ from dfqkit.config.synthesis import SynthesizerConfig
 from dfqkit_export.errors import RecipeError
 from dfqkit_export.words import did_you_mean
 
-__all__ = [
-    "GROUP",
-    "METHODS",
-    "AnySynthesis",
-    "plugins",
-    "synthesizer_config",
-    "synthesizer_configs",
-    "synthesizer_names",
-]
-
 _LOG = logging.getLogger(__name__)
 
 #: Entry point group under which other packages offer synthesizers: ``name = "package.module:ConfigClass"``.

@@ -14,8 +14,6 @@ from pydantic import Field, model_validator
 
 from dfqkit.config.section import Section
 
-__all__ = ["NO_DEMAND", "UNKNOWN", "Demand", "LossWeights", "SynthesizerConfig"]
-
 #: What `SynthesizerConfig.real_data` says where nothing tells.
 UNKNOWN = "unknown"
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["DigitsCnn", "digits_cnn"]
-
 
 class _Block(nn.Module):
     """Basic residual block; a 1x1 convolution is the shortcut where the shape changes (option B)."""
@@ -46,7 +44,6 @@ class DigitsCnn(nn.Module):
     """
 
     def __init__(self, classes: int = 10, width: float = 1.0) -> None:
-        """Build the layers with random weights."""
         super().__init__()
         first, second, third = (max(1, round(width * channels)) for channels in (16, 24, 40))
         self.conv = nn.Conv2d(1, first, 3, padding=1, bias=False)
@@ -65,6 +62,5 @@ class DigitsCnn(nn.Module):
         return logits
 
 
-def digits_cnn(classes: int = 10, width: float = 1.0) -> DigitsCnn:
-    """Make the digits network (0.04 M parameters at width 1) with random weights."""
-    return DigitsCnn(classes, width)
+#: Of 0.04 M parameters at width 1.
+digits_cnn = DigitsCnn

@@ -5,12 +5,11 @@ What belongs here: the network and one factory for each width multiplier that wa
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
-
-__all__ = ["FDMobileNet", "fd_mobilenet", "fd_mobilenet_025", "fd_mobilenet_05", "fd_mobilenet_10"]
 
 _STEM_CHANNELS = 32
 _CHANNELS = (64, 128, 128, 256, 256, *(512,) * 5, 1024)
@@ -29,7 +28,6 @@ class FDMobileNet(nn.Module):
     """
 
     def __init__(self, alpha: float = 1.0, classes: int = 1000) -> None:
-        """Build the layers with random weights."""
         super().__init__()
         widths = [int(channels * alpha) for channels in (_STEM_CHANNELS, *_CHANNELS)]
         layers: OrderedDict[str, nn.Module] = OrderedDict()
@@ -53,21 +51,8 @@ class FDMobileNet(nn.Module):
         return logits
 
 
-def fd_mobilenet(alpha: float = 1.0, classes: int = 1000) -> FDMobileNet:
-    """Make FD-MobileNet of any width with random weights; see `FDMobileNet`."""
-    return FDMobileNet(alpha, classes)
-
-
-def fd_mobilenet_025(classes: int = 1000) -> FDMobileNet:
-    """Make FD-MobileNet 0.25x with random weights."""
-    return FDMobileNet(0.25, classes)
-
-
-def fd_mobilenet_05(classes: int = 1000) -> FDMobileNet:
-    """Make FD-MobileNet 0.5x (1.0 M parameters) with random weights."""
-    return FDMobileNet(0.5, classes)
-
-
-def fd_mobilenet_10(classes: int = 1000) -> FDMobileNet:
-    """Make FD-MobileNet 1x (2.9 M parameters) with random weights."""
-    return FDMobileNet(1.0, classes)
+#: Any width, and those that were published; 0.5 has 1.0 M parameters, 1.0 has 2.9 M.
+fd_mobilenet = FDMobileNet
+fd_mobilenet_025 = functools.partial(FDMobileNet, 0.25)
+fd_mobilenet_05 = functools.partial(FDMobileNet, 0.5)
+fd_mobilenet_10 = functools.partial(FDMobileNet, 1.0)

@@ -5,17 +5,10 @@ What belongs here: the network and one factory for each width multiplier that wa
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
-
-__all__ = [
-    "MobileNetV1",
-    "mobilenet_v1",
-    "mobilenet_v1_025",
-    "mobilenet_v1_050",
-    "mobilenet_v1_075",
-    "mobilenet_v1_100",
-]
 
 _STEM_CHANNELS = 32
 _CHANNELS = (64, 128, 128, 256, 256, *(512,) * 6, 1024, 1024)
@@ -74,7 +67,6 @@ class MobileNetV1(nn.Module):
     """
 
     def __init__(self, alpha: float = 1.0, classes: int = 1000) -> None:
-        """Build the layers with random weights."""
         super().__init__()
         widths = [int(channels * alpha) for channels in (_STEM_CHANNELS, *_CHANNELS)]
         self.stem = _Stem(widths[0])
@@ -89,31 +81,14 @@ class MobileNetV1(nn.Module):
         return logits
 
 
-def mobilenet_v1(alpha: float = 1.0, classes: int = 1000) -> MobileNetV1:
-    """Make MobileNetV1 of any width with random weights; see `MobileNetV1`."""
-    return MobileNetV1(alpha, classes)
-
-
-def mobilenet_v1_025(classes: int = 1000) -> MobileNetV1:
-    """Make MobileNetV1 0.25 (0.5 M parameters) with random weights."""
-    return MobileNetV1(0.25, classes)
-
-
-def mobilenet_v1_050(classes: int = 1000) -> MobileNetV1:
-    """Make MobileNetV1 0.5 (1.3 M parameters) with random weights."""
-    return MobileNetV1(0.5, classes)
-
-
-def mobilenet_v1_075(classes: int = 1000) -> MobileNetV1:
-    """Make MobileNetV1 0.75 (2.6 M parameters) with random weights."""
-    return MobileNetV1(0.75, classes)
-
-
-def mobilenet_v1_100(classes: int = 1000) -> MobileNetV1:
-    """Make MobileNetV1 1.0 (4.2 M parameters) with random weights."""
-    return MobileNetV1(1.0, classes)
-
-
 def _same_padding(stride: int) -> nn.Module:
     """Over an even size, TensorFlow pads stride 2 after the last pixel only; stride 1 needs no extra layer."""
     return nn.ZeroPad2d((0, 1, 0, 1)) if stride == 2 else nn.Identity()
+
+
+#: Any width, and those that were published, of 0.5, 1.3, 2.6 and 4.2 M parameters.
+mobilenet_v1 = MobileNetV1
+mobilenet_v1_025 = functools.partial(MobileNetV1, 0.25)
+mobilenet_v1_050 = functools.partial(MobileNetV1, 0.5)
+mobilenet_v1_075 = functools.partial(MobileNetV1, 0.75)
+mobilenet_v1_100 = functools.partial(MobileNetV1, 1.0)

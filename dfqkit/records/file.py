@@ -28,8 +28,6 @@ from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import write_bytes
 from dfqkit_export.images.spec import ImageSpec
 
-__all__ = ["SCHEMA", "TOP", "ActivationRecords", "Moments", "Pair", "pooled", "reading"]
-
 SCHEMA = 1
 
 #: Name of the top layer: the logits over the temperature.

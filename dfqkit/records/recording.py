@@ -19,15 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.hooks import RemovableHandle
 
 from dfqkit.records.file import TOP, ActivationRecords, Moments, Pair, pooled, reading
 from dfqkit.teacher.load import Teacher
+from dfqkit.teacher.structure import layer_calls
 from dfqkit_export.errors import ArtefactError, TeacherError
 from dfqkit_export.images.labelled import LabelledImages
 from dfqkit_export.words import some
-
-__all__ = ["MEMORY", "RecordOptions", "Stream", "graph_basis", "record"]
 
 MEMORY = 8 * 2**30
 _WIDEST_PAIR = 4096
@@ -94,11 +92,10 @@ def record(
     streams = [Stream(width, teacher.image.classes, options.diagonal_above) for width in widths]
     pair_streams = [Stream(basis.shape[1], teacher.image.classes, options.diagonal_above) for *_, basis in pairs]
     inner = [layer.name for layer in layers[:-1]]
-    device = next((parameter.device for parameter in teacher.model.parameters()), torch.device("cpu"))
     start = 0
     for batch in images.batches(teacher.image, options.batch):
         with reading(teacher.model, inner) as read:
-            logits = teacher.logits(torch.from_numpy(batch).to(device))
+            logits = teacher.logits(torch.from_numpy(batch).to(teacher.device))
         read[TOP] = logits / options.temperature
         values = {name: value.cpu().double() for name, value in read.items()}
         part = labels[start : start + len(batch)]
@@ -211,26 +208,14 @@ def _chosen(images: LabelledImages, teacher: Teacher, per_class: int | None) -> 
 def _layers(teacher: Teacher) -> list[_Layer]:
     """Layers in the order of their first calls, the top one last, with the shape they have for one grey image."""
     found: dict[int, _Layer] = {}
-
-    def watch(name: str, layer: nn.Module) -> RemovableHandle:
-        def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                found.setdefault(id(module), _Layer(name=name, weighted=module, output=output))
-                return
+    calls, logits = layer_calls(teacher)
+    for call in calls:
+        if isinstance(call.layer, nn.Conv2d | nn.Linear):
+            found.setdefault(id(call.layer), _Layer(name=call.name, weighted=call.layer, output=call.output))
+        elif isinstance(call.layer, _BatchNorm):
             for entry in found.values():
-                if entry.output is inputs[0]:  # what a BatchNorm makes of it is what the activation gets
-                    entry.name, entry.output = name, output
-
-        return layer.register_forward_hook(note)
-
-    kinds = (nn.Conv2d, nn.Linear, _BatchNorm)
-    handles = [watch(name, layer) for name, layer in teacher.model.named_modules() if isinstance(layer, kinds)]
-    device = next((parameter.device for parameter in teacher.model.parameters()), torch.device("cpu"))
-    try:
-        logits = teacher.logits(torch.zeros((1, *teacher.image.shape), device=device))
-    finally:
-        for handle in handles:
-            handle.remove()
+                if entry.output is call.given:  # what a BatchNorm makes of it is what the activation gets
+                    entry.name, entry.output = call.name, call.output
     layers = list(found.values())
     modules = dict(teacher.model.named_modules())
     for layer in layers:

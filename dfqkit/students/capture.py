@@ -7,13 +7,14 @@ What belongs here: `torch.export` capture and the check that nothing was lost on
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
 from torch import fx, nn
 
 from dfqkit.students.folding import fold_batch_norms
-from dfqkit.students.normal_form import Normaliser
+from dfqkit.students.normal_form import SUPPORTED_OPS, Normaliser, op_name
 from dfqkit.students.rewriting import cancel_permutations, fold_scales
 from dfqkit.tasks import named
 from dfqkit_export.errors import TeacherError
@@ -60,6 +61,13 @@ def export_graph(model: nn.Module, image: ImageSpec, *, batch: int = 2) -> fx.Gr
             "it; `dfqkit inspect` repeats this check in seconds."
         )
         raise TeacherError(message) from error
+
+
+def operators_of(model: nn.Module, image: ImageSpec) -> tuple[Counter[str], tuple[str, ...]]:
+    """Count the operators of the graph that `export_graph` gives, and name those that stay in float."""
+    graph = export_graph(model, image)
+    counts = Counter(op_name(node.target) for node in graph.graph.nodes if node.op == "call_function")
+    return counts, tuple(sorted(set(counts) - SUPPORTED_OPS))
 
 
 def float_graph(model: nn.Module, image: ImageSpec, task: Task = DEFAULT_TASK) -> fx.GraphModule:

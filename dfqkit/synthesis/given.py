@@ -15,8 +15,6 @@ from dfqkit.synthesis.base import Losses, Synthesizer
 from dfqkit.synthesis.drawing import Deck
 from dfqkit_export.errors import ArtefactError
 
-__all__ = ["GivenImages"]
-
 
 class GivenImages(Synthesizer):
     """Base of these methods; nothing is optimised.

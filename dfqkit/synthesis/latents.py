@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["LatentBatch"]
-
 
 class LatentBatch:
     """Latents and labels of one batch, drawn anew, and the images of its step of lowest loss.

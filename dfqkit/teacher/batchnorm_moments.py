@@ -8,7 +8,8 @@ and moments together cost what the layer's own backward does.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -18,16 +19,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 #: Squared mean over variance from which E[x^2] - E[x]^2 in float32 loses more than the digits it is trusted for.
 _CANCELLING = 100.0
 
+_Backward = TypeVar("_Backward", bound=Callable[..., Any])
+_once_differentiable = cast("Callable[[_Backward], _Backward]", once_differentiable)  # typed in later torch alone
+
 
 def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance over all dimensions but the second.
-
-    Args:
-        x: float32 (N, C, ...).
-
-    Returns:
-        Mean (C,) and variance (C,), both differentiable, once.
-    """
+    """Mean (C,) and biased variance (C,) of float32 (N, C, ...), both differentiable, once."""
     mean, variance = _Moments.apply(x)
     return mean, variance
 
@@ -39,15 +36,10 @@ def can_join(layer: _BatchNorm, x: Tensor) -> bool:
 
 
 def running_statistics(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """Mean and variance that training left in a layer.
-
-    Raises:
-        TypeError: It keeps none; whoever asks has chosen layers that do.
-    """
+    """Mean and variance that training left in a layer; whoever asks has chosen layers that keep them."""
     mean, variance = layer.running_mean, layer.running_var
-    if mean is None or variance is None:
-        message = "a BatchNorm layer without running statistics was read"
-        raise TypeError(message)
+    assert mean is not None
+    assert variance is not None
     return mean, variance
 
 
@@ -67,7 +59,7 @@ class _Moments(torch.autograd.Function):
         return mean, variance
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @_once_differentiable
     def backward(ctx: Any, of_mean: Tensor, of_variance: Tensor) -> Tensor:
         x, mean = ctx.saved_tensors
         a, b = _affine(x, mean, of_mean, of_variance)
@@ -87,7 +79,7 @@ class _Joined(torch.autograd.Function):
         return y, mean, variance
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @_once_differentiable
     def backward(ctx: Any, of_y: Tensor, of_mean: Tensor, of_variance: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, scale = ctx.saved_tensors
         a, b = _affine(x, mean, of_mean, of_variance)

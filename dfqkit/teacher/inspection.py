@@ -7,14 +7,14 @@ all was checked when it was made (`verification`); nothing here changes it.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import re
 import sysconfig
 import traceback
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,11 @@ from dfqkit.config.registry import synthesizer_configs
 from dfqkit.teacher.load import Teacher
 from dfqkit.teacher.structure import layer_calls, linear_head, provides
 from dfqkit_export.errors import TeacherError
+from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.words import some, table
 
-__all__ = ["LinearHead", "TeacherFacts", "inspect_teacher"]
+#: Captures a model: how often each operator occurs in its graph, and those that the quantizer leaves in float.
+Operators = Callable[[nn.Module, ImageSpec], tuple[Mapping[str, int], tuple[str, ...]]]
 
 _SUPPLIED = frozenset({"student", "images"})  # needs that the pipeline or the recipe meets, whatever the teacher
 _SHOWN = 5
@@ -42,13 +44,7 @@ _ADVICE = (
 
 @dataclass(frozen=True, kw_only=True)
 class LinearHead:
-    """The last layer, when it is a linear one.
-
-    Attributes:
-        name: Path of the module in the model.
-        in_features: Length of the feature vector it takes.
-        out_features: Number of classes.
-    """
+    """The last layer, when it is a linear one, by its path in the model."""
 
     name: str
     in_features: int
@@ -60,15 +56,10 @@ class TeacherFacts:
     """What `inspect_teacher` found.
 
     Attributes:
-        name: The teacher's name.
-        sha256: Fingerprint of its weights.
-        parameters: Number of parameters.
-        multiply_adds: Multiply-adds of convolutions and matrix products for one image.
-        convolutions: Number of convolution layers that run.
-        linear_layers: Number of linear layers that run.
+        multiply_adds: Of convolutions and matrix products for one image.
+        convolutions: Layers that run; `linear_layers` alike.
         batchnorm: `statistics` (every BatchNorm has running statistics), `partial` (some have), `no statistics`,
-        `folded`
-            (placeholders show that it was merged into the convolutions) or `none`.
+            `folded` (placeholders show that it was merged into the convolutions) or `none`.
         batchnorm_layers: BatchNorm layers with running statistics; only those that run, not those of auxiliary heads.
         batchnorm_bare: BatchNorm layers without running statistics.
         batchnorm_untrained: BatchNorm layers whose running statistics are still the initial mean 0 and variance 1.
@@ -76,9 +67,8 @@ class TeacherFacts:
         operators: How often each operator occurs in the captured graph; empty if it cannot be captured.
         unsupported: Operators in it that the quantizer leaves in float.
         capture_problem: Why and where torch.export fails with a dynamic batch; None if it captures.
-        provides: What synthesizers may need of a teacher and this one has: of `batchnorm`, `linear_head`, `features`.
-        synthesizers: For each registered synthesizer, what it needs and this teacher lacks; empty means that it
-        applies.
+        provides: What synthesizers may need of a teacher and this one has; see `structure.provides`.
+        synthesizers: For each registered synthesizer, what it needs and this teacher lacks.
     """
 
     name: str
@@ -104,18 +94,13 @@ class TeacherFacts:
         return self.capture_problem is None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the facts as lists, numbers and strings that JSON can hold, in a stable order."""
+        """Return the facts as JSON can hold them, in a stable order."""
         return {
-            **vars(self),
-            "batchnorm_layers": list(self.batchnorm_layers),
-            "batchnorm_bare": list(self.batchnorm_bare),
-            "batchnorm_untrained": list(self.batchnorm_untrained),
-            "head": None if self.head is None else dict(vars(self.head)),
+            **asdict(self),
             "operators": dict(sorted(self.operators.items())),
-            "unsupported": list(self.unsupported),
-            "capturable": self.capturable,
             "provides": sorted(self.provides),
-            "synthesizers": {name: list(lacks) for name, lacks in sorted(self.synthesizers.items())},
+            "synthesizers": dict(sorted(self.synthesizers.items())),
+            "capturable": self.capturable,
         }
 
     def render_text(self) -> str:
@@ -136,7 +121,7 @@ class TeacherFacts:
                 ("left in float", ", ".join(self.unsupported) or "none"),
             ]
         rows += [
-            (f"synthesizer {name}", f"does not apply: needs {_joined(list(lacks))}" if lacks else "applies")
+            (f"synthesizer {name}", f"does not apply: needs {_joined(lacks)}" if lacks else "applies")
             for name, lacks in sorted(self.synthesizers.items())
         ]
         lines = [f"  {line}" for line in table(rows)]
@@ -149,18 +134,14 @@ class TeacherFacts:
         }
         text = texts.get(self.batchnorm, f"{len(self.batchnorm_layers)} layers with running statistics")
         if self.batchnorm_bare:
-            text += f", {len(self.batchnorm_bare)} without: {_joined(list(self.batchnorm_bare))}"
+            text += f", {len(self.batchnorm_bare)} without: {_joined(self.batchnorm_bare)}"
         if self.batchnorm_untrained:
             text += f", {len(self.batchnorm_untrained)} of them never trained (mean 0, variance 1)"
         return text
 
 
-def inspect_teacher(teacher: Teacher) -> TeacherFacts:
-    """Read off a teacher what synthesis and quantization will find; a few forwards and one capture, no training.
-
-    Args:
-        teacher: The teacher; it is left as it is.
-    """
+def inspect_teacher(teacher: Teacher, operators_of: Operators) -> TeacherFacts:
+    """Read off a teacher what synthesis and quantization will find; a few forwards and one capture, no training."""
     with FlopCounterMode(display=False) as counter:
         calls, _ = layer_calls(teacher)
     layers = {call.name: call.layer for call in calls}
@@ -168,7 +149,7 @@ def inspect_teacher(teacher: Teacher) -> TeacherFacts:
     norms = {name: layer for name, layer in layers.items() if isinstance(layer, nn.modules.batchnorm._BatchNorm)}
     with_statistics = tuple(name for name, layer in norms.items() if layer.running_mean is not None)
     bare = tuple(name for name in norms if name not in with_statistics)
-    operators, unsupported, problem = _capture(teacher)
+    operators, unsupported, problem = _captured(teacher, operators_of)
     offered = provides(teacher)
     return TeacherFacts(
         name=teacher.name,
@@ -181,17 +162,15 @@ def inspect_teacher(teacher: Teacher) -> TeacherFacts:
         batchnorm_layers=with_statistics,
         batchnorm_bare=bare,
         batchnorm_untrained=tuple(name for name in with_statistics if _is_untrained(norms[name])),
-        head=None if head is None else _as_head(*head),
+        head=head and LinearHead(name=head[0], in_features=head[1].in_features, out_features=head[1].out_features),
         operators=operators,
         unsupported=unsupported,
         capture_problem=problem,
         provides=offered,
-        synthesizers=_synthesizers(offered),
+        synthesizers={
+            name: tuple(sorted(method.needs - offered - _SUPPLIED)) for name, method in synthesizer_configs().items()
+        },
     )
-
-
-def _as_head(name: str, layer: nn.Linear) -> LinearHead:
-    return LinearHead(name=name, in_features=layer.in_features, out_features=layer.out_features)
 
 
 def _batchnorm_state(layers: Mapping[str, nn.Module], with_statistics: tuple[str, ...], bare: tuple[str, ...]) -> str:
@@ -210,19 +189,13 @@ def _is_untrained(norm: nn.Module) -> bool:
     return isinstance(mean, Tensor) and isinstance(variance, Tensor) and not mean.any() and bool((variance == 1).all())
 
 
-def _capture(teacher: Teacher) -> tuple[dict[str, int], tuple[str, ...], str | None]:
-    # Imported here because the students' half brings Brevitas, which `import dfqkit` must not load.
-    from dfqkit.students import capture
-    from dfqkit.students.normal_form import SUPPORTED_OPS, op_name
-
-    constants = _BatchConstants(capture.__file__)
+def _captured(teacher: Teacher, operators_of: Operators) -> tuple[Mapping[str, int], tuple[str, ...], str | None]:
+    constants = _BatchConstants(inspect.getfile(operators_of))
     try:
         with _quiet(constants):
-            graph = capture.export_graph(teacher.model, teacher.image)
+            return *operators_of(teacher.model, teacher.image), None
     except TeacherError as error:
         return {}, (), _capture_problem(error, constants)
-    counts = Counter(op_name(node.target) for node in graph.graph.nodes if node.op == "call_function")
-    return dict(counts), tuple(sorted(set(counts) - SUPPORTED_OPS)), None
 
 
 class _BatchConstants(logging.Handler):
@@ -290,9 +263,5 @@ def _is_users(filename: str) -> bool:
     return in_packages or not path.is_relative_to(Path(sysconfig.get_path("stdlib")))
 
 
-def _synthesizers(provides: frozenset[str]) -> dict[str, tuple[str, ...]]:
-    return {name: tuple(sorted(method.needs - provides - _SUPPLIED)) for name, method in synthesizer_configs().items()}
-
-
-def _joined(names: list[str]) -> str:
+def _joined(names: Sequence[str]) -> str:
     return some(names, _SHOWN) if names else "none"

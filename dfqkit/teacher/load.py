@@ -18,15 +18,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from dfqkit.tasks import TorchTask, torch_task
-from dfqkit.teacher.sources import USER_CODE_ERRORS, build_model, resolve_factory
+from dfqkit.teacher.sources import USER_CODE_ERRORS, build_model
 from dfqkit.teacher.verification import listed, verify_outputs, verify_weights
 from dfqkit.teacher.weights import load_weights, sha256_of_weights
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.tasks import DEFAULT_TASK, Task
 from dfqkit_export.words import nearest
-
-__all__ = ["Teacher", "load_teacher", "resolve_factory"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -93,31 +91,22 @@ class Teacher:
         return _freeze(copied.cpu().float(), image, name, task, {})
 
     @property
+    def device(self) -> torch.device:
+        """Where its model is now."""
+        return next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
+
+    @property
     def torch_task(self) -> TorchTask:
         """The torch part of its task."""
         return torch_task(self.task)
 
     def answers(self, x: Tensor) -> dict[str, Tensor]:
-        """Run the teacher without recording gradients.
-
-        Args:
-            x: Normalised images (N, C, H, W), on the model's device.
-
-        Returns:
-            Its outputs (N, ...), by name.
-        """
+        """Return its outputs (N, ...), by name, for normalised images on its device, without recording gradients."""
         with torch.no_grad():
             return self.torch_task.named(self.model(x))
 
     def logits(self, x: Tensor) -> Tensor:
-        """Run a classifier, or another network of one output, without recording gradients.
-
-        Args:
-            x: Normalised images (N, C, H, W), on the model's device.
-
-        Returns:
-            Its first output, of a classifier the logits (N, classes).
-        """
+        """Return its first output, of a classifier the logits (N, classes), without recording gradients."""
         return next(iter(self.answers(x).values()))
 
 
@@ -165,9 +154,10 @@ def _load_state(model: nn.Module, state: dict[str, Tensor], name: str, source: s
     missing = [key for key in expected if key not in state and key not in absent]
     extra = [key for key in state if key not in expected]
     wrong = [
-        f"{key} {_form(value)} where {_form(expected[key])} is needed"
+        f"{key} {_form(value)} where {_form(needed)} is needed"
         for key, value in state.items()
-        if key in expected and not _fits(value, expected[key])
+        if (needed := expected.get(key)) is not None
+        and (value.shape, value.is_floating_point()) != (needed.shape, needed.is_floating_point())
     ]
     problems = [
         text
@@ -185,10 +175,6 @@ def _load_state(model: nn.Module, state: dict[str, Tensor], name: str, source: s
         )
         raise TeacherError(message)
     model.load_state_dict({**state, **{key: expected[key] for key in absent}}, strict=False)
-
-
-def _fits(found: Tensor, needed: Tensor) -> bool:
-    return found.shape == needed.shape and found.is_floating_point() == needed.is_floating_point()
 
 
 def _form(tensor: Tensor) -> str:

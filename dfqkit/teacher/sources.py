@@ -20,8 +20,6 @@ from dfqkit_export.errors import MissingExtraError, TeacherError
 from dfqkit_export.lazy import install_hint
 from dfqkit_export.words import did_you_mean, some
 
-__all__ = ["SOURCES", "USER_CODE_ERRORS", "TeacherSource", "build_model", "resolve_factory"]
-
 #: What the user's code (a factory, a forward) can reasonably raise; reported as theirs, not as a bug of ours.
 USER_CODE_ERRORS: tuple[type[Exception], ...] = (
     ArithmeticError,
@@ -40,15 +38,13 @@ USER_CODE_ERRORS: tuple[type[Exception], ...] = (
 Factory = Callable[..., nn.Module]
 
 _CLASS_ARGUMENTS = ("num_classes", "classes")
-_RANDOM_SEED = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSource:
-    """One kind of factory string.
+    """One kind of factory string, by the prefix in front of its colon.
 
     Attributes:
-        prefix: What stands in front of the colon.
         form: How the string is written, for messages.
         build: Finds the factory that a whole string names, without calling it and without downloading anything.
         classes: Keyword argument that takes the number of classes; None to look for one in the signature.
@@ -68,9 +64,6 @@ def resolve_factory(name: str) -> Factory:
     Args:
         name: `torchvision:NAME`, `timm:NAME` (needs the extra `dfqkit[timm]`) or `package.module:factory`.
 
-    Returns:
-        A callable that returns a module with random weights; it takes the factory's own keyword arguments.
-
     Raises:
         TeacherError: The string has another form, or the package, module or factory does not exist.
     """
@@ -82,22 +75,13 @@ def resolve_factory(name: str) -> Factory:
 
 
 def build_model(
-    name: str, classes: int, factory_args: Mapping[str, object] | None = None, *, seed: int = _RANDOM_SEED
+    name: str, classes: int, factory_args: Mapping[str, object] | None = None, *, seed: int = 0
 ) -> nn.Module:
     """Make the architecture with random weights that are the same in every process.
 
     The number of classes, where there are any, goes to the factory's `num_classes` or `classes` unless `factory_args`
     has one. The global random state is left as it was: layers draw their initial weights from it, so it is forked and
     seeded around the call.
-
-    Args:
-        name: A factory string, see `resolve_factory`.
-        classes: Number of classes; 0 for none.
-        factory_args: Further keyword arguments for the factory.
-        seed: Other seeds give other random weights.
-
-    Returns:
-        The new module, on the CPU.
 
     Raises:
         TeacherError: The factory is unknown, fails, is asked to download weights, or returns something other than a
@@ -120,8 +104,9 @@ def build_model(
             torch.default_generator.manual_seed(seed)
             model = factory(**arguments)
     except USER_CODE_ERRORS as error:
+        called = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "no arguments"
         message = (
-            f"Factory '{name}' failed when called with {_call(arguments)}: {type(error).__name__}: {error}. "
+            f"Factory '{name}' failed when called with {called}: {type(error).__name__}: {error}. "
             "Check its args against the factory's parameters."
         )
         raise TeacherError(message) from error
@@ -147,8 +132,26 @@ def _timm(name: str) -> Factory:
 
 
 def _of_module(name: str) -> Factory:
-    module, _, factory = name.partition(":")
-    return _attribute(name, _import_module(name, module), factory)
+    place, _, factory = name.partition(":")
+    try:
+        module = importlib.import_module(place)
+    except USER_CODE_ERRORS as error:
+        message = (
+            f"Factory '{name}': module '{place}' cannot be imported ({type(error).__name__}: {error}). It "
+            f"must be installed or lie in a folder named in PYTHONPATH. {_forms()}"
+        )
+        raise TeacherError(message) from error
+    found: Factory | None = getattr(module, factory, None)
+    if found is None:
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        _require_known(name, factory, public)
+    if isinstance(found, nn.Module) or not callable(found):
+        message = (
+            f"Factory '{name}' is a {type(found).__name__}, not a function or class that makes a model. "
+            "Wrap it in a function without arguments, or use Teacher.from_module in Python."
+        )
+        raise TeacherError(message)
+    return found
 
 
 _library = functools.partial(
@@ -184,32 +187,6 @@ def _import_package(package: str, extra: str) -> ModuleType:
         raise MissingExtraError(message) from error
 
 
-def _import_module(name: str, module: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except USER_CODE_ERRORS as error:
-        message = (
-            f"Factory '{name}': module '{module}' cannot be imported ({type(error).__name__}: {error}). It "
-            f"must be installed or lie in a folder named in PYTHONPATH. {_forms()}"
-        )
-        raise TeacherError(message) from error
-
-
-def _attribute(name: str, module: ModuleType, factory: str) -> Factory:
-    public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-    found = getattr(module, factory, None)
-    if found is None:
-        _require_known(name, factory, public)
-    if isinstance(found, nn.Module) or not callable(found):
-        message = (
-            f"Factory '{name}' is a {type(found).__name__}, not a function or class that makes a model. "
-            "Wrap it in a function without arguments, or use Teacher.from_module in Python."
-        )
-        raise TeacherError(message)
-    made: Factory = found
-    return made
-
-
 def _require_known(name: str, factory: str, known: Iterable[str]) -> None:
     known = sorted(known)
     if factory in known:
@@ -225,7 +202,3 @@ def _class_argument(factory: Factory, classes: int) -> dict[str, int]:
     except (TypeError, ValueError):  # built-in callables have no signature
         return {}
     return next(({key: classes} for key in _CLASS_ARGUMENTS if key in parameters), {})
-
-
-def _call(arguments: Mapping[str, object]) -> str:
-    return ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "no arguments"

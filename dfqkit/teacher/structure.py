@@ -17,16 +17,20 @@ from dfqkit.teacher.taps import batch_norms
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.tasks import CLASSES
 
-__all__ = ["Call", "last_layer", "layer_calls", "linear_head", "provides"]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Call:
-    """One call of one module: its path, itself, and what it returned."""
+    """One call of one module: its path, itself, what it was given first, and what it returned."""
 
     name: str
     layer: nn.Module
+    given: Any
     output: Any
+
+
+def grey_images(teacher: Teacher, n: int = 1) -> Tensor:
+    """Images (n, C, H, W) halfway between black and white, on the teacher's device."""
+    return torch.full((n, *teacher.image.shape), sum(teacher.image.bounds()) / 2, device=teacher.device)
 
 
 def layer_calls(teacher: Teacher) -> tuple[list[Call], Tensor]:
@@ -34,16 +38,14 @@ def layer_calls(teacher: Teacher) -> tuple[list[Call], Tensor]:
     calls: list[Call] = []
 
     def watch(name: str, layer: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        def note(module: nn.Module, _: object, output: object) -> None:
-            calls.append(Call(name=name, layer=module, output=output))
+        def note(module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
+            calls.append(Call(name=name, layer=module, given=next(iter(inputs), None), output=output))
 
         return layer.register_forward_hook(note)
 
     handles = [watch(name, layer) for name, layer in teacher.model.named_modules()]
-    device = next((parameter.device for parameter in teacher.model.parameters()), torch.device("cpu"))
-    low, high = teacher.image.bounds()
     try:
-        output = teacher.logits(torch.full((1, *teacher.image.shape), (low + high) / 2, device=device))
+        output = teacher.logits(grey_images(teacher))
     finally:
         for handle in handles:
             handle.remove()

@@ -6,10 +6,9 @@ gone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn, Self
 
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -22,14 +21,9 @@ from dfqkit_export.words import did_you_mean
 
 @dataclass(frozen=True, kw_only=True)
 class BatchStatistics:
-    """Statistics of the input of one BatchNorm layer, beside what training left in the layer.
+    """Statistics (C,) of the input of one BatchNorm layer, with gradient, beside what training left in the layer.
 
-    Attributes:
-        name: The layer's module path.
-        mean: (C,) over batch and positions, with gradient.
-        variance: (C,), biased, with gradient.
-        running_mean: (C,) of the layer.
-        running_variance: (C,) of the layer.
+    Mean and biased variance are over batch and positions; ``name`` is the layer's module path.
     """
 
     name: str
@@ -58,9 +52,7 @@ class _Tap:
     def __init__(self) -> None:
         self._handles: list[RemovableHandle] = []
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -113,15 +105,13 @@ class BatchNormTap(_Tap):
                 self._replaced.append(layer)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        super().__exit__(kind, error, trace)
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
         for layer in self._replaced:
             del vars(layer)["forward"]
         self._replaced.clear()
 
-    def _clear(self, module: nn.Module, inputs: object) -> None:
+    def _clear(self, *_: object) -> None:
         self.statistics.clear()
 
     def deviations(self, form: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> list[Tensor]:
@@ -169,8 +159,9 @@ def per_image(features: Tensor) -> Tensor:
     return features.flatten(2).mean(2) if features.dim() > 2 else features
 
 
-def _first_argument(inputs: Sequence[Tensor], named: Mapping[str, Tensor]) -> Tensor:
-    return next(iter((*inputs, *named.values())))
+def _first_argument(inputs: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
+    first: Tensor = next(iter((*inputs, *named.values())))
+    return first
 
 
 class LayerTap(_Tap):
@@ -191,7 +182,7 @@ class LayerTap(_Tap):
     def __init__(self, model: nn.Module, names: Sequence[str], side: Literal["input", "output"] = "output") -> None:
         super().__init__()
         self.model, self.side = model, side
-        known = dict(model.named_modules())
+        known = dict(model.named_modules(remove_duplicate=False))
         missing = [name for name in names if name not in known]
         if missing:
             hint = did_you_mean(missing[0], known, n=3, cutoff=0.5)
@@ -207,63 +198,37 @@ class LayerTap(_Tap):
         """Of every layer the first call's, in the order of the calls."""
         return {name: found[0] for name, found in self.calls.items()}
 
-    def __enter__(self) -> LayerTap:
+    def __enter__(self) -> Self:
         self._handles.append(self.model.register_forward_pre_hook(lambda *_: self.calls.clear()))
         for name, layer in self.layers.items():
-            if self.side == "input":
-                self._handles.append(layer.register_forward_pre_hook(self._input_reader(name), with_kwargs=True))
-            else:
-                self._handles.append(layer.register_forward_hook(self._output_reader(name)))
+            self._handles.append(self._watch(name, layer))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        super().__exit__(kind, error, trace)
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
         self.calls.clear()
 
-    def _input_reader(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor]], None]:
-        def read(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
-            self.calls.setdefault(name, []).append(_first_argument(inputs, named))
+    def _watch(self, name: str, layer: nn.Module) -> RemovableHandle:
+        def note(value: Tensor) -> None:
+            self.calls.setdefault(name, []).append(value)
 
-        return read
-
-    def _output_reader(self, name: str) -> Callable[[nn.Module, object, Tensor], None]:
-        def read(module: nn.Module, inputs: object, output: Tensor) -> None:
-            self.calls.setdefault(name, []).append(output)
-
-        return read
+        if self.side == "output":
+            return layer.register_forward_hook(lambda _, inputs, output: note(output))
+        return layer.register_forward_pre_hook(
+            lambda _, inputs, named: note(_first_argument(inputs, named)), with_kwargs=True
+        )
 
 
-class FeatureTap(_Tap):
-    """Reads what leaves ``quant.n`` for every point ``n`` during a forward; ``features`` holds the last forward's.
+class FeatureTap(LayerTap):
+    """Reads what leaves ``quant.n`` for every point ``n`` of a student or a reference graph during a forward.
 
-    Args:
-        model: A student or a reference graph.
-        points: Node names.
+    A quantizer that serves again further down is called twice; its first call is the point itself.
     """
 
     def __init__(self, model: fx.GraphModule, points: Sequence[str]) -> None:
-        super().__init__()
-        self.model, self.points = model, points
-        self.features: dict[str, Tensor] = {}
+        super().__init__(model, [f"quant.{name}" for name in points])
 
-    def __enter__(self) -> FeatureTap:
-        modules = {name: self.model.get_submodule(f"quant.{name}") for name in self.points}
-        self._handles.append(self.model.register_forward_pre_hook(lambda *_: self.features.clear()))
-        for name, module in modules.items():
-            self._handles.append(module.register_forward_hook(self._reader(name)))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        super().__exit__(kind, error, trace)
-        self.features.clear()
-
-    def _reader(self, name: str) -> Callable[[nn.Module, object, Tensor], None]:
-        def read(module: nn.Module, inputs: object, output: Tensor) -> None:
-            # A quantizer that serves again further down is called twice; its first call is the point itself.
-            self.features.setdefault(name, output)
-
-        return read
+    @property
+    def features(self) -> dict[str, Tensor]:
+        """The last forward's, by point."""
+        return {name.removeprefix("quant."): value for name, value in self.values.items()}

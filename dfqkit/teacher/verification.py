@@ -6,6 +6,7 @@ do when one of them fails. Nothing here changes the model.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -18,8 +19,6 @@ from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.tasks import Task
 from dfqkit_export.words import some
 
-__all__ = ["listed", "verify_outputs", "verify_weights"]
-
 _SHOWN = 3
 _BATCH_TOLERANCE = 1e-3  # of the largest value: kernels may sum in another order for another batch size
 
@@ -30,11 +29,7 @@ def listed(label: str, names: list[str]) -> str:
 
 
 def verify_weights(tensors: dict[str, Tensor], name: str) -> None:
-    """Check that every parameter and buffer is finite.
-
-    Args:
-        tensors: Parameters and buffers by name.
-        name: The teacher's name, for messages.
+    """Check that every parameter and buffer of the teacher called ``name`` is finite.
 
     Raises:
         TeacherError: A value is NaN or infinite; the first tensors are named.
@@ -55,12 +50,6 @@ def verify_weights(tensors: dict[str, Tensor], name: str) -> None:
 def verify_outputs(model: nn.Module, image: ImageSpec, name: str, task: Task) -> None:
     """Check that a frozen model maps images to its task's outputs, the same in every batch and each time.
 
-    Args:
-        model: Network in eval mode, on the CPU.
-        image: What images it takes.
-        name: The teacher's name, for messages.
-        task: What its outputs mean.
-
     Raises:
         TeacherError: The model fails on such an image (wrong channels or size), returns anything but the outputs of its
             task, finite, or is not a function of each image alone.
@@ -71,21 +60,22 @@ def verify_outputs(model: nn.Module, image: ImageSpec, name: str, task: Task) ->
         message = f"Teacher '{name}': {error}"
         raise TeacherError(message) from error
     x = image.normalize(torch.rand((2, *image.shape), generator=torch.Generator().manual_seed(0)))
-    out = _outputs(model, x, image, name, task)
-    again = _outputs(model, x, image, name, task)
+    outputs = functools.partial(_outputs, model, image=image, name=name, task=task)
+    out, again = outputs(x), outputs(x)
     if not all(torch.equal(out[key], again[key]) for key in out):
         message = (
             f"Teacher '{name}' gives different {task.words} for the same images. It must be deterministic in eval "
             "mode: look for dropout called with training=True, or random operations in forward."
         )
         raise TeacherError(message)
-    single = [_outputs(model, one, image, name, task) for one in (x[:1], x[1:])]
+    single = [outputs(one) for one in (x[:1], x[1:])]
     for key, both in out.items():
         alone = torch.cat([one[key] for one in single])
         difference = float((alone - both).abs().max())
         if difference <= _BATCH_TOLERANCE * float(both.abs().max()) + 1e-6:
             continue
-        bare = [key for key, layer in model.named_modules() if _uses_batch_statistics(layer)]
+        norms = nn.modules.batchnorm._BatchNorm
+        bare = [key for key, layer in model.named_modules() if isinstance(layer, norms) and layer.running_mean is None]
         cause = (
             f"{listed('BatchNorm layer(s) without running statistics', bare)}; train with track_running_stats=True."
             if bare
@@ -131,10 +121,6 @@ def _outputs(model: nn.Module, x: Tensor, image: ImageSpec, name: str, task: Tas
             )
             raise TeacherError(message)
     return found
-
-
-def _uses_batch_statistics(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is None
 
 
 def _forward(model: nn.Module, x: Tensor, image: ImageSpec, name: str) -> Any:

@@ -22,8 +22,6 @@ from torch import Tensor
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.words import some
 
-__all__ = ["load_weights", "sha256_of_weights"]
-
 _WRAPPERS = ("model_state_dict", "state_dict", "model")
 _MAX_WRAPPERS = 3
 _SHOWN = 3
@@ -39,9 +37,6 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
 
     Wrappers `model_state_dict`, `state_dict` and `model` are opened. The prefix `module.` (DataParallel) goes when
     every name has it; `_orig_mod.` (torch.compile) goes wherever it stands.
-
-    Args:
-        path: A `.safetensors`, `.pt` or `.pth` file.
 
     Returns:
         Tensors on the CPU by parameter or buffer name, in the file's own dtypes.
@@ -61,19 +56,14 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     else:
         message = f"Weights file '{path}' ends in '{path.suffix}'. Allowed are .safetensors, .pt and .pth. {_RESAVE}"
         raise TeacherError(message)
-    state = _tensors(_unwrap(content), path)
-    return {name: tensor.detach() for name, tensor in _strip_prefixes(state).items()}
+    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in _tensors(_unwrap(content), path).items()}
+    while all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    return {name: tensor.detach() for name, tensor in state.items()}
 
 
 def sha256_of_weights(state: Mapping[str, Tensor]) -> str:
-    """Fingerprint named tensors by name, dtype, shape and bytes; their order and device do not matter.
-
-    Args:
-        state: Tensors by name, of any shape and dtype.
-
-    Returns:
-        64 hexadecimal digits.
-    """
+    """Fingerprint tensors by name, dtype, shape and bytes, in hexadecimal digits, whatever their order and device."""
     digest = hashlib.sha256()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
@@ -129,29 +119,18 @@ def _unwrap(content: object) -> object:
 
 
 def _tensors(content: object, path: Path) -> dict[str, Tensor]:
+    wrappers = ", ".join(_WRAPPERS)
+    needed = f"Needed is a dictionary of named tensors (a state dict), bare or under one of {wrappers}. {_RESAVE}"
     if not isinstance(content, Mapping):
-        message = (
-            f"Weights file '{path}' holds a {type(content).__name__}. Needed is a dictionary of named tensors "
-            f"(a state dict), bare or under one of {', '.join(_WRAPPERS)}. {_RESAVE}"
-        )
+        message = f"Weights file '{path}' holds a {type(content).__name__}. {needed}"
         raise TeacherError(message)
-    others = [f"{key!r} ({type(value).__name__})" for key, value in content.items() if not _is_entry(key, value)]
+    others = [
+        f"{key!r} ({type(value).__name__})"
+        for key, value in content.items()
+        if not (isinstance(key, str) and isinstance(value, Tensor))
+    ]
     if others or not content:
         found = f"{some(others, _SHOWN)} beside its tensors" if others else "no tensor at all"
-        message = (
-            f"Weights file '{path}' holds {found}. Needed is a dictionary of named tensors (a state dict), "
-            f"bare or under one of {', '.join(_WRAPPERS)}. {_RESAVE}"
-        )
+        message = f"Weights file '{path}' holds {found}. {needed}"
         raise TeacherError(message)
     return dict(content)
-
-
-def _is_entry(key: object, value: object) -> bool:
-    return isinstance(key, str) and isinstance(value, Tensor)
-
-
-def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
-    while all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    return state

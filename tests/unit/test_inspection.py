@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from dfqkit.models import cifar_resnet20, digits_cnn
+from dfqkit.students.capture import operators_of
 from dfqkit.teacher import inspection
-from dfqkit.teacher.inspection import inspect_teacher
+from dfqkit.teacher.inspection import TeacherFacts
 from dfqkit.teacher.load import Teacher, load_teacher
 from dfqkit_export.images.spec import ImageSpec
 from tests._hooks import hooks_on
@@ -34,13 +35,17 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inspection, "synthesizer_configs", lambda: table)
 
 
+def inspected(teacher: Teacher) -> TeacherFacts:
+    return inspection.inspect_teacher(teacher, operators_of)
+
+
 def small_net(*, norm: nn.Module | None = None, forward_extra: nn.Module | None = None) -> nn.Sequential:
     layers = [nn.Conv2d(1, 4, 3), norm or nn.BatchNorm2d(4), nn.ReLU(), forward_extra or nn.Identity()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
 
 
 def test_facts_of_a_small_network_are_those_counted_by_hand() -> None:
-    facts = inspect_teacher(Teacher.from_module(small_net(), SMALL, "small"))
+    facts = inspected(Teacher.from_module(small_net(), SMALL, "small"))
     assert facts.parameters == (4 * 9 + 4) + 2 * 4 + (4 * 3 + 3)
     assert facts.multiply_adds == 6 * 6 * 4 * 9 + 4 * 3
     assert (facts.convolutions, facts.linear_layers) == (1, 1)
@@ -55,7 +60,7 @@ def test_facts_of_a_small_network_are_those_counted_by_hand() -> None:
 
 
 def test_facts_of_resnet20() -> None:
-    facts = inspect_teacher(Teacher.from_module(cifar_resnet20(), CIFAR))
+    facts = inspected(Teacher.from_module(cifar_resnet20(), CIFAR))
     assert (facts.convolutions, facts.linear_layers, len(facts.batchnorm_layers)) == (19, 1, 19)
     stem, stage1, stage2 = 1024 * 16 * 27, 6 * 1024 * 16 * 144, 256 * 32 * (144 + 5 * 288)
     assert facts.multiply_adds == stem + stage1 + stage2 + 64 * 64 * (288 + 5 * 576) + 640
@@ -67,7 +72,7 @@ def test_facts_of_resnet20() -> None:
 def test_inspection_leaves_the_teacher_as_it_was() -> None:
     teacher = Teacher.from_module(digits_cnn(), ImageSpec(shape=(1, 16, 16), mean=(0.3,), std=(0.3,), classes=10))
     before = {key: tensor.clone() for key, tensor in teacher.model.state_dict().items()}
-    inspect_teacher(teacher)
+    inspected(teacher)
     assert all(torch.equal(before[key], tensor) for key, tensor in teacher.model.state_dict().items())
     assert not hooks_on(teacher.model)
     assert not any(layer.training for layer in teacher.model.modules())
@@ -82,7 +87,7 @@ def test_inspection_leaves_the_teacher_as_it_was() -> None:
     ],
 )
 def test_a_network_without_batchnorm_loses_the_methods_that_need_it(norm: nn.Module, state: str, text: str) -> None:
-    facts = inspect_teacher(Teacher.from_module(small_net(norm=norm), SMALL))
+    facts = inspected(Teacher.from_module(small_net(norm=norm), SMALL))
     assert facts.batchnorm == state
     assert facts.provides == {"classes", "linear_head", "features"}
     assert facts.synthesizers["dfq"] == ("batchnorm",)
@@ -103,7 +108,7 @@ def test_placeholders_show_that_batchnorm_was_folded() -> None:
             block.shortcut = nn.utils.fuse_conv_bn_eval(block.shortcut[0], block.shortcut[1])  # type: ignore[type-var]
     model.conv, model.bn = nn.utils.fuse_conv_bn_eval(model.conv, model.bn), nn.Identity()  # type: ignore[assignment]
     image = ImageSpec(shape=(1, 16, 16), mean=(0.3,), std=(0.3,), classes=10)
-    facts = inspect_teacher(Teacher.from_module(model, image))
+    facts = inspected(Teacher.from_module(model, image))
     assert facts.batchnorm == "folded"
     assert "batchnorm" not in facts.provides
     assert "its statistics are gone" in facts.render_text()
@@ -112,17 +117,17 @@ def test_placeholders_show_that_batchnorm_was_folded() -> None:
 def test_batchnorm_without_statistics_is_listed() -> None:
     model = small_net(forward_extra=nn.BatchNorm2d(4, track_running_stats=False)).eval()
     # Built directly: `from_module` refuses a model whose logits depend on the batch.
-    facts = inspect_teacher(Teacher(model=model, image=SMALL, name="bare", sha256="0" * 64))
+    facts = inspected(Teacher(model=model, image=SMALL, name="bare", sha256="0" * 64))
     assert (facts.batchnorm, facts.batchnorm_layers, facts.batchnorm_bare) == ("partial", ("1",), ("3",))
     model[1] = nn.BatchNorm2d(4, track_running_stats=False)
-    facts = inspect_teacher(Teacher(model=model.eval(), image=SMALL, name="bare", sha256="0" * 64))
+    facts = inspected(Teacher(model=model.eval(), image=SMALL, name="bare", sha256="0" * 64))
     assert facts.batchnorm == "no statistics"
     assert "batchnorm" not in facts.provides
 
 
 def test_a_convolutional_head_gives_features_but_no_linear_head() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    facts = inspect_teacher(Teacher.from_module(model, SMALL))
+    facts = inspected(Teacher.from_module(model, SMALL))
     assert facts.head is None
     assert facts.provides == {"classes", "features"}
     assert facts.synthesizers["zskd"] == ("linear_head",)
@@ -130,7 +135,7 @@ def test_a_convolutional_head_gives_features_but_no_linear_head() -> None:
 
 def test_a_linear_layer_that_is_not_last_is_no_head() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3), nn.LogSoftmax(1))
-    facts = inspect_teacher(Teacher.from_module(model, SMALL))
+    facts = inspected(Teacher.from_module(model, SMALL))
     assert facts.head is None
     assert facts.provides == {"classes"}
 
@@ -148,7 +153,7 @@ class Auxiliary(nn.Module):
 
 
 def test_layers_that_never_run_do_not_count() -> None:
-    facts = inspect_teacher(Teacher.from_module(Auxiliary(), SMALL))
+    facts = inspected(Teacher.from_module(Auxiliary(), SMALL))
     assert facts.batchnorm_layers == ("net.1",)
     assert (facts.convolutions, facts.linear_layers) == (1, 1)
     assert facts.parameters == 2 * 63
@@ -164,7 +169,7 @@ class Branch(nn.Module):
 
 
 def test_data_dependent_control_flow_is_located(capfd: pytest.CaptureFixture[str]) -> None:
-    facts = inspect_teacher(Teacher.from_module(small_net(forward_extra=Branch()), SMALL))
+    facts = inspected(Teacher.from_module(small_net(forward_extra=Branch()), SMALL))
     line = Branch.forward.__code__.co_firstlineno + 1
     assert not facts.capturable
     assert facts.capture_problem is not None
@@ -185,7 +190,7 @@ class PerImage(nn.Module):
 
 
 def test_a_batch_size_baked_into_the_graph_is_reported() -> None:
-    facts = inspect_teacher(Teacher.from_module(small_net(forward_extra=PerImage()), SMALL))
+    facts = inspected(Teacher.from_module(small_net(forward_extra=PerImage()), SMALL))
     line = PerImage.forward.__code__.co_firstlineno + 1
     assert facts.capture_problem is not None
     assert f"test_inspection.py:{line} in forward: `return torch.stack(" in facts.capture_problem
@@ -200,13 +205,13 @@ class Erf(nn.Module):
 
 
 def test_operators_without_an_integer_form_are_named() -> None:
-    facts = inspect_teacher(Teacher.from_module(small_net(forward_extra=Erf()), SMALL))
+    facts = inspected(Teacher.from_module(small_net(forward_extra=Erf()), SMALL))
     assert facts.unsupported == ("erf",)
     assert "left in float" in facts.render_text()
 
 
 def test_facts_survive_json() -> None:
-    facts = inspect_teacher(Teacher.from_module(small_net(), SMALL, "small"))
+    facts = inspected(Teacher.from_module(small_net(), SMALL, "small"))
     values = json.loads(json.dumps(facts.to_dict(), allow_nan=False))
     assert values["head"] == {"name": "6", "in_features": 4, "out_features": 3}
     assert values["provides"] == ["batchnorm", "classes", "features", "linear_head"]
@@ -216,7 +221,7 @@ def test_facts_survive_json() -> None:
 
 def test_torchvision_networks_can_be_inspected() -> None:
     image = ImageSpec(shape=(3, 64, 64), mean=(0.5,) * 3, std=(0.5,) * 3, classes=10)
-    facts = inspect_teacher(load_teacher("torchvision:resnet18", image))
+    facts = inspected(load_teacher("torchvision:resnet18", image))
     assert (facts.convolutions, len(facts.batchnorm_layers)) == (20, 20)
     assert facts.head is not None
     assert (facts.head.name, facts.head.in_features) == ("fc", 512)

@@ -8,6 +8,7 @@ from torch import Tensor, fx
 
 from dfqkit.teacher.taps import FeatureTap
 from dfqkit.training.objective import measuring_points, reference_graph
+from dfqkit_export.errors import TeacherError
 from tests._hooks import hooks_on
 from tests._toys import TOYS, images, student, toy_graph
 
@@ -101,7 +102,7 @@ def test_hooks_go_even_after_an_exception_and_can_come_again() -> None:
             fail()
         assert hooks_on(quantized) == before
         assert not tap.features
-    with pytest.raises(AttributeError), FeatureTap(quantized, [*points, "nowhere"]):
+    with pytest.raises(TeacherError), FeatureTap(quantized, [*points, "nowhere"]):
         pass
     assert hooks_on(quantized) == before
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dfqkit.models import CifarResNet, DigitsCnn, digits_cnn
-from dfqkit.teacher.load import Teacher, load_teacher, resolve_factory
+from dfqkit.teacher.load import Teacher, load_teacher
+from dfqkit.teacher.sources import resolve_factory
 from dfqkit.teacher.weights import sha256_of_weights
 from dfqkit_export.errors import MissingExtraError, TeacherError
 from dfqkit_export.images.spec import ImageSpec

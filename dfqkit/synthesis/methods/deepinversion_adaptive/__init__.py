@@ -31,9 +31,7 @@ class AdaptiveDeepInversionWeights(DeepInversionWeights):
     """Weights of the loss terms; the defaults are for CIFAR-10 and its schedule."""
 
     competition: float = Field(
-        10.0,
-        ge=0,
-        description="1 - JS in nats. Ours; 0.2 for ImageNet (authors' README), 0 in their CIFAR script.",
+        10.0, ge=0, description="1 - JS in nats. Ours; 0.2 for ImageNet (authors' README), 0 in their CIFAR script."
     )
 
 

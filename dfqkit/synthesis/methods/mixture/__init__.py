@@ -95,7 +95,7 @@ class MixtureConfig(SynthesizerConfig):
 
     method: Literal["mixture"] = "mixture"
     sources: tuple[AnySource, ...] = Field(
-        description="Each with its method, that method's keys, and share; shares need not sum to 1.",
+        description="Each with its method, that method's keys, and share; shares need not sum to 1."
     )
 
     @field_validator("sources")

@@ -64,8 +64,7 @@ class ZeroQConfig(PixelConfig):
         "batch", description="Whose mean and deviation are matched; image: every single one's (ZeroQ's code)."
     )
     bn: Literal["std", "mse", "l2"] = Field(
-        "std",
-        description="std: ZeroQ, GENIE, sum over layers; mse: IntraQ, HAST, mean; l2: DeepInversion, sum.",
+        "std", description="std: ZeroQ, GENIE, sum over layers; mse: IntraQ, HAST, mean; l2: DeepInversion, sum."
     )
     gamma: float = Field(2.0, ge=0, description="HAST's exponent: 2 for CIFAR, 0.5 for ImageNet.")
     soft_from: float = Field(0.95, ge=0, le=1, description="IntraQ's epsilon: 0.95 for CIFAR-10, 0.6 for CIFAR-100.")
