@@ -74,8 +74,8 @@ def _print_overhead(path: Path, baseline: Baseline) -> None:
         check([path], baseline, Options(threads=1))
         whole.append(time.perf_counter() - started)
         with open_subject(path) as subject:
-            images = normalized(subject.sentinel.images, subject.image)
-            session = OrtSession(subject.model_path, threads=1)
+            images = normalized(subject.sentinel.images, subject.bundle.image)
+            session = OrtSession(subject.bundle.model, threads=1)
             started = time.perf_counter()
             session.predict(images)
             alone.append(time.perf_counter() - started)

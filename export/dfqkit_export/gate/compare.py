@@ -65,27 +65,18 @@ def _require_known(tolerances: Mapping[str, float], outcomes: Sequence[CaseOutco
 
 
 def conclude(outcomes: Sequence[CaseOutcome], baseline: Baseline, options: Options | None = None) -> Outcome:
-    """Put what came of single cases together, and make the new baseline where one is wanted.
-
-    Args:
-        outcomes: What came of each case.
-        baseline: What was recorded.
-        options: How they were checked.
-    """
+    """Put what came of single cases together, and make the new baseline where one is wanted."""
     options = options or Options()
     # Whatever it was recorded with, the same machine measures alike; elsewhere the last digits may differ.
     here = environment()
+    unused = set(baseline.cases) - {case.name for case in outcomes}
     result = Outcome(
         cases=tuple(sorted(outcomes, key=lambda case: (not case.failed(strict=options.strict), case.name))),
-        unused=() if any(outcome.error for outcome in outcomes) else _unused(outcomes, baseline),
+        unused=() if any(case.error for case in outcomes) else tuple(sorted(unused)),
         environment=tuple(environment_changes(baseline.environment, here)),
         strict=options.strict,
     )
     return _updated(result, baseline, here) if options.update else result
-
-
-def _unused(outcomes: Sequence[CaseOutcome], baseline: Baseline) -> tuple[str, ...]:
-    return tuple(sorted(set(baseline.cases) - {outcome.name for outcome in outcomes}))
 
 
 def check_case(measured: Measurement, case: Case | None, options: Options | None = None) -> CaseOutcome:
@@ -104,10 +95,7 @@ def check_case(measured: Measurement, case: Case | None, options: Options | None
         case = case.readable()
     elif case is not None:
         _require_same_images(measured, case)
-    base = case.signature() if case is not None else None
-    changes = (
-        compare_signatures(base, measured.signature) if base is not None and measured.signature is not None else ()
-    )
+    changes = compare_signatures(case.signature() if case is not None else None, measured.signature)
     found = dict(measured.metrics) | file_metrics(measured, case, changes)
     rows = judge(found, case, images=measured.images, tolerances=options.tolerances, unmeasured=measured.unmeasured)
     rows = [
@@ -115,8 +103,8 @@ def check_case(measured: Measurement, case: Case | None, options: Options | None
         *with_reasons(rows, changes, measured, case),
     ]
     causes = [f"refused: {row.reason}" for row in rows if row.verdict == "refused"]
-    if case is not None and any(row.verdict in ("regressed", "expected") for row in rows):
-        worse = {row.metric for row in rows if row.verdict in ("regressed", "expected")}
+    worse = {row.metric for row in rows if row.verdict in ("regressed", "expected")}
+    if case is not None and worse:
         answers = bool((worse & set(found)) - {STRUCTURE.name})
         causes += explain(measured, case, changes, regressed=answers)
     outcome = CaseOutcome(
@@ -131,14 +119,7 @@ def check_case(measured: Measurement, case: Case | None, options: Options | None
 def check_metrics(
     name: str, metrics: Mapping[str, Metric], baseline: Baseline, options: Options | None = None
 ) -> CaseOutcome:
-    """Judge metrics that were measured elsewhere, as a test does.
-
-    Args:
-        name: Name of the case.
-        metrics: By name.
-        baseline: What was recorded.
-        options: How to check.
-    """
+    """Judge metrics that were measured elsewhere, as a test does."""
     return check_case(Measurement(name=name, metrics=metrics), baseline.cases.get(name), options)
 
 
@@ -161,11 +142,9 @@ def check_path(path: str | Path, baseline: Baseline, options: Options | None = N
             measured = replace(measured, name=name or measured.name)
             return check_case(measured, baseline.cases.get(measured.name), options)
         with open_subject(path) as subject:
-            name = name or subject.name
-            measured = replace(
-                measure_subject(subject, threads=options.threads, optimized=options.optimized), name=name
-            )
-            return check_case(measured, baseline.cases.get(name), options)
+            name = name or subject.bundle.name
+            measured = measure_subject(subject, threads=options.threads, optimized=options.optimized)
+            return check_case(replace(measured, name=name), baseline.cases.get(name), options)
     except RuntimeUnavailableError:
         raise
     except DfqkitError as error:
@@ -187,8 +166,8 @@ def _require_same_images(measured: Measurement, case: Case) -> None:
 def _notes(measured: Measurement, case: Case | None, changes: Sequence[Change]) -> Iterator[str]:
     if measured.subject is not None and measured.subject.as_written:
         yield (
-            f"Made for {measured.subject.target}: run as written, without ONNX Runtime's optimizations, which would "
-            "change its float biases; integer_ops is not measured."
+            f"Made for {measured.subject.bundle.target}: run as written, without ONNX Runtime's optimizations, which "
+            "would change its float biases; integer_ops is not measured."
         )
     yield from _estimated(measured)
     if case is None:
@@ -221,8 +200,8 @@ def _recorded(outcome: CaseOutcome, measured: Measurement, case: Case | None, op
     entry = record(measured, case, tolerances=options.tolerances, floors=options.floors, allow=options.allow, keep=keep)
     stands = [row for row in outcome.rows if row.metric in STANDING and row.verdict in FAILING]
     values = dict(measured.metrics) | file_metrics(measured, None, ())
-    rows = [*judge(values, entry, images=measured.images, unmeasured=measured.unmeasured)]
-    rows = [row for row in rows if row.metric not in {s.metric for s in stands}]
+    judged = judge(values, entry, images=measured.images, unmeasured=measured.unmeasured)
+    rows = [row for row in judged if row.metric not in {s.metric for s in stands}]
     beyond = any(row.verdict in FAILING for row in rows)  # a floor, or one of a metric that there is not
     return replace(
         outcome,
@@ -235,10 +214,7 @@ def _recorded(outcome: CaseOutcome, measured: Measurement, case: Case | None, op
 
 def _updated(outcome: Outcome, baseline: Baseline, here: Mapping[str, Any]) -> Outcome:
     entries = {case.name: case.entry for case in outcome.cases if case.entry is not None}
-    made = Baseline(
-        cases={**baseline.cases, **entries},
-        environment=recorded_environment(here),
-    )
+    made = Baseline(cases={**baseline.cases, **entries}, environment=recorded_environment(here))
     lines = [line for name, entry in entries.items() for line in changes_of(name, baseline.cases.get(name), entry)]
     moved = [f"environment: {text}" for text in outcome.environment] if entries else []
     return replace(outcome, baseline=made, changes=(*lines, *moved), environment=())

@@ -53,35 +53,22 @@ def explain(measured: Measurement, case: Case, changes: Sequence[Change], *, reg
     preprocessing = preprocessing_changes(subject, case)
     if preprocessing:
         return [*(f"preprocessing: {text}" for text in preprocessing), *found]
-    names = (
-        [name for name, layer in measured.signature.layers.items() if layer.weight]
-        if measured.signature is not None
-        else []
-    )
-    found = [
-        *_experiments(measured, subject, names),
-        *found,
-        *_of_values(changes),
-        *_first_distant(subject, case),
-    ]
+    found = [*_experiments(measured, subject), *found, *_of_values(changes), *_first_distant(subject, case)]
     return found or list(_of_ranges(changes))
 
 
-def preprocessing_changes(subject: Subject, case: Case | None) -> list[str]:
+def preprocessing_changes(subject: Subject | None, case: Case | None) -> list[str]:
     """Return where the normalisation differs from what the teacher was given on the sentinel set, and from before."""
-    truth = subject.sentinel.spec
+    if subject is None:
+        return []
+    truth, stated = subject.sentinel.spec, subject.bundle.image
+    given = f"the teacher was given mean {_numbers(truth.mean)} and std {_numbers(truth.std)}"
     found = []
-    if (subject.image.mean, subject.image.std) != (truth.mean, truth.std):
-        found.append(
-            f"the manifest states mean {_numbers(subject.image.mean)} and std {_numbers(subject.image.std)}, the "
-            f"teacher was given mean {_numbers(truth.mean)} and std {_numbers(truth.std)}"
-        )
+    if (stated.mean, stated.std) != (truth.mean, truth.std):
+        found.append(f"the manifest states mean {_numbers(stated.mean)} and std {_numbers(stated.std)}, {given}")
     text = subject.metadata.get("dfqkit.image")
     if text is not None and not _states(text, subject):
-        found.append(
-            f"the ONNX metadata (dfqkit.image) state {text:.200}, the teacher was given mean {_numbers(truth.mean)} "
-            f"and std {_numbers(truth.std)}"
-        )
+        found.append(f"the ONNX metadata (dfqkit.image) state {text:.200}, {given}")
     before = case.facts.get("image") if case is not None else None
     if not found and isinstance(before, dict) and before != truth.to_dict():
         found.append(f"mean and std were {before.get('mean')} and {before.get('std')} in the baseline")
@@ -92,8 +79,8 @@ def layer_sketches(subject: Subject) -> dict[str, NDArray[np.float64]]:
     """Return sketches of what the layers put out on the first sensitive images, normalised as the manifest says."""
     chosen = np.flatnonzero(subject.sentinel.kind == SENSITIVE)[:_IMAGES]
     chosen = chosen if chosen.size else np.arange(min(_IMAGES, len(subject.sentinel)))
-    images = normalized(subject.sentinel.images[chosen], subject.image)
-    outputs = layer_outputs(subject.model_path, images, optimized=not subject.as_written)
+    images = normalized(subject.sentinel.images[chosen], subject.bundle.image)
+    outputs = layer_outputs(subject.bundle.model, images, optimized=not subject.as_written)
     return {name: sketch(values) for name, values in outputs.items()}
 
 
@@ -106,11 +93,13 @@ def _states(text: str, subject: Subject) -> bool:
     return (mean, std) == (subject.sentinel.spec.mean, subject.sentinel.spec.std)
 
 
-def _experiments(measured: Measurement, subject: Subject, names: Sequence[str]) -> Iterator[str]:
+def _experiments(measured: Measurement, subject: Subject) -> Iterator[str]:
     """Yield what the answers look like, and what they would be with the channels in the other order."""
-    first, last = (names[0], names[-1]) if names else ("the first layer", "the last layer")
     if measured.outputs is None or measured.session is None:
         return
+    layers = measured.signature.layers.items() if measured.signature is not None else ()
+    names = [name for name, layer in layers if layer.weight]
+    first, last = (names[0], names[-1]) if names else ("the first layer", "the last layer")
     sentinel = subject.sentinel
     task, teacher = sentinel.task, sentinel.answers
     agreement = 100 * float(task.same_answer(teacher, measured.outputs).mean())
@@ -119,10 +108,10 @@ def _experiments(measured: Measurement, subject: Subject, names: Sequence[str]) 
     if swapped:
         pairs = " and ".join(f"{a} for {b}" for a, b in swapped)
         yield f"{wanted.many} swapped: the file answers {pairs} and the other way round; look at {last}"
-    if subject.image.shape[0] == 3 and not swapped:
+    if subject.bundle.image.shape[0] == 3 and not swapped:
         codes = sentinel.images
         # Swapped where images are read, or behind the normalisation, as in the first layer's weights.
-        orders = (normalized(codes[:, ::-1], subject.image), normalized(codes, subject.image)[:, ::-1])
+        orders = (normalized(codes[:, ::-1], subject.bundle.image), normalized(codes, subject.bundle.image)[:, ::-1])
         tried = (answers(measured.session, task, np.ascontiguousarray(images)) for images in orders)
         other = max(100 * float(task.same_answer(teacher, found).mean()) for found in tried)
         if other > agreement + _RESTORED:

@@ -37,14 +37,23 @@ def file_rows(measured: Measurement, case: Case | None, *, recording: bool, allo
         recording: Whether it is about to be recorded.
         allow: Why a file that is refused by default is taken; "" refuses it.
     """
-    unknown = [] if case is not None or recording else [_unknown(measured.name)]
+    rows = []
+    if case is None and not recording:
+        reason = (
+            f"The baseline has no case {measured.name!r}, so nothing was compared. Was it renamed? Record it with "
+            "--update."
+        )
+        rows.append(Row(metric="baseline", verdict="missing", reason=reason))
     allowed = allow or (case.allowed if case is not None else "")
-    return [*unknown, *([] if allowed else _refused(measured, recording)), *_broken(measured)]
-
-
-def _unknown(name: str) -> Row:
-    reason = f"The baseline has no case {name!r}, so nothing was compared. Was it renamed? Record it with --update."
-    return Row(metric="baseline", verdict="missing", reason=reason)
+    if not allowed and (reasons := _refusals(measured, recording=recording)):
+        advice = "Calibrate it on better images, or say why it is to be taken with --allow REASON."
+        rows.append(Row(metric=ORIGIN, verdict="refused", reason=" ".join([*reasons, advice])))
+    rows += [Row(metric=FLOOR, verdict="regressed", reason=text) for text in measured.findings]
+    if measured.subject is not None and measured.subject.damaged:
+        names = some(measured.subject.damaged, _SHOWN)
+        reason = f"Not the files that the manifest lists (another sha256): {names}. Copy or make the bundle again."
+        rows.append(Row(metric=FILES, verdict="regressed", reason=reason))
+    return rows
 
 
 def file_metrics(measured: Measurement, case: Case | None, changes: Sequence[Change]) -> dict[str, Metric]:
@@ -63,32 +72,17 @@ def with_reasons(rows: list[Row], changes: Sequence[Change], measured: Measureme
     """Give the rows about the file itself the reason that their number stands for."""
     reasons = {
         STRUCTURE.name: "; ".join([change.text for change in changes if change.wrong][:_SHOWN]),
-        PREPROCESSING.name: "; ".join(preprocessing_changes(measured.subject, case)) if measured.subject else "",
+        PREPROCESSING.name: "; ".join(preprocessing_changes(measured.subject, case)),
     }
     told = []
     for row in rows:
         reason = reasons.get(row.metric, "")
         if row.metric == PREPROCESSING.name and reason and row.verdict in ("ok", "new"):
             row = replace(row, verdict="regressed")  # wrong from the first day on
-        told.append(
-            replace(row, reason=f"{reason[:1].upper()}{reason[1:]}.") if reason and row.verdict in FAILING else row
-        )
+        if reason and row.verdict in FAILING:
+            row = replace(row, reason=f"{reason[:1].upper()}{reason[1:]}.")
+        told.append(row)
     return told
-
-
-def _refused(measured: Measurement, recording: bool) -> list[Row]:
-    reasons = _refusals(measured, recording=recording)
-    advice = "Calibrate it on better images, or say why it is to be taken with --allow REASON."
-    return [Row(metric=ORIGIN, verdict="refused", reason=f"{' '.join(reasons)} {advice}")] if reasons else []
-
-
-def _broken(measured: Measurement) -> list[Row]:
-    rows = [Row(metric=FLOOR, verdict="regressed", reason=text) for text in measured.findings]
-    if measured.subject is not None and measured.subject.damaged:
-        names = some(measured.subject.damaged, _SHOWN)
-        reason = f"Not the files that the manifest lists (another sha256): {names}. Copy or make the bundle again."
-        rows.append(Row(metric=FILES, verdict="regressed", reason=reason))
-    return rows
 
 
 def _refusals(measured: Measurement, *, recording: bool) -> list[str]:
@@ -97,7 +91,7 @@ def _refusals(measured: Measurement, *, recording: bool) -> list[str]:
     if subject is None:
         return []
     reasons = []
-    if origin_of(measured) == _NOISE or subject.synthesis.get("noise") is True:
+    if origin_of(measured) == _NOISE or subject.bundle.synthesis.get("noise") is True:
         reasons.append(
             "It was calibrated on random noise, says "
             + ("its ONNX metadata." if subject.metadata.get("dfqkit.synthesizer") == _NOISE else "its manifest.")
@@ -114,13 +108,13 @@ def origin_of(measured: Measurement) -> str:
     subject = measured.subject
     if subject is None:
         return ""
-    return subject.metadata.get("dfqkit.synthesizer") or str(subject.synthesis.get("method") or "")
+    return subject.metadata.get("dfqkit.synthesizer") or str(subject.bundle.synthesis.get("method") or "")
 
 
 def _uncalibrated(signature: Signature) -> str:
-    scales = [layer.output_scale for layer in signature.layers.values() if layer.output] + [
-        layer.input_scale for layer in signature.layers.values() if layer.input
-    ]
+    layers = signature.layers.values()
+    scales = [layer.output_scale for layer in layers if layer.output]
+    scales += [layer.input_scale for layer in layers if layer.input]
     unusable = [scale for scale in scales if not (scale > 0 and math.isfinite(scale))]
     if unusable:
         return f"It is not calibrated: {len(unusable)} activation scale(s) are not above zero and finite."

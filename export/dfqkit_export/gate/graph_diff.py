@@ -14,7 +14,6 @@ import numpy as np
 
 from dfqkit_export.gate.signature import LayerSignature, Signature, relative_distance
 
-_SHARE_FLOORED = (0.2, 0.8)
 _MISFIT = 0.02
 _DOUBLED = 0.9
 #: Relative difference up to which two scales are the same one; a baseline keeps a few digits of each.
@@ -45,13 +44,10 @@ class Change:
     wrong: bool = False
 
 
-def compare_signatures(base: Signature, now: Signature) -> tuple[Change, ...]:
-    """Return how a file differs from the one of the baseline, in the file's order.
-
-    Args:
-        base: What the baseline keeps.
-        now: Read from today's file.
-    """
+def compare_signatures(base: Signature | None, now: Signature | None) -> tuple[Change, ...]:
+    """Return how a file differs from the one of the baseline, in the file's order; nothing where one is not known."""
+    if base is None or now is None:
+        return ()
     pairs, renamed = _pairs(base.layers, now.layers)
     found = [*_frame(base, now), *renamed]
     for before, after in pairs:
@@ -72,15 +68,11 @@ def _pairs(
     if 2 * len(common) < len(base) and [m.op for m in base.values()] == [m.op for m in now.values()]:
         text = "layers have other names and are compared by their place"
         return list(zip(base.values(), now.values(), strict=True)), [Change(layer="", kind="names", text=text)]
+    other = [(layer, "gone") for name, layer in base.items() if name not in now]
+    other += [(layer, "new") for name, layer in now.items() if name not in base]
     changes = [
-        Change(layer=name, kind="layers", text=f"layer {name} ({base[name].op}) is gone", wrong=True)
-        for name in base
-        if name not in now
-    ]
-    changes += [
-        Change(layer=name, kind="layers", text=f"layer {name} ({now[name].op}) is new", wrong=True)
-        for name in now
-        if name not in base
+        Change(layer=layer.name, kind="layers", text=f"layer {layer.name} ({layer.op}) is {what}", wrong=True)
+        for layer, what in other
     ]
     return [(base[name], now[name]) for name in common], changes
 
@@ -96,15 +88,15 @@ def _frame(base: Signature, now: Signature) -> Iterator[Change]:
 def _kinds(before: LayerSignature, after: LayerSignature) -> Iterator[Change]:
     """Yield differences of kind: types, bits, granularity, whether there is a bias."""
     name = after.name
-    old, new = _weight(before.weight), _weight(after.weight)
-    if old.granularity != new.granularity:
-        text = f"weights of {name} were {old.granularity or 'float'} and are {new.granularity or 'float'}"
+    (old_type, old_bits, old_kind), (new_type, new_bits, new_kind) = map(_weight, (before.weight, after.weight))
+    if old_kind != new_kind:
+        text = f"weights of {name} were {old_kind or 'float'} and are {new_kind or 'float'}"
         yield Change(layer=name, kind="granularity", text=text, wrong=True)
-    if old.dtype != new.dtype:
-        yield Change(layer=name, kind="type", text=f"weights of {name} were {old.dtype}, are {new.dtype}", wrong=True)
-    elif abs(old.bits - new.bits) >= 2:
-        text = f"weights of {name} used {old.bits} bits and use {new.bits}"
-        yield Change(layer=name, kind="bits", text=text, size=new.bits - old.bits, wrong=True)
+    if old_type != new_type:
+        yield Change(layer=name, kind="type", text=f"weights of {name} were {old_type}, are {new_type}", wrong=True)
+    elif abs(old_bits - new_bits) >= 2:
+        text = f"weights of {name} used {old_bits} bits and use {new_bits}"
+        yield Change(layer=name, kind="bits", text=text, size=new_bits - old_bits, wrong=True)
     yield from _bias(before, after)
     yield from _typed(before.output, after.output, name, "output")
 
@@ -166,7 +158,7 @@ def _rescaled(before: LayerSignature, after: LayerSignature) -> Change:
 def _recoded(before: LayerSignature, after: LayerSignature) -> Change:
     steps = after.codes - before.codes
     down, same, name = float(np.mean(steps == -1)), float(np.mean(steps == 0)), after.name
-    if down + same == 1 and _SHARE_FLOORED[0] < down < _SHARE_FLOORED[1]:
+    if down + same == 1 and 0.2 < down < 0.8:
         text = f"{down:.0%} of {name}'s weight codes are one less and no others differ"
         return Change(layer=name, kind="rounding", text=text, size=down, shift=-down)
     size = relative_distance(before.codes_sketch, after.codes_sketch) ** 0.5
@@ -199,13 +191,7 @@ def _corrected(before: LayerSignature, after: LayerSignature) -> bool:
     return before.bias_sha256 != after.bias_sha256 and same_input
 
 
-@dataclass(frozen=True)
-class _Weight:
-    dtype: str
-    bits: int
-    granularity: str
-
-
-def _weight(text: str) -> _Weight:
-    parts = [*text.split(), "", "", ""]
-    return _Weight(parts[0], int(parts[1]) if parts[1].isdecimal() else 0, parts[2])
+def _weight(text: str) -> tuple[str, int, str]:
+    """Return type, bits and granularity."""
+    dtype, bits, granularity = [*text.split(), "", "", ""][:3]
+    return dtype, int(bits) if bits.isdecimal() else 0, granularity

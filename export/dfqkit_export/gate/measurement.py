@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import sha256_of_file
 from dfqkit_export.gate.signature import Signature, read_signature
 from dfqkit_export.gate.significance import ImageValues, image_values, noise_stderr_db
-from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.measure.kinds import AGREES, FLIPS, INTEGER_OPS, PLAIN_AGREEMENT, Metric
 from dfqkit_export.measure.metrics import integer_share, share
 from dfqkit_export.onnxfile.model import load_onnx
@@ -42,37 +42,26 @@ class Subject:
     """A bundle or a run's folder, as far as a check reads it.
 
     Attributes:
-        name: Name of the case.
-        path: What was given.
-        model_path: The ONNX file.
+        bundle: What its manifest says, the normalisation too, is what a user of the bundle applies.
         model: The ONNX file, read.
         sentinel: The sentinel set.
-        image: Normalisation that the manifest states, which is what a user of the bundle applies.
-        metadata: The ONNX file's own text properties.
-        synthesis: What the manifest says of the images' origin.
-        teacher_sha256: The manifest's teacher; "" where it names none.
         damaged: Files whose hash is not the manifest's.
-        recipe: The recipe as text, YAML; "" where there is none.
-        target: What the file was made for.
     """
 
-    name: str
-    path: Path
-    model_path: Path
+    bundle: Bundle
     model: onnx.ModelProto
     sentinel: Sentinel
-    image: ImageSpec
-    metadata: Mapping[str, str]
-    synthesis: Mapping[str, Any]
-    teacher_sha256: str
     damaged: tuple[str, ...]
-    recipe: str = ""
-    target: str = ""
+
+    @cached_property
+    def metadata(self) -> dict[str, str]:
+        """The ONNX file's own text properties."""
+        return {entry.key: entry.value for entry in self.model.metadata_props}
 
     @property
     def as_written(self) -> bool:
         """Whether the file is run without optimizations: see `backends.as_written`."""
-        return as_written(self.target)
+        return as_written(self.bundle.target)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,38 +114,20 @@ def open_subject(path: str | Path) -> Iterator[Subject]:
                 "measured with it could be trusted. Copy the bundle again, or make it again with `dfqkit bundle`."
             )
             raise ArtefactError(message)
-        yield _subject(bundle, Path(path), sentinel, damaged)
-
-
-def _subject(bundle: Bundle, path: Path, sentinel: Sentinel, damaged: tuple[str, ...]) -> Subject:
-    model = load_onnx(bundle.model)
-    subject = Subject(
-        name=bundle.name,
-        path=path,
-        model_path=bundle.model,
-        model=model,
-        sentinel=sentinel,
-        image=bundle.image,
-        metadata={entry.key: entry.value for entry in model.metadata_props},
-        synthesis=dict(bundle.synthesis),
-        teacher_sha256=str(bundle.teacher.get("sha256") or ""),
-        damaged=damaged,
-        recipe=bundle.recipe or "",
-        target=bundle.target,
-    )
-    _require_same_teacher(subject)
-    return subject
+        subject = Subject(bundle=bundle, model=load_onnx(bundle.model), sentinel=sentinel, damaged=damaged)
+        _require_same_teacher(subject)
+        yield subject
 
 
 def _require_same_teacher(subject: Subject) -> None:
     stated = {
-        "the manifest": subject.teacher_sha256,
+        "the manifest": str(subject.bundle.teacher.get("sha256") or ""),
         "the ONNX file": subject.metadata.get("dfqkit.teacher_sha256", ""),
     }
     for place, sha256 in stated.items():
         if sha256 and sha256 != subject.sentinel.teacher_sha256:
             message = (
-                f"The sentinel set of '{subject.path}' is stale: it holds the answers of teacher "
+                f"The sentinel set of '{subject.bundle.path}' is stale: it holds the answers of teacher "
                 f"{subject.sentinel.teacher_sha256[:12]}, while {place} names teacher {sha256[:12]}. Make the "
                 "sentinel set again with the teacher that the file was made from (`dfqkit bundle`), then record it "
                 "with --update."
@@ -178,23 +149,23 @@ def measure_subject(subject: Subject, *, threads: int | None = None, optimized: 
         RuntimeUnavailableError: onnxruntime is not installed.
     """
     sentinel = subject.sentinel
-    session = OrtSession(subject.model_path, threads=threads, optimized=optimized and not subject.as_written)
-    outputs = answers(session, sentinel.task, normalized(sentinel.images, subject.image))
+    session = OrtSession(subject.bundle.model, threads=threads, optimized=optimized and not subject.as_written)
+    outputs = answers(session, sentinel.task, normalized(sentinel.images, subject.bundle.image))
     found, values = _metrics(sentinel, outputs)
     unmeasured = {}
     if session.optimized:
-        found.append(integer_share(realised_precision(subject.model_path), subject=DEFAULT.name))
+        found.append(integer_share(realised_precision(subject.bundle.model), subject=DEFAULT.name))
     elif not subject.as_written:
         unmeasured[INTEGER_OPS.name] = "Graph optimizations are off, which runs every layer as written, in float."
     return Measurement(
-        name=subject.name,
+        name=subject.bundle.name,
         metrics={metric.name: metric for metric in found},
         unmeasured=unmeasured,
         images=image_values((metric.kind for metric in found), values, sentinel.sensitive),
         outputs=outputs,
         signature=read_signature(subject.model),
         files={
-            "model": sha256_of_file(subject.model_path),
+            "model": sha256_of_file(subject.bundle.model),
             "sentinel": _sentinel_digest(sentinel),
             "teacher": sentinel.teacher_sha256,
         },
@@ -212,7 +183,13 @@ def measure_report(source: str | Path | Report) -> Measurement:
     Raises:
         ArtefactError: It is no report.
     """
-    report = source if isinstance(source, Report) else _read_report(source)
+    report = source
+    if not isinstance(report, Report):
+        path = Path(report)
+        if not path.is_file():
+            message = f"Report '{path}' is not there. Give the report.json of a run or bundle."
+            raise ArtefactError(message)
+        report = Report.from_json(read_text(path))
     rows = [m for m in report.metrics if m.higher_is_better is not None and m.kind.gated]
     named = {f"{m.name} of {m.subject} on {m.data}": m for m in rows}
     if not all(printable(text) for text in (report.title, *named)):
@@ -225,20 +202,18 @@ def measure_report(source: str | Path | Report) -> Measurement:
     )
 
 
-def _read_report(path: str | Path) -> Report:
-    if not Path(path).is_file():
-        message = f"Report '{path}' is not there. Give the report.json of a run or bundle."
-        raise ArtefactError(message)
-    return Report.from_json(read_text(Path(path)))
-
-
 def _metrics(sentinel: Sentinel, outputs: Outputs) -> tuple[list[Metric], dict[str, NDArray[Any]]]:
     """Return what the task measures without labels, and on how many images of each kind the answer is the teacher's."""
     task, sensitive, plain = sentinel.task, sentinel.sensitive, sentinel.plain
     where = {"subject": DEFAULT.name, "data": "sentinel"}
     measured = task.metrics(sentinel.answers, outputs, None, **where)
     values = task.per_image(sentinel.answers, outputs)
-    found = [_with_stderr(metric, values) for metric in measured]
+    found = []
+    for metric in measured:
+        each = metric.kind.per_image
+        if each is not None and each.total == "dB":  # the noise of each image gives a ratio its standard error
+            metric = replace(metric, stderr=noise_stderr_db(values[each.key]))
+        found.append(metric)
     same = values[AGREES.key]
     if plain.any():
         found.append(share(PLAIN_AGREEMENT, same[plain], **where))
@@ -247,14 +222,6 @@ def _metrics(sentinel: Sentinel, outputs: Outputs) -> tuple[list[Metric], dict[s
         flipped = float(np.count_nonzero(~same[sensitive]))
         found.append(replace(kept, value=flipped, stderr=kept.n * (kept.stderr or 0.0) / 100))
     return found, values
-
-
-def _with_stderr(metric: Metric, values: Mapping[str, NDArray[Any]]) -> Metric:
-    """Return a ratio in dB with the standard error that the noise of each image gives it."""
-    each = metric.kind.per_image
-    if each is None or each.total != "dB":
-        return metric
-    return replace(metric, stderr=noise_stderr_db(values[each.key]))
 
 
 def _sentinel_digest(sentinel: Sentinel) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Collection, Iterator, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,8 @@ def record(
     if measured.subject is not None and measured.signature is not None:
         for kind, n in ((STRUCTURE, len(measured.signature.layers)), (PREPROCESSING, 3)):
             metrics[kind.name] = kind.metric(subject="file", data="", value=0.0, n=n)
-    old = before.metrics if before is not None else {}
+    before = before or Case(metrics={})
+    old = before.metrics
     flips = expected_flips(measured.subject.sentinel.power) if measured.subject is not None else 0.0
     recorded = {
         name: Recorded(
@@ -69,8 +69,8 @@ def record(
     return Case(
         metrics=recorded,
         floors=_floors(measured, before, floors),
-        expected_failure=before.expected_failure if before is not None else None,
-        allowed=allow or (before.allowed if before is not None else ""),
+        expected_failure=before.expected_failure,
+        allowed=allow or before.allowed,
         facts=_facts(measured),
         images=measured.images.to_dict() if measured.images is not None else {},
         sketches=pack_sketches(layer_sketches(measured.subject)) if measured.subject is not None else {},
@@ -82,11 +82,6 @@ def save_cases(path: str | Path, cases: Mapping[str, Case], environment: Mapping
     """Put cases into a baseline's file, new or not, and leave the others that stand there by now.
 
     Where two processes record in one file, neither loses what the other wrote.
-
-    Args:
-        path: The baseline's file.
-        cases: By name.
-        environment: Where they were recorded.
 
     Raises:
         ArtefactError: The file there cannot be read, or not be written.
@@ -139,9 +134,9 @@ def _tolerance(metric: Metric, old: Recorded | None, stated: float | None, flips
     return default_tolerance(metric.name, metric.value, metric.n, flips)
 
 
-def _floors(measured: Measurement, before: Case | None, added: Mapping[str, float]) -> dict[str, float]:
+def _floors(measured: Measurement, before: Case, added: Mapping[str, float]) -> dict[str, float]:
     """Return the floors that are there or that the recipe has, and those that are added; the first stay."""
-    standing = {**_recipe_floors(measured), **(before.floors if before is not None else {})}
+    standing = {**_recipe_floors(measured), **before.floors}
     for name, value in added.items():
         if standing.get(name, value) != value:
             message = (
@@ -155,16 +150,14 @@ def _floors(measured: Measurement, before: Case | None, added: Mapping[str, floa
 def _recipe_floors(measured: Measurement) -> dict[str, float]:
     """Return the recipe's floors that mean the same on sentinel images: those of the file itself, about no images."""
     subject = measured.subject
-    if subject is None or subject.as_written or not subject.recipe or find_spec("yaml") is None:
+    if subject is None or subject.as_written or not subject.bundle.recipe:
         return {}
     import yaml
 
     try:
-        document = yaml.safe_load(subject.recipe)
-        floors = document.get("floors") or []
         return {
             str(floor["metric"]): float(floor["value"])
-            for floor in floors
+            for floor in yaml.safe_load(subject.bundle.recipe).get("floors") or []
             if _is_of_the_file(str(floor["metric"])) and floor.get("subject") == DEFAULT.name
         }
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError, RecursionError):

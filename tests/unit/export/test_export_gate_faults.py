@@ -249,8 +249,8 @@ def test_a_file_of_another_runtimes_form_is_run_as_it_is_written(bundle: Path, t
     with open_subject(out) as subject:
         images = subject.sentinel.normalized()
         found = measure_subject(subject, threads=1)
-        written = OrtSession(subject.model_path, threads=1, optimized=False).predict(images)
-        requantized = OrtSession(subject.model_path, threads=1).predict(images)
+        written = OrtSession(subject.bundle.model, threads=1, optimized=False).predict(images)
+        requantized = OrtSession(subject.bundle.model, threads=1).predict(images)
     assert found.outputs is not None
     (values,) = found.outputs.values()
     assert np.array_equal(values, written)
