@@ -28,9 +28,7 @@ _TOLD = (DEFAULT.package, "dfqkit")
 _LARGEST, _LARGEST_NUMBER = 64 << 20, 1e30
 _LINE = 400
 _AGAIN = "Put the committed file back, or delete it and record it again with --update."
-_MERGED = "Take one side's file, and record what the other side changed with --update."
 _CONFLICT = re.compile(r"^(<{7}|>{7})( |$)", re.MULTILINE)
-_DAMAGED = (AttributeError, KeyError, TypeError, ValueError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,16 +89,10 @@ class Case:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the case as the baseline's file holds it."""
-        metrics = {
-            name: {
-                **asdict(recorded),
-                **{key: _short(getattr(recorded, key)) for key in ("value", "stderr", "tolerance")},
-            }
-            for name, recorded in self.metrics.items()
-        }
-        expected = None if self.expected_failure is None else asdict(self.expected_failure)
-        plain = {name: dict(getattr(self, name)) for name in ("floors", "facts", "images", "sketches", "files")}
-        return {"metrics": metrics, "expected_failure": expected, "allowed": self.allowed, **plain}
+        values = asdict(self)
+        for recorded in values["metrics"].values():
+            recorded.update({key: _short(recorded[key]) for key in ("value", "stderr", "tolerance")})
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Case:
@@ -109,7 +101,23 @@ class Case:
         Raises:
             KeyError, TypeError, ValueError: It is damaged.
         """
-        return _case(values)
+        _require_known(values, [item.name for item in fields(Case)], "a case")
+        allowed = values.get("allowed", "")
+        if not isinstance(allowed, str):
+            message = f"'allowed' must be a text, the reason; found {allowed!r:.40}"
+            raise TypeError(message)
+        plain = {name: _mapping(values, name) for name in ("facts", "images", "sketches", "files")}
+        for name in ("files", "sketches"):
+            if not all(isinstance(text, str) for text in plain[name].values()):
+                message = f"{name!r} must hold texts by name"
+                raise TypeError(message)
+        return cls(
+            metrics={name: _recorded(name, each) for name, each in _mapping(values, "metrics").items()},
+            floors={name: _finite(floor) for name, floor in _mapping(values, "floors").items()},
+            expected_failure=_expected(values.get("expected_failure")),
+            allowed=allowed,
+            **plain,
+        )
 
     def readable(self) -> Case:
         """Return the case without what is only compared with, where that is damaged, as an update may take it."""
@@ -167,7 +175,10 @@ def read_baseline(path: str | Path) -> Baseline:
     try:
         text = read_text(path, _LARGEST)
         if _CONFLICT.search(text):
-            message = f"Baseline '{path}' has the marks of a merge that was not finished (<<<<<<<). {_MERGED}"
+            message = (
+                f"Baseline '{path}' has the marks of a merge that was not finished (<<<<<<<). Take one side's file, "
+                "and record what the other side changed with --update."
+            )
             raise ArtefactError(message)
         document = parse_json(text)
     except (ValueError, RecursionError) as error:
@@ -177,12 +188,16 @@ def read_baseline(path: str | Path) -> Baseline:
     if schema != SCHEMA:
         message = f"Baseline '{path}' has schema {schema!r}; this version reads {SCHEMA}. {_AGAIN}"
         raise ArtefactError(message)
+    cases, where = {}, ""
     try:
         _require_known(document, ("schema", "cases", "environment"), "the baseline")
-        cases = {str(name): _read(str(name), entry) for name, entry in document["cases"].items()}
         environment = _mapping(document, "environment")
-    except _DAMAGED as error:
-        message = f"Baseline '{path}' is damaged: {_told(error)}. {_AGAIN}"
+        for name, entry in document["cases"].items():
+            where = f"case {name!r}: "
+            cases[name] = Case.from_dict(entry)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        told = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
+        message = f"Baseline '{path}' is damaged: {where}{told}. {_AGAIN}"
         raise ArtefactError(message) from None
     return Baseline(cases=cases, environment=environment)
 
@@ -215,11 +230,9 @@ def recorded_environment(here: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def environment_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what differs between two environments that may move numbers: the runtime's version and CPU features.
+    """Yield what differs between a baseline's environment and `environment()` that may move numbers.
 
-    Args:
-        before: `Baseline.environment`.
-        now: `environment()`.
+    That is the runtime's version and the CPU's features.
     """
     stated = before.get("packages")
     packages = stated if isinstance(stated, Mapping) else {}
@@ -233,34 +246,6 @@ def environment_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> It
         gone, come = sorted(before_flags - flags_now), sorted(flags_now - before_flags)
         texts = [f"without {', '.join(gone)}"] * bool(gone) + [f"with {', '.join(come)}"] * bool(come)
         yield f"This processor is {' and '.join(texts)}, unlike the one of the baseline, so int8 kernels may differ."
-
-
-def _read(name: str, entry: Any) -> Case:
-    """Read a case, or an error that says in which one something is wrong."""
-    try:
-        return _case(entry)
-    except _DAMAGED as error:
-        message = f"case {name!r}: {_told(error)}"
-        raise ValueError(message) from None
-
-
-def _case(entry: Mapping[str, Any]) -> Case:
-    _require_known(entry, [item.name for item in fields(Case)], "a case")
-    allowed = entry.get("allowed", "")
-    if not isinstance(allowed, str):
-        message = f"'allowed' must be a text, the reason; found {allowed!r:.40}"
-        raise TypeError(message)
-    for name in ("files", "sketches"):
-        if not all(isinstance(text, str) for text in _mapping(entry, name).values()):
-            message = f"{name!r} must hold texts by name"
-            raise TypeError(message)
-    return Case(
-        metrics={name: _recorded(name, values) for name, values in _mapping(entry, "metrics").items()},
-        floors={name: _finite(value) for name, value in _mapping(entry, "floors").items()},
-        expected_failure=_expected(entry.get("expected_failure")),
-        allowed=allowed,
-        **{name: _mapping(entry, name) for name in ("facts", "images", "sketches", "files")},
-    )
 
 
 def _expected(values: Any) -> Expected | None:
@@ -314,10 +299,6 @@ def _require_known(values: Any, known: Iterable[str], what: str) -> None:
     if unknown:
         message = f"{what} has the field {unknown[0]!r:.40}; known are {', '.join(sorted(known))}"
         raise ValueError(message)
-
-
-def _told(error: Exception) -> str:
-    return f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
 
 
 def _finite(value: Any) -> float:

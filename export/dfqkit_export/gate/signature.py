@@ -136,11 +136,7 @@ def _require_whole(codes: NDArray[np.int32], sketched: Floats, scales: Floats, n
 
 
 def read_signature(model: onnx.ModelProto) -> Signature:
-    """Read what is to be kept of a model.
-
-    Args:
-        model: A checked model, nodes in topological order.
-    """
+    """Read what is to be kept of a checked model."""
     graph = SourceGraph(model.graph)
     nodes = {node.name or node.output[0]: node for node in graph.layers()}
     layers = {facts.name: _layer(graph, nodes[facts.name], facts) for facts in layer_facts(model)}
@@ -243,9 +239,7 @@ def _scale(facts: QuantFacts | None) -> float:
 
 def _spaced(values: Floats, count: int) -> Floats:
     flat = values.reshape(-1)
-    if flat.size <= count:
-        return flat
-    return flat[np.linspace(0, flat.size - 1, count).astype(np.int64)]
+    return flat if flat.size <= count else flat[np.linspace(0, flat.size - 1, count).astype(np.int64)]
 
 
 def _rms(values: Floats) -> float:
@@ -268,8 +262,7 @@ def sketch(values: NDArray[np.floating[Any]]) -> Floats:
     padded = np.zeros(-(-flat.size // BUCKETS) * BUCKETS)
     padded[: flat.size] = flat * _signs(flat.size)
     rows = padded.reshape(-1, BUCKETS)
-    result: Floats = rows.sum(axis=0) / np.sqrt(len(rows))
-    return result
+    return np.asarray(rows.sum(axis=0) / np.sqrt(len(rows)))
 
 
 def relative_distance(base: Floats, now: Floats) -> float:
@@ -295,21 +288,12 @@ def unpack(text: Any, dtype: str) -> NDArray[Any]:
 
 
 def distances(base: Mapping[str, Floats], now: Mapping[str, Floats]) -> dict[str, float]:
-    """Return how far each layer's output is from the baseline's, relative to its size.
-
-    Args:
-        base: Sketches of the baseline's file.
-        now: Sketches of today's, of the same images.
-
-    Returns:
-        |now - base|^2 / |base|^2 by layer, in the order of `now`; layers that only one of them has are left out.
-    """
-    found = {}
-    for name, values in now.items():
-        before = base.get(name)
-        if before is not None and before.shape == values.shape:
-            found[name] = relative_distance(before, values)
-    return found
+    """Return the `relative_distance` of the layers that both have, by layer in the order of `now`, from sketches."""
+    return {
+        name: relative_distance(base[name], values)
+        for name, values in now.items()
+        if name in base and base[name].shape == values.shape
+    }
 
 
 def pack_sketches(sketches: Mapping[str, Floats]) -> dict[str, str]:

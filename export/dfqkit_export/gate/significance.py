@@ -80,27 +80,15 @@ class ImageValues:
 def image_values(
     kinds: Iterable[MetricKind], values: Mapping[str, NDArray[Any]], sensitive: NDArray[np.bool_]
 ) -> ImageValues:
-    """Return what each image contributes to metrics.
-
-    Args:
-        kinds: The metrics.
-        values: What the task gives of each image, by key.
-        sensitive: Which images are of the sensitive kind, (n,).
-    """
+    """Return what each image contributes to metrics of these kinds, of what the task gives of each image by key."""
     keys = dict.fromkeys(kind.per_image.key for kind in kinds if kind.per_image is not None)
     return ImageValues(sensitive=sensitive, values={key: values[key] for key in keys if key in values})
 
 
 def difference_stderr(metric: str, base: ImageValues, now: ImageValues) -> float | None:
-    """Return the standard error of the change of a metric between two files on the same images.
+    """Return the paired standard error (`ddof` 1) of a metric's change between two files on the same images.
 
-    Args:
-        metric: Name of the metric.
-        base: Values of the baseline's file.
-        now: Values of today's file, of the same images in the same order.
-
-    Returns:
-        The paired standard error in the metric's unit, with `ddof` 1; None for a metric without one.
+    It is in the metric's unit; None for a metric without one.
     """
     kind = find_kind(metric)
     each = kind.per_image if kind is not None else None
@@ -118,14 +106,7 @@ def difference_stderr(metric: str, base: ImageValues, now: ImageValues) -> float
 
 
 def default_tolerance(metric: str, value: float | None, n: int, flips: float = 0.0) -> float:
-    """Return the tolerance that a metric is recorded with, unless another is stated.
-
-    Args:
-        metric: Name of the metric.
-        value: Its value.
-        n: How many images it rests on.
-        flips: How many more images an equally good file may flip: `expected_flips`.
-    """
+    """Return the tolerance that a metric is recorded with, unless another is stated: `MetricKind.tolerance_at`."""
     kind = find_kind(metric)
     return kind.tolerance_at(value, n, flips) if kind is not None else 0.0
 
@@ -134,10 +115,7 @@ def expected_flips(power: Mapping[str, Any]) -> float:
     """Return how many more sensitive images an equally good file may flip than the one that they were chosen with.
 
     Images are chosen where the file at hand is right, so that any other, as good as it is, is wrong on more of them:
-    the number that the set's own power states, with two standard deviations of a count.
-
-    Args:
-        power: `Sentinel.power`.
+    the number that the set's own power (`Sentinel.power`) states, with two standard deviations of a count.
     """
     equal, own = power.get("equal_flips"), power.get("own_flips")
     if not all(isinstance(value, int | float) and math.isfinite(value) and value >= 0 for value in (equal, own)):

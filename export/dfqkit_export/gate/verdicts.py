@@ -7,20 +7,20 @@ What belongs here: what callers give and get, and how each row comes to its verd
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from dfqkit_export.gate.baseline import Baseline, Case, Recorded
+from dfqkit_export.gate.baseline import Baseline, Case, Expected, Recorded
 from dfqkit_export.gate.significance import ImageValues, difference_stderr
 from dfqkit_export.measure.kinds import Metric
 
+#: The worst first.
 Verdict = Literal["regressed", "refused", "missing", "new", "expected", "improved", "unmeasured", "ok"]
 
 #: Verdicts that fail a check; under `strict` those of `STRICT` do, too.
 FAILING: frozenset[str] = frozenset({"regressed", "refused", "missing"})
 STRICT: frozenset[str] = frozenset({"improved", "new", "unmeasured"})
-_RANKS = ("regressed", "refused", "missing", "new", "expected", "improved", "unmeasured", "ok")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "worse_by"}
+        return {name: value for name, value in vars(self).items() if name != "worse_by"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,23 +173,22 @@ def judge(
     Returns:
         One row for each metric that either side has, not ordered.
     """
-    recorded = case.metrics if case is not None else {}
-    floors = case.floors if case is not None else {}
-    before = ImageValues.from_dict(case.images) if case is not None and case.images else None
-    if before is not None and (images is None or len(images) != len(before)):
-        before = None
+    case, tolerances = case or Case(metrics={}), tolerances or {}
+    before = ImageValues.from_dict(case.images) if case.images else None
     rows = []
-    for name in dict.fromkeys([*metrics, *recorded, *floors]):
-        metric, old = metrics.get(name), recorded.get(name)
-        paired = difference_stderr(name, before, images) if before is not None and images is not None else None
-        row = _row(name, metric, old, paired, _stated(name, metric, tolerances or {}), (unmeasured or {}).get(name))
-        rows.append(_floored(row, floors.get(name)))
-    return list(_expected(rows, case))
-
-
-def _stated(name: str, metric: Metric | None, tolerances: Mapping[str, float]) -> float | None:
-    """Return the tolerance stated for a row, or for all rows of its metric (a report has several)."""
-    return tolerances.get(name, tolerances.get(metric.name) if metric is not None else None)
+    for name in dict.fromkeys([*metrics, *case.metrics, *case.floors]):
+        metric, old = metrics.get(name), case.metrics.get(name)
+        if metric is None or metric.value is None:
+            row = _without_value(name, metric, old, (unmeasured or {}).get(name))
+        else:
+            paired = None
+            if before is not None and images is not None and len(images) == len(before):
+                paired = difference_stderr(name, before, images)
+            # A tolerance may be stated for all rows of a metric, of which a report has several.
+            stated = tolerances.get(name, tolerances.get(metric.name))
+            row = _row(name, metric, metric.value, old, paired, stated)
+        rows.append(_floored(row, case.floors.get(name)))
+    return [_expected(row, case.expected_failure) for row in rows]
 
 
 def order(rows: list[Row]) -> list[Row]:
@@ -197,24 +196,18 @@ def order(rows: list[Row]) -> list[Row]:
 
     Among these, what is worse by a thousandth of its tolerance changes from run to run and says nothing.
     """
-    return sorted(rows, key=lambda row: (_RANKS.index(row.verdict), 0.0 if row.verdict == "ok" else -row.worse_by))
+    ranks = get_args(Verdict)
+    return sorted(rows, key=lambda row: (ranks.index(row.verdict), 0.0 if row.verdict == "ok" else -row.worse_by))
 
 
 def _row(
-    name: str,
-    metric: Metric | None,
-    old: Recorded | None,
-    paired: float | None,
-    stated: float | None,
-    unmeasured: str | None,
+    name: str, metric: Metric, now: float, old: Recorded | None, paired: float | None, stated: float | None
 ) -> Row:
-    if metric is None or metric.value is None:
-        return _without_value(name, metric, old, unmeasured)
     row = Row(
         metric=name,
         verdict="new",
         unit=metric.unit,
-        now=metric.value,
+        now=now,
         stderr=metric.stderr,
         n=metric.n,
         higher_is_better=bool(metric.higher_is_better),
@@ -225,7 +218,7 @@ def _row(
     if old.value is None:
         return replace(row, reason="It had no finite value when it was recorded; record it again with --update.")
     tolerance, source = _tolerance(metric, old, paired, stated)
-    worse = (old.value - metric.value) * (1 if old.higher_is_better else -1)
+    worse = (old.value - now) * (1 if old.higher_is_better else -1)
     # Recorded values are rounded to six digits.
     slack = 1e-5 * abs(old.value)
     row = replace(
@@ -290,15 +283,10 @@ def _floored(row: Row, floor: float | None) -> Row:
     return replace(row, verdict="regressed", reason=reason, worse_by=math.inf)
 
 
-def _expected(rows: list[Row], case: Case | None) -> Iterator[Row]:
-    expected = case.expected_failure if case is not None else None
-    for row in rows:
-        if expected is None or row.metric != expected.metric or row.verdict not in ("regressed", "improved", "ok"):
-            yield row  # what was not measured, neither failed nor passed
-        elif row.verdict == "regressed":
-            yield replace(row, verdict="expected", reason=f"Expected: {expected.reason} ({row.reason})")
-        else:
-            reason = (
-                f"It was expected to fail ({expected.reason}) and does not: take expected_failure out of the baseline."
-            )
-            yield replace(row, verdict="improved", reason=reason)
+def _expected(row: Row, expected: Expected | None) -> Row:
+    if expected is None or row.metric != expected.metric or row.verdict not in ("regressed", "improved", "ok"):
+        return row  # what was not measured, neither failed nor passed
+    if row.verdict == "regressed":
+        return replace(row, verdict="expected", reason=f"Expected: {expected.reason} ({row.reason})")
+    reason = f"It was expected to fail ({expected.reason}) and does not: take expected_failure out of the baseline."
+    return replace(row, verdict="improved", reason=reason)
