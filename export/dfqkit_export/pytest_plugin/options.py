@@ -53,7 +53,7 @@ class Settings:
         return self._baseline
 
 
-def add_options(parser: pytest.Parser) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options, each with a key for the configuration file."""
     group = parser.getgroup("dfqkit", "accuracy of quantized files (fixture accuracy_check)")
     group.addoption(

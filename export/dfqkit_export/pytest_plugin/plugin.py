@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from dfqkit_export.pytest_plugin.options import Settings, add_options, read_settings
+from dfqkit_export.pytest_plugin.options import Settings, read_settings
 from dfqkit_export.pytest_plugin.results import FIXTURE, Results, WorkerResults, attach, packed
 
 if TYPE_CHECKING:
@@ -28,11 +28,6 @@ if TYPE_CHECKING:
 _SETTINGS = pytest.StashKey[Settings]()
 _RESULTS = pytest.StashKey[list[dict[str, Any]]]()
 _CHECKED = pytest.StashKey[bool]()
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options, each with a key for the configuration file."""
-    add_options(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -101,7 +96,7 @@ class AccuracyCheck:
             outcome: CaseOutcome | DfqkitError = self._outcome(name, what, options)
         except DfqkitError as error:
             outcome = error
-        if isinstance(outcome, DfqkitError):
+        if isinstance(outcome, DfqkitError):  # not in the clause above: the test would show both errors
             self._give_up(outcome)
         self._keep(outcome)
         self._judge(outcome)
@@ -125,7 +120,7 @@ class AccuracyCheck:
         from dataclasses import replace
 
         from dfqkit_export.errors import ArtefactError
-        from dfqkit_export.gate import Measurement, Options, check_case, check_path, measure_report
+        from dfqkit_export.gate import Options, check_case, check_metrics, check_path, measure_report
 
         baseline = self._settings.baseline()
         how = Options(**options, strict=self._settings.strict, update=self._settings.update)
@@ -137,10 +132,8 @@ class AccuracyCheck:
             )
             raise ArtefactError(message)
         if isinstance(what, Mapping):
-            measured = Measurement(name=name, metrics=_metrics(what))
-        else:
-            measured = replace(measure_report(what), name=name)
-        return check_case(measured, baseline.cases.get(name), how)
+            return check_metrics(name, _metrics(what), baseline, how)
+        return check_case(replace(measure_report(what), name=name), baseline.cases.get(name), how)
 
     def _keep(self, outcome: CaseOutcome) -> None:
         """Put the values where JUnit and the process that writes files find them."""

@@ -27,40 +27,20 @@ _KEY = "dfqkit_deselected"
 
 def packed(node: str, outcome: CaseOutcome) -> dict[str, Any]:
     """Return a check's outcome as what JSON can hold."""
-    return {
-        "node": node,
-        "name": outcome.name,
-        "rows": [{**row.to_dict(), "worse_by": row.worse_by} for row in outcome.rows],
-        "causes": outcome.causes,
-        "notes": outcome.notes,
-        "error": outcome.error,
-        "exit_code": outcome.exit_code,
-        "entry": None if outcome.entry is None else outcome.entry.to_dict(),
-    }
+    entry = None if outcome.entry is None else outcome.entry.to_dict()
+    return {"node": node, "case": {**vars(outcome), "rows": [vars(row) for row in outcome.rows], "entry": entry}}
 
 
 def _unpacked(values: dict[str, Any]) -> CaseOutcome:
     from dfqkit_export.gate import Case, CaseOutcome, Row
 
-    return CaseOutcome(
-        name=values["name"],
-        rows=tuple(Row(**row) for row in values["rows"]),
-        causes=tuple(values["causes"]),
-        notes=tuple(values["notes"]),
-        error=values["error"],
-        exit_code=values["exit_code"],
-        entry=None if values["entry"] is None else Case.from_dict(values["entry"]),
-    )
+    rows = tuple(Row(**row) for row in values["rows"])
+    entry = None if values["entry"] is None else Case.from_dict(values["entry"])
+    return CaseOutcome(**{**values, "rows": rows, "entry": entry, **{k: tuple(values[k]) for k in ("causes", "notes")}})
 
 
 def attach(report: pytest.TestReport, results: Sequence[dict[str, Any]], *, unchecked: bool) -> None:
-    """Let a test's report take results along.
-
-    Args:
-        report: The report of one of the test's phases.
-        results: What `packed` returned.
-        unchecked: Whether the test ended without a check that it could have made.
-    """
+    """Let the report of one of a test's phases take what `packed` returned along, and whether nothing was checked."""
     # xdist carries texts, and JSON numbers; those of numpy have a method that makes them such.
     vars(report)["dfqkit"] = json.dumps({"results": results, "unchecked": unchecked}, default=methodcaller("item"))
 
@@ -130,15 +110,16 @@ class Results:
         from dfqkit_export.gate import Options, conclude
 
         settings = self._settings
-        cases = [_unpacked(values) for values in self._received]
+        cases = [_unpacked(values["case"]) for values in self._received]
         clashing = self._clashing() if settings.update else []
         cases = [replace(case, entry=None) if case.name in clashing else case for case in cases]
         outcome = conclude(cases, settings.baseline(), Options(strict=settings.strict, update=settings.update))
         if self._partial or not cases:
             outcome = replace(outcome, unused=())
         self._outcome = outcome
-        for name in clashing:
-            self._messages.append(f"{name}: not recorded, because several tests measured it differently; rename one")
+        self._messages += [
+            f"{name}: not recorded, because several tests measured it differently; rename one" for name in clashing
+        ]
         if write:
             self._write(outcome)
         elif settings.update:
@@ -149,8 +130,9 @@ class Results:
         """Return cases that two tests would record differently."""
         entries: dict[str, dict[str, str]] = {}
         for values in self._received:
-            if values["entry"] is not None:
-                entries.setdefault(values["name"], {})[values["node"]] = json.dumps(values["entry"], sort_keys=True)
+            case = values["case"]
+            if case["entry"] is not None:
+                entries.setdefault(case["name"], {})[values["node"]] = json.dumps(case["entry"], sort_keys=True)
         return sorted(name for name, by_node in entries.items() if len(set(by_node.values())) > 1)
 
     def _write(self, outcome: Outcome) -> None:
@@ -172,8 +154,7 @@ class Results:
         lines = [*(_table(self._outcome, self._config) if self._outcome is not None else ()), *self._messages]
         if lines:
             terminalreporter.section("dfqkit accuracy")
-            for line in lines:
-                terminalreporter.write_line(line)
+            terminalreporter.write_line("\n".join(lines))
 
 
 def _table(outcome: Outcome, config: pytest.Config) -> Iterator[str]:
