@@ -53,7 +53,7 @@ class Scene(Task):
         """Measure the error beside the teacher, and how often it is large."""
         if reference is None:
             return []
-        where = {"subject": subject, "data": data}
+        where: dict[str, Any] = {"subject": subject, "data": data}
         error = 100 * _errors(reference, outputs)
         return [
             SCENE_ERROR.metric(value=float(error.mean()), n=len(error), **where),

@@ -36,17 +36,19 @@ def named(result: Any, names: Sequence[str]) -> dict[str, Tensor]:
     if isinstance(result, Tensor):
         result = (result,)
     if isinstance(result, Mapping):
-        found = {name: result.get(name) for name in names}
+        given = {name: result.get(name) for name in names}
     elif isinstance(result, tuple | list) and len(result) == len(names):
-        found = dict(zip(names, result, strict=True))
+        given = dict(zip(names, result, strict=True))
     else:
         message = f"returns a {type(result).__name__}; {_wanted(names)}"
         raise ValueError(message)
-    for name, value in found.items():
+    found: dict[str, Tensor] = {}
+    for name, value in given.items():
         if not isinstance(value, Tensor):
             what = "has nothing" if value is None else f"has a {type(value).__name__}"
             message = f"{what} under '{name}'; {_wanted(names)}"
             raise ValueError(message)
+        found[name] = value
     return found
 
 

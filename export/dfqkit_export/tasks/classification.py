@@ -82,7 +82,8 @@ class Classification(Task):
         self, reference: Outputs | None, outputs: Outputs, labels: Labels | None, *, subject: str, data: str
     ) -> list[Metric]:
         """Measure accuracy where labels are there, and agreement, divergence and noise beside the teacher."""
-        logits, where = outputs[LOGITS], {"subject": subject, "data": data}
+        where: dict[str, Any] = {"subject": subject, "data": data}
+        logits = outputs[LOGITS]
         found = [] if labels is None else [top1(logits, labels, **where)]
         if reference is None:
             return found
@@ -96,7 +97,7 @@ class Classification(Task):
         self, student: Outputs, outputs: Outputs, labels: Labels | None, *, subject: str, data: str
     ) -> list[Metric]:
         """Measure agreement with the student, and how far the two accuracies are apart where labels are there."""
-        where = {"subject": subject, "data": data}
+        where: dict[str, Any] = {"subject": subject, "data": data}
         found = [agreement(student[LOGITS], outputs[LOGITS], kind=STUDENT_AGREEMENT, **where)]
         if labels is None:
             return found
