@@ -13,8 +13,6 @@ from typing import Any
 
 from dfqkit_export.backends import all_backends
 
-__all__ = ["cpu_of", "environment"]
-
 _PACKAGES = ("dfqkit", "numpy", "onnx", "torch", "torchvision", "brevitas")
 # Without VNNI, x86 kernels for uint8 x int8 saturate in int16, so these decide whether two machines agree.
 _FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")

@@ -13,8 +13,6 @@ from typing import Any
 
 from dfqkit_export.errors import MissingExtraError
 
-__all__ = ["attach", "install_hint", "missing_extra"]
-
 #: What the extra `torch` brings, by the names under which it is imported.
 _OF_TORCH = frozenset({"torch", "torchvision", "brevitas", "onnxscript", "pkg_resources"})
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 
-__all__ = ["did_you_mean", "nearest", "plain", "some", "table"]
-
 
 def table(rows: Sequence[Sequence[str]], *, numbers: bool = False, ruler: bool = False) -> list[str]:
     """Lay out rows in columns, each as wide as its longest cell.
@@ -54,14 +52,7 @@ def some(texts: Sequence[str], most: int, separator: str = ", ") -> str:
 
 
 def nearest(name: str, known: Iterable[str], n: int = 1, cutoff: float = 0.6) -> list[str]:
-    """Return up to ``n`` of the known names that look like ``name``, the most similar first.
-
-    Args:
-        name: What was found.
-        known: What is allowed.
-        n: How many at most.
-        cutoff: How similar they must be, from 0 to 1.
-    """
+    """Return up to ``n`` of the known names that look like ``name``, the most similar first; cutoff is from 0 to 1."""
     from difflib import get_close_matches  # slow to load, and needed for a message alone
 
     return get_close_matches(name, list(known), n=n, cutoff=cutoff)
@@ -69,12 +60,6 @@ def nearest(name: str, known: Iterable[str], n: int = 1, cutoff: float = 0.6) ->
 
 def did_you_mean(name: str, known: Iterable[str], n: int = 1, cutoff: float = 0.6) -> str:
     """Return a question for the end of a sentence, with the space before it; empty where nothing looks like ``name``.
-
-    Args:
-        name: What was found.
-        known: What is allowed.
-        n: How many names to offer at most.
-        cutoff: How similar they must be, from 0 to 1.
 
     Example:
         >>> did_you_mean("opnvino", ["onnxruntime", "openvino"])

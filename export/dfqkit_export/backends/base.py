@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from dfqkit_export.backends.session import Session
     from dfqkit_export.backends.target import Target
 
-__all__ = ["Backend", "Options", "not_installed"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -72,22 +70,14 @@ class Backend:
     trtexec: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a target of another backend.
-
-        Raises:
-            TargetError: Names both.
-        """
+        """Refuse a target of another backend."""
         for target in self.targets:
             if target.backend != self.name:
                 message = f"Target {target.name!r} says that {target.backend!r} executes it, not {self.name!r}."
                 raise TargetError(message)
 
     def require(self) -> None:
-        """Refuse to go on where files cannot be given to it.
-
-        Raises:
-            RuntimeUnavailableError: Says what is missing.
-        """
+        """Raise `RuntimeUnavailableError`, which says what is missing, where files cannot be given to it."""
         missing = self.missing()
         if missing:
             message = f"Runtime {self.name!r} cannot be used on this machine: {missing}."
@@ -95,13 +85,7 @@ class Backend:
 
 
 def not_installed(module: str, install: str = "", *, extra: str = "") -> str:
-    """Return what to do about a module that is not installed; "" where it is.
-
-    Args:
-        module: The module that must be there.
-        install: What to do, where no extra of this project brings it.
-        extra: The extra that brings it.
-    """
+    """Say what to do about a module that is not installed: add `extra`, or what `install` says; "" where it is."""
     if find_spec(module) is not None:
         return ""
     return f"{module} is not installed; {install or f'run {install_hint(extra)}'}"

@@ -20,8 +20,6 @@ from typing import Any
 from dfqkit_export import errors
 from dfqkit_export.errors import DfqkitError, RuntimeCrashedError
 
-__all__ = ["call_isolated"]
-
 _PACKAGE = "dfqkit_export"
 _CHILD = f"from {_PACKAGE}.backends.isolation import serve; serve()"
 _REQUEST, _ANSWER, _OUTPUT = "request.json", "answer.json", "output.txt"
@@ -35,17 +33,14 @@ def call_isolated(
     """Call a function of this package in a new Python process and return its result.
 
     The child runs in an empty temporary folder, so paths among the arguments must be absolute. It finds the modules
-    that this process finds.
+    that this process finds. Arguments and result are what JSON can hold.
 
     Args:
         function: "module:function", the module relative to `dfqkit_export`.
-        arguments: Its keyword arguments, as JSON can hold them.
+        arguments: Its keyword arguments.
         runtime: The runtime's name for people, for messages.
         doing: What is being done, for messages: "building 'model.onnx'".
         timeout: Seconds after which the child is killed.
-
-    Returns:
-        What the function returned, as JSON can hold it.
 
     Raises:
         DfqkitError: Of the class, and with the message, of the one that the function raised.

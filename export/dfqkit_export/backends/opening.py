@@ -13,8 +13,6 @@ from dfqkit_export.backends.precision import Realised
 from dfqkit_export.backends.session import Session
 from dfqkit_export.errors import TargetError
 
-__all__ = ["open_session", "realised_precision"]
-
 
 def open_session(name: str, path: str | Path, *, threads: int | None = None) -> Session:
     """Load a file into a runtime.

@@ -15,8 +15,6 @@ import onnx
 
 from dfqkit_export.onnxfile.macs import multiply_adds
 
-__all__ = ["LayerPrecision", "Realised", "layer_told", "with_multiply_adds", "with_unique_names"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class LayerPrecision:
@@ -102,13 +100,8 @@ class Realised:
 def with_unique_names(model: onnx.ModelProto, path: Path, folder: Path) -> Path:
     """Give every node a name of its own, by which a runtime's account of it can be told from the others'.
 
-    Args:
-        model: The model read from `path`; its nodes are renamed in place.
-        path: The file.
-        folder: Where to write the renamed file.
-
-    Returns:
-        The file as it is where its names are unique already, else the renamed one.
+    Returns the file as it is where its names are unique already; else the model, read from `path`, is renamed in place
+    and written into `folder`.
     """
     names = [node.name for node in model.graph.node]
     if all(names) and len(set(names)) == len(names):

@@ -17,8 +17,6 @@ from dfqkit_export.backends.target import Target
 from dfqkit_export.onnxfile.graph import OWN_DOMAINS, SourceGraph, attribute, has_input, opset_of
 from dfqkit_export.onnxfile.shapes import inferred_types
 
-__all__ = ["MOVES", "QUANTIZED_OPERATORS", "Operand", "QdqGraph"]
-
 # Operators that only move or select values, so that codes may pass through them unchanged.
 MOVES = frozenset(
     {"DepthToSpace", "Flatten", "Gather", "Identity", "MaxPool", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze"}

@@ -16,8 +16,6 @@ from onnx import TensorProto
 from dfqkit_export.backends.qdq import MOVES, QdqGraph
 from dfqkit_export.onnxfile.graph import has_input
 
-__all__ = ["CLIPS_CODES", "can_be_signed", "can_be_unsigned", "clip_bound", "same_parameters", "stored_codes"]
-
 #: First opset whose Clip takes codes.
 CLIPS_CODES = 12
 _MIDDLE = 128

@@ -14,12 +14,10 @@ from dfqkit_export.backends.qdq import QdqGraph
 if TYPE_CHECKING:
     from dfqkit_export.checker.editing import Editor
 
-__all__ = ["Rule", "Severity", "Violation", "rule", "rules_in"]
-
 Severity = Literal["error", "warning"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Violation:
     """One place that breaks a rule, as the rule's function reports it.
 

@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
 
-__all__ = ["FileSession", "Session", "batched", "check_threads", "require_one_image"]
-
 Images = NDArray[np.float32]
 Values = NDArray[np.float32]
 
@@ -67,36 +65,15 @@ class FileSession(ABC):
         """
 
     def run(self, images: Images) -> Values:
-        """Compute the first output in one call of the runtime.
-
-        Args:
-            images: Shape (n, C, H, W), float32, normalised.
-
-        Raises:
-            ArtefactError: The images do not fit the model's input.
-        """
+        """Compute the first output in one call of the runtime; see `outputs`."""
         return np.asarray(self.outputs(images, [self.output_name])[0])
 
     def run_all(self, images: Images) -> dict[str, NDArray[Any]]:
-        """Compute every output by its name, in the file's order, in one call of the runtime.
-
-        Args:
-            images: Shape (n, C, H, W), float32, normalised.
-
-        Raises:
-            ArtefactError: The images do not fit the model's input.
-        """
+        """Compute every output by its name, in the file's order, in one call of the runtime; see `outputs`."""
         return dict(zip(self.output_names, self.outputs(images), strict=True))
 
     def predict(self, images: Images, batch: int = 64) -> Values:
-        """Compute the first output of any number of images, a batch at a time.
-
-        Args:
-            images: Shape (N, C, H, W), float32, normalised, at least one.
-            batch: Images in one call of the runtime.
-
-        Returns:
-            The first output, shape (N, ...).
+        """Compute the first output of any number of images, at most `batch` of them in one call of the runtime.
 
         Raises:
             ArtefactError: The images do not fit the model's input, or there are none.
@@ -104,11 +81,7 @@ class FileSession(ABC):
         return np.concatenate([self.run(part) for part in batched(images, batch)])
 
     def check(self, images: Images) -> None:
-        """Refuse images that do not fit the model's input.
-
-        Raises:
-            ArtefactError: Says both shapes.
-        """
+        """Refuse images that do not fit the model's input."""
         expected = self.input_shape
         fits = images.ndim == len(expected) and all(
             not isinstance(size, int) or size == found for size, found in zip(expected, images.shape, strict=True)
@@ -126,9 +99,6 @@ def require_one_image(path: Path, inputs: Sequence[tuple[str, str]], outputs: in
         inputs: Name and type of each input, as the runtime tells them.
         outputs: How many outputs there are.
         float32: What the runtime calls that type.
-
-    Raises:
-        ArtefactError: Says what was found.
     """
     if len(inputs) != 1 or not outputs or inputs[0][1] != float32:
         found = ", ".join(f"{name}: {kind}" for name, kind in inputs)
@@ -140,26 +110,14 @@ def require_one_image(path: Path, inputs: Sequence[tuple[str, str]], outputs: in
 
 
 def check_threads(threads: int | None) -> None:
-    """Refuse a number of threads below 1; None leaves the choice to the runtime.
-
-    Raises:
-        ArtefactError: Says what was found.
-    """
+    """Refuse a number of threads below 1; None leaves the choice to the runtime."""
     if threads is not None and threads < 1:
         message = f"Threads must be at least 1, found {threads}. Leave it out to let the runtime choose."
         raise ArtefactError(message)
 
 
 def batched(images: Images, size: int) -> Iterator[Images]:
-    """Cut images into consecutive batches.
-
-    Args:
-        images: Shape (N, C, H, W), at least one image.
-        size: Images in a batch, at least 1; the last batch may be smaller.
-
-    Raises:
-        ArtefactError: The size is below 1 or there is no image.
-    """
+    """Cut images (N, C, H, W), at least one, into consecutive batches of `size`; the last may be smaller."""
     if size < 1 or len(images) == 0:
         message = f"Prediction needs a batch size of at least 1 and at least one image, found {size} and {len(images)}."
         raise ArtefactError(message)

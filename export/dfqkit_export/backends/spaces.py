@@ -9,21 +9,6 @@ from collections.abc import Mapping
 
 from dfqkit_export.backends.target import Bias, Cell, OperatorRule, Placement, QuantSpace
 
-__all__ = [
-    "S8",
-    "S8_ZERO",
-    "U8",
-    "U8_ZERO",
-    "W7",
-    "W7_FULL",
-    "W7_TENSOR",
-    "W8",
-    "W8_FULL",
-    "W8_TENSOR",
-    "W8_UNSIGNED",
-    "row",
-]
-
 _BITS = (2, 3, 4, 5, 6, 7, 8)
 
 #: uint8 activations with zero point 0, for tensors that cannot be negative.
@@ -57,14 +42,14 @@ def row(
     bias: tuple[Bias, ...] = (),
     source: str | Mapping[str, str],
 ) -> OperatorRule:
-    """Write a row.
+    """Write a row; types and forms of the bias are alternatives, nothing where there are none.
 
     Args:
         operators: ONNX operator types.
         placement: Where Q/DQ go.
-        activations: Alternatives for activations; nothing for an operator that always computes in float.
-        weights: Alternatives for weights; nothing where it has none.
-        bias: Forms of the bias; nothing where it has none.
+        activations: Nothing for an operator that always computes in float.
+        weights: Nothing where it has none.
+        bias: Nothing where it has none.
         source: Of every cell, or by the cell's name with "" for all others.
     """
     sources: Mapping[str, str] = {"": source} if isinstance(source, str) else source

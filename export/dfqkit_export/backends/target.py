@@ -8,16 +8,6 @@ from typing import Generic, Literal, TypeVar
 
 from dfqkit_export.errors import TargetError
 
-__all__ = [
-    "Bias",
-    "Cell",
-    "Granularity",
-    "OperatorRule",
-    "Placement",
-    "QuantSpace",
-    "Target",
-]
-
 Granularity = Literal["per_tensor", "per_channel"]
 Bias = Literal["int32", "float"]
 #: Where Q/DQ pairs go: `around` on every input and behind the output; `inputs` on the inputs alone; `through` nowhere,
@@ -182,11 +172,7 @@ class Target:
     constant_scales: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse a table whose student's types are not among those it says the runtime takes.
-
-        Raises:
-            TargetError: Naming the row and the field.
-        """
+        """Refuse a table whose student's types are not among those it says the runtime takes."""
         rule = self.rule("Conv")
         if rule is None:
             return
@@ -225,11 +211,7 @@ class Target:
         return tuple(op for op in dict.fromkeys(op_types) if op in self.unsupported.value)
 
     def require(self, *, weight_bits: int, activation_bits: int) -> None:
-        """Refuse bit widths the target cannot run.
-
-        Raises:
-            TargetError: Naming the field, what was asked and what is allowed.
-        """
+        """Refuse bit widths the target cannot run."""
         for field, bits, space in (
             ("weights", weight_bits, self.weights),
             ("activations", activation_bits, self.signed_activations),

@@ -8,8 +8,6 @@ from typing import Any
 
 from dfqkit_export.backends.target import Cell, QuantSpace, Target
 
-__all__ = ["describe", "render_target", "summary"]
-
 _WIDTH = 110
 _PLACES = {
     "around": "on every input and behind the output",

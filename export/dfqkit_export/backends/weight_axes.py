@@ -14,8 +14,6 @@ from dfqkit_export.backends.qdq import QdqGraph
 from dfqkit_export.backends.rule import Violation, rule
 from dfqkit_export.onnxfile.graph import attribute
 
-__all__ = ["find_wrong_axes"]
-
 
 @rule(
     "W5",
@@ -40,11 +38,9 @@ def find_wrong_axes(graph: QdqGraph) -> Iterator[Violation]:
         found = attribute(weight.dequantize, "axis", 1) % len(shape)
         if expected is not None and found != expected:
             yield Violation(
-                node=graph.name(weight.dequantize),
-                message=(
-                    f"the weight of {layer.op_type} {graph.name(layer)!r} has its scales along axis {found}; the "
-                    f"output channels are axis {expected}, and only there they can be applied after the integer sum"
-                ),
+                graph.name(weight.dequantize),
+                f"the weight of {layer.op_type} {graph.name(layer)!r} has its scales along axis {found}; the "
+                f"output channels are axis {expected}, and only there they can be applied after the integer sum",
             )
 
 

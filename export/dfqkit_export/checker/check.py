@@ -17,8 +17,6 @@ from dfqkit_export.checker import rules_common
 from dfqkit_export.checker.framework import CheckResult, Problem
 from dfqkit_export.onnxfile.model import load_onnx
 
-__all__ = ["all_rules", "check_file", "check_model", "rules_for"]
-
 
 def all_rules() -> tuple[Rule, ...]:
     """Return the rules for all targets and those of every backend, each once, by their ids."""
@@ -26,14 +24,7 @@ def all_rules() -> tuple[Rule, ...]:
 
 
 def rules_for(target: str) -> tuple[Rule, ...]:
-    """Return the rules that judge files for a target.
-
-    Args:
-        target: Name of a target.
-
-    Raises:
-        TargetError: There is no such target.
-    """
+    """Return the rules that judge files for a target, given by its name."""
     return _ordered((*rules_common.RULES, *backend_of(get_target(target)).rules()))
 
 
@@ -53,15 +44,7 @@ def check_file(path: str | Path, target: str) -> CheckResult:
 
 
 def check_model(model: onnx.ModelProto, target: str) -> CheckResult:
-    """Judge an ONNX model in memory; nodes inside control-flow subgraphs are not looked at.
-
-    Args:
-        model: The model; it is not changed.
-        target: Name of a target.
-
-    Raises:
-        TargetError: There is no such target.
-    """
+    """Judge an ONNX model in memory; nodes inside control-flow subgraphs are not looked at."""
     graph = QdqGraph(model, get_target(target))
     problems = [
         Problem(

@@ -16,8 +16,6 @@ from dfqkit_export.backends.qdq import QdqGraph
 from dfqkit_export.backends.target import Target
 from dfqkit_export.onnxfile.graph import outer_names
 
-__all__ = ["Editor"]
-
 
 class Editor:
     """A copy of a model, with edits that keep it valid.
@@ -28,12 +26,7 @@ class Editor:
     """
 
     def __init__(self, model: onnx.ModelProto, target: Target) -> None:
-        """Copy a model.
-
-        Args:
-            model: The model; it is left alone.
-            target: What it is repaired for.
-        """
+        """Copy a model, which is left alone."""
         self.model = onnx.ModelProto()
         self.model.CopyFrom(model)
         self._target = target
@@ -67,13 +60,7 @@ class Editor:
         return stored
 
     def redirect(self, old: str, new: str, *, but: onnx.NodeProto | None = None) -> None:
-        """Let every reader of one tensor read another instead.
-
-        Args:
-            old: A tensor that is no output of the graph.
-            new: Another tensor.
-            but: A node that goes on reading the old one.
-        """
+        """Let all but one node that read a tensor, which is no output of the graph, read another instead."""
         for node in self.model.graph.node:
             if but is None or node.name != but.name:
                 node.input[:] = [new if name == old else name for name in node.input]

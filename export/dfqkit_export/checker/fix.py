@@ -26,8 +26,6 @@ from dfqkit_export.files import write_bytes
 from dfqkit_export.images.inputs import own_batch, random_inputs
 from dfqkit_export.onnxfile.model import load_onnx
 
-__all__ = ["ULPS", "fix_file"]
-
 _IMAGES = 4
 # Each repair may make way for another; no chain of them is as long.
 _ROUNDS = 20

@@ -11,8 +11,6 @@ from typing import Any
 
 from dfqkit_export.backends.rule import Severity
 
-__all__ = ["CheckResult", "FixResult", "Problem", "Repaired"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:

@@ -15,8 +15,6 @@ from dfqkit_export.backends.qdq import QdqGraph
 from dfqkit_export.checker.editing import Editor
 from dfqkit_export.onnxfile.graph import attribute, has_input
 
-__all__ = ["fold_norm"]
-
 _PARAMETERS = 4  # gamma, beta, mean, variance
 _SCALES_BY_CHANNEL = 13  # the first opset whose DequantizeLinear has them
 

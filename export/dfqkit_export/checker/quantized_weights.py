@@ -16,8 +16,6 @@ from dfqkit_export.backends.quantized_codes import CLIPS_CODES, can_be_signed, c
 from dfqkit_export.checker.editing import Editor, set_attribute
 from dfqkit_export.onnxfile.graph import has_input
 
-__all__ = ["make_signed", "make_unsigned"]
-
 _MIDDLE = 128
 _NOT_NEGATIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid"})
 

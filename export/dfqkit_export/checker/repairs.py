@@ -19,8 +19,6 @@ from dfqkit_export.checker.norms import fold_norm
 from dfqkit_export.checker.quantized_weights import make_signed, make_unsigned
 from dfqkit_export.onnxfile.graph import attribute, has_input
 
-__all__ = ["EXACT", "ROUNDED", "Repair"]
-
 Repair = Callable[[Editor, str], str]
 
 

@@ -18,8 +18,6 @@ from dfqkit_export.backends.rule import Violation, rule, rules_in
 from dfqkit_export.backends.weight_axes import find_wrong_axes
 from dfqkit_export.onnxfile.graph import OWN_DOMAINS, attribute, has_input, type_name
 
-__all__ = ["RULES"]
-
 _SCALE_TYPES = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16})
 _GIVEN = "an input of the graph: every caller would have to bring it, and no kernel can be chosen by it"
 _HOLDS_A_NORM = frozenset({"Conv", "ConvTranspose", "Gemm"})
@@ -32,19 +30,16 @@ _FIRST_IR_WITHOUT_LISTED_INITIALIZERS = 4
     "Scales are positive finite numbers, one for the tensor or one for each index of the axis",
     repair="store a float32 initializer above 0, of rank 0 or of the axis' length (clamp a range of zero)",
 )
-def find_bad_scales(graph: QdqGraph) -> Iterator[Violation]:
-    """Scales that are not constant, not positive finite numbers, or not as many as the axis is long."""
+def _find_bad_scales(graph: QdqGraph) -> Iterator[Violation]:
     for node in graph.of_type("QuantizeLinear", "DequantizeLinear"):
         scale = graph.constant(node.input[1])
         kind = graph.elem_type(node.input[1])
         if kind not in _SCALE_TYPES | {0}:
-            yield Violation(
-                node=graph.name(node), message=f"its scale is {type_name(kind)}; allowed are float32, float16, bfloat16"
-            )
+            yield Violation(graph.name(node), f"its scale is {type_name(kind)}; allowed are float32, float16, bfloat16")
         elif scale is None:
             yield from _not_constant(node, graph)
         if not graph.target.constant_scales and has_input(node, 2) and graph.is_input(node.input[2]):  # else E2
-            yield Violation(node=graph.name(node), message=f"its zero point {node.input[2]!r} is {_GIVEN}")
+            yield Violation(graph.name(node), f"its zero point {node.input[2]!r} is {_GIVEN}")
         if scale is None:
             continue
         numbers = scale.astype(np.float64).reshape(-1)
@@ -53,8 +48,8 @@ def find_bad_scales(graph: QdqGraph) -> Iterator[Violation]:
             where = f" in channel {wrong[0]}" if numbers.size > 1 else ""
             more = f" ({wrong.size} of {numbers.size} channels)" if wrong.size > 1 else ""
             yield Violation(
-                node=graph.name(node),
-                message=f"its scale is {numbers[wrong[0]]:g}{where}{more}; a scale must be a finite number above 0",
+                graph.name(node),
+                f"its scale is {numbers[wrong[0]]:g}{where}{more}; a scale must be a finite number above 0",
             )
         yield from _wrong_sizes(node, scale.shape, graph)
 
@@ -65,9 +60,9 @@ def _not_constant(node: onnx.NodeProto, graph: QdqGraph) -> Iterator[Violation]:
     source = f"made by {maker.op_type} {graph.name(maker)!r}" if maker is not None else "an input of the graph"
     why = graph.target.constant_scales
     if why:
-        yield Violation(node=graph.name(node), message=f"its scale {tensor!r} is {source}; {why}")
+        yield Violation(graph.name(node), f"its scale {tensor!r} is {source}; {why}")
     elif maker is None:  # Those that nodes make are computed, and the layer is then float.
-        yield Violation(node=graph.name(node), message=f"its scale {tensor!r} is {_GIVEN}")
+        yield Violation(graph.name(node), f"its scale {tensor!r} is {_GIVEN}")
 
 
 def _wrong_sizes(node: onnx.NodeProto, scale: tuple[int, ...], graph: QdqGraph) -> Iterator[Violation]:
@@ -76,21 +71,17 @@ def _wrong_sizes(node: onnx.NodeProto, scale: tuple[int, ...], graph: QdqGraph) 
         zero_point = graph.shape(node.input[2])
         if zero_point is not None and None not in zero_point and math.prod(zero_point) != size:  # type: ignore[arg-type]
             yield Violation(
-                node=graph.name(node),
-                message=f"it has {size} scale(s) and {math.prod(zero_point)} zero point(s)",  # type: ignore[arg-type]
+                graph.name(node),
+                f"it has {size} scale(s) and {math.prod(zero_point)} zero point(s)",  # type: ignore[arg-type]
             )
     shape = graph.shape(node.input[0])
     if size == 1 or len(scale) != 1 or shape is None or attribute(node, "block_size", 0):
         return
     axis = attribute(node, "axis", 1)
     if not -len(shape) <= axis < len(shape):
-        yield Violation(
-            node=graph.name(node), message=f"its axis {axis} does not exist in a tensor of rank {len(shape)}"
-        )
+        yield Violation(graph.name(node), f"its axis {axis} does not exist in a tensor of rank {len(shape)}")
     elif shape[axis] is not None and shape[axis] != size:
-        yield Violation(
-            node=graph.name(node), message=f"it has {size} scales for an axis (number {axis}) of length {shape[axis]}"
-        )
+        yield Violation(graph.name(node), f"it has {size} scales for an axis (number {axis}) of length {shape[axis]}")
 
 
 @rule(
@@ -99,26 +90,25 @@ def _wrong_sizes(node: onnx.NodeProto, scale: tuple[int, ...], graph: QdqGraph) 
     "Operators are ONNX's own or come with the runtime",
     repair="export with standard ONNX operators (QuantizeLinear and DequantizeLinear for quantization)",
 )
-def find_foreign_operators(graph: QdqGraph) -> Iterator[Violation]:
-    """Operators that do not exist or do not come with the runtime, and TensorRT's refusal of operators on codes."""
+def _find_foreign_operators(graph: QdqGraph) -> Iterator[Violation]:
     allowed = OWN_DOMAINS | graph.target.domains
     functions = {(function.domain, function.name) for function in graph.model.functions}
     for node in graph.nodes:
         if node.domain not in allowed and (node.domain, node.op_type) not in functions:
             yield Violation(
-                node=graph.name(node),
-                message=f"{node.op_type} is of the domain {node.domain!r}, which {graph.target.title} does not bring",
+                graph.name(node),
+                f"{node.op_type} is of the domain {node.domain!r}, which {graph.target.title} does not bring",
             )
         elif node.domain in OWN_DOMAINS and not onnx.defs.has(node.op_type, graph.opset, ""):
             yield Violation(
-                node=graph.name(node),
-                message=f"ONNX has no operator {node.op_type} in opset {graph.opset}",
+                graph.name(node),
+                f"ONNX has no operator {node.op_type} in opset {graph.opset}",
                 repair="export with a newer opset, or without the operator; one of your own needs a domain of its own",
             )
         elif graph.target.pairs_only and node.op_type in QUANTIZED_OPERATORS:
             yield Violation(
-                node=graph.name(node),
-                message=f"{node.op_type} computes on codes by itself; {graph.target.pairs_only}",
+                graph.name(node),
+                f"{node.op_type} computes on codes by itself; {graph.target.pairs_only}",
                 repair="write it as DequantizeLinear, the float operator, QuantizeLinear",
             )
 
@@ -129,13 +119,12 @@ def find_foreign_operators(graph: QdqGraph) -> Iterator[Violation]:
     "The runtime implements every operator",
     repair="replace the operator, or compute it outside of the model",
 )
-def find_unsupported_operators(graph: QdqGraph) -> Iterator[Violation]:
-    """Operators that the target's table lists as refused."""
+def _find_unsupported_operators(graph: QdqGraph) -> Iterator[Violation]:
     for node in graph.nodes:
         is_reported = node.op_type in QUANTIZED_OPERATORS and graph.target.pairs_only
         name = node.op_type if node.domain in OWN_DOMAINS else f"{node.domain}.{node.op_type}"
         if not is_reported and graph.target.refuses([name]):
-            yield Violation(node=graph.name(node), message=f"{graph.target.title} has no implementation of {name}")
+            yield Violation(graph.name(node), f"{graph.target.title} has no implementation of {name}")
 
 
 @rule(
@@ -144,26 +133,22 @@ def find_unsupported_operators(graph: QdqGraph) -> Iterator[Violation]:
     "The runtime reads the file's opset",
     repair="export again with an opset in that range, or convert the file with onnx.version_converter",
 )
-def find_wrong_opset(graph: QdqGraph) -> Iterator[Violation]:
-    """Yield an opset that the target does not read."""
+def _find_wrong_opset(graph: QdqGraph) -> Iterator[Violation]:
     first, last = graph.target.opsets.value
     if not graph.target.reads_opset(graph.opset):
-        yield Violation(
-            node="", message=f"the file has opset {graph.opset}; {graph.target.title} reads {first} to {last}"
-        )
+        yield Violation("", f"the file has opset {graph.opset}; {graph.target.title} reads {first} to {last}")
 
 
 @rule("W17", "warning", "No tensor is quantized twice to the same codes", repair="remove the second pair", fixable=True)
-def find_repeated_pairs(graph: QdqGraph) -> Iterator[Violation]:
-    """Yield a Q/DQ pair right behind another with the same scale and zero point."""
+def _find_repeated_pairs(graph: QdqGraph) -> Iterator[Violation]:
     for node in graph.of_type("QuantizeLinear"):
         before = graph.producer(node.input[0])
         if before is None or before.op_type != "DequantizeLinear" or not same_parameters(before, node, graph):
             continue
         if graph.elem_type(before.input[0]) == graph.quantized_type(node):
             yield Violation(
-                node=graph.name(node),
-                message=f"it quantizes again what {graph.name(before)!r} has just dequantized, to the same codes",
+                graph.name(node),
+                f"it quantizes again what {graph.name(before)!r} has just dequantized, to the same codes",
             )
 
 
@@ -174,15 +159,13 @@ def find_repeated_pairs(graph: QdqGraph) -> Iterator[Violation]:
     repair="store the value as an initializer; some tools do not look through nodes",
     fixable=True,
 )
-def find_node_made_parameters(graph: QdqGraph) -> Iterator[Violation]:
-    """Scales and zero points that are constants, but made by Constant, Identity or Cast nodes."""
+def _find_node_made_parameters(graph: QdqGraph) -> Iterator[Violation]:
     for node in graph.of_type("QuantizeLinear", "DequantizeLinear"):
         for tensor in filter(None, node.input[1:3]):
             maker = graph.producer(tensor)
             if maker is not None and graph.constant(tensor) is not None:
                 yield Violation(
-                    node=graph.name(node),
-                    message=f"its parameter {tensor!r} is made by {maker.op_type} {graph.name(maker)!r}",
+                    graph.name(node), f"its parameter {tensor!r} is made by {maker.op_type} {graph.name(maker)!r}"
                 )
 
 
@@ -193,22 +176,18 @@ def find_node_made_parameters(graph: QdqGraph) -> Iterator[Violation]:
     repair="remove them from the inputs (torch.onnx: keep_initializers_as_inputs=False)",
     fixable=True,
 )
-def find_listed_initializers(graph: QdqGraph) -> Iterator[Violation]:
-    """Report initializers that are graph inputs as well, so that a caller could replace them."""
+def _find_listed_initializers(graph: QdqGraph) -> Iterator[Violation]:
     listed = [value.name for value in graph.model.graph.input if graph.is_initializer(value.name)]
     if listed:
         names = ", ".join(repr(name) for name in listed[:3]) + (", ..." if len(listed) > 3 else "")
         yield Violation(
-            node="",
-            message=(
-                f"{len(listed)} initializers are listed as inputs of the graph too ({names}): a caller may replace "
-                "them, so that no tool may take them for constants and fold or quantize with them"
-            ),
+            "",
+            f"{len(listed)} initializers are listed as inputs of the graph too ({names}): a caller may replace "
+            "them, so that no tool may take them for constants and fold or quantize with them",
         )
     elif graph.model.ir_version < _FIRST_IR_WITHOUT_LISTED_INITIALIZERS and list(graph.initializers()):
         yield Violation(
-            node="",
-            message=f"the file has IR version {graph.model.ir_version}, which wants initializers listed as inputs",
+            "", f"the file has IR version {graph.model.ir_version}, which wants initializers listed as inputs"
         )
 
 
@@ -218,11 +197,10 @@ def find_listed_initializers(graph: QdqGraph) -> Iterator[Violation]:
     "Something is quantized",
     repair="check that this is the quantized file; quantize the model where it is not",
 )
-def find_nothing_quantized(graph: QdqGraph) -> Iterator[Violation]:
-    """Yield a file without any quantization."""
+def _find_nothing_quantized(graph: QdqGraph) -> Iterator[Violation]:
     quantized = QUANTIZED_OPERATORS | {"QuantizeLinear", "DequantizeLinear", "QGemm"}
     if not any(node.op_type in quantized or node.op_type.startswith("QLinear") for node in graph.nodes):
-        yield Violation(node="", message="it holds no QuantizeLinear and no DequantizeLinear: everything runs in float")
+        yield Violation("", "it holds no QuantizeLinear and no DequantizeLinear: everything runs in float")
 
 
 @rule(
@@ -232,17 +210,14 @@ def find_nothing_quantized(graph: QdqGraph) -> Iterator[Violation]:
     repair="fold it into the layer's weights before quantizing",
     fixable=True,
 )
-def find_unfolded_norms(graph: QdqGraph) -> Iterator[Violation]:
-    """BatchNormalization right behind the layer that could hold it."""
+def _find_unfolded_norms(graph: QdqGraph) -> Iterator[Violation]:
     for norm in graph.of_type("BatchNormalization"):
         layer = graph.producer(norm.input[0])
         if layer is not None and layer.op_type in _HOLDS_A_NORM and graph.only_reader(norm.input[0]):
             yield Violation(
-                node=graph.name(norm),
-                message=(
-                    f"it follows {layer.op_type} {graph.name(layer)!r} and is not folded into it, so that the layer's "
-                    "output is no longer what its scales were chosen for, and ONNX Runtime leaves the layer in float"
-                ),
+                graph.name(norm),
+                f"it follows {layer.op_type} {graph.name(layer)!r} and is not folded into it, so that the layer's "
+                "output is no longer what its scales were chosen for, and ONNX Runtime leaves the layer in float",
             )
 
 

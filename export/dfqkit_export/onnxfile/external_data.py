@@ -14,18 +14,12 @@ from onnx import TensorProto
 
 from dfqkit_export.errors import ArtefactError
 
-__all__ = ["PROTOBUF_LIMIT", "load_external_data"]
-
 #: Bytes that one protobuf message may have.
 PROTOBUF_LIMIT = 2**31 - 1
 
 
 def load_external_data(model: onnx.ModelProto, path: Path) -> None:
-    """Read into a model what it keeps in other files.
-
-    Args:
-        model: A model as its file has it; tensors are replaced in place.
-        path: The model's file.
+    """Read into a model, in place, what its file keeps in other files.
 
     Raises:
         ArtefactError: A tensor points out of the file's folder, to a file that is not there, or beyond its end, or the

@@ -13,17 +13,6 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-__all__ = [
-    "OWN_DOMAINS",
-    "SourceGraph",
-    "attribute",
-    "has_input",
-    "opset_of",
-    "outer_names",
-    "parameter_inputs",
-    "type_name",
-]
-
 #: The names of ONNX's own domain.
 OWN_DOMAINS = frozenset({"", "ai.onnx"})
 
@@ -48,11 +37,7 @@ class SourceGraph:
     """
 
     def __init__(self, graph: onnx.GraphProto) -> None:
-        """Index the graph.
-
-        Args:
-            graph: A checked graph, nodes in topological order.
-        """
+        """Index a checked graph, its nodes in topological order."""
         self._graph = graph
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}
         self._producer = {name: node for node in graph.node for name in node.output if name}

@@ -13,21 +13,14 @@ import onnx
 from dfqkit_export.onnxfile.graph import SourceGraph, attribute
 from dfqkit_export.onnxfile.shapes import inferred_types
 
-__all__ = ["multiply_adds"]
-
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 def multiply_adds(model: onnx.ModelProto, image_shape: tuple[int, ...] | None = None) -> dict[str, int]:
-    """Count the multiply-adds of the convolutions and matrix products, for one image.
+    """Count the multiply-adds of the convolutions and matrix products by the names of their nodes, for one image.
 
-    Args:
-        model: A complete model with named nodes; it is not changed.
-        image_shape: (C, H, W) where the file leaves them open; None takes the file's.
-
-    Returns:
-        Node name to count. Layers whose shapes cannot be inferred are left out: all of them where an open size other
-        than the batch's is not given.
+    Layers whose shapes cannot be inferred are left out: all of them where the file leaves another size than the batch's
+    open and `image_shape` (C, H, W) does not give it.
     """
     shapes = _shapes(model, image_shape)
     counts = {node.name: _count(node, shapes) for node in SourceGraph(model.graph).weighted()}

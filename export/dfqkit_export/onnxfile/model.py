@@ -16,8 +16,6 @@ from dfqkit_export.errors import ArtefactError
 from dfqkit_export.onnxfile.external_data import PROTOBUF_LIMIT, load_external_data
 from dfqkit_export.onnxfile.graph import OWN_DOMAINS, opset_of, parameter_inputs, type_name
 
-__all__ = ["load_onnx", "require_images"]
-
 _OLDEST_OPSET = 7  # what ONNX Runtime reads at all (docs/Versioning.md)
 #: Begins every file with an ir_version, which all exporters write first: field 1, a number.
 _FIRST_BYTE = b"\x08"
@@ -28,13 +26,7 @@ _DECODE_ERROR: type[Exception] = import_module("google.protobuf.message").Decode
 
 
 def load_onnx(path: str | Path) -> onnx.ModelProto:
-    """Read an ONNX file, with its external data where it has such.
-
-    Args:
-        path: The file.
-
-    Returns:
-        A model whose nodes are in order and whose initializers are whole.
+    """Read an ONNX file, with its external data where it has such; nodes are in order and initializers whole.
 
     Raises:
         ArtefactError: It does not exist, is too large to be one, is no ONNX, is truncated, has an opset that is not
@@ -54,13 +46,6 @@ def require_images(model: onnx.ModelProto, path: str | Path) -> None:
     """Refuse a model that does not take one batch of float32 images, such as (N, 3, 224, 224).
 
     Inputs that only quantizers read, as scales and zero points, are no images: they are the checker's question.
-
-    Args:
-        model: A model as `load_onnx` returns it.
-        path: Its file, for messages.
-
-    Raises:
-        ArtefactError: It has another number of inputs, another type or rank, or leaves more open than the batch size.
     """
     stored = {tensor.name for tensor in model.graph.initializer}
     parameters = parameter_inputs(model.graph)

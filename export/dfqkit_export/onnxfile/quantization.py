@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 
 from dfqkit_export.onnxfile.graph import SourceGraph, attribute, has_input
 
-__all__ = ["QuantFacts", "WeightFacts", "quantization_behind", "quantization_in_front", "weight_of"]
-
 #: Operators that hand values on as they are, or the largest of them, so that a pair in front of them serves behind.
 _THROUGH = frozenset(
     {"Clip", "Flatten", "Identity", "MaxPool", "Relu", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"}

@@ -12,8 +12,6 @@ from typing import Any
 import onnx
 from onnx import helper
 
-__all__ = ["inferred_types"]
-
 # Inference looks at the values of small constants only (new shapes, axes); large ones would just be copied.
 _SMALL = 1024
 
@@ -21,10 +19,8 @@ _SMALL = 1024
 def inferred_types(model: onnx.ModelProto, *, image: tuple[int, ...] | None = None) -> dict[str, Any]:
     """Return the tensor type (`onnx.TypeProto.Tensor`) of every tensor of the main graph that one is known of.
 
-    Args:
-        model: The model; it is not changed.
-        image: Takes one image in place of the file's batch, of this shape (C, H, W), or the file's where it is (); what
-            the file says of the tensors behind its inputs is then forgotten. None takes the file's word for everything.
+    With `image`, one image takes the place of the file's batch, of this shape (C, H, W), or the file's where it is ();
+    what the file says of the tensors behind its inputs is then forgotten. None takes the file's word for everything.
     """
     slim = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
     graph, old = slim.graph, model.graph

@@ -89,11 +89,7 @@ class FileFacts:
 
 
 def file_facts(model: onnx.ModelProto) -> FileFacts:
-    """Return what a file is.
-
-    Args:
-        model: A checked model.
-    """
+    """Return what a checked file is."""
     versions = {item.domain or "ai.onnx": item.version for item in model.opset_import}
     graph = model.graph
     stored = {tensor.name for tensor in graph.initializer}
@@ -115,11 +111,7 @@ def file_facts(model: onnx.ModelProto) -> FileFacts:
 
 
 def layer_facts(model: onnx.ModelProto) -> tuple[LayerFacts, ...]:
-    """Return what each layer that computes is stored as, in the file's order.
-
-    Args:
-        model: A checked model, nodes in topological order.
-    """
+    """Return what each layer that computes is stored as, in the file's order."""
     graph = SourceGraph(model.graph)
     return tuple(_layer(graph, node) for node in graph.layers())
 

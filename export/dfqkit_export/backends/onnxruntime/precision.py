@@ -19,8 +19,6 @@ from dfqkit_export.backends.precision import LayerPrecision, Realised, layer_tol
 from dfqkit_export.onnxfile.graph import SourceGraph
 from dfqkit_export.onnxfile.model import load_onnx
 
-__all__ = ["INTEGER_OPS", "realised_in_onnxruntime"]
-
 # Kernels of ONNX Runtime's CPU provider that multiply or add integer codes.
 INTEGER_OPS = frozenset(
     {
@@ -57,15 +55,7 @@ _TOKEN = re.compile(r"_token_\d+$")
 
 
 def realised_in_onnxruntime(path: str | Path) -> Realised:
-    """Load a file into ONNX Runtime with all optimizations and report how each layer is executed.
-
-    Args:
-        path: The ONNX file; layers inside control-flow subgraphs are not looked at.
-
-    Raises:
-        ArtefactError: The file is not a complete ONNX model, or ONNX Runtime does not accept it.
-        RuntimeUnavailableError: onnxruntime is not installed.
-    """
+    """Load a file into ONNX Runtime with all optimizations and report how each layer is executed."""
     source = load_onnx(path)
     with tempfile.TemporaryDirectory(prefix="dfqkit-") as folder:
         named = with_unique_names(source, Path(path), Path(folder))

@@ -14,8 +14,6 @@ import onnx
 
 from dfqkit_export.onnxfile.graph import SourceGraph
 
-__all__ = ["FloatReason", "float_reasons", "reason_for_float"]
-
 _CODES = {"uint8": (0, 255), "int8": (-128, 127), "uint16": (0, 65535), "int16": (-(2**15), 2**15 - 1)}
 _FLOAT_OUTPUT = frozenset({"Gemm", "MatMul"})
 # The runtime moves a pair through these, in both directions; through Flatten, Split or Gather it does not.
@@ -25,7 +23,7 @@ _MOVES = _PASSED - {"Pad"} | {"DepthToSpace", "Flatten", "Gather", "SpaceToDepth
 _ACTIVATIONS = frozenset({"Clip", "Relu"})
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class FloatReason:
     """Why one layer stays in float.
 
@@ -43,31 +41,18 @@ class FloatReason:
 
 
 def reason_for_float(layer: onnx.NodeProto, graph: SourceGraph) -> str:
-    """Say why ONNX Runtime runs a layer in float, and what would repair it.
-
-    Args:
-        layer: A layer of the source graph.
-        graph: That graph.
-
-    Returns:
-        A sentence; where no rule explains it, one that says so.
-    """
+    """Say why ONNX Runtime runs a layer in float, and what would repair it, or that no known rule explains it."""
     reason = next(float_reasons(layer, graph), None)
     return f"{reason.found}; {reason.repair}" if reason is not None else "no known rule explains it"
 
 
 def float_reasons(layer: onnx.NodeProto, graph: SourceGraph) -> Iterator[FloatReason]:
-    """Yield every known reason why a layer cannot run in integers, those on its inputs first.
-
-    Args:
-        layer: A layer of the source graph.
-        graph: That graph.
-    """
+    """Yield every known reason why a layer cannot run in integers, those on its inputs first."""
     if layer.op_type == "ConvTranspose":
         yield FloatReason(
-            rule="O14",
-            found="ConvTranspose has no integer kernel that Q/DQ pairs turn into",
-            repair="leave it unquantized, or replace it by Resize and Conv",
+            "O14",
+            "ConvTranspose has no integer kernel that Q/DQ pairs turn into",
+            "leave it unquantized, or replace it by Resize and Conv",
         )
     for tensor in layer.input[:2]:
         yield from _operand_reasons(tensor, graph)
@@ -84,26 +69,26 @@ def _operand_reasons(tensor: str, graph: SourceGraph) -> Iterator[FloatReason]:
     listed = next((name for name in producer.input if name in graph.replaceable), None)
     if listed is not None:
         yield FloatReason(
-            rule="W16",
-            found=f"{listed!r} is listed as an input of the graph too, so that a caller may replace it",
-            repair="take initializers off the inputs (torch.onnx: keep_initializers_as_inputs=False)",
+            "W16",
+            f"{listed!r} is listed as an input of the graph too, so that a caller may replace it",
+            "take initializers off the inputs (torch.onnx: keep_initializers_as_inputs=False)",
             fixable=True,
         )
     dtype = graph.code_type(producer)
     if dtype not in ("", "int8", "uint8"):
         yield FloatReason(
-            rule="O8",
-            found=f"the codes behind {tensor!r} are {dtype}; integer kernels take 8 bits",
-            repair="store them as int8 or uint8; a smaller range costs nothing there",
+            "O8",
+            f"the codes behind {tensor!r} are {dtype}; integer kernels take 8 bits",
+            "store them as int8 or uint8; a smaller range costs nothing there",
         )
     if tensor not in graph.activations:
         return
     scale = graph.constant(producer.input[1])
     if scale is not None and scale.size > 1:
         yield FloatReason(
-            rule="O13",
-            found=f"{producer.name!r} has {scale.size} scales, one for each channel of an activation",
-            repair="quantize activations per tensor",
+            "O13",
+            f"{producer.name!r} has {scale.size} scales, one for each channel of an activation",
+            "quantize activations per tensor",
         )
     yield from _code_reasons(producer, graph)
 
@@ -112,20 +97,16 @@ def _missing_pair(tensor: str, graph: SourceGraph) -> FloatReason:
     producer = graph.producer(tensor)
     maker = f"it comes from {producer.op_type} {producer.name!r}" if producer is not None else "it is a float tensor"
     if tensor not in graph.activations:
-        return FloatReason(
-            rule="O2", found=f"weight {tensor!r} has no DequantizeLinear ({maker})", repair="quantize it there"
-        )
+        return FloatReason("O2", f"weight {tensor!r} has no DequantizeLinear ({maker})", "quantize it there")
     source = graph.source(tensor, _MOVES)
     if source is not None and source.op_type == "DequantizeLinear":
         return FloatReason(
-            rule="O1",
-            found=f"input {tensor!r} has no DequantizeLinear ({maker}, through which the runtime moves no pair)",
-            repair=f"quantize it there again, with the parameters of {source.name!r}",
+            "O1",
+            f"input {tensor!r} has no DequantizeLinear ({maker}, through which the runtime moves no pair)",
+            f"quantize it there again, with the parameters of {source.name!r}",
             fixable=True,
         )
-    return FloatReason(
-        rule="O1", found=f"input {tensor!r} has no DequantizeLinear ({maker})", repair="quantize it there"
-    )
+    return FloatReason("O1", f"input {tensor!r} has no DequantizeLinear ({maker})", "quantize it there")
 
 
 def _code_reasons(dequantize: onnx.NodeProto, graph: SourceGraph) -> Iterator[FloatReason]:
@@ -135,17 +116,17 @@ def _code_reasons(dequantize: onnx.NodeProto, graph: SourceGraph) -> Iterator[Fl
     maker = graph.producer(dequantize.input[0])
     if maker is not None and maker.op_type == "Clip":
         yield FloatReason(
-            rule="O7",
-            found=f"Clip {maker.name!r} cuts int8 codes, which the x86 kernels take only without it",
-            repair="store the same numbers as uint8 with zero point 128",
+            "O7",
+            f"Clip {maker.name!r} cuts int8 codes, which the x86 kernels take only without it",
+            "store the same numbers as uint8 with zero point 128",
             fixable=True,
         )
     elif maker is not None and _code_readers(maker, graph) > 1:
         yield FloatReason(
-            rule="O6",
-            found=f"the activations {dequantize.output[0]!r} are int8, which the x86 kernels take only where the "
+            "O6",
+            f"the activations {dequantize.output[0]!r} are int8, which the x86 kernels take only where the "
             f"tensor has one reader; it has {_code_readers(maker, graph)}",
-            repair="store the same numbers as uint8 with zero point 128",
+            "store the same numbers as uint8 with zero point 128",
             fixable=True,
         )
 
@@ -170,9 +151,7 @@ def _bias_reasons(layer: onnx.NodeProto, graph: SourceGraph) -> Iterator[FloatRe
         found = "the bias is a float initializer"
     else:
         return
-    yield FloatReason(
-        rule="O3", found=found, repair="store it as an int32 initializer with scale = input scale x weight scale"
-    )
+    yield FloatReason("O3", found, "store it as an int32 initializer with scale = input scale x weight scale")
 
 
 def _output_reasons(layer: onnx.NodeProto, graph: SourceGraph) -> Iterator[FloatReason]:
@@ -182,15 +161,11 @@ def _output_reasons(layer: onnx.NodeProto, graph: SourceGraph) -> Iterator[Float
     if len(quantizers) != len(readers) or not quantizers or graph.is_output(tensor):
         others = ", ".join(sorted({node.op_type for node in readers if node.op_type != "QuantizeLinear"}))
         where = others or ("the graph's output" if graph.is_output(tensor) else "nothing")
-        yield FloatReason(
-            rule="O4", found=f"its output {tensor!r} reaches {where} without QuantizeLinear", repair="quantize it there"
-        )
+        yield FloatReason("O4", f"its output {tensor!r} reaches {where} without QuantizeLinear", "quantize it there")
         return
     if len({tuple(node.input[1:3]) for node in quantizers}) > 1:  # the runtime makes one of those alike
         names = ", ".join(repr(node.name) for node in quantizers)
-        yield FloatReason(
-            rule="O11", found=f"its output {tensor!r} is quantized {len(quantizers)} times ({names})", repair="keep one"
-        )
+        yield FloatReason("O11", f"its output {tensor!r} is quantized {len(quantizers)} times ({names})", "keep one")
     yield from _range_reasons(quantizers[0], activations, graph)
     for reader in graph.readers(quantizers[0].output[0]):
         pairs = graph.readers(reader.output[0]) if reader.op_type == "Clip" else [reader]
@@ -205,9 +180,9 @@ def _range_reasons(
     scale = graph.constant(quantizer.input[1])
     if value is None or scale is None or scale.size != 1:
         yield FloatReason(
-            rule="O13",
-            found=f"{quantizer.name!r} has not one constant scale and zero point",
-            repair="quantize activations per tensor, with scale and zero point as initializers",
+            "O13",
+            f"{quantizer.name!r} has not one constant scale and zero point",
+            "quantize activations per tensor, with scale and zero point as initializers",
         )
         return
     if not activations:
@@ -221,18 +196,18 @@ def _range_reasons(
     unused = dtype == "int8" and value == 0 and low >= 0
     if begin < low and (last.op_type == "Relu" or unused):
         yield FloatReason(
-            rule="O5",
-            found=f"{last.op_type} is followed by {quantizer.name!r} with {dtype} zero point {value}; ONNX Runtime "
+            "O5",
+            f"{last.op_type} is followed by {quantizer.name!r} with {dtype} zero point {value}; ONNX Runtime "
             "fuses it only at the lowest code",
-            repair=f"quantize after {last.op_type} to uint8 with zero point 0",
+            f"quantize after {last.op_type} to uint8 with zero point 0",
             fixable=unused,
         )
     elif begin < low or end > high:
         yield FloatReason(
-            rule="O12",
-            found=f"{last.op_type} {last.name!r} ends at {low:g} and {high:g}, inside the range of {quantizer.name!r}, "
+            "O12",
+            f"{last.op_type} {last.name!r} ends at {low:g} and {high:g}, inside the range of {quantizer.name!r}, "
             f"{begin:g} to {end:g}, so that it cannot be dropped",
-            repair="put an integer Clip behind QuantizeLinear instead, or use Relu",
+            "put an integer Clip behind QuantizeLinear instead, or use Relu",
             fixable=last.op_type == "Clip",
         )
 

@@ -19,8 +19,6 @@ from dfqkit_export.backends.quantized_codes import CLIPS_CODES
 from dfqkit_export.backends.rule import Violation, rule, rules_in
 from dfqkit_export.onnxfile.graph import attribute
 
-__all__ = ["RULES"]
-
 # ConvTranspose has O14; Pad only moves values, so that float costs it a copy at most, and often not even that.
 _REPORTED = frozenset({"ConvTranspose", "Pad"})
 # Only x86 needs unsigned activations.
@@ -38,8 +36,8 @@ def _layers_with(id: str) -> Callable[[QdqGraph], Iterator[Violation]]:
             reason = next(float_reasons(layer, graph), None)
             if reason is not None and reason.rule == id:
                 yield Violation(
-                    node=graph.name(layer),
-                    message=f"it runs in float: {reason.found}",
+                    graph.name(layer),
+                    f"it runs in float: {reason.found}",
                     repair=reason.repair,
                     fixable=reason.fixable and (id not in _CLIPPING or graph.opset >= CLIPS_CODES),
                 )
@@ -59,13 +57,10 @@ def is_spatial_mean(node: onnx.NodeProto, graph: QdqGraph) -> bool:
 
 
 @rule("O9", "warning", "Global pooling is GlobalAveragePool", repair="write it as GlobalAveragePool", fixable=True)
-def find_means(graph: QdqGraph) -> Iterator[Violation]:
-    """Global pooling that is written as ReduceMean."""
+def _find_means(graph: QdqGraph) -> Iterator[Violation]:
     for node in graph.of_type("ReduceMean"):
         if is_spatial_mean(node, graph):
-            yield Violation(
-                node=graph.name(node), message="it averages height and width by ReduceMean, which always runs in float"
-            )
+            yield Violation(graph.name(node), "it averages height and width by ReduceMean, which always runs in float")
 
 
 @rule(
@@ -75,8 +70,7 @@ def find_means(graph: QdqGraph) -> Iterator[Violation]:
     repair="put the Q/DQ pair between pooling and Flatten as well",
     fixable=True,
 )
-def find_late_quantizers(graph: QdqGraph) -> Iterator[Violation]:
-    """Pooling whose output is quantized only behind Flatten."""
+def _find_late_quantizers(graph: QdqGraph) -> Iterator[Violation]:
     for node in graph.of_type("GlobalAveragePool", "AveragePool"):
         flatten = graph.only_reader(node.output[0])
         quantize = graph.only_reader(flatten.output[0]) if flatten is not None else None
@@ -84,23 +78,22 @@ def find_late_quantizers(graph: QdqGraph) -> Iterator[Violation]:
             continue
         if quantize.op_type == "QuantizeLinear" and graph.operand(node.input[0]).dequantize is not None:
             yield Violation(
-                node=graph.name(node),
-                message=f"its output is quantized only behind {flatten.op_type} {graph.name(flatten)!r}, so that "
+                graph.name(node),
+                f"its output is quantized only behind {flatten.op_type} {graph.name(flatten)!r}, so that "
                 "the pooling runs in float",
             )
 
 
 @rule("O15", "warning", "Weights are int8", repair="store them as int8 with zero point 0", fixable=True)
-def find_unsigned_weights(graph: QdqGraph) -> Iterator[Violation]:
-    """Weights stored as uint8."""
+def _find_unsigned_weights(graph: QdqGraph) -> Iterator[Violation]:
     for layer in graph.weighted():
         weight = graph.operand(layer.input[1])
         if weight.activation or weight.dequantize is None:
             continue
         if graph.quantized_type(weight.dequantize) == TensorProto.UINT8:
             yield Violation(
-                node=graph.name(layer),
-                message="its weights are uint8, whose kernels are about 2.5 times slower than those for int8",
+                graph.name(layer),
+                "its weights are uint8, whose kernels are about 2.5 times slower than those for int8",
                 fixable=_stored(weight.dequantize, graph) and graph.zero_point(weight.dequantize) == 128,
             )
 
@@ -115,16 +108,14 @@ def _stored(dequantize: onnx.NodeProto, graph: QdqGraph) -> bool:
     "Operators between pairs have integer kernels",
     repair="nothing in the file helps; choose a model without this operator where speed matters",
 )
-def find_float_operators(graph: QdqGraph) -> Iterator[Violation]:
-    """Operators between Q/DQ pairs for which the target's table knows no integer kernel."""
+def _find_float_operators(graph: QdqGraph) -> Iterator[Violation]:
     for node in graph.nodes:
         row = graph.target.rule(node.op_type)
         if row is None or row.placement.value != "float" or node.op_type in _REPORTED or is_spatial_mean(node, graph):
             continue
         if node.input and graph.operand(node.input[0]).dequantize is not None and node.input[0] in graph.activations:
             yield Violation(
-                node=graph.name(node),
-                message=f"{node.op_type} always runs in float here, between dequantizing and quantizing again",
+                graph.name(node), f"{node.op_type} always runs in float here, between dequantizing and quantizing again"
             )
 
 
@@ -134,8 +125,7 @@ def find_float_operators(graph: QdqGraph) -> Iterator[Violation]:
     "Weights leave a bit free where products saturate",
     repair="quantize with 7-bit weights (reduce_range)",
 )
-def find_saturating_weights(graph: QdqGraph) -> Iterator[Violation]:
-    """Weights of more than 7 bits for kernels that add products in 16 bits."""
+def _find_saturating_weights(graph: QdqGraph) -> Iterator[Violation]:
     if not graph.target.weights.reduce_range:
         return
     for layer in graph.weighted():
@@ -143,8 +133,8 @@ def find_saturating_weights(graph: QdqGraph) -> Iterator[Violation]:
         codes = graph.constant(weight.dequantize.input[0]) if weight.dequantize is not None else None
         if codes is not None and codes.dtype == np.int8 and int(np.abs(codes.astype(np.int16)).max(initial=0)) > 64:
             yield Violation(
-                node=graph.name(layer),
-                message="its weights fill 8 bits; without VNNI, sums of uint8 x int8 products saturate at 16 bits",
+                graph.name(layer),
+                "its weights fill 8 bits; without VNNI, sums of uint8 x int8 products saturate at 16 bits",
             )
 
 

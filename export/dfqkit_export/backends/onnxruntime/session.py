@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from dfqkit_export.backends.session import FileSession, Images, check_threads, require_one_image
 from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
 
-__all__ = ["OrtSession", "present_providers"]
-
 _ERRORS_ONLY = 3
 _CPU = "CPUExecutionProvider"
 

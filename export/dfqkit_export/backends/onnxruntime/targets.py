@@ -52,12 +52,7 @@ def _weighted(
 ) -> OperatorRule:
     cited = {"": _FUSED, "weights": _WEIGHTS_SOURCE, "bias": _BIAS_SOURCE} | sources
     return row(
-        *operators,
-        placement=placement,
-        activations=activations,
-        weights=weights,
-        bias=("int32", "float"),
-        source=cited,
+        *operators, placement=placement, activations=activations, weights=weights, bias=("int32", "float"), source=cited
     )
 
 

@@ -20,8 +20,6 @@ from dfqkit_export.backends.precision import LayerPrecision, Realised, layer_tol
 from dfqkit_export.onnxfile.graph import SourceGraph
 from dfqkit_export.onnxfile.model import load_onnx
 
-__all__ = ["realised_in_openvino"]
-
 Executed = Mapping[str, str]
 
 _INTEGERS = frozenset({"i8", "u8"})
@@ -38,13 +36,6 @@ def realised_in_openvino(path: str | Path) -> Realised:
 
     A layer counts as integer where the primitive that computes it reads int8 or uint8 codes; where an addition was
     fused into a convolution, that is the convolution's.
-
-    Args:
-        path: The ONNX file.
-
-    Raises:
-        ArtefactError: The file is not a complete ONNX model, or OpenVINO does not accept it.
-        RuntimeUnavailableError: openvino is not installed.
     """
     source = load_onnx(path)
     with tempfile.TemporaryDirectory(prefix="dfqkit-") as folder:

@@ -14,8 +14,6 @@ import onnx
 
 from dfqkit_export.onnxfile.graph import SourceGraph
 
-__all__ = ["reason_in_openvino"]
-
 Operand = Literal["input", "weight"]
 
 # A DequantizeLinear is moved behind these.
@@ -30,15 +28,7 @@ _UNKNOWN = "no known rule explains it"
 
 
 def reason_in_openvino(layer: onnx.NodeProto, graph: SourceGraph) -> str:
-    """Say why OpenVINO runs a layer in float, and what would repair it.
-
-    Args:
-        layer: A layer of the source graph.
-        graph: That graph.
-
-    Returns:
-        A sentence; where no rule explains it, one that says so.
-    """
+    """Say why OpenVINO runs a layer in float, and what would repair it, or that no known rule explains it."""
     operands: list[tuple[str, Operand]] = [
         (tensor, "input" if tensor in graph.activations else "weight") for tensor in layer.input[:2]
     ]

@@ -19,8 +19,6 @@ from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
 from dfqkit_export.lazy import install_hint
 from dfqkit_export.onnxfile.model import load_onnx
 
-__all__ = ["OpenVinoSession"]
-
 
 class OpenVinoSession(FileSession):
     """One ONNX file, compiled for OpenVINO's CPU plugin.

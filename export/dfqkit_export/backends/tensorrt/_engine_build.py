@@ -17,19 +17,13 @@ from dfqkit_export.backends.precision import with_unique_names
 from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
 from dfqkit_export.onnxfile.model import load_onnx
 
-__all__ = ["build_engine", "vendor_module"]
-
 # First and first-too-new version: RTX compiles int8 convolutions since 1.7, TensorRT takes our files since 10.13.
 _VERSIONS = {"tensorrt": ((10, 13), (12, 0)), "tensorrt_rtx": ((1, 7), (2, 0))}
 _SPOKEN = ("INTERNAL_ERROR", "ERROR", "WARNING")
 
 
 def vendor_module(name: str) -> Any:
-    """Import "tensorrt" or "tensorrt_rtx".
-
-    Raises:
-        RuntimeUnavailableError: It is not installed, or of a version that this code was not written for.
-    """
+    """Import "tensorrt" or "tensorrt_rtx", of a version that this code was written for."""
     try:
         module = import_module(name)
     except ImportError as error:
@@ -66,10 +60,6 @@ def build_engine(
 
     Returns:
         version, accepted, problems (of the parser), messages (severity and text), seconds.
-
-    Raises:
-        RuntimeUnavailableError: The module is not installed or of another version.
-        ArtefactError: The file is not a complete ONNX model, or its input has open sizes other than the batch.
     """
     trt = vendor_module(module)
     # What the engine says of a layer must name one node, so nodes without a name get the one that every reader gives.

@@ -23,8 +23,6 @@ from dfqkit_export.backends.weight_axes import find_wrong_axes
 from dfqkit_export.onnxfile.graph import SourceGraph
 from dfqkit_export.onnxfile.model import load_onnx
 
-__all__ = ["EngineLayer", "match_layers", "nodes_in", "read_file", "types_in"]
-
 # As the engine's own texts name them, in RTX 1.7's log and in the formats of the inspector.
 _TYPES = {
     "int8": "int8", "uint8": "uint8", "int4": "int4", "int32": "int32", "int64": "int64", "bool": "bool",
@@ -97,11 +95,7 @@ def nodes_in(metadata: str) -> tuple[str, ...]:
 
 
 def read_file(path: str | Path) -> onnx.ModelProto:
-    """Read an ONNX file and name its nodes as a build does.
-
-    Raises:
-        ArtefactError: It is not a complete ONNX model.
-    """
+    """Read an ONNX file and name its nodes as a build does."""
     model = load_onnx(path)
     with tempfile.TemporaryDirectory(prefix="dfqkit-") as folder:
         with_unique_names(model, Path(path), Path(folder))
@@ -112,12 +106,8 @@ def match_layers(model: onnx.ModelProto, layers: Iterable[EngineLayer], *, targe
     """Say how an engine executes each convolution and matrix product of the file that it was built from.
 
     Additions are not among the layers: the TensorRT family computes them in generated element-wise code, which reads
-    and writes int8 and adds in float. For the same reason that code is not among `float_ops`.
-
-    Args:
-        model: The file, its nodes named uniquely.
-        layers: The engine's layers.
-        target: The target whose rules may say why a layer is in float.
+    and writes int8 and adds in float. For the same reason that code is not among `float_ops`. The model's nodes have
+    unique names; the target's rules may say why a layer is in float.
     """
     engine = list(layers)
     graph = SourceGraph(model.graph)

@@ -16,8 +16,6 @@ from dfqkit_export.backends.isolation import call_isolated
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import write_bytes
 
-__all__ = ["Build", "ParserProblem", "build_isolated", "check_batches", "module_name"]
-
 _COMPLAINTS = ("INTERNAL_ERROR", "ERROR", "WARNING")
 
 
@@ -69,11 +67,7 @@ class Build:
     layer_info: str = ""
 
     def require(self) -> None:
-        """Refuse a file that the builder refused.
-
-        Raises:
-            ArtefactError: No engine was built; says at which node, or in the builder's words why.
-        """
+        """Refuse a file that the builder refused: says at which node, or in the builder's words why."""
         if self.accepted:
             return
         said = [f"{item.operator} {item.node!r}: {item.text} ({item.code})" for item in self.problems]
@@ -97,11 +91,6 @@ def build_isolated(
         out: Where to keep the engine; None keeps none.
         options: Arguments of `_engine_build.build_engine` beside module, path and plan.
         timeout: Seconds after which the builder is stopped.
-
-    Raises:
-        ArtefactError: The file does not exist, or has open sizes other than the batch.
-        RuntimeUnavailableError: The runtime is not installed, or of a version not supported.
-        RuntimeCrashedError: The builder died or took too long.
     """
     source = Path(path).resolve()
     if not source.is_file():
@@ -140,11 +129,7 @@ def module_name(runtime: str) -> str:
 
 
 def check_batches(batches: Sequence[int]) -> list[int]:
-    """Return smallest, best and largest batch as a list.
-
-    Raises:
-        ArtefactError: They are not three, below 1, or not in order.
-    """
+    """Return smallest, best and largest batch as a list."""
     found = list(batches)
     if len(found) != 3 or found[0] < 1 or found != sorted(found):
         message = f"Batches are {found}; give three, smallest, best and largest, each at least 1, in order: (1, 8, 32)."

@@ -18,8 +18,6 @@ from dfqkit_export.backends.tensorrt.session import build
 from dfqkit_export.backends.tensorrt.targets import TENSORRT
 from dfqkit_export.errors import ArtefactError
 
-__all__ = ["parse_layer_info", "realised_in_tensorrt"]
-
 _TYPE_FIELDS = ("Datatype", "DataType", "Format/Datatype", "Format")
 
 
@@ -30,11 +28,6 @@ def realised_in_tensorrt(path: str | Path, layer_info: str | Path | None = None)
         path: The ONNX file.
         layer_info: What `trtexec --exportLayerInfo` wrote about the engine that was built from the file, maybe on
             another machine; None builds the file here, which needs TensorRT and its GPU.
-
-    Raises:
-        ArtefactError: One of the files is not what it should be, or TensorRT does not accept the model.
-        RuntimeUnavailableError: TensorRT is not installed, of a version not supported, or there is no GPU.
-        RuntimeCrashedError: Builder or engine died or took too long.
     """
     if layer_info is not None:
         text = _read(Path(layer_info))
@@ -54,17 +47,9 @@ def _read(path: Path) -> str:
 
 
 def parse_layer_info(text: str) -> tuple[EngineLayer, ...]:
-    """Read an engine's layers.
+    """Read an engine's layers, in its order, from the JSON document of TensorRT 10 or 11.
 
-    Args:
-        text: The JSON document of TensorRT 10 or 11.
-
-    Returns:
-        The layers in the engine's order.
-
-    Raises:
-        ArtefactError: It is not such a document, or the engine was built without detailed profiling verbosity, so that
-            it holds nothing but names.
+    One that was built without detailed profiling verbosity holds nothing but names, and is refused.
     """
     try:
         document = json.loads(text)

@@ -32,8 +32,6 @@ from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
 from dfqkit_export.files import write_bytes
 from dfqkit_export.lazy import install_hint
 
-__all__ = ["EngineSession", "build", "inspect_engine", "load", "load_built", "missing_gpu"]
-
 _MODULE = "tensorrt"
 
 
@@ -58,17 +56,7 @@ class EngineSession(FileSession):
     """
 
     def __init__(self, path: str | Path, module: str, engine: bytes) -> None:
-        """Load an engine.
-
-        Args:
-            path: The ONNX file that the engine was built from, for messages.
-            module: "tensorrt" or "tensorrt_rtx".
-            engine: What the builder wrote, on a machine with the same GPU and version.
-
-        Raises:
-            RuntimeUnavailableError: There is no GPU, or the module is not installed or of another version.
-            ArtefactError: The engine is not for this GPU and version, or has not one float input and float outputs.
-        """
+        """Load what the builder of "tensorrt" or "tensorrt_rtx" wrote, on a machine with the same GPU and version."""
         self.path = Path(path)
         self._torch = _torch()
         trt = vendor_module(module)
@@ -90,12 +78,7 @@ class EngineSession(FileSession):
         self.batches = (int(smallest[0]), int(largest[0]))
 
     def outputs(self, images: Images, names: Sequence[str] | None = None) -> list[NDArray[Any]]:
-        """Compute several of the engine's outputs; see `FileSession.outputs`.
-
-        Raises:
-            ArtefactError: The images do not fit the input, the batch is not among those built for, an output is
-                unknown, or the runtime refuses.
-        """
+        """Compute several of the engine's outputs; see `FileSession.outputs`."""
         self.check(images)
         wanted = self.output_names if names is None else names
         unknown = [name for name in wanted if name not in self.output_names]
@@ -119,23 +102,11 @@ class EngineSession(FileSession):
         return [np.asarray(results[name].cpu().numpy()) for name in wanted]
 
     def predict(self, images: Images, batch: int = 64) -> Values:
-        """Compute the first output of any number of images, in batches of at most what the engine was built for.
-
-        Args:
-            images: Shape (N, C, H, W), float32, normalised, at least one.
-            batch: Images in one call of the runtime, at most.
-
-        Raises:
-            ArtefactError: The images do not fit the input, or there are none.
-        """
+        """Compute the first output in batches of at most what the engine was built for; see `FileSession.predict`."""
         return super().predict(images, min(batch, self.batches[1]))
 
     def check(self, images: Images) -> None:
-        """Refuse images that the engine was not built for.
-
-        Raises:
-            ArtefactError: The shape or the batch is another; says both.
-        """
+        """Refuse images that the engine was not built for."""
         super().check(images)
         first, last = self.batches
         if not first <= len(images) <= last:
@@ -163,6 +134,7 @@ def build(
     """Build an engine for this machine's GPU, and run it once; each in a process of its own.
 
     A crash of the library is then an error message, and only an engine that survived both is loaded into this process.
+    A file that is refused is a result and no error.
 
     Args:
         path: The ONNX file; nothing but its batch may be symbolic.
@@ -170,14 +142,6 @@ def build(
         batches: Smallest, best and largest batch.
         timing_cache: File with the timings of earlier builds on this GPU, read where it exists, and written.
         timeout: Seconds after which the builder is stopped.
-
-    Returns:
-        What came of it, with the inspector's report; a file that is refused is a result and no error.
-
-    Raises:
-        RuntimeUnavailableError: TensorRT is not installed, of a version not supported, or there is no GPU.
-        RuntimeCrashedError: Builder or engine died or took too long.
-        ArtefactError: The file does not exist, sizes other than its batch are open, or the engine does not run.
     """
     missing = not_installed(_MODULE, "install it as NVIDIA's guide says") or missing_gpu()
     if missing:
@@ -203,25 +167,12 @@ def build(
 
 
 def load(path: str | Path, **options: Any) -> EngineSession:
-    """Build an ONNX file and load the engine; the options are those of `build`.
-
-    Raises:
-        RuntimeUnavailableError: TensorRT is not installed, of a version not supported, or there is no GPU.
-        RuntimeCrashedError: Builder or engine died or took too long.
-        ArtefactError: The file is not accepted.
-    """
+    """Build an ONNX file and load the engine; the options are those of `build`."""
     return load_built(lambda engine: build(path, engine, **options))
 
 
 def load_built(build: Callable[[Path], Build]) -> EngineSession:
-    """Load what a build gives.
-
-    Args:
-        build: Builds an engine into the file that it is given.
-
-    Raises:
-        ArtefactError: The file is not accepted, or its engine cannot be loaded.
-    """
+    """Load what a build gives, which writes the engine into the file that it is given."""
     with tempfile.TemporaryDirectory(prefix="dfqkit-") as folder:
         engine = Path(folder) / "engine"
         built = build(engine)
@@ -230,20 +181,9 @@ def load_built(build: Callable[[Path], Build]) -> EngineSession:
 
 
 def inspect_engine(module: str, engine: str) -> dict[str, Any]:
-    """Load an engine, read what its inspector says, and run it once on zeros; called in a child process.
+    """Load an engine, return what its inspector says as JSON text, and run it once on zeros; called in a child process.
 
     Running it once here shows a crash of the vendor's library where it hurts nobody.
-
-    Args:
-        module: "tensorrt" or "tensorrt_rtx".
-        engine: The engine's file, absolute.
-
-    Returns:
-        layer_info: the inspector's JSON document as text.
-
-    Raises:
-        RuntimeUnavailableError: There is no GPU, or the module is not installed or of another version.
-        ArtefactError: The engine cannot be loaded or run.
     """
     session = EngineSession(engine, module, Path(engine).read_bytes())
     trt = vendor_module(module)

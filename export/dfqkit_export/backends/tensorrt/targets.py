@@ -9,8 +9,6 @@ from __future__ import annotations
 from dfqkit_export.backends.spaces import S8_ZERO, W8, W8_FULL, W8_TENSOR, row
 from dfqkit_export.backends.target import Cell, OperatorRule, Target
 
-__all__ = ["GUIDE", "RTX_SEEN", "TENSORRT", "UNSUPPORTED", "operators_of"]
-
 RTX_SEEN = "measured: TensorRT for RTX 1.7.1, build for SM86, types of layers in its log"
 _HEADER = "read: NvInfer.h, IQuantizeLayer and IDequantizeLayer"
 GUIDE = "read: TensorRT developer guide, Q/DQ layer placement recommendations"

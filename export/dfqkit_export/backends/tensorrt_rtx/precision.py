@@ -17,8 +17,6 @@ from dfqkit_export.backends.tensorrt_rtx.session import build
 from dfqkit_export.backends.tensorrt_rtx.targets import TENSORRT_RTX
 from dfqkit_export.errors import ArtefactError
 
-__all__ = ["parse_rtx_log", "realised_in_build", "realised_in_tensorrt_rtx"]
-
 if TYPE_CHECKING:
     from dfqkit_export.backends.tensorrt.engines import Build
 
@@ -28,25 +26,12 @@ _DATA_TYPE = re.compile(r"Data ?type: ?([^,}]*)", re.IGNORECASE)
 
 
 def realised_in_tensorrt_rtx(path: str | Path) -> Realised:
-    """Build a file with TensorRT-RTX, without a GPU, and report how each convolution and matrix product is executed.
-
-    Args:
-        path: The ONNX file.
-
-    Raises:
-        ArtefactError: The file is not a complete ONNX model, or TensorRT-RTX does not accept it.
-        RuntimeUnavailableError: TensorRT-RTX is not installed, or too old.
-        RuntimeCrashedError: Its builder died or took too long.
-    """
+    """Build a file with TensorRT-RTX, without a GPU, and report how each convolution and matrix product is executed."""
     return realised_in_build(build(path))
 
 
 def realised_in_build(built: Build) -> Realised:
-    """Read the log of a build by TensorRT-RTX.
-
-    Raises:
-        ArtefactError: The build did not accept the file, or its log holds no layers.
-    """
+    """Read the log of a build by TensorRT-RTX."""
     built.require()
     layers = parse_rtx_log(built.log)
     if not layers:
@@ -59,13 +44,9 @@ def realised_in_build(built: Build) -> Realised:
 
 
 def parse_rtx_log(messages: Iterable[str]) -> tuple[EngineLayer, ...]:
-    """Read the layers out of a build's messages.
+    """Read the layers, in the engine's order, out of a build's messages of any severity.
 
-    Args:
-        messages: What the logger was given at any severity; all but the layer table is skipped.
-
-    Returns:
-        The layers in the engine's order; none where there is no table (DETAILED profiling verbosity writes it).
+    There are none where there is no table: DETAILED profiling verbosity writes it.
     """
     lines = (line.strip() for message in messages if "LayerType:" in message for line in message.split("\n"))
     return tuple(_layer(line) for line in lines if line.startswith("Name:") and "LayerType:" in line)

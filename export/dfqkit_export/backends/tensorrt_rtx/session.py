@@ -14,8 +14,6 @@ from dfqkit_export.backends.tensorrt.engines import Build, build_isolated, check
 from dfqkit_export.backends.tensorrt.session import EngineSession, load_built, missing_gpu
 from dfqkit_export.errors import RuntimeUnavailableError, TargetError
 
-__all__ = ["COMPUTE_CAPABILITIES", "build", "load"]
-
 # Those that RTX 1.7 compiles int8 convolutions for, ahead of time.
 COMPUTE_CAPABILITIES = ("SM80", "SM86", "SM89", "SM120", "SM121")
 _MODULE = "tensorrt_rtx"
@@ -29,7 +27,7 @@ def build(
     batches: tuple[int, int, int] = (1, 8, 32),
     timeout: float = 600.0,
 ) -> Build:
-    """Build an engine, without a GPU, in a process of its own.
+    """Build an engine, without a GPU, in a process of its own; a file that is refused is a result and no error.
 
     Args:
         path: The ONNX file; nothing but its batch may be symbolic.
@@ -37,15 +35,6 @@ def build(
         compute_capability: The GPUs to build for, one of `COMPUTE_CAPABILITIES`; None for this machine's GPU.
         batches: Smallest, best and largest batch.
         timeout: Seconds after which the builder is stopped.
-
-    Returns:
-        What came of it; a file that is refused is a result and no error.
-
-    Raises:
-        RuntimeUnavailableError: TensorRT-RTX is not installed, or too old.
-        RuntimeCrashedError: Its builder died or took too long.
-        TargetError: The compute capability is unknown.
-        ArtefactError: The file does not exist, or sizes other than its batch are open.
     """
     _require(not_installed(_MODULE, extra="tensorrt-rtx"))
     if compute_capability not in (*COMPUTE_CAPABILITIES, None):
@@ -62,13 +51,7 @@ def build(
 
 
 def load(path: str | Path, **options: Any) -> EngineSession:
-    """Build an ONNX file for this machine's GPU and load the engine; the options are those of `build`.
-
-    Raises:
-        RuntimeUnavailableError: TensorRT-RTX is not installed, or there is no GPU.
-        RuntimeCrashedError: Its builder died or took too long.
-        ArtefactError: The file is not accepted.
-    """
+    """Build an ONNX file for this machine's GPU and load the engine; the options are those of `build`."""
     _require(not_installed(_MODULE, extra="tensorrt-rtx") or missing_gpu())
     return load_built(lambda engine: build(path, engine, compute_capability=None, **options))
 

@@ -7,8 +7,6 @@ import dataclasses
 from dfqkit_export.backends.target import Cell
 from dfqkit_export.backends.tensorrt.targets import GUIDE, RTX_SEEN, TENSORRT, UNSUPPORTED, operators_of
 
-__all__ = ["TENSORRT_RTX"]
-
 TENSORRT_RTX = dataclasses.replace(
     TENSORRT,
     name="tensorrt-rtx",

@@ -18,8 +18,6 @@ from dfqkit_export.backends.quantized_codes import can_be_signed
 from dfqkit_export.backends.rule import Violation, rule, rules_in
 from dfqkit_export.onnxfile.graph import OWN_DOMAINS, has_input, type_name
 
-__all__ = ["RULES", "is_code", "is_uint8_read_as_int8"]
-
 _CODES = frozenset({TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16})
 _LOW_BIT = frozenset({TensorProto.INT4, TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT4E2M1})
 _INT32 = TensorProto.INT32
@@ -42,8 +40,7 @@ def is_uint8_read_as_int8(node: onnx.NodeProto, graph: QdqGraph) -> bool:
     repair="quantize to int8 with zero point 0 (symmetric), also behind Relu",
     fixable=True,
 )
-def find_wrong_types(graph: QdqGraph) -> Iterator[Violation]:
-    """Q/DQ nodes on types that TensorRT does not quantize to."""
+def _find_wrong_types(graph: QdqGraph) -> Iterator[Violation]:
     for node in graph.of_type("QuantizeLinear", "DequantizeLinear"):
         found = graph.quantized_type(node)
         if not found or found in _LOW_BIT or found == _INT32 or type_name(found) in graph.target.dtypes.value:
@@ -56,9 +53,7 @@ def find_wrong_types(graph: QdqGraph) -> Iterator[Violation]:
             else "TensorRT has no such quantized type"
         )
         yield Violation(
-            node=graph.name(node),
-            message=f"its codes are {type_name(found)}; {reason}",
-            fixable=can_be_signed(node, graph),
+            graph.name(node), f"its codes are {type_name(found)}; {reason}", fixable=can_be_signed(node, graph)
         )
 
 
@@ -79,21 +74,18 @@ def _says_no_type(node: onnx.NodeProto, graph: QdqGraph) -> bool:
     repair="quantize symmetrically, with a zero point of 0 stored as an initializer",
     fixable=True,
 )
-def find_zero_points(graph: QdqGraph) -> Iterator[Violation]:
-    """Zero points that are not constants of zeros."""
+def _find_zero_points(graph: QdqGraph) -> Iterator[Violation]:
     for node in graph.of_type("QuantizeLinear", "DequantizeLinear"):
         if not has_input(node, 2) or graph.quantized_type(node) == _INT32:
             continue
         reported = graph.quantized_type(node) == TensorProto.UINT8 and not is_uint8_read_as_int8(node, graph)
         value = graph.constant(node.input[2])
         if value is None:
-            yield Violation(
-                node=graph.name(node), message=f"its zero point {node.input[2]!r} is not a constant", fixable=False
-            )
+            yield Violation(graph.name(node), f"its zero point {node.input[2]!r} is not a constant", fixable=False)
         elif np.any(value.astype(np.float64)) and not reported:
             yield Violation(
-                node=graph.name(node),
-                message=f"its zero point is {int(value.reshape(-1)[0])}; TensorRT quantizes symmetrically, around 0",
+                graph.name(node),
+                f"its zero point is {int(value.reshape(-1)[0])}; TensorRT quantizes symmetrically, around 0",
                 fixable=can_be_signed(node, graph),
             )
 
@@ -105,14 +97,12 @@ def find_zero_points(graph: QdqGraph) -> Iterator[Violation]:
     repair="store the bias as a float32 initializer (for onnxruntime.quantization: QuantizeBias=False)",
     fixable=True,
 )
-def find_integer_biases(graph: QdqGraph) -> Iterator[Violation]:
-    """DequantizeLinear on int32."""
+def _find_integer_biases(graph: QdqGraph) -> Iterator[Violation]:
     for node in graph.of_type("DequantizeLinear"):
         if graph.quantized_type(node) == _INT32:
             readers = ", ".join(f"{graph.name(reader)!r}" for reader in graph.readers(node.output[0]))
             yield Violation(
-                node=graph.name(node),
-                message=f"it dequantizes int32 (the bias of {readers}), which TensorRT's importer refuses",
+                graph.name(node), f"it dequantizes int32 (the bias of {readers}), which TensorRT's importer refuses"
             )
 
 
@@ -123,8 +113,7 @@ def find_integer_biases(graph: QdqGraph) -> Iterator[Violation]:
     repair="apply the operator to the stored codes and remove it",
     fixable=True,
 )
-def find_read_codes(graph: QdqGraph) -> Iterator[Violation]:
-    """Integer constants that something else than DequantizeLinear reads."""
+def _find_read_codes(graph: QdqGraph) -> Iterator[Violation]:
     for tensor in graph.initializers():
         if tensor.data_type not in _CODES:
             continue
@@ -135,11 +124,9 @@ def find_read_codes(graph: QdqGraph) -> Iterator[Violation]:
             if _is_reported(reader, graph):
                 continue
             yield Violation(
-                node=graph.name(reader),
-                message=(
-                    f"it reads the {type_name(tensor.data_type)} constant {tensor.name!r}; TensorRT lets only "
-                    "DequantizeLinear read such constants"
-                ),
+                graph.name(reader),
+                f"it reads the {type_name(tensor.data_type)} constant {tensor.name!r}; TensorRT lets only "
+                "DequantizeLinear read such constants",
                 fixable=reader.op_type == "Clip",
             )
 
@@ -163,18 +150,15 @@ def _is_reported(node: onnx.NodeProto, graph: QdqGraph) -> bool:
     "No 4-bit and 8-bit float types beyond the target's",
     repair="store the codes as int8; a smaller range costs nothing there",
 )
-def find_low_bit_types(graph: QdqGraph) -> Iterator[Violation]:
-    """Types of 4 bits and 8-bit floats, which the target's profile does not declare."""
+def _find_low_bit_types(graph: QdqGraph) -> Iterator[Violation]:
     for node in graph.of_type("QuantizeLinear", "DequantizeLinear"):
         found = graph.quantized_type(node)
         if found in _LOW_BIT and type_name(found) not in graph.target.dtypes.value:
             yield Violation(
-                node=graph.name(node),
-                message=(
-                    f"its codes are {type_name(found)}, which needs certain GPUs and layers (int4: weight-only linear "
-                    f"layers, never convolutions; float8: compute capability 8.9); {graph.target.title} is checked "
-                    f"for {', '.join(graph.target.dtypes.value)}"
-                ),
+                graph.name(node),
+                f"its codes are {type_name(found)}, which needs certain GPUs and layers (int4: weight-only linear "
+                f"layers, never convolutions; float8: compute capability 8.9); {graph.target.title} is checked "
+                f"for {', '.join(graph.target.dtypes.value)}",
             )
 
 
@@ -184,14 +168,13 @@ def is_code(tensor: str, graph: QdqGraph) -> bool:
 
 
 @rule("E10", "error", "Layers read dequantized values", repair="put a DequantizeLinear in front of this input")
-def find_raw_codes(graph: QdqGraph) -> Iterator[Violation]:
-    """Yield layers that read codes without DequantizeLinear."""
+def _find_raw_codes(graph: QdqGraph) -> Iterator[Violation]:
     for node in graph.of_type("Conv", "ConvTranspose", "Gemm", "MatMul", "Add"):
         for tensor in node.input[:2]:
             if is_code(tensor, graph):
                 yield Violation(
-                    node=graph.name(node),
-                    message=f"its input {tensor!r} is {type_name(graph.elem_type(tensor))} without DequantizeLinear",
+                    graph.name(node),
+                    f"its input {tensor!r} is {type_name(graph.elem_type(tensor))} without DequantizeLinear",
                 )
 
 

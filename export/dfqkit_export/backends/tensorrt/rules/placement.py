@@ -15,8 +15,6 @@ from dfqkit_export.backends.qdq import MOVES, QdqGraph
 from dfqkit_export.backends.rule import Violation, rule, rules_in
 from dfqkit_export.onnxfile.graph import attribute, has_input
 
-__all__ = ["RULES"]
-
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _FUSED = frozenset({"BatchNormalization", "Clip", "LeakyRelu", "Relu"})
 
@@ -27,8 +25,7 @@ _FUSED = frozenset({"BatchNormalization", "Clip", "LeakyRelu", "Relu"})
     "No Q/DQ between a convolution and BatchNormalization, Relu or the Add behind it",
     repair="quantize behind the activation function; in front of an Add, only the residual branch",
 )
-def find_pairs_inside_fusions(graph: QdqGraph) -> Iterator[Violation]:
-    """Q/DQ between a convolution and what TensorRT would fuse into it."""
+def _find_pairs_inside_fusions(graph: QdqGraph) -> Iterator[Violation]:
     for quantize in graph.of_type("QuantizeLinear"):
         layer = graph.producer(quantize.input[0])
         if layer is None or layer.op_type not in _CONVOLUTIONS or quantize.input[0] not in graph.activations:
@@ -37,11 +34,9 @@ def find_pairs_inside_fusions(graph: QdqGraph) -> Iterator[Violation]:
             for reader in graph.readers(dequantize.output[0]):
                 if reader.op_type in _FUSED and reader.input[0] == dequantize.output[0]:
                     yield Violation(
-                        node=graph.name(quantize),
-                        message=(
-                            f"it quantizes between {layer.op_type} {graph.name(layer)!r} and {reader.op_type} "
-                            f"{graph.name(reader)!r}, which would be one kernel without it"
-                        ),
+                        graph.name(quantize),
+                        f"it quantizes between {layer.op_type} {graph.name(layer)!r} and {reader.op_type} "
+                        f"{graph.name(reader)!r}, which would be one kernel without it",
                     )
     yield from _pairs_on_main_branches(graph)
 
@@ -56,11 +51,9 @@ def _pairs_on_main_branches(graph: QdqGraph) -> Iterator[Violation]:
             layer = graph.producer(quantize.input[0]) if quantize is not None else None
             if quantize is not None and layer is not None and layer.op_type in _CONVOLUTIONS:
                 yield Violation(
-                    node=graph.name(quantize),
-                    message=(
-                        f"it quantizes the output of {layer.op_type} {graph.name(layer)!r} in front of Add "
-                        f"{graph.name(add)!r}, whose other input is quantized already; the Add cannot be fused into it"
-                    ),
+                    graph.name(quantize),
+                    f"it quantizes the output of {layer.op_type} {graph.name(layer)!r} in front of Add "
+                    f"{graph.name(add)!r}, whose other input is quantized already; the Add cannot be fused into it",
                 )
                 break
 
@@ -72,8 +65,7 @@ def _pairs_on_main_branches(graph: QdqGraph) -> Iterator[Violation]:
     repair="put Q/DQ on the residual branch",
     fixable=True,
 )
-def find_float_residuals(graph: QdqGraph) -> Iterator[Violation]:
-    """Additions to a quantized convolution's output whose other input is float."""
+def _find_float_residuals(graph: QdqGraph) -> Iterator[Violation]:
     for add in _additions(graph):
         layers = [_quantized_convolution(graph.producer(tensor), graph) for tensor in add.input]
         quantized = [graph.operand(tensor).dequantize is not None for tensor in add.input]
@@ -82,11 +74,9 @@ def find_float_residuals(graph: QdqGraph) -> Iterator[Violation]:
         residual = add.input[1] if layers[0] is not None else add.input[0]
         main = next(layer for layer in layers if layer is not None)
         yield Violation(
-            node=graph.name(add),
-            message=(
-                f"it adds the float tensor {residual!r} to the output of {main.op_type} {graph.name(main)!r}; with a "
-                "quantized residual the addition becomes part of that integer kernel"
-            ),
+            graph.name(add),
+            f"it adds the float tensor {residual!r} to the output of {main.op_type} {graph.name(main)!r}; with a "
+            "quantized residual the addition becomes part of that integer kernel",
             fixable=_moves_codes(residual, graph),
         )
 
@@ -124,14 +114,13 @@ def _quantized_convolution(node: onnx.NodeProto | None, graph: QdqGraph) -> onnx
     repair="put a float Clip in front of QuantizeLinear: the same values",
     fixable=True,
 )
-def find_clipped_codes(graph: QdqGraph) -> Iterator[Violation]:
-    """Clip on codes between Q and DQ."""
+def _find_clipped_codes(graph: QdqGraph) -> Iterator[Violation]:
     for clip in graph.of_type("Clip"):
         is_code = graph.elem_type(clip.input[0]) in (TensorProto.INT8, TensorProto.UINT8)
         if is_code and clip.input[0] in graph.activations:
             yield Violation(
-                node=graph.name(clip),
-                message="it clips codes between QuantizeLinear and DequantizeLinear, which keeps the pair from fusing",
+                graph.name(clip),
+                "it clips codes between QuantizeLinear and DequantizeLinear, which keeps the pair from fusing",
             )
 
 

@@ -17,19 +17,15 @@ from dfqkit_export.backends.rule import Violation, rule, rules_in
 from dfqkit_export.backends.tensorrt.rules.errors import is_code, is_uint8_read_as_int8
 from dfqkit_export.onnxfile.graph import attribute, has_input, type_name
 
-__all__ = ["RULES"]
-
 _WIDE = frozenset({TensorProto.DOUBLE, TensorProto.INT64, TensorProto.UINT64})
 
 
 @rule("W1", "warning", "QuantizeLinear says its type", repair="give it a zero point of 0 as int8", fixable=True)
-def find_missing_types(graph: QdqGraph) -> Iterator[Violation]:
-    """QuantizeLinear without zero point and output_dtype."""
+def _find_missing_types(graph: QdqGraph) -> Iterator[Violation]:
     for node in graph.of_type("QuantizeLinear"):
         if not has_input(node, 2) and not attribute(node, "output_dtype", 0):
             yield Violation(
-                node=graph.name(node),
-                message="it has neither zero point nor output_dtype: uint8 for ONNX, int8 for TensorRT",
+                graph.name(node), "it has neither zero point nor output_dtype: uint8 for ONNX, int8 for TensorRT"
             )
 
 
@@ -40,13 +36,12 @@ def find_missing_types(graph: QdqGraph) -> Iterator[Violation]:
     repair="quantize to int8; where the file clips to 127 steps, the numbers stay",
     fixable=True,
 )
-def find_saturating_types(graph: QdqGraph) -> Iterator[Violation]:
-    """Unsigned codes that TensorRT reads as signed."""
+def _find_saturating_types(graph: QdqGraph) -> Iterator[Violation]:
     for node in graph.of_type("QuantizeLinear"):
         if is_uint8_read_as_int8(node, graph) and graph.zero_point(node) == 0:
             yield Violation(
-                node=graph.name(node),
-                message="its codes are uint8, which TensorRT reads as int8: values above 127 steps saturate",
+                graph.name(node),
+                "its codes are uint8, which TensorRT reads as int8: values above 127 steps saturate",
                 fixable=can_be_signed(node, graph),
             )
 
@@ -58,8 +53,7 @@ def find_saturating_types(graph: QdqGraph) -> Iterator[Violation]:
     repair="store scale and zero point with rank 0",
     fixable=True,
 )
-def find_scales_of_rank_one(graph: QdqGraph) -> Iterator[Violation]:
-    """Yield one scale for the whole tensor that is written as a list."""
+def _find_scales_of_rank_one(graph: QdqGraph) -> Iterator[Violation]:
     for node in graph.of_type("QuantizeLinear", "DequantizeLinear"):
         scale = graph.constant(node.input[1])
         if scale is None or scale.size != 1 or not scale.ndim:
@@ -69,20 +63,19 @@ def find_scales_of_rank_one(graph: QdqGraph) -> Iterator[Violation]:
         if node.input[0] not in graph.activations and shape and axis < len(shape) and shape[axis] == 1:
             continue  # A weight with a single output channel: one scale a channel.
         yield Violation(
-            node=graph.name(node),
-            message=f"its scale has shape {list(scale.shape)}; TensorRT takes that for per-channel and runs in float",
+            graph.name(node),
+            f"its scale has shape {list(scale.shape)}; TensorRT takes that for per-channel and runs in float",
         )
 
 
 @rule("W4", "warning", "Activations have one scale", repair="quantize activations per tensor")
-def find_channel_scales_on_activations(graph: QdqGraph) -> Iterator[Violation]:
-    """Activations with a scale for each channel."""
+def _find_channel_scales_on_activations(graph: QdqGraph) -> Iterator[Violation]:
     for node in graph.of_type("QuantizeLinear"):
         scale = graph.constant(node.input[1])
         if node.input[0] in graph.activations and scale is not None and scale.size > 1:
             yield Violation(
-                node=graph.name(node),
-                message=f"it quantizes an activation with {scale.size} scales; kernels take one for the tensor",
+                graph.name(node),
+                f"it quantizes an activation with {scale.size} scales; kernels take one for the tensor",
             )
 
 
@@ -92,8 +85,7 @@ def find_channel_scales_on_activations(graph: QdqGraph) -> Iterator[Violation]:
     "Both operands of a layer are quantized, or none",
     repair="put Q/DQ on that operand too, or remove the other's",
 )
-def find_half_quantized_layers(graph: QdqGraph) -> Iterator[Violation]:
-    """Yield layers of which only one operand is quantized."""
+def _find_half_quantized_layers(graph: QdqGraph) -> Iterator[Violation]:
     for layer in graph.weighted():
         operands = [graph.operand(tensor) for tensor in layer.input[:2]]
         floats = [operand for operand in operands if operand.dequantize is None]
@@ -101,8 +93,8 @@ def find_half_quantized_layers(graph: QdqGraph) -> Iterator[Violation]:
             (operand,) = floats
             what = "activation" if operand.activation else "weight"
             yield Violation(
-                node=graph.name(layer),
-                message=f"its {what} {operand.tensor!r} is float and its other operand quantized, so it runs in float",
+                graph.name(layer),
+                f"its {what} {operand.tensor!r} is float and its other operand quantized, so it runs in float",
             )
 
 
@@ -112,22 +104,21 @@ def find_half_quantized_layers(graph: QdqGraph) -> Iterator[Violation]:
     "Q and DQ of a pair agree, and pairs do not follow each other",
     repair="give both the same scale and zero point; keep one of two pairs in a row",
 )
-def find_differing_scales(graph: QdqGraph) -> Iterator[Violation]:
-    """Yield a DequantizeLinear that undoes another quantization than the one in front of it, and requantization."""
+def _find_differing_scales(graph: QdqGraph) -> Iterator[Violation]:
     for node in graph.of_type("QuantizeLinear"):
         for dequantize, _ in graph.pair(node):
             if _constant_scales(node, dequantize, graph) and not same_parameters(node, dequantize, graph):
                 yield Violation(
-                    node=graph.name(dequantize),
-                    message=f"its scale or zero point differs from those of {graph.name(node)!r}, whose codes it reads",
+                    graph.name(dequantize),
+                    f"its scale or zero point differs from those of {graph.name(node)!r}, whose codes it reads",
                 )
         before = graph.producer(node.input[0])
         if before is None or before.op_type != "DequantizeLinear" or node.input[0] not in graph.activations:
             continue
         if _constant_scales(before, node, graph) and not same_parameters(before, node, graph):
             yield Violation(
-                node=graph.name(node),
-                message=f"it quantizes again what {graph.name(before)!r} has just dequantized, on another scale",
+                graph.name(node),
+                f"it quantizes again what {graph.name(before)!r} has just dequantized, on another scale",
             )
 
 
@@ -136,23 +127,20 @@ def _constant_scales(first: onnx.NodeProto, second: onnx.NodeProto, graph: QdqGr
 
 
 @rule("W12", "warning", "No 64-bit tensors but shapes", repair="use float32, and int32 or integers in shapes only")
-def find_wide_types(graph: QdqGraph) -> Iterator[Violation]:
-    """Activations and constants of 64 bits that are no shapes."""
+def _find_wide_types(graph: QdqGraph) -> Iterator[Violation]:
     for tensor in graph.initializers():
         if tensor.data_type == TensorProto.DOUBLE:
             for reader in graph.readers(tensor.name)[:1]:
-                yield Violation(node=graph.name(reader), message=f"its constant {tensor.name!r} is float64")
+                yield Violation(graph.name(reader), f"its constant {tensor.name!r} is float64")
     for value in graph.model.graph.input:
         if value.type.tensor_type.elem_type in _WIDE and not graph.is_initializer(value.name):
             found = type_name(value.type.tensor_type.elem_type)
-            yield Violation(node="", message=f"the model's input {value.name!r} is {found}")
+            yield Violation("", f"the model's input {value.name!r} is {found}")
     for node in graph.nodes:
         for tensor in node.output:
             if tensor in graph.activations and graph.elem_type(tensor) in _WIDE and _computes(tensor, graph):
                 found = type_name(graph.elem_type(tensor))
-                yield Violation(
-                    node=graph.name(node), message=f"it computes on {found}, for which there are few kernels"
-                )
+                yield Violation(graph.name(node), f"it computes on {found}, for which there are few kernels")
 
 
 def _computes(tensor: str, graph: QdqGraph) -> bool:
@@ -166,8 +154,7 @@ def _computes(tensor: str, graph: QdqGraph) -> bool:
     "Only the batch is dynamic",
     repair="fix the sizes at export, or give each a range (--minShapes, --optShapes, --maxShapes of trtexec)",
 )
-def find_dynamic_axes(graph: QdqGraph) -> Iterator[Violation]:
-    """Report inputs with more unknown sizes than the batch."""
+def _find_dynamic_axes(graph: QdqGraph) -> Iterator[Violation]:
     for value in graph.model.graph.input:
         shape = graph.shape(value.name)
         if graph.is_initializer(value.name) or shape is None:
@@ -176,11 +163,9 @@ def find_dynamic_axes(graph: QdqGraph) -> Iterator[Violation]:
         if free:
             axes = ", ".join(map(str, free))
             yield Violation(
-                node="",
-                message=(
-                    f"the input {value.name!r} has unknown sizes on axes {axes} beside the batch; the engine's profile "
-                    "declares only the batch, so each needs a range of its own"
-                ),
+                "",
+                f"the input {value.name!r} has unknown sizes on axes {axes} beside the batch; the engine's profile "
+                "declares only the batch, so each needs a range of its own",
             )
 
 
@@ -190,8 +175,7 @@ def find_dynamic_axes(graph: QdqGraph) -> Iterator[Violation]:
     "No weight scale vanishes",
     repair="clamp the channel's range before quantizing (to 1e-30 loses nothing)",
 )
-def find_vanishing_scales(graph: QdqGraph) -> Iterator[Violation]:
-    """Weight scales so small that float32 holds them only as subnormal numbers."""
+def _find_vanishing_scales(graph: QdqGraph) -> Iterator[Violation]:
     smallest = float(np.finfo(np.float32).tiny)
     for node in graph.of_type("DequantizeLinear"):
         scale = graph.constant(node.input[1])
@@ -201,22 +185,19 @@ def find_vanishing_scales(graph: QdqGraph) -> Iterator[Violation]:
         dead = np.flatnonzero((numbers > 0) & (numbers < smallest))
         if dead.size:
             yield Violation(
-                node=graph.name(node),
-                message=(
-                    f"the scale of channel {dead[0]} is {numbers[dead[0]]:.1e} ({dead.size} such): its weights are all "
-                    "zero or nearly so, and GPUs flush such a scale to 0"
-                ),
+                graph.name(node),
+                f"the scale of channel {dead[0]} is {numbers[dead[0]]:.1e} ({dead.size} such): its weights are all "
+                "zero or nearly so, and GPUs flush such a scale to 0",
             )
 
 
 @rule("W15", "warning", "ConvTranspose is float", repair="check the layer on the device, or leave it unquantized")
-def find_transposed_convolutions(graph: QdqGraph) -> Iterator[Violation]:
-    """Quantized ConvTranspose."""
+def _find_transposed_convolutions(graph: QdqGraph) -> Iterator[Violation]:
     for layer in graph.of_type("ConvTranspose"):
         if all(graph.operand(tensor).dequantize is not None for tensor in layer.input[:2]):
             yield Violation(
-                node=graph.name(layer),
-                message="a quantized ConvTranspose: TensorRT-RTX runs it in float, TensorRT depending on its version",
+                graph.name(layer),
+                "a quantized ConvTranspose: TensorRT-RTX runs it in float, TensorRT depending on its version",
             )
 
 
