@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 if TYPE_CHECKING:
     from rich.progress import Progress as RichDisplay
 
-__all__ = ["Bar", "Progress", "duration", "silent"]
-
 
 class Bar(Protocol):
     """What a stage tells how far it is."""

@@ -14,18 +14,6 @@ if TYPE_CHECKING:
 
     Commands = argparse._SubParsersAction["Parser"]
 
-__all__ = [
-    "Parser",
-    "add_compute_options",
-    "add_json",
-    "add_overrides",
-    "add_recipe_options",
-    "document",
-    "note",
-    "result",
-]
-
-
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Keeps lines as they are and leaves the options a column that they fit in."""
 

@@ -18,8 +18,6 @@ from types import FrameType
 from dfqkit.cli.options import discard_stdout, note
 from dfqkit_export.errors import DfqkitError
 
-__all__ = ["EXIT_CODES", "Interrupted", "guarded", "resumable"]
-
 EXIT_CODES = """\
 exit codes:
   0    good

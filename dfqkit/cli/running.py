@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 _TRIED = 16  # images that show whether a data set has the right form
 
-__all__ = ["Work", "begin", "carry_out", "chosen_recipe", "ending", "read_report", "reopen", "show_reports"]
-
 
 def chosen_recipe(args: argparse.Namespace) -> Recipe:
     """Load the recipe that the arguments `recipe`, `overrides` and `seed` describe."""

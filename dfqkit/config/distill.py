@@ -9,8 +9,6 @@ from pydantic import BeforeValidator, Field, model_validator
 from dfqkit.config.quant import Bits
 from dfqkit.config.section import Section
 
-__all__ = ["DistillConfig", "DistillWeights", "LayerPair", "LoopConfig", "ObjectiveConfig"]
-
 
 class DistillWeights(Section):
     """Weights of the students' loss terms; a term of weight 0 is not computed."""

@@ -9,8 +9,6 @@ from pathlib import Path
 from dfqkit_export.errors import RecipeError
 from dfqkit_export.words import did_you_mean
 
-__all__ = ["find_file", "find_recipe", "library", "list_recipes"]
-
 
 def library() -> Path:
     """Return the folder of shipped recipes: package data where installed, beside the package in a checkout."""

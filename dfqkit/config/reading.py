@@ -16,8 +16,6 @@ from dfqkit.config.yaml_text import DEEPEST, read_yaml
 from dfqkit_export.errors import RecipeError
 from dfqkit_export.words import did_you_mean
 
-__all__ = ["load_recipe", "parse_recipe", "recipe_from"]
-
 
 def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read, override and validate a recipe.

@@ -35,16 +35,6 @@ from dfqkit_export.errors import RecipeError
 if TYPE_CHECKING:
     from dfqkit_export.images.spec import ImageSpec
 
-__all__ = [
-    "SCHEMA",
-    "BankSection",
-    "FloorSection",
-    "ImageSection",
-    "Recipe",
-    "TeacherSection",
-    "ValidateSection",
-]
-
 #: The version of what a recipe may hold.
 SCHEMA: Literal[1] = 1
 

@@ -9,8 +9,6 @@ from pydantic.json_schema import GenerateJsonSchema
 from dfqkit.config.recipe import SCHEMA, Recipe
 from dfqkit_export.backends import all_targets
 
-__all__ = ["recipe_schema"]
-
 
 def recipe_schema(method: str | None = None) -> dict[str, Any]:
     """Return the schema of recipes.

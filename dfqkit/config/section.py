@@ -15,8 +15,6 @@ from pydantic_core import core_schema
 
 from dfqkit_export.errors import RecipeError
 
-__all__ = ["Added", "OneOf", "Section"]
-
 
 class Section(BaseModel):
     """Base of every section: an unknown key is an error, and nothing changes after it was read."""

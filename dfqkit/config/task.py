@@ -21,8 +21,6 @@ from dfqkit_export.words import did_you_mean
 if TYPE_CHECKING:
     from dfqkit_export.tasks import Task
 
-__all__ = ["AnyTaskSection", "TaskSection", "default_task_section", "task_section"]
-
 
 class TaskSection(Section):
     """Base of every task's section; a recipe may write its name alone where it has no other keys."""

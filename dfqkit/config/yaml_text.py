@@ -12,8 +12,6 @@ import yaml
 
 from dfqkit_export.errors import RecipeError
 
-__all__ = ["DEEPEST", "read_yaml"]
-
 #: How deep values may be nested.
 DEEPEST = 50
 #: How many values there may be, those that aliases repeat counted each time.

@@ -29,8 +29,6 @@ from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.tasks import task_of
 from dfqkit_export.words import some
 
-__all__ = ["BankFolder", "facts_of"]
-
 _STATE = "state.safetensors"
 _SHOWN = 3
 #: Room for the state and the lists.

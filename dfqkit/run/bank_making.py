@@ -40,8 +40,6 @@ from dfqkit_export.tasks import entry_of
 from dfqkit_export.tasks.answering import grouped
 from dfqkit_export.words import some
 
-__all__ = ["BankPlan", "Making", "make_bank"]
-
 _NAMED = 10  # classes named in a warning
 
 

@@ -19,8 +19,6 @@ from torch import Tensor
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import write_bytes
 
-__all__ = ["read_checkpoint", "write_checkpoint"]
-
 SCHEMA = 1
 
 _HEADER = "dfqkit"

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from dfqkit.config.recipe import Recipe
     from dfqkit.run.context import Context
 
-__all__ = ["FINAL", "STAGE"]
-
 #: File of the deployed student, finished.
 FINAL = "student.safetensors"
 

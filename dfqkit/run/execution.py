@@ -21,8 +21,6 @@ from dfqkit.run.stages import STAGES, before, require_earlier
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.env import environment
 
-__all__ = ["execute", "recipe_of", "run_facts"]
-
 #: Room for everything that does not grow with the number of images: students, optimizers, ONNX files, reports.
 _MODEL_SPACE = 256 * 2**20
 

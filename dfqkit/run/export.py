@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from dfqkit.config.recipe import Recipe
     from dfqkit.run.context import Context
 
-__all__ = ["MODEL", "STAGE", "TEACHER"]
-
 #: The files.
 MODEL, TEACHER = "model.onnx", "teacher.onnx"
 

@@ -24,8 +24,6 @@ from dfqkit_export.words import some
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["MANIFEST", "RunFolder"]
-
 _LOG = logging.getLogger(__name__)
 
 MANIFEST, SCHEMA = "manifest.json", 1

@@ -13,8 +13,6 @@ from filelock import FileLock, Timeout
 
 from dfqkit_export.errors import ArtefactError, BusyError
 
-__all__ = ["LOCK_FILES", "FolderLock"]
-
 #: The lock, and the process that has it: a file of its own, because Windows lets nobody read a locked one.
 LOCK_FILES = _LOCK, _HOLDER = ".lock", ".lock.pid"
 

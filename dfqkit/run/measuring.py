@@ -39,18 +39,6 @@ from dfqkit_export.report import LayerRow, layer_rows
 from dfqkit_export.tasks import Outputs, Task
 from dfqkit_export.tasks.answering import answer
 
-__all__ = [
-    "LAYER_IMAGES",
-    "GradingSet",
-    "Measured",
-    "compare",
-    "compare_layers",
-    "estimated_drop",
-    "measure",
-    "real_images",
-    "student_layers",
-]
-
 #: Images of the comparison of layers: enough for a ratio, few enough to hold every activation in memory.
 LAYER_IMAGES = 32
 

@@ -18,8 +18,6 @@ from dfqkit.synthesis.base import Synthesizer
 from dfqkit.training.loop import Loop
 from dfqkit_export.errors import ArtefactError
 
-__all__ = ["CHECKPOINT_SECONDS", "TRAINED", "WARM", "Checkpoints", "found_out", "play", "saved_synthesizer"]
-
 #: Seconds between two checkpoints inside a stage. Taking one changes nothing that is computed.
 CHECKPOINT_SECONDS = float(os.environ.get("DFQKIT_CHECKPOINT_SECONDS", "20"))
 

@@ -189,6 +189,3 @@ def selection(context: Context) -> dict[str, Any]:
         "judged": played.get("judged"),
         **({f"held_out_{held_out.many}": held_out.counts.tolist()} if held_out.one else {}),
     }
-
-
-__all__ = ["measured_on", "provenance", "selection", "synthesis", "warnings_of"]

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from dfqkit.config.recipe import Recipe
     from dfqkit.run.context import Context
 
-__all__ = ["STAGE", "calibrated_file"]
-
 
 def calibrated_file(index: int = 0) -> str:
     """Return where the ensemble's member lies after calibration; member 0 is the deployed one."""

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from dfqkit.config.recipe import Recipe
     from dfqkit.run.context import Context
 
-__all__ = ["WHOLE", "Part", "Plan", "Stage", "StageResult", "always", "each_target", "joined", "named", "only", "whole"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Part:

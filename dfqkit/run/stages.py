@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from dfqkit.config.recipe import Recipe
     from dfqkit.run.folder import RunFolder
 
-__all__ = ["STAGES", "first", "following", "plan", "require_earlier"]
-
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (synthesize.STAGE, train.STAGE, quantize.STAGE, distill.STAGE, export.STAGE, validate.STAGE)

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from dfqkit.config.recipe import Recipe
     from dfqkit.run.context import Context
 
-__all__ = ["STAGE", "require_trainable"]
-
 
 def run(context: Context) -> StageResult:
     """Run the warm-ups; store the images of both synthesizers."""

@@ -96,6 +96,3 @@ def own_runtime(path: Path, target: Target) -> Session | None:
         return backend.load(path, Options())
     except (ArtefactError, RuntimeCrashedError):
         return None  # `ask_runtime` makes a finding of it
-
-
-__all__ = ["Account", "ask_runtime", "own_runtime"]

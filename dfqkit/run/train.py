@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from dfqkit.config.recipe import Recipe
     from dfqkit.run.context import Context
 
-__all__ = ["STAGE"]
-
 
 def run(context: Context) -> StageResult:
     """Train on a live stream and keep the best state."""

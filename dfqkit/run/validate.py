@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from dfqkit.run.measuring import Measured
     from dfqkit_export.report import Report
 
-__all__ = ["PAGE", "REPORT", "STAGE", "contact_sheets", "report_of", "reports"]
-
 #: The report, for programs and for people.
 REPORT, PAGE = "report.json", "report.html"
 
