@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     Commands = argparse._SubParsersAction["Parser"]
 
+
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Keeps lines as they are and leaves the options a column that they fit in."""
 
