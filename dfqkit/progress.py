@@ -20,23 +20,13 @@ class Bar(Protocol):
     """What a stage tells how far it is."""
 
     def advance(self, steps: int = 1, /, **terms: float) -> None:
-        """Note that so many more steps are done.
-
-        Args:
-            steps: How many.
-            terms: Loss terms and the like to show, by name; one that is not given keeps its last value.
-        """
+        """Note that so many more steps are done; a loss term that is not given keeps its last value."""
 
 
 class Progress:
-    """Shows the progress of one stage after the other.
+    """Shows the progress of one stage after the other, on stderr if there is no ``stream``.
 
     Silent if `quiet`, or if the environment has `DFQKIT_PROGRESS=0`. The bar has no colours if it has `NO_COLOR`.
-
-    Args:
-        quiet: Show nothing.
-        stream: Where to show it; stderr if None.
-        clock: Seconds that only grow.
 
     Example:
         >>> with Progress(quiet=True).stage("distill", total=2) as bar:
@@ -53,13 +43,7 @@ class Progress:
 
     @contextmanager
     def stage(self, name: str, *, total: int, start: int = 0) -> Iterator[Bar]:
-        """Show a stage from its first step, or from where it continues, to its last.
-
-        Args:
-            name: What is shown in front.
-            total: Number of steps, at least 1.
-            start: Steps that were done before; they do not count in the time left.
-        """
+        """Show a stage to its last step; those up to ``start`` were done before and do not count in the time left."""
         stream = self._stream or sys.stderr
         count = _Count(name, total, start, self._clock)
         if self.quiet:

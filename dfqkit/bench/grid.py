@@ -27,14 +27,7 @@ _GRAMMAR = re.compile(r"-w\d+a\d+(-[a-z]+)*$")
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One entry of the grid.
-
-    Attributes:
-        contestant: Short name of the recipe.
-        bits: Of the student.
-        seed: Of the run.
-        mode: Whether the student was distilled after calibration.
-    """
+    """One entry of the grid: a contestant, its student's bits, the run's seed, and whether it was distilled."""
 
     contestant: str
     bits: str
@@ -54,11 +47,9 @@ class Grid:
     Attributes:
         contestants: Recipes by short name; the same teacher, images, target and data.
         bits: Schemes, e.g. ("w8a8", "w4a4").
-        seeds: One synthesis each for every contestant.
         passes: Teacher forward+backward image passes that a synthesis may take; None for what each recipe says.
         images: Images that calibrate; a quarter as many are held out.
-        distill: The ``distill`` section for distilled trials, or None.
-        distilled_bits: Schemes that are distilled as well.
+        distilled_bits: Schemes that are distilled as well, by the ``distill`` section.
     """
 
     contestants: dict[str, Recipe]
@@ -116,11 +107,7 @@ class Grid:
 
 
 def contestants(patterns: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, Recipe]:
-    """Return recipes by short name, from names of shipped ones, patterns of them (``digits/*-w8a8-ort``), and files.
-
-    Raises:
-        RecipeError: For a pattern that fits nothing, and for recipes that cannot be compared.
-    """
+    """Return recipes by short name: of shipped ones, patterns of them (``digits/*-w8a8-ort``), and files."""
     shipped = list(list_recipes())
     names: list[str] = []
     for pattern in patterns:

@@ -31,14 +31,7 @@ def document(
     provenance: Mapping[str, Any],
     warnings: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
-    """Return everything that was measured, with its rows.
-
-    Args:
-        trials: Results of `trials.Bench.do`.
-        real: Image statistics of real images.
-        provenance: Command, teacher, data, budget, environment.
-        warnings: What must be known of a contestant's images, by contestant.
-    """
+    """Return all that `trials.Bench.do` measured, beside image statistics of real images and warnings by contestant."""
     found = rows(trials)
     budget = provenance["passes"]
     over = [] if budget is None else [row["contestant"] for row in found if row["synthesis_passes"]["mean"] > budget]

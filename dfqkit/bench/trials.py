@@ -53,16 +53,7 @@ _BATCH = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """A comparison at work.
-
-    Attributes:
-        grid: What is compared.
-        out: Folder of everything.
-        teacher: The teacher of all contestants.
-        test: Labelled images, which measure, and choose which sources are distilled where only the best are.
-        device: Where synthesis and calibration compute.
-        progress: Where it is shown.
-    """
+    """A comparison at work; the labelled test images measure, and choose which sources are distilled."""
 
     grid: Grid
     out: Path
@@ -90,11 +81,7 @@ class Bench:
         return cls(grid=grid, out=out, teacher=teacher, test=test, device=device, progress=progress)
 
     def do(self, trials: Sequence[Trial], tell: Callable[[str], None]) -> list[dict[str, Any]]:
-        """Do every trial that is not done; returns the results in the order of the trials.
-
-        Args:
-            trials: Which ones.
-            tell: Gets one line a trial.
+        """Return the results of all trials, in their order, after doing those that are not done; each gets a line.
 
         Raises:
             BusyError: When another process still works on some of them; all others are done by then.

@@ -54,14 +54,7 @@ _COMMANDS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Args:
-        argv: Arguments without the program's name; those of the process if None.
-
-    Returns:
-        The exit code (`dfqkit --help` lists them).
-    """
+    """Run one command, that of the process without ``argv``, and return its exit code (`dfqkit --help` lists them)."""
     return guarded(lambda: _dispatch(argv))
 
 

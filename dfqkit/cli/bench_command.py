@@ -152,11 +152,7 @@ def _warnings(recipe: Recipe, first: Recipe) -> list[str]:
 
 
 def _settle(path: Path, args: argparse.Namespace, device: str) -> None:
-    """Fill in device and threads with those that the comparison began with; results depend on both.
-
-    Raises:
-        ArtefactError: Others are asked for now, or the file that keeps them is not readable.
-    """
+    """Fill in device and threads as the comparison began, or refuse others; results depend on both."""
     import torch
 
     from dfqkit_export.errors import ArtefactError

@@ -27,19 +27,8 @@ _NODES = 3  # named where a rule is broken in many places; --json has all
 def inspect_file(path: str, target: str | None, fix: str | None, runtimes: Sequence[str], *, as_json: bool) -> int:
     """Print what an ONNX file is, what is wrong with it for a target, and what runtimes make of it.
 
-    Args:
-        path: The file.
-        target: A target's name; None for the one the file says it was made for, or ONNX Runtime.
-        fix: Where to write a repaired file, or None.
-        runtimes: Runtimes to ask for realised precision.
-        as_json: Whether to print JSON instead of text.
-
-    Returns:
-        0, 1 where the checker has errors, or the code of the first runtime that could not be asked.
-
-    Raises:
-        ArtefactError: The file is no model, takes no images, or has nothing quantized in it.
-        TargetError: There is no such target or runtime.
+    Without a target, it is checked for the one that it says it was made for, or ONNX Runtime. Returns 0, 1 where the
+    checker has errors, or the code of the first runtime that could not be asked.
     """
     from dfqkit_export.backends import DEFAULT_TARGET, get_backend, get_target
     from dfqkit_export.checker import check_model, fix_file

@@ -32,11 +32,7 @@ class Parser(argparse.ArgumentParser):
             self.description = textwrap.fill(self.description, width=100)
 
     def error(self, message: str) -> NoReturn:
-        """End with 2 and say how to get help, without repeating the whole usage.
-
-        Raises:
-            SystemExit: Always.
-        """
+        """End with 2 and say how to get help, without repeating the whole usage."""
         self.exit(2, f"error: {message}\nSee `{self.prog} --help`.\n")
 
 
@@ -78,11 +74,7 @@ def document(facts: Mapping[str, Any]) -> str:
 
 
 def natural(text: str) -> int:
-    """Read an integer of at least 0.
-
-    Raises:
-        argparse.ArgumentTypeError: It is none.
-    """
+    """Read an integer of at least 0."""
     if not text.isdecimal():
         message = f"takes an integer of at least 0, found '{text}'"
         raise argparse.ArgumentTypeError(message)
@@ -90,11 +82,7 @@ def natural(text: str) -> int:
 
 
 def positive(text: str) -> int:
-    """Read an integer of at least 1.
-
-    Raises:
-        argparse.ArgumentTypeError: It is none.
-    """
+    """Read an integer of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         message = f"takes an integer of at least 1, found '{text}'"
         raise argparse.ArgumentTypeError(message)

@@ -37,11 +37,7 @@ _AGAIN = "give the same command again, or `dfqkit run --resume DIR` for a run"
 
 
 class Interrupted(KeyboardInterrupt):
-    """An interrupt of something that can be continued.
-
-    Attributes:
-        command: What continues it.
-    """
+    """An interrupt of something that ``command`` continues."""
 
     def __init__(self, command: str) -> None:
         super().__init__(command)
@@ -50,11 +46,7 @@ class Interrupted(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def resumable(command: str) -> Iterator[None]:
-    """Say, where what is inside gets interrupted, how to continue it.
-
-    Raises:
-        Interrupted: Instead of a plain KeyboardInterrupt.
-    """
+    """Say, where what is inside gets interrupted, how to continue it."""
     try:
         yield
     except KeyboardInterrupt as interrupt:

@@ -35,13 +35,7 @@ def chosen_recipe(args: argparse.Namespace) -> Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """A run to be worked on.
-
-    Attributes:
-        folder: Its folder.
-        recipe: Its recipe.
-        teacher: Its teacher, where that was loaded already.
-    """
+    """A run to be worked on, and its teacher where that was loaded already."""
 
     folder: RunFolder
     recipe: Recipe
@@ -51,13 +45,8 @@ class Work:
 def begin(args: argparse.Namespace, recipe: Recipe, *, validates: bool) -> Work:
     """Make the folder of a run, or continue the same run where it is there already.
 
-    What the recipe names is tried first: a run that could not end leaves no folder, which would be in the way of the
-    next attempt, and spends no compute.
-
-    Args:
-        args: With `out`, `device`, `threads` and what `chosen_recipe` reads.
-        recipe: The recipe.
-        validates: Whether the images that it names are needed, too.
+    What the recipe names is tried first, the images that validate where they are needed: a run that could not end
+    leaves no folder, which would be in the way of the next attempt, and spends no compute.
     """
     import torch
 
@@ -86,11 +75,7 @@ def begin(args: argparse.Namespace, recipe: Recipe, *, validates: bool) -> Work:
 
 
 def reopen(path: str) -> Work:
-    """Open a run's folder and the recipe in it.
-
-    Raises:
-        ArtefactError: It is not a run's folder, or its recipe was changed since.
-    """
+    """Open a run's folder and the recipe in it, which must be the one that it began with."""
     from dfqkit.run.execution import recipe_of
     from dfqkit.run.folder import RunFolder
 
@@ -106,16 +91,9 @@ def reopen(path: str) -> Work:
 
 
 def carry_out(work: Work, stages: Iterable[str], args: argparse.Namespace, *, resume: str) -> None:
-    """Do stages of a run, on the device and with the threads that it began with if the arguments do not say others.
+    """Do those stages of a run that are not complete; ``resume`` is the command that continues after an interrupt.
 
-    Args:
-        work: The run.
-        stages: Which ones; those that are complete are skipped.
-        args: With `device`, `threads` and `quiet`.
-        resume: The command that continues it when it is interrupted.
-
-    Raises:
-        ArtefactError: A stage before the first one is not complete, or was tampered with.
+    The device and the threads are those that it began with where the arguments do not say others.
     """
     from dfqkit.progress import Progress
     from dfqkit.run import execution
@@ -155,12 +133,7 @@ def read_report(folder: Path, name: str = REPORT) -> Report:
 
 
 def show_reports(work: Work, started: float) -> int:
-    """Print a run's reports and, for people, its verdict, time and folder; return the exit code.
-
-    Args:
-        work: The run.
-        started: When the command began (`time.monotonic`).
-    """
+    """Print a run's reports and, for people, its verdict, time and folder; return the exit code."""
     from dfqkit_export.report.text import render_text
 
     found = [read_report(work.folder.path, name) for name in reports(work.recipe)]

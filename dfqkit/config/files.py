@@ -23,11 +23,7 @@ def list_recipes() -> dict[str, Path]:
 
 
 def find_recipe(name: str | Path) -> Path:
-    """Return the file of a recipe: a path, or a name in the shipped library, with or without ``.yaml``.
-
-    Raises:
-        RecipeError: Says where it looked, and the nearest name.
-    """
+    """Return the file of a recipe: a path, or a name in the shipped library, with or without ``.yaml``."""
     path = Path(name)
     for candidate in (path, Path(f"{name}.yaml")):
         if candidate.is_file():
@@ -44,11 +40,7 @@ def find_recipe(name: str | Path) -> Path:
 
 
 def find_file(name: str, recipe_dir: Path | None) -> Path:
-    """Return a file that a recipe names: absolute, beside the recipe, then under ``DFQKIT_ASSETS``.
-
-    Raises:
-        RecipeError: Says everywhere it looked.
-    """
+    """Return a file that a recipe names: absolute, beside the recipe, then under ``DFQKIT_ASSETS``."""
     absolute, assets = Path(name).is_absolute(), os.environ.get("DFQKIT_ASSETS")
     folders = [recipe_dir, Path(assets) if assets else None]
     places = [Path(name)] if absolute else [folder / name for folder in folders if folder is not None]

@@ -42,11 +42,7 @@ def parse_recipe(text: str, where: str, overrides: Sequence[str] = ()) -> Recipe
 
 
 def recipe_from(data: object, where: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Validate a recipe's sections; ``where`` names it in errors.
-
-    Raises:
-        RecipeError: They are none, or something in them is wrong.
-    """
+    """Validate a recipe's sections; ``where`` names it in errors, and all errors are said at once."""
     if not isinstance(data, dict):
         message = f"Recipe '{where}' must be a mapping of sections, found {type(data).__name__}."
         raise RecipeError(message)

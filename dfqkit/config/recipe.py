@@ -192,11 +192,7 @@ class Recipe(Section):
 
     @property
     def target(self) -> str:
-        """The target, where there is only one.
-
-        Raises:
-            RecipeError: There are several.
-        """
+        """The target; a RecipeError where there are several."""
         if len(self.targets) > 1:
             message = (
                 f"Recipe '{self.name}' names {len(self.targets)} targets ({', '.join(self.targets)}), and one is "

@@ -11,11 +11,7 @@ from dfqkit_export.backends import all_targets
 
 
 def recipe_schema(method: str | None = None) -> dict[str, Any]:
-    """Return the schema of recipes.
-
-    Args:
-        method: The only synthesizer to describe; all of them by default.
-    """
+    """Return the schema of recipes, with one synthesizer alone or with all of them."""
     document = Recipe.model_json_schema()
     properties, definitions = document["properties"], document["$defs"]
     if method is not None:

@@ -35,11 +35,7 @@ class Section(BaseModel):
 
 @dataclass(frozen=True)
 class Added:
-    """Marks a field that a version added: it is not written while it has its default.
-
-    Attributes:
-        version: The first that knows the field.
-    """
+    """Marks a field that ``version`` added: it is not written while it has its default."""
 
     version: str
 

@@ -28,11 +28,7 @@ class TaskSection(Section):
     name: str
 
     def task(self) -> Task:
-        """Return the task itself.
-
-        Raises:
-            RecipeError: It cannot be imported, or does not take these parameters.
-        """
+        """Return the task itself."""
         from dfqkit_export.tasks import task_of
 
         try:
@@ -47,11 +43,7 @@ _LOG = logging.getLogger(__name__)
 
 @functools.cache
 def task_section(name: str) -> type[TaskSection]:
-    """Return the section of the task called ``name``.
-
-    Raises:
-        RecipeError: For an unknown name, with the nearest; for a task that cannot be imported.
-    """
+    """Return the section of the task called ``name``."""
     known = task_names()
     if name not in known:
         message = f"Unknown task '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}."

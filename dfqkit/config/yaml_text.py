@@ -24,14 +24,9 @@ _PLAIN = frozenset(f"{_PREFIX}{kind}" for kind in ("str", "int", "float", "bool"
 
 
 def read_yaml(text: str, what: str) -> Any:
-    """Read one document of text, numbers, true and false, null, lists and mappings.
+    """Read one document of text, numbers, true and false, null, lists and mappings; no key may stand twice.
 
-    Args:
-        text: YAML.
-        what: Names it in errors, at the beginning of a sentence.
-
-    Raises:
-        RecipeError: It is something else, holds a key twice, or is too large or too deep.
+    ``what`` names it in errors, at the beginning of a sentence.
     """
     loader = None
     try:
@@ -55,10 +50,7 @@ def read_yaml(text: str, what: str) -> Any:
 def _measured(node: yaml.Node, loader: yaml.SafeLoader, seen: dict[int, tuple[int, int] | None]) -> tuple[int, int]:
     """Check a value and all in it, and return how many values that is and how deep they are nested.
 
-    Args:
-        node: The value.
-        loader: Reads scalars.
-        seen: What was found out about other values; None for those that this one is part of.
+    ``seen`` holds what was found out about other values; None for those that this one is part of.
     """
     if id(node) in seen:
         found = seen[id(node)]

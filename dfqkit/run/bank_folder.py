@@ -47,16 +47,12 @@ def facts_of(path: Path) -> dict[str, Any]:
 class BankFolder:
     """A set's folder; enter it (``with``) to begin or continue it, and to keep other processes out.
 
-    Args:
-        path: A new, an empty or an unfinished folder.
+    Attributes:
         request: What decides the images; an unfinished folder must have been begun with the same. Among it ``wanted``
             images and ``shard``, the images in one file.
         facts: What else ``set.json`` tells; of a folder that is continued, its own are kept.
-
-    Attributes:
         shards: Names, sizes and sha256 of the shards that are whole.
         state: Tensors and values that were saved last; None at the beginning.
-        finished: Whether nothing is left to do.
     """
 
     def __init__(self, path: Path, request: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -167,13 +163,7 @@ class BankFolder:
             raise ArtefactError(message)
 
     def add(self, bank: ImageBank, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Write the next shard, and the state after it.
-
-        Args:
-            bank: Its images.
-            tensors: The synthesizer's state.
-            values: Further state, what JSON gives back unchanged; ``cost`` among it, the teacher passes spent so far.
-        """
+        """Write the next shard, and the state after it; ``cost`` in its values is the teacher passes spent so far."""
         name = f"shard-{len(self.shards):05d}.safetensors"
         bank.save(self.path / name)
         self.shards.append({"name": name, "n": len(bank), "sha256": sha256_of_file(self.path / name)})

@@ -45,13 +45,7 @@ _NAMED = 10  # classes named in a warning
 
 @dataclass(frozen=True, kw_only=True)
 class BankPlan:
-    """How large a set is, and who asked for it.
-
-    Attributes:
-        n: Images, at least 1.
-        shard: Images in one file, at least 1; about as many are in memory.
-        command: What makes the set again, for its list.
-    """
+    """How many images a set has, how many lie in one file (and in memory), and the command that makes it again."""
 
     n: int
     shard: int = 1024
@@ -63,18 +57,8 @@ def make_bank(
 ) -> StoredBank:
     """Make a set, or continue one that was interrupted: its images are those of an uninterrupted one, bit for bit.
 
-    Args:
-        recipe: Its teacher, image, synthesis and seed decide the images; its quant section only for methods that play
-            against a student.
-        out: A new or empty folder, or that of the same set.
-        plan: How many images, in what files.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        progress: Where progress is shown.
-        teacher: A teacher already loaded; otherwise the recipe's is.
-
-    Raises:
-        ArtefactError: The folder holds something else, there is no room, or the source runs dry.
-        RecipeError: The method needs what the teacher lacks.
+    The recipe's teacher, image, synthesis and seed decide the images; its quant section only for methods that play
+    against a student. ``out`` is a new or empty folder, or that of the same set.
     """
     where = resolve_device(device)
     teacher = _placed(teacher or teacher_of(recipe), where)
@@ -170,11 +154,7 @@ class Making:
             self.saved = time.monotonic()
 
     def _refill(self, count: int, bar: Bar) -> None:
-        """Run rounds until enough fresh images are there.
-
-        Raises:
-            ArtefactError: When rounds bring no more of them.
-        """
+        """Run rounds until enough fresh images are there; an ArtefactError when rounds bring no more of them."""
         left = self.maker.available
         if left is None or left >= count:
             return

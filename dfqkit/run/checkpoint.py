@@ -27,14 +27,8 @@ _HEADER = "dfqkit"
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], scalars: Mapping[str, object], seconds: float) -> None:
     """Write tensors and scalars as one file; a kill leaves the old file or the new one.
 
-    Args:
-        path: Where.
-        tensors: Any dtype, shape, layout and device; views and shared memory are fine.
-        scalars: What JSON gives back unchanged: text keys; lists, not tuples.
-        seconds: How long the stage took so far.
-
-    Raises:
-        ArtefactError: It cannot be written.
+    Tensors may be views and share memory, on any device. Scalars are what JSON gives back unchanged: text keys; lists,
+    not tuples.
     """
     plain = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
@@ -45,11 +39,7 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], scalars: Mapping
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], float]:
-    """Return the tensors (on the CPU, contiguous), scalars and seconds that were written.
-
-    Raises:
-        ArtefactError: The file is damaged.
-    """
+    """Return the tensors (on the CPU, contiguous), scalars and seconds that were written."""
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {})[_HEADER])

@@ -48,12 +48,7 @@ def teacher_of(recipe: Recipe) -> Teacher:
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto``, ``cpu`` or ``cuda`` as a device.
-
-    Raises:
-        RecipeError: For an unknown name.
-        RuntimeUnavailableError: For cuda where there is none.
-    """
+    """Return ``auto``, ``cpu`` or ``cuda`` as a device that is there."""
     if name not in ("auto", "cpu", "cuda"):
         message = f"Unknown device '{name}'. Allowed: auto, cpu, cuda."
         raise RecipeError(message)
@@ -79,11 +74,7 @@ def provisional_student(
 ) -> fx.GraphModule:
     """Return a student of the recipe's scheme, calibrated on noise, for methods that need one before there is one.
 
-    Args:
-        recipe: Gives scheme, target, batch and seed.
-        teacher: On ``device``.
-        device: Where to compute.
-        student: One of that scheme just built from the teacher, where there is one.
+    ``student`` is one of that scheme just built from the teacher, where there is one.
     """
     scheme = recipe.quant
     if student is None:
@@ -101,10 +92,6 @@ class Context:
     """What every stage needs.
 
     Attributes:
-        folder: Of the run.
-        recipe: What the run does.
-        device: Where to compute.
-        progress: Where it is shown.
         given: A teacher that is loaded already.
         stages: All stages, in order.
         part: The part of a stage that is done.
@@ -160,11 +147,7 @@ class Context:
 
     @cached_property
     def graph(self) -> fx.GraphModule:
-        """The float graph that is quantized: the teacher's, or that of the smaller student that was trained for it.
-
-        Raises:
-            ArtefactError: When the recipe has a student and it is not trained yet.
-        """
+        """The float graph that is quantized: the teacher's, or that of the smaller student that was trained for it."""
         if self.recipe.student is None:
             return self.teacher_graph
         student = self.untrained_student()

@@ -34,19 +34,7 @@ def execute(
     progress: Progress,
     teacher: Teacher | None = None,
 ) -> None:
-    """Run stages of a recipe in order, skipping what is complete.
-
-    Args:
-        folder: The run's folder, made for this recipe.
-        recipe: What to do.
-        stages: Names of `STAGES`.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        progress: Where progress is shown.
-        teacher: A teacher already loaded; otherwise the recipe's is.
-
-    Raises:
-        ArtefactError: When a stage before the first of ``stages`` is missing.
-    """
+    """Run stages in order, but those that are complete; what comes before the first one must be."""
     context = Context(
         folder=folder,
         recipe=recipe,

@@ -38,9 +38,6 @@ class RunFolder:
     """A run's folder; enter it (``with``) to keep other processes out while working in it.
 
     Make one with `create` or `open`. The lock dies with the process, however that ends.
-
-    Attributes:
-        path: The folder.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
@@ -59,9 +56,6 @@ class RunFolder:
             recipe_text: The resolved recipe as YAML.
             digest: Its sha256; two runs with the same one are the same run.
             facts: What the results depend on beside the recipe (versions, device, threads); anything JSON holds.
-
-        Raises:
-            ArtefactError: The folder holds another run or foreign files, or cannot be made.
         """
         path = Path(path)
         try:
@@ -89,11 +83,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
-        """Open the folder of a run that was begun before.
-
-        Raises:
-            ArtefactError: It is not a run's folder, its manifest is damaged, or of an unknown schema.
-        """
+        """Open the folder of a run that was begun before."""
         return cls(Path(path), _read_manifest(Path(path)))
 
     @property
@@ -106,11 +96,7 @@ class RunFolder:
         return dict(self._manifest["facts"])
 
     def recipe_text(self) -> str:
-        """Return the resolved recipe.
-
-        Raises:
-            ArtefactError: The file is missing or unreadable.
-        """
+        """Return the resolved recipe."""
         try:
             return (self.path / _RECIPE).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -118,12 +104,9 @@ class RunFolder:
             raise ArtefactError(message) from error
 
     def done(self, stage: str) -> bool:
-        """Return whether a stage is complete and all its files are as it left them.
+        """Return whether a stage is complete and all its files are as it left them; a changed one is an ArtefactError.
 
         A file that is gone makes the stage undone: it is run again and gives the same file.
-
-        Raises:
-            ArtefactError: A file is there but was changed.
         """
         entry = self._manifest["stages"].get(stage, {})
         if entry.get("status") != "complete":
@@ -153,17 +136,9 @@ class RunFolder:
         self._write_manifest()
 
     def finish(self, stage: str, files: Sequence[str], facts: Mapping[str, object]) -> None:
-        """List a stage as complete and drop its saved state.
+        """List a stage as complete, with files that are whole on disk and facts that JSON holds; drop its saved state.
 
         Where a stage that is done anew gives other files than before, the stages after it are no longer complete.
-
-        Args:
-            stage: Which one; `begin` was called before.
-            files: What it wrote, as paths in the folder, each already whole on disk (`write_bytes`).
-            facts: What it found out; anything JSON holds, without NaN.
-
-        Raises:
-            ArtefactError: A file is not there.
         """
         missing = [name for name in files if not (self.path / name).is_file()]
         if missing:
@@ -189,9 +164,6 @@ class RunFolder:
         """Take over a complete stage of another run: copies of its files, and what it found out.
 
         That the stage is the same in both runs is up to the caller.
-
-        Raises:
-            ArtefactError: The stage is not complete there, or a file cannot be read or written.
         """
         entry = source._complete(stage)
         for name, expected in entry["files"].items():
@@ -212,11 +184,7 @@ class RunFolder:
         self._write_manifest()
 
     def rewrite(self, stage: str, name: str, data: bytes) -> None:
-        """Replace a file of a complete stage from which nothing else is made, such as a rendering of the report.
-
-        Raises:
-            ArtefactError: The stage is not complete, or the file cannot be written.
-        """
+        """Replace a file of a complete stage from which nothing else is made, such as a rendering of the report."""
         files = self._complete(stage)["files"]
         if files.pop(name, None) is not None:
             self._write_manifest()  # a kill between the two leaves the file unlisted, not damaged
@@ -240,11 +208,7 @@ class RunFolder:
         write_checkpoint(self._state(stage), tensors, scalars, self._spent.get(stage, 0.0) + elapsed)
 
     def load_state(self, stage: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Return the tensors (on the CPU, contiguous) and scalars that were saved last, or None.
-
-        Raises:
-            ArtefactError: The file is damaged.
-        """
+        """Return the tensors (on the CPU, contiguous) and scalars that were saved last, or None."""
         if not self._state(stage).exists():
             return None
         from dfqkit.run.checkpoint import read_checkpoint
@@ -328,11 +292,7 @@ def _another_run(folder: RunFolder, recipe_text: str) -> str:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    """Read a run folder's manifest.
-
-    Raises:
-        ArtefactError: It is missing, damaged, or of an unknown schema.
-    """
+    """Read a run folder's manifest; an ArtefactError where it is missing, damaged, or of an unknown schema."""
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))

@@ -18,23 +18,14 @@ LOCK_FILES = _LOCK, _HOLDER = ".lock", ".lock.pid"
 
 
 class FolderLock:
-    """Keeps other processes out of a folder that is there.
-
-    Args:
-        folder: Which one.
-    """
+    """Keeps other processes out of a folder that is there."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lock = FileLock(folder / _LOCK)
 
     def acquire(self) -> None:
-        """Take it, at once or not at all.
-
-        Raises:
-            BusyError: Another process has it.
-            ArtefactError: The folder cannot be written.
-        """
+        """Take it, at once or not at all: a BusyError where another process has it."""
         try:
             self._lock.acquire(blocking=False)
             (self.folder / _HOLDER).write_text(f"{os.getpid()}\n", encoding="utf-8")
@@ -51,11 +42,7 @@ class FolderLock:
             raise ArtefactError(message) from error
 
     def release(self, *, forget: bool = False) -> None:
-        """Give it back.
-
-        Args:
-            forget: Leave no trace in the folder.
-        """
+        """Give it back; leave no trace in the folder if it is to ``forget``."""
         if forget:
             for name in LOCK_FILES:
                 with contextlib.suppress(OSError):  # Windows removes no open file

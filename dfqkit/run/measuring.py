@@ -62,11 +62,8 @@ class Measured:
     """What was measured of a run.
 
     Attributes:
-        metrics: Of all subjects on all images, and of the files.
-        layers: Student and runtime, layer by layer.
         account: What the target's runtime, or one of its family, said of the file.
         labelled: Whether any images have labels.
-        timing: How long the files take, where that was measured.
         estimate: The drop on real images as the synthetic ones tell it (`estimate_of`), where they do.
     """
 
@@ -89,16 +86,7 @@ class _Subjects:
 
 
 def real_images(recipe: Recipe, *, limit: int | None = None) -> LabelledImages | None:
-    """Return the labelled images that a recipe names, or None.
-
-    Args:
-        recipe: Names them.
-        limit: Read fewer than the recipe says, to see whether they are there and fit.
-
-    Raises:
-        RecipeError: When the file is missing; says where it was looked for.
-        ArtefactError: When it does not hold such images.
-    """
+    """Return the labelled images that a recipe names, or None; no more than ``limit``, to see whether they fit."""
     section = recipe.validation
     if section.data is None:
         return None
@@ -110,12 +98,7 @@ def real_images(recipe: Recipe, *, limit: int | None = None) -> LabelledImages |
 
 
 def measure(context: Context, shown_as: str) -> Measured:
-    """Run every model of a run on every set of images, and time the files.
-
-    Args:
-        context: The run's, its export complete.
-        shown_as: Name of the stage in the progress.
-    """
+    """Run every model of a run, its export complete, on every set of images, and time the files."""
     recipe, model = context.recipe, context.file(MODEL)
     sets, subjects = _grading_sets(context), _subjects(context)
     found, estimated = _graded(context, sets, subjects.answers, shown_as)
@@ -195,13 +178,7 @@ def _graded(
 
 
 def compare(task: Task, outputs: dict[str, Outputs], grading: GradingSet) -> list[Metric]:
-    """Return every metric of every subject on one set of images.
-
-    Args:
-        task: What outputs mean.
-        outputs: By subject, ``teacher`` among them; all of the same images.
-        grading: Names the set, and gives its labels where there are any.
-    """
+    """Return every metric of every subject, ``teacher`` among them, on one set of images."""
     found: list[Metric] = []
     labels, data = grading.labels, grading.name
     for subject, given in outputs.items():
@@ -217,13 +194,9 @@ def _joined(parts: list[Outputs]) -> Outputs:
 
 
 def estimated_drop(task: Task, outputs: dict[str, Outputs], method: str, found: list[Metric]) -> dict[str, Any]:
-    """Return the drop on real images as the synthetic ones tell it.
+    """Return the drop on real images as the outputs on synthetic ones, by subject, tell it.
 
-    Args:
-        task: What outputs mean.
-        outputs: By subject, of synthetic images.
-        method: That made the images.
-        found: What was measured; a known accuracy only says whether the drop may be told.
+    A known accuracy in ``found`` only says whether the drop may be told.
     """
     known = next((m.value for m in found if (m.name, m.subject) == (TOP1.name, "teacher")), None)
     both = outputs["teacher"], outputs[DEFAULT.name]

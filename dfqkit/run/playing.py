@@ -26,12 +26,7 @@ WARM, TRAINED = "synthesizer", "synthesizer_after_train"
 
 
 class Checkpoints:
-    """Saves a stage's state now and then, and hands back what an interrupted run left.
-
-    Args:
-        folder: Where it is kept.
-        stage: Whose state; of a part of a stage, with the part's name behind a dot.
-    """
+    """Saves the state of a stage, or of STAGE.PART, now and then, and hands back what an interrupted run left."""
 
     def __init__(self, folder: RunFolder, stage: str) -> None:
         self.folder, self.stage, self.last = folder, stage, time.monotonic()

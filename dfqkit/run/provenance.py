@@ -42,11 +42,9 @@ def warnings_of(recipe: Recipe) -> tuple[str, ...]:
 
 
 def measured_on(recipe: Recipe, source: str | Path) -> bool:
-    """Return whether images come from where a recipe measures, however the two are written.
+    """Return whether images come from where a recipe measures (``validate.data``), however the two are written.
 
-    Args:
-        recipe: Names in ``validate.data`` what it measures on; relative paths are looked up as its own are.
-        source: A path, or ``torchvision:NAME:ROOT``.
+    A source is a path, or ``torchvision:NAME:ROOT``.
     """
     data = recipe.validation.data
     if data is None:
@@ -104,12 +102,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def provenance(context: Context, until: str) -> dict[str, Any]:
-    """Return what made the file and where: `Report.provenance`.
-
-    Args:
-        context: The run's.
-        until: Name of the stage that asks; those before it made the file.
-    """
+    """Return what made the file, the stages before ``until``, and where: `Report.provenance`."""
     recipe, teacher = context.recipe, context.teacher
     warned = warnings_of(recipe)
     section = recipe.student

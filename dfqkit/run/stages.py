@@ -41,11 +41,7 @@ def following(name: str, recipe: Recipe) -> str | None:
 
 
 def require_earlier(folder: RunFolder, recipe: Recipe, name: str) -> None:
-    """Refuse a stage whose predecessors are not complete; those with nothing to do for the recipe never are in the way.
-
-    Raises:
-        ArtefactError: Names the first one that is missing, and the commands that do it.
-    """
+    """Refuse a stage while one before it, which has something to do for the recipe, is not complete."""
     for stage in before(name):
         if stage.applies(recipe) and not folder.done(stage.name):
             message = (

@@ -74,11 +74,7 @@ def run(context: Context) -> StageResult:
 
 
 def require_trainable(context: Context) -> None:
-    """Refuse, before any compute is spent, what the later stages could not do.
-
-    Raises:
-        DfqkitError: The networks cannot be captured or quantized, or have no such layers.
-    """
+    """Refuse, before any compute is spent, what the later stages could not do."""
     from dfqkit.students.capture import float_graph
     from dfqkit.students.student import build_student
     from dfqkit.training.float_student import student_objective

@@ -59,12 +59,7 @@ class Account:
 
 
 def ask_runtime(path: Path, target: Target) -> Account:
-    """Have the runtime of a target's family load the file and say how it executes each layer.
-
-    Args:
-        path: The exported file.
-        target: What it was exported for.
-    """
+    """Have the runtime of a target's family load the exported file and say how it executes each layer."""
     witness = witness_for(target)
     subject = witness.name if witness else ""
     missing = witness.missing() if witness else "no runtime of it is known here"
@@ -83,12 +78,7 @@ def ask_runtime(path: Path, target: Target) -> Account:
 
 
 def own_runtime(path: Path, target: Target) -> Session | None:
-    """Return the file, loaded into the target's own runtime; None where that is ONNX Runtime's CPU, or cannot run here.
-
-    Args:
-        path: The exported file.
-        target: What it was exported for.
-    """
+    """Return the file in the target's own runtime; None where that is ONNX Runtime's CPU, or cannot run here."""
     backend = backend_of(target)
     if backend is DEFAULT or backend.missing():
         return None
