@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dfqkit.cli.options import Parser, result
 from dfqkit_export.words import table
@@ -46,7 +46,9 @@ def _recipes() -> list[tuple[str, ...]]:
 
     # One line of each is needed, and they are ours: no recipe is built, and no text looked at with suspicion.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    documents = {name: yaml.compose(path.read_text(encoding="utf-8"), loader) for name, path in list_recipes().items()}
+    documents: dict[str, Any] = {
+        name: yaml.compose(path.read_text(encoding="utf-8"), loader) for name, path in list_recipes().items()
+    }
     return [
         (name, next((value.value for key, value in document.value if key.value == "why"), ""))
         for name, document in documents.items()

@@ -126,7 +126,9 @@ def _sections(annotation: Any, *marks: Any) -> dict[str | None, type[Section]]:
     """Return the section that an annotation holds, or each of several by its name."""
     union = next((mark for mark in marks if isinstance(mark, OneOf)), None)
     if union is not None:
-        return dict(union.members())
+        found: dict[str | None, type[Section]] = {}
+        found.update(union.members())
+        return found
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return {None: annotation}
     inner = get_args(annotation)

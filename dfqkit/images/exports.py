@@ -22,8 +22,6 @@ from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.stored import Answers, Codes, StoredBank
 from dfqkit_export.tasks import Groups, task_of
 
-__all__ = ["write_class_folders", "write_npz"]
-
 Array = NDArray[Any]
 
 

@@ -18,8 +18,6 @@ from dfqkit_export.images.readers import spread
 from dfqkit_export.images.stored import Codes, StoredBank
 from dfqkit_export.tasks.answering import grouped
 
-__all__ = ["GAP", "LINE", "MARGIN", "SheetForm", "contact_sheet"]
-
 _INK, _FAINT, _PAPER = (30, 30, 30), (150, 150, 150), (255, 255, 255)
 LINE, MARGIN, GAP = 12, 84, 2  # pixels: a line of text, the column of names, between images
 

@@ -17,8 +17,6 @@ from torch import Tensor
 from dfqkit_export.measure.kinds import AGREEMENT
 from dfqkit_export.tasks import Task
 
-__all__ = ["Tensors", "TorchTask", "named"]
-
 #: What a network answers to a batch of images: tensors (N, ...) by the name of the output.
 Tensors = Mapping[str, Tensor]
 

@@ -14,8 +14,6 @@ from dfqkit.tasks.base import Tensors, TorchTask
 from dfqkit_export.measure.kinds import KL
 from dfqkit_export.tasks.classification import LOGITS
 
-__all__ = ["TorchClassification"]
-
 
 class TorchClassification(TorchTask):
     """The torch part of classification."""

@@ -31,14 +31,6 @@ from dfqkit.training.stream import Stream
 from dfqkit_export.errors import ArtefactError, RecipeError, TeacherError
 from dfqkit_export.files import write_bytes
 
-__all__ = [
-    "FloatStudentTrainer",
-    "load_float_student",
-    "new_float_student",
-    "save_float_student",
-    "student_objective",
-]
-
 
 def new_float_student(
     config: FloatStudentConfig, teacher: Teacher, seed: int, find: Callable[[str], Path] = Path

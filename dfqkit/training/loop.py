@@ -26,8 +26,6 @@ from dfqkit.training.objective import Objective
 from dfqkit.training.stream import Stream
 from dfqkit_export.errors import ArtefactError
 
-__all__ = ["Batch", "HeldOut", "Loop"]
-
 _LOG = logging.getLogger(__name__)
 
 #: Images, and what the teacher answers to them.

@@ -21,8 +21,6 @@ from dfqkit.tasks import Tensors, TorchTask
 from dfqkit_export.errors import RecipeError
 from dfqkit_export.words import did_you_mean, some
 
-__all__ = ["Objective", "measuring_points", "reference_graph", "require_names"]
-
 Features = Mapping[str, Tensor]
 _SHOWN = 12  # names that a message lists
 

@@ -21,8 +21,6 @@ from dfqkit.training.loop import HeldOut, Loop
 from dfqkit.training.objective import Objective, measuring_points, reference_graph, require_names
 from dfqkit.training.stream import Stream
 
-__all__ = ["QuantizedStudentTrainer", "measured_pairs"]
-
 
 def measured_pairs(student: fx.GraphModule, config: DistillConfig) -> list[LayerPair]:
     """Return the quantized tensors of a student that a section compares with those of the float graph.

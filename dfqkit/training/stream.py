@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from dfqkit.synthesis.base import Losses, Synthesizer
 from dfqkit.synthesis.optimizers import under
 
-__all__ = ["LiveStream", "Motion", "Stream", "frozen"]
-
 
 class Stream(Protocol):
     """What the loop draws from."""

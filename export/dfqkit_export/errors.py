@@ -9,19 +9,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-__all__ = [
-    "ArtefactError",
-    "BusyError",
-    "CheckFailedError",
-    "DfqkitError",
-    "MissingExtraError",
-    "RecipeError",
-    "RuntimeCrashedError",
-    "RuntimeUnavailableError",
-    "TargetError",
-    "TeacherError",
-]
-
 
 class DfqkitError(Exception):
     """Something that the user can fix.

@@ -29,8 +29,6 @@ from dfqkit_export.tasks import DEFAULT_TASK, Outputs, Task, entry_of, task_in
 from dfqkit_export.tasks.answering import answer
 from dfqkit_export.words import some
 
-__all__ = ["Comparison", "Side", "compare_files"]
-
 _BATCH = 32
 # Laying open what a runtime would fuse may change it. Changes below this share of the largest output do not count.
 _UNDISTURBED = 1e-3

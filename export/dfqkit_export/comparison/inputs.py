@@ -19,8 +19,6 @@ from dfqkit_export.images.stored import StoredBank
 from dfqkit_export.images.tensors import TensorFile
 from dfqkit_export.sentinel import normalized, read_sentinel
 
-__all__ = ["read_inputs"]
-
 Floats = NDArray[np.float32]
 
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MAX_DIFFERING", "MIN_SQNR", "Apart", "LayerDifference"]
-
 #: Decibels below which a layer has parted, where the two sides do not quantize it alike.
 MIN_SQNR = 20.0
 #: Share of a layer's values that rounding alone moves by a code; above it, the difference has begun.

@@ -12,8 +12,6 @@ import onnx
 
 from dfqkit_export.onnxfile.graph import SourceGraph
 
-__all__ = ["Matching", "match_layers"]
-
 Key = tuple[str, tuple[int, ...]]
 
 BY_NAME = "by name"

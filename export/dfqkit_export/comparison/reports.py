@@ -13,8 +13,6 @@ from typing import Any, Literal
 from dfqkit_export.measure.kinds import Metric
 from dfqkit_export.report import Report
 
-__all__ = ["MetricDifference", "ReportDifference", "compare_reports"]
-
 Trend = Literal["better", "worse", "same", "noise", "changed", "only in A", "only in B"]
 
 # Standard errors of a difference within which it is taken for noise.

@@ -10,8 +10,6 @@ from dfqkit_export.comparison.layers import MAX_DIFFERING, LayerDifference
 from dfqkit_export.comparison.reports import ReportDifference
 from dfqkit_export.words import some, table
 
-__all__ = ["render_comparison", "render_differences"]
-
 _HEADER = ("layer", "SQNR dB", "max error", "in LSB", "other code", "> 1 code", "")
 
 

@@ -21,8 +21,6 @@ from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.images.tensors import TensorFile
 
-__all__ = ["HEADER", "IMAGES", "SCHEMA", "SET_FILE", "Contents", "Shard", "reading", "set_contents"]
-
 SCHEMA = 1
 SET_FILE = "set.json"
 #: The one metadata entry of every shard.

@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.spec import ImageSpec
 
-__all__ = ["Inputs", "model_image", "own_batch", "random_inputs"]
-
 Floats = NDArray[np.float32]
 
 # 2 GiB of float32: what a model with a mistaken shape would otherwise ask of the machine.

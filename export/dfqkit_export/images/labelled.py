@@ -20,8 +20,6 @@ from dfqkit_export.images.preprocess import Preprocess
 from dfqkit_export.images.readers import read_folder, read_npz, read_torchvision, read_zip
 from dfqkit_export.images.spec import ImageSpec
 
-__all__ = ["LabelledImages", "load_images"]
-
 _FORMS = (
     "Allowed are an .npz with uint8 'images' and optional 'labels', a .zip with labels.csv and images, a folder of "
     "class folders, a folder of images, and torchvision:NAME:ROOT"

@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
 
-__all__ = ["Preprocess"]
-
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _DEEP_MODES = ("I", "F")
 

@@ -23,8 +23,6 @@ from numpy.typing import NDArray
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.preprocess import Preprocess
 
-__all__ = ["read_folder", "read_npz", "read_torchvision", "read_zip"]
-
 Pixels = NDArray[np.uint8]
 Labelled = tuple[Pixels, NDArray[np.int64] | None]
 

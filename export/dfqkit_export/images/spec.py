@@ -15,8 +15,6 @@ import numpy as np
 
 from dfqkit_export.errors import ArtefactError
 
-__all__ = ["ImageSpec"]
-
 ArrayLike = TypeVar("ArrayLike", bound=Any)
 
 _RANK = 4

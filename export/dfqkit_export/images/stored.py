@@ -22,8 +22,6 @@ from dfqkit_export.files import sha256_of_file
 from dfqkit_export.images.bank_file import IMAGES, Contents, reading, set_contents
 from dfqkit_export.images.tensors import TensorFile
 
-__all__ = ["CalibrationReader", "StoredBank", "image_digest"]
-
 Codes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 #: The teacher's answers (N, ...), by the name of its output.

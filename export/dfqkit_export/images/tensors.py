@@ -19,8 +19,6 @@ from safetensors.numpy import save
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import write_bytes
 
-__all__ = ["MAX_FILE", "TensorFile", "read_tensors", "tensor_bytes", "write_tensors"]
-
 Array = NDArray[Any]
 
 #: Bytes of a file that is read whole, unless the caller allows more.

@@ -22,8 +22,6 @@ from dfqkit_export.errors import ArtefactError
 from dfqkit_export.onnxfile.graph import SourceGraph
 from dfqkit_export.onnxfile.model import load_onnx
 
-__all__ = ["LayerProbe", "layer_outputs", "layer_scales"]
-
 
 class LayerProbe:
     """A file in a runtime, with the outputs of its layers laid open.

@@ -16,21 +16,6 @@ from typing import Literal
 
 from dfqkit_export.errors import ArtefactError
 
-__all__ = [
-    "AGREES",
-    "DIVERGES",
-    "KINDS",
-    "NOISE",
-    "Metric",
-    "MetricKind",
-    "PerImage",
-    "Tolerance",
-    "find_kind",
-    "known_kinds",
-    "load_plugins",
-    "register",
-]
-
 #: Entry point group under which other packages offer kinds.
 GROUP = "dfqkit.metrics"
 #: Kinds by name, in the order in which tables that choose their rows show them.

@@ -18,8 +18,6 @@ from dfqkit_export.backends.session import Session
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.measure.kinds import LATENCY, SPEEDUP, Metric
 
-__all__ = ["Latency", "Timing", "measure_latency"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:

@@ -16,8 +16,6 @@ from dfqkit_export.backends.precision import Realised
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.measure.kinds import INTEGER_OPS, Metric, MetricKind
 
-__all__ = ["integer_share", "max_abs", "require_finite", "same_shape", "share", "sqnr_db"]
-
 
 def share(kind: MetricKind, hits: NDArray[np.bool_], *, subject: str, data: str) -> Metric:
     """Return on how many images something holds, in percent, with its binomial standard error sqrt(p (1 - p) / n).

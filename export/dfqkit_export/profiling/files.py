@@ -23,8 +23,6 @@ from dfqkit_export.onnxfile.model import load_onnx
 from dfqkit_export.profiling.float_twin import float_twin
 from dfqkit_export.profiling.node_times import NodeTime, node_times, time_by_kind
 
-__all__ = ["FLOAT", "INT8", "Cost", "Profile", "profile_file"]
-
 #: Names of the two sessions in every `Latency`.
 FLOAT, INT8 = "float", "int8"
 

@@ -16,8 +16,6 @@ from onnx import helper, numpy_helper
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.onnxfile.graph import SourceGraph, outer_names
 
-__all__ = ["float_twin"]
-
 _Q, _DQ = "QuantizeLinear", "DequantizeLinear"
 _LOWEST = {"uint8": 0, "int8": -128, "uint16": 0, "int16": -(2**15)}
 _FIRST_IR_WITHOUT_LISTED_INITIALIZERS = 4

@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 from dfqkit_export.backends.onnxruntime.precision import INTEGER_OPS
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 
-__all__ = ["KINDS", "NodeTime", "node_times", "time_by_kind"]
-
 Kind = Literal["integer", "Q/DQ", "float", "other"]
 
 KINDS: tuple[Kind, ...] = ("integer", "Q/DQ", "float", "other")

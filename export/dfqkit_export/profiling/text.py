@@ -10,8 +10,6 @@ from dfqkit_export.profiling.files import FLOAT, INT8, Profile
 from dfqkit_export.profiling.node_times import time_by_kind
 from dfqkit_export.words import table
 
-__all__ = ["render_profile"]
-
 _SLOWEST = 5
 
 

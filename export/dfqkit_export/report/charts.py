@@ -16,8 +16,6 @@ from dfqkit_export.measure.kinds import Metric
 from dfqkit_export.report.rows import figure
 from dfqkit_export.report.svg import Axis, columns, line, picture, rows, tick
 
-__all__ = ["interval_chart", "loss_charts"]
-
 Points = list[tuple[float, float]]
 
 _WIDTH, _HEIGHT = 320, 150

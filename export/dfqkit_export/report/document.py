@@ -20,8 +20,6 @@ from dfqkit_export.report.floors import Finding, Floor
 if TYPE_CHECKING:
     from dfqkit_export.backends.precision import LayerPrecision
 
-__all__ = ["SCHEMA", "LayerRow", "Report", "layer_rows"]
-
 SCHEMA = 1
 
 Verdict = Literal["ok", "failed"]

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.measure.kinds import Metric
 
-__all__ = ["Finding", "Floor", "check_floors", "floor_of"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Floor:

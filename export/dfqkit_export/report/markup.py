@@ -14,8 +14,6 @@ from typing import Any
 from dfqkit_export.report.rows import figure
 from dfqkit_export.report.style import SCRIPT, STYLE
 
-__all__ = ["document", "facts", "section", "table"]
-
 # The page works from a file and from a CI artefact; nothing else may be loaded or contacted.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
 

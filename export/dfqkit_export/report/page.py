@@ -27,8 +27,6 @@ from dfqkit_export.report.rows import (
     verdict_sentence,
 )
 
-__all__ = ["render_html"]
-
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MAX_KEYS = 4
 

@@ -25,22 +25,6 @@ from dfqkit_export.measure.kinds import (
 from dfqkit_export.report.document import Report
 from dfqkit_export.report.floors import Floor, floor_of
 
-__all__ = [
-    "Figure",
-    "MetricGroup",
-    "data_note",
-    "difference_figure",
-    "estimate_sentence",
-    "figure",
-    "gap",
-    "metric_groups",
-    "subjects",
-    "timing_caption",
-    "timing_rows",
-    "title_of",
-    "verdict_sentence",
-]
-
 TEACHER = "teacher"
 MISSING = "-"
 _SIZES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))

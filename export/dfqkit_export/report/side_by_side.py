@@ -15,8 +15,6 @@ from dfqkit_export.report.document import LayerRow, Report
 from dfqkit_export.report.markup import document, section, table
 from dfqkit_export.report.rows import difference_figure, figure, title_of, verdict_sentence
 
-__all__ = ["render_side_by_side"]
-
 _MISSING = "-"
 
 

@@ -6,8 +6,6 @@ print; tables scroll inside their own box, so that the page itself never scrolls
 
 from __future__ import annotations
 
-__all__ = ["SCRIPT", "STYLE"]
-
 STYLE = """
 :root {
   color-scheme: light dark; --paper: #fcfbf8; --raised: #ffffff; --ink: #1b1a17; --quiet: #6a665d;

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from html import escape
 
-__all__ = ["Axis", "columns", "line", "nice_step", "picture", "rows", "tick"]
-
 _TICKS = (1, 2, 5)
 
 

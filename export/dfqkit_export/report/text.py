@@ -20,8 +20,6 @@ from dfqkit_export.report.rows import (
 )
 from dfqkit_export.words import table
 
-__all__ = ["render_markdown", "render_text"]
-
 _WORST = 8
 _TIMING_HEADER = ["session", "median", "min", "p10", "p90", "max", "ratio"]
 _LAYER_HEADER = ["layer", "op", "student dB", "runtime dB", "precision", "executed as"]

@@ -16,8 +16,6 @@ from dfqkit_export.images.stored import StoredBank
 from dfqkit_export.tasks.base import Groups, Task
 from dfqkit_export.tasks.lookup import task_of
 
-__all__ = ["answer", "answers", "grouped"]
-
 
 def answer(session: Session, task: Task, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
     """Return a file's outputs for one batch (n, C, H, W), normalised, by the task's names.

@@ -20,8 +20,6 @@ from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.measure.kinds import AGREES, NOISE, Metric
 
-__all__ = ["CLASSES", "Groups", "Labels", "OutputSpec", "Outputs", "Samples", "Task"]
-
 #: What a network answers to a batch of images: arrays (N, ...) by the name of the output.
 Outputs = Mapping[str, NDArray[Any]]
 Labels = NDArray[Any]

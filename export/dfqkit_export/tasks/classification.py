@@ -31,8 +31,6 @@ from dfqkit_export.measure.kinds import (
 from dfqkit_export.measure.metrics import require_finite, same_shape, share, sqnr_db
 from dfqkit_export.tasks.base import CLASSES, Groups, Labels, Outputs, OutputSpec, Samples, Task
 
-__all__ = ["LOGITS", "Classification", "agreement", "agrees", "divergence", "kl", "paired_drop", "top1", "top5"]
-
 #: Name of the one output.
 LOGITS = "logits"
 

@@ -17,8 +17,6 @@ from dfqkit_export.tasks import DEFAULT_NAME, GROUP, task_names
 from dfqkit_export.tasks.base import Task
 from dfqkit_export.words import did_you_mean
 
-__all__ = ["DEFAULT_TASK", "METADATA", "entry_of", "metadata_of", "task_class", "task_in", "task_of"]
-
 #: The entry of an ONNX file's metadata, JSON; a file without it is of the default task.
 METADATA = "dfqkit.task"
 

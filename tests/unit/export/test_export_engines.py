@@ -15,7 +15,6 @@ import onnx
 import onnxruntime
 import pytest
 
-from dfqkit_export import errors
 from dfqkit_export.backends import get_backend
 from dfqkit_export.backends.isolation import call_isolated
 from dfqkit_export.backends.opening import realised_precision
@@ -130,9 +129,6 @@ class TestIsolation:
         (tmp_path / "json.py").write_text("raise SystemExit(9)")
         monkeypatch.chdir(tmp_path)
         assert call_isolated("backends.tensorrt.engines:check_batches", {"batches": [1, 2, 3]}, **self.ASK) == [1, 2, 3]
-
-    def test_the_class_is_public(self) -> None:
-        assert "RuntimeCrashedError" in errors.__all__
 
 
 class TestTensorRt:
