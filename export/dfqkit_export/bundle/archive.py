@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import shutil
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from dfqkit_export.bundle.entries import MAX_MODEL
-from dfqkit_export.errors import ArtefactError
+from dfqkit_export.bundle.entries import MAX_MODEL, refusal
 
 # The earliest that the format can say.
 _WHEN = (1980, 1, 1, 0, 0, 0)
@@ -37,12 +37,9 @@ def zipped(files: Mapping[str, bytes]) -> bytes:
 
 
 def take(path: Path, folder: Path, names: Collection[str]) -> None:
-    """Write the content of the members that are called ``names`` into a folder, under these names.
+    """Write the members of a zip of unknown origin that are called ``names`` into an empty folder, under these names.
 
-    Args:
-        path: The zip, of unknown origin.
-        folder: An empty one; it may be left half full when this raises.
-        names: Ours, plain names of files. Those that the zip does not have are left out.
+    Those that the zip does not have are left out; when this raises, the folder may be left half full.
 
     Raises:
         ArtefactError: It is no zip or damaged; a name occurs twice; a member is encrypted; or it says, or turns out, to
@@ -52,8 +49,7 @@ def take(path: Path, folder: Path, names: Collection[str]) -> None:
         for entry in _entries(archive, path, names):
             with archive.open(entry) as source, (folder / entry.filename).open("xb") as file:
                 # zipfile itself stops at the stated size, and a wrong checksum then says that there was more.
-                while block := source.read(_BLOCK):
-                    file.write(block)
+                shutil.copyfileobj(source, file)
 
 
 def digests(path: Path, names: Collection[str]) -> dict[str, str]:
@@ -89,21 +85,16 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         with zipfile.ZipFile(path) as archive:
             yield archive
     except _UNREADABLE as error:
-        message = f"'{path}' cannot be read as a zip ({error}). Copy or make the bundle again."
-        raise ArtefactError(message) from error
+        raise refusal(path, f"cannot be read as a zip ({error}). Copy or make the bundle again.") from error
 
 
 def _entries(archive: zipfile.ZipFile, path: Path, names: Collection[str]) -> list[zipfile.ZipInfo]:
     entries = [entry for entry in archive.infolist() if entry.filename in names]
     if len({entry.filename for entry in entries}) < len(entries):
-        message = f"'{path}' has a file twice. Do not use it."
-        raise ArtefactError(message)
+        raise refusal(path, "has a file twice. Do not use it.")
     total = sum(entry.file_size for entry in entries)
     most = min(MAX_MODEL + ALWAYS, ALWAYS + MOST_TIMES * path.stat().st_size)
     if total > most:
-        message = (
-            f"'{path}' says that it has {total:,} bytes unpacked; at most {most:,} are allowed for a file of its size. "
-            "Do not use it."
-        )
-        raise ArtefactError(message)
+        told = f"says that it has {total:,} bytes unpacked; at most {most:,} are allowed for a file of its size."
+        raise refusal(path, f"{told} Do not use it.")
     return entries

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dfqkit_export.backends import DEFAULT
@@ -55,7 +55,7 @@ def model_card(manifest: Mapping[str, Any], report: Report | None, sentinel: Sen
         "## Input and output",
         _image(manifest, task),
         "## Provenance",
-        _table(_provenance(manifest, report)),
+        _table(("", ""), _provenance(manifest, report)),
         "## Checking it again",
         _check(sentinel),
         "## Limits",
@@ -74,16 +74,14 @@ def _warnings(manifest: Mapping[str, Any], report: Report | None) -> list[str]:
 
 
 def _accuracy(report: Report | None) -> str:
-    if report is None:
-        return "Not measured."
-    rows = [metric for metric in report.metrics if metric.kind.on_card and metric.subject in _SUBJECTS]
+    metrics = report.metrics if report else ()
+    rows = [metric for metric in metrics if metric.kind.on_card and metric.subject in _SUBJECTS]
     if not rows:
         return "Not measured."
-    head = ["measured", "of", "on", "value", "standard error", "images"]
-    return _table([head, *([*_named(metric)] for metric in rows)], head=True)
+    return _table(("measured", "of", "on", "value", "standard error", "images"), map(_cells, rows))
 
 
-def _named(metric: Metric) -> Sequence[str]:
+def _cells(metric: Metric) -> Sequence[str]:
     value = "none" if metric.value is None else f"{metric.value:.4g} {metric.unit}"
     error = "unknown" if metric.stderr is None else f"{metric.stderr:.2g}"
     return metric.name, _SUBJECTS[metric.subject], metric.data, value, error, f"{metric.n:,}"
@@ -130,16 +128,15 @@ def _provenance(manifest: Mapping[str, Any], report: Report | None) -> list[list
 
 def _check(sentinel: Sentinel) -> str:
     power = sentinel.power
-    seen = ""
+    text = f"{len(sentinel)} images with the teacher's answers are in sentinel.safetensors."
     if power.get("minimum_detectable") is not None:
-        seen = (
+        text += (
             f" A loss of {power['minimum_detectable']} points of agreement with the teacher on images like these shows "
             f"in the {power['images']} sensitive ones; with as many images drawn at random it would take "
             f"{power['minimum_detectable_at_random']}."
         )
-    text = f"{len(sentinel)} images with the teacher's answers are in sentinel.safetensors."
     return (
-        f"`dfqkit check BUNDLE --baseline dfqkit-baseline.json` runs this file on them. {escaped(text + seen)}\n\n"
+        f"`dfqkit check BUNDLE --baseline dfqkit-baseline.json` runs this file on them. {escaped(text)}\n\n"
         f"Programs that run it in {sentinel.task.samples.languages} and TensorRT are in `samples/`."
     )
 
@@ -154,8 +151,6 @@ def _limits(manifest: Mapping[str, Any], sentinel: Sentinel) -> str:
     return "\n".join(f"- {escaped(line)}" for line in lines)
 
 
-def _table(rows: Sequence[Sequence[str]], *, head: bool = False) -> str:
-    width = len(rows[0])
-    lines = [list(rows[0]) if head else [""] * width, ["---"] * width, *(rows[1:] if head else rows)]
-    cells = [line if line[0] == "---" else [escaped(cell) for cell in line] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [map(escaped, head), ["---"] * len(head), *(map(escaped, row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

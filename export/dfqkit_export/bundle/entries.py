@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import stat
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,13 @@ _RESERVED = frozenset('<>:"|?*\\')
 _DEVICES = frozenset({"con", "prn", "aux", "nul", *(f"{port}{n}" for port in ("com", "lpt") for n in range(10))})
 
 
-def checked_names(names: Iterable[str], where: str) -> list[str]:
-    """Return names of files, each inside the bundle, none twice on any file system.
+def refusal(path: Path, told: str) -> ArtefactError:
+    """Return the error that says what is wrong with a file or folder."""
+    return ArtefactError(f"'{path}' {told}")
+
+
+def check_names(names: Collection[str], where: str) -> None:
+    """Refuse names of files that are not inside the bundle, or the same on some file system.
 
     Args:
         names: Relative, with slashes.
@@ -34,11 +39,11 @@ def checked_names(names: Iterable[str], where: str) -> list[str]:
         ArtefactError: A name is absolute, leads outside, has characters that a file system gives a meaning, or is the
             same as another one but for upper and lower case; or there are too many.
     """
-    found, seen = list(names), set()
-    if len(found) > _MAX_FILES:
-        message = f"{where} lists {len(found)} files; at most {_MAX_FILES} are read."
+    seen = set()
+    if len(names) > _MAX_FILES:
+        message = f"{where} lists {len(names)} files; at most {_MAX_FILES} are read."
         raise ArtefactError(message)
-    for name in found:
+    for name in names:
         parts = name.split("/")
         if (
             len(name) > _MAX_NAME
@@ -56,7 +61,6 @@ def checked_names(names: Iterable[str], where: str) -> list[str]:
             message = f"{where} lists {name!r} twice (some systems do not tell upper from lower case). Do not use it."
             raise ArtefactError(message)
         seen.add(name.casefold())
-    return found
 
 
 def printable(text: object) -> bool:
@@ -85,11 +89,9 @@ def plain_file(root: Path, name: str) -> Path | None:
             message = f"Cannot read '{path}': {error.strerror or error}."
             raise ArtefactError(message) from error
         if stat.S_ISLNK(mode):
-            message = f"'{path}' is a symbolic link; a bundle holds plain files only. Copy it with links resolved."
-            raise ArtefactError(message)
+            raise refusal(path, "is a symbolic link; a bundle holds plain files only. Copy it with links resolved.")
     if not stat.S_ISREG(mode):
-        message = f"'{path}' is not a plain file. Copy the bundle again."
-        raise ArtefactError(message)
+        raise refusal(path, "is not a plain file. Copy the bundle again.")
     return path
 
 
@@ -103,29 +105,26 @@ def read_text(path: Path, most: int = MAX_JSON) -> str:
         with path.open("rb") as file:
             data = file.read(most + 1)
         if len(data) > most:
-            message = f"'{path}' is larger than the {most:,} bytes that are read of such a file. Is it the right one?"
-            raise ArtefactError(message)
+            raise refusal(path, f"is larger than the {most:,} bytes that are read of such a file. Is it the right one?")
         return data.decode()
     except (OSError, UnicodeDecodeError) as error:
         message = f"Cannot read '{path}': {error}. Copy it again."
         raise ArtefactError(message) from error
 
 
-def read_json(path: Path, most: int = MAX_JSON) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
         ArtefactError: As `read_text`, or it is not JSON (see `parse_json`), or no object.
     """
-    text = read_text(path, most)
+    text = read_text(path)
     try:
         values = parse_json(text)
     except (ValueError, RecursionError) as error:
-        message = f"'{path}' is not JSON: {error}. Copy the bundle again."
-        raise ArtefactError(message) from error
+        raise refusal(path, f"is not JSON: {error}. Copy the bundle again.") from error
     if not isinstance(values, dict):
-        message = f"'{path}' must hold an object, found {type(values).__name__}. Copy the bundle again."
-        raise ArtefactError(message)
+        raise refusal(path, f"must hold an object, found {type(values).__name__}. Copy the bundle again.")
     return values
 
 

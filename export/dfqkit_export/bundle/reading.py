@@ -5,6 +5,7 @@ What belongs here: `Bundle`, and how each of the three becomes one. Nothing that
 
 from __future__ import annotations
 
+import re
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -17,14 +18,14 @@ from typing import Any
 from dfqkit_export.backends import DEFAULT_TARGET
 from dfqkit_export.bundle.archive import digests, member_names, take
 from dfqkit_export.bundle.entries import (
-    MAX_JSON,
     MAX_MODEL,
-    checked_names,
+    check_names,
     parse_json,
     plain_file,
     printable,
     read_json,
     read_text,
+    refusal,
 )
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import sha256_of_file
@@ -41,8 +42,7 @@ REPORT_FILE, RECIPE_FILE, LABELS_FILE = "report.json", "recipe.yaml", "labels.tx
 _READ = (MANIFEST, MODEL_FILE, SENTINEL_FILE, REPORT_FILE, RECIPE_FILE, LABELS_FILE)
 _RUN_FILES = (MODEL_FILE, TEACHER_FILE, SENTINEL_FILE, REPORT_FILE)
 _MAX_RECIPE, _MAX_LABELS = 2**20, 4 * 2**20
-_DAMAGED = (KeyError, TypeError, ValueError, AttributeError, RecursionError, ArtefactError)
-_SHA256_LENGTH = 64
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,14 +141,13 @@ def open_bundle(path: str | Path) -> Iterator[Bundle]:
         yield _opened(path, path)
         return
     if not path.is_file():
-        message = f"'{path}' is not there. Give a bundle's folder or .zip, or the folder of a run."
-        raise ArtefactError(message)
+        raise refusal(path, "is not there. Give a bundle's folder or .zip, or the folder of a run.")
     if not zipfile.is_zipfile(path):
-        message = (
-            f"'{path}' cannot be read: it is no zip, or a damaged one. Give a bundle's folder or .zip, or the "
-            "folder of a run; `dfqkit bundle` makes a bundle of a run."
+        raise refusal(
+            path,
+            "cannot be read: it is no zip, or a damaged one. Give a bundle's folder or .zip, or the folder of a run; "
+            "`dfqkit bundle` makes a bundle of a run.",
         )
-        raise ArtefactError(message)
     with tempfile.TemporaryDirectory(prefix="dfqkit-bundle-", ignore_cleanup_errors=True) as folder:
         take(path, Path(folder), _READ)
         yield _opened(path, Path(folder))
@@ -162,33 +161,25 @@ def labels_of(path: Path, classes: int) -> tuple[str, ...]:
     """
     lines = tuple(line.strip() for line in read_text(path, _MAX_LABELS).splitlines())
     if len(lines) != classes or not all(line and printable(line) for line in lines):
-        message = (
-            f"'{path}' has {len(lines)} lines; needed are {classes}, one name for each class, in the order of the "
-            "outputs, each with something that can be shown."
-        )
-        raise ArtefactError(message)
+        told = f"has {len(lines)} lines; needed are {classes}, one name for each class, in the order of the outputs,"
+        raise refusal(path, f"{told} each with something that can be shown.")
     return lines
 
 
 def _opened(path: Path, root: Path) -> Bundle:
     manifest = plain_file(root, MANIFEST)
     if manifest is None:
-        message = f"'{path}' has no {MANIFEST}: it is no bundle and no folder of a run. `dfqkit bundle` makes one."
-        raise ArtefactError(message)
-    facts = read_json(manifest, MAX_JSON)
+        raise refusal(path, f"has no {MANIFEST}: it is no bundle and no folder of a run. `dfqkit bundle` makes one.")
+    facts = read_json(manifest)
     schema, kind = facts.get("schema"), facts.get("kind")
     if schema != SCHEMA or isinstance(schema, bool) or (kind != KIND and "stages" not in facts):
         newer = "A newer dfqkit made it: upgrade." if isinstance(schema, int) and schema > SCHEMA else "Make it again."
-        message = (
-            f"'{path}' has a manifest of the kind {kind!r:.40}, schema {schema!r:.40}; read are bundles and runs of "
-            f"schema {SCHEMA}. {newer}"
-        )
-        raise ArtefactError(message)
+        told = f"has a manifest of the kind {kind!r:.40}, schema {schema!r:.40}; read are bundles and runs of schema"
+        raise refusal(path, f"{told} {SCHEMA}. {newer}")
     try:
         bundle = _of_bundle(path, root, facts) if kind == KIND else _of_run(path, root, facts)
-    except _DAMAGED as error:
-        if isinstance(error, ArtefactError):
-            raise
+        _check_files(bundle)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         message = f"The manifest of '{path}' contradicts itself: {type(error).__name__}: {error!s:.200}. Make it again."
         raise ArtefactError(message) from error
     _require_shown(bundle)
@@ -196,13 +187,11 @@ def _opened(path: Path, root: Path) -> Bundle:
         plain_file(root, name)  # refuses links before anything is read through one
     model = plain_file(root, MODEL_FILE)
     if model is None or not 0 < model.stat().st_size < MAX_MODEL:
-        message = f"'{path}' has no {MODEL_FILE}, or one that is too large. Finish the run, or copy the bundle again."
-        raise ArtefactError(message)
+        raise refusal(path, f"has no {MODEL_FILE}, or one that is too large. Finish the run, or copy the bundle again.")
     return bundle
 
 
 def _of_bundle(path: Path, root: Path, facts: Mapping[str, Any]) -> Bundle:
-    listed = {str(name): str(entry["sha256"]) for name, entry in facts["files"].items()}
     return Bundle(
         path=path,
         root=root,
@@ -213,7 +202,7 @@ def _of_bundle(path: Path, root: Path, facts: Mapping[str, Any]) -> Bundle:
         synthesis={key: facts["synthesis"][key] for key in ("method", "data_free", "noise")},
         quant=dict(facts["quant"]),
         command=facts["command"],
-        files=_checked(listed, path),
+        files={str(name): str(entry["sha256"]) for name, entry in facts["files"].items()},
     )
 
 
@@ -225,7 +214,7 @@ def _of_run(path: Path, root: Path, facts: Mapping[str, Any]) -> Bundle:
         if stage.get("status") == "complete"
         for name, entry in stage["files"].items()
     }
-    files = _checked({name: listed[name] for name in _RUN_FILES if name in listed}, path)
+    files = {name: listed[name] for name in _RUN_FILES if name in listed}
     if MODEL_FILE not in files or plain_file(root, MODEL_FILE) is None:
         message = f"The run in '{path}' has not exported its model yet. Run `dfqkit run --resume {path}`."
         raise ArtefactError(message)
@@ -252,13 +241,12 @@ def _of_run(path: Path, root: Path, facts: Mapping[str, Any]) -> Bundle:
     )
 
 
-def _checked(files: dict[str, str], path: Path) -> dict[str, str]:
-    checked_names(files, f"The manifest of '{path}'")
-    for name, sha256 in files.items():
-        if len(sha256) != _SHA256_LENGTH or not set(sha256) <= set("0123456789abcdef"):
+def _check_files(bundle: Bundle) -> None:
+    check_names(bundle.files, f"The manifest of '{bundle.path}'")
+    for name, sha256 in bundle.files.items():
+        if not _SHA256.fullmatch(sha256):
             message = f"the sha256 of {name!r} is {sha256!r:.80}"
             raise ValueError(message)
-    return files
 
 
 def _require_shown(bundle: Bundle) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
 from importlib import resources
 
 import numpy as np
@@ -27,11 +26,6 @@ _NAME = re.compile(r"[\w./-]+", re.ASCII)
 
 def sample_files(session: OrtSession, sentinel: Sentinel, target: str) -> dict[str, bytes]:
     """Return everything under ``samples/``, by name.
-
-    Args:
-        session: The model.
-        sentinel: Images to pick from.
-        target: What the model was made for.
 
     Raises:
         ArtefactError: The model's input has a name that no command line can hold, or its batch is fixed to more images
@@ -53,8 +47,7 @@ def sample_files(session: OrtSession, sentinel: Sentinel, target: str) -> dict[s
     shape = "x".join(map(str, images.shape))
     expected = " and ".join(f"`{_expected(task, name).rpartition('/')[2]}`" for name in task.names)
     told = _README.format(count=count, shape=shape, expected=expected, task=task, samples=task.samples)
-    files["samples/README.md"] = told.encode()
-    return files
+    return files | {"samples/README.md": told.encode()}
 
 
 def _expected(task: Task, output: str) -> str:
@@ -91,19 +84,16 @@ def _trtexec(session: OrtSession, task: Task, shape: tuple[int, ...], target: st
             raise ArtefactError(message)
     sizes = "x".join(map(str, shape[1:]))
     fixed = isinstance(session.input_shape[0], int)
-    values: Mapping[str, str] = {
-        "x": shlex.quote(session.input_name),
-        "y": ",".join(
-            f"{shlex.quote(own)}:{_expected(task, name)}" for name, own in zip(task.names, theirs, strict=True)
-        ),
-        "words": task.words,
-        "same": task.samples.same,
-        "run": "" if fixed else f" --shapes={session.input_name}:{shape[0]}x{sizes}",
-        "profile": ""
-        if fixed
-        else "".join(f" --{kind}Shapes={session.input_name}:{n}x{sizes}" for kind, n in _PROFILE),
-    }
-    return _TRTEXEC.format(**values)
+    profile = "".join(f" --{kind}Shapes={session.input_name}:{n}x{sizes}" for kind, n in _PROFILE)
+    outputs = (f"{shlex.quote(own)}:{_expected(task, name)}" for name, own in zip(task.names, theirs, strict=True))
+    return _TRTEXEC.format(
+        x=shlex.quote(session.input_name),
+        y=",".join(outputs),
+        words=task.words,
+        same=task.samples.same,
+        run="" if fixed else f" --shapes={session.input_name}:{shape[0]}x{sizes}",
+        profile="" if fixed else profile,
+    )
 
 
 _PROFILE = (("min", 1), ("opt", 8), ("max", 32))

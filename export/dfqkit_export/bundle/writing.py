@@ -17,7 +17,7 @@ from dfqkit_export._version import __version__
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.bundle.archive import zipped
 from dfqkit_export.bundle.card import model_card
-from dfqkit_export.bundle.entries import plain_file
+from dfqkit_export.bundle.entries import plain_file, refusal
 from dfqkit_export.bundle.reading import (
     KIND,
     LABELS_FILE,
@@ -97,8 +97,7 @@ def _files(run: Bundle, order: Order) -> dict[str, bytes]:
     sentinel = _sentinel(run, order)
     files = {MODEL_FILE: run.model.read_bytes(), SENTINEL_FILE: sentinel_bytes(sentinel)}
     for name in (REPORT_FILE, RECIPE_FILE):
-        path = plain_file(run.root, name)
-        if path is not None:
+        if path := plain_file(run.root, name):
             files[name] = path.read_bytes()
     if order.labels is not None:
         labels = labels_of(order.labels, run.image.classes)
@@ -150,24 +149,20 @@ def _sentinel(run: Bundle, order: Order) -> Sentinel:
 def _require_free(out: Path) -> None:
     """Refuse to replace anything but an older bundle that nobody has added to."""
     if out.is_symlink() or (out.exists() and not (out.is_dir() or out.is_file())):
-        message = f"'{out}' is a link, or neither a file nor a folder. Choose another place with --out."
-        raise ArtefactError(message)
+        raise refusal(out, "is a link, or neither a file nor a folder. Choose another place with --out.")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     hint = "Choose another place with --out, or delete it."
     if out.is_dir() == (out.suffix.lower() == ".zip"):
-        message = f"'{out}' is there already, and is not what would replace it. {hint}"
-        raise ArtefactError(message)
+        raise refusal(out, f"is there already, and is not what would replace it. {hint}")
     try:
         with open_bundle(out) as bundle:
             changed = [*bundle.damaged(), *bundle.unlisted()]  # a run's folder always has files that are not listed
     except ArtefactError as error:
-        message = f"'{out}' is there already, and is no bundle ({error}) {hint}"
-        raise ArtefactError(message) from error
+        raise refusal(out, f"is there already, and is no bundle ({error}) {hint}") from error
     if changed:
         named = ", ".join(sorted(changed)[:5])
-        message = f"'{out}' is there already and is not a bundle as it was written: {named}. {hint}"
-        raise ArtefactError(message)
+        raise refusal(out, f"is there already and is not a bundle as it was written: {named}. {hint}")
 
 
 def _write_folder(out: Path, files: Mapping[str, bytes]) -> None:

@@ -7,6 +7,7 @@ and sources. How well an image serves is `choice`.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -95,24 +96,20 @@ def spread_out(
 ) -> NDArray[np.int64]:
     """Return the places with the largest scores; while there are others, none of a group with twice its share.
 
-    Args:
-        found: Scores (N,); those that are not finite cannot be chosen.
-        groups: The teacher's, (N,).
-        candidates: The images.
-        count: How many.
+    Scores (N,) that are not finite cannot be chosen; groups (N,) are the teacher's.
     """
     order = np.argsort(-found, kind="stable")
     order = order[np.isfinite(found[order])]
-    sorts = (groups, candidates.source)
-    shares = [(sort, math.ceil(2 * count / len(np.unique(sort[order])))) for sort in sorts]
+    sorts = [sort[order].tolist() for sort in (groups, candidates.source)]
+    most = [math.ceil(2 * count / len(set(sort))) for sort in sorts]
+    used: tuple[Counter[int], ...] = (Counter(), Counter())
     taken: list[int] = []
     left: list[int] = []
-    used = [dict.fromkeys(sort.tolist(), 0) for sort, _ in shares]
-    for place in order.tolist():
-        groups_of = [int(sort[place]) for sort, _ in shares]
-        full = any(counts[group] >= most for counts, group, (_, most) in zip(used, groups_of, shares, strict=True))
-        (left if full else taken).append(place)
-        if not full:
-            for counts, group in zip(used, groups_of, strict=True):
-                counts[group] += 1
+    for place, *own in zip(order.tolist(), *sorts, strict=True):
+        if any(counts[group] >= limit for counts, group, limit in zip(used, own, most, strict=True)):
+            left.append(place)
+            continue
+        taken.append(place)
+        for counts, group in zip(used, own, strict=True):
+            counts[group] += 1
     return np.array((taken + left)[:count], np.int64)

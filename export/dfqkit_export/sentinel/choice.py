@@ -67,13 +67,7 @@ class Choice:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherFile:
-    """The float teacher.
-
-    Attributes:
-        path: Its ONNX file.
-        name: What it is called.
-        sha256: What tells it from others.
-    """
+    """The float teacher: its ONNX file, what it is called, and what tells it from others."""
 
     path: Path
     name: str
@@ -99,18 +93,25 @@ def choose(model: str | Path, teacher: TeacherFile, candidates: Candidates, choi
     proto = load_onnx(model)
     target = next((entry.value for entry in proto.metadata_props if entry.key == "dfqkit.target"), "")
     optimized = not as_written(target)
+
+    def answered(probe: Probe) -> Outputs:
+        worse = probed(proto, probe) or proto  # `_probes` leaves out those that change nothing
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "probe.onnx")
+            onnx.save(worse, path)
+            return answers(OrtSession(path, optimized=optimized), task, x)
+
     own = answers(OrtSession(model, optimized=optimized), task, x)
     choosing, judging = _probes(proto, choice.seed)
     plain_count, count = _counts(candidates, choice)
     drawn = np.random.default_rng(choice.seed).permutation(len(x))[:plain_count]
-    run = _Probes(proto, task, x, optimized)
-    same, worse = likely_flips(task, reference, own, [run.answers(probe) for probe in choosing])
+    same, worse = likely_flips(task, reference, own, [answered(probe) for probe in choosing])
     found = (worse - same) / np.sqrt(same * (1 - same) + _STEADY)
     found[drawn] = -math.inf
     groups = task.groups(reference, candidates.spec)
     chosen = spread_out(found, groups.of, candidates, count)
     places = np.concatenate([np.sort(chosen), np.sort(drawn)])
-    flips = [~task.same_answer(reference, each) for each in (own, *map(run.answers, judging))]
+    flips = [~task.same_answer(reference, each) for each in (own, *map(answered, judging))]
     return Sentinel(
         spec=candidates.spec,
         teacher_name=teacher.name,
@@ -139,11 +140,7 @@ def likely_flips(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return how likely a file as good as this one flips each image, and how likely a worse one: b and h, see the top.
 
-    Args:
-        task: What outputs mean.
-        teacher: Its outputs.
-        own: The file's.
-        probes: Those of each probe; with none, a file four times as far from the teacher is imagined.
+    With no probe, a file four times as far from the teacher is imagined.
     """
     gap, own_gap = task.margins(teacher, teacher), task.margins(teacher, own)
     least, distance = np.minimum(gap, own_gap), _rms(own_gap - gap)
@@ -239,26 +236,6 @@ def _probes(model: onnx.ModelProto, seed: int) -> tuple[list[Probe], list[Probe]
         choosing.append(Probe(kind="activations", seed=seed))
         judging.append(Probe(kind="activations", seed=seed + 1))
     return choosing, judging
-
-
-@dataclass(frozen=True)
-class _Probes:
-    """What copies of a model that are worse in a known way answer."""
-
-    model: onnx.ModelProto
-    task: Task
-    images: NDArray[np.float32]
-    optimized: bool
-
-    def answers(self, probe: Probe) -> Outputs:
-        copy = probed(self.model, probe)
-        if copy is None:  # `_probes` leaves such ones out
-            message = f"{probe} changes nothing"
-            raise ValueError(message)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "probe.onnx")
-            onnx.save(copy, path)
-            return answers(OrtSession(path, optimized=self.optimized), self.task, self.images)
 
 
 def _rms(values: NDArray[np.float64]) -> float:

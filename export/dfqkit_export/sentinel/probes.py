@@ -41,10 +41,6 @@ def probed(model: onnx.ModelProto, probe: Probe) -> onnx.ModelProto | None:
     """Return a changed copy of a model; None where the change finds nothing, or less than half of the weights.
 
     A file of 4-bit weights keeps its first and last layer at 8 bits: with these alone at 7, it would be none the worse.
-
-    Args:
-        model: A QDQ model.
-        probe: The change.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
