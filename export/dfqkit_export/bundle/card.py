@@ -35,18 +35,12 @@ def escaped(text: object) -> str:
 
 
 def model_card(manifest: Mapping[str, Any], report: Report | None, sentinel: Sentinel) -> str:
-    """Return the card.
-
-    Args:
-        manifest: The bundle's.
-        report: Of the run; None where it was not measured.
-        sentinel: The images that the file is checked with.
-    """
+    """Return the card of a bundle with this manifest; without a report, the run was not measured."""
     task = sentinel.task
     parts = [
         f"# {escaped(manifest['name'])}",
-        f"A quantized {task.title}, made by dfqkit "
-        f"{escaped(manifest['dfqkit'])} for the target {escaped(manifest['target'])}.",
+        f"A quantized {task.title}, made by dfqkit {escaped(manifest['dfqkit'])} for the target "
+        f"{escaped(manifest['target'])}.",
         *_warnings(manifest, report),
         "## Accuracy",
         _accuracy(report),

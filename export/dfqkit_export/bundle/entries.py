@@ -29,11 +29,7 @@ def refusal(path: Path, told: str) -> ArtefactError:
 
 
 def check_names(names: Collection[str], where: str) -> None:
-    """Refuse names of files that are not inside the bundle, or the same on some file system.
-
-    Args:
-        names: Relative, with slashes.
-        where: What lists them, for the message.
+    """Refuse names of files, relative and with slashes, that `where` lists.
 
     Raises:
         ArtefactError: A name is absolute, leads outside, has characters that a file system gives a meaning, or is the
@@ -69,11 +65,7 @@ def printable(text: object) -> bool:
 
 
 def plain_file(root: Path, name: str) -> Path | None:
-    """Return a file of a folder, reached through no link; None where it is not there.
-
-    Args:
-        root: The folder, which may itself be reached through a link.
-        name: Checked.
+    """Return a file of a folder by its checked name, reached through no link below it; None where it is not there.
 
     Raises:
         ArtefactError: A link is on the way, or it is no plain file.

@@ -103,14 +103,7 @@ def read_calibration(path: Path = TABLE) -> Calibration:
 def distrust(
     features: Features, constants: Calibration, *, synthesizer: str | None = None, teacher_top1: float | None = None
 ) -> str:
-    """Say why there can be no estimate; empty where there can.
-
-    Args:
-        features: What was measured.
-        constants: Where they hold.
-        synthesizer: What made the images; None leaves that out.
-        teacher_top1: The float model's accuracy in percent; None where it is not known.
-    """
+    """Say why there can be no estimate; empty where there can. What is None is left out."""
     if synthesizer is not None and synthesizer not in constants.synthesizers:
         return (
             f"The images are made by {synthesizer!r}; it was calibrated with those of "

@@ -120,15 +120,7 @@ def estimate_drop(
 def estimate_of(
     task: Task, reference: Outputs, outputs: Outputs, *, synthesizer: str, teacher_top1: float | None = None
 ) -> dict[str, Any]:
-    """Return `Estimate.to_dict()` of a classifier, and the reason why there is none of another network.
-
-    Args:
-        task: What the outputs mean.
-        reference: The float model's, on synthetic images that calibrated nothing.
-        outputs: The file's.
-        synthesizer: What made the images.
-        teacher_top1: The float model's accuracy in percent where it is known.
-    """
+    """Return `Estimate.to_dict()` of a classifier, and the reason why there is none of another network."""
     if CLASSES not in task.offers:
         reason = f"It was calibrated with classifiers, and this is another network ({task.title})."
         return {"value": None, "low": None, "high": None, "trusted": False, "reason": reason}

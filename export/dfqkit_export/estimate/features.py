@@ -53,11 +53,7 @@ class Features:
 
 
 def measure_features(teacher: Logits, student: Logits) -> Features:
-    """Return what two sets of logits of the same images show.
-
-    Args:
-        teacher: The float model's logits, shape (n, classes).
-        student: Those of the file, the same shape.
+    """Return what two sets of logits (n, classes) of the same images show.
 
     Raises:
         ArtefactError: The shapes differ, nothing is there to measure, there is one class only, or a value is not

@@ -80,12 +80,7 @@ def conclude(outcomes: Sequence[CaseOutcome], baseline: Baseline, options: Optio
 
 
 def check_case(measured: Measurement, case: Case | None, options: Options | None = None) -> CaseOutcome:
-    """Judge what was measured of one file.
-
-    Args:
-        measured: The measurement.
-        case: What was recorded; None where nothing was.
-        options: How to check.
+    """Judge what was measured of one file against what was recorded, if anything was.
 
     Raises:
         ArtefactError: It was recorded with another sentinel set or teacher, so that nothing can be compared.
@@ -124,13 +119,7 @@ def check_metrics(
 
 
 def check_path(path: str | Path, baseline: Baseline, options: Options | None = None, *, name: str = "") -> CaseOutcome:
-    """Check one file against a baseline.
-
-    Args:
-        path: Bundle (folder or .zip), folder of a run, or report (.json).
-        baseline: What was recorded.
-        options: How to check.
-        name: Name of the case; "" takes the file's own.
+    """Check one file, as `check` does, under a case's name or, where that is "", its own.
 
     Raises:
         RuntimeUnavailableError: onnxruntime is not installed.
@@ -197,7 +186,7 @@ def _recorded(outcome: CaseOutcome, measured: Measurement, case: Case | None, op
     """Take what was measured as the new truth, where neither a floor nor a refusal stands against it."""
     same = case is not None and case.files.get("sentinel") == measured.files.get("sentinel")
     keep = [row.metric for row in outcome.rows if row.verdict == "expected"] if same else []
-    entry = record(measured, case, tolerances=options.tolerances, floors=options.floors, allow=options.allow, keep=keep)
+    entry = record(measured, case, options, keep)
     stands = [row for row in outcome.rows if row.metric in STANDING and row.verdict in FAILING]
     values = dict(measured.metrics) | file_metrics(measured, None, ())
     judged = judge(values, entry, images=measured.images, unmeasured=measured.unmeasured)

@@ -40,11 +40,7 @@ _FAR = "activation range left uncalibrated"
 def explain(measured: Measurement, case: Case, changes: Sequence[Change], *, regressed: bool) -> list[str]:
     """Return what made a file fail, the surest first; empty where nothing is known.
 
-    Args:
-        measured: The case.
-        case: What was recorded of it.
-        changes: How its layers differ from the recorded ones.
-        regressed: Whether its answers got worse; otherwise it is only of another kind, and no experiment is made.
+    Where its answers did not get worse, it is only of another kind, and no experiment is made.
     """
     found = list(_of_kind(changes))
     subject = measured.subject

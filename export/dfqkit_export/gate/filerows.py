@@ -31,11 +31,7 @@ _NOISE = "noise"
 def file_rows(measured: Measurement, case: Case | None, *, recording: bool, allow: str) -> list[Row]:
     """Return the rows that are there only where something is wrong: unknown to the baseline, refused, damaged.
 
-    Args:
-        measured: The case.
-        case: What was recorded of it, or None.
-        recording: Whether it is about to be recorded.
-        allow: Why a file that is refused by default is taken; "" refuses it.
+    A file that is refused by default is taken where `allow`, or the case, says why.
     """
     rows = []
     if case is None and not recording:

@@ -138,11 +138,8 @@ def _require_same_teacher(subject: Subject) -> None:
 def measure_subject(subject: Subject, *, threads: int | None = None, optimized: bool = True) -> Measurement:
     """Run a subject's sentinel images and compare with the teacher's answers.
 
-    Args:
-        subject: What to measure.
-        threads: Threads inside one operator; None leaves the choice to the runtime.
-        optimized: False switches the runtime's graph optimizations off; then `integer_ops` is not measured, nor is it
-            of a file whose target needs that (`Subject.as_written`).
+    Without the runtime's graph optimizations `integer_ops` is not measured, nor is it of a file whose target needs to
+    be run so (`Subject.as_written`).
 
     Raises:
         ArtefactError: The runtime does not accept the file, or its outputs do not fit the teacher's or are not finite.
@@ -175,10 +172,7 @@ def measure_subject(subject: Subject, *, threads: int | None = None, optimized: 
 
 
 def measure_report(source: str | Path | Report) -> Measurement:
-    """Read a report's metrics instead of running anything; times and sizes are left out.
-
-    Args:
-        source: The report or its file.
+    """Read the metrics of a report or its file instead of running anything; times and sizes are left out.
 
     Raises:
         ArtefactError: It is no report.

@@ -22,26 +22,18 @@ from dfqkit_export.gate.filerows import origin_of
 from dfqkit_export.gate.measurement import Measurement
 from dfqkit_export.gate.signature import pack_sketches
 from dfqkit_export.gate.significance import default_tolerance, expected_flips
+from dfqkit_export.gate.verdicts import Options
 from dfqkit_export.measure.kinds import PREPROCESSING, STRUCTURE, Metric, find_kind
 
 
-def record(
-    measured: Measurement,
-    before: Case | None,
-    *,
-    tolerances: Mapping[str, float],
-    floors: Mapping[str, float],
-    allow: str,
-    keep: Collection[str] = (),
-) -> Case:
+def record(measured: Measurement, before: Case | None, options: Options, keep: Collection[str]) -> Case:
     """Make a case of what was measured.
 
     Args:
         measured: The measurement.
-        before: What was recorded until now, or None.
-        tolerances: Stated tolerances by metric; others keep what people set, or get the default.
-        floors: Floors to add to the recipe's; those that are there stay.
-        allow: Why a refused file is recorded; "" keeps the reason that is there.
+        before: What was recorded until now: tolerances that people set and floors stay, as does `allowed` unless
+            `options.allow` states another reason.
+        options: How to check; its floors are added to the recipe's.
         keep: Metrics whose recorded value stays: those of an expected failure, which else would be gone.
 
     Raises:
@@ -52,14 +44,14 @@ def record(
         for kind, n in ((STRUCTURE, len(measured.signature.layers)), (PREPROCESSING, 3)):
             metrics[kind.name] = kind.metric(subject="file", data="", value=0.0, n=n)
     before = before or Case(metrics={})
-    old = before.metrics
+    old, stated = before.metrics, options.tolerances
     flips = expected_flips(measured.subject.sentinel.power) if measured.subject is not None else 0.0
     recorded = {
         name: Recorded(
             value=metric.value,
             stderr=metric.stderr,
             n=metric.n,
-            tolerance=_tolerance(metric, old.get(name), tolerances.get(name, tolerances.get(metric.name)), flips),
+            tolerance=_tolerance(metric, old.get(name), stated.get(name, stated.get(metric.name)), flips),
             higher_is_better=bool(metric.higher_is_better),
         )
         for name, metric in metrics.items()
@@ -68,9 +60,9 @@ def record(
     recorded |= {name: old[name] for name in (*measured.unmeasured, *keep) if name in old}
     return Case(
         metrics=recorded,
-        floors=_floors(measured, before, floors),
+        floors=_floors(measured, before, options.floors),
         expected_failure=before.expected_failure,
-        allowed=allow or before.allowed,
+        allowed=options.allow or before.allowed,
         facts=_facts(measured),
         images=measured.images.to_dict() if measured.images is not None else {},
         sketches=pack_sketches(layer_sketches(measured.subject)) if measured.subject is not None else {},

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from xml.etree import ElementTree
 
@@ -27,10 +27,7 @@ def render_text(outcome: Outcome) -> str:
     lines: list[str] = []
     for case in outcome.cases:
         lines += [*_case_text(case, outcome.strict), ""]
-    lines += [f"{plain(name)}: in the baseline, but no file was given for it" for name in outcome.unused]
-    lines += [f"environment: {plain(text)}" for text in outcome.environment]
-    lines += [f"recorded: {plain(line)}" for line in outcome.changes]
-    return "\n".join([*lines, _sentence(outcome)]).strip() + "\n"
+    return "\n".join([*lines, *_about_all(outcome, plain), _sentence(outcome)]).strip() + "\n"
 
 
 def render_markdown(outcome: Outcome) -> str:
@@ -43,12 +40,11 @@ def render_markdown(outcome: Outcome) -> str:
         lines += [f"- {escaped(cause)}" for cause in case.causes]
         lines += ["", "| " + " | ".join(_HEAD) + " | why |", "|---|--:|--:|--:|---|---|"] if case.rows else []
         for row in case.rows:
-            cells = [*numbers_of(row), f"**{row.verdict}**" if row.fails(strict=outcome.strict) else row.verdict]
-            lines.append(f"| {escaped(row.metric)} | " + " | ".join(map(_cell, cells)) + f" | {escaped(row.reason)} |")
+            verdict = f"**{row.verdict}**" if row.fails(strict=outcome.strict) else row.verdict
+            cells = [*map(escaped, (row.metric, *numbers_of(row))), verdict, escaped(row.reason)]
+            lines.append(f"| {' | '.join(cells)} |")
         lines += ["", *(f"- {escaped(note)}" for note in case.notes), ""]
-    lines += [f"- {escaped(name)}: in the baseline, but no file was given for it" for name in outcome.unused]
-    lines += [f"- environment: {escaped(text)}" for text in outcome.environment]
-    lines += [f"- recorded: {escaped(line)}" for line in outcome.changes]
+    lines += [f"- {line}" for line in _about_all(outcome, escaped)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -82,22 +78,17 @@ def render_junit(outcome: Outcome) -> bytes:
     """Return the outcome as XML of the "xunit2" family, as pytest writes it: a test for each metric of each case."""
     root = ElementTree.Element("testsuites", name="dfqkit check")
     suite = ElementTree.SubElement(root, "testsuite", name="dfqkit check")
-    failures = errors = skipped = tests = 0
     for case in outcome.cases:
         if case.error:
-            tests, errors = tests + 1, errors + 1
-            element = _test(suite, case.name, "error")
-            ElementTree.SubElement(element, "error", message=_legal(case.error)).text = _legal(case.error)
+            _add(_test(suite, case.name, "error"), "error", case.error, case.error)
         for row in case.rows:
-            kind = _add_junit(suite, case, row, strict=outcome.strict)
-            tests += 1
-            failures += kind == "failure"
-            skipped += kind == "skipped"
+            _add_junit(suite, case, row, strict=outcome.strict)
     for name in outcome.unused if outcome.strict else ():
-        tests, failures = tests + 1, failures + 1
         message = "The case is in the baseline, but no file was given for it."
-        ElementTree.SubElement(_test(suite, name, "unused"), "failure", message=message).text = message
-    counts = {"tests": tests, "failures": failures, "errors": errors, "skipped": skipped, "time": 0}
+        _add(_test(suite, name, "unused"), "failure", message, message)
+    counts = {"tests": len(suite)}
+    counts |= {f"{kind}s": len(suite.findall(f"*/{kind}")) for kind in ("failure", "error")}
+    counts |= {"skipped": len(suite.findall("*/skipped")), "time": 0}
     for element in (root, suite):
         for key, count in counts.items():
             element.set(key, str(count))
@@ -113,6 +104,14 @@ def numbers_of(row: Row) -> tuple[str, str, str]:
     shorter = {"stated": "stated", "": ""}.get(row.tolerance_from, "2 SE")
     tolerance = f"{_number(row.tolerance)} ({shorter})" if row.tolerance is not None else "-"
     return _number(row.baseline), now + unit, tolerance
+
+
+def _about_all(outcome: Outcome, shown: Callable[[str], str]) -> list[str]:
+    return [
+        *(f"{shown(name)}: in the baseline, but no file was given for it" for name in outcome.unused),
+        *(f"environment: {shown(text)}" for text in outcome.environment),
+        *(f"recorded: {shown(line)}" for line in outcome.changes),
+    ]
 
 
 def _case_text(case: CaseOutcome, strict: bool) -> Iterator[str]:
@@ -146,15 +145,11 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def _cell(text: str) -> str:
-    return text if text.startswith("**") else escaped(text)
-
-
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
     return {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in values.items()}
 
 
-def _add_junit(suite: ElementTree.Element, case: CaseOutcome, row: Row, *, strict: bool) -> str:
+def _add_junit(suite: ElementTree.Element, case: CaseOutcome, row: Row, *, strict: bool) -> None:
     element = _test(suite, case.name, row.metric)
     properties = ElementTree.SubElement(element, "properties")
     for key, value in row.to_dict().items():
@@ -163,17 +158,17 @@ def _add_junit(suite: ElementTree.Element, case: CaseOutcome, row: Row, *, stric
     reason = row.reason or row.verdict
     if row.fails(strict=strict):
         text = "\n".join([reason, *(f"cause: {cause}" for cause in case.causes)])
-        failure = ElementTree.SubElement(element, "failure", message=_legal(f"{row.verdict}: {reason}"))
-        failure.text = _legal(text)
-        return "failure"
-    if row.verdict in ("unmeasured", "expected"):
-        ElementTree.SubElement(element, "skipped", message=_legal(f"{row.verdict}: {reason}"))
-        return "skipped"
-    return ""
+        _add(element, "failure", f"{row.verdict}: {reason}", text)
+    elif row.verdict in ("unmeasured", "expected"):
+        _add(element, "skipped", f"{row.verdict}: {reason}")
 
 
 def _test(suite: ElementTree.Element, case: str, metric: str) -> ElementTree.Element:
     return ElementTree.SubElement(suite, "testcase", classname=_legal(case), name=_legal(metric), time="0")
+
+
+def _add(test: ElementTree.Element, tag: str, message: str, text: str | None = None) -> None:
+    ElementTree.SubElement(test, tag, message=_legal(message)).text = text and _legal(text)
 
 
 def _legal(text: str) -> str:

@@ -161,7 +161,7 @@ def judge(
     tolerances: Mapping[str, float] | None = None,
     unmeasured: Mapping[str, str] | None = None,
 ) -> list[Row]:
-    """Compare what was measured with what was recorded.
+    """Compare what was measured with what was recorded: one row for each metric that either side has, not ordered.
 
     Args:
         metrics: What was measured, by name.
@@ -169,9 +169,6 @@ def judge(
         images: Values per image, for the standard error of the difference.
         tolerances: Tolerances that take the place of the recorded ones.
         unmeasured: Metrics that could not be measured, with the reason.
-
-    Returns:
-        One row for each metric that either side has, not ordered.
     """
     case, tolerances = case or Case(metrics={}), tolerances or {}
     before = ImageValues.from_dict(case.images) if case.images else None
