@@ -31,7 +31,6 @@ class _Separable(nn.Module):
         self.act = nn.ReLU6()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, in_channels, H, W) to (N, channels, H / stride, W / stride)."""
         out = self.act(self.dw_bn(self.dw(self.pad(x))))
         mapped: Tensor = self.act(self.pw_bn(self.pw(out)))
         return mapped
@@ -48,7 +47,6 @@ class _Stem(nn.Module):
         self.act = nn.ReLU6()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, 3, H, W) to (N, channels, H / 2, W / 2)."""
         out: Tensor = self.act(self.bn(self.conv(self.pad(x))))
         return out
 

@@ -28,7 +28,6 @@ class _Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, in_channels, H, W) to (N, channels, H / stride, W / stride)."""
         activated = torch.relu(self.bn1(x))
         out: Tensor = self.conv2(torch.relu(self.bn2(self.conv1(activated))))
         # Where the width changes, the shortcut starts after the shared activation, as in the authors' code.
@@ -44,7 +43,6 @@ class _Stage(nn.Module):
         self.layer = nn.Sequential(first, *(_Block(channels, channels, 1) for _ in range(blocks - 1)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the blocks in order."""
         out: Tensor = self.layer(x)
         return out
 

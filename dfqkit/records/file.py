@@ -141,11 +141,7 @@ class ActivationRecords:
 
     @classmethod
     def load(cls, path: Path, teacher: Teacher) -> ActivationRecords:
-        """Read records.
-
-        Args:
-            path: File that `save` wrote.
-            teacher: Whose activations they must be.
+        """Read what `save` wrote, which must be of this teacher.
 
         Raises:
             ArtefactError: For a missing or damaged file, an unknown schema, or another teacher's records.
@@ -187,9 +183,7 @@ class ActivationRecords:
         if classes != self.image.classes or [*self.layers][-1:] != [TOP]:
             message = f"{classes} classes where the image has {self.image.classes}, or no top layer"
             raise ValueError(message)
-        widths = {}
-        for name, moments in self.layers.items():
-            widths[name] = _width(moments, classes, name)
+        widths = {name: _width(moments, classes, name) for name, moments in self.layers.items()}
         for pair in self.pairs:
             units, kept = pair.basis.shape
             name = f"{pair.first} and {pair.second}"
@@ -242,14 +236,11 @@ def _width(moments: Moments, classes: int, name: str) -> int:
 
 
 def _packed(moments: Moments, prefix: str) -> dict[str, Tensor]:
-    if moments.covariance.dim() == 2:
-        return {f"{prefix}.mean": moments.mean.contiguous(), f"{prefix}.variance": moments.covariance.contiguous()}
-    units = moments.covariance.shape[1]
-    row, column = torch.tril_indices(units, units)
-    return {
-        f"{prefix}.mean": moments.mean.contiguous(),
-        f"{prefix}.covariance": moments.covariance[:, row, column].contiguous(),
-    }
+    kind, kept = "variance", moments.covariance
+    if kept.dim() == 3:
+        row, column = torch.tril_indices(*kept.shape[1:])
+        kind, kept = "covariance", kept[:, row, column]
+    return {f"{prefix}.mean": moments.mean.contiguous(), f"{prefix}.{kind}": kept.contiguous()}
 
 
 def _unpacked(tensors: Mapping[str, Tensor], prefix: str) -> Moments:

@@ -66,13 +66,13 @@ def record(
     per_class: int | None = None,
     advance: Callable[[int], object] = lambda images: None,
 ) -> ActivationRecords:
-    """Record the moments of every layer for every class.
+    """Record the moments of every layer for every class, from labelled images that the teacher was trained on.
 
     Args:
         teacher: Whose layers.
-        images: Labelled images that it was trained on.
+        images: At most ``per_class`` of each class are read, the first ones.
         options: The defaults if None.
-        per_class: Read at most so many images of a class, the first ones.
+        per_class: None for all.
         advance: Told how many images were read.
 
     Raises:

@@ -26,13 +26,7 @@ def shifted(images: Tensor, image: ImageSpec, most: int, rng: torch.Generator, *
     """Move every image by up to ``most`` pixels up, down and sideways; what comes into view is black.
 
     The literature's "pad by 4, random crop": the offset of each axis is uniform on the whole numbers of [-most, most].
-
-    Args:
-        images: Normalised (N, C, H, W).
-        image: Tells what black is in the normalised space.
-        most: Pixels, at least 0.
-        rng: Draws offsets and mirrors.
-        flip: Mirror each image sideways with probability 1/2.
+    With ``flip`` each image is mirrored sideways with probability 1/2.
     """
     n, _, height, width = images.shape
     offset = torch.randint(-most, most + 1, (2, n), generator=rng, device=rng.device).float()
@@ -50,13 +44,7 @@ def cropped(images: Tensor, smallest: float, rng: torch.Generator, *, flip: bool
 
     The window's area is uniform on [smallest, 1] of the image's, its aspect ratio log-uniform on [3/4, 4/3] of the
     image's, a side that would be too long is cut to the image's, and its place is uniform. Enlarged bilinearly, edges
-    repeated.
-
-    Args:
-        images: (N, C, H, W).
-        smallest: Share of the image's area, within (0, 1].
-        rng: Draws windows and mirrors.
-        flip: Mirror each window sideways with probability 1/2.
+    repeated; with ``flip`` each window is mirrored sideways with probability 1/2.
     """
     n, _, height, width = images.shape
     draw = torch.rand((4, n), generator=rng, device=rng.device)

@@ -27,6 +27,7 @@ class Synthesizer(ABC):
     Attributes:
         config: Its section of the recipe, which says what the method needs and what reports must say of it.
         cost: Teacher forward+backward image passes spent so far.
+        weights: Factors of the loss terms by name; of its section, where that has any.
     """
 
     config: SynthesizerConfig
@@ -44,6 +45,8 @@ class Synthesizer(ABC):
     def _set_up(self) -> None:
         """Make what the method works with, once; a subclass begins with the base's, or with what may refuse."""
         self.cost = 0
+        section = getattr(self.config, "weights", None)
+        self.weights: dict[str, float] = {} if section is None else section.model_dump()
 
     def ask(self, fresh: int) -> None:
         """Ask for so many fresh images in all, more than was said when it was made; further rounds make them."""
@@ -104,12 +107,7 @@ class Synthesizer(ABC):
 
 
 def require_finite(config: SynthesizerConfig, values: Mapping[str, float], where: str) -> None:
-    """Stop a synthesis that has diverged, before noise or black images come of it.
-
-    Args:
-        config: Of the synthesis; the message names its learning rates and weights.
-        values: Loss terms and what else must be finite, by name.
-        where: In which step or after which, for the message.
+    """Stop a synthesis that has diverged, before noise or black images come of it; ``where`` says in which step.
 
     Raises:
         ArtefactError: A value is infinite or not a number.

@@ -23,11 +23,7 @@ class Deck:
         self.rest = torch.zeros(0, dtype=torch.int64, device=rng.device)
 
     def deal(self, n: int) -> Tensor:
-        """Return the next ``n`` of them, int64 (n,).
-
-        Raises:
-            ValueError: There are none.
-        """
+        """Return the next ``n`` of them, int64 (n,)."""
         if n > len(self.rest) and not self.size:
             message = f"Asked for {n} items of none."
             raise ValueError(message)

@@ -19,13 +19,9 @@ class Generator(nn.Module):
     sigmoid gives a valid image in [0, 1], which is then normalised for the teacher, so that stored 8-bit images are
     what the teacher saw.
 
-    Args:
-        image: Output shape (C, H, W) and normalisation.
-        latent: Dimension of z.
-        width: Channels of the second block's map, which is the last one of images up to 45 pixels. The maps before have
-            twice as many; after it every block halves them, down to a quarter, since at 224 pixels wide maps would cost
-            many times what the teacher does.
-        rng: Draws the initial weights, N(0, 0.02) for convolutions as in DCGAN (Radford et al., 2016).
+    The second block's map, the last one of images up to 45 pixels, has ``width`` channels. Maps before have twice as
+    many; after it every block halves them, down to a quarter, since at 224 pixels wide maps would cost many times what
+    the teacher does. Initial weights are N(0, 0.02) for convolutions as in DCGAN (Radford et al., 2016).
     """
 
     def __init__(self, image: ImageSpec, latent: int, width: int, rng: torch.Generator) -> None:

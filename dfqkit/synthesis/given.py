@@ -7,29 +7,43 @@ one is given once. Where images come from, and who gets which, is the method's.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dfqkit.synthesis.base import Losses, Synthesizer
 from dfqkit.synthesis.drawing import Deck
 from dfqkit_export.errors import ArtefactError
+from dfqkit_export.images.stored import image_digest
+
+
+def first_places(images: Iterable[NDArray[np.uint8]]) -> dict[bytes, int]:
+    """Return the places of the images that are equal to none before them, by digest."""
+    first: dict[bytes, int] = {}
+    for place, image in enumerate(images):
+        first.setdefault(image_digest(image), place)
+    return first
 
 
 class GivenImages(Synthesizer):
     """Base of these methods; nothing is optimised.
 
-    A subclass sets `training` and `fresh`, places of images for its `_read`, and `order`, which deals the former.
+    A subclass sets `training` and `fresh`, places of images for its `_read`, `order`, which deals the former, and
+    `digest`, which tells its images from others.
 
     Attributes:
-        place: Where the images are, for messages.
+        state_names: What is called given, order and digest in a state.
         needed: Different images that the run's two synthesizers need together.
-        training: Places of the images that train.
-        fresh: Places of the others, in the order in which they are given.
+        fresh: Places of the images that do not train, in the order in which they are given.
         given: How many of them have been.
-        order: Deals the training images.
     """
 
+    state_names: ClassVar[tuple[str, str, str]]
+    digest: bytes
     training: Tensor
     fresh: Tensor
     order: Deck
@@ -101,6 +115,29 @@ class GivenImages(Synthesizer):
     def _dealt(self, n: int) -> Tensor:
         """Return places of the next ``n`` training images."""
         return self.training[self.order.deal(n)]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what was given, what comes next, the random state, and of the images only a hash."""
+        digest = torch.tensor(list(self.digest), dtype=torch.uint8)
+        held = (torch.tensor(self.given), self.order.rest.clone(), digest)
+        return {"rng": self.rng.get_state(), **dict(zip(self.state_names, held, strict=True))}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue exactly where `state_dict` was taken.
+
+        Raises:
+            ArtefactError: That was with other images.
+        """
+        given, order, digest = (state[name] for name in self.state_names)
+        if bytes(digest.tolist()) != self.digest:
+            message = (
+                f"The images in '{self.place}' are not those that this run began with. Put them back, or begin another "
+                "run."
+            )
+            raise ArtefactError(message)
+        self.given = int(given)
+        self.order.rest = order.to(self.device).clone()
+        self.rng.set_state(state["rng"].cpu())
 
     @abstractmethod
     def _read(self, places: Tensor) -> Tensor:

@@ -7,17 +7,9 @@ from torch import Tensor
 
 
 class LatentBatch:
-    """Latents and labels of one batch, drawn anew, and the images of its step of lowest loss.
-
-    Args:
-        n: Images.
-        latent: Dimension of z.
-        classes: That labels are drawn from, each as likely.
-        rng: Draws them.
+    """Latents N(0, 1) and labels of one batch, drawn anew, and the images of its step of lowest loss.
 
     Attributes:
-        z: (n, latent), N(0, 1), with gradient.
-        labels: (n,), int64.
         best: Loss, images and what else `keep` was given in the step of lowest loss; empty before the first.
     """
 

@@ -27,16 +27,9 @@ from dfqkit_export.images.spec import ImageSpec
 
 
 def low_pass_response(height: int, width: int, cutoff: float, device: torch.device | str = "cpu") -> Tensor:
-    """Return what `torch.fft.rfft2` of an image is multiplied by.
+    """Return what `torch.fft.rfft2` of an image is multiplied by, (height, width // 2 + 1), 1 at the zero frequency.
 
-    Args:
-        height: Of the image, in pixels.
-        width: Of the image, in pixels.
-        cutoff: D0, the distance at which exp(-1/2) is left, in steps of the discrete frequency, above 0.
-        device: Where it is used.
-
-    Returns:
-        (height, width // 2 + 1), 1 at the zero frequency.
+    ``cutoff`` is D0, the distance at which exp(-1/2) is left, in steps of the discrete frequency, above 0.
     """
     rows = torch.fft.fftfreq(height, 1 / height, device=device)
     columns = torch.fft.rfftfreq(width, 1 / width, device=device)
@@ -51,12 +44,7 @@ def low_passed(images: Tensor, response: Tensor, image: ImageSpec) -> Tensor:
 
 
 class LowPassed(Synthesizer):
-    """Another synthesizer whose images are filtered when they are drawn; all else is its own.
-
-    Args:
-        made: The synthesizer.
-        low_pass: D0 as a share of the image's smaller side, above 0.
-    """
+    """Another synthesizer whose images are filtered when they are drawn; all else is its own."""
 
     def __init__(self, made: Synthesizer, low_pass: float) -> None:
         # Not the base's: a second count of the cost and a second random state would go stale.
@@ -103,5 +91,5 @@ class LowPassed(Synthesizer):
         return self.made.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Return the synthesizer's."""
+        """Restore the synthesizer."""
         self.made.load_state_dict(state)

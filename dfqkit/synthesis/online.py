@@ -33,18 +33,16 @@ class OnlineSynthesizer(Synthesizer):
     A round of the warm-up is one step of every generator, a round of the game ``config.steps``. A method that needs a
     student is given one in the warm-up too; for all others students mean that the game is on.
 
-    A subclass sets ``weights`` and gives `_terms`; what it keeps between steps goes through `_tensors` and
+    A subclass gives `_terms`; what it keeps between steps goes through `_tensors` and
     `_load_tensors`.
 
     Attributes:
         betas: Of Adam.
-        weights: Of every term that `_terms` may return.
         averages: What images are drawn from; the generators themselves where ``ema`` is 0.
     """
 
     config: OnlineConfig
     betas: ClassVar[tuple[float, float]] = (0.5, 0.999)
-    weights: dict[str, float]
 
     def _set_up(self) -> None:
         super()._set_up()

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from dfqkit.config.pools import PixelConfig
 from dfqkit.synthesis.base import Losses
 from dfqkit.synthesis.drawing import Deck
+from dfqkit.synthesis.given import first_places
 from dfqkit.synthesis.optimizers import cosine, optimizer_tensors, restore_optimizer, under
 from dfqkit.synthesis.pool import PoolSynthesizer
 from dfqkit_export.images.labelled import load_images
-from dfqkit_export.images.stored import image_digest
 
 _LOG = logging.getLogger(__name__)
 
@@ -50,23 +50,11 @@ class PixelSynthesizer(PoolSynthesizer):
     ``_transform(x)``, shrunk, shifted and mirrored as the stage and the configuration say; the sum of
     ``self.weights[name] * term`` over all terms is minimised. Losses are of the batch before the step.
 
-    A subclass sets ``self.weights`` in ``__init__`` and gives
-
-    - `_terms` ``(images, students)``: loss terms of what the teacher sees; runs the teacher, once.
-
-    and where it needs to
-
-    - `_image_terms` ``(x)``: priors on the batch itself, before any transformation;
-    - `_start` ``()``: what a batch starts from;
-    - `_draw` ``()``: labels and the like of a new batch, after ``self.x`` is there (`_assigned_labels`);
-    - `_transform` ``(images)``: what happens to them in front of the teacher (crops);
-    - `_lr` ``(step, steps)``: learning rate, counted within the stage;
-    - `_stages` ``(steps)``: the stages of a batch of so many steps;
-    - ``of_batch``, ``of_all``: names of tensors that it keeps beyond this, for a batch or longer.
+    A subclass gives `_terms`, with no term of weight 0, and where it needs to `_image_terms`, `_start`, `_draw`,
+    `_transform`, `_lr` and `_stages`; ``of_batch`` and ``of_all`` name tensors that it keeps beyond this, for a batch
+    or longer.
 
     Attributes:
-        x: The batch at hand.
-        weights: Factor of each term, by its name; leave terms of weight 0 out of what `_terms` returns.
         low: Smallest pixel a channel, normalised, (1, C, 1, 1).
         high: The largest.
         classes: Deals class labels evenly.
@@ -79,7 +67,6 @@ class PixelSynthesizer(PoolSynthesizer):
     def _set_up(self) -> None:
         super()._set_up()
         teacher = self.teacher
-        self.weights: dict[str, float] = {}
         black = torch.zeros((1, teacher.image.shape[0], 1, 1), device=self.device)
         self.low, self.high = teacher.image.normalize(black), teacher.image.normalize(black + 1)
         self.classes = Deck(teacher.image.classes, self.rng)
@@ -95,7 +82,7 @@ class PixelSynthesizer(PoolSynthesizer):
 
     @abstractmethod
     def _terms(self, images: Tensor, students: Sequence[nn.Module]) -> dict[str, Tensor]:
-        """Unweighted scalar terms of what the teacher sees, with gradient to ``images``."""
+        """Return unweighted scalar terms of what the teacher sees, with gradient; runs the teacher, once."""
 
     def _image_terms(self, x: Tensor) -> dict[str, Tensor]:
         """Unweighted scalar priors on the batch itself."""
@@ -122,7 +109,7 @@ class PixelSynthesizer(PoolSynthesizer):
         return noise.clamp(self.low, self.high) if self.config.clamp else noise
 
     def _draw(self) -> None:
-        """Draw what else belongs to a new batch."""
+        """Draw labels and the like of a new batch, after ``self.x`` is there."""
 
     def _assigned_labels(self) -> Tensor:
         """Labels int64 (batch,) for a new batch: evenly over the classes; of given images, what the teacher sees."""
@@ -227,9 +214,7 @@ class PixelSynthesizer(PoolSynthesizer):
     def _read(self, source: str) -> Tensor:
         config = self.config
         found = load_images(source, self.teacher.image, resize=config.start_resize, crop=config.start_crop)
-        first: dict[bytes, int] = {}
-        for index, image in enumerate(found.images):
-            first.setdefault(image_digest(image), index)
+        first = first_places(found.images)
         needed = self.batches * config.batch
         if len(first) < needed:
             message = "%d different images to start from, %d are made: the others start from noise."

@@ -61,6 +61,15 @@ def linear_head(teacher: Teacher) -> tuple[str, nn.Linear] | None:
     return _head_of(*layer_calls(teacher)) if CLASSES in teacher.task.offers else None
 
 
+def required_head(teacher: Teacher, reader: str) -> tuple[str, nn.Linear]:
+    """Return the same; a teacher without one is refused in the name of the method that would read it."""
+    head = linear_head(teacher)
+    if head is None:
+        message = f"Teacher '{teacher.name}' has no linear head for {reader} to read. Use another method."
+        raise TeacherError(message)
+    return head
+
+
 def last_layer(teacher: Teacher) -> str:
     """Return the path of the layer whose input are the features: the linear head, or a convolution with all classes.
 

@@ -61,7 +61,10 @@ class BankConfig(SynthesizerConfig):
         stored, what = self._opened(), f"Image set '{Path(self.path).name}'"
         if stored is None:
             return (f"{what} could not be read again: what it warns of is not known.",)
-        found = stored.facts["warnings"] if "warnings" in stored.facts else _method_warnings(stored.source)
+        found = stored.facts.get("warnings")
+        if found is None:  # a file names as its source METHOD or METHOD:PART
+            kind = synthesizer_configs().get(stored.source.partition(":")[0])
+            found = () if kind is None or kind.warning is None else (kind.warning,)
         return tuple(f"{what}: {text}" for text in found)
 
     def grading(self) -> Self:
@@ -76,9 +79,3 @@ class BankConfig(SynthesizerConfig):
             return StoredBank.open(self.path)
         except ArtefactError:
             return None
-
-
-def _method_warnings(source: str) -> tuple[str, ...]:
-    """Return what the method warns of that a file names as its source (``METHOD`` or ``METHOD:PART``), if known."""
-    kind = synthesizer_configs().get(source.partition(":")[0])
-    return () if kind is None or kind.warning is None else (kind.warning,)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from dfqkit.synthesis.drawing import Deck
-from dfqkit.synthesis.given import GivenImages
+from dfqkit.synthesis.given import GivenImages, first_places
 from dfqkit.synthesis.methods.bank import BankConfig
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.images.stored import StoredBank, image_digest
+from dfqkit_export.images.stored import StoredBank
 
 _LOG = logging.getLogger(__name__)
 
@@ -23,14 +23,16 @@ class Bank(GivenImages):
     """Images of a stored set, each for training or fresh, never both."""
 
     config: BankConfig
+    state_names = ("given", "order", "set")
 
     def _set_up(self) -> None:
         super()._set_up()
         self.stored = StoredBank.open(Path(self.config.path))
         self._require_fitting()
         self.stored.verify()
-        self.digest = self.stored.digest
-        split = self._split(_different(self.stored))
+        self.digest = bytes.fromhex(self.stored.digest)
+        different = first_places(code for codes, _ in self.stored.each_shard() for code in codes)
+        split = self._split(list(different.values()))
         self.training, self.fresh = (torch.tensor(part, dtype=torch.int64, device=self.device) for part in split)
         self.order = Deck(len(self.training), self.rng)
         cost = self.set_cost
@@ -74,42 +76,6 @@ class Bank(GivenImages):
 
     def _read(self, places: Tensor) -> Tensor:
         return torch.from_numpy(self.stored.take(places.tolist())[0]).to(self.device)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return what was given, what comes next, the random state, and what tells the set from others."""
-        return {
-            "given": torch.tensor(self.given),
-            "order": self.order.rest.clone(),
-            "set": torch.tensor(list(bytes.fromhex(self.digest)), dtype=torch.uint8),
-            "rng": self.rng.get_state(),
-        }
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue exactly where `state_dict` was taken.
-
-        Raises:
-            ArtefactError: That was with another set.
-        """
-        if bytes(state["set"].tolist()).hex() != self.digest:
-            message = (
-                f"Image set '{self.config.path}' is not the one that this run began with. Put that one back, or begin "
-                "another run."
-            )
-            raise ArtefactError(message)
-        self.given = int(state["given"])
-        self.order.rest = state["order"].to(self.device).clone()
-        self.rng.set_state(state["rng"].cpu())
-
-
-def _different(stored: StoredBank) -> list[int]:
-    """Return places of the images that are equal to none before them."""
-    first: dict[bytes, int] = {}
-    index = 0
-    for codes, _ in stored.each_shard():
-        for code in codes:
-            first.setdefault(image_digest(code), index)
-            index += 1
-    return list(first.values())
 
 
 def _spread(items: Sequence[Any], count: int) -> tuple[list[Any], list[Any]]:

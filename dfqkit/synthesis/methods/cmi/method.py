@@ -25,13 +25,11 @@ class CMI(PoolSynthesizer):
     """A generator and its latents for every batch, against a teacher's statistics and the memory of earlier images."""
 
     config: CMIConfig
-
     plays: ClassVar[bool] = True
 
     def _set_up(self) -> None:
         super()._set_up()
         config, teacher = self.config, self.teacher
-        self.weights: dict[str, float] = config.weights.model_dump()
         self.shift = usual_shift(teacher.image) if config.shift is None else config.shift
         self.tap = BatchNormTap(teacher.model)
         self.layers = LayerTap(teacher.model, config.feature_layers or tuple(self.tap.layers), side="input")

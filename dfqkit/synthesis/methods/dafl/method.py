@@ -21,7 +21,6 @@ class DAFL(OnlineSynthesizer):
 
     def _set_up(self) -> None:
         super()._set_up()
-        self.weights = self.config.weights.model_dump()
         self.decay = self.config.balance_average
         self.last = last_layer(self.teacher)
         self.tap = LayerTap(self.teacher.model, [self.last], side="input")

@@ -23,7 +23,6 @@ class DeepInversion(PixelSynthesizer):
 
     def _set_up(self) -> None:
         super()._set_up()
-        self.weights = self.config.weights.model_dump()
         self.tap = BatchNormTap(self.teacher.model)
         self.labels = torch.zeros(0, dtype=torch.int64, device=self.device)
         for stage in self._stages(self.config.steps):

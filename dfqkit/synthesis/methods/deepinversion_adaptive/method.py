@@ -18,7 +18,6 @@ class AdaptiveDeepInversion(DeepInversion):
     """DeepInversion against students."""
 
     config: AdaptiveDeepInversionConfig
-
     plays: ClassVar[bool] = True
 
     def _against(self, students: Sequence[nn.Module], images: Tensor, logits: Tensor) -> dict[str, Tensor]:
@@ -32,15 +31,7 @@ def author_competition(student: Tensor, teacher: Tensor, temperature: float = 3.
     """Return the competition term as the authors' code computes it.
 
     1 - clamp(J, 0, 1), J = mean_n 0.5 * sum_k [M ln(M / P) + M ln(M / Q)], with P and Q the probabilities of student
-    and teacher and M their mean, each then clamped to [0.01, 0.99].
-
-    Args:
-        student: Logits (N, K).
-        teacher: Logits (N, K).
-        temperature: Of both.
-
-    Returns:
-        Scalar within [0, 1]. Lower is better.
+    and teacher and M their mean, each then clamped to [0.01, 0.99]. A scalar within [0, 1]; lower is better.
     """
     p, q = (torch.softmax(logits / temperature, 1) for logits in (student, teacher))
     p, q, m = (part.clamp(0.01, 0.99) for part in (p, q, (p + q) / 2))

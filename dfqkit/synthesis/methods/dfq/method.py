@@ -22,7 +22,6 @@ class DFQ(OnlineSynthesizer):
     def _set_up(self) -> None:
         self.tap = BatchNormTap(self.teacher.model)
         super()._set_up()
-        self.weights = self.config.weights.model_dump()
         if self.config.weights.batch_entropy is None:
             self.weights["batch_entropy"] = 1.0 if self.teacher.image.classes <= 10 else 10.0
 

@@ -27,13 +27,11 @@ class FastDFKD(PoolSynthesizer):
     """A meta-generator, and for every batch an adapted copy of it, against a teacher's statistics and its students."""
 
     config: FastDFKDConfig
-
     plays: ClassVar[bool] = True
 
     def _set_up(self) -> None:
         super()._set_up()
         config = self.config
-        self.weights: dict[str, float] = config.weights.model_dump()
         self.shift = usual_shift(self.teacher.image) if config.shift is None else config.shift
         self.tap = BatchNormTap(self.teacher.model)
         self.meta = self._generator()

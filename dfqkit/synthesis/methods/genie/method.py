@@ -18,8 +18,6 @@ from dfqkit.synthesis.pool import PoolSynthesizer
 from dfqkit.teacher.taps import BatchNormTap
 
 _DECAY = 0.95
-
-
 _SHARE = 40  # 100 of the published 4000 steps
 
 
@@ -31,7 +29,6 @@ class GENIE(PoolSynthesizer):
     def _set_up(self) -> None:
         super()._set_up()
         config = self.config
-        self.weights: dict[str, float] = config.weights.model_dump()
         self.tap = BatchNormTap(self.teacher.model)
         # Without hooks on anything, it is the context that does nothing.
         self.swing = SwingConvolutions(self.teacher.model if config.swing else nn.Identity(), self.rng)

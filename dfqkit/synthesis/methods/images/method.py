@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dfqkit.synthesis.drawing import Deck
-from dfqkit.synthesis.given import GivenImages
+from dfqkit.synthesis.given import GivenImages, first_places
 from dfqkit.synthesis.methods.images import ImagesConfig
-from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.labelled import load_images
 from dfqkit_export.images.stored import image_digest
 
@@ -26,13 +25,14 @@ class Images(GivenImages):
     """Images similar to the lost ones, from a file or folder, used as they are; labels are ignored."""
 
     config: ImagesConfig
+    state_names = ("images.given", "images.order", "images.digest")
 
     def _set_up(self) -> None:
         super()._set_up()
         own = self.demand.images
         found = self._found()
         taken = found[:own] if self.config.part == "training" else found[len(found) - own :]
-        self.digest = torch.tensor(list(image_digest(taken)), dtype=torch.uint8)
+        self.digest = image_digest(taken)
         self.pixels = torch.from_numpy(np.ascontiguousarray(taken.transpose(0, 3, 1, 2))).to(self.device)
         self.order = Deck(self.demand.training, self.rng)
         self._choose(torch.randperm(own, generator=self.rng, device=self.device))
@@ -57,9 +57,7 @@ class Images(GivenImages):
         # No label is too high: the images may be of classes that the teacher does not know.
         spec = dataclasses.replace(self.teacher.image, classes=2**31)
         pixels = load_images(config.path, spec, resize=config.resize, crop=config.crop, limit=limit).images
-        first: dict[bytes, int] = {}
-        for index, image in enumerate(pixels):
-            first.setdefault(image_digest(image), index)
+        first = first_places(pixels)
         if len(first) < len(pixels):
             _LOG.info("%d of %d images of '%s' are copies.", len(pixels) - len(first), len(pixels), config.path)
         return pixels[[first[key] for key in sorted(first)]]
@@ -71,29 +69,10 @@ class Images(GivenImages):
         return self.pixels[places]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return which images do what, what was given, and the random state; of the images only a hash."""
-        state = {
-            "images.chosen": self.chosen,
-            "images.order": self.order.rest,
-            "images.given": torch.tensor(self.given),
-            "images.digest": self.digest,
-            "rng": self.rng.get_state(),
-        }
-        return {name: value.clone() for name, value in state.items()}
+        """Return, beside the rest, which images do what."""
+        return {**super().state_dict(), "images.chosen": self.chosen.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue exactly where `state_dict` was taken.
-
-        Raises:
-            ArtefactError: When the images are not those of then.
-        """
-        if not torch.equal(state["images.digest"].cpu(), self.digest):
-            message = (
-                f"The images in '{self.config.path}' are not those that this run began with. Put them back, or begin a "
-                "new run."
-            )
-            raise ArtefactError(message)
+        """Continue exactly where `state_dict` was taken."""
+        super().load_state_dict(state)
         self._choose(state["images.chosen"].clone().to(self.device))
-        self.order.rest = state["images.order"].clone().to(self.device)
-        self.given = int(state["images.given"])
-        self.rng.set_state(state["rng"].cpu())

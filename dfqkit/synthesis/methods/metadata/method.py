@@ -40,13 +40,12 @@ class Metadata(PixelSynthesizer):
         named = {name for *pair, _ in self.pairs for name in pair} or set(records.layers) - {TOP}
         self.names = [] if config.loss == "top" else [name for name in records.layers if name in named - {TOP}]
         self.sources = [_Source(each, self.device) for each in moments]
-        scales = [torch.full((len(s.mean[0]),), self._scale(len(s.mean[0])), device=self.device) for s in self.sources]
+        # Factor of one unit's squared error: top 1/d, all 1/d^2 (a mean, and 1/d), spectral 1/k.
+        power = -2 if config.loss == "all" else -1
+        widths = [source.mean.shape[1] for source in self.sources]
+        scales = [torch.full((width,), float(width) ** power, device=self.device) for width in widths]
         self.scales = torch.cat(scales)
         self.target = torch.zeros(0, device=self.device)
-
-    def _scale(self, units: int) -> float:
-        """Factor of one unit's squared error: top 1/d, all 1/d^2 (a mean, and 1/d), spectral 1/k."""
-        return float(units) ** -(2 if self.config.loss == "all" else 1)
 
     def _draw(self) -> None:
         labels = self._assigned_labels()

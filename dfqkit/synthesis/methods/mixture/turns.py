@@ -11,12 +11,7 @@ from collections.abc import Sequence
 
 
 def turns(given: Sequence[int], shares: Sequence[float], n: int) -> list[int]:
-    """Return which source each of the next ``n`` items comes from.
-
-    Args:
-        given: Items that each source has given so far.
-        shares: Of each source, on any scale; not all 0.
-        n: How many to place.
+    """Return which source each of the next ``n`` items comes from; shares are on any scale, not all 0.
 
     Example:
         >>> turns([0, 0], [0.6, 0.4], 5)
@@ -38,16 +33,7 @@ def counts(shares: Sequence[float], n: int) -> list[int]:
 
 
 def until_empty(given: Sequence[int], shares: Sequence[float], left: Sequence[int | None]) -> int | None:
-    """Return how many items can come before a source is due that has none left.
-
-    Args:
-        given: Items that each source has given so far.
-        shares: Of each source, above 0.
-        left: How many each still has; None for any number.
-
-    Returns:
-        The number, or None where no source ever runs out.
-    """
+    """Return how many items can come before a source is due that has none ``left``; None stands for any number."""
     ends = [(_due(given[index] + count, shares[index]), index) for index, count in enumerate(left) if count is not None]
     if not ends:
         return None

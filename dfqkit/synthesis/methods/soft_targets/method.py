@@ -11,9 +11,9 @@ from dfqkit import losses
 from dfqkit.synthesis.methods.soft_targets import SoftTargetsConfig
 from dfqkit.synthesis.pixels import PixelSynthesizer
 from dfqkit.teacher.load import Teacher
-from dfqkit.teacher.structure import layer_calls, linear_head
+from dfqkit.teacher.structure import grey_images, layer_calls, required_head
 from dfqkit.teacher.taps import LayerTap
-from dfqkit_export.errors import RecipeError, TeacherError
+from dfqkit_export.errors import RecipeError
 
 
 class SoftTargets(PixelSynthesizer):
@@ -25,17 +25,13 @@ class SoftTargets(PixelSynthesizer):
     def _set_up(self) -> None:
         super()._set_up()
         config, teacher = self.config, self.teacher
-        self.weights = config.weights.model_dump()
-        head = linear_head(teacher)
-        if head is None:
-            message = f"Teacher '{teacher.name}' has no linear head for this method to model. Use another method."
-            raise TeacherError(message)
-        self.layer, module = head
-        if config.layer not in (None, self.layer):
-            self.layer, module = _linear(teacher, str(config.layer))
+        head, module = required_head(teacher, config.method)
+        self.layer = config.layer or head
+        if self.layer != head:
+            module = _linear(teacher, self.layer)
         self.rows = nn.functional.normalize(module.weight.detach().double(), dim=1).float().to(self.device)
-        self.is_head = self.layer == head[0]
-        self.tap = LayerTap(teacher.model, [_reader(teacher) or head[0]], "input")
+        self.is_head = self.layer == head
+        self.tap = LayerTap(teacher.model, [_reader(teacher) or head], "input")
         self.target = torch.zeros(0, device=self.device)
 
     def _draw(self) -> None:
@@ -44,7 +40,7 @@ class SoftTargets(PixelSynthesizer):
         self.target = logits.softmax(1)
 
     def _outputs(self) -> Tensor:
-        """Draw outputs of the layer, (batch, rows) ~ N(0, sigma^2 R)."""
+        """Return outputs of the layer, (batch, rows) ~ N(0, sigma^2 R)."""
         shape = (self.config.batch, self.rows.shape[1])
         return self.config.sigma * torch.randn(shape, generator=self.rng, device=self.device) @ self.rows.T
 
@@ -59,10 +55,10 @@ class SoftTargets(PixelSynthesizer):
         return terms
 
 
-def _linear(teacher: Teacher, name: str) -> tuple[str, nn.Linear]:
+def _linear(teacher: Teacher, name: str) -> nn.Linear:
     """Return the linear layer called ``name``, which gives one vector an image."""
     called = {
-        call.name: call
+        call.name: call.layer
         for call in layer_calls(teacher)[0]
         if isinstance(call.layer, nn.Linear) and isinstance(call.output, Tensor) and call.output.dim() == 2
     }
@@ -72,10 +68,7 @@ def _linear(teacher: Teacher, name: str) -> tuple[str, nn.Linear]:
             f"an image. It has {', '.join(called)}. Name one of these, or leave it out for the head."
         )
         raise RecipeError(message)
-    layer = called[name].layer
-    if not isinstance(layer, nn.Linear):  # never: for the type checker
-        raise TypeError(name)
-    return name, layer
+    return called[name]
 
 
 def _reader(teacher: Teacher) -> str | None:
@@ -96,9 +89,8 @@ def _tail(teacher: Teacher, layer: str, outputs: Tensor) -> Tensor:
     The whole network runs on grey images, and a hook puts the outputs in place; so the tail needs no taking apart.
     What passes the layer by on another path is a grey image's.
     """
-    grey = torch.full((len(outputs), *teacher.image.shape), sum(teacher.image.bounds()) / 2, device=outputs.device)
     handle = teacher.model.get_submodule(layer).register_forward_hook(lambda *_: outputs.clone())
     try:
-        return teacher.logits(grey)
+        return teacher.logits(grey_images(teacher, len(outputs)))
     finally:
         handle.remove()

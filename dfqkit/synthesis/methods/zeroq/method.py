@@ -29,7 +29,6 @@ class ZeroQ(PixelSynthesizer):
     def _set_up(self) -> None:
         super()._set_up()
         config, teacher = self.config, self.teacher
-        self.weights = config.weights.model_dump()
         self.tap: BatchNormTap | LayerTap = BatchNormTap(teacher.model)
         self.norms = self.tap.layers
         if config.statistics == "image":

@@ -11,8 +11,7 @@ from dfqkit import losses
 from dfqkit.synthesis.base import Losses
 from dfqkit.synthesis.methods.zskd import ZSKDConfig
 from dfqkit.synthesis.pixels import PixelSynthesizer, Stage
-from dfqkit.teacher.structure import linear_head
-from dfqkit_export.errors import TeacherError
+from dfqkit.teacher.structure import required_head
 
 
 class ZSKD(PixelSynthesizer):
@@ -24,13 +23,8 @@ class ZSKD(PixelSynthesizer):
     def _set_up(self) -> None:
         super()._set_up()
         self.weights = {"soft_label": 1.0}
-        head = linear_head(self.teacher)
-        if head is None:
-            message = (
-                f"Teacher '{self.teacher.name}' has no linear head whose weights ZSKD could read. Use another method."
-            )
-            raise TeacherError(message)
-        self.similarity = scaled_similarity(head[1].weight).to(self.device)
+        _, head = required_head(self.teacher, self.config.method)
+        self.similarity = scaled_similarity(head.weight).to(self.device)
         self.target = torch.zeros(0, device=self.device)
 
     def _draw(self) -> None:
@@ -60,13 +54,9 @@ class ZSKD(PixelSynthesizer):
 
 
 def scaled_similarity(weight: Tensor) -> Tensor:
-    """Cosine between the rows of a head's weights, each row scaled to [0, 1].
+    """Cosine between the rows of a head's weights (K, d), each row scaled to [0, 1].
 
-    Args:
-        weight: (K, d).
-
-    Returns:
-        (K, K), float64; ones on the diagonal, a zero in every row (all ones where the row is constant).
+    (K, K), float64; ones on the diagonal, a zero in every row (all ones where the row is constant).
     """
     rows = nn.functional.normalize(weight.detach().double(), dim=1)
     cosine = rows @ rows.T
@@ -76,15 +66,7 @@ def scaled_similarity(weight: Tensor) -> Tensor:
 
 
 def dirichlet(concentration: Tensor, rng: torch.Generator) -> Tensor:
-    """Draw from Dirichlet distributions with a generator of one's own, which torch.distributions does not take.
-
-    Args:
-        concentration: (N, K), above 0.
-        rng: On the same device.
-
-    Returns:
-        (N, K), float64, rows that add up to 1.
-    """
+    """Draw (N, K), float64, from Dirichlet distributions, with a generator, which torch.distributions does not take."""
     # Normalised in logarithms: a gamma variable of shape 1e-4 is usually below the smallest number.
     return log_gamma_variables(concentration, rng).softmax(1)
 

@@ -18,7 +18,6 @@ class ZSKT(OnlineSynthesizer):
     """Generators that play against students, without any prior on images."""
 
     config: ZSKTConfig
-
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
 
     def _set_up(self) -> None:
