@@ -16,11 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from setuptools import find_packages
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"dfqkit": ROOT / "dfqkit", "dfqkit_export": ROOT / "export" / "dfqkit_export"}
-SETUP = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+BUILD = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]
 # Every module of both packages by its dotted name.
 MODULES = {
     ".".join((package, *path.relative_to(root).with_suffix("").parts)).removesuffix(".__init__"): path
@@ -179,26 +178,20 @@ def test_every_public_name_resolves(package: str) -> None:
         _ = module.nothing
 
 
-def test_every_package_on_disk_is_shipped() -> None:
-    found = {*find_packages(ROOT, include=["dfqkit", "dfqkit.*"]), *find_packages(ROOT / "export")}
-    folders = {
-        ".".join((name, *path.parent.relative_to(root).parts))
-        for name, root in PACKAGES.items()
-        for path in root.rglob("*.py")
-    }
-    assert sorted(folders ^ found) == []  # one without __init__.py is not found
-    assert SETUP["package-dir"] == {"dfqkit_export": "export/dfqkit_export", "dfqkit.recipes": "recipes"}
+def test_every_folder_with_modules_is_a_package() -> None:
+    folders = {path.parent for root in PACKAGES.values() for path in root.rglob("*.py")}
+    assert sorted(str(folder) for folder in folders if not (folder / "__init__.py").is_file()) == []
 
 
 def test_types_and_recipes_are_shipped() -> None:
-    for name, root in PACKAGES.items():
-        assert (root / "py.typed").is_file()
-        assert "py.typed" in SETUP["package-data"][name]
-    shipped = {path for pattern in SETUP["package-data"]["dfqkit.recipes"] for path in (ROOT / "recipes").glob(pattern)}
-    needed = [path for path in (ROOT / "recipes").rglob("*") if path.suffix in (".yaml", ".safetensors", ".npz")]
-    needed += [*(ROOT / "recipes" / "ci").iterdir(), *(ROOT / "recipes" / "plugin_template").glob("**/*.[pmt][yo]*")]
+    wheel = BUILD["targets"]["wheel"]
+    assert wheel["only-include"] == ["dfqkit", "export/dfqkit_export", "recipes"]
+    assert wheel["sources"] == {"export/dfqkit_export": "dfqkit_export", "recipes": "dfqkit/recipes"}
+    assert all((root / "py.typed").is_file() for root in PACKAGES.values())
+    left_out = [path for pattern in wheel["exclude"] for path in ROOT.glob(pattern)]
+    needed = [path for path in (ROOT / "recipes").rglob("*") if path.suffix in (".yaml", ".safetensors", ".npz", ".py")]
     assert needed
-    assert set(needed) <= shipped
+    assert [path for path in needed if any(path.is_relative_to(other) for other in left_out)] == []
 
 
 def test_names_of_test_modules_are_unique() -> None:
