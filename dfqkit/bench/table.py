@@ -35,7 +35,8 @@ def document(
     found = rows(trials)
     budget = provenance["passes"]
     over = [] if budget is None else [row["contestant"] for row in found if row["synthesis_passes"]["mean"] > budget]
-    spent = dict.fromkeys(over, f"its smallest unit costs more than the {budget:,} passes")
+    dear = "" if budget is None else f"its smallest unit costs more than the {budget:,} passes"
+    spent = dict.fromkeys(over, dear)
     said = [f"{name}: {text}" for name, texts in warnings.items() for text in texts]
     return {
         "schema": SCHEMA,
