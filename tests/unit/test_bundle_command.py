@@ -81,7 +81,7 @@ class TestSentinel:
 def context(path: Path, *, grading: int = 96, seed: int = 0) -> Any:
     recipe = SimpleNamespace(bank=SimpleNamespace(grading=grading), seed=seed)
     teacher = SimpleNamespace(name="toy", sha256=TEACHER)
-    return SimpleNamespace(folder=SimpleNamespace(path=path), recipe=recipe, teacher=teacher)
+    return SimpleNamespace(folder=SimpleNamespace(path=path), file=path.joinpath, recipe=recipe, teacher=teacher)
 
 
 class TestRun:

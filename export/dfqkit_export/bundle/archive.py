@@ -53,11 +53,7 @@ def take(path: Path, folder: Path, names: Collection[str]) -> None:
 
 
 def digests(path: Path, names: Collection[str]) -> dict[str, str]:
-    """Return the sha256 of the members that are called ``names``, without those that the zip does not have.
-
-    Raises:
-        ArtefactError: As `take`.
-    """
+    """Return the sha256 of the members that are called ``names``, without those that the zip does not have."""
     found = {}
     with _opened(path) as archive:
         for entry in _entries(archive, path, names):
@@ -70,11 +66,7 @@ def digests(path: Path, names: Collection[str]) -> dict[str, str]:
 
 
 def member_names(path: Path) -> set[str]:
-    """Return the names of all files in a zip, to be compared and nothing else.
-
-    Raises:
-        ArtefactError: It is no zip, or damaged.
-    """
+    """Return the names of all files in a zip, to be compared and nothing else."""
     with _opened(path) as archive:
         return {entry.filename for entry in archive.infolist() if not entry.is_dir()}
 

@@ -83,13 +83,12 @@ def _cells(metric: Metric) -> Sequence[str]:
 
 def _precision(report: Report | None) -> str:
     found = report.metric(INTEGER_OPS.name, DEFAULT.name) if report else None
-    if found is None or found.value is None:
+    if report is None or found is None or found.value is None:
         return "Which layers run in integers was not read from a runtime."
-    environment = report.provenance.get("environment", {}) if report else {}
+    environment = report.provenance.get("environment", {})
     packages = environment.get("packages", {}) if isinstance(environment, dict) else {}
     version = packages.get(DEFAULT.package, "") if isinstance(packages, dict) else ""
-    layers = report.layers if report else ()
-    floats = [row.name for row in layers if row.precision == "float"]
+    floats = [row.name for row in report.layers if row.precision == "float"]
     named = f" In float: {', '.join(floats[:10])}{' and more' if len(floats) > 10 else ''}." if floats else ""
     return escaped(f"{found.value:.4g} {found.unit} of the layers run in integers in ONNX Runtime {version}.{named}")
 

@@ -91,7 +91,8 @@ class Case:
         """Return the case as the baseline's file holds it."""
         values = asdict(self)
         for recorded in values["metrics"].values():
-            recorded.update({key: _short(recorded[key]) for key in ("value", "stderr", "tolerance")})
+            for key in ("value", "stderr", "tolerance"):
+                recorded[key] = None if recorded[key] is None else float(f"{recorded[key]:.6g}")
         return values
 
     @classmethod
@@ -131,11 +132,7 @@ class Case:
         return self
 
     def signature(self) -> Signature | None:
-        """Return what is kept of the layers; None where nothing is, as for a report.
-
-        Raises:
-            ArtefactError: It is damaged.
-        """
+        """Return what is kept of the layers; None where nothing is, as for a report."""
         layers = self.facts.get("layers")
         if not isinstance(layers, Mapping):
             return None
@@ -203,11 +200,7 @@ def read_baseline(path: str | Path) -> Baseline:
 
 
 def write_baseline(path: str | Path, baseline: Baseline) -> None:
-    """Write a baseline whole or not at all.
-
-    Raises:
-        ArtefactError: The folder cannot be written.
-    """
+    """Write a baseline whole or not at all."""
     document = {
         "schema": SCHEMA,
         "cases": {name: case.to_dict() for name, case in baseline.cases.items()},
@@ -306,10 +299,6 @@ def _finite(value: Any) -> float:
         message = f"{value!s:.40} is not a number that a metric can have"
         raise ValueError(message)
     return float(value)
-
-
-def _short(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.6g}")
 
 
 def _laid_out(value: Any, indent: str) -> str:

@@ -172,11 +172,7 @@ def measure_subject(subject: Subject, *, threads: int | None = None, optimized: 
 
 
 def measure_report(source: str | Path | Report) -> Measurement:
-    """Read the metrics of a report or its file instead of running anything; times and sizes are left out.
-
-    Raises:
-        ArtefactError: It is no report.
-    """
+    """Read the metrics of a report or its file instead of running anything; times and sizes are left out."""
     report = source
     if not isinstance(report, Report):
         path = Path(report)

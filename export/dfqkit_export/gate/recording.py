@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +19,25 @@ from dfqkit_export.backends import DEFAULT
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.gate.baseline import Baseline, Case, Recorded, read_baseline, write_baseline
 from dfqkit_export.gate.diagnosis import layer_sketches
-from dfqkit_export.gate.filerows import origin_of
+from dfqkit_export.gate.filerows import file_metrics, origin_of
 from dfqkit_export.gate.measurement import Measurement
 from dfqkit_export.gate.signature import pack_sketches
 from dfqkit_export.gate.significance import default_tolerance, expected_flips
 from dfqkit_export.gate.verdicts import Options
-from dfqkit_export.measure.kinds import PREPROCESSING, STRUCTURE, Metric, find_kind
+from dfqkit_export.measure.kinds import Metric, find_kind
 
 
 def record(measured: Measurement, before: Case | None, options: Options, keep: Collection[str]) -> Case:
     """Make a case of what was measured.
 
-    Args:
-        measured: The measurement.
-        before: What was recorded until now: tolerances that people set and floors stay, as does `allowed` unless
-            `options.allow` states another reason.
-        options: How to check; its floors are added to the recipe's.
-        keep: Metrics whose recorded value stays: those of an expected failure, which else would be gone.
+    What people set until now stays: tolerances, floors, and unless another is stated the reason why it is allowed. The
+    value of metrics to `keep` stays, too: those of an expected failure, which else would be gone.
 
     Raises:
         ArtefactError: A floor to add is there already, with another value.
     """
-    metrics = dict(measured.metrics)
-    if measured.subject is not None and measured.signature is not None:
-        for kind, n in ((STRUCTURE, len(measured.signature.layers)), (PREPROCESSING, 3)):
-            metrics[kind.name] = kind.metric(subject="file", data="", value=0.0, n=n)
+    of_file = file_metrics(measured, None, ())  # recorded as 0, whatever they are: nothing of them is to be wrong
+    metrics = dict(measured.metrics) | {name: replace(metric, value=0.0) for name, metric in of_file.items()}
     before = before or Case(metrics={})
     old, stated = before.metrics, options.tolerances
     flips = expected_flips(measured.subject.sentinel.power) if measured.subject is not None else 0.0
@@ -111,8 +106,9 @@ def changes_of(name: str, before: Case | None, now: Case) -> Iterator[str]:
         elif _shown(old.value) != _shown(new.value):
             yield f"{name}: {metric} {_shown(old.value)} -> {_shown(new.value)}"
     for what in ("model", "sentinel", "teacher"):
-        if before.files.get(what) != now.files.get(what):
-            yield f"{name}: {what} {_digits(before.files.get(what))} -> {_digits(now.files.get(what))}"
+        was, sha256 = (case.files.get(what) or "none" for case in (before, now))
+        if was != sha256:
+            yield f"{name}: {what} {was[:12]} -> {sha256[:12]}"
 
 
 def _tolerance(metric: Metric, old: Recorded | None, stated: float | None, flips: float) -> float:
@@ -150,15 +146,11 @@ def _recipe_floors(measured: Measurement) -> dict[str, float]:
         return {
             str(floor["metric"]): float(floor["value"])
             for floor in yaml.safe_load(subject.bundle.recipe).get("floors") or []
-            if _is_of_the_file(str(floor["metric"])) and floor.get("subject") == DEFAULT.name
+            if (kind := find_kind(str(floor["metric"]))) is not None
+            and (kind.about == "file" and kind.gated and floor.get("subject") == DEFAULT.name)
         }
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError, RecursionError):
         return {}  # a recipe that cannot be read has no say; the baseline's own floors have
-
-
-def _is_of_the_file(metric: str) -> bool:
-    kind = find_kind(metric)
-    return kind is not None and kind.about == "file" and kind.gated
 
 
 def _facts(measured: Measurement) -> dict[str, Any]:
@@ -177,7 +169,3 @@ def _facts(measured: Measurement) -> dict[str, Any]:
 
 def _shown(value: float | None) -> str:
     return "none" if value is None else f"{value:.6g}"
-
-
-def _digits(value: str | None) -> str:
-    return (value or "none")[:12]

@@ -52,11 +52,7 @@ class ImageValues:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ImageValues:
-        """Rebuild what `to_dict` wrote, values to within 5 %; those of which no metric is known are left out.
-
-        Raises:
-            ArtefactError: Something else stands there.
-        """
+        """Rebuild what `to_dict` wrote, values to within 5 %; those of which no metric is known are left out."""
         kept = {kind.per_image.key: kind.per_image.binary for kind in known_kinds() if kind.per_image is not None}
         try:
             n = int(values["n"])

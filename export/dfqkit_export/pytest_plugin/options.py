@@ -41,11 +41,7 @@ class Settings:
     _baseline: Baseline | None = field(default=None, repr=False)
 
     def baseline(self) -> Baseline:
-        """Return the baseline, read once; one without cases where there is no file yet.
-
-        Raises:
-            ArtefactError: It cannot be used.
-        """
+        """Return the baseline, read once; one without cases where there is no file yet."""
         from dfqkit_export.gate import Baseline, read_baseline
 
         if self._baseline is None:

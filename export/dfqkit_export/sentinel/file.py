@@ -119,11 +119,7 @@ def normalized(codes: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.float32]
 
 
 def write_sentinel(path: str | Path, sentinel: Sentinel) -> None:
-    """Write a set, there whole or not at all.
-
-    Raises:
-        ArtefactError: The file cannot be written.
-    """
+    """Write a set, there whole or not at all."""
     write_bytes(Path(path), sentinel_bytes(sentinel))
 
 
