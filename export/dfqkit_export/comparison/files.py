@@ -144,7 +144,7 @@ def compare_files(
             a=a, b=b, task=task, images=images, batch=batch, outputs=(first, second), threads=threads, min_sqnr=min_sqnr
         )
         layers, notes = pair.layers(matching)
-    notes += bias_notes({"A": (a.runtime, models[0]), "B": (b.runtime, models[1])})
+    notes += _bias_notes({"A": (a.runtime, models[0]), "B": (b.runtime, models[1])})
     whole = Apart(None, None)
     for name in task.names:
         whole.add(first[name], second[name])
@@ -279,13 +279,7 @@ def _hidden(side: Side) -> dict[str, str]:
 
 
 def disturbance_note(runtime: str, model: onnx.ModelProto, hidden: Mapping[str, str]) -> str:
-    """Say that layers were looked at one by one, and which could not be.
-
-    Args:
-        runtime: Name of the runtime.
-        model: The file.
-        hidden: Layers that it computes in one kernel with a later one, which is the value.
-    """
+    """Say that layers were looked at one by one, without those hidden in one kernel with a later one, their value."""
     text = (
         f"Looking at all layers at once changes what {runtime} computes, because it then fuses less; so each was "
         "looked at alone"
@@ -301,12 +295,8 @@ def disturbance_note(runtime: str, model: onnx.ModelProto, hidden: Mapping[str, 
     return f"{text}."
 
 
-def bias_notes(sides: Mapping[str, tuple[str, onnx.ModelProto]]) -> list[str]:
-    """Say where a runtime rounds float biases, which matters for weights of few bits, whose scales are large.
-
-    Args:
-        sides: What a side is called, with the name of its runtime and its model.
-    """
+def _bias_notes(sides: Mapping[str, tuple[str, onnx.ModelProto]]) -> list[str]:
+    """Say where a runtime rounds float biases, which matters for weights of few bits, whose scales are large."""
     found = []
     for side, (runtime, model) in sides.items():
         graph = SourceGraph(model.graph)

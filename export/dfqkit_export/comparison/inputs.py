@@ -23,17 +23,10 @@ Floats = NDArray[np.float32]
 
 
 def read_inputs(source: str | Path, model: onnx.ModelProto, n: int) -> Inputs:
-    """Read images, evenly spread over the source.
+    """Read up to n images, evenly spread over a stored set (folder or file), a sentinel file, a `.npz` or a `.npy`.
 
-    Args:
-        source: A stored set (folder or file), a sentinel file, a `.npz` with `images`, or a `.npy`. uint8 arrays have
-            shape (N, H, W, C) and are normalised as the model's metadata say; float arrays (N, C, H, W) are taken as
-            normalised.
-        model: What they are for.
-        n: How many at most.
-
-    Raises:
-        ArtefactError: The source is missing, damaged or nothing of the kind, or its images cannot be normalised.
+    uint8 arrays have shape (N, H, W, C) and are normalised as the model's metadata say; float arrays (N, C, H, W) are
+    taken as normalised.
     """
     path = Path(source)
     if not path.exists():

@@ -36,14 +36,10 @@ class Matching:
 
 
 def match_layers(a: onnx.ModelProto, b: onnx.ModelProto) -> Matching:
-    """Match the layers of two models.
+    """Match the layers of two models that have a name.
 
     Names decide where every weighted layer of the smaller model finds one of its name, kind and weight shape in the
     other. Otherwise names count for nothing: both sequences of (kind, weight shape) are aligned.
-
-    Args:
-        a: A model; layers without a name are left out.
-        b: Another.
     """
     first, second = _keys(a), _keys(b)
     pairs = [(name, name) for name, key in first.items() if second.get(name) == key]

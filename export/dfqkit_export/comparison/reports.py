@@ -24,10 +24,6 @@ class MetricDifference:
     """One metric in both reports.
 
     Attributes:
-        name: Name of the metric.
-        subject: What it was measured on.
-        data: The images it was measured with.
-        unit: Its unit.
         a: Value in A; None where A has none.
         b: Value in B.
         noise: Two standard errors of the difference, taken as independent, which is too many where both were measured
@@ -47,15 +43,7 @@ class MetricDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportDifference:
-    """Two reports side by side.
-
-    Attributes:
-        title_a: What A is about.
-        title_b: What B is about.
-        verdict_a: A's verdict.
-        verdict_b: B's verdict.
-        metrics: All metrics of either, B's own last.
-    """
+    """Two reports side by side, with all metrics of either, B's own last."""
 
     title_a: str
     title_b: str
@@ -69,12 +57,7 @@ class ReportDifference:
 
 
 def compare_reports(a: Report, b: Report) -> ReportDifference:
-    """Pair the metrics of two reports by name, subject and data.
-
-    Args:
-        a: The reference.
-        b: What is compared with it.
-    """
+    """Pair the metrics of two reports by name, subject and data; A is the reference."""
     first, second = ({(m.name, m.subject, m.data): m for m in report.metrics} for report in (a, b))
     return ReportDifference(
         title_a=a.title,

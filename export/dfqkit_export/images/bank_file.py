@@ -34,13 +34,7 @@ _DAMAGED = (KeyError, TypeError, ValueError, AttributeError, IndexError, Artefac
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One file of a set.
-
-    Attributes:
-        path: Where it lies.
-        n: Images in it.
-        sha256: Of the file, as the set's own list has it; None for a lone file, which nothing vouches for.
-    """
+    """One file of a set; its sha256 is what the set lists, None for a lone file, which nothing vouches for."""
 
     path: Path
     n: int
@@ -78,11 +72,7 @@ class Contents:
 
 
 def set_contents(path: Path) -> Contents:
-    """Read what a set's folder or a lone file says, and check that all files are there with what they should hold.
-
-    Raises:
-        ArtefactError: It is missing, not a set, of a newer version, damaged, or cut short.
-    """
+    """Read what a set's folder or a lone file says, and check that all files are there with what they should hold."""
     if path.is_dir():
         contents = _listed(path)
         for shard in contents.shards:

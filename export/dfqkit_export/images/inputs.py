@@ -39,11 +39,7 @@ class Inputs:
 
 
 def model_image(model: onnx.ModelProto) -> ImageSpec | None:
-    """Return the image specification that dfqkit writes into a file's metadata; None for files of others.
-
-    Raises:
-        ArtefactError: It is there and damaged.
-    """
+    """Return the image specification that dfqkit writes into a file's metadata; None for files of others."""
     stored = {entry.key: entry.value for entry in model.metadata_props}.get("dfqkit.image")
     if stored is None:
         return None
@@ -61,15 +57,9 @@ def own_batch(model: onnx.ModelProto) -> int | None:
 
 
 def random_inputs(model: onnx.ModelProto, n: int, *, seed: int = 0) -> Inputs:
-    """Draw images from a normal distribution with mean 0 and deviation 1 in the normalised space.
+    """Draw n images from a normal distribution with mean 0 and deviation 1 in the normalised space.
 
-    Args:
-        model: What they are for; open sizes other than the batch's are taken from its metadata.
-        n: How many.
-        seed: Of the random numbers.
-
-    Raises:
-        ArtefactError: The shape of an image is not known, or there is no room for so many.
+    Open sizes other than the batch's are taken from the model's metadata.
     """
     shape = _image_shape(model)
     if n * math.prod(shape) > _MOST_NUMBERS:

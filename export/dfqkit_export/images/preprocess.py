@@ -38,19 +38,7 @@ class Preprocess:
         return self.resize is not None or self.crop is not None
 
     def decode(self, file: BinaryIO | Path, name: str) -> NDArray[np.uint8]:
-        """Decode one image file and preprocess it.
-
-        Args:
-            file: Path or open binary file.
-            name: What to call the image in an error.
-
-        Returns:
-            Pixels uint8 (H, W, C).
-
-        Raises:
-            ArtefactError: The file is not a complete image of 8 bits a channel, or the crop is larger than it.
-            RuntimeUnavailableError: Pillow is not installed.
-        """
+        """Decode one image file and preprocess it to uint8 (H, W, C); errors call it `name`."""
         pillow = _pillow()
         try:
             with pillow.open(file) as image:
@@ -61,19 +49,7 @@ class Preprocess:
             raise ArtefactError(message) from None
 
     def convert(self, image: Any, name: str) -> NDArray[np.uint8]:
-        """Preprocess one Pillow image.
-
-        Args:
-            image: A `PIL.Image.Image`.
-            name: What to call the image in an error.
-
-        Returns:
-            Pixels uint8 (H, W, C).
-
-        Raises:
-            ArtefactError: The image has more than 8 bits a channel, the crop is larger than it, or image files cannot
-                have the number of channels asked for.
-        """
+        """Preprocess a `PIL.Image.Image` to uint8 (H, W, C); errors call it `name`."""
         if self.channels not in _MODES:
             message = (
                 f"Image {name!r} cannot be decoded to {self.channels} channels; image files have {sorted(_MODES)}. "
@@ -95,19 +71,7 @@ class Preprocess:
         return pixels[..., None] if pixels.ndim == 2 else pixels
 
     def apply(self, pixels: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
-        """Preprocess one decoded image.
-
-        Args:
-            pixels: Pixels uint8 (H, W, C) with the right number of channels.
-            name: What to call the image in an error.
-
-        Returns:
-            Pixels uint8 (H, W, C); the same array where nothing has to change.
-
-        Raises:
-            ArtefactError: The crop is larger than the image, or the number of channels is not 1, 3 or 4.
-            RuntimeUnavailableError: Pillow is needed and not installed.
-        """
+        """Preprocess pixels uint8 (H, W, C) that have the right number of channels; errors call them `name`."""
         if not self.active:
             return pixels
         return self.convert(_pillow().fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), name)

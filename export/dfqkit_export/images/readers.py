@@ -52,16 +52,7 @@ def _chosen(items: list[_Item], limit: int | None) -> list[_Item]:
 
 
 def read_npz(path: Path, prepare: Preprocess, limit: int | None) -> Labelled:
-    """Read `images` (N, H, W, C) or (N, H, W) uint8 and optional integer `labels` from an .npz.
-
-    Args:
-        path: The file.
-        prepare: Preprocessing of each image.
-        limit: Take only so many images, evenly spread over the source.
-
-    Raises:
-        ArtefactError: The file is damaged, has no such arrays, or they are of another type or shape.
-    """
+    """Read `images` (N, H, W, C) or (N, H, W) uint8 and optional integer `labels` from an .npz."""
     try:
         if not zipfile.is_zipfile(path):
             message = "it is not an npz archive"
@@ -90,16 +81,7 @@ def read_npz(path: Path, prepare: Preprocess, limit: int | None) -> Labelled:
 
 
 def read_folder(path: Path, prepare: Preprocess, limit: int | None) -> Labelled:
-    """Read a folder of class folders, or a flat folder of images without labels.
-
-    Args:
-        path: The folder; hidden entries are skipped.
-        prepare: Preprocessing of each image.
-        limit: Take only so many images, evenly spread over the sorted files.
-
-    Raises:
-        ArtefactError: There are no images, an image is damaged, or images lie both flat and in class folders.
-    """
+    """Read a folder of class folders, or a flat folder of images without labels; hidden entries are skipped."""
     entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
     flat = [entry for entry in entries if _is_image(entry)]
     folders = [entry for entry in entries if entry.is_dir()]
@@ -128,14 +110,7 @@ def read_folder(path: Path, prepare: Preprocess, limit: int | None) -> Labelled:
 def read_zip(path: Path, prepare: Preprocess, limit: int | None) -> Labelled:
     """Read the images that `labels.csv` lists from a zip, without unpacking anything to disk.
 
-    Args:
-        path: The file. `labels.csv` has a header with at least `filename` and `label`; a file name may omit its folder.
-        prepare: Preprocessing of each image.
-        limit: Take only so many images, evenly spread over labels.csv.
-
-    Raises:
-        ArtefactError: The archive or an image is damaged, a listed image is missing or ambiguous, a name leaves the
-            archive, or a label is not an integer.
+    `labels.csv` has a header with at least `filename` and `label`; a file name may omit its folder.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -153,13 +128,7 @@ def read_zip(path: Path, prepare: Preprocess, limit: int | None) -> Labelled:
 def read_torchvision(source: str, prepare: Preprocess, limit: int | None) -> Labelled:
     """Read the test split of a torchvision data set that is already on disk; nothing is ever downloaded.
 
-    Args:
-        source: `torchvision:NAME:ROOT`, for example `torchvision:CIFAR10:/data`.
-        prepare: Preprocessing of each image.
-        limit: Take only so many images, evenly spread over the source.
-
-    Raises:
-        ArtefactError: Torchvision is not installed, knows no such data set, or does not find it in ROOT.
+    The source is `torchvision:NAME:ROOT`, for example `torchvision:CIFAR10:/data`.
     """
     _, name, root = [*source.split(":", 2), "", ""][:3]
     if not name or not root:

@@ -43,11 +43,7 @@ class ImageSpec:
     classes: int = 0
 
     def __post_init__(self) -> None:
-        """Coerce lists to tuples, then check every field.
-
-        Raises:
-            ArtefactError: A field is not a sequence of numbers, not positive where it must be, or of the wrong length.
-        """
+        """Coerce lists to tuples, then check every field."""
         object.__setattr__(self, "shape", _integers("shape", self.shape))
         object.__setattr__(self, "mean", _numbers("mean", self.mean))
         object.__setattr__(self, "std", _numbers("std", self.std))

@@ -109,14 +109,7 @@ class StoredBank:
         return (self.read_shard(index) for index in range(len(self.shards)))
 
     def take(self, indices: Sequence[int]) -> tuple[Codes, Answers]:
-        """Return images and answers at the given places, in that order; no more than these are read.
-
-        Args:
-            indices: Each from 0 to the number of images, exclusive.
-
-        Raises:
-            IndexError: For one outside.
-        """
+        """Return images and answers at the given places, in that order; no more than these are read."""
         images = np.empty((len(indices), *self.spec.shape), np.uint8)
         answers = {name: np.empty((len(indices), *shape), np.float32) for name, shape in self.outputs.items()}
         for row, index in enumerate(indices):
@@ -132,11 +125,7 @@ class StoredBank:
         return images, answers
 
     def batches(self, size: int) -> Iterator[Floats]:
-        """Normalised images float32 (n, C, H, W), in order; the last batch may be smaller.
-
-        Raises:
-            ArtefactError: For a size below 1.
-        """
+        """Normalised images float32 (n, C, H, W), in order; the last batch may be smaller."""
         if size < 1:
             message = f"Batch size must be at least 1, found {size}."
             raise ArtefactError(message)

@@ -54,22 +54,14 @@ class TensorFile:
         self.metadata: dict[str, str] = self._file.metadata() or {}
 
     def part(self, name: str) -> Any:
-        """Return a tensor that is not read before it is indexed, and then no more of it than was asked for.
-
-        Raises:
-            ArtefactError: There is no such tensor.
-        """
+        """Return a tensor that is not read before it is indexed, and then no more of it than was asked for."""
         if name not in self.forms:
             message = f"'{self.path}' has no tensor '{name}'; it has {', '.join(self.forms) or 'none'}."
             raise ArtefactError(message)
         return self._file.get_slice(name)
 
     def read(self, name: str) -> Array:
-        """Return a tensor in memory.
-
-        Raises:
-            ArtefactError: There is no such tensor, or its type has no counterpart in numpy.
-        """
+        """Return a tensor in memory; numpy lacks some of the format's types."""
         self.part(name)
         try:
             return np.asarray(self._file.get_tensor(name))
@@ -79,15 +71,7 @@ class TensorFile:
 
 
 def read_tensors(path: str | Path, *, limit: int = MAX_FILE) -> tuple[dict[str, Array], dict[str, str]]:
-    """Read all tensors of a file, and its metadata.
-
-    Args:
-        path: The file.
-        limit: Bytes that it may have.
-
-    Raises:
-        ArtefactError: It is larger, cannot be read, is not of the format, or holds a type that numpy has not.
-    """
+    """Read all tensors of a file of at most `limit` bytes, and its metadata."""
     file = TensorFile(path)
     size = file.path.stat().st_size
     if size > limit:
@@ -99,17 +83,11 @@ def read_tensors(path: str | Path, *, limit: int = MAX_FILE) -> tuple[dict[str, 
 def tensor_bytes(tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> bytes:
     """Return what a file of these tensors holds; equal for equal tensors, whatever their order.
 
-    Args:
-        tensors: By name, of any layout.
-        metadata: Text by text; of more than one, the order in the file is not fixed.
+    Of several entries of metadata, the order in the file is not fixed.
     """
     return save({name: np.asarray(array, order="C") for name, array in tensors.items()}, dict(metadata or {}) or None)
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a file, there whole or not at all.
-
-    Raises:
-        ArtefactError: It cannot be written.
-    """
+    """Write a file, there whole or not at all."""
     write_bytes(Path(path), tensor_bytes(tensors, metadata))

@@ -24,11 +24,11 @@ from dfqkit_export.onnxfile.model import load_onnx
 
 
 class LayerProbe:
-    """A file in a runtime, with the outputs of its layers laid open.
+    """A file in a runtime that `sees_layers`, with the outputs of its layers laid open.
 
     A layer's output is taken after the BatchNormalization and the Relu or Clip that follow it and, in a quantized file,
     after the Q/DQ pair behind that. There a runtime's fusions are disturbed least, so that its integer kernels are what
-    is seen.
+    is seen. Layers without a name are left out, and those that are not in `layers` where names are given.
 
     Attributes:
         scales: For each layer, in the file's order, the scale of the codes that its output was quantized to; None where
@@ -43,18 +43,6 @@ class LayerProbe:
         threads: int | None = None,
         layers: Collection[str] | None = None,
     ) -> None:
-        """Load the file.
-
-        Args:
-            path: The ONNX file; layers without a name are left out.
-            runtime: One of `backends.all_backends` that `sees_layers`.
-            threads: Threads of a runtime on the CPU; None leaves the choice to it.
-            layers: Names of the layers to look at; None for all.
-
-        Raises:
-            ArtefactError: The file is not a complete ONNX model, or the runtime does not give inner outputs.
-            RuntimeUnavailableError: The runtime is not installed.
-        """
         model = load_onnx(path)
         graph = SourceGraph(model.graph)
         visible = _visible_tensors(graph)
@@ -76,17 +64,7 @@ class LayerProbe:
         self._session = session
 
     def run(self, images: NDArray[np.float32]) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[np.float32]]]:
-        """Run one batch.
-
-        Args:
-            images: Shape (n, C, H, W), normalised.
-
-        Returns:
-            The file's own outputs by name, and the name of each layer with its output, float32.
-
-        Raises:
-            ArtefactError: The images do not fit the model.
-        """
+        """Run one batch (n, C, H, W), normalised; return the file's own outputs and the layers', both by name."""
         names = list(dict.fromkeys([*self._own, *self._tensors.values()]))
         values = dict(zip(names, self._session.outputs(images, names), strict=True))
         layers = {layer: values[tensor] for layer, tensor in self._tensors.items()}

@@ -100,18 +100,7 @@ class MetricKind:
     short: str = ""
 
     def metric(self, *, subject: str, data: str, value: float | None, n: int, stderr: float | None = None) -> Metric:
-        """Return a measured number of this kind.
-
-        Args:
-            subject: What it was measured on.
-            data: The images it was measured with.
-            value: The number; None where it has no finite value.
-            n: How many images it rests on.
-            stderr: Its standard error; None where it has none.
-
-        Raises:
-            ArtefactError: The value or the standard error is not finite, or n is negative.
-        """
+        """Return a measured number of this kind, of which the arguments say what `Metric`'s attributes do."""
         return Metric(
             name=self.name,
             subject=subject,
@@ -124,12 +113,9 @@ class MetricKind:
         )
 
     def tolerance_at(self, value: float | None, n: int, flips: float = 0.0) -> float:
-        """Return the tolerance that a value is recorded with.
+        """Return the tolerance that a value of n images is recorded with.
 
-        Args:
-            value: The value.
-            n: How many images it rests on.
-            flips: How many more images an equally good file may flip.
+        `flips` says how many more images an equally good file may flip.
         """
         known = self.tolerance
         whole = self.unit == "images"
@@ -163,11 +149,7 @@ class Metric:
     higher_is_better: bool | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values that JSON cannot hold.
-
-        Raises:
-            ArtefactError: The value or the standard error is not finite, or n is negative.
-        """
+        """Refuse values that JSON cannot hold."""
         for field in ("value", "stderr"):
             number = getattr(self, field)
             if number is not None and not math.isfinite(number):
@@ -201,17 +183,7 @@ class Metric:
 
 
 def register(kind: MetricKind) -> MetricKind:
-    """Add a kind to the table.
-
-    Args:
-        kind: What to add.
-
-    Returns:
-        The same, so that a constant can name it.
-
-    Raises:
-        ArtefactError: There is another of that name.
-    """
+    """Add a kind to the table, and return it so that a constant can name it."""
     if KINDS.setdefault(kind.name, kind) != kind:
         message = f"There are two kinds of metrics called {kind.name!r}. Give one of them another name."
         raise ArtefactError(message)

@@ -66,8 +66,7 @@ class Latency:
     def metrics(self, *, data: str) -> list[Metric]:
         """Return one metric "latency" (median, ms) for each session, and "speedup" for those with a ratio.
 
-        Args:
-            data: What images went in, for example "1x3x32x32".
+        `data` says what images went in, for example "1x3x32x32".
         """
         found: list[Metric] = []
         for subject, timing in self.timings.items():
@@ -88,16 +87,8 @@ def measure_latency(
 ) -> Latency:
     """Time sessions in turns (A B A B ...), so that a change of the machine's load meets all of them.
 
-    Args:
-        sessions: Sessions by name.
-        images: One batch (n, C, H, W), normalised, given to every call.
-        repeats: Timed calls of each session, at least 1.
-        warmup: Calls of each session before the timed ones, at least 0.
-        reference: Name of the session to compare the others with, or None. Ratios are taken within each round, which
-            cancels slow drifts, and their median is reported.
-
-    Raises:
-        ArtefactError: There is no session, an option is out of range, or the reference is not a session.
+    Every call is given the same batch (n, C, H, W), normalised. Ratios to the reference are taken within each round,
+    which cancels slow drifts, and their median is reported.
     """
     if not sessions or repeats < 1 or warmup < 0:
         message = (

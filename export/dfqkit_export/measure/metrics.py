@@ -18,26 +18,13 @@ from dfqkit_export.measure.kinds import INTEGER_OPS, Metric, MetricKind
 
 
 def share(kind: MetricKind, hits: NDArray[np.bool_], *, subject: str, data: str) -> Metric:
-    """Return on how many images something holds, in percent, with its binomial standard error sqrt(p (1 - p) / n).
-
-    Args:
-        kind: What it is called.
-        hits: Whether it holds, (n,), at least one.
-        subject: What was measured.
-        data: The images.
-    """
+    """Return on how many images something holds, in percent, with its binomial standard error sqrt(p (1 - p) / n)."""
     p, n = float(hits.mean()), hits.size
     return kind.metric(subject=subject, data=data, value=100.0 * p, n=n, stderr=100.0 * math.sqrt(p * (1.0 - p) / n))
 
 
 def integer_share(realised: Realised, *, subject: str, data: str = "model.onnx") -> Metric:
-    """Return the share of the layers that a runtime computes in integers; n counts layers, without a sampling error.
-
-    Args:
-        realised: What the runtime told.
-        subject: The runtime that was asked.
-        data: The file.
-    """
+    """Return the share of the layers that a runtime computes in integers; n counts layers, without a sampling error."""
     share = realised.integer_ops
     value = None if share is None else 100.0 * share
     return INTEGER_OPS.metric(subject=subject, data=data, value=value, n=len(realised.layers))
@@ -46,16 +33,8 @@ def integer_share(realised: Realised, *, subject: str, data: str = "model.onnx")
 def sqnr_db(reference: NDArray[Any], test: NDArray[Any]) -> float | None:
     """Return the signal-to-quantization-noise ratio of two tensors, 10 log10(sum r^2 / sum (r - t)^2), in dB.
 
-    Args:
-        reference: The signal r, any shape.
-        test: What stands in for it, the same shape.
-
-    Returns:
-        The ratio in dB; higher is closer. None where it has no finite value: both tensors are identical (no noise at
-        all), or the reference is zero everywhere (no signal). Tell them apart with `max_abs`.
-
-    Raises:
-        ArtefactError: The shapes differ, the tensors are empty, or a value is not finite.
+    Higher is closer. None where it has no finite value: both tensors are identical (no noise at all), or the reference
+    is zero everywhere (no signal). Tell them apart with `max_abs`.
     """
     first, second = same_shape(reference, test)
     signal, noise = float(np.square(first).sum()), float(np.square(first - second).sum())
@@ -65,25 +44,13 @@ def sqnr_db(reference: NDArray[Any], test: NDArray[Any]) -> float | None:
 
 
 def max_abs(reference: NDArray[Any], test: NDArray[Any]) -> float:
-    """Return the largest absolute difference of two tensors.
-
-    Args:
-        reference: Any shape.
-        test: The same shape.
-
-    Raises:
-        ArtefactError: The shapes differ, the tensors are empty, or a value is not finite.
-    """
+    """Return the largest absolute difference of two tensors."""
     first, second = same_shape(reference, test)
     return float(np.abs(first - second).max())
 
 
 def same_shape(reference: NDArray[Any], test: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return both in float64.
-
-    Raises:
-        ArtefactError: The shapes differ, the tensors are empty, or a value is not finite.
-    """
+    """Return both in float64; refuse other shapes than equal ones, empty tensors and values that are not finite."""
     first, second = np.asarray(reference, dtype=np.float64), np.asarray(test, dtype=np.float64)
     if first.shape != second.shape or first.size == 0:
         message = f"Both tensors must have the same, non-empty shape, found {first.shape} and {second.shape}."
@@ -94,11 +61,7 @@ def same_shape(reference: NDArray[Any], test: NDArray[Any]) -> tuple[NDArray[np.
 
 
 def require_finite(values: NDArray[np.float64]) -> None:
-    """Refuse values that are not finite.
-
-    Raises:
-        ArtefactError: Says how many there are.
-    """
+    """Refuse values that are not finite, and say how many there are."""
     bad = int(np.count_nonzero(~np.isfinite(values)))
     if bad:
         message = (

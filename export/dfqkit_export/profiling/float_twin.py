@@ -24,11 +24,7 @@ _SIGNED = frozenset({"Add", "BatchNormalization", "Conv", "ConvTranspose", "Gemm
 
 
 def float_twin(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the same model in float: weights and biases dequantized, the activations' Q, Clip and DQ left out.
-
-    Args:
-        model: A QDQ model; it is not changed.
-    """
+    """Return a QDQ model in float: weights and biases dequantized, the activations' Q, Clip and DQ left out."""
     twin = onnx.ModelProto()
     twin.CopyFrom(model)
     graph = SourceGraph(twin.graph)

@@ -50,15 +50,7 @@ def node_times(
 ) -> tuple[NodeTime, ...]:
     """Run a file with the profiler on, which slows it a little, and return what each node takes, the slowest first.
 
-    Args:
-        path: The ONNX file.
-        images: One batch (n, C, H, W), normalised.
-        repeats: Calls, after two that are not counted.
-        threads: Threads inside one operator; None leaves the choice to the runtime.
-
-    Raises:
-        ArtefactError: The file or the images do not fit.
-        RuntimeUnavailableError: onnxruntime is not installed.
+    The images are one batch (n, C, H, W), normalised; the first two calls are not counted.
     """
     warmup = 2
     with tempfile.TemporaryDirectory(prefix="dfqkit-") as folder:

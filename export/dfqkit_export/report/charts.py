@@ -26,14 +26,10 @@ _DASHES = ("", "6 3", "2 3", "9 3 2 3")
 
 
 def loss_charts(losses: Any) -> list[str]:
-    """Draw one chart for each loss term.
+    """Draw one chart for each loss term, in order of appearance.
 
-    Args:
-        losses: List of {"round": int, "terms": {name: value}}, each optionally with "member". Entries and values that
-            do not have this form are left out.
-
-    Returns:
-        One `<figure>` for each term, in order of appearance.
+    Losses are a list of {"round": int, "terms": {name: value}}, each optionally with "member"; what does not have this
+    form is left out.
     """
     if not isinstance(losses, Sequence):
         return []
@@ -52,9 +48,7 @@ def loss_charts(losses: Any) -> list[str]:
 def interval_chart(estimate: Mapping[str, Any], measured: Metric | None) -> str:
     """Draw an estimated drop with its interval, and the measured one where there is one, on a common axis in points.
 
-    Args:
-        estimate: `value`, `low` and `high` in points; nothing is drawn where one is missing.
-        measured: The drop on labelled images, or None.
+    Nothing is drawn where `value`, `low` or `high` of the estimate is missing.
     """
     numbers = [_number(estimate.get(key)) for key in ("low", "value", "high")]
     low, value, high = numbers

@@ -92,11 +92,7 @@ class Report:
     warnings: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        """Make rows tuples, and refuse a verdict that the findings contradict.
-
-        Raises:
-            ArtefactError: The verdict is unknown, or does not fit the findings, or a warning is not text.
-        """
+        """Make rows tuples, and refuse a verdict that the findings contradict."""
         if isinstance(self.warnings, str) or not all(isinstance(warning, str) for warning in self.warnings):
             message = f"Report {self.title!r} has the warnings {self.warnings!r}; give a list of texts."
             raise ArtefactError(message)
@@ -164,13 +160,7 @@ def layer_rows(
     student_db: Mapping[str, float | None] | None = None,
     runtime_db: Mapping[str, float | None] | None = None,
 ) -> tuple[LayerRow, ...]:
-    """Join realised precision with per-layer SQNR.
-
-    Args:
-        layers: Layers of the file, in its order.
-        student_db: SQNR of the student's outputs by layer name, in dB.
-        runtime_db: SQNR of the runtime's outputs by layer name, in dB.
-    """
+    """Join realised precision with per-layer SQNR in dB, by layer name."""
     return tuple(
         LayerRow(
             name=layer.name,

@@ -19,14 +19,7 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-
 
 
 def document(title: str, body: str, footer: str = "", *, style: str = "") -> str:
-    """Frame a whole page that needs no network and no script.
-
-    Args:
-        title: Title of the window.
-        body: Markup.
-        footer: Text; "" for none.
-        style: Rules beside those that all pages have.
-    """
+    """Frame a whole page that needs no network and no script; `style` stands beside the rules that all pages have."""
     ending = f"<footer>{escape(footer)}</footer>" if footer else ""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

@@ -55,15 +55,9 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class MetricGroup:
-    """The same metric on the same images for several subjects.
+    """The same metric on the same n images (or repetitions, or layers), with one figure a subject.
 
-    Attributes:
-        name: Name of the metric.
-        title: The same for readers.
-        data: What it was measured on.
-        n: How many images (or repetitions, or layers) it rests on.
-        direction: "higher is better", "lower is better" or "".
-        cells: One figure a subject.
+    `direction` is "higher is better", "lower is better" or "".
     """
 
     name: str
@@ -104,11 +98,7 @@ def data_note(report: Report) -> str:
 def figure(value: Any, unit: str = "", kind: MetricKind | None = None) -> str:
     """Format a number with its unit; a dash for anything that is not a number.
 
-    Args:
-        value: The number.
-        unit: Its unit.
-        kind: The metric that it is of, which says how many decimals there are; None for that of other numbers in its
-            unit.
+    Decimals are those of the kind of metric, without one those of other numbers in the unit.
 
     Example:
         >>> figure(91.734, "%"), figure(1_094_400, "bytes"), figure(None)
@@ -132,15 +122,9 @@ def figure(value: Any, unit: str = "", kind: MetricKind | None = None) -> str:
 
 
 def gap(metric: Metric, teacher: Metric | None) -> str:
-    """Say how far a metric lies from the teacher's.
+    """Say how far a metric lies from the same one of the teacher; "" where there is nothing to compare.
 
-    Args:
-        metric: A subject's metric.
-        teacher: The same metric of the teacher, or None.
-
-    Returns:
-        A signed difference ("-0.08 points"), a ratio for times and sizes ("3.10x faster"), or "" where there is nothing
-        to compare.
+    A signed difference ("-0.08 points"), or a ratio for times and sizes ("3.10x faster").
     """
     if teacher is None or metric is teacher or metric.value is None or teacher.value is None:
         return ""
@@ -259,11 +243,7 @@ def title_of(name: str) -> str:
 
 
 def estimate_sentence(estimate: Mapping[str, Any]) -> str:
-    """Say what the drop on real images is estimated to be, or why it is not; "" where nothing was estimated.
-
-    Args:
-        estimate: `Estimate.to_dict()`, as reports have it.
-    """
+    """Say what the drop on real images is estimated to be, or why it is not; "" where nothing was estimated."""
     if not estimate:
         return ""
     value, low, high = (estimate.get(key) for key in ("value", "low", "high"))

@@ -19,12 +19,7 @@ _MISSING = "-"
 
 
 def render_side_by_side(first: Report, second: Report) -> str:
-    """Return two reports as one self-contained HTML page.
-
-    Args:
-        first: What differences are counted from.
-        second: What is compared with it.
-    """
+    """Return two reports as one self-contained HTML page; differences are counted from the first."""
     sections = (_metrics(first, second), _layers(first, second), _facts(first, second), _recipes(first, second))
     body = _header(first, second) + "".join(sections)
     return document(f"{first.title} and {second.title}", body, "Made by dfqkit from two report.json files.")

@@ -16,14 +16,9 @@ _TICKS = (1, 2, 5)
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """Where numbers lie along one side of a plot.
+    """Where numbers from `low` to `high` lie along one side of a plot, whose coordinates run from `start` to `end`.
 
-    Attributes:
-        low: The lowest number.
-        high: The highest.
-        start: Coordinate of the lowest.
-        end: Coordinate of the highest.
-        log: Whether places follow the logarithm.
+    Places follow the logarithm where `log` is set.
     """
 
     low: float
@@ -62,16 +57,7 @@ def nice_step(span: float) -> float:
 def columns(
     axis: Axis, values: Iterable[float], *, top: float, bottom: float, y: float, text: Callable[[float], str]
 ) -> str:
-    """Draw vertical grid lines with their numbers below.
-
-    Args:
-        axis: The horizontal axis.
-        values: Where.
-        top: Upper end of the lines.
-        bottom: Lower end; the same as `top` draws none.
-        y: Base line of the numbers.
-        text: Writes a number.
-    """
+    """Draw vertical grid lines with their numbers below, on the base line `y`; no lines where `top` equals `bottom`."""
     parts = []
     for value in values:
         x = axis(value)
@@ -81,15 +67,7 @@ def columns(
 
 
 def rows(axis: Axis, values: Iterable[float], *, left: float, right: float, text: Callable[[float], str]) -> str:
-    """Draw horizontal grid lines with their numbers to the left.
-
-    Args:
-        axis: The vertical axis.
-        values: Where.
-        left: Left end of the lines.
-        right: Right end.
-        text: Writes a number.
-    """
+    """Draw horizontal grid lines with their numbers to the left."""
     parts = []
     for value in values:
         y = axis(value)

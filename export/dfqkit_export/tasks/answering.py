@@ -18,28 +18,16 @@ from dfqkit_export.tasks.lookup import task_of
 
 
 def answer(session: Session, task: Task, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-    """Return a file's outputs for one batch (n, C, H, W), normalised, by the task's names.
-
-    Raises:
-        ArtefactError: The images do not fit the file, or it has too few outputs.
-    """
+    """Return a file's outputs for one batch (n, C, H, W), normalised, by the task's names."""
     found = session.run_all(images)
     return {ours: found[theirs] for ours, theirs in zip(task.names, task.named_in(tuple(found)), strict=True)}
 
 
 def answers(session: FileSession, task: Task, images: NDArray[np.float32], batch: int = 64) -> dict[str, NDArray[Any]]:
-    """Return a file's outputs for any number of images.
+    """Return a file's outputs for any number of images (N, C, H, W), normalised, at least one.
 
-    A file of a fixed batch is fed the last image again where the last batch is short.
-
-    Args:
-        session: The file.
-        task: What its outputs mean.
-        images: Shape (N, C, H, W), normalised, at least one.
-        batch: Images in one call of the runtime, where the file leaves that open.
-
-    Raises:
-        ArtefactError: The images do not fit the file, or it has too few outputs.
+    A file of a fixed batch is fed the last image again where the last batch is short; of others, `batch` images go into
+    one call.
     """
     fixed = session.input_shape[0] if session.input_shape else None
     if isinstance(fixed, int) and len(images) % fixed:

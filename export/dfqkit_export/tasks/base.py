@@ -51,11 +51,7 @@ class OutputSpec:
     meaning: str
 
     def __post_init__(self) -> None:
-        """Refuse a name that stored sets use for something else.
-
-        Raises:
-            ValueError: Names it.
-        """
+        """Refuse a name that stored sets use for something else."""
         if self.name in _NOT_OUTPUTS or not self.name.isidentifier():
             message = f"an output cannot be called {self.name!r}"
             raise ValueError(message)

@@ -133,38 +133,12 @@ class Classification(Task):
 
 
 def top1(logits: Logits, labels: Labels, *, subject: str, data: str) -> Metric:
-    """Return the share of images whose largest logit is the label's, with its binomial standard error.
-
-    Args:
-        logits: Shape (n, classes); ties go to the lower class index.
-        labels: Shape (n,), class indices in [0, classes).
-        subject: What the logits come from.
-        data: The images they were computed on.
-
-    Returns:
-        Metric "top1" in percent. Its standard error is sqrt(p (1 - p) / n).
-
-    Raises:
-        ArtefactError: The shapes do not fit, nothing is there to measure, or a value is not finite.
-    """
+    """Return the share of images whose largest logit is the label's, in percent."""
     return share(TOP1, _correct(logits, labels), subject=subject, data=data)
 
 
 def top5(logits: Logits, labels: Labels, *, subject: str, data: str) -> Metric:
-    """Return the share of images whose label is among the five largest logits, with its binomial standard error.
-
-    Args:
-        logits: Shape (n, classes) with at least 5 classes; ties go to the lower class index.
-        labels: Shape (n,), class indices in [0, classes).
-        subject: What the logits come from.
-        data: The images they were computed on.
-
-    Returns:
-        Metric "top5" in percent.
-
-    Raises:
-        ArtefactError: The shapes do not fit, there are fewer than 5 classes, or a value is not finite.
-    """
+    """Return the share of images whose label is among the five largest of at least five logits, in percent."""
     values, indices = _labelled(logits, labels)
     if values.shape[1] < 5:
         message = f"Top-5 needs at least 5 classes, found {values.shape[1]}. Use top-1."
@@ -174,20 +148,9 @@ def top5(logits: Logits, labels: Labels, *, subject: str, data: str) -> Metric:
 
 
 def agreement(reference: Logits, logits: Logits, *, subject: str, data: str, kind: MetricKind = AGREEMENT) -> Metric:
-    """Return the share of images on which both sets of logits choose the same class.
+    """Return the share of images, in percent, on which both sets of logits choose the same class; it needs no labels.
 
-    Args:
-        reference: Logits of the model that `subject` stands in for, shape (n, classes).
-        logits: Logits of the subject, the same shape.
-        subject: What `logits` come from.
-        data: The images both were computed on.
-        kind: What it is called: `AGREEMENT` with the teacher, `STUDENT_AGREEMENT` where the reference is the student.
-
-    Returns:
-        Metric in percent with its binomial standard error. It needs no labels.
-
-    Raises:
-        ArtefactError: The shapes differ, nothing is there to measure, or a value is not finite.
+    The kind is `AGREEMENT` with the teacher, `STUDENT_AGREEMENT` where the reference is the student.
     """
     first, second = _pair(reference, logits)
     return share(kind, agrees(first, second), subject=subject, data=data)
@@ -199,19 +162,6 @@ def paired_drop(reference: Logits, logits: Logits, labels: Labels, *, subject: s
     The images on which both are right or both are wrong tell nothing about the difference; the standard error is that
     of the mean of the per-image differences d in {-1, 0, 1}, sqrt((mean(d^2) - mean(d)^2) / n), which is much smaller
     than that of either accuracy (McNemar, Psychometrika 1947, for the counts it rests on).
-
-    Args:
-        reference: Logits of the model that is the measure, usually the teacher's, shape (n, classes).
-        logits: Logits of the subject, the same shape.
-        labels: Shape (n,), class indices in [0, classes).
-        subject: What `logits` come from.
-        data: The images both were computed on.
-
-    Returns:
-        Metric "top1_drop" in points; positive where the subject is worse.
-
-    Raises:
-        ArtefactError: The shapes do not fit, nothing is there to measure, or a value is not finite.
     """
     _pair(reference, logits)
     difference = _correct(reference, labels).astype(np.float64) - _correct(logits, labels)
@@ -225,19 +175,9 @@ def paired_drop(reference: Logits, logits: Logits, labels: Labels, *, subject: s
 
 
 def kl(teacher: Logits, logits: Logits, *, subject: str, data: str) -> Metric:
-    """Return the mean Kullback-Leibler divergence KL(teacher || subject) of the softmax distributions.
+    """Return the mean Kullback-Leibler divergence KL(teacher || subject) of the softmax distributions, in nats.
 
-    Args:
-        teacher: Teacher logits, shape (n, classes).
-        logits: Logits of the subject, the same shape.
-        subject: What `logits` come from.
-        data: The images both were computed on.
-
-    Returns:
-        Metric "kl" in nats: the mean over the images, with the standard error of that mean (None for one image).
-
-    Raises:
-        ArtefactError: The shapes differ, nothing is there to measure, or a value is not finite.
+    The standard error is that of the mean, None for one image.
     """
     values = divergence(*_pair(teacher, logits))
     n = values.size

@@ -23,11 +23,7 @@ METADATA = "dfqkit.task"
 
 @cache
 def task_class(name: str) -> type[Task]:
-    """Return the task called ``name``.
-
-    Raises:
-        ArtefactError: There is none, or what a package offers under that name is none.
-    """
+    """Return the task called ``name``."""
     known = task_names()
     if name not in known:
         message = f"Unknown task {name!r:.80}.{did_you_mean(name, known)} Known: {', '.join(sorted(known))}."
@@ -52,14 +48,7 @@ DEFAULT_TASK: Task = task_class(DEFAULT_NAME)()
 
 
 def task_of(entry: Mapping[str, Any] | None) -> Task:
-    """Make the task that a recipe or file names.
-
-    Args:
-        entry: ``name`` and the task's own parameters; nothing for the default.
-
-    Raises:
-        ArtefactError: There is no such task, or it does not take these parameters.
-    """
+    """Make the task that a recipe or file names, with its own parameters; the default where it names none."""
     if not entry:
         return DEFAULT_TASK
     kind = task_class(str(entry.get("name")))
@@ -71,11 +60,7 @@ def task_of(entry: Mapping[str, Any] | None) -> Task:
 
 
 def task_in(metadata: Mapping[str, str]) -> Task:
-    """Return the task that the metadata of an ONNX file name; the default where they name none.
-
-    Raises:
-        ArtefactError: What stands there is no task.
-    """
+    """Return the task that the metadata of an ONNX file name; the default where they name none."""
     try:
         entry = json.loads(metadata.get(METADATA, "null"))
     except (ValueError, RecursionError):
