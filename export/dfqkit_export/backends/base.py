@@ -1,7 +1,8 @@
 """What a backend is: one way to execute a file, with the targets that it serves.
 
 What belongs here: the shape of an entry of the table, and nothing that loads a runtime. What an entry needs beyond its
-name is imported inside its functions, so that the whole table is read without any of the runtimes.
+name is imported inside its functions (`pkgutil.resolve_name`), so that the whole table is read without any of the
+runtimes.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from dfqkit_export import errors
@@ -56,15 +56,14 @@ def call_isolated(
             ending = ending or "the process ended without an answer"
             raise RuntimeCrashedError(_crash_message(runtime, doing, ending, _last_lines(folder / _OUTPUT)))
     if "error" in answer:
-        raise _rebuilt(answer["error"]["class"], answer["error"]["message"])
+        raise getattr(errors, answer["error"]["class"], RuntimeCrashedError)(answer["error"]["message"])
     return answer["value"]
 
 
 def serve() -> None:
     """Answer the request in the current folder; what the child process runs."""
     request = json.loads(Path(_REQUEST).read_text(encoding="utf-8"))
-    module, _, name = request["function"].partition(":")
-    function: Callable[..., Any] = getattr(import_module(f"{_PACKAGE}.{module}"), name)
+    function: Callable[..., Any] = resolve_name(f"{_PACKAGE}.{request['function']}")
     try:
         answer = {"value": function(**request["arguments"])}
     except DfqkitError as error:
@@ -126,9 +125,3 @@ def _crash_message(runtime: str, doing: str, ending: str, lines: list[str]) -> s
         "by the machine; nothing was written. Check the file with 'dfqkit inspect FILE --target TARGET', which does "
         f"not load the library, and try another version of it. The last it said:\n{said}"
     )
-
-
-def _rebuilt(name: str, message: str) -> DfqkitError:
-    found = getattr(errors, name, RuntimeCrashedError)
-    error: DfqkitError = found(message)
-    return error

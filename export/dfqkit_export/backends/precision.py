@@ -6,8 +6,10 @@ all of them do with a file first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,32 +105,42 @@ def with_unique_names(model: onnx.ModelProto, path: Path, folder: Path) -> Path:
     Returns the file as it is where its names are unique already; else the model, read from `path`, is renamed in place
     and written into `folder`.
     """
-    names = [node.name for node in model.graph.node]
-    if all(names) and len(set(names)) == len(names):
+    if not name_uniquely(model):
         return path
-    taken, seen = set(names), set[str]()
-    for index, node in enumerate(model.graph.node):
-        if node.name in seen or not node.name:
-            stem = node.name or node.op_type
-            node.name = next(name for name in _candidates(stem, index) if name not in taken)
-        seen.add(node.name)
-        taken.add(node.name)
     named = folder / "named.onnx"
     onnx.save(model, str(named))
     return named
 
 
-def _candidates(stem: str, index: int) -> Iterator[str]:
-    yield f"{stem}_{index}"
-    for suffix in range(10**6):
-        yield f"{stem}_{index}_{suffix}"
+def name_uniquely(model: onnx.ModelProto) -> bool:
+    """Rename nodes in place so that each has a name of its own; returns whether any had to be."""
+    names = [node.name for node in model.graph.node]
+    if all(names) and len(set(names)) == len(names):
+        return False
+    taken, seen = set(names), set[str]()
+    for index, node in enumerate(model.graph.node):
+        if node.name in seen or not node.name:
+            stem = f"{node.name or node.op_type}_{index}"
+            node.name = next(name for name in chain([stem], (f"{stem}_{n}" for n in count())) if name not in taken)
+        seen.add(node.name)
+        taken.add(node.name)
+    return True
 
 
-def with_multiply_adds(realised: Realised, model: onnx.ModelProto) -> Realised:
-    """Return the same with each layer's `macs`, as far as the file's shapes tell."""
+def realised(
+    model: onnx.ModelProto,
+    layers: Iterable[LayerPrecision],
+    *,
+    float_ops: Iterable[tuple[str, str]],
+    operators: Iterable[str],
+) -> Realised:
+    """Say what ran of a model; the layers get their multiply-adds, as far as the file's shapes tell."""
     counts = multiply_adds(model)
-    layers = tuple(replace(layer, macs=counts.get(layer.name)) for layer in realised.layers)
-    return replace(realised, layers=layers)
+    return Realised(
+        layers=tuple(replace(layer, macs=counts.get(layer.name)) for layer in layers),
+        float_ops=tuple(float_ops),
+        nodes=dict(sorted(Counter(operators).items())),
+    )
 
 
 def layer_told(

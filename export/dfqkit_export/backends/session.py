@@ -6,7 +6,7 @@ What belongs here: the protocol `Session`, and what the sessions of all runtimes
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -63,6 +63,17 @@ class FileSession(ABC):
         Raises:
             ArtefactError: The images do not fit the model's input, or an output is unknown.
         """
+
+    def wanted(self, names: Sequence[str] | None, known: Container[str]) -> Sequence[str]:
+        """Return the names of the outputs to compute, all where none is given, and refuse unknown ones."""
+        wanted = self.output_names if names is None else names
+        unknown = next((name for name in wanted if name not in known), None)
+        if unknown is not None:
+            message = (
+                f"Model {str(self.path)!r} could not run: it has no output {unknown!r}, but {list(self.output_names)}."
+            )
+            raise ArtefactError(message)
+        return wanted
 
     def run(self, images: Images) -> Values:
         """Compute the first output in one call of the runtime; see `outputs`."""

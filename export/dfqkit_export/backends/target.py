@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Generic, Literal, TypeVar
 
 from dfqkit_export.errors import TargetError
@@ -104,18 +104,8 @@ class OperatorRule:
 
     def cells(self) -> tuple[tuple[str, Cell[object]], ...]:
         """Return every fact of the row by its column's name."""
-        named = {
-            "placement": self.placement,
-            "activations": self.activations,
-            "weights": self.weights,
-            "bias": self.bias,
-            "opsets": self.opsets,
-        }
-        return tuple((name, cell) for name, cell in named.items() if cell is not None)  # type: ignore[misc]
-
-
-_ANY_OPSET: Cell[tuple[int, int]] = Cell(value=(13, 25), source="read: ONNX, QuantizeLinear has an axis since opset 13")
-_NONE_UNSUPPORTED: Cell[frozenset[str]] = Cell(value=frozenset(), source="unknown: not looked into")
+        named = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return tuple((name, cell) for name, cell in named if isinstance(cell, Cell))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,12 +151,12 @@ class Target:
     quantize_outputs: bool
     clip_before_quantize: bool
     quirks: tuple[str, ...] = ()
-    opsets: Cell[tuple[int, int]] = _ANY_OPSET
+    opsets: Cell[tuple[int, int]] = Cell(value=(13, 25), source="read: ONNX, QuantizeLinear has an axis since opset 13")
     dtypes: Cell[tuple[str, ...]] = Cell(value=("uint8", "int8"), source="read: ONNX, QuantizeLinear")
     zero_point_zero: Cell[bool] = Cell(value=False, source="read: ONNX, QuantizeLinear")
     relu_zero_point: Cell[Literal["lowest", "any"]] = Cell(value="any", source="unknown: not looked into")
     operators: tuple[OperatorRule, ...] = ()
-    unsupported: Cell[frozenset[str]] = _NONE_UNSUPPORTED
+    unsupported: Cell[frozenset[str]] = Cell(value=frozenset(), source="unknown: not looked into")
     domains: frozenset[str] = frozenset()
     pairs_only: str = ""
     constant_scales: str = ""
@@ -219,7 +209,6 @@ class Target:
             if bits not in space.bits:
                 message = (
                     f"Target '{self.name}' cannot run {bits}-bit {field}; it takes {', '.join(map(str, space.bits))} "
-                    f"bits. "
-                    f"Set quant.bits to one of these (w8a8, w4a8, w4a4, ...) or choose another target."
+                    f"bits. Set quant.bits to one of these (w8a8, w4a8, w4a4, ...) or choose another target."
                 )
                 raise TargetError(message)

@@ -37,9 +37,14 @@ class Editor:
             taken.add(node.name)
         self.graph = QdqGraph(self.model, target)
 
-    def node(self, name: str) -> onnx.NodeProto | None:
-        """Return the node of a name; None where it is gone."""
-        return next((node for node in self.model.graph.node if node.name == name), None)
+    def has(self, name: str) -> bool:
+        """Return whether a node is still there."""
+        return any(node.name == name for node in self.model.graph.node)
+
+    def node(self, name: str) -> onnx.NodeProto:
+        """Return a node that is there, as the one that a problem names when its repair begins."""
+        found: onnx.NodeProto = next(node for node in self.model.graph.node if node.name == name)
+        return found
 
     def store(self, stem: str, value: NDArray[Any]) -> str:
         """Add an initializer and return its name, which begins with `stem`."""

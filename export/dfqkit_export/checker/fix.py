@@ -102,7 +102,8 @@ def _repair(
         rule = min(problems, key=lambda problem: list(repairs).index(problem.rule)).rule
         for problem in (problem for problem in problems if problem.rule == rule):
             tried.add((problem.rule, problem.node))
-            change = repairs[problem.rule](editor, problem.node)
+            gone = problem.node and not editor.has(problem.node)
+            change = "" if gone else repairs[problem.rule](editor, problem.node)
             if change:
                 applied.append(Repaired(rule=problem.rule, node=problem.node, change=change))
                 editor.finish()

@@ -5,7 +5,7 @@ What belongs here: the types that other rooms and the command line read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +35,7 @@ class Problem:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the problem as JSON can hold it."""
-        return {
-            "rule": self.rule,
-            "severity": self.severity,
-            "node": self.node,
-            "message": self.message,
-            "repair": self.repair,
-            "fixable": self.fixable,
-        }
+        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +72,7 @@ class CheckResult:
             "ok": self.ok,
             "errors": len(self.errors),
             "warnings": len(self.warnings),
-            "problems": [problem.to_dict() for problem in self.problems],
+            "problems": [asdict(problem) for problem in self.problems],
         }
 
 
@@ -96,10 +89,6 @@ class Repaired:
     rule: str
     node: str
     change: str
-
-    def to_dict(self) -> dict[str, str]:
-        """Return the change as JSON can hold it."""
-        return {"rule": self.rule, "node": self.node, "change": self.change}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,8 +129,8 @@ class FixResult:
             "target": self.target,
             "path": str(self.path),
             "ok": self.ok,
-            "applied": [repaired.to_dict() for repaired in self.applied],
-            "remaining": [problem.to_dict() for problem in self.remaining],
+            "applied": [asdict(repaired) for repaired in self.applied],
+            "remaining": [asdict(problem) for problem in self.remaining],
             "images": self.images,
             "largest_difference": self.largest_difference,
             "exact": self.exact,

@@ -25,8 +25,8 @@ def fold_norm(editor: Editor, node: str) -> str:
     Stored codes stay as they are: a channel's factor multiplies its scale (and turns its codes' signs where negative).
     """
     norm = editor.node(node)
-    layer = editor.graph.producer(norm.input[0]) if norm is not None else None
-    if norm is None or layer is None or not _foldable(layer, norm, editor.graph):
+    layer = editor.graph.producer(norm.input[0])
+    if layer is None or not _foldable(layer, norm, editor.graph):
         return ""
     graph = editor.graph
     values = [graph.constant(name) for name in norm.input[1:]]

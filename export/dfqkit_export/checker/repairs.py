@@ -1,7 +1,7 @@
 """The repairs that keep every number, one function for each rule that has one.
 
-What belongs here: a function takes the model and the node that a problem names, and returns what it did as a sentence,
-"" where it could not do it. Whether the numbers really stayed is proved by `fix`.
+What belongs here: a function takes the model and the node that a problem names, which is still there, and returns what
+it did as a sentence, "" where it could not do it. Whether the numbers really stayed is proved by `fix`.
 """
 
 from __future__ import annotations
@@ -37,8 +37,6 @@ def unlist_initializers(editor: Editor, node: str) -> str:
 def store_parameters(editor: Editor, node: str) -> str:
     """W18: store scales and zero points that nodes make."""
     found = editor.node(node)
-    if found is None:
-        return ""
     done = []
     for index, tensor in enumerate(found.input[1:3], start=1):
         value = editor.graph.constant(tensor) if tensor else None
@@ -51,8 +49,6 @@ def store_parameters(editor: Editor, node: str) -> str:
 def state_type(editor: Editor, node: str) -> str:
     """W1: write the zero point that ONNX takes where none is given."""
     quantize = editor.node(node)
-    if quantize is None:
-        return ""
     scale = editor.graph.constant(quantize.input[1])
     name = editor.store(f"{node}_zero_point", np.zeros(() if scale is None else scale.shape, np.uint8))
     for found in (quantize, *(pair for pair, _ in editor.graph.pair(quantize))):
@@ -64,8 +60,6 @@ def state_type(editor: Editor, node: str) -> str:
 def drop_axis_of_scale(editor: Editor, node: str) -> str:
     """W3: store a single scale with rank 0."""
     found = editor.node(node)
-    if found is None:
-        return ""
     for index, tensor in enumerate(found.input[1:3], start=1):
         value = editor.graph.constant(tensor) if tensor else None
         if value is not None and value.size == 1:
@@ -77,12 +71,9 @@ def drop_axis_of_scale(editor: Editor, node: str) -> str:
 def widen_bias(editor: Editor, node: str) -> str:
     """E4: store an int32 bias as float32."""
     found = editor.node(node)
-    codes = stored_codes(found, editor.graph) if found is not None else None
-    scale = editor.graph.constant(found.input[1]) if found is not None else None
-    if found is None or codes is None or scale is None or scale.dtype != np.float32:
-        return ""
+    codes, scale = stored_codes(found, editor.graph), editor.graph.constant(found.input[1])
     point = editor.graph.zero_point(found)
-    if point is None or codes.ndim != 1:
+    if codes is None or codes.ndim != 1 or scale is None or scale.dtype != np.float32 or point is None:
         return ""
     value = (codes.astype(np.int64) - point).astype(np.float32) * scale
     editor.redirect(found.output[0], editor.store(f"{found.input[0]}_float", value))
@@ -92,8 +83,8 @@ def widen_bias(editor: Editor, node: str) -> str:
 def fold_clip(editor: Editor, node: str) -> str:
     """E5: apply a Clip to stored codes."""
     clip = editor.node(node)
-    codes = editor.graph.constant(clip.input[0]) if clip is not None else None
-    if clip is None or clip.op_type != "Clip" or codes is None:
+    codes = editor.graph.constant(clip.input[0])
+    if clip.op_type != "Clip" or codes is None:
         return ""
     bounds = [editor.graph.constant(clip.input[i]) if has_input(clip, i) else None for i in (1, 2)]
     if any(has_input(clip, i) and bound is None for i, bound in enumerate(bounds, start=1)):
@@ -107,13 +98,11 @@ def fold_clip(editor: Editor, node: str) -> str:
 def clip_before(editor: Editor, node: str) -> str:
     """W9: clip float values in front of QuantizeLinear instead of codes behind it."""
     clip = editor.node(node)
-    quantize = editor.graph.producer(clip.input[0]) if clip is not None else None
-    if clip is None or quantize is None or quantize.op_type != "QuantizeLinear":
+    quantize = editor.graph.producer(clip.input[0])
+    if quantize is None or quantize.op_type != "QuantizeLinear" or len(editor.graph.readers(quantize.output[0])) != 1:
         return ""
     scale, point = editor.graph.constant(quantize.input[1]), editor.graph.zero_point(quantize)
-    if len(editor.graph.readers(quantize.output[0])) != 1 or scale is None or scale.size != 1 or point is None:
-        return ""
-    if scale.dtype != np.float32:
+    if scale is None or scale.size != 1 or scale.dtype != np.float32 or point is None:
         return ""
     inputs = [quantize.input[0]]
     for index, name in ((1, "low"), (2, "high")):
@@ -136,16 +125,16 @@ def clip_before(editor: Editor, node: str) -> str:
 def use_signed(editor: Editor, node: str) -> str:
     """E1, E2, W2, O15: write uint8 codes as int8."""
     found = editor.node(node)
-    if found is not None and found.op_type not in ("QuantizeLinear", "DequantizeLinear"):
-        found = editor.graph.operand(found.input[1]).dequantize
-    return make_signed(editor, found) if found is not None else ""
+    if found.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        return make_signed(editor, found)
+    weight = editor.graph.operand(found.input[1]).dequantize
+    return make_signed(editor, weight) if weight is not None else ""
 
 
 def use_unsigned(editor: Editor, node: str) -> str:
     """O5, O6, O7: write the int8 codes around a layer as uint8."""
-    layer = editor.node(node)
     done = []
-    for quantize in _quantizers_around(editor, layer) if layer is not None else []:
+    for quantize in _quantizers_around(editor, editor.node(node)):
         if editor.graph.quantized_type(quantize) == TensorProto.INT8:
             change = make_unsigned(editor, quantize)
             editor.finish()
@@ -169,10 +158,9 @@ def _quantizers_around(editor: Editor, layer: onnx.NodeProto) -> list[onnx.NodeP
 
 def clip_behind(editor: Editor, node: str) -> str:
     """O12: clip codes behind QuantizeLinear instead of floats in front; quantizing keeps the order of numbers."""
-    layer = editor.node(node)
-    quantize = _quantizers_around(editor, layer)[-1] if layer is not None else None
-    clip = editor.graph.source(quantize.input[0], MOVES) if quantize is not None else None
-    if quantize is None or clip is None or clip.op_type != "Clip" or editor.graph.only_reader(clip.output[0]) is None:
+    quantize = _quantizers_around(editor, editor.node(node))[-1]
+    clip = editor.graph.source(quantize.input[0], MOVES)
+    if clip is None or clip.op_type != "Clip" or editor.graph.only_reader(clip.output[0]) is None:
         return ""
     scale, point = editor.graph.constant(quantize.input[1]), editor.graph.zero_point(quantize)
     dtype = helper.tensor_dtype_to_np_dtype(editor.graph.quantized_type(quantize))
@@ -195,8 +183,7 @@ def clip_behind(editor: Editor, node: str) -> str:
 
 def repeat_pair(editor: Editor, node: str) -> str:
     """O1, W8: quantize again behind an operator that moved dequantized values, on the same scale."""
-    layer = editor.node(node)
-    for tensor in layer.input[:2] if layer is not None else ():
+    for tensor in editor.node(node).input[:2]:
         maker = editor.graph.producer(tensor)
         source = editor.graph.source(tensor, MOVES | {"Pad"})
         if maker is None or maker is source or source is None or source.op_type != "DequantizeLinear":
@@ -209,9 +196,9 @@ def repeat_pair(editor: Editor, node: str) -> str:
 def quantize_pooling(editor: Editor, node: str) -> str:
     """O10: quantize between pooling and Flatten as well."""
     pool = editor.node(node)
-    flatten = editor.graph.only_reader(pool.output[0]) if pool is not None else None
+    flatten = editor.graph.only_reader(pool.output[0])
     quantize = editor.graph.only_reader(flatten.output[0]) if flatten is not None else None
-    if pool is None or quantize is None:
+    if quantize is None:
         return ""
     _add_pair(editor, pool.output[0], pool, quantize)
     return f"quantized its output with the parameters of {quantize.name!r}"
@@ -230,8 +217,8 @@ def _add_pair(editor: Editor, tensor: str, maker: onnx.NodeProto, like: onnx.Nod
 def drop_repeated_pair(editor: Editor, node: str) -> str:
     """W17: let the readers of a second quantization read the codes of the first."""
     quantize = editor.node(node)
-    before = editor.graph.producer(quantize.input[0]) if quantize is not None else None
-    if quantize is None or before is None or editor.graph.is_output(quantize.output[0]):
+    before = editor.graph.producer(quantize.input[0])
+    if before is None or editor.graph.is_output(quantize.output[0]):
         return ""
     editor.redirect(quantize.output[0], before.input[0])
     return "removed it; the codes in front are the same"
@@ -240,8 +227,6 @@ def drop_repeated_pair(editor: Editor, node: str) -> str:
 def use_global_pool(editor: Editor, node: str) -> str:
     """O9: write a mean over height and width as GlobalAveragePool."""
     mean = editor.node(node)
-    if mean is None:
-        return ""
     keeps = attribute(mean, "keepdims", 1)
     del mean.attribute[:]
     mean.input[1:] = []

@@ -15,32 +15,16 @@ import onnx
 
 from dfqkit_export.backends.onnxruntime.reasons import reason_for_float
 from dfqkit_export.backends.onnxruntime.session import OrtSession
-from dfqkit_export.backends.precision import LayerPrecision, Realised, layer_told, with_multiply_adds, with_unique_names
+from dfqkit_export.backends.precision import LayerPrecision, Realised, layer_told, realised, with_unique_names
 from dfqkit_export.onnxfile.graph import SourceGraph
 from dfqkit_export.onnxfile.model import load_onnx
 
 # Kernels of ONNX Runtime's CPU provider that multiply or add integer codes.
 INTEGER_OPS = frozenset(
-    {
-        "ConvInteger",
-        "DynamicQuantizeMatMul",
-        "MatMulInteger",
-        "MatMulIntegerToFloat",
-        "QGemm",
-        "QLinearAdd",
-        "QLinearAveragePool",
-        "QLinearConcat",
-        "QLinearConv",
-        "QLinearConvTranspose",
-        "QLinearGlobalAveragePool",
-        "QLinearLeakyRelu",
-        "QLinearMatMul",
-        "QLinearMul",
-        "QLinearReduceMean",
-        "QLinearSigmoid",
-        "QLinearSoftmax",
-        "QLinearWhere",
-    }
+    {"ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QGemm", "QLinearAdd"}
+    | {"QLinearAveragePool", "QLinearConcat", "QLinearConv", "QLinearConvTranspose", "QLinearGlobalAveragePool"}
+    | {"QLinearLeakyRelu", "QLinearMatMul", "QLinearMul", "QLinearReduceMean", "QLinearSigmoid"}
+    | {"QLinearSoftmax", "QLinearWhere"}
 )
 # These integer kernels give float results: always, or (QGemm) where no output scale is given as input 7.
 _FLOAT_RESULT = frozenset({"ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat"})
@@ -64,13 +48,12 @@ def realised_in_onnxruntime(path: str | Path) -> Realised:
         optimized = onnx.load(str(optimized_path), load_external_data=False)
     graph = SourceGraph(source.graph)
     executed = _match(graph, optimized.graph)
-    layers = tuple(_layer(node, executed.get(node.name), graph) for node in graph.layers())
-    realised = Realised(
-        layers=layers,
-        float_ops=tuple((node.op_type, _TOKEN.sub("", node.name)) for node in _float_nodes(optimized.graph)),
-        nodes=_count(optimized.graph),
+    return realised(
+        source,
+        (_layer(node, executed.get(node.name), graph) for node in graph.layers()),
+        float_ops=((node.op_type, _TOKEN.sub("", node.name)) for node in _float_nodes(optimized.graph)),
+        operators=(node.op_type for node in optimized.graph.node),
     )
-    return with_multiply_adds(realised, source)
 
 
 def _match(source: SourceGraph, optimized: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
@@ -136,10 +119,3 @@ def _gives_float(node: onnx.NodeProto, reads_float: bool) -> bool:
     if node.op_type == "QGemm":
         return len(node.input) <= _QGEMM_OUTPUT_SCALE or not node.input[_QGEMM_OUTPUT_SCALE]
     return reads_float and node.op_type not in INTEGER_OPS | _BOUNDARY | {"Shape"}
-
-
-def _count(graph: onnx.GraphProto) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for node in graph.node:
-        counts[node.op_type] = counts.get(node.op_type, 0) + 1
-    return dict(sorted(counts.items()))

@@ -17,7 +17,7 @@ from dfqkit_export.backends.spaces import (
     W8_UNSIGNED,
     row,
 )
-from dfqkit_export.backends.target import Cell, OperatorRule, Placement, QuantSpace, Target
+from dfqkit_export.backends.target import Bias, Cell, OperatorRule, QuantSpace, Target
 from dfqkit_export.backends.tensorrt.targets import GUIDE, RTX_SEEN, TENSORRT, operators_of
 
 _ONE_OP = "measured: ONNX Runtime 1.32, a graph of this operator between Q/DQ, as the runtime optimized it"
@@ -43,32 +43,21 @@ _BIAS_SOURCE = (
 )
 
 
-def _weighted(
-    *operators: str,
-    placement: Placement,
-    activations: tuple[QuantSpace, ...],
-    weights: tuple[QuantSpace, ...],
-    sources: dict[str, str],
-) -> OperatorRule:
-    cited = {"": _FUSED, "weights": _WEIGHTS_SOURCE, "bias": _BIAS_SOURCE} | sources
-    return row(
-        *operators, placement=placement, activations=activations, weights=weights, bias=("int32", "float"), source=cited
-    )
-
-
 def _operators(
     activations: tuple[QuantSpace, ...], weights: tuple[QuantSpace, ...], sources: dict[str, str]
 ) -> tuple[OperatorRule, ...]:
     """Return the rows of one machine: what fuses is decided by the same code on all, which types are fast is not."""
     elsewhere = {"": _ONE_OP} | {key: text for key, text in sources.items() if key == "activations"}
     matmul = {"": _FUSED, "weights": _WEIGHTS_SOURCE} | sources
+    forms: tuple[Bias, ...] = ("int32", "float")
+    biased = {"bias": _BIAS_SOURCE} | matmul
     pooled = elsewhere | {"placement": f"{_ONE_OP}; a Flatten between it and Q keeps it float"}
     relu = f"{_FUSED}: it disappears where the Q behind it starts at 0, a Clip only where it ends there, too"
     split = f"{_FUSED}: without Q behind it what follows is float"
     moves = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "MaxPool", "Slice", "Gather")
     return (
-        _weighted("Conv", placement="around", activations=activations, weights=weights, sources=sources),
-        _weighted("Gemm", placement="inputs", activations=activations, weights=weights, sources=sources),
+        row("Conv", placement="around", activations=activations, weights=weights, bias=forms, source=biased),
+        row("Gemm", placement="inputs", activations=activations, weights=weights, bias=forms, source=biased),
         row("MatMul", placement="inputs", activations=activations, weights=weights, source=matmul),
         row("Add", "Mul", "Concat", placement="around", activations=activations, source=elsewhere),
         row("Sigmoid", "Softmax", "LeakyRelu", placement="around", activations=activations, source=elsewhere),
@@ -105,8 +94,7 @@ ONNXRUNTIME = Target(
     domains=frozenset({"ai.onnx.ml", "com.microsoft"}),
     quirks=(
         "Relu disappears into a convolution only where the zero point of the Q behind it is the lowest code: uint8 "
-        "with zero "
-        "point 0 (selectors of QDQ transformers; measured 3.0x against 1.1x over float32 on ResNet-18).",
+        "with zero point 0 (selectors of QDQ transformers; measured 3.0x against 1.1x over float32 on ResNet-18).",
         "uint8 activations with int8 per-channel weights is the fast kernel; uint8 weights run 2.5x slower (measured).",
         "4-bit weights are stored as int8 codes: DequantizeLinear(INT4) in front of Conv is not fused (measured, "
         "1.32).",

@@ -2,47 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pkgutil import resolve_name
 
-from dfqkit_export.backends.base import Backend, Options, not_installed
+from dfqkit_export.backends.base import Backend, not_installed
 from dfqkit_export.backends.openvino import targets
 
-if TYPE_CHECKING:
-    from dfqkit_export.backends.precision import Realised
-    from dfqkit_export.backends.rule import Rule
-    from dfqkit_export.backends.session import Session
-
 __all__ = ["OPENVINO"]
-
-
-def _load(path: Path, options: Options) -> Session:
-    from dfqkit_export.backends.openvino.session import OpenVinoSession
-
-    return OpenVinoSession(path, threads=options.threads)
-
-
-def _executed(path: Path) -> Realised:
-    from dfqkit_export.backends.openvino.precision import realised_in_openvino
-
-    return realised_in_openvino(path)
-
-
-def _rules() -> tuple[Rule, ...]:
-    from dfqkit_export.backends.openvino.rules import RULES
-
-    return RULES
-
 
 OPENVINO = Backend(
     name="openvino",
     title="OpenVINO",
     package="openvino",
-    load=_load,
+    load=lambda path, options: resolve_name(f"{__name__}.session:OpenVinoSession")(path, threads=options.threads),
     missing=lambda: not_installed("openvino", extra="openvino"),
     targets=(targets.OPENVINO,),
-    executed=_executed,
-    rules=_rules,
+    executed=lambda path: resolve_name(f"{__name__}.precision:realised_in_openvino")(path),
+    rules=lambda: resolve_name(f"{__name__}.rules:RULES"),
     sees_layers=True,
     rounds_inside=False,
 )

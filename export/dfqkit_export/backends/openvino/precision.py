@@ -1,22 +1,21 @@
 """What an ONNX file became when OpenVINO compiled it: which layers run on integer codes and which in float.
 
 What belongs here: reading the execution graph of OpenVINO's CPU plugin and matching it with the file's layers. Why a
-layer stayed in float is `openvino_reasons`' question.
+layer stayed in float is `reasons`' question.
 """
 
 from __future__ import annotations
 
 import re
 import tempfile
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import onnx
 
 from dfqkit_export.backends.openvino.reasons import reason_in_openvino
 from dfqkit_export.backends.openvino.session import OpenVinoSession
-from dfqkit_export.backends.precision import LayerPrecision, Realised, layer_told, with_multiply_adds, with_unique_names
+from dfqkit_export.backends.precision import LayerPrecision, Realised, layer_told, realised, with_unique_names
 from dfqkit_export.onnxfile.graph import SourceGraph
 from dfqkit_export.onnxfile.model import load_onnx
 
@@ -43,12 +42,12 @@ def realised_in_openvino(path: str | Path) -> Realised:
         executed = [node for node in OpenVinoSession(named, threads=1).executed() if node["layerType"] not in _DATA]
     graph = SourceGraph(source.graph)
     by_name = _by_name(executed)
-    realised = Realised(
-        layers=tuple(_layer(node, _executing(node, by_name), graph) for node in graph.layers()),
+    return realised(
+        source,
+        (_layer(node, _executing(node, by_name), graph) for node in graph.layers()),
         float_ops=_float_ops(source, executed),
-        nodes=dict(sorted(Counter(node["layerType"] for node in executed).items())),
+        operators=(node["layerType"] for node in executed),
     )
-    return with_multiply_adds(realised, source)
 
 
 def _by_name(executed: Sequence[Executed]) -> dict[str, Executed]:
@@ -86,16 +85,14 @@ def _layer(node: onnx.NodeProto, executed: Executed | None, graph: SourceGraph) 
     )
 
 
-def _float_ops(source: onnx.ModelProto, executed: Sequence[Executed]) -> tuple[tuple[str, str], ...]:
+def _float_ops(source: onnx.ModelProto, executed: Sequence[Executed]) -> Iterator[tuple[str, str]]:
     computing = {
         name: node.name
         for node in source.graph.node
         if node.op_type not in _QUANTIZERS
         for name in (node.name, *node.output)
     }
-    found: list[tuple[str, str]] = []
     for node in executed:
         names = [computing[name] for name in _originals(node) if name in computing]
         if names and node["layerType"] not in _BOUNDARY and not _is_integer(node):
-            found.append((node["layerType"], names[0]))
-    return tuple(found)
+            yield node["layerType"], names[0]

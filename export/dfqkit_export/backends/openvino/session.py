@@ -63,12 +63,7 @@ class OpenVinoSession(FileSession):
     def outputs(self, images: Images, names: Sequence[str] | None = None) -> list[NDArray[Any]]:
         """Compute several of the model's outputs; see `FileSession.outputs`."""
         self.check(images)
-        wanted = self.output_names if names is None else names
-        unknown = [name for name in wanted if name not in self._places]
-        if unknown:
-            found = list(self.output_names)
-            message = f"Model {str(self.path)!r} could not run: it has no output {unknown[0]!r}, but {found}."
-            raise ArtefactError(message)
+        wanted = self.wanted(names, self._places)
         try:
             found = self._request.infer([np.ascontiguousarray(images, dtype=np.float32)])
         except RuntimeError as error:

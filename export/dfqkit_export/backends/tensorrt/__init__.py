@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pkgutil import resolve_name
 
-from dfqkit_export.backends.base import Backend, Options, not_installed
+from dfqkit_export.backends.base import Backend, not_installed
 from dfqkit_export.backends.tensorrt import targets
-
-if TYPE_CHECKING:
-    from dfqkit_export.backends.precision import Realised
-    from dfqkit_export.backends.rule import Rule
-    from dfqkit_export.backends.session import Session
 
 __all__ = ["TENSORRT"]
 
@@ -21,40 +15,15 @@ _INSTALL = (
     "tensorrt-rtx, which the extra of that name brings"
 )
 
-
-def _load(path: Path, options: Options) -> Session:
-    from dfqkit_export.backends.tensorrt.session import load
-
-    return load(path)
-
-
-def _missing() -> str:
-    from dfqkit_export.backends.tensorrt.session import missing_gpu
-
-    return not_installed("tensorrt", _INSTALL) or missing_gpu()
-
-
-def _executed(path: Path) -> Realised:
-    from dfqkit_export.backends.tensorrt.precision import realised_in_tensorrt
-
-    return realised_in_tensorrt(path)
-
-
-def _rules() -> tuple[Rule, ...]:
-    from dfqkit_export.backends.tensorrt.rules import RULES
-
-    return RULES
-
-
 TENSORRT = Backend(
     name="tensorrt",
     title="TensorRT",
     package="tensorrt",
-    load=_load,
-    missing=_missing,
+    load=lambda path, options: resolve_name(f"{__name__}.session:load")(path),
+    missing=lambda: not_installed("tensorrt", _INSTALL) or resolve_name(f"{__name__}.session:missing_gpu")(),
     targets=(targets.TENSORRT,),
-    executed=_executed,
-    rules=_rules,
+    executed=lambda path: resolve_name(f"{__name__}.precision:realised_in_tensorrt")(path),
+    rules=lambda: resolve_name(f"{__name__}.rules:RULES"),
     on_cpu=False,
     trtexec=True,
 )

@@ -7,15 +7,13 @@ layers and ONNX nodes. Why a layer stayed in float is the rules' knowledge and i
 from __future__ import annotations
 
 import re
-import tempfile
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
-from dfqkit_export.backends.precision import LayerPrecision, Realised, with_multiply_adds, with_unique_names
+from dfqkit_export.backends.precision import LayerPrecision, Realised, name_uniquely, realised
 from dfqkit_export.backends.qdq import QdqGraph
 from dfqkit_export.backends.target import Target
 from dfqkit_export.backends.tensorrt.rules import RULES
@@ -77,15 +75,10 @@ class EngineLayer:
         return bool(self.inputs) and self.inputs[0] == "int8"
 
 
-def type_in(text: str) -> str:
-    """Return the data type that a text such as "Row major Int8 format" names, or ""."""
-    found = _TYPE.search(text)
-    return _TYPES[found.group(1).lower()] if found else ""
-
-
 def types_in(texts: Iterable[str]) -> tuple[str, ...]:
-    """Return the data type that each text names, or "" for it."""
-    return tuple(type_in(text) for text in texts)
+    """Return the data type that each text, such as "Row major Int8 format", names, or "" for it."""
+    found = (_TYPE.search(text) for text in texts)
+    return tuple(_TYPES[one.group(1).lower()] if one else "" for one in found)
 
 
 def nodes_in(metadata: str) -> tuple[str, ...]:
@@ -97,8 +90,7 @@ def nodes_in(metadata: str) -> tuple[str, ...]:
 def read_file(path: str | Path) -> onnx.ModelProto:
     """Read an ONNX file and name its nodes as a build does."""
     model = load_onnx(path)
-    with tempfile.TemporaryDirectory(prefix="dfqkit-") as folder:
-        with_unique_names(model, Path(path), Path(folder))
+    name_uniquely(model)
     return model
 
 
@@ -115,8 +107,9 @@ def match_layers(model: onnx.ModelProto, layers: Iterable[EngineLayer], *, targe
     executed = {node.name: _executed(node.name, engine) for node in weighted}
     integer = {name for name, layer in executed.items() if layer is not None and layer.integer}
     reasons = _reasons(model, graph, [node for node in weighted if node.name not in integer], target)
-    realised = Realised(
-        layers=tuple(
+    return realised(
+        model,
+        (
             LayerPrecision(
                 name=node.name,
                 op=node.op_type,
@@ -127,12 +120,9 @@ def match_layers(model: onnx.ModelProto, layers: Iterable[EngineLayer], *, targe
             )
             for node in weighted
         ),
-        float_ops=tuple(
-            (layer.kind, " + ".join(layer.nodes) or layer.name) for layer in engine if _is_float_work(layer)
-        ),
-        nodes=dict(sorted(Counter(layer.kind for layer in engine).items())),
+        float_ops=((layer.kind, " + ".join(layer.nodes) or layer.name) for layer in engine if _is_float_work(layer)),
+        operators=(layer.kind for layer in engine),
     )
-    return with_multiply_adds(realised, model)
 
 
 def _executed(name: str, engine: list[EngineLayer]) -> EngineLayer | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dfqkit_export.backends.isolation import call_isolated
-from dfqkit_export.errors import ArtefactError
+from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
 from dfqkit_export.files import write_bytes
 
 _COMPLAINTS = ("INTERNAL_ERROR", "ERROR", "WARNING")
@@ -121,6 +121,13 @@ def build_isolated(
         engine=Path(out) if out is not None and found["accepted"] else None,
         engine_bytes=size,
     )
+
+
+def require(runtime: str, missing: str) -> None:
+    """Refuse to go on where something is missing."""
+    if missing:
+        message = f"{runtime} cannot be used here: {missing}."
+        raise RuntimeUnavailableError(message)
 
 
 def module_name(runtime: str) -> str:

@@ -27,8 +27,8 @@ from dfqkit_export.backends.base import not_installed
 from dfqkit_export.backends.isolation import call_isolated
 from dfqkit_export.backends.session import FileSession, Images, Values
 from dfqkit_export.backends.tensorrt._engine_build import vendor_module
-from dfqkit_export.backends.tensorrt.engines import Build, build_isolated, check_batches, module_name
-from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
+from dfqkit_export.backends.tensorrt.engines import Build, build_isolated, check_batches, module_name, require
+from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import write_bytes
 from dfqkit_export.lazy import install_hint
 
@@ -58,7 +58,8 @@ class EngineSession(FileSession):
     def __init__(self, path: str | Path, module: str, engine: bytes) -> None:
         """Load what the builder of "tensorrt" or "tensorrt_rtx" wrote, on a machine with the same GPU and version."""
         self.path = Path(path)
-        self._torch = _torch()
+        require("The engine", missing_gpu())
+        self._torch = import_module("torch")
         trt = vendor_module(module)
         # The logger must outlive the runtime, and the runtime the engine.
         self._logger = trt.Logger(trt.Logger.WARNING)
@@ -80,12 +81,7 @@ class EngineSession(FileSession):
     def outputs(self, images: Images, names: Sequence[str] | None = None) -> list[NDArray[Any]]:
         """Compute several of the engine's outputs; see `FileSession.outputs`."""
         self.check(images)
-        wanted = self.output_names if names is None else names
-        unknown = [name for name in wanted if name not in self.output_names]
-        if unknown:
-            found = list(self.output_names)
-            message = f"The engine of {str(self.path)!r} has no output {unknown[0]!r}, but {found}."
-            raise ArtefactError(message)
+        wanted = self.wanted(names, self.output_names)
         torch = self._torch
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
@@ -143,10 +139,7 @@ def build(
         timing_cache: File with the timings of earlier builds on this GPU, read where it exists, and written.
         timeout: Seconds after which the builder is stopped.
     """
-    missing = not_installed(_MODULE, "install it as NVIDIA's guide says") or missing_gpu()
-    if missing:
-        message = f"TensorRT cannot be used here: {missing}."
-        raise RuntimeUnavailableError(message)
+    require("TensorRT", not_installed(_MODULE, "install it as NVIDIA's guide says") or missing_gpu())
     cache = str(Path(timing_cache).resolve()) if timing_cache is not None else None
     options = {"profile": check_batches(batches), "timing_cache": cache}
     with tempfile.TemporaryDirectory(prefix="dfqkit-") as folder:
@@ -191,14 +184,6 @@ def inspect_engine(module: str, engine: str) -> dict[str, Any]:
     session.run(np.zeros((session.batches[0], *shape[1:]), np.float32))
     inspector = session.engine.create_engine_inspector()
     return {"layer_info": str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))}
-
-
-def _torch() -> Any:
-    missing = missing_gpu()
-    if missing:
-        message = f"The engine cannot run: {missing}."
-        raise RuntimeUnavailableError(message)
-    return import_module("torch")
 
 
 def _ends(trt: Any, engine: Any) -> tuple[str, tuple[str, ...]]:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dfqkit_export.backends.base import not_installed
-from dfqkit_export.backends.tensorrt.engines import Build, build_isolated, check_batches
+from dfqkit_export.backends.tensorrt.engines import Build, build_isolated, check_batches, require
 from dfqkit_export.backends.tensorrt.session import EngineSession, load_built, missing_gpu
-from dfqkit_export.errors import RuntimeUnavailableError, TargetError
+from dfqkit_export.errors import TargetError
 
 # Those that RTX 1.7 compiles int8 convolutions for, ahead of time.
 COMPUTE_CAPABILITIES = ("SM80", "SM86", "SM89", "SM120", "SM121")
@@ -36,7 +36,7 @@ def build(
         batches: Smallest, best and largest batch.
         timeout: Seconds after which the builder is stopped.
     """
-    _require(not_installed(_MODULE, extra="tensorrt-rtx"))
+    require("TensorRT-RTX", not_installed(_MODULE, extra="tensorrt-rtx"))
     if compute_capability not in (*COMPUTE_CAPABILITIES, None):
         message = (
             f"TensorRT-RTX cannot build for {compute_capability!r} ahead of time. "
@@ -52,11 +52,5 @@ def build(
 
 def load(path: str | Path, **options: Any) -> EngineSession:
     """Build an ONNX file for this machine's GPU and load the engine; the options are those of `build`."""
-    _require(not_installed(_MODULE, extra="tensorrt-rtx") or missing_gpu())
+    require("TensorRT-RTX", not_installed(_MODULE, extra="tensorrt-rtx") or missing_gpu())
     return load_built(lambda engine: build(path, engine, compute_capability=None, **options))
-
-
-def _require(missing: str) -> None:
-    if missing:
-        message = f"TensorRT-RTX cannot be used here: {missing}."
-        raise RuntimeUnavailableError(message)
