@@ -144,10 +144,7 @@ class Bench:
                 "synthesis": source.facts(_MADE)["cost"],
                 "game": sum(folder.facts(stage).get("cost", 0) for stage in _PLAYED),
             },
-            "seconds": {
-                "synthesis": source.seconds(_MADE),
-                "game": sum(folder.seconds(stage) for stage in _PLAYED),
-            },
+            "seconds": {"synthesis": source.seconds(_MADE), "game": sum(folder.seconds(stage) for stage in _PLAYED)},
             "images": self._image_statistics(source),
             "recipe": f"cells/{trial.folder}/recipe.yaml",
             "recipe_sha256": recipe.digest(),
@@ -162,14 +159,7 @@ class Bench:
         if not folder.done(_MADE):
             with folder:
                 if not folder.done(_MADE):
-                    execute(
-                        folder,
-                        recipe,
-                        [_MADE],
-                        device=self.device,
-                        progress=self.progress,
-                        teacher=self.teacher,
-                    )
+                    execute(folder, recipe, [_MADE], device=self.device, progress=self.progress, teacher=self.teacher)
         return folder
 
     def _open(self, path: Path, recipe: Recipe) -> RunFolder:

@@ -6,11 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfqkit.cli.options import Parser, add_json, document, note, result
+from dfqkit.cli.options import Commands, Parser, add_command, add_json, document, note, result
 from dfqkit_export.words import table
 
 if TYPE_CHECKING:
-    from dfqkit.cli.options import Commands
     from dfqkit_export.images.stored import StoredBank
 
 _SET = "folder of a set (`dfqkit synthesize RECIPE --n N --out DIR`), or one file from a run's images folder"
@@ -33,9 +32,8 @@ def add(commands: Commands) -> None:
 
 
 def _verb(verbs: Commands, name: str, text: str, handler: Any) -> Parser:
-    parser: Parser = verbs.add_parser(name, help=text, description=f"{text.capitalize()}.")
+    parser = add_command(verbs, name, handler, text)
     parser.add_argument("path", type=Path, metavar="DIR", help=_SET)
-    parser.set_defaults(handler=handler)
     return parser
 
 

@@ -9,12 +9,20 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfqkit.cli.options import Parser, add_compute_options, add_overrides, natural, note, positive, result
+from dfqkit.cli.options import (
+    Commands,
+    add_command,
+    add_compute_options,
+    add_overrides,
+    natural,
+    note,
+    positive,
+    result,
+)
 from dfqkit.cli.outcome import resumable
 
 if TYPE_CHECKING:
     from dfqkit.bench.grid import Grid
-    from dfqkit.cli.options import Commands
     from dfqkit.config.recipe import Recipe
 
 _DESCRIPTION = (
@@ -27,7 +35,7 @@ _DESCRIPTION = (
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    parser: Parser = commands.add_parser("bench", help="compare synthesizers at equal cost", description=_DESCRIPTION)
+    parser = add_command(commands, "bench", _bench, "compare synthesizers at equal cost", _DESCRIPTION)
     parser.add_argument(
         "recipes",
         nargs="+",
@@ -56,7 +64,6 @@ def add(commands: Commands) -> None:
     parser.add_argument("--contestants", nargs="+", metavar="NAME", help="distil only these sources")
     add_overrides(parser, "change all recipes")
     add_compute_options(parser)
-    parser.set_defaults(handler=_bench, parser=parser)
 
 
 def _bench(args: argparse.Namespace) -> int:
@@ -66,11 +73,10 @@ def _bench(args: argparse.Namespace) -> int:
 
     recipes = contestants(args.recipes, args.overrides)
     distill: dict[str, Any] | None = None
-    parser: Parser = args.parser
     if args.distill:
         section = load_recipe(args.distill, args.overrides).distill
         if section is None:
-            parser.error(f"--distill: recipe '{args.distill}' has no distill section")
+            args.parser.error(f"--distill: recipe '{args.distill}' has no distill section")
         distill = section.model_dump(mode="json")
     bits = tuple(dict.fromkeys(args.bits))
     unknown = [name for name in args.contestants or () if name not in recipes]

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from dfqkit.cli.options import Parser, note, result
+from dfqkit.cli.options import Commands, add_command, note, result
 from dfqkit_export.words import table
-
-if TYPE_CHECKING:
-    from dfqkit.cli.options import Commands
 
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    parser: Parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "bundle",
-        help="put a run's model, the images it is checked with, and samples into one folder or zip",
-        description=(
+        _bundle,
+        "put a run's model, the images it is checked with, and samples into one folder or zip",
+        (
             "Make a folder or a zip of a run's model with what goes with it: the images that `dfqkit check` uses, "
             "report, recipe, model card, and small programs in Python and C++ that run it. Equal runs give equal bytes."
         ),
@@ -29,7 +27,6 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--labels", type=Path, metavar="FILE", help="names of the classes, one a line")
     parser.add_argument("--sentinel", type=Path, metavar="FILE", help="a set of `dfqkit sentinel` for the run's own")
-    parser.set_defaults(handler=_bundle)
 
 
 def _bundle(args: argparse.Namespace) -> int:

@@ -8,10 +8,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dfqkit.cli.options import Parser, add_json, note, positive, result
+from dfqkit.cli.options import Commands, add_command, add_json, note, positive, result
 
 if TYPE_CHECKING:
-    from dfqkit.cli.options import Commands
     from dfqkit_export.gate import Baseline, Outcome
 
 _DESCRIPTION = (
@@ -40,12 +39,7 @@ exit codes: 0 all well, 1 a check failed, 2 a file cannot be used, 3 ONNX Runtim
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    parser: Parser = commands.add_parser(
-        "check",
-        help="check exported files against a baseline",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-    )
+    parser = add_command(commands, "check", _check, "check exported files against a baseline", _DESCRIPTION, _EPILOG)
     parser.add_argument(
         "paths",
         nargs="+",
@@ -85,7 +79,6 @@ def add(commands: Commands) -> None:
         action="store_true",
         help="run the graph as written, in float, to tell a kernel from a file",
     )
-    parser.set_defaults(handler=_check, parser=parser)
 
 
 def _check(args: argparse.Namespace) -> int:

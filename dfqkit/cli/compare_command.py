@@ -6,11 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dfqkit.cli.options import Parser, add_json, document, note, positive, result
+from dfqkit.cli.options import Commands, add_command, add_json, document, note, positive, result
 from dfqkit_export.errors import ArtefactError
 
 if TYPE_CHECKING:
-    from dfqkit.cli.options import Commands
     from dfqkit_export.report import Report
 
 _DESCRIPTION = (
@@ -23,7 +22,7 @@ _RUNTIMES = "onnxruntime (default), onnxruntime-unoptimized (the file as written
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    parser: Parser = commands.add_parser("compare", help="say where two files part", description=_DESCRIPTION)
+    parser = add_command(commands, "compare", _compare, "say where two files part", _DESCRIPTION)
     parser.add_argument("a", type=Path, metavar="A", help="an .onnx file, or a report")
     parser.add_argument("b", type=Path, metavar="B", nargs="?", help="another (default: A, in another runtime)")
     parser.add_argument(
@@ -40,7 +39,6 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--threads", type=positive, metavar="N", help="threads of a runtime on the CPU")
     add_json(parser)
-    parser.set_defaults(handler=_compare, parser=parser)
 
 
 def _compare(args: argparse.Namespace) -> int:

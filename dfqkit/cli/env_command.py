@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dfqkit.cli.options import Parser, add_json, document, result
+from dfqkit.cli.options import Commands, add_command, add_json, document, result
 from dfqkit_export.words import table
-
-if TYPE_CHECKING:
-    from dfqkit.cli.options import Commands
 
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    parser: Parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "env",
-        help="print versions and machine, for a bug report",
-        description="Print the versions and the facts about this machine that results depend on.",
+        _env,
+        "print versions and machine, for a bug report",
+        "Print the versions and the facts about this machine that results depend on.",
     )
     add_json(parser)
-    parser.set_defaults(handler=_env)
 
 
 def _env(args: argparse.Namespace) -> int:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from dfqkit.cli.options import Parser, add_json, document, positive, result
+from dfqkit.cli.options import Commands, add_command, add_json, document, positive, result
 
 if TYPE_CHECKING:
-    from dfqkit.cli.options import Commands
     from dfqkit.teacher.load import Teacher
 
 _DESCRIPTION = (
@@ -25,11 +24,8 @@ used at all, 3 where a runtime of --runtime is absent
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    parser: Parser = commands.add_parser(
-        "inspect",
-        help="say what a model offers, or what an ONNX file is",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
+    parser = add_command(
+        commands, "inspect", _inspect, "say what a model offers, or what an ONNX file is", _DESCRIPTION, _EPILOG
     )
     parser.add_argument(
         "subject", nargs="?", metavar="RECIPE|FILE", help="a recipe, whose teacher is inspected, or a file FILE.onnx"
@@ -54,7 +50,6 @@ def add(commands: Commands) -> None:
         default=[],
         help="load it there and say what each layer runs as; may be given several times",
     )
-    parser.set_defaults(handler=_inspect, parser=parser)
 
 
 def _inspect(args: argparse.Namespace) -> int:

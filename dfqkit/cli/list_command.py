@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dfqkit.cli.options import Parser, result
+from dfqkit.cli.options import Commands, add_command, result
 from dfqkit_export.words import table
-
-if TYPE_CHECKING:
-    from dfqkit.cli.options import Commands
 
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    parser: Parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "list",
-        help="list recipes, synthesizers, targets or runtimes",
-        description=(
+        _list,
+        "list recipes, synthesizers, targets or runtimes",
+        (
             "List recipes with what each is for, synthesizers with what each needs of a teacher, targets with what "
             "each takes, or runtimes with what each lacks on this machine. `list targets NAME` prints the whole table "
             "of one target, every cell with its source."
@@ -25,7 +24,6 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("what", choices=("recipes", "synthesizers", "targets", "runtimes"), help="what to list")
     parser.add_argument("name", nargs="?", metavar="NAME", help="a target, to print everything known about it")
-    parser.set_defaults(handler=_list, parser=parser)
 
 
 def _list(args: argparse.Namespace) -> int:

@@ -7,12 +7,14 @@ import json
 import os
 import sys
 import textwrap
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
-    Commands = argparse._SubParsersAction["Parser"]
+#: What a command adds itself to, and what does it.
+Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
+Handler: TypeAlias = "Callable[[argparse.Namespace], int]"
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -34,6 +36,16 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End with 2 and say how to get help, without repeating the whole usage."""
         self.exit(2, f"error: {message}\nSee `{self.prog} --help`.\n")
+
+
+def add_command(
+    commands: Commands, name: str, handler: Handler, text: str, description: str = "", epilog: str = ""
+) -> Parser:
+    """Add a command, and let its arguments know what does it and what says how it is used wrongly."""
+    description = description or f"{text.capitalize()}."
+    parser: Parser = commands.add_parser(name, help=text, description=description, epilog=epilog)
+    parser.set_defaults(handler=handler, parser=parser)
+    return parser
 
 
 def add_overrides(parser: Parser, text: str) -> None:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from dfqkit.cli.options import Parser, add_json, document, note, positive, result
-
-if TYPE_CHECKING:
-    from dfqkit.cli.options import Commands
+from dfqkit.cli.options import Commands, add_command, add_json, document, note, positive, result
 
 _DESCRIPTION = (
     "Time a quantized file and a float one in turns, in one or several runtimes, with the spread of the timings, the "
@@ -20,7 +16,7 @@ _DESCRIPTION = (
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    parser: Parser = commands.add_parser("profile", help="time a file against float", description=_DESCRIPTION)
+    parser = add_command(commands, "profile", _profile, "time a file against float", _DESCRIPTION)
     parser.add_argument("model", type=Path, metavar="MODEL", help="a quantized .onnx file")
     parser.add_argument(
         "--against",
@@ -41,7 +37,6 @@ def add(commands: Commands) -> None:
         "--repeats", type=positive, default=50, metavar="N", help="timed calls of each file (default: 50)"
     )
     add_json(parser)
-    parser.set_defaults(handler=_profile)
 
 
 def _profile(args: argparse.Namespace) -> int:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING
 
-from dfqkit.cli.options import Parser, add_recipe_options, result
+from dfqkit.cli.options import Commands, Parser, add_command, add_recipe_options, result
 from dfqkit.cli.running import chosen_recipe
-
-if TYPE_CHECKING:
-    from dfqkit.cli.options import Commands
 
 
 def add(commands: Commands) -> None:
@@ -19,18 +15,21 @@ def add(commands: Commands) -> None:
         "recipe", help="show a recipe, or what recipes may hold", description="Show a recipe, or what recipes may hold."
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    show: Parser = verbs.add_parser(
+    show = add_command(
+        verbs,
         "show",
-        help="print a recipe with every default filled in",
-        description="Print a recipe as YAML with every default filled in: what `dfqkit run` would do.",
+        _show,
+        "print a recipe with every default filled in",
+        "Print a recipe as YAML with every default filled in: what `dfqkit run` would do.",
     )
     show.add_argument("recipe", metavar="RECIPE", help="name of a shipped recipe or a YAML file")
     add_recipe_options(show)
-    show.set_defaults(handler=_show)
-    schema: Parser = verbs.add_parser(
+    schema = add_command(
+        verbs,
         "schema",
-        help="print what recipes may hold, as JSON Schema",
-        description=(
+        _schema,
+        "print what recipes may hold, as JSON Schema",
+        (
             "Print what a recipe may hold as JSON Schema, for editors and people. With its output in "
             "recipe.schema.json and `# yaml-language-server: $schema=recipe.schema.json` as a recipe's first line, "
             "editors complete keys and underline what is wrong."
@@ -39,7 +38,7 @@ def add(commands: Commands) -> None:
     schema.add_argument(
         "recipe", nargs="?", metavar="RECIPE", help="only with the synthesizer of this recipe (default: with all)"
     )
-    schema.set_defaults(handler=_schema, overrides=[], seed=None)
+    schema.set_defaults(overrides=[], seed=None)
 
 
 def _show(args: argparse.Namespace) -> int:

@@ -5,13 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from dfqkit.cli.options import Parser, add_compute_options, add_overrides, note, positive, result
+from dfqkit.cli.options import Commands, add_command, add_compute_options, add_overrides, note, positive, result
 from dfqkit.cli.running import chosen_recipe
-
-if TYPE_CHECKING:
-    from dfqkit.cli.options import Commands
 
 _DESCRIPTION = (
     "Make activation records: per class, mean and covariance of every layer's output on labelled training images. Run "
@@ -22,9 +18,7 @@ _DESCRIPTION = (
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    parser: Parser = commands.add_parser(
-        "record", help="record activations where the data still is", description=_DESCRIPTION
-    )
+    parser = add_command(commands, "record", _record, "record activations where the data still is", _DESCRIPTION)
     parser.add_argument("recipe", metavar="RECIPE", help="a recipe, whose teacher and image sections are used")
     parser.add_argument(
         "--data",
@@ -45,7 +39,7 @@ def add(commands: Commands) -> None:
     )
     add_overrides(parser, "change one value of the recipe, such as teacher.weights=FILE; may be given several times")
     add_compute_options(parser)
-    parser.set_defaults(handler=_record, parser=parser, seed=None)
+    parser.set_defaults(seed=None)
 
 
 def _record(args: argparse.Namespace) -> int:

@@ -5,22 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from dfqkit.cli.options import Parser, note, result
+from dfqkit.cli.options import Commands, add_command, note, result
 from dfqkit.cli.running import read_report
 from dfqkit.run.validate import PAGE, STAGE
-
-if TYPE_CHECKING:
-    from dfqkit.cli.options import Commands
 
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    parser: Parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "report",
-        help="render a run's report again, or two side by side",
-        description="Write report.html again from report.json and print the report as text; nothing is measured. With "
+        _report,
+        "render a run's report again, or two side by side",
+        "Write report.html again from report.json and print the report as text; nothing is measured. With "
         "a second folder, write one page that compares the two.",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="a run, a bundle, or any folder with a report.json")
@@ -34,7 +32,6 @@ def add(commands: Commands) -> None:
         help="where to write the page (default: DIR/report.html; for two: comparison.html)",
     )
     parser.add_argument("--open", action="store_true", help="show the page in the browser")
-    parser.set_defaults(handler=_report)
 
 
 def _report(args: argparse.Namespace) -> int:

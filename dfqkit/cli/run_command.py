@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dfqkit.cli.options import Parser, add_compute_options, add_recipe_options, note, result
+from dfqkit.cli.options import Commands, add_command, add_compute_options, add_recipe_options, note, result
 from dfqkit.cli.running import begin, carry_out, chosen_recipe, ending, reopen, show_reports
 from dfqkit.run.stage import only
 from dfqkit.run.stages import STAGES, first, following, plan
@@ -16,7 +16,6 @@ from dfqkit.run.validate import REPORT
 from dfqkit_export.words import table
 
 if TYPE_CHECKING:
-    from dfqkit.cli.options import Commands
     from dfqkit.cli.running import Work
 
 _DESCRIPTION = (
@@ -28,9 +27,7 @@ _DESCRIPTION = (
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    parser: Parser = commands.add_parser(
-        "run", help="do all stages of a recipe", description=_DESCRIPTION, epilog=_stage_list()
-    )
+    parser = add_command(commands, "run", _run, "do all stages of a recipe", _DESCRIPTION, _stage_list())
     parser.add_argument(
         "recipe",
         nargs="?",
@@ -38,9 +35,7 @@ def add(commands: Commands) -> None:
         help="name of a shipped recipe (`dfqkit list recipes`) or a YAML file; with --only, or a run's folder",
     )
     parser.add_argument(
-        "--out",
-        metavar="DIR",
-        help="new or empty folder for everything the run makes (default: runs/RECIPE/TIME-HASH)",
+        "--out", metavar="DIR", help="new or empty folder for everything the run makes (default: runs/RECIPE/TIME-HASH)"
     )
     add_recipe_options(parser)
     add_compute_options(parser)
@@ -52,7 +47,6 @@ def add(commands: Commands) -> None:
         metavar="STAGE",
         help=f"do one stage of the run in folder RECIPE; of a recipe, its first one ({first()})",
     )
-    parser.set_defaults(handler=_run, parser=parser)
 
 
 def _stage_list() -> str:

@@ -5,21 +5,20 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dfqkit.cli.options import Parser, natural, note, positive, result
+from dfqkit.cli.options import Commands, add_command, natural, note, positive, result
 from dfqkit_export.words import table
-
-if TYPE_CHECKING:
-    from dfqkit.cli.options import Commands
 
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    parser: Parser = commands.add_parser(
+    parser = add_command(
+        commands,
         "sentinel",
-        help="choose the images that notice when a quantized file becomes worse",
-        description=(
+        _sentinel,
+        "choose the images that notice when a quantized file becomes worse",
+        (
             "Choose, from stored images that neither trained nor selected a quantized file, those that notice when it "
             "becomes worse, and store them with the float teacher's answers for `dfqkit check`. A run makes its own; "
             "this is for files of other tools, and for other images. Needs no torch."
@@ -43,7 +42,6 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--limit", type=positive, metavar="BYTES", help="(default: 2000000, or 12 images)")
     parser.add_argument("--seed", type=natural, default=0, metavar="N", help="of the images drawn at random")
-    parser.set_defaults(handler=_sentinel)
 
 
 def _sentinel(args: argparse.Namespace) -> int:

@@ -6,14 +6,10 @@ import argparse
 import shlex
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from dfqkit.cli.options import Parser, add_compute_options, add_recipe_options, note, positive
+from dfqkit.cli.options import Commands, add_command, add_compute_options, add_recipe_options, note, positive
 from dfqkit.cli.outcome import resumable
 from dfqkit.cli.running import chosen_recipe, ending
-
-if TYPE_CHECKING:
-    from dfqkit.cli.options import Commands
 
 _DESCRIPTION = (
     "Make a portable set of images: what a recipe's synthesizer makes, with the teacher's answers. The same command "
@@ -23,14 +19,13 @@ _DESCRIPTION = (
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    parser: Parser = commands.add_parser("synthesize", help="make a portable set of images", description=_DESCRIPTION)
+    parser = add_command(commands, "synthesize", _synthesize, "make a portable set of images", _DESCRIPTION)
     parser.add_argument("recipe", metavar="RECIPE", help="name of a shipped recipe, or a YAML file")
     parser.add_argument("--n", dest="count", type=positive, required=True, metavar="N", help="how many images")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new or empty folder of the set")
     parser.add_argument("--shard", type=positive, metavar="N", help="images in one file of the set (default: 1024)")
     add_recipe_options(parser)
     add_compute_options(parser)
-    parser.set_defaults(handler=_synthesize, parser=parser)
 
 
 def _synthesize(args: argparse.Namespace) -> int:

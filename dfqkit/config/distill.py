@@ -119,8 +119,7 @@ class DistillConfig(LoopConfig):
     lr: float = Field(2e-4, gt=0, description="Adam, cosine to 0; for weights, biases and weight scales.")
     lr_ranges: float = Field(1e-3, ge=0, description="Adam, for activation ranges where the scheme lets them learn.")
     partners: tuple[Bits, ...] = Field(
-        (),
-        description="Bits of further students of the ensemble, e.g. [w3a3]: other noise than the one deployed.",
+        (), description="Bits of further students of the ensemble, e.g. [w3a3]: other noise than the one deployed."
     )
     partner_every: int = Field(
         2, ge=1, description="Partners step once in so many steps: they steer, they do not ship."

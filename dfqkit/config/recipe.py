@@ -89,9 +89,7 @@ class BankSection(Section):
     )
     held_out: int = Field(512, ge=1, description="Images that choose the state that is kept; never trained on.")
     grading: int = Field(
-        1024,
-        ge=0,
-        description="Images of a separate synthesizer that grade the result; 0: only validate.data grades.",
+        1024, ge=0, description="Images of a separate synthesizer that grade the result; 0: only validate.data grades."
     )
     batch: int = Field(128, ge=1, description="Images a forward pass in calibration and validation.")
 
