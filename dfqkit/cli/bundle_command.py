@@ -6,7 +6,14 @@ import argparse
 from pathlib import Path
 
 from dfqkit.cli.options import Commands, add_command, note, result
+from dfqkit.cli.running import the_one
+from dfqkit.run.export import MODEL
 from dfqkit_export.words import table
+
+_DESCRIPTION = (
+    "Make a folder or a zip of a run's model with what goes with it: the images that `dfqkit check` uses, report, "
+    "recipe, model card, and small programs in Python and C++ that run it. Equal runs give equal bytes."
+)
 
 
 def add(commands: Commands) -> None:
@@ -16,10 +23,7 @@ def add(commands: Commands) -> None:
         "bundle",
         _bundle,
         "put a run's model, the images it is checked with, and samples into one folder or zip",
-        (
-            "Make a folder or a zip of a run's model with what goes with it: the images that `dfqkit check` uses, "
-            "report, recipe, model card, and small programs in Python and C++ that run it. Equal runs give equal bytes."
-        ),
+        _DESCRIPTION,
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run whose model is exported")
     parser.add_argument(
@@ -32,6 +36,7 @@ def add(commands: Commands) -> None:
 def _bundle(args: argparse.Namespace) -> int:
     from dfqkit_export.bundle import Order, write_bundle
 
+    the_one(args.run, MODEL, "A bundle holds one: make a run for its target alone, with --set target=NAME.")
     run = args.run.resolve()
     out = args.out or run.with_name(f"{run.name}-bundle")
     files = write_bundle(Order(run=args.run, out=out, labels=args.labels, sentinel=args.sentinel))

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dfqkit.cli.options import Commands, add_command, add_json, document, note, positive, result
-from dfqkit_export.errors import ArtefactError
-
-if TYPE_CHECKING:
-    from dfqkit_export.report import Report
 
 _DESCRIPTION = (
     "Run two ONNX files, or one file in two runtimes, on the same images, and name the first layer whose outputs part, "
@@ -85,22 +80,9 @@ def _reports(args: argparse.Namespace, reports: list[bool]) -> int:
     if unused:
         args.parser.error(f"reports were measured already: leave out --{unused[0].replace('_', '-')}")
 
+    from dfqkit.cli.running import read_report, report_in
     from dfqkit_export.comparison import compare_reports, render_differences
 
-    found = compare_reports(_report(args.a), _report(args.b))
-    text = document(found.to_dict()) if args.json else render_differences(found)
-    result(text)
+    found = compare_reports(*(read_report(report_in(path)) for path in (args.a, args.b)))
+    result(document(found.to_dict()) if args.json else render_differences(found))
     return 0
-
-
-def _report(path: Path) -> Report:
-    from dfqkit.cli.running import read_report
-    from dfqkit_export.report import Report
-
-    if path.is_dir():
-        return read_report(path)
-    try:
-        return Report.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        message = f"Cannot read '{path}': {error}. Give a report.json or the folder that holds it."
-        raise ArtefactError(message) from error

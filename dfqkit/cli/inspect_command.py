@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dfqkit.cli.options import Commands, add_command, add_json, document, positive, result
@@ -32,12 +33,14 @@ def add(commands: Commands) -> None:
     )
     add_json(parser)
     model = parser.add_argument_group("a model")
+    integers = _several(int, "integers with commas between them, such as 3,224,224")
+    numbers = _several(float, "numbers with commas between them, such as 0.485,0.456,0.406")
     model.add_argument("--factory", help="torchvision:NAME, timm:NAME or package.module:factory, instead of RECIPE")
-    model.add_argument("--shape", type=_integers, metavar="C,H,W", help="channels, height and width of an image")
+    model.add_argument("--shape", type=integers, metavar="C,H,W", help="channels, height and width of an image")
     model.add_argument("--classes", type=positive, metavar="N", help="number of classes")
     model.add_argument("--weights", metavar="FILE", help=".safetensors, .pt or .pth (default: random weights)")
-    model.add_argument("--mean", type=_numbers, metavar="M,...", help="mean per channel, on [0, 1] (default: 0)")
-    model.add_argument("--std", type=_numbers, metavar="S,...", help="deviation per channel, on [0, 1] (default: 1)")
+    model.add_argument("--mean", type=numbers, metavar="M,...", help="mean per channel, on [0, 1] (default: 0)")
+    model.add_argument("--std", type=numbers, metavar="S,...", help="deviation per channel, on [0, 1] (default: 1)")
     file = parser.add_argument_group("an ONNX file")
     file.add_argument(
         "--target", metavar="NAME", help="what to check it for (default: what it was made for, else onnxruntime)"
@@ -108,17 +111,12 @@ def _from_factory(args: argparse.Namespace) -> Teacher:
     return load_teacher(args.factory, image, args.weights)
 
 
-def _integers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        message = f"takes integers with commas between them, such as 3,224,224; found '{text}'"
-        raise argparse.ArgumentTypeError(message) from None
+def _several(kind: type[int | float], what: str) -> Callable[[str], tuple[int | float, ...]]:
+    def read(text: str) -> tuple[int | float, ...]:
+        try:
+            return tuple(map(kind, text.split(",")))
+        except ValueError:
+            message = f"takes {what}; found '{text}'"
+            raise argparse.ArgumentTypeError(message) from None
 
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        message = f"takes numbers with commas between them, such as 0.485,0.456,0.406; found '{text}'"
-        raise argparse.ArgumentTypeError(message) from None
+    return read

@@ -8,20 +8,16 @@ from typing import Any
 from dfqkit.cli.options import Commands, add_command, result
 from dfqkit_export.words import table
 
+_DESCRIPTION = (
+    "List recipes with what each is for, synthesizers with what each needs of a teacher, targets with what each takes, "
+    "or runtimes with what each lacks on this machine. `list targets NAME` prints the whole table of one target, "
+    "every cell with its source."
+)
+
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    parser = add_command(
-        commands,
-        "list",
-        _list,
-        "list recipes, synthesizers, targets or runtimes",
-        (
-            "List recipes with what each is for, synthesizers with what each needs of a teacher, targets with what "
-            "each takes, or runtimes with what each lacks on this machine. `list targets NAME` prints the whole table "
-            "of one target, every cell with its source."
-        ),
-    )
+    parser = add_command(commands, "list", _list, "list recipes, synthesizers, targets or runtimes", _DESCRIPTION)
     parser.add_argument("what", choices=("recipes", "synthesizers", "targets", "runtimes"), help="what to list")
     parser.add_argument("name", nargs="?", metavar="NAME", help="a target, to print everything known about it")
 

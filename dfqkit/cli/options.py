@@ -85,20 +85,17 @@ def document(facts: Mapping[str, Any]) -> str:
     return json.dumps({"schema": 1, **facts}, indent=2)
 
 
-def natural(text: str) -> int:
-    """Read an integer of at least 0."""
-    if not text.isdecimal():
-        message = f"takes an integer of at least 0, found '{text}'"
+def natural(text: str, least: int = 0) -> int:
+    """Read an integer of at least 0, or ``least``."""
+    if not text.isdecimal() or int(text) < least:
+        message = f"takes an integer of at least {least}, found '{text}'"
         raise argparse.ArgumentTypeError(message)
     return int(text)
 
 
 def positive(text: str) -> int:
     """Read an integer of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        message = f"takes an integer of at least 1, found '{text}'"
-        raise argparse.ArgumentTypeError(message)
-    return int(text)
+    return natural(text, 1)
 
 
 def result(text: str | Iterable[str]) -> None:

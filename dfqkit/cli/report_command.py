@@ -7,35 +7,29 @@ import json
 from pathlib import Path
 
 from dfqkit.cli.options import Commands, add_command, note, result
-from dfqkit.cli.running import read_report
-from dfqkit.run.validate import PAGE, STAGE
+from dfqkit.cli.running import read_report, report_in
+from dfqkit.run.validate import STAGE
+
+_DESCRIPTION = (
+    "Write report.html again from report.json and print the report as text; nothing is measured. With a second folder, "
+    "write one page that compares the two."
+)
 
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    parser = add_command(
-        commands,
-        "report",
-        _report,
-        "render a run's report again, or two side by side",
-        "Write report.html again from report.json and print the report as text; nothing is measured. With "
-        "a second folder, write one page that compares the two.",
-    )
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a run, a bundle, or any folder with a report.json")
+    parser = add_command(commands, "report", _report, "render a run's report again, or two side by side", _DESCRIPTION)
+    parser.add_argument("report", type=Path, metavar="DIR|FILE", help="a folder with a report.json, or such a file")
     parser.add_argument(
-        "other", type=Path, nargs="?", metavar="DIR", help="a second one, to be compared with the first"
+        "other", type=Path, nargs="?", metavar="DIR|FILE", help="a second one, to be compared with the first"
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="where to write the page (default: DIR/report.html; for two: comparison.html)",
-    )
+    text = "where to write the page (default: beside the report; for two: comparison.html)"
+    parser.add_argument("--out", type=Path, metavar="FILE", help=text)
     parser.add_argument("--open", action="store_true", help="show the page in the browser")
 
 
 def _report(args: argparse.Namespace) -> int:
-    page = _alone(args.folder, args.out) if args.other is None else _beside(args.folder, args.other, args.out)
+    page = _alone(args.report, args.out) if args.other is None else _beside(args.report, args.other, args.out)
     note(f"Wrote {page}")
     if args.open:
         import webbrowser
@@ -45,22 +39,23 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
-def _alone(folder: Path, out: Path | None) -> Path:
+def _alone(given: Path, out: Path | None) -> Path:
     from dfqkit_export.files import write_bytes
     from dfqkit_export.report.page import render_html
     from dfqkit_export.report.text import render_text
 
-    report = read_report(folder)
+    file = report_in(given)
+    report, folder, beside = read_report(file), file.parent, file.with_suffix(".html")
     page = render_html(report, sheets=_sheets(folder)).encode()
     if out is None and _is_run(folder):
         from dfqkit.run.folder import RunFolder
 
         with RunFolder.open(folder) as run:
-            run.rewrite(STAGE.name, PAGE, page)
+            run.rewrite(STAGE.name, beside.name, page)
     else:
-        write_bytes(out or folder / PAGE, page)
+        write_bytes(out or beside, page)
     result(render_text(report))
-    return out or folder / PAGE
+    return out or beside
 
 
 def _beside(first: Path, second: Path, out: Path | None) -> Path:
@@ -68,7 +63,8 @@ def _beside(first: Path, second: Path, out: Path | None) -> Path:
     from dfqkit_export.report.side_by_side import render_side_by_side
 
     out = out or Path("comparison.html")
-    write_bytes(out, render_side_by_side(read_report(first), read_report(second)).encode())
+    reports = [read_report(report_in(path)) for path in (first, second)]
+    write_bytes(out, render_side_by_side(*reports).encode())
     return out
 
 

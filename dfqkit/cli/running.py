@@ -112,23 +112,32 @@ def carry_out(work: Work, stages: Iterable[str], args: argparse.Namespace, *, re
         )
 
 
-def read_report(folder: Path, name: str = REPORT) -> Report:
-    """Read a folder's report.
+def the_one(folder: Path, name: str, advice: str) -> Path:
+    """Return a folder's file of that name; a run for several targets has more than one, and its files are named."""
+    path = folder / name
+    others = sorted(other.name for other in folder.glob(f"{path.stem}.*{path.suffix}"))
+    if others:
+        message = f"'{folder}' is a run for several targets: it has {', '.join([name, *others])}. {advice}"
+        raise ArtefactError(message)
+    return path
 
-    Args:
-        folder: Of a run, a bundle, or any other.
-        name: Its file; a run for several targets has more than one.
 
-    Raises:
-        ArtefactError: It is not there, or not a report.
-    """
+def report_in(path: Path) -> Path:
+    """Return the file of a report, which may be given itself or by the folder of a run, a bundle, or any other."""
+    return the_one(path, REPORT, "Give one of these files.") if path.is_dir() else path
+
+
+def read_report(path: Path) -> Report:
+    """Read the file of a report."""
     from dfqkit_export.report import Report
 
-    path = folder / name
     try:
         return Report.from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        message = f"Cannot read '{path}': {error}. `dfqkit run --resume {folder}` makes that of a run."
+        message = (
+            f"Cannot read '{path}': {error}. Give a {REPORT} or the folder that holds it; `dfqkit run --resume "
+            f"{path.parent}` makes that of a run."
+        )
         raise ArtefactError(message) from error
 
 
@@ -136,7 +145,7 @@ def show_reports(work: Work, started: float) -> int:
     """Print a run's reports and, for people, its verdict, time and folder; return the exit code."""
     from dfqkit_export.report.text import render_text
 
-    found = [read_report(work.folder.path, name) for name in reports(work.recipe)]
+    found = [read_report(work.folder.path / name) for name in reports(work.recipe)]
     result("\n\n".join(render_text(report).rstrip() for report in found))
     verdict = "ok" if all(report.verdict == "ok" for report in found) else "failed"
     ending(verdict, started, work.folder.path)

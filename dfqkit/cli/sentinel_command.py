@@ -10,6 +10,12 @@ from typing import Any
 from dfqkit.cli.options import Commands, add_command, natural, note, positive, result
 from dfqkit_export.words import table
 
+_DESCRIPTION = (
+    "Choose, from stored images that neither trained nor selected a quantized file, those that notice when it becomes "
+    "worse, and store them with the float teacher's answers for `dfqkit check`. A run makes its own; this is for files "
+    "of other tools, and for other images. Needs no torch."
+)
+
 
 def add(commands: Commands) -> None:
     """Add the command."""
@@ -18,11 +24,7 @@ def add(commands: Commands) -> None:
         "sentinel",
         _sentinel,
         "choose the images that notice when a quantized file becomes worse",
-        (
-            "Choose, from stored images that neither trained nor selected a quantized file, those that notice when it "
-            "becomes worse, and store them with the float teacher's answers for `dfqkit check`. A run makes its own; "
-            "this is for files of other tools, and for other images. Needs no torch."
-        ),
+        _DESCRIPTION,
     )
     parser.add_argument("--model", type=Path, required=True, metavar="FILE", help="the quantized ONNX file (QDQ)")
     parser.add_argument("--teacher", type=Path, required=True, metavar="FILE", help="the float ONNX file")
