@@ -397,7 +397,7 @@ class TestLooking:
 
     def test_list_synthesizers_says_what_each_needs(self, capsys: Output) -> None:
         assert main(["list", "synthesizers"]) == 0
-        assert re.search(r"^dfq +needs batchnorm  ", capsys.readouterr().out, re.M)
+        assert re.search(r"^dfq +needs batchnorm, classes  ", capsys.readouterr().out, re.M)
 
     def test_list_targets(self, capsys: Output) -> None:
         assert main(["list", "targets"]) == 0
@@ -422,7 +422,8 @@ class TestLooking:
         for section in ("quant", "synthesis", "student", "distill"):
             assert "$ref" in json.dumps(schema["properties"][section]), section
         for reference in {part.split('"')[0] for part in text.split("#/$defs/")[1:]}:
-            assert schema["$defs"][reference]["additionalProperties"] is False
+            definition = schema["$defs"][reference]
+            assert "enum" in definition or definition["additionalProperties"] is False
 
     def test_env_is_one_json_document(self, capsys: Output) -> None:
         assert main(["env", "--json"]) == 0
@@ -459,6 +460,18 @@ class TestReport:
         assert main(["report", str(tmp_path)]) == 0
         assert capsys.readouterr().out.startswith("from elsewhere\nOK")
         assert (tmp_path / "report.html").exists()
+
+    def test_run_for_several_targets_has_its_files_named(self, capsys: Output, tmp_path: Path) -> None:
+        for name in ("report.json", "report.openvino.json"):
+            (tmp_path / name).write_text(Report(title=name).to_json())
+        for name in ("model.onnx", "model.openvino.onnx"):
+            (tmp_path / name).write_bytes(b"")
+        assert main(["report", str(tmp_path)]) == 2
+        names(capsys.readouterr().err, "report.json, report.openvino.json", "one of these files")
+        assert main(["report", str(tmp_path / "report.openvino.json")]) == 0
+        assert "report.openvino.json" in (tmp_path / "report.openvino.html").read_text(encoding="utf-8")
+        assert main(["bundle", str(tmp_path)]) == 2
+        names(capsys.readouterr().err, "model.onnx, model.openvino.onnx", "--set target=NAME")
 
 
 @pytest.mark.slow
