@@ -130,8 +130,7 @@ class Bundle:
 def open_bundle(path: str | Path) -> Iterator[Bundle]:
     """Open a bundle's folder or zip, or the folder of a run.
 
-    Args:
-        path: Which; what is read of a zip lies in a temporary folder that is gone afterwards.
+    What is read of a zip lies in a temporary folder that is gone afterwards.
 
     Raises:
         ArtefactError: It is none of them, of another version, damaged, or holds what no bundle may hold.

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -76,7 +75,13 @@ def conclude(outcomes: Sequence[CaseOutcome], baseline: Baseline, options: Optio
         environment=tuple(environment_changes(baseline.environment, here)),
         strict=options.strict,
     )
-    return _updated(result, baseline, here) if options.update else result
+    if not options.update:
+        return result
+    entries = {case.name: case.entry for case in result.cases if case.entry is not None}
+    made = Baseline(cases={**baseline.cases, **entries}, environment=recorded_environment(here))
+    lines = [line for name, entry in entries.items() for line in changes_of(name, baseline.cases.get(name), entry)]
+    moved = [f"environment: {text}" for text in result.environment] if entries else []
+    return replace(result, baseline=made, changes=(*lines, *moved), environment=())
 
 
 def check_case(measured: Measurement, case: Case | None, options: Options | None = None) -> CaseOutcome:
@@ -199,11 +204,3 @@ def _recorded(outcome: CaseOutcome, measured: Measurement, case: Case | None, op
         notes=tuple(_notes(measured, None, ())),
         entry=None if stands or beyond else entry,
     )
-
-
-def _updated(outcome: Outcome, baseline: Baseline, here: Mapping[str, Any]) -> Outcome:
-    entries = {case.name: case.entry for case in outcome.cases if case.entry is not None}
-    made = Baseline(cases={**baseline.cases, **entries}, environment=recorded_environment(here))
-    lines = [line for name, entry in entries.items() for line in changes_of(name, baseline.cases.get(name), entry)]
-    moved = [f"environment: {text}" for text in outcome.environment] if entries else []
-    return replace(outcome, baseline=made, changes=(*lines, *moved), environment=())

@@ -26,7 +26,7 @@ def render_text(outcome: Outcome) -> str:
     """Return the outcome for a terminal: failed cases first, worst metric first in each."""
     lines: list[str] = []
     for case in outcome.cases:
-        lines += [*_case_text(case, outcome.strict), ""]
+        lines += [*_case_text(case), ""]
     return "\n".join([*lines, *_about_all(outcome, plain), _sentence(outcome)]).strip() + "\n"
 
 
@@ -114,7 +114,7 @@ def _about_all(outcome: Outcome, shown: Callable[[str], str]) -> list[str]:
     ]
 
 
-def _case_text(case: CaseOutcome, strict: bool) -> Iterator[str]:
+def _case_text(case: CaseOutcome) -> Iterator[str]:
     yield f"{plain(case.name)}: {case.verdict()}"
     if case.error:
         yield f"  error: {plain(case.error)}"
@@ -122,10 +122,11 @@ def _case_text(case: CaseOutcome, strict: bool) -> Iterator[str]:
     for cause in case.causes:
         yield f"  cause: {plain(cause)}"
     cells = [(row.metric, *numbers_of(row), row.verdict) for row in case.rows]
-    for index, line in enumerate(table([_HEAD, *(tuple(map(plain, row)) for row in cells)])):
+    head, *lines = table([_HEAD, *(tuple(map(plain, row)) for row in cells)])
+    yield f"  {head}"
+    for row, line in zip(case.rows, lines, strict=True):
         yield f"  {line}"
-        row = case.rows[index - 1] if index else None
-        if row is not None and row.reason and (row.verdict != "ok" or row.fails(strict=strict)):
+        if row.reason and row.verdict != "ok":
             yield f"    {plain(row.reason)}"
     for note in case.notes:
         yield f"  {plain(note)}"

@@ -248,11 +248,7 @@ def _short(value: float) -> float:
 
 
 def sketch(values: NDArray[np.floating[Any]]) -> Floats:
-    """Return the sketch of an array: 16 numbers of about its root mean square.
-
-    Args:
-        values: Any shape; the places in C order decide the signs.
-    """
+    """Return the sketch of an array: 16 numbers of about its root mean square. Places in C order decide the signs."""
     flat = np.asarray(values, np.float64).reshape(-1)
     padded = np.zeros(-(-flat.size // BUCKETS) * BUCKETS)
     padded[: flat.size] = flat * _signs(flat.size)

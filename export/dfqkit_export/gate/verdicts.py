@@ -163,12 +163,8 @@ def judge(
 ) -> list[Row]:
     """Compare what was measured with what was recorded: one row for each metric that either side has, not ordered.
 
-    Args:
-        metrics: What was measured, by name.
-        case: What was recorded; None where nothing was.
-        images: Values per image, for the standard error of the difference.
-        tolerances: Tolerances that take the place of the recorded ones.
-        unmeasured: Metrics that could not be measured, with the reason.
+    Values per image give the standard error of the difference; stated tolerances take the place of the recorded ones;
+    `unmeasured` says why metrics could not be measured.
     """
     case, tolerances = case or Case(metrics={}), tolerances or {}
     before = ImageValues.from_dict(case.images) if case.images else None
