@@ -38,14 +38,10 @@ class _Block(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """ResNet of 6n+2 layers for small images.
+    """ResNet of 6n+2 layers for small images; ``blocks`` is n.
 
     Source: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2: widths 16, 32
     and 64, n blocks per stage, shortcut option A (every second pixel, new channels zero, half of them on each side).
-
-    Args:
-        blocks: Number of residual blocks in each of the three stages (the paper's n).
-        classes: Number of classes.
     """
 
     def __init__(self, blocks: int, classes: int = 10) -> None:

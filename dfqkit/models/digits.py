@@ -35,11 +35,8 @@ class DigitsCnn(nn.Module):
     """ResNet-8 for 16x16 grey images: stem, three residual blocks of 16, 24 and 40 channels, linear head.
 
     After He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2, with one block
-    per stage. Differs from the paper in the widths and in projection shortcuts.
-
-    Args:
-        classes: Number of classes.
-        width: Multiplier of all channels, e.g. 0.5 for a student of half the width.
+    per stage. Differs from the paper in the widths and in projection shortcuts. ``width`` multiplies all channels: 0.5
+    is a student of half the width.
     """
 
     def __init__(self, classes: int = 10, width: float = 1.0) -> None:

@@ -17,14 +17,10 @@ _STRIDES = (2, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1)
 
 
 class FDMobileNet(nn.Module):
-    """Fast-downsampling MobileNet with a width multiplier.
+    """Fast-downsampling MobileNet; every channel count is multiplied by ``alpha`` and rounded down.
 
     Source: Qin, Zhang, Chen, Peng, "FD-MobileNet: Improved MobileNet with a Fast Downsampling Strategy", ICIP 2018,
     table 1. Parameter names follow the checkpoints of clavichord93/FD-MobileNet.
-
-    Args:
-        alpha: Width multiplier; every channel count is scaled and rounded down.
-        classes: Number of classes.
     """
 
     def __init__(self, alpha: float = 1.0, classes: int = 1000) -> None:

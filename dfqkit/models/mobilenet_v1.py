@@ -6,6 +6,7 @@ What belongs here: the network and one factory for each width multiplier that wa
 from __future__ import annotations
 
 import functools
+from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
@@ -36,38 +37,25 @@ class _Separable(nn.Module):
         return mapped
 
 
-class _Stem(nn.Module):
-    """First convolution, stride 2, with BatchNorm and ReLU6."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.pad = _same_padding(2)
-        self.conv = nn.Conv2d(3, channels, 3, stride=2, bias=False)
-        self.bn = nn.BatchNorm2d(channels, eps=_EPS)
-        self.act = nn.ReLU6()
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.act(self.bn(self.conv(self.pad(x))))
-        return out
-
-
 class MobileNetV1(nn.Module):
-    """MobileNet with width multiplier alpha.
+    """MobileNet; every channel count is multiplied by ``alpha`` and rounded down.
 
     Source: Howard et al., "MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications", arXiv
     1704.04861, 2017, table 1. Differs from most PyTorch versions as TensorFlow does: ReLU6, BatchNorm eps 1e-3, and
     stride-2 convolutions padded below and to the right only. That padding is "same" for even heights and widths at
     every stage (multiples of 32).
-
-    Args:
-        alpha: Width multiplier; every channel count is scaled and rounded down.
-        classes: Number of classes.
     """
 
     def __init__(self, alpha: float = 1.0, classes: int = 1000) -> None:
         super().__init__()
         widths = [int(channels * alpha) for channels in (_STEM_CHANNELS, *_CHANNELS)]
-        self.stem = _Stem(widths[0])
+        stem = {
+            "pad": _same_padding(2),
+            "conv": nn.Conv2d(3, widths[0], 3, stride=2, bias=False),
+            "bn": nn.BatchNorm2d(widths[0], eps=_EPS),
+            "act": nn.ReLU6(),
+        }
+        self.stem = nn.Sequential(OrderedDict(stem))
         self.blocks = nn.Sequential(*map(_Separable, widths, widths[1:], _STRIDES))
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(widths[-1], classes)

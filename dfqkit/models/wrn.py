@@ -6,6 +6,7 @@ What belongs here: `wrn(depth, width, classes)` and the members of the family th
 from __future__ import annotations
 
 import functools
+from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
@@ -34,33 +35,12 @@ class _Block(nn.Module):
         return out + (x if self.convShortcut is None else self.convShortcut(activated))
 
 
-class _Stage(nn.Module):
-    """Blocks of one width; exists because the shared checkpoints name it `layer`."""
-
-    def __init__(self, in_channels: int, channels: int, blocks: int, stride: int) -> None:
-        super().__init__()
-        first = _Block(in_channels, channels, stride)
-        self.layer = nn.Sequential(first, *(_Block(channels, channels, 1) for _ in range(blocks - 1)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.layer(x)
-        return out
-
-
 class WideResNet(nn.Module):
     """Wide residual network WRN-depth-width for 32x32 images, without dropout.
 
     Source: Zagoruyko and Komodakis, "Wide Residual Networks", BMVC 2016, table 1: three stages of (depth - 4) / 6
     blocks with 16, 32 and 64 times `width` channels. Parameter names follow the PyTorch checkpoints of the data-free
     literature (`block1.layer.0.conv1`, `convShortcut`).
-
-    Args:
-        depth: Number of convolutions, 6n + 4.
-        width: Widening factor k.
-        classes: Number of classes.
-
-    Raises:
-        TeacherError: Depth is not 6n + 4 with n of at least 1, or width is below 1.
     """
 
     def __init__(self, depth: int, width: int, classes: int = 10) -> None:
@@ -73,9 +53,9 @@ class WideResNet(nn.Module):
             raise TeacherError(message)
         blocks = (depth - 4) // 6
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.block1 = _Stage(16, 16 * width, blocks, 1)
-        self.block2 = _Stage(16 * width, 32 * width, blocks, 2)
-        self.block3 = _Stage(32 * width, 64 * width, blocks, 2)
+        self.block1 = _stage(16, 16 * width, blocks, 1)
+        self.block2 = _stage(16 * width, 32 * width, blocks, 2)
+        self.block3 = _stage(32 * width, 64 * width, blocks, 2)
         self.bn1 = nn.BatchNorm2d(64 * width)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(64 * width, classes)
@@ -86,6 +66,13 @@ class WideResNet(nn.Module):
         out = self.pool(torch.relu(self.bn1(out)))
         logits: Tensor = self.fc(torch.flatten(out, 1))
         return logits
+
+
+def _stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+    """Make blocks of one width, under the name that they have in the shared checkpoints."""
+    first = _Block(in_channels, channels, stride)
+    layer = nn.Sequential(first, *(_Block(channels, channels, 1) for _ in range(blocks - 1)))
+    return nn.Sequential(OrderedDict(layer=layer))
 
 
 #: Any size, and those that papers name: 16-1 (0.18 M parameters) is the usual student of the data-free literature, 40-2

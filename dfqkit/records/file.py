@@ -55,9 +55,6 @@ class Moments:
 
         A covariance of few images is singular: jitter of 1e-6 of the mean variance is added, tenfold where that is not
         enough.
-
-        Raises:
-            ArtefactError: Where a matrix is no covariance.
         """
         covariance = self.covariance.double()
         if covariance.dim() == 2:
@@ -141,11 +138,7 @@ class ActivationRecords:
 
     @classmethod
     def load(cls, path: Path, teacher: Teacher) -> ActivationRecords:
-        """Read what `save` wrote, which must be of this teacher.
-
-        Raises:
-            ArtefactError: For a missing or damaged file, an unknown schema, or another teacher's records.
-        """
+        """Read what `save` wrote, which must be whole and of this teacher."""
         header, tensors = _read(path)
         if header.get("teacher") != teacher.sha256:
             message = (

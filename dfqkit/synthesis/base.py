@@ -90,8 +90,7 @@ class Synthesizer(ABC):
 
     def _decoded(self, codes: Tensor) -> Tensor:
         """Return stored images, normalised."""
-        images: Tensor = self.teacher.image.normalize(codes.float() / 255)
-        return images
+        return self.teacher.image.normalize(codes.float() / 255)
 
     def training_batch(self, n: int) -> Tensor:
         """Draw images (n, C, H, W) to calibrate or train a student on; methods that keep a set draw from it."""

@@ -27,11 +27,7 @@ _IN_WORDS = {
 def build_synthesizer(
     config: SynthesizerConfig, teacher: Teacher, generator: torch.Generator, demand: Demand
 ) -> Synthesizer:
-    """Make the synthesizer that a configuration describes.
-
-    Raises:
-        RecipeError: When it needs what the teacher lacks.
-    """
+    """Make the synthesizer that a configuration describes; the teacher must have what it needs."""
     require_needs(config, teacher)
     made = implementation(type(config))(config, teacher, generator, demand)
     if config.low_pass is None:
@@ -42,11 +38,7 @@ def build_synthesizer(
 
 
 def implementation(kind: type[SynthesizerConfig]) -> type[Synthesizer]:
-    """Return the class that does what sections of this kind describe.
-
-    Raises:
-        RecipeError: It is not there, or is no synthesizer; says whose section names it.
-    """
+    """Return the class that does what sections of this kind describe."""
     where = f"{kind.__module__}.{kind.__qualname__}"
     named = getattr(kind, "implementation", None)
     module, _, attribute = str(named).partition(":")
@@ -62,11 +54,7 @@ def implementation(kind: type[SynthesizerConfig]) -> type[Synthesizer]:
 
 
 def require_needs(config: SynthesizerConfig, teacher: Teacher) -> None:
-    """Refuse a method that needs what the teacher lacks, before any compute is spent.
-
-    Raises:
-        RecipeError: Says what is lacking, what there is, and which methods would do.
-    """
+    """Refuse a method that needs what the teacher lacks, before any compute is spent, and say which would do."""
     offered = provides(teacher)
     lacking = sorted((config.needed & TEACHERS_PART) - offered)
     if not lacking:

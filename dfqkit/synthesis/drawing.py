@@ -7,15 +7,9 @@ from torch import Tensor
 
 
 class Deck:
-    """Numbers below ``size`` in random order, every one once before any comes again.
+    """Numbers below ``size``, or ``items`` (size,) int64, in random order, every one once before any comes again.
 
-    Args:
-        size: How many; may be raised while some are still to be dealt.
-        rng: Draws the order.
-        items: (size,) int64, dealt in the place of the numbers; None for the numbers themselves.
-
-    Attributes:
-        rest: What is dealt next, int64; together with ``rng`` the whole state.
+    ``size`` may be raised while some are still to be dealt. ``rest``, what comes next, and ``rng`` are its whole state.
     """
 
     def __init__(self, size: int, rng: torch.Generator, items: Tensor | None = None) -> None:

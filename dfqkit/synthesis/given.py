@@ -56,11 +56,7 @@ class GivenImages(Synthesizer):
         self.given = 0
 
     def _require_enough(self, found: int, limited: str = "") -> None:
-        """Refuse fewer different images than both synthesizers of the run need.
-
-        Raises:
-            ArtefactError: Says how many are needed and for what.
-        """
+        """Refuse fewer different images than both synthesizers of the run need."""
         if found >= self.needed:
             return
         demand = self.demand
@@ -87,11 +83,7 @@ class GivenImages(Synthesizer):
         return len(self.fresh) - self.given
 
     def sample(self, n: int) -> Tensor:
-        """Return the next ``n`` images that are in no training set; each is given once.
-
-        Raises:
-            ArtefactError: When fewer are left.
-        """
+        """Return the next ``n`` images that are in no training set; each is given once."""
         if n > self.available:
             message = (
                 f"Asked for {n} fresh images, but {self.available} of {len(self.fresh)} are left of '{self.place}'. "
@@ -102,11 +94,7 @@ class GivenImages(Synthesizer):
         return self._decoded(self._read(self.fresh[self.given - n : self.given]))
 
     def training_batch(self, n: int) -> Tensor:
-        """Return images of the training set, every one once before any comes again.
-
-        Raises:
-            ArtefactError: When there is no training set.
-        """
+        """Return images of the training set, every one once before any comes again."""
         if not len(self.training):
             message = "There are no training images. Make the source with Demand.training above 0."
             raise ArtefactError(message)
@@ -123,11 +111,7 @@ class GivenImages(Synthesizer):
         return {"rng": self.rng.get_state(), **dict(zip(self.state_names, held, strict=True))}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue exactly where `state_dict` was taken.
-
-        Raises:
-            ArtefactError: That was with other images.
-        """
+        """Continue exactly where `state_dict` was taken, with the same images."""
         given, order, digest = (state[name] for name in self.state_names)
         if bytes(digest.tolist()) != self.digest:
             message = (

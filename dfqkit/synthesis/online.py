@@ -95,9 +95,7 @@ class OnlineSynthesizer(Synthesizer):
         images = member(self._latent(n))
         terms = self._terms(images, students)
         loss = weighted_sum(terms, self.weights)
-        gradients = torch.autograd.grad(loss, list(member.parameters()))
-        for parameter, gradient in zip(member.parameters(), gradients, strict=True):
-            parameter.grad = gradient
+        torch.autograd.backward(loss, inputs=list(member.parameters()))
         norm = nn.utils.clip_grad_norm_(member.parameters(), self.config.clip)
         found = {name: float(term.detach()) for name, term in terms.items()}
         values = {**found, "the gradient's norm": float(norm)}
@@ -110,12 +108,7 @@ class OnlineSynthesizer(Synthesizer):
 
     @abstractmethod
     def _terms(self, images: Tensor, students: Sequence[nn.Module]) -> dict[str, Tensor]:
-        """Return the loss terms of one generator's images, unweighted; runs the teacher once.
-
-        Args:
-            images: (n, C, H, W), normalised, with gradient.
-            students: Any classifiers of the same images and classes, in eval mode, perhaps none.
-        """
+        """Return the unweighted terms of one generator's normalised images (n, C, H, W); runs the teacher once."""
 
     def _follow(self, index: int) -> None:
         """Move the average towards its generator; the decay grows with the rounds, so that the start is forgotten."""

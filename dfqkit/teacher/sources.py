@@ -63,9 +63,6 @@ def resolve_factory(name: str) -> Factory:
 
     Args:
         name: `torchvision:NAME`, `timm:NAME` (needs the extra `dfqkit[timm]`) or `package.module:factory`.
-
-    Raises:
-        TeacherError: The string has another form, or the package, module or factory does not exist.
     """
     source, separator, factory = name.partition(":")
     if not (separator and source and factory):

@@ -71,11 +71,7 @@ def required_head(teacher: Teacher, reader: str) -> tuple[str, nn.Linear]:
 
 
 def last_layer(teacher: Teacher) -> str:
-    """Return the path of the layer whose input are the features: the linear head, or a convolution with all classes.
-
-    Raises:
-        TeacherError: There is neither, so that nothing says where the features are.
-    """
+    """Return the path of the layer whose input are the features: the linear head, or a convolution with all classes."""
     calls, logits = layer_calls(teacher)
     head = _head_of(calls, logits)
     name = head[0] if head is not None else _last_of_classes(calls, logits.shape[1])

@@ -168,15 +168,7 @@ class LayerTap(_Tap):
     """Reads what enters or leaves layers during a forward, with gradient.
 
     ``values`` holds the last forward's, of a layer that is called several times the first call's; ``calls`` holds all
-    of them.
-
-    Args:
-        model: Any module.
-        names: Module paths, as `Module.named_modules` gives them.
-        side: ``input`` for a layer's first argument, ``output`` for its result.
-
-    Raises:
-        TeacherError: For a name that the model does not have.
+    of them. Of a layer's ``input`` it is the first argument. Names are those that `Module.named_modules` gives.
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str], side: Literal["input", "output"] = "output") -> None:

@@ -29,11 +29,7 @@ def listed(label: str, names: list[str]) -> str:
 
 
 def verify_weights(tensors: dict[str, Tensor], name: str) -> None:
-    """Check that every parameter and buffer of the teacher called ``name`` is finite.
-
-    Raises:
-        TeacherError: A value is NaN or infinite; the first tensors are named.
-    """
+    """Check that every parameter and buffer of the teacher called ``name`` is finite."""
     bad = [
         f"{key} ({int(count)} of {tensor.numel()} values)"
         for key, tensor in tensors.items()
@@ -48,12 +44,7 @@ def verify_weights(tensors: dict[str, Tensor], name: str) -> None:
 
 
 def verify_outputs(model: nn.Module, image: ImageSpec, name: str, task: Task) -> None:
-    """Check that a frozen model maps images to its task's outputs, the same in every batch and each time.
-
-    Raises:
-        TeacherError: The model fails on such an image (wrong channels or size), returns anything but the outputs of its
-            task, finite, or is not a function of each image alone.
-    """
+    """Check that a frozen model maps images to its task's outputs, finite, the same in every batch and each time."""
     try:
         task.require_image(image)
     except ArtefactError as error:

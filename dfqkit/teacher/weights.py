@@ -40,9 +40,6 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
 
     Returns:
         Tensors on the CPU by parameter or buffer name, in the file's own dtypes.
-
-    Raises:
-        TeacherError: The file is absent, of another kind, damaged, empty, or holds anything but tensors.
     """
     path = Path(path)
     if not path.is_file():

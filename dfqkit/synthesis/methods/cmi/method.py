@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from dfqkit import losses
 from dfqkit.synthesis.augmentation import cropped, shifted, usual_shift
 from dfqkit.synthesis.base import Losses, mean_over, weighted_sum
-from dfqkit.synthesis.generator import Generator
-from dfqkit.synthesis.latents import LatentBatch
+from dfqkit.synthesis.generator import Generator, LatentBatch
 from dfqkit.synthesis.methods.cmi import CMIConfig
 from dfqkit.synthesis.optimizers import optimizer_tensors, prefixed, restore_optimizer, under
 from dfqkit.synthesis.pool import PoolSynthesizer

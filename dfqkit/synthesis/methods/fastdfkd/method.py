@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from dfqkit import losses
 from dfqkit.synthesis.augmentation import shifted, usual_shift
 from dfqkit.synthesis.base import Losses, mean_over, weighted_sum
-from dfqkit.synthesis.generator import Generator
-from dfqkit.synthesis.latents import LatentBatch
+from dfqkit.synthesis.generator import Generator, LatentBatch
 from dfqkit.synthesis.methods.fastdfkd import FastDFKDConfig
 from dfqkit.synthesis.optimizers import optimizer_tensors, prefixed, restore_optimizer, under
 from dfqkit.synthesis.pool import PoolSynthesizer
@@ -70,7 +69,12 @@ class FastDFKD(PoolSynthesizer):
         shown = shifted(images, self.teacher.image, self.shift, self.rng, flip=self.config.flip)
         with self.tap as tap:
             logits = self.teacher.model(shown)
-        terms = {"bn": self._statistics(tap), "one_hot": nn.functional.cross_entropy(logits, self.batch.labels)}
+        mixed = self._mixed(tap)
+        layers = [
+            losses.bn_l2(*moments, s.running_mean, s.running_variance)
+            for moments, s in zip(mixed, tap.statistics, strict=True)
+        ]
+        terms = {"bn": torch.stack(layers).sum(), "one_hot": nn.functional.cross_entropy(logits, self.batch.labels)}
         if students and self.weights["adversarial"] and self.finished >= self.batches:
             terms["adversarial"] = -mean_over(students, losses.agreeing_kl, shown, logits)
         loss = weighted_sum(terms, self.weights)
@@ -83,28 +87,17 @@ class FastDFKD(PoolSynthesizer):
         self.optimizer.step()
         if step == steps - 1:
             self._learn(steps)
-            self._remember(tap)
+            self.mix = [(mean.detach(), variance.detach()) for mean, variance in mixed]
         return {name: float(term.detach()) for name, term in terms.items()}
 
-    def _statistics(self, tap: BatchNormTap) -> Tensor:
-        share = self.config.momentum
-        layers = []
-        for index, found in enumerate(tap.statistics):
-            mean, variance = found.mean, found.variance
-            if self.mix:
-                old_mean, old_variance = self.mix[index]
-                mean = (1 - share) * mean + share * old_mean
-                variance = (1 - share) * variance + share * old_variance
-            layers.append(losses.bn_l2(mean, variance, found.running_mean, found.running_variance))
-        return torch.stack(layers).sum()
-
-    def _remember(self, tap: BatchNormTap) -> None:
-        found = [(s.mean.detach(), s.variance.detach()) for s in tap.statistics]
-        if self.mix:
-            share = self.config.momentum
-            pairs = zip(self.mix, found, strict=True)
-            found = [(share * m + (1 - share) * n, share * v + (1 - share) * w) for (m, v), (n, w) in pairs]
-        self.mix = found
+    def _mixed(self, tap: BatchNormTap) -> list[tuple[Tensor, Tensor]]:
+        """Return mean and variance of every layer's input, mixed with those of earlier batches."""
+        found = [(s.mean, s.variance) for s in tap.statistics]
+        if not self.mix:
+            return found
+        old, new = self.config.momentum, 1 - self.config.momentum
+        pairs = zip(self.mix, found, strict=True)
+        return [(new * n + old * m, new * w + old * v) for (m, v), (n, w) in pairs]
 
     def _learn(self, steps: int) -> None:
         """One step of the meta-generator."""

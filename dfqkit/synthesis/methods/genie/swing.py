@@ -17,10 +17,6 @@ class SwingConvolutions(_Tap):
     alike. An axis of one pixel has nothing to reflect and stays. The model itself is not changed: hooks move the
     inputs, and leaving the context takes them off.
 
-    Args:
-        model: Any module.
-        rng: Draws the offsets.
-
     Example:
         >>> conv = nn.Conv2d(1, 1, 1, stride=2)
         >>> with SwingConvolutions(conv, torch.Generator().manual_seed(0)):

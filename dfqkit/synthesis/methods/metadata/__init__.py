@@ -53,11 +53,7 @@ class MetadataConfig(PixelConfig):
     )
 
     def resolved(self, find: Callable[[str], str]) -> Self:
-        """Return the same, with ``records`` found.
-
-        Raises:
-            RecipeError: When there is no such file; says what makes one.
-        """
+        """Return the same, with ``records`` found; where there is no such file, say what makes one."""
         try:
             found = find(self.records)
         except RecipeError as error:

@@ -76,9 +76,6 @@ def log_gamma_variables(shape: Tensor, rng: torch.Generator) -> Tensor:
 
     Source: Marsaglia and Tsang, "A Simple Method for Generating Gamma Variables", ACM Transactions on Mathematical
     Software, 2000: rejection for shape + 1 (section 2), and Gamma(a) = Gamma(a + 1) U^(1/a) (section 6).
-
-    Raises:
-        ValueError: A shape is not a finite number above 0; nothing drawn would ever be accepted.
     """
     shape = shape.double()
     if not bool(((shape > 0) & shape.isfinite()).all()):

@@ -26,11 +26,7 @@ class ZSKT(OnlineSynthesizer):
         self.divergence = dict(kl=losses.kd_kl, l1=losses.logit_l1)[self.config.adversary]
 
     def synthesize(self, students: Sequence[nn.Module] = ()) -> Losses:
-        """Return one round against the students: of the warm-up while that lasts, then of the game.
-
-        Raises:
-            RecipeError: Without a student.
-        """
+        """Return one round against the students: of the warm-up while that lasts, then of the game."""
         if not students:
             message = (
                 "Synthesizer 'zskt' makes images on which teacher and student differ, and was given no student. It "
