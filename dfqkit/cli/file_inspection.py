@@ -19,7 +19,8 @@ from dfqkit_export.words import some, table
 if TYPE_CHECKING:
     from dfqkit_export.backends.precision import Realised
     from dfqkit_export.checker import FixResult, Problem
-    from dfqkit_export.onnxfile.summary import FileFacts, LayerFacts, QuantFacts
+    from dfqkit_export.onnxfile.quantization import QuantFacts
+    from dfqkit_export.onnxfile.summary import FileFacts, LayerFacts
 
 _NODES = 3  # named where a rule is broken in many places; --json has all
 

@@ -46,6 +46,13 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def require_model(path: Path) -> None:
+    """Refuse a model's path that leads to no file."""
+    if not path.is_file():
+        message = f"Model {str(path)!r} is not a file. Give the path of an .onnx file."
+        raise ArtefactError(message)
+
+
 def sha256_of_file(path: Path) -> str:
     """Hash of a file's content, in hexadecimal."""
     digest = hashlib.sha256()

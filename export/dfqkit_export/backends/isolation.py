@@ -51,10 +51,11 @@ def call_isolated(
         request = {"function": function, "arguments": dict(arguments)}
         (folder / _REQUEST).write_text(json.dumps(request), encoding="utf-8")
         ending = _run(folder, timeout)
-        answer = _answer(folder) if not ending else None
-        if answer is None:
-            ending = ending or "the process ended without an answer"
+        if not ending and not (folder / _ANSWER).is_file():
+            ending = "the process ended without an answer"
+        if ending:
             raise RuntimeCrashedError(_crash_message(runtime, doing, ending, _last_lines(folder / _OUTPUT)))
+        answer = json.loads((folder / _ANSWER).read_text(encoding="utf-8"))
     if "error" in answer:
         raise getattr(errors, answer["error"]["class"], RuntimeCrashedError)(answer["error"]["message"])
     return answer["value"]
@@ -103,12 +104,6 @@ def _ending(code: int) -> str:
         return f"the process ended with exit code {code}"
     known = {item.value: item.name for item in signal.Signals}
     return f"the process was killed by signal {known.get(-code, 'unknown')} ({-code})"
-
-
-def _answer(folder: Path) -> dict[str, Any] | None:
-    path = folder / _ANSWER
-    answer: dict[str, Any] | None = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    return answer
 
 
 def _last_lines(path: Path) -> list[str]:

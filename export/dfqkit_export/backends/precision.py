@@ -17,6 +17,9 @@ import onnx
 
 from dfqkit_export.onnxfile.macs import multiply_adds
 
+#: What is said of a layer in float where no rule tells why.
+UNEXPLAINED = "no known rule explains it"
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerPrecision:
@@ -153,14 +156,14 @@ def layer_told(
         integer: Whether the runtime computes it in integers.
         executed: Operator and name of the kernel that runs; None where the layer was not found.
         place: Where it was looked for, for people.
-        reason: Says why it ran in float; only asked then.
+        reason: Says why it ran in float, "" where no rule tells; only asked then.
     """
     if integer:
         detail = ""
     elif executed is None:
         detail = f"not found in the {place} (fused or folded under another name); counted as float"
     else:
-        detail = reason()
+        detail = reason() or UNEXPLAINED
     operator, kernel = executed or ("", "")
     return LayerPrecision(
         name=node.name,

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.onnxfile.graph import SourceGraph, has_input, opset_of
-from dfqkit_export.onnxfile.summary import LayerFacts, QuantFacts, layer_facts
+from dfqkit_export.onnxfile.quantization import QuantFacts
+from dfqkit_export.onnxfile.summary import LayerFacts, layer_facts
 
 Floats = NDArray[np.float64]
 

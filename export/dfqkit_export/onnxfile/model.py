@@ -13,6 +13,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from dfqkit_export.errors import ArtefactError
+from dfqkit_export.files import require_model
 from dfqkit_export.onnxfile.external_data import PROTOBUF_LIMIT, load_external_data
 from dfqkit_export.onnxfile.graph import OWN_DOMAINS, opset_of, parameter_inputs, type_name
 
@@ -83,9 +84,7 @@ def require_images(model: onnx.ModelProto, path: str | Path) -> None:
 
 
 def _parsed(path: Path) -> onnx.ModelProto:
-    if not path.is_file():
-        message = f"Model {str(path)!r} is not a file. Give the path of an .onnx file."
-        raise ArtefactError(message)
+    require_model(path)
     size = path.stat().st_size
     if size > PROTOBUF_LIMIT:
         message = (

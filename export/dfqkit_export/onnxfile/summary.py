@@ -21,8 +21,6 @@ from dfqkit_export.onnxfile.quantization import (
     weight_of,
 )
 
-__all__ = ["FileFacts", "LayerFacts", "QuantFacts", "WeightFacts", "file_facts", "layer_facts"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class LayerFacts:
@@ -45,10 +43,6 @@ class LayerFacts:
     input: QuantFacts | None
     residual: QuantFacts | None
     output: QuantFacts | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the facts as JSON can hold them."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tracemalloc
+from dataclasses import asdict
 
 import numpy as np
 import onnx
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from dfqkit_export.onnxfile.graph import SourceGraph
-from dfqkit_export.onnxfile.summary import QuantFacts, WeightFacts, file_facts, layer_facts
+from dfqkit_export.onnxfile.quantization import QuantFacts, WeightFacts
+from dfqkit_export.onnxfile.summary import file_facts, layer_facts
 from tests.unit.export.test_export_modelfile import tiny
 
 F32 = np.float32
@@ -72,7 +74,7 @@ def test_one_layer() -> None:
     )
     assert layer.input == QuantFacts(dtype="uint8", bits=8, granularity="per_tensor", scale=0.5, zero_point=3)
     assert layer.output == QuantFacts(dtype="uint8", bits=4, granularity="per_tensor", scale=0.25, zero_point=0)
-    json.dumps(layer.to_dict())
+    json.dumps(asdict(layer))
 
 
 def test_the_frame() -> None:

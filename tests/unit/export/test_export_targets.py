@@ -22,7 +22,8 @@ from dfqkit_export.backends.target_text import describe, render_target, summary
 from dfqkit_export.checker import check_model
 from dfqkit_export.errors import TargetError
 from dfqkit_export.onnxfile.graph import SourceGraph
-from dfqkit_export.onnxfile.summary import LayerFacts, QuantFacts, layer_facts
+from dfqkit_export.onnxfile.quantization import QuantFacts
+from dfqkit_export.onnxfile.summary import LayerFacts, layer_facts
 from tests._messages import raises_naming
 from tests._toys import images, student
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import onnx
 
-from dfqkit_export.backends.onnxruntime.reasons import reason_for_float
+from dfqkit_export.backends.onnxruntime.reasons import float_reasons
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.backends.precision import LayerPrecision, Realised, layer_told, realised, with_unique_names
 from dfqkit_export.onnxfile.graph import SourceGraph
@@ -98,7 +98,7 @@ def _layer(node: onnx.NodeProto, executed: onnx.NodeProto | None, graph: SourceG
         integer=executed is not None and executed.op_type in INTEGER_OPS,
         executed=None if executed is None else (executed.op_type, _TOKEN.sub("", executed.name)),
         place="optimized graph",
-        reason=lambda: reason_for_float(node, graph),
+        reason=lambda: next((f"{reason.found}; {reason.repair}" for reason in float_reasons(node, graph)), ""),
     )
 
 

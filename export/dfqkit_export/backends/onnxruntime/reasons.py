@@ -40,12 +40,6 @@ class FloatReason:
     fixable: bool = False
 
 
-def reason_for_float(layer: onnx.NodeProto, graph: SourceGraph) -> str:
-    """Say why ONNX Runtime runs a layer in float, and what would repair it, or that no known rule explains it."""
-    reason = next(float_reasons(layer, graph), None)
-    return f"{reason.found}; {reason.repair}" if reason is not None else "no known rule explains it"
-
-
 def float_reasons(layer: onnx.NodeProto, graph: SourceGraph) -> Iterator[FloatReason]:
     """Yield every known reason why a layer cannot run in integers, those on its inputs first."""
     if layer.op_type == "ConvTranspose":

@@ -94,12 +94,8 @@ def _find_unsigned_weights(graph: QdqGraph) -> Iterator[Violation]:
             yield Violation(
                 graph.name(layer),
                 "its weights are uint8, whose kernels are about 2.5 times slower than those for int8",
-                fixable=_stored(weight.dequantize, graph) and graph.zero_point(weight.dequantize) == 128,
+                fixable=graph.is_initializer(weight.dequantize.input[0]) and graph.zero_point(weight.dequantize) == 128,
             )
-
-
-def _stored(dequantize: onnx.NodeProto, graph: QdqGraph) -> bool:
-    return graph.is_initializer(dequantize.input[0])
 
 
 @rule(

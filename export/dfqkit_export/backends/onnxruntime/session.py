@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dfqkit_export.backends.session import FileSession, Images, check_threads, require_one_image
 from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
+from dfqkit_export.files import require_model
 
 _ERRORS_ONLY = 3
 _CPU = "CPUExecutionProvider"
@@ -119,9 +120,7 @@ def _settings(
 
 def _inference_session(path: Path, settings: Any, provider: str) -> Any:
     onnxruntime = _onnxruntime()
-    if not path.is_file():
-        message = f"Model {str(path)!r} is not a file. Give the path of an .onnx file."
-        raise ArtefactError(message)
+    require_model(path)
     try:
         session = onnxruntime.InferenceSession(str(path), settings, providers=list(dict.fromkeys((provider, _CPU))))
     except _rejections() as error:

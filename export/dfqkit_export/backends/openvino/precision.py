@@ -44,7 +44,7 @@ def realised_in_openvino(path: str | Path) -> Realised:
     by_name = _by_name(executed)
     return realised(
         source,
-        (_layer(node, _executing(node, by_name), graph) for node in graph.layers()),
+        (_layer(node, by_name, graph) for node in graph.layers()),
         float_ops=_float_ops(source, executed),
         operators=(node["layerType"] for node in executed),
     )
@@ -64,18 +64,15 @@ def _originals(node: Executed) -> list[str]:
     return [_SUFFIX.sub("", name) for name in names if name]
 
 
-def _executing(layer: onnx.NodeProto, by_name: Mapping[str, Executed]) -> Executed | None:
-    # Nodes that make the model's output are named after that.
-    return by_name.get(layer.name) or by_name.get(layer.output[0])
-
-
 def _is_integer(node: Executed) -> bool:
     precision = node.get("runtimePrecision", "")
     # Fused subgraphs leave the precision open, and say it in the name of the kernel.
     return precision in _INTEGERS or (precision == "dynamic" and node.get("primitiveType", "").lower().endswith("_i8"))
 
 
-def _layer(node: onnx.NodeProto, executed: Executed | None, graph: SourceGraph) -> LayerPrecision:
+def _layer(node: onnx.NodeProto, by_name: Mapping[str, Executed], graph: SourceGraph) -> LayerPrecision:
+    # Nodes that make the model's output are named after that.
+    executed = by_name.get(node.name) or by_name.get(node.output[0])
     return layer_told(
         node,
         integer=executed is not None and _is_integer(executed),

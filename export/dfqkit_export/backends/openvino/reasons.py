@@ -24,11 +24,10 @@ _TRANSPARENT = frozenset(
 # Matrix products take weights with any zero point.
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _EIGHT_BITS = frozenset({"int8", "uint8"})
-_UNKNOWN = "no known rule explains it"
 
 
 def reason_in_openvino(layer: onnx.NodeProto, graph: SourceGraph) -> str:
-    """Say why OpenVINO runs a layer in float, and what would repair it, or that no known rule explains it."""
+    """Say why OpenVINO runs a layer in float, and what would repair it; "" where no known rule explains it."""
     operands: list[tuple[str, Operand]] = [
         (tensor, "input" if tensor in graph.activations else "weight") for tensor in layer.input[:2]
     ]
@@ -43,7 +42,7 @@ def reason_in_openvino(layer: onnx.NodeProto, graph: SourceGraph) -> str:
             "a transposed convolution takes only inputs with zero point 0. Quantize its input symmetrically, or to "
             "uint8 after a ReLU"
         )
-    return _UNKNOWN
+    return ""
 
 
 def _operand_reason(tensor: str, kind: Operand, layer: onnx.NodeProto, graph: SourceGraph) -> str:

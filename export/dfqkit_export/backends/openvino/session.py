@@ -27,10 +27,6 @@ class OpenVinoSession(FileSession):
     where OpenVINO would choose bfloat16 by itself on processors that have it.
 
     Attributes:
-        path: The file.
-        input_name: Name of the model's input.
-        output_names: Names of the model's outputs, in the file's order.
-        input_shape: Shape of the input as the file states it; open sizes are None.
         threads: Threads of an inference; None leaves the choice to the runtime.
     """
 

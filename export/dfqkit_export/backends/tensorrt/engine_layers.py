@@ -13,7 +13,7 @@ from pathlib import Path
 
 import onnx
 
-from dfqkit_export.backends.precision import LayerPrecision, Realised, name_uniquely, realised
+from dfqkit_export.backends.precision import UNEXPLAINED, LayerPrecision, Realised, name_uniquely, realised
 from dfqkit_export.backends.qdq import QdqGraph
 from dfqkit_export.backends.target import Target
 from dfqkit_export.backends.tensorrt.rules import RULES
@@ -37,7 +37,7 @@ _OPERAND_PATH = frozenset(
     {"DequantizeLinear", "Flatten", "Identity", "QuantizeLinear", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 )
 _UNEXPLAINED = {
-    False: "no known rule explains it",
+    False: UNEXPLAINED,
     True: "no layer of its own in the engine computes it (fused or folded under another name); counted as float",
 }
 # The rules for what is accepted and then computed in float, the most telling last.

@@ -14,7 +14,7 @@ from typing import Any
 
 from dfqkit_export.backends.isolation import call_isolated
 from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
-from dfqkit_export.files import write_bytes
+from dfqkit_export.files import require_model, write_bytes
 
 _COMPLAINTS = ("INTERNAL_ERROR", "ERROR", "WARNING")
 
@@ -92,15 +92,12 @@ def build_isolated(
         options: Arguments of `_engine_build.build_engine` beside module, path and plan.
         timeout: Seconds after which the builder is stopped.
     """
-    source = Path(path).resolve()
-    if not source.is_file():
-        message = f"Model {str(path)!r} is not a file. Give the path of an .onnx file."
-        raise ArtefactError(message)
+    require_model(Path(path))
     with tempfile.TemporaryDirectory(prefix="dfqkit-") as folder:
         plan = Path(folder) / "engine"
         found = call_isolated(
             "backends.tensorrt._engine_build:build_engine",
-            {"module": module_name(runtime), "path": str(source), "plan": str(plan), **options},
+            {"module": module_name(runtime), "path": str(Path(path).resolve()), "plan": str(plan), **options},
             runtime=runtime,
             doing=f"building {str(path)!r}",
             timeout=timeout,

@@ -48,10 +48,6 @@ class EngineSession(FileSession):
     """One engine, loaded onto the current CUDA device.
 
     Attributes:
-        path: The ONNX file that the engine was built from.
-        input_name: Name of the engine's input.
-        output_names: Names of its outputs.
-        input_shape: Shape of the input; an open batch is None.
         batches: Smallest and largest batch that it was built for.
     """
 

@@ -7,7 +7,6 @@ most likely refuse too; a file it accepts has still not been seen by TensorRT.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from dfqkit_export.backends.base import not_installed
 from dfqkit_export.backends.tensorrt.engines import Build, build_isolated, check_batches, require
@@ -50,7 +49,7 @@ def build(
     return build_isolated("tensorrt-rtx", path, out, options, timeout=timeout)
 
 
-def load(path: str | Path, **options: Any) -> EngineSession:
-    """Build an ONNX file for this machine's GPU and load the engine; the options are those of `build`."""
+def load(path: str | Path) -> EngineSession:
+    """Build an ONNX file for this machine's GPU and load the engine."""
     require("TensorRT-RTX", not_installed(_MODULE, extra="tensorrt-rtx") or missing_gpu())
-    return load_built(lambda engine: build(path, engine, compute_capability=None, **options))
+    return load_built(lambda engine: build(path, engine, compute_capability=None))

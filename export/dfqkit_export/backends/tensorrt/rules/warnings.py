@@ -136,16 +136,11 @@ def _find_wide_types(graph: QdqGraph) -> Iterator[Violation]:
         if value.type.tensor_type.elem_type in _WIDE and not graph.is_initializer(value.name):
             found = type_name(value.type.tensor_type.elem_type)
             yield Violation("", f"the model's input {value.name!r} is {found}")
-    for node in graph.nodes:
+    for node in (node for node in graph.nodes if node.op_type not in ("Shape", "Size")):
         for tensor in node.output:
-            if tensor in graph.activations and graph.elem_type(tensor) in _WIDE and _computes(tensor, graph):
+            if tensor in graph.activations and graph.elem_type(tensor) in _WIDE:
                 found = type_name(graph.elem_type(tensor))
                 yield Violation(graph.name(node), f"it computes on {found}, for which there are few kernels")
-
-
-def _computes(tensor: str, graph: QdqGraph) -> bool:
-    node = graph.producer(tensor)
-    return node is not None and node.op_type not in ("Shape", "Size")
 
 
 @rule(
