@@ -34,29 +34,17 @@ def read_inputs(source: str | Path, model: onnx.ModelProto, n: int) -> Inputs:
         raise ArtefactError(message)
     if path.suffix in (".npz", ".npy"):
         images = _from_array(path, model, n)
-    elif path.is_file() and _is_sentinel(path):
-        images = _from_sentinel(path, n)
+    elif path.is_file() and "sentinel" in TensorFile(path).metadata:
+        sentinel = read_sentinel(path)
+        images = normalized(sentinel.images[_spread(len(sentinel), n)], sentinel.spec)
     else:
-        images = _from_set(path, n)
+        stored = StoredBank.open(path)
+        images = stored.normalized(_spread(len(stored), n))
     return Inputs(images=images, source=str(path))
 
 
 def _spread(count: int, n: int) -> list[int]:
     return np.unique(np.linspace(0, count - 1, min(n, count)).astype(int)).tolist() if count else []
-
-
-def _from_set(path: Path, n: int) -> Floats:
-    images = StoredBank.open(path)
-    return images.normalized(_spread(len(images), n))
-
-
-def _is_sentinel(path: Path) -> bool:
-    return "sentinel" in TensorFile(path).metadata
-
-
-def _from_sentinel(path: Path, n: int) -> Floats:
-    sentinel = read_sentinel(path)
-    return normalized(sentinel.images[_spread(len(sentinel), n)], sentinel.spec)
 
 
 def _from_array(path: Path, model: onnx.ModelProto, n: int) -> Floats:
@@ -75,8 +63,7 @@ def _from_array(path: Path, model: onnx.ModelProto, n: int) -> Floats:
             "for a file that dfqkit wrote, and normalised float32 (N, C, H, W) for any."
         )
         raise ArtefactError(message)
-    pixels = np.ascontiguousarray(chosen.transpose(0, 3, 1, 2)).astype(np.float32)
-    return image.normalize(pixels / np.float32(255))
+    return normalized(np.ascontiguousarray(chosen.transpose(0, 3, 1, 2)), image)
 
 
 def _stored_array(path: Path) -> NDArray[Any]:

@@ -41,11 +41,12 @@ class Shard:
     sha256: str | None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Contents:
     """What a set says of itself, checked.
 
     Attributes:
+        path: The folder, or the lone file.
         spec: Shape and normalisation of its images.
         teacher: sha256 of the weights of the teacher that answered.
         source: What made the images.
@@ -56,19 +57,15 @@ class Contents:
         facts: Everything in ``set.json``; empty for a lone file.
     """
 
+    path: Path
     spec: ImageSpec
     teacher: str
     source: str
-    outputs: Mapping[str, tuple[int, ...]]
-    task: Mapping[str, Any]
+    outputs: dict[str, tuple[int, ...]]
+    task: dict[str, Any]
     shards: tuple[Shard, ...]
     wanted: int
-    facts: Mapping[str, Any]
-
-    @property
-    def n(self) -> int:
-        """Images in all shards."""
-        return sum(shard.n for shard in self.shards)
+    facts: dict[str, Any]
 
 
 def set_contents(path: Path) -> Contents:
@@ -112,6 +109,7 @@ def _header(path: Path) -> Contents:
             message = f"it holds {', '.join(forms)}, and no answers of a teacher or those of another task than it says"
             raise ValueError(message)
         return Contents(
+            path=path,
             spec=spec,
             teacher=str(header["teacher"]),
             source=str(header["source"]),
@@ -143,6 +141,7 @@ def _listed(path: Path) -> Contents:
     try:
         shards = tuple(_entry(path, entry) for entry in facts["shards"])
         contents = Contents(
+            path=path,
             spec=ImageSpec.from_dict(facts["image"]),
             teacher=str(facts["teacher"]["sha256"]),
             source=str(facts["source"]),
@@ -152,8 +151,9 @@ def _listed(path: Path) -> Contents:
             wanted=int(facts["wanted"]),
             facts=facts,
         )
-        if facts["n"] != contents.n or contents.wanted < contents.n:
-            message = f"its shards have {contents.n} images, it says {facts['n']} of {contents.wanted}"
+        n = sum(shard.n for shard in shards)
+        if facts["n"] != n or contents.wanted < n:
+            message = f"its shards have {n} images, it says {facts['n']} of {contents.wanted}"
             raise ValueError(message)
     except _DAMAGED as error:
         message = f"'{file}' contradicts itself: {type(error).__name__}: {error}. {_AGAIN}"
@@ -188,10 +188,10 @@ def _require_shard(shard: Shard, contents: Contents) -> None:
         raise ArtefactError(message)
     own = _header(shard.path)
     same = ("spec", "teacher", "source", "outputs", "task")
-    if own.n == shard.n and all(getattr(own, key) == getattr(contents, key) for key in same):
+    if own.wanted == shard.n and all(getattr(own, key) == getattr(contents, key) for key in same):
         return
     message = (
-        f"'{shard.path}' is not the shard that {SET_FILE} lists: it has {own.n} images and {shard.n} are listed, or it "
-        "is of another teacher, shape or source. Copy the set again, or make it again."
+        f"'{shard.path}' is not the shard that {SET_FILE} lists: it has {own.wanted} images and {shard.n} are listed, "
+        "or it is of another teacher, shape or source. Copy the set again, or make it again."
     )
     raise ArtefactError(message)

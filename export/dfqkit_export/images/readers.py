@@ -76,7 +76,7 @@ def read_npz(path: Path, prepare: Preprocess, limit: int | None) -> Labelled:
     chosen = spread(len(images), limit)
     images = images[chosen]
     if prepare.active and images.shape[3] == prepare.channels:
-        images = _stack(((prepare.apply(image, f"[{i}]"), f"[{i}]") for i, image in enumerate(images)), path.name)
+        images = _stack(((image, f"[{i}]") for i, image in enumerate(images)), prepare.apply, path.name)
     return images, None if labels is None else labels[chosen].astype(np.int64)
 
 
@@ -92,7 +92,7 @@ def read_folder(path: Path, prepare: Preprocess, limit: int | None) -> Labelled:
         )
         raise ArtefactError(message)
     if flat:
-        return _stack(((prepare.decode(file, file.name), file.name) for file in _chosen(flat, limit)), path.name), None
+        return _stack(((file, file.name) for file in _chosen(flat, limit)), prepare.decode, path.name), None
     found = [
         (file, label)
         for label, folder in _class_folders(folders)
@@ -103,7 +103,7 @@ def read_folder(path: Path, prepare: Preprocess, limit: int | None) -> Labelled:
         message = f"Folder {str(path)!r} holds no images. Allowed are {', '.join(sorted(_SUFFIXES))}, flat or by class."
         raise ArtefactError(message)
     names = ((file, f"{file.parent.name}/{file.name}") for file, _ in found)
-    images = _stack(((prepare.decode(file, name), name) for file, name in names), path.name)
+    images = _stack(names, prepare.decode, path.name)
     return images, np.array([label for _, label in found], dtype=np.int64)
 
 
@@ -117,8 +117,8 @@ def read_zip(path: Path, prepare: Preprocess, limit: int | None) -> Labelled:
             members = [_safe_name(name, path) for name in archive.namelist() if not name.endswith("/")]
             rows = _chosen(_label_rows(_entry(archive, _find("labels.csv", members, path)), path), limit)
             names = [_find(_safe_name(name, path), members, path) for name, _ in rows]
-            decoded = ((prepare.decode(io.BytesIO(_entry(archive, name)), name), name) for name in names)
-            images = _stack(decoded, path.name)
+            entries = ((io.BytesIO(_entry(archive, name)), name) for name in names)
+            images = _stack(entries, prepare.decode, path.name)
     except (*_UNREADABLE, RuntimeError) as error:  # zipfile raises RuntimeError for encrypted entries.
         message = f"Image file {str(path)!r} cannot be read as .zip ({error}). Is it complete and not encrypted?"
         raise ArtefactError(message) from None
@@ -154,8 +154,8 @@ def read_torchvision(source: str, prepare: Preprocess, limit: int | None) -> Lab
         message = f"torchvision data set {name!r} cannot be read from {root!r} ({error}). Nothing is downloaded."
         raise ArtefactError(message) from None
     pairs = [dataset[index] for index in spread(len(dataset), limit)]
-    decoded = ((prepare.convert(image, f"{name}[{i}]"), f"{name}[{i}]") for i, (image, _) in enumerate(pairs))
-    return _stack(decoded, name), np.array([int(label) for _, label in pairs], dtype=np.int64)
+    images = _stack(((image, f"{name}[{i}]") for i, (image, _) in enumerate(pairs)), prepare.convert, name)
+    return images, np.array([int(label) for _, label in pairs], dtype=np.int64)
 
 
 def _checked_pixels(images: NDArray[Any] | None, names: list[str], path: Path) -> Pixels:
@@ -185,9 +185,10 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in _SUFFIXES and not path.name.startswith(".") and path.is_file()
 
 
-def _stack(decoded: Iterable[tuple[Pixels, str]], name: str) -> Pixels:
+def _stack(named: Iterable[tuple[_Item, str]], prepared: Callable[[_Item, str], Pixels], name: str) -> Pixels:
     images: list[Pixels] = []
-    for pixels, image_name in decoded:
+    for item, image_name in named:
+        pixels = prepared(item, image_name)
         if images and pixels.shape != images[0].shape:
             message = (
                 f"Images of {name!r} differ in size: {image_name!r} is {pixels.shape}, the first is {images[0].shape} "

@@ -83,7 +83,6 @@ class ImageSpec:
         Raises:
             ArtefactError: x is not a floating-point (N, C, H, W) array or tensor of this specification.
         """
-        self._check(x)
         mean, std = self._constants(x)
         normalized: ArrayLike = (x - mean) / std
         return normalized
@@ -100,7 +99,6 @@ class ImageSpec:
         Raises:
             ArtefactError: x is not a floating-point (N, C, H, W) array or tensor of this specification.
         """
-        self._check(x)
         mean, std = self._constants(x)
         plain: ArrayLike = x * std + mean
         return plain
@@ -135,7 +133,7 @@ class ImageSpec:
             raise ArtefactError(message)
         return cls(**values)
 
-    def _check(self, x: Any) -> None:
+    def _constants(self, x: Any) -> tuple[Any, Any]:
         shape = tuple(getattr(x, "shape", ()))
         if len(shape) != _RANK or shape[1] != self.shape[0]:
             message = f"Images must have shape (N, {self.shape[0]}, H, W), found {shape or type(x).__name__}."
@@ -145,8 +143,6 @@ class ImageSpec:
                 f"Images must be floating point, found {x.dtype}. Convert uint8 images with x / 255 in float32 first."
             )
             raise ArtefactError(message)
-
-    def _constants(self, x: Any) -> tuple[Any, Any]:
         channels = (1, self.shape[0], 1, 1)
         if isinstance(x, np.ndarray):
             return np.array(self.mean, x.dtype).reshape(channels), np.array(self.std, x.dtype).reshape(channels)

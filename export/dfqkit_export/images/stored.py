@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -28,33 +29,14 @@ Floats = NDArray[np.float32]
 Answers = dict[str, Floats]
 
 
-class StoredBank:
+class StoredBank(Contents):
     """A stored set, opened with `open`; images are read when they are asked for.
-
-    Attributes:
-        path: The folder, or the lone file.
-        spec: Shape and normalisation of its images.
-        teacher: sha256 of the weights of the teacher that answered.
-        source: What made the images.
-        outputs: Shape of the teacher's answer to one image, by output; empty while there is no shard.
-        task: The teacher's task, ``name`` and parameters; empty for a classifier.
-        shards: Its files, in order.
-        wanted: How many images it was to have; more than it has while it is unfinished.
-        facts: Everything in ``set.json``; empty for a lone file.
 
     Example:
         >>> images = StoredBank.open("set")  # doctest: +SKIP
         >>> next(images.batches(64)).shape  # doctest: +SKIP
         (64, 3, 32, 32)
     """
-
-    def __init__(self, path: Path, contents: Contents) -> None:
-        self.path = path
-        self.spec, self.teacher, self.source = contents.spec, contents.teacher, contents.source
-        self.outputs, self.task = dict(contents.outputs), dict(contents.task)
-        self.shards, self.wanted, self.facts = contents.shards, contents.wanted, dict(contents.facts)
-        self._starts = [0, *accumulate(shard.n for shard in self.shards)]
-        self._files: dict[int, tuple[Any, dict[str, Any]]] = {}
 
     @classmethod
     def open(cls, path: str | Path) -> StoredBank:
@@ -65,7 +47,15 @@ class StoredBank:
         Raises:
             ArtefactError: It is missing, not a set, of a newer version, damaged, or cut short.
         """
-        return cls(Path(path), set_contents(Path(path)))
+        return cls(**vars(set_contents(Path(path))))
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [0, *accumulate(shard.n for shard in self.shards)]
+
+    @cached_property
+    def _files(self) -> dict[int, tuple[Any, dict[str, Any]]]:
+        return {}
 
     def __len__(self) -> int:
         """Return how many images there are."""
@@ -97,16 +87,13 @@ class StoredBank:
                 )
                 raise ArtefactError(message)
 
-    def read_shard(self, index: int) -> tuple[Codes, Answers]:
-        """Return images uint8 (n, C, H, W) and the teacher's answers of one shard."""
-        path = self.shards[index].path
-        with reading(path):
-            file = TensorFile(path)
-            return file.read(IMAGES), {name: file.read(name) for name in self.outputs}
-
     def each_shard(self) -> Iterator[tuple[Codes, Answers]]:
-        """Return what `read_shard` gives, one after the other; only one is held."""
-        return (self.read_shard(index) for index in range(len(self.shards)))
+        """Yield images uint8 (n, C, H, W) and the teacher's answers, shard by shard; only one is held."""
+        for shard in self.shards:
+            with reading(shard.path):
+                file = TensorFile(shard.path)
+                found = file.read(IMAGES), {name: file.read(name) for name in self.outputs}
+            yield found
 
     def take(self, indices: Sequence[int]) -> tuple[Codes, Answers]:
         """Return images and answers at the given places, in that order; no more than these are read."""

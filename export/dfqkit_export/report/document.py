@@ -142,9 +142,8 @@ class Report:
             raise ArtefactError(message)
         _check_json(document, "report")
         del document["schema"]
-        document.setdefault("warnings", [])
-        document.setdefault("estimate", {})
-        document.setdefault("floors", [])
+        added: dict[str, Any] = {"warnings": [], "estimate": {}, "floors": []}  # which older reports have not
+        document = added | document
         rows = {"metrics": Metric, "findings": Finding, "floors": Floor, "layers": LayerRow}
         parsed = {
             key: tuple(_build(rows[key], item, key) for item in _rows(value, key)) if key in rows else value

@@ -20,6 +20,7 @@ from dfqkit_export.report.rows import (
     MetricGroup,
     data_note,
     estimate_sentence,
+    main_subject,
     metric_groups,
     subjects,
     timing_caption,
@@ -74,8 +75,7 @@ def _header(report: Report) -> str:
 
 
 def _key_figures(report: Report) -> str:
-    present = [subject for subject in subjects(report) if subject != "teacher"]
-    shown = DEFAULT.name if DEFAULT.name in present else (present[-1] if present else "teacher")
+    shown = main_subject(report)
     groups = {group.name: group for group in reversed(metric_groups(report)) if shown in group.cells}
     keys = []
     for name in [kind.name for kind in known_kinds() if kind.headline and kind.name in groups][:_MAX_KEYS]:
@@ -195,11 +195,8 @@ def _layers(layers: Iterable[LayerRow]) -> str:
 
 
 def _layer_row(index: int, row: LayerRow, best: float) -> str:
-    chip = (
-        f'<span class="chip {escape(row.precision, quote=True)}">{escape(row.precision)}</span>'
-        if row.precision
-        else ""
-    )
+    precision = escape(row.precision)
+    chip = f'<span class="chip {precision}">{precision}</span>' if precision else ""
     return (
         f'<tr><td class="num quiet" data-v="{index}">{index}</td>'
         f'<th scope="row" class="mono pin">{escape(row.name)}</th>'
@@ -243,8 +240,7 @@ def _sheets(sheets: Mapping[str, bytes], report: Report) -> str:
         if not png.startswith(_PNG):
             message = f"Contact sheet {caption!r} is not a PNG file. Encode it as PNG first."
             raise ArtefactError(message)
-        data = base64.b64encode(png).decode("ascii")
-        text = escape(caption, quote=True)
+        data, text = base64.b64encode(png).decode("ascii"), escape(caption)
         figures.append(
             f'<figure><figcaption>{text}</figcaption><img alt="{text}" src="data:image/png;base64,{data}"></figure>'
         )
@@ -254,9 +250,5 @@ def _sheets(sheets: Mapping[str, bytes], report: Report) -> str:
 
 
 def _recipe(report: Report) -> str:
-    if not report.recipe:
-        return ""
-    return section(
-        "Recipe",
-        f"<details><summary>Resolved recipe</summary><pre><code>{escape(report.recipe)}</code></pre></details>",
-    )
+    text = f"<details><summary>Resolved recipe</summary><pre><code>{escape(report.recipe)}</code></pre></details>"
+    return section("Recipe", text if report.recipe else "")

@@ -74,6 +74,12 @@ def subjects(report: Report) -> list[str]:
     return sorted(seen, key=lambda subject: subject != TEACHER)
 
 
+def main_subject(report: Report) -> str:
+    """Return whom a report is about: the default runtime, else the last subject; the teacher where it is alone."""
+    present = subjects(report)
+    return DEFAULT.name if DEFAULT.name in present else (present[-1] if present else TEACHER)
+
+
 def metric_groups(report: Report) -> list[MetricGroup]:
     """Group metrics by name, data and n, in order of appearance."""
     groups: dict[tuple[str, str, int], dict[str, Metric]] = {}
@@ -173,8 +179,7 @@ def verdict_sentence(report: Report) -> str:
         count = len(report.findings)
         noun = "check does" if count == 1 else "checks do"
         return f"{count} {noun} not hold. {report.findings[0].message}"
-    candidates = [subject for subject in subjects(report) if subject != TEACHER]
-    subject = DEFAULT.name if DEFAULT.name in candidates else (candidates[-1] if candidates else TEACHER)
+    subject = main_subject(report)
     parts = [text for text in (_accuracy(report, subject), _integers(report)) if text]
     return "All checks hold" + (f": {'; '.join(parts)}." if parts else ".")
 

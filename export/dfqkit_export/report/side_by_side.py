@@ -13,9 +13,7 @@ from typing import Any
 from dfqkit_export.measure.kinds import Metric
 from dfqkit_export.report.document import LayerRow, Report
 from dfqkit_export.report.markup import document, section, table
-from dfqkit_export.report.rows import difference_figure, figure, title_of, verdict_sentence
-
-_MISSING = "-"
+from dfqkit_export.report.rows import MISSING, difference_figure, figure, title_of, verdict_sentence
 
 
 def render_side_by_side(first: Report, second: Report) -> str:
@@ -61,7 +59,7 @@ def _metric_row(before: Metric | None, after: Metric | None) -> str:
 
 def _value(metric: Metric | None) -> str:
     if metric is None:
-        return _MISSING
+        return MISSING
     error = f" ± {metric.stderr:.2g}" if metric.stderr is not None else ""
     return f"{figure(metric.value, metric.unit, metric.kind)}{error}"
 
@@ -99,11 +97,11 @@ def _layer_row(index: int, name: str, before: LayerRow | None, after: LayerRow |
     values = [None if row is None else row.sqnr_student_db for row in (before, after)]
     low, high = values
     change = high - low if low is not None and high is not None else None
-    kinds = [row.precision if row is not None else _MISSING for row in (before, after)]
+    kinds = [row.precision if row is not None else MISSING for row in (before, after)]
     precision = kinds[0] if kinds[0] == kinds[1] else f"{kinds[0]} → {kinds[1]}"
     cells = "".join(
         f'<td class="num" data-v="{"" if value is None else f"{value:.6g}"}">'
-        f"{_MISSING if value is None else f'{value:.1f}'}</td>"
+        f"{MISSING if value is None else f'{value:.1f}'}</td>"
         for value in (*values, change)
     )
     return (
@@ -115,8 +113,8 @@ def _layer_row(index: int, name: str, before: LayerRow | None, after: LayerRow |
 def _facts(first: Report, second: Report) -> str:
     before, after = (dict(_leaves(report.provenance)) for report in (first, second))
     rows = [
-        f'<tr><th scope="row" class="pin">{escape(key)}</th><td class="wrap">{escape(before.get(key, _MISSING))}</td>'
-        f'<td class="wrap">{escape(after.get(key, _MISSING))}</td></tr>'
+        f'<tr><th scope="row" class="pin">{escape(key)}</th><td class="wrap">{escape(before.get(key, MISSING))}</td>'
+        f'<td class="wrap">{escape(after.get(key, MISSING))}</td></tr>'
         for key in {**before, **after}
         if before.get(key) != after.get(key)
     ]

@@ -230,8 +230,7 @@ def _labelled(logits: Logits, labels: Labels) -> tuple[NDArray[np.float64], NDAr
 
 
 def _pair(reference: Logits, logits: Logits) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    first, second = _logits(reference), _logits(logits)
-    return same_shape(first, second)
+    return same_shape(_logits(reference), _logits(logits))
 
 
 def _logits(logits: Logits) -> NDArray[np.float64]:
