@@ -8,9 +8,10 @@ student before there is one made them against the scheme with the fewest bits, w
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -62,21 +63,15 @@ class Grid:
 
     def calibrated(self) -> list[Trial]:
         """Return the trials that need a synthesis and a calibration."""
-        return [
-            Trial(contestant=name, bits=bits, seed=seed, mode="calibration")
-            for seed in self.seeds
-            for name in self.contestants
-            for bits in self.bits
-        ]
+        return self._trials(self.contestants, self.bits, "calibration")
 
     def distilled(self, contestants: Sequence[str]) -> list[Trial]:
         """Return the trials that go on from those, for these contestants."""
-        return [
-            Trial(contestant=name, bits=bits, seed=seed, mode="distilled")
-            for seed in self.seeds
-            for name in contestants
-            for bits in self.distilled_bits
-        ]
+        return self._trials(contestants, self.distilled_bits, "distilled")
+
+    def _trials(self, contestants: Iterable[str], schemes: Sequence[str], mode: Mode) -> list[Trial]:
+        every = itertools.product(self.seeds, contestants, schemes)
+        return [Trial(contestant=name, bits=bits, seed=seed, mode=mode) for seed, name, bits in every]
 
     def synthesis_recipe(self, contestant: str, seed: int) -> Recipe:
         """Return the recipe of the synthesis that all trials of a contestant and a seed share."""

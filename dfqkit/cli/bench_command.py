@@ -18,6 +18,7 @@ from dfqkit.cli.options import (
     note,
     positive,
     result,
+    spelled,
 )
 from dfqkit.cli.outcome import resumable
 
@@ -77,7 +78,8 @@ def _bench(args: argparse.Namespace) -> int:
         section = load_recipe(args.distill, args.overrides).distill
         if section is None:
             args.parser.error(f"--distill: recipe '{args.distill}' has no distill section")
-        distill = section.model_dump(mode="json")
+        else:
+            distill = section.model_dump(mode="json")
     bits = tuple(dict.fromkeys(args.bits))
     unknown = [name for name in args.contestants or () if name not in recipes]
     if unknown:
@@ -195,23 +197,6 @@ def _best(table: list[dict[str, Any]], count: int) -> list[str]:
 
 def _command(args: argparse.Namespace, *, everything: bool = True) -> str:
     """Return the command that makes the same again; with its folder and how it is shown, that continues it."""
-    words = ["dfqkit", "bench", *args.recipes, "--bits", *args.bits, "--seeds", *map(str, args.seeds)]
-    if args.passes:
-        words += ["--passes", str(args.passes)]
-    words += ["--images", str(args.images)]
-    if args.distill:
-        words += ["--distill", args.distill]
-    if args.distill_bits:
-        words += ["--distill-bits", *args.distill_bits]
-    if args.best:
-        words += ["--best", str(args.best)]
-    if args.contestants:
-        words += ["--contestants", *args.contestants]
-    for override in args.overrides:
-        words += ["--set", override]
-    if args.device:
-        words += ["--device", args.device]
-    if args.threads:
-        words += ["--threads", str(args.threads)]
-    words += ["--out", args.out] if everything else ["--out", "runs/bench"]
-    return shlex.join(words)
+    options = ("bits", "seeds", "passes", "images", "distill", "distill_bits", "best", "contestants", "overrides")
+    words = ["dfqkit", "bench", *args.recipes, *spelled(args, *options, "device", "threads")]
+    return shlex.join([*words, "--out", args.out if everything else "runs/bench"])

@@ -6,12 +6,12 @@ import argparse
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dfqkit.cli.options import Commands, add_command, add_json, note, positive, result
 
 if TYPE_CHECKING:
-    from dfqkit_export.gate import Baseline, Outcome
+    from dfqkit_export.gate import Outcome
 
 _DESCRIPTION = (
     "Run bundles on their sentinel images and compare with the teacher's stored answers and with the baseline; reports "
@@ -56,22 +56,11 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--markdown", type=Path, metavar="FILE", help="write Markdown; in a GitHub step it goes to the summary as well"
     )
-    parser.add_argument(
-        "--tolerance",
-        type=_assignment,
-        action="append",
-        default=[],
-        metavar="METRIC=VALUE",
-        help="tolerance in the metric's unit instead of the recorded one; may be given several times",
-    )
-    parser.add_argument(
-        "--floor",
-        type=_assignment,
-        action="append",
-        default=[],
-        metavar="METRIC=VALUE",
-        help="with --update: record the worst value allowed, which later updates keep",
-    )
+    assigned: dict[str, Any] = {"type": _assignment, "action": "append", "default": [], "metavar": "METRIC=VALUE"}
+    text = "tolerance in the metric's unit instead of the recorded one; may be given several times"
+    parser.add_argument("--tolerance", help=text, **assigned)
+    text = "with --update: record the worst value allowed, which later updates keep"
+    parser.add_argument("--floor", help=text, **assigned)
     parser.add_argument("--allow", default="", metavar="REASON", help="take a file that is refused, and say why")
     parser.add_argument("--threads", type=positive, metavar="N", help="threads inside one operator of the runtime")
     parser.add_argument(
@@ -93,11 +82,11 @@ def _check(args: argparse.Namespace) -> int:
     if args.floor and not update:
         args.parser.error("--floor is recorded, so it needs --update")
 
-    from dfqkit_export.gate import Options, check, render_json, render_text, save_cases
+    from dfqkit_export.gate import Baseline, Options, check, read_baseline, render_json, render_text, save_cases
 
     outcome = check(
         args.paths,
-        _baseline(args.baseline, may_be_new=update),
+        Baseline() if update and not args.baseline.exists() else read_baseline(args.baseline),
         Options(
             strict=args.strict,
             tolerances=dict(args.tolerance),
@@ -115,12 +104,6 @@ def _check(args: argparse.Namespace) -> int:
     result(render_json(outcome) if args.json else render_text(outcome))
     _write_renderings(args, outcome)
     return outcome.exit_code
-
-
-def _baseline(path: Path, *, may_be_new: bool) -> Baseline:
-    from dfqkit_export.gate import Baseline, read_baseline
-
-    return Baseline() if may_be_new and not path.exists() else read_baseline(path)
 
 
 def _write_renderings(args: argparse.Namespace, outcome: Outcome) -> None:

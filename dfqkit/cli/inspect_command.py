@@ -61,11 +61,12 @@ def _inspect(args: argparse.Namespace) -> int:
         from dfqkit.cli.file_inspection import inspect_file
 
         return inspect_file(args.subject, args.target, args.fix, args.runtime, as_json=args.json)
-    teacher = _from_factory(args) if args.factory else _from_recipe(args)
-
+    from dfqkit.config.reading import load_recipe
+    from dfqkit.run.context import teacher_of
     from dfqkit.students.capture import operators_of
     from dfqkit.teacher.inspection import inspect_teacher
 
+    teacher = _from_factory(args) if args.factory else teacher_of(load_recipe(args.subject))
     facts = inspect_teacher(teacher, operators_of)
     result(document(facts.to_dict()) if args.json else facts.render_text())
     return 0
@@ -91,13 +92,6 @@ def _check(args: argparse.Namespace) -> None:
     given = [name for name, value in of_files.items() if value]
     if given and not _is_file(args):
         args.parser.error(f"{', '.join(given)} goes with an ONNX file, whose name ends in .onnx")
-
-
-def _from_recipe(args: argparse.Namespace) -> Teacher:
-    from dfqkit.config.reading import load_recipe
-    from dfqkit.run.context import teacher_of
-
-    return teacher_of(load_recipe(args.subject))
 
 
 def _from_factory(args: argparse.Namespace) -> Teacher:

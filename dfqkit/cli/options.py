@@ -59,6 +59,18 @@ def add_recipe_options(parser: Parser) -> None:
     parser.add_argument("--seed", type=natural, metavar="N", help="seed of the run (default: the recipe's)")
 
 
+def spelled(args: argparse.Namespace, *names: str) -> list[str]:
+    """Return arguments as options that are typed; those without a value are left out."""
+    words: list[str] = []
+    for name in names:
+        given = getattr(args, name)
+        if name == "overrides":
+            words += [word for override in given for word in ("--set", override)]
+        elif given not in (None, []):
+            words += [f"--{name.replace('_', '-')}", *map(str, given if isinstance(given, list) else [given])]
+    return words
+
+
 def add_compute_options(parser: Parser) -> None:
     """Add what says where and how a stage computes."""
     parser.add_argument(

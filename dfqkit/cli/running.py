@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dfqkit.cli.options import note, result
+from dfqkit.cli.options import note, result, spelled
 from dfqkit.cli.outcome import resumable
 from dfqkit.run.validate import REPORT, reports
 from dfqkit_export.errors import ArtefactError
@@ -61,7 +61,8 @@ def begin(args: argparse.Namespace, recipe: Recipe, *, validates: bool) -> Work:
         **run_facts(recipe),
         "device": str(resolve_device(args.device or "auto")),
         "seed": recipe.seed,
-        "command": _command(args),
+        # What reproduces the run, without where its files go and how it is shown.
+        "command": shlex.join(["dfqkit", "run", str(args.recipe), *spelled(args, "overrides", "seed")]),
     }
     out = Path(args.out) if args.out else _default_folder(recipe)
     teacher = None
@@ -177,16 +178,6 @@ def _settle(folder: RunFolder, args: argparse.Namespace) -> str:
     if threads:
         torch.set_num_threads(int(threads))
     return begun
-
-
-def _command(args: argparse.Namespace) -> str:
-    """Return what reproduces the run, without where its files go and how it is shown."""
-    words = ["dfqkit", "run", str(args.recipe)]
-    for override in args.overrides:
-        words += ["--set", override]
-    if args.seed is not None:
-        words += ["--seed", str(args.seed)]
-    return shlex.join(words)
 
 
 def _default_folder(recipe: Recipe) -> Path:

@@ -7,7 +7,7 @@ import shlex
 import time
 from pathlib import Path
 
-from dfqkit.cli.options import Commands, add_command, add_compute_options, add_recipe_options, note, positive
+from dfqkit.cli.options import Commands, add_command, add_compute_options, add_recipe_options, note, positive, spelled
 from dfqkit.cli.outcome import resumable
 from dfqkit.cli.running import chosen_recipe, ending
 
@@ -42,7 +42,9 @@ def _synthesize(args: argparse.Namespace) -> int:
     threads = args.threads or facts_of(out).get("threads")  # sums depend on it, so a set keeps the number it began with
     if isinstance(threads, int) and threads > 0:
         torch.set_num_threads(threads)
-    command = _command(args)
+    # What makes the set again, without where it goes and how it is shown.
+    words = spelled(args, "shard", "overrides", "seed", "device")
+    command = ["dfqkit", "synthesize", str(args.recipe), "--n", str(args.count), *words]
     plan = BankPlan(n=args.count, shard=args.shard or BankPlan.shard, command=shlex.join(command))
     progress = Progress(quiet=args.quiet)
     with resumable(shlex.join([*command, "--out", str(out)])):
@@ -52,16 +54,3 @@ def _synthesize(args: argparse.Namespace) -> int:
     note(f"The set has {len(images)} images in {len(images.shards)} file(s). Look into it: dfqkit bank info {out}")
     ending("ok", started, out)
     return 0
-
-
-def _command(args: argparse.Namespace) -> list[str]:
-    """Return what makes the set again, without where it goes and how it is shown."""
-    words = ["dfqkit", "synthesize", str(args.recipe), "--n", str(args.count)]
-    for option, values in (
-        ("--shard", [args.shard]),
-        ("--set", args.overrides),
-        ("--seed", [args.seed]),
-        ("--device", [args.device]),
-    ):
-        words += [word for value in values if value is not None for word in (option, str(value))]
-    return words

@@ -26,7 +26,7 @@ from pydantic_core import InitErrorDetails
 from dfqkit.config.distill import DistillConfig
 from dfqkit.config.quant import QuantConfig
 from dfqkit.config.registry import AnySynthesis
-from dfqkit.config.section import Added, Section
+from dfqkit.config.section import Added, Arguments, Section
 from dfqkit.config.student import FloatStudentConfig
 from dfqkit.config.task import AnyTaskSection, default_task_section
 from dfqkit_export.backends import DEFAULT, DEFAULT_TARGET, get_target
@@ -47,12 +47,7 @@ class TeacherSection(Section):
 
     factory: str = Field(description="torchvision:NAME, timm:NAME or package.module:factory.")
     weights: str | None = Field(None, description="State dict (.safetensors, .pt, .pth); null keeps random weights.")
-    args: dict[str, Any] = Field(default_factory=dict, description="Further keyword arguments of the factory.")
-
-    @field_validator("args")
-    @classmethod
-    def _sorted(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return dict(sorted(value.items()))  # their order means nothing, and must not change the digest
+    args: Arguments = Field(default_factory=dict, description="Further keyword arguments of the factory.")
 
 
 class ImageSection(Section):

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, model_serializer
+from pydantic import AfterValidator, BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, model_serializer
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import core_schema
 
@@ -31,6 +31,10 @@ class Section(BaseModel):
                 written.pop(name, None)
                 written.pop(field.alias or name, None)
         return written
+
+
+#: Keyword arguments; their order means nothing, and must not change the digest.
+Arguments = Annotated[dict[str, Any], AfterValidator(lambda given: dict(sorted(given.items())))]
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from dfqkit.config.distill import LoopConfig
+from dfqkit.config.section import Arguments
 
 _LEARNING_RATES = {"sgd": 0.1, "adam": 1e-3}
 
@@ -15,7 +16,7 @@ class FloatStudentConfig(LoopConfig):
     """The ``student`` section of a recipe: a smaller network, trained in float before it is quantized."""
 
     factory: str = Field(description="torchvision:NAME, timm:NAME or package.module:factory.")
-    args: dict[str, Any] = Field(default_factory=dict, description="Further keyword arguments of the factory.")
+    args: Arguments = Field(default_factory=dict, description="Further keyword arguments of the factory.")
     start: str | None = Field(
         None, description="State dict to start from (.safetensors, .pt, .pth); null: random weights of the run's seed."
     )
@@ -26,11 +27,6 @@ class FloatStudentConfig(LoopConfig):
     momentum: float = Field(0.9, ge=0, lt=1, description="Of sgd; Nesterov's unless 0 (CMI, DAFL, DFAD: 0.9).")
     weight_decay: float = Field(1e-4, ge=0, description="On all weights (CMI: 1e-4, DAFL: 5e-4).")
     judge_every: int = Field(200, ge=1, description="Steps between two looks at the held-out synthetic images.")
-
-    @field_validator("args")
-    @classmethod
-    def _sorted(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return dict(sorted(value.items()))  # their order means nothing, and must not change the digest
 
     @model_validator(mode="after")
     def _layers_named(self) -> FloatStudentConfig:

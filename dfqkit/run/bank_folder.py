@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from torch import Tensor
 
 from dfqkit.images.bank import ImageBank
 from dfqkit.run.checkpoint import read_checkpoint, write_checkpoint
+from dfqkit.run.folder import require_space
 from dfqkit.run.lock import FolderLock
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import sha256_of_file, write_bytes
@@ -87,13 +86,11 @@ class BankFolder:
         try:
             self._begin()
         except BaseException:
-            self.__exit__(None, None, None)
+            self.__exit__()
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._lock.release(forget=self.finished or not (self.path / SET_FILE).exists())
 
     def _begin(self) -> None:
@@ -153,14 +150,7 @@ class BankFolder:
     def _require_space(self) -> None:
         image = ImageSpec.from_dict(self.request["image"])
         one = math.prod(image.shape) + task_of(self.request.get("task")).image_bytes(image)
-        size = (self.request["wanted"] - self.n) * one + _SPARE
-        free = shutil.disk_usage(self.path).free
-        if free < size:
-            message = (
-                f"'{self.path}' has {free / 1e6:,.0f} MB free, and about {size / 1e6:,.0f} MB are needed. Free space, "
-                "or choose a folder on another disk with --out."
-            )
-            raise ArtefactError(message)
+        require_space(self.path, (self.request["wanted"] - self.n) * one + _SPARE)
 
     def add(self, bank: ImageBank, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Write the next shard, and the state after it; ``cost`` in its values is the teacher passes spent so far."""

@@ -10,24 +10,22 @@ trained once and then drawn from.
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dfqkit.config.recipe import Recipe
 from dfqkit.config.synthesis import Demand
 from dfqkit.images.bank import ImageBank
 from dfqkit.progress import Bar, Progress
 from dfqkit.run.bank_folder import BankFolder
-from dfqkit.run.context import provisional_student, resolve_device, resolved_synthesis, teacher_of
-from dfqkit.run.playing import CHECKPOINT_SECONDS
+from dfqkit.run.context import on_device, provisional_student, resolve_device, resolved_synthesis, teacher_of
+from dfqkit.run.playing import CHECKPOINT_SECONDS, drawn
 from dfqkit.seeds import derive
 from dfqkit.synthesis.base import Synthesizer
 from dfqkit.synthesis.build import build_synthesizer
@@ -61,7 +59,7 @@ def make_bank(
     against a student. ``out`` is a new or empty folder, or that of the same set.
     """
     where = resolve_device(device)
-    teacher = _placed(teacher or teacher_of(recipe), where)
+    teacher = on_device(teacher or teacher_of(recipe), where)
     maker, students = _made(recipe, teacher, where, plan)
     request = {
         "wanted": plan.n,
@@ -69,7 +67,7 @@ def make_bank(
         "image": teacher.image.to_dict(),
         **entry_of(teacher.task),
         "teacher": {"name": teacher.name, "sha256": teacher.sha256},
-        "source": _method(recipe),
+        "source": recipe.synthesis.method,
         "synthesis": recipe.synthesis.model_dump(mode="json"),
         "seed": recipe.seed,
         "recipe": {"name": recipe.name, "sha256": recipe.digest()},
@@ -89,17 +87,6 @@ def make_bank(
         if not folder.finished:
             folder.finish(_warnings(StoredBank.open(out), recipe, teacher))
     return StoredBank.open(out)
-
-
-def _placed(teacher: Teacher, device: torch.device) -> Teacher:
-    """Return the teacher on the device; a caller's own model stays where it is."""
-    if device.type == "cpu":
-        return teacher
-    return dataclasses.replace(teacher, model=copy.deepcopy(teacher.model).to(device))
-
-
-def _method(recipe: Recipe) -> str:
-    return recipe.synthesis.method
 
 
 def _made(
@@ -143,7 +130,9 @@ class Making:
                 bar.advance(count)
 
     def _add(self, count: int) -> None:
-        bank = ImageBank.collect(self.maker.teacher, self._drawn(count), self.folder.request["source"])
+        bank = ImageBank.collect(
+            self.maker.teacher, drawn(self.maker.sample, count, self.batch), self.folder.request["source"]
+        )
         self.folder.add(bank, self.maker.state_dict(), self._values())
 
     def _round(self, bar: Bar, steps: int) -> None:
@@ -171,10 +160,6 @@ class Making:
                     f"{self.folder.request['wanted']} asked for. Ask for fewer with --n, in another folder."
                 )
                 raise ArtefactError(message)
-
-    def _drawn(self, count: int) -> Iterator[Tensor]:
-        for start in range(0, count, self.batch):
-            yield self.maker.sample(min(self.batch, count - start))
 
     def _values(self) -> dict[str, int]:
         return {"rounds": self.rounds, "fresh": self.maker.demand.fresh, "cost": self.maker.cost}

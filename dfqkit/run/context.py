@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from dfqkit.config.distill import LoopConfig
 from dfqkit.config.files import find_file
 from dfqkit.config.quant import QuantConfig
 from dfqkit.config.recipe import Recipe
@@ -45,6 +44,13 @@ def teacher_of(recipe: Recipe) -> Teacher:
     return load_teacher(
         section.factory, recipe.image.spec(), weights, factory_args=section.args, task=recipe.task.task()
     )
+
+
+def on_device(teacher: Teacher, device: torch.device) -> Teacher:
+    """Return the teacher on the device; a caller's own model stays where it is."""
+    if all(parameter.device.type == device.type for parameter in teacher.model.parameters()):
+        return teacher
+    return replace(teacher, model=copy.deepcopy(teacher.model).to(device))
 
 
 def resolve_device(name: str) -> torch.device:
@@ -109,13 +115,7 @@ class Context:
     @cached_property
     def teacher(self) -> Teacher:
         """The teacher, on the run's device."""
-        if self.given is None:
-            teacher = teacher_of(self.recipe)
-            teacher.model.to(self.device)
-            return teacher
-        if all(parameter.device.type == self.device.type for parameter in self.given.model.parameters()):
-            return self.given
-        return replace(self.given, model=copy.deepcopy(self.given.model).to(self.device))  # theirs stays put
+        return on_device(self.given or teacher_of(self.recipe), self.device)
 
     def about(self, part: Part) -> Context:
         """Return the context of one part of a stage; where that is about one target, with the recipe of this target."""
@@ -209,9 +209,8 @@ class Context:
     def new_synthesizer(self, *, grading: bool = False) -> Synthesizer:
         """Return the recipe's synthesizer, or the separate one that only grades."""
         bank, config = self.recipe.bank, self.synthesis
-        main = Demand(
-            training=max(bank.calibration, bank.training or 0), fresh=bank.held_out, game_rounds=self._game_rounds
-        )
+        rounds = sum(section.rounds for section in (self.recipe.student, self.recipe.distill) if section)
+        main = Demand(training=max(bank.calibration, bank.training or 0), fresh=bank.held_out, game_rounds=rounds)
         graded = Demand(training=0, fresh=bank.grading)
         if grading:
             config = config.grading()
@@ -222,11 +221,6 @@ class Context:
     def synthesis(self) -> SynthesizerConfig:
         """The recipe's section, the files that it names found."""
         return resolved_synthesis(self.recipe)
-
-    @property
-    def _game_rounds(self) -> int:
-        sections = (self.recipe.student, self.recipe.distill)
-        return sum(section.rounds for section in sections if isinstance(section, LoopConfig))
 
     @cached_property
     def opponents(self) -> list[fx.GraphModule]:

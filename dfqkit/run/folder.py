@@ -12,7 +12,6 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from dfqkit.config.yaml_text import read_yaml
@@ -67,7 +66,12 @@ class RunFolder:
         if MANIFEST in names:
             folder = cls.open(path)
             if folder.digest != digest:
-                raise ArtefactError(_another_run(folder, recipe_text))
+                differing = _differences(folder.recipe_text(), recipe_text) or "another recipe"
+                message = (
+                    f"Folder '{path}' holds another run ({differing}). Choose another one with --out, or continue that "
+                    f"run with `dfqkit run --resume {path}`."
+                )
+                raise ArtefactError(message)
             return folder
         foreign = [name for name in names if name not in _LEFTOVERS and not _is_recipe(path / name, recipe_text)]
         if foreign:
@@ -223,21 +227,8 @@ class RunFolder:
         self._spent.pop(stage, None)
 
     def require_space(self, size: int) -> None:
-        """Refuse to start what cannot be written.
-
-        Args:
-            size: What will be needed, in bytes.
-
-        Raises:
-            ArtefactError: Less is free.
-        """
-        free = shutil.disk_usage(self.path).free
-        if free < size:
-            message = (
-                f"'{self.path}' has {free / 1e6:,.0f} MB free, and about {size / 1e6:,.0f} MB are needed. Free space, "
-                "or choose a folder on another disk with --out."
-            )
-            raise ArtefactError(message)
+        """Refuse to start what cannot be written, ``size`` in bytes."""
+        require_space(self.path, size)
 
     def __enter__(self) -> RunFolder:
         self._lock.acquire()
@@ -247,14 +238,12 @@ class RunFolder:
                 message = f"Another run was begun in '{self.path}' at the same time. Choose another folder with --out."
                 raise ArtefactError(message)
         except ArtefactError:
-            self.__exit__(None, None, None)
+            self.__exit__()
             raise
         self._manifest = manifest  # another process may have worked here since this one looked
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._lock.release()
 
     def _complete(self, stage: str) -> dict[str, Any]:
@@ -275,20 +264,23 @@ class RunFolder:
         self._manifest = json.loads(text)  # so that a resumed run sees the same values as this one
 
 
+def require_space(folder: Path, size: int) -> None:
+    """Refuse to start where so many bytes are not free."""
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        message = (
+            f"'{folder}' has {free / 1e6:,.0f} MB free, and about {size / 1e6:,.0f} MB are needed. Free space, or "
+            "choose a folder on another disk with --out."
+        )
+        raise ArtefactError(message)
+
+
 def _listing(path: Path) -> dict[str, Any]:
     return dict(sha256=sha256_of_file(path), size=path.stat().st_size)
 
 
 def _is_recipe(path: Path, text: str) -> bool:
     return path.name == _RECIPE and path.is_file() and path.read_bytes() == text.encode()
-
-
-def _another_run(folder: RunFolder, recipe_text: str) -> str:
-    differing = _differences(folder.recipe_text(), recipe_text)
-    return (
-        f"Folder '{folder.path}' holds another run ({differing or 'another recipe'}). Choose another one with --out, "
-        f"or continue that run with `dfqkit run --resume {folder.path}`."
-    )
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

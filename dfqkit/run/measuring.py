@@ -19,7 +19,6 @@ from torch import Tensor, fx, nn
 
 from dfqkit.config.files import find_file
 from dfqkit.config.recipe import Recipe
-from dfqkit.images import ImageBank
 from dfqkit.run.context import Context
 from dfqkit.run.distill import FINAL
 from dfqkit.run.export import MODEL, TEACHER
@@ -104,9 +103,10 @@ def measure(context: Context, shown_as: str) -> Measured:
     found, estimated = _graded(context, sets, subjects.answers, shown_as)
     first = next(sets[0].batches())
     account = ask_runtime(model, context.target)
-    timing = None
-    if backend_of(context.target) is DEFAULT:
-        timing = _latency(recipe, subjects, first[:1])
+    timing, repeats = None, recipe.validation.latency_repeats
+    if repeats and backend_of(context.target) is DEFAULT:
+        sessions = {"teacher": subjects.teacher, DEFAULT.name: subjects.quantized}
+        timing = latency.measure_latency(sessions, first[:1], repeats=repeats, reference="teacher")
     found += [*_sizes(context), *account.metrics()]
     found += timing.metrics(data="1x" + "x".join(map(str, recipe.image.shape))) if timing else []
     rows = compare_layers(
@@ -214,13 +214,12 @@ def _grading_sets(context: Context) -> list[GradingSet]:
     if not context.recipe.bank.grading:
         return sets
     bank = context.bank("grading")
-    made = partial(_numpy_batches, bank, size)
+
+    def made() -> Iterator[Images]:
+        return (images.numpy() for images, _ in bank.batches(size))
+
     sets.append(GradingSet(name=f"synthetic:{bank.source}", count=len(bank), batches=made, labels=None))
     return sets
-
-
-def _numpy_batches(bank: ImageBank, size: int) -> Iterator[Images]:
-    return (images.numpy() for images, _ in bank.batches(size))
 
 
 def _torch_outputs(context: Context, model: nn.Module, images: Images) -> Outputs:
@@ -235,14 +234,6 @@ def _sizes(context: Context) -> list[Metric]:
         SIZE.metric(subject=subject, data="file", value=float(file.stat().st_size), n=1)
         for subject, file in files.items()
     ]
-
-
-def _latency(recipe: Recipe, subjects: _Subjects, image: Images) -> latency.Latency | None:
-    repeats = recipe.validation.latency_repeats
-    if not repeats:
-        return None
-    sessions = {"teacher": subjects.teacher, DEFAULT.name: subjects.quantized}
-    return latency.measure_latency(sessions, image, repeats=repeats, reference="teacher")
 
 
 def compare_layers(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -42,6 +42,12 @@ class Checkpoints:
         if time.monotonic() - self.last >= CHECKPOINT_SECONDS:
             self.folder.save_state(self.stage, *state())
             self.last = time.monotonic()
+
+
+def drawn(draw: Callable[[int], Tensor], count: int, batch: int) -> Iterator[Tensor]:
+    """Yield so many images in batches."""
+    for start in range(0, count, batch):
+        yield draw(min(batch, count - start))
 
 
 def saved_synthesizer(context: Context, state: str) -> Synthesizer:

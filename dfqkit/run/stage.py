@@ -58,18 +58,8 @@ class StageResult:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def always(_: Recipe) -> bool:
-    """Return the stage has something to do for every recipe."""
-    return True
-
-
-def whole(_: Recipe) -> Sequence[Part]:
-    """Return the stage is done in one piece."""
-    return (WHOLE,)
-
-
 def each_target(recipe: Recipe) -> Sequence[Part]:
-    """Return the stage is done once for every target of the recipe."""
+    """Return the parts of a stage that is done once for every target of the recipe."""
     if len(recipe.targets) == 1:
         return (WHOLE,)
     return [Part(name=target if index else "", target=target) for index, target in enumerate(recipe.targets)]
@@ -98,8 +88,8 @@ class Stage:
     help: str
     run: Callable[[Context], StageResult]
     plan: Callable[[Recipe], Plan]
-    applies: Callable[[Recipe], bool] = always
-    parts: Callable[[Recipe], Sequence[Part]] = whole
+    applies: Callable[[Recipe], bool] = lambda _: True
+    parts: Callable[[Recipe], Sequence[Part]] = lambda _: (WHOLE,)
 
 
 def joined(results: Mapping[Part, StageResult]) -> StageResult:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dfqkit.run.stage import Plan, Stage, StageResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def run(context: Context) -> StageResult:
     """Run the warm-ups; store the images of both synthesizers."""
     from dfqkit.images import ImageBank
-    from dfqkit.run.playing import WARM, Checkpoints
+    from dfqkit.run.playing import WARM, Checkpoints, drawn
     from dfqkit.synthesis.optimizers import under
     from dfqkit.training.stream import frozen
 
@@ -63,9 +63,8 @@ def run(context: Context) -> StageResult:
         ("grading", makers.get("grading", main).sample, sizes.grading),
     ):
         if count:
-            bank = ImageBank.collect(
-                context.teacher, _drawn(draw, count, sizes.batch), f"{context.synthesis.method}:{name}"
-            )
+            images = drawn(draw, count, sizes.batch)
+            bank = ImageBank.collect(context.teacher, images, f"{context.synthesis.method}:{name}")
             files.append(f"images/{name}.safetensors")
             bank.save(context.folder.path / files[-1])
     context.folder.save_state(WARM, main.state_dict(), {})
@@ -89,11 +88,6 @@ def require_trainable(context: Context) -> None:
         graph = float_graph(student, teacher.image)
     if config is not None and config.layers is not None:
         measured_pairs(build_student(graph, context.scheme, context.target, teacher.image), config)
-
-
-def _drawn(draw: Callable[[int], Tensor], count: int, batch: int) -> Iterator[Tensor]:
-    for start in range(0, count, batch):
-        yield draw(min(batch, count - start))
 
 
 def _thinned(curve: Sequence[dict[str, float]], points: int = 200) -> list[dict[str, float]]:
