@@ -15,12 +15,9 @@ from dfqkit.config.synthesis import Demand, SynthesizerConfig
 
 
 class PoolConfig(SynthesizerConfig):
-    """What all of these methods have in a recipe; a method gives ``steps`` its own default.
+    """What all of these methods have in a recipe; a method gives ``steps`` its own default."""
 
-    Attributes:
-        passes_per_step: Teacher forward+backward passes an image costs in one step.
-    """
-
+    #: Teacher forward+backward passes an image costs in one step.
     passes_per_step: ClassVar[int] = 1
 
     batch: int = Field(128, ge=2, description="Images that are optimised together.")

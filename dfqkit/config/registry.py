@@ -57,11 +57,7 @@ def synthesizer_names() -> dict[str, str]:
 
 
 def synthesizer_config(name: str) -> type[SynthesizerConfig]:
-    """Return the section of the method called ``name``.
-
-    Raises:
-        RecipeError: For an unknown name, with the nearest; for a plugin that cannot be imported or is no section.
-    """
+    """Return the section of the method called ``name``, or say which there are, or what is wrong with a plugin."""
     known = METHODS if name in METHODS else synthesizer_names()
     if name not in known:
         message = f"Unknown synthesizer '{name}'.{did_you_mean(name, known)} Known: {', '.join(sorted(known))}."

@@ -84,11 +84,10 @@ class SynthesizerConfig(Section):
         return () if self.warning is None else (self.warning,)
 
     def real_data(self) -> str | None:
-        """Return what real data took part in images of this configuration, its files found, in a few words.
+        """Return what real data took part in images of this configuration, its files found, as "similar images".
 
-        Returns:
-            A phrase such as "similar images"; `UNKNOWN` where that cannot be told; None where the teacher alone was
-            needed. Methods that read data, or what was made of data, override this.
+        `UNKNOWN` where that cannot be told; None where the teacher alone was needed. Methods that read data, or what
+        was made of data, override this.
         """
         return None
 

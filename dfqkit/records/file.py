@@ -34,8 +34,6 @@ SCHEMA = 1
 TOP = "logits"
 
 _MADE = "`dfqkit record RECIPE --data IMAGES --out FILE` makes them, where the training images are."
-_JITTER = 1e-6  # of a class's mean variance
-_TRIES = 8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,8 +59,8 @@ class Moments:
             return covariance.clamp_min(0).sqrt().float()
         diagonal = covariance.diagonal(dim1=1, dim2=2)
         identity = torch.eye(covariance.shape[1], dtype=covariance.dtype)
-        jitter = (_JITTER * diagonal.mean(1) + 1e-12)[:, None, None]
-        for _ in range(_TRIES):
+        jitter = (1e-6 * diagonal.mean(1) + 1e-12)[:, None, None]
+        for _ in range(8):
             factors, failed = torch.linalg.cholesky_ex(covariance + jitter * identity)
             if not bool(failed.any()):
                 found: Tensor = factors.float()
@@ -74,11 +72,9 @@ class Moments:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pair:
-    """Two layers joined by weights, in the lowest frequencies of the graph that the weights make.
+    """Two layers joined by weights, in the lowest frequencies of the graph that the weights make; second reads first.
 
     Attributes:
-        first: Name of the layer that is read.
-        second: Name of the layer that reads it.
         basis: V_k (d_first + d_second, k), float32: orthonormal columns, smoothest first.
         moments: Of V_k^T [a_first; a_second].
     """
@@ -98,7 +94,6 @@ class ActivationRecords:
         pairs: Of consecutive layers.
         counts: (K,), images of each class that were read.
         temperature: What the logits were divided by.
-        image: Shape and normalisation of the images.
         teacher: sha256 of the teacher's weights.
         source: Name of the images that were read.
     """

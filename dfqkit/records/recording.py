@@ -29,7 +29,6 @@ from dfqkit_export.words import some
 
 MEMORY = 8 * 2**30
 _WIDEST_PAIR = 4096
-_SHOWN = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,16 +67,8 @@ def record(
 ) -> ActivationRecords:
     """Record the moments of every layer for every class, from labelled images that the teacher was trained on.
 
-    Args:
-        teacher: Whose layers.
-        images: At most ``per_class`` of each class are read, the first ones.
-        options: The defaults if None.
-        per_class: None for all.
-        advance: Told how many images were read.
-
-    Raises:
-        ArtefactError: Without labels, with a class of fewer than two images, or when it would not fit into memory.
-        TeacherError: When there is no layer to record.
+    At most ``per_class`` images of a class are read, the first ones; every class needs two. ``advance`` is told how
+    many were read.
     """
     options = options or RecordOptions()
     images, labels = _chosen(images, teacher, per_class)
@@ -122,12 +113,9 @@ def record(
 def graph_basis(edges: Tensor, spectrum: float) -> Tensor:
     """Return the lowest-frequency Laplacian eigenvectors of the bipartite graph between two layers.
 
-    Args:
-        edges: (d_second, d_first), weight of every edge, at least 0.
-        spectrum: Share rho of all d_first + d_second frequencies; k = ceil(rho (d_first + d_second)).
-
-    Returns:
-        (d_first + d_second, k), float64, the first layer's units first; of each column the largest entry is positive.
+    Of edges (d_second, d_first), weights of at least 0, and the share rho of all frequencies that is kept, it is
+    (d_first + d_second, k), k = ceil(rho (d_first + d_second)), float64, the first layer's units first; of each column
+    the largest entry is positive.
     """
     second, first = edges.shape
     adjacency = edges.new_zeros((first + second, first + second), dtype=torch.float64)
@@ -195,10 +183,9 @@ def _chosen(images: LabelledImages, teacher: Teacher, per_class: int | None) -> 
         counts = np.minimum(counts, per_class)
     few = [str(label) for label in np.flatnonzero(counts < 2)]
     if few:
-        shown = some(few, _SHOWN)
         message = (
             f"A covariance needs two images of every class; '{images.name}' has fewer of {len(few)} of the teacher's "
-            f"{classes} classes ({shown}). Give images of all classes that the teacher tells apart."
+            f"{classes} classes ({some(few, 8)}). Give images of all classes that the teacher tells apart."
         )
         raise ArtefactError(message)
     labels: Tensor = torch.from_numpy(np.asarray(images.labels, dtype=np.int64))

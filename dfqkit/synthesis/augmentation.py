@@ -14,8 +14,6 @@ from torch import Tensor
 
 from dfqkit_export.images.spec import ImageSpec
 
-_ASPECT = math.log(4 / 3)
-
 
 def usual_shift(image: ImageSpec) -> int:
     """Largest shift in pixels, as a share of the image what 4 pixels are of CIFAR's 32; at least 1."""
@@ -49,7 +47,7 @@ def cropped(images: Tensor, smallest: float, rng: torch.Generator, *, flip: bool
     n, _, height, width = images.shape
     draw = torch.rand((4, n), generator=rng, device=rng.device)
     area = smallest + (1 - smallest) * draw[0]
-    aspect = torch.exp(_ASPECT * (2 * draw[1] - 1))
+    aspect = torch.exp(math.log(4 / 3) * (2 * draw[1] - 1))
     tall = (area / aspect).sqrt().clamp(max=1) * height
     wide = (area * aspect).sqrt().clamp(max=1) * width
     rows = _windows(draw[2] * (height - tall), tall, height, repeat_edge=True)

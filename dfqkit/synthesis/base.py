@@ -75,13 +75,9 @@ class Synthesizer(ABC):
 
     @abstractmethod
     def sample(self, n: int) -> Tensor:
-        """Draw fresh images, which nothing was or will be trained on and which no other call returns.
+        """Draw fresh images, at most `available`, which nothing was or will be trained on and no other call returns.
 
-        Args:
-            n: How many; at most `available`.
-
-        Returns:
-            (n, C, H, W), detached, in the teacher's normalised space.
+        They are (n, C, H, W), detached, in the teacher's normalised space.
         """
 
     def _coded(self, images: Tensor) -> Tensor:
@@ -106,11 +102,7 @@ class Synthesizer(ABC):
 
 
 def require_finite(config: SynthesizerConfig, values: Mapping[str, float], where: str) -> None:
-    """Stop a synthesis that has diverged, before noise or black images come of it; ``where`` says in which step.
-
-    Raises:
-        ArtefactError: A value is infinite or not a number.
-    """
+    """Stop a synthesis that has diverged, before noise or black images come of it; ``where`` says in which step."""
     bad = next((name for name, value in values.items() if not math.isfinite(value)), None)
     if bad is None:
         return

@@ -13,15 +13,14 @@ from dfqkit.teacher.load import Teacher
 from dfqkit.teacher.structure import provides
 from dfqkit_export.errors import RecipeError
 
-#: What a teacher can lack; the rest of what methods need, the caller or the recipe supplies.
-TEACHERS_PART = frozenset({"batchnorm", "classes", "linear_head", "features"})
-
 _IN_WORDS = {
     "batchnorm": "BatchNorm layers with running statistics",
     "classes": "classes to make images of",
     "linear_head": "a linear layer that gives the logits",
     "features": "features in front of its last layer",
 }
+#: What a teacher can lack; the rest of what methods need, the caller or the recipe supplies.
+TEACHERS_PART = frozenset(_IN_WORDS)
 
 
 def build_synthesizer(

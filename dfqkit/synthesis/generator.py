@@ -84,11 +84,7 @@ def _sigmoid_of_gaussian(mean: float, std: float) -> tuple[float, float]:
 
 
 class LatentBatch:
-    """Latents N(0, 1) and labels of one batch, drawn anew, and the images of its step of lowest loss.
-
-    Attributes:
-        best: Loss, images and what else `keep` was given in the step of lowest loss; empty before the first.
-    """
+    """Latents N(0, 1) and labels of one batch, drawn anew, and what `keep` was given in its step of lowest loss."""
 
     def __init__(self, n: int, latent: int, classes: int, rng: torch.Generator) -> None:
         self.z = torch.randn((n, latent), generator=rng, device=rng.device, requires_grad=True)

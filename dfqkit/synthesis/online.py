@@ -34,11 +34,7 @@ class OnlineSynthesizer(Synthesizer):
     student is given one in the warm-up too; for all others students mean that the game is on.
 
     A subclass gives `_terms`; what it keeps between steps goes through `_tensors` and
-    `_load_tensors`.
-
-    Attributes:
-        betas: Of Adam.
-        averages: What images are drawn from; the generators themselves where ``ema`` is 0.
+    `_load_tensors`. Images are drawn from ``averages``, which are the generators themselves where ``ema`` is 0.
     """
 
     config: OnlineConfig

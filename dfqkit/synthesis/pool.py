@@ -28,10 +28,8 @@ class PoolSynthesizer(Synthesizer):
     notice of students). Of every finished batch a share goes to the fresh images, the rest to the training images; no
     image is ever in both. Images are kept with 8 bits a channel.
 
-    A subclass gives `_begin`, `_step`, `_finish`, and for what they keep between steps `_tensors` and `_load_tensors`.
-
-    Attributes:
-        plays: Whether students change what is made.
+    A subclass gives `_begin`, `_step`, `_finish`, and for what they keep between steps `_tensors` and `_load_tensors`;
+    it ``plays`` where students change what is made.
     """
 
     config: PoolConfig

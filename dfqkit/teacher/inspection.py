@@ -34,7 +34,6 @@ Operators = Callable[[nn.Module, ImageSpec], tuple[Mapping[str, int], tuple[str,
 
 _SUPPLIED = frozenset({"student", "images"})  # needs that the pipeline or the recipe meets, whatever the teacher
 _SHOWN = 5
-_NORM_NAMES = ("bn", "norm")
 _ADVICE = (
     "Capture needs a forward without branches, loops or Python numbers that depend on tensor values, for any batch "
     "size. Rewrite that line (torch.where for a branch, a fixed size for a computed one), or give a module that leaves "
@@ -63,9 +62,7 @@ class TeacherFacts:
         batchnorm_layers: BatchNorm layers with running statistics; only those that run, not those of auxiliary heads.
         batchnorm_bare: BatchNorm layers without running statistics.
         batchnorm_untrained: BatchNorm layers whose running statistics are still the initial mean 0 and variance 1.
-        head: The linear layer that gives the logits, if one does.
-        operators: How often each operator occurs in the captured graph; empty if it cannot be captured.
-        unsupported: Operators in it that the quantizer leaves in float.
+        operators: How often each occurs in the captured graph, and those `unsupported`, which stay in float.
         capture_problem: Why and where torch.export fails with a dynamic batch; None if it captures.
         provides: What synthesizers may need of a teacher and this one has; see `structure.provides`.
         synthesizers: For each registered synthesizer, what it needs and this teacher lacks.
@@ -180,7 +177,7 @@ def _batchnorm_state(layers: Mapping[str, nn.Module], with_statistics: tuple[str
         return "no statistics"
     # torch.nn.utils.fusion and its like put an Identity where the BatchNorm was.
     placeholders = [name for name, layer in layers.items() if isinstance(layer, nn.Identity)]
-    folded = any(part in name.rpartition(".")[2].lower() for name in placeholders for part in _NORM_NAMES)
+    folded = any(part in name.rpartition(".")[2].lower() for name in placeholders for part in ("bn", "norm"))
     return "folded" if folded else "none"
 
 

@@ -88,7 +88,7 @@ class Teacher:
                 "copy.deepcopy: keep only parameters, buffers and plain values in it."
             )
             raise TeacherError(message) from error
-        return _freeze(copied.cpu().float(), image, name, task, {})
+        return _freeze(copied.cpu().float(), image, name, task)
 
     @property
     def device(self) -> torch.device:
@@ -139,12 +139,10 @@ def load_teacher(
         _LOG.warning("Teacher '%s' keeps random weights: no weights file was given.", name)
     else:
         _load_state(model, load_weights(weights), name, Path(weights).name)
-    record = {
-        "factory": factory,
-        "factory_args": dict(factory_args or {}),
-        "weights_source": "random" if weights is None else Path(weights).name,
-    }
-    return _freeze(model, image, name, task, record)
+    source = "random" if weights is None else Path(weights).name
+    return _freeze(
+        model, image, name, task, factory=factory, factory_args=dict(factory_args or {}), weights_source=source
+    )
 
 
 def _load_state(model: nn.Module, state: dict[str, Tensor], name: str, source: str) -> None:
@@ -195,7 +193,7 @@ def _advice(expected: dict[str, Tensor], missing: list[str], extra: list[str], w
     return "Check that teacher.factory and teacher.args are the architecture this checkpoint was trained with."
 
 
-def _freeze(model: nn.Module, image: ImageSpec, name: str, task: Task, record: dict[str, Any]) -> Teacher:
+def _freeze(model: nn.Module, image: ImageSpec, name: str, task: Task, **record: Any) -> Teacher:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     if not tensors or any(is_lazy(tensor) for tensor in tensors.values()):
         found = "has lazy parameters that were never initialised" if tensors else "has no parameters"

@@ -42,7 +42,7 @@ _CLASS_ARGUMENTS = ("num_classes", "classes")
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherSource:
-    """One kind of factory string, by the prefix in front of its colon.
+    """One kind of factory string.
 
     Attributes:
         form: How the string is written, for messages.
@@ -51,7 +51,6 @@ class TeacherSource:
         downloads: Keyword arguments that would fetch weights, which is refused.
     """
 
-    prefix: str
     form: str
     build: Callable[[str], Factory]
     classes: str | None = None
@@ -61,8 +60,7 @@ class TeacherSource:
 def resolve_factory(name: str) -> Factory:
     """Find the callable that makes an architecture, without calling it and without downloading anything.
 
-    Args:
-        name: `torchvision:NAME`, `timm:NAME` (needs the extra `dfqkit[timm]`) or `package.module:factory`.
+    It is named by `torchvision:NAME`, `timm:NAME` (needs the extra `dfqkit[timm]`) or `package.module:factory`.
     """
     source, separator, factory = name.partition(":")
     if not (separator and source and factory):
@@ -78,11 +76,7 @@ def build_model(
 
     The number of classes, where there are any, goes to the factory's `num_classes` or `classes` unless `factory_args`
     has one. The global random state is left as it was: layers draw their initial weights from it, so it is forked and
-    seeded around the call.
-
-    Raises:
-        TeacherError: The factory is unknown, fails, is asked to download weights, or returns something other than a
-        module.
+    seeded around the call; another ``seed`` gives other random weights. Nothing is ever downloaded.
     """
     factory, source = resolve_factory(name), _source(name)
     arguments = dict(factory_args or {})
@@ -154,15 +148,12 @@ def _of_module(name: str) -> Factory:
 _library = functools.partial(
     TeacherSource, classes="num_classes", downloads=("weights", "weights_backbone", "pretrained", "checkpoint_path")
 )
-_MODULE = TeacherSource(prefix="", form="package.module:factory", build=_of_module)
+_MODULE = TeacherSource(form="package.module:factory", build=_of_module)
 
 #: All kinds of factory strings by what stands in front of the colon; every other one names a module.
 SOURCES = {
-    source.prefix: source
-    for source in (
-        _library(prefix="torchvision", form="torchvision:NAME", build=_torchvision),
-        _library(prefix="timm", form="timm:NAME", build=_timm),
-    )
+    "torchvision": _library(form="torchvision:NAME", build=_torchvision),
+    "timm": _library(form="timm:NAME", build=_timm),
 }
 
 

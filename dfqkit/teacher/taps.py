@@ -70,9 +70,6 @@ class BatchNormTap(_Tap):
         ...     _ = layer(torch.ones(4, 2, 3, 3))
         >>> [s.name for s in tap.statistics], tap.statistics[0].mean.tolist()
         (['0'], [1.0, 1.0])
-
-    Raises:
-        TeacherError: When there is no BatchNorm with running statistics, or one is in training mode.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -19,13 +19,12 @@ from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.tasks import Task
 from dfqkit_export.words import some
 
-_SHOWN = 3
 _BATCH_TOLERANCE = 1e-3  # of the largest value: kernels may sum in another order for another batch size
 
 
 def listed(label: str, names: list[str]) -> str:
     """Count names and show the first few, as in `5 missing: a, b, c and 2 more`; empty for no names."""
-    return f"{len(names)} {label}: {some(names, _SHOWN)}" if names else ""
+    return f"{len(names)} {label}: {some(names, 3)}" if names else ""
 
 
 def verify_weights(tensors: dict[str, Tensor], name: str) -> None:

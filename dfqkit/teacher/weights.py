@@ -23,8 +23,6 @@ from dfqkit_export.errors import TeacherError
 from dfqkit_export.words import some
 
 _WRAPPERS = ("model_state_dict", "state_dict", "model")
-_MAX_WRAPPERS = 3
-_SHOWN = 3
 _RESAVE = (
     "Where the model's code is at hand, load it there and save the tensors alone: "
     "torch.save(model.state_dict(), 'weights.pt') or "
@@ -33,13 +31,10 @@ _RESAVE = (
 
 
 def load_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read a checkpoint's tensors, without running any code that the file may carry.
+    """Read a checkpoint's tensors by name, on the CPU, in their own dtypes, without running any code in the file.
 
     Wrappers `model_state_dict`, `state_dict` and `model` are opened. The prefix `module.` (DataParallel) goes when
     every name has it; `_orig_mod.` (torch.compile) goes wherever it stands.
-
-    Returns:
-        Tensors on the CPU by parameter or buffer name, in the file's own dtypes.
     """
     path = Path(path)
     if not path.is_file():
@@ -105,7 +100,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _unwrap(content: object) -> object:
-    for _ in range(_MAX_WRAPPERS):
+    for _ in range(len(_WRAPPERS)):
         if not isinstance(content, Mapping):
             break
         wrapper = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
@@ -127,7 +122,7 @@ def _tensors(content: object, path: Path) -> dict[str, Tensor]:
         if not (isinstance(key, str) and isinstance(value, Tensor))
     ]
     if others or not content:
-        found = f"{some(others, _SHOWN)} beside its tensors" if others else "no tensor at all"
+        found = f"{some(others, 3)} beside its tensors" if others else "no tensor at all"
         message = f"Weights file '{path}' holds {found}. {needed}"
         raise TeacherError(message)
     return dict(content)

@@ -77,13 +77,12 @@ class CMI(PoolSynthesizer):
         return logits, torch.cat(entered, 1)
 
     def _contrast(self, local: Tensor, global_: Tensor) -> Tensor:
-        if not len(self.bank) or not self.config.negatives:
-            local, global_ = self._project(local, global_)
-            return losses.info_nce(local, global_, self.config.temperature)
-        drawn = torch.randperm(len(self.bank), generator=self.rng, device=self.device)[: self.config.negatives]
-        rows = self._project(local, global_, *self.bank[drawn].chunk(2, 1))
-        local, global_, cached_local, cached_global = rows
-        return losses.info_nce(local, global_, self.config.temperature, cached_local, cached_global)
+        cached: tuple[Tensor, ...] = ()
+        if len(self.bank) and self.config.negatives:
+            drawn = torch.randperm(len(self.bank), generator=self.rng, device=self.device)[: self.config.negatives]
+            cached = self.bank[drawn].chunk(2, 1)
+        local, global_, *rest = self._project(local, global_, *cached)
+        return losses.info_nce(local, global_, self.config.temperature, *rest)
 
     def _project(self, *views: Tensor) -> tuple[Tensor, ...]:
         projected: Tensor = self.head(torch.cat(views))

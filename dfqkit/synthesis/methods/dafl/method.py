@@ -34,7 +34,9 @@ class DAFL(OnlineSynthesizer):
         return {
             "one_hot": losses.pseudo_label(logits),
             "activation": losses.activation_l1(per_image(features)),
-            "class_balance": self._averaged_balance(logits) if self.decay else losses.class_balance(logits),
+            "class_balance": self._averaged_balance(logits)
+            if self.config.balance_average
+            else losses.class_balance(logits),
         }
 
     def _averaged_balance(self, logits: Tensor) -> Tensor:

@@ -38,13 +38,9 @@ class DeepInversion(PixelSynthesizer):
         layers = tap.deviations(losses.bn_l2)
         layers[0] = self.config.first_bn * layers[0]
         terms = {"ce": nn.functional.cross_entropy(logits, self.labels), "bn": torch.stack(layers).sum()}
-        if self.weights["tv_l2"]:
-            terms["tv_l2"] = losses.tv_l2(images)
-        if self.weights["tv_l1"]:
-            terms["tv_l1"] = losses.tv_l1(images)
-        if self.weights["l2"]:
-            norm = losses.l2_batch if self.config.l2_over == "batch" else losses.l2_image
-            terms["l2"] = norm(images)
+        l2 = losses.l2_batch if self.config.l2_over == "batch" else losses.l2_image
+        priors = {"tv_l2": losses.tv_l2, "tv_l1": losses.tv_l1, "l2": l2}
+        terms |= {name: prior(images) for name, prior in priors.items() if self.weights[name]}
         return terms | self._against(students, images, logits)
 
     def _against(self, students: Sequence[nn.Module], images: Tensor, logits: Tensor) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ import contextlib
 import functools
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 from pydantic import BeforeValidator, Field, create_model, field_validator, model_serializer
@@ -66,11 +66,7 @@ def source_sections() -> dict[str, type[Source]]:
 
 
 def source_section(name: str) -> type[Source]:
-    """Return the section of a source of the method called ``name``.
-
-    Raises:
-        RecipeError: There is no such method, or it is a mixture itself.
-    """
+    """Return the section of a source of the method called ``name``, which is no mixture itself."""
     if name == "mixture":
         message = "is a mixture within a mixture; list its sources here, with their shares multiplied by its own"
         raise RecipeError(message)
@@ -177,16 +173,10 @@ class MixtureConfig(SynthesizerConfig):
         Every source keeps at least one training image, where any are asked for, because more batches are drawn than
         there are different images.
         """
-        beside: Sequence[Demand | None] = [None] * len(self.active)
-        if demand.beside is not None:
-            beside = self.demands(demand.beside)
+        beside = [None] * len(self.active) if demand.beside is None else self.demands(demand.beside)
         fresh, training = counts(self.shares, demand.fresh), counts(self.shares, demand.training)
+        least, rounds = min(demand.training, 1), demand.game_rounds
         return [
-            Demand(
-                training=max(training[index], min(demand.training, 1)),
-                fresh=fresh[index],
-                game_rounds=demand.game_rounds,
-                beside=beside[index],
-            )
-            for index in range(len(self.active))
+            Demand(training=max(own, least), fresh=new, game_rounds=rounds, beside=other)
+            for own, new, other in zip(training, fresh, beside, strict=True)
         ]

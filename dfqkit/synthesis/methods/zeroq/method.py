@@ -57,7 +57,7 @@ class ZeroQ(PixelSynthesizer):
     def _terms(self, images: Tensor, students: Sequence[nn.Module]) -> dict[str, Tensor]:
         if self.last is None:
             logits, statistics = self._read_statistics(images)
-            return statistics | (self._label_terms(logits) if self.labelled else {})
+            return statistics | self._label_terms(logits)
         with self.last as last:
             logits, statistics = self._read_statistics(images)
             (features,) = last.values.values()
