@@ -109,15 +109,15 @@ class SourceGraph:
 
     def weight_initializer(self, layer: onnx.NodeProto) -> str | None:
         """Return the name of the initializer that a layer's weight starts from, or None."""
-        for name in layer.input[1:2] if layer.op_type != "Add" else ():
-            tensor: str = name
-            while tensor not in self._initializers:
-                node = self._producer.get(tensor)
-                if node is None or node.op_type not in _WEIGHT_PATH:
-                    return None
-                tensor = node.input[0]
-            return tensor
-        return None
+        if layer.op_type == "Add" or len(layer.input) < 2:
+            return None
+        tensor: str = layer.input[1]
+        while tensor not in self._initializers:
+            node = self._producer.get(tensor)
+            if node is None or node.op_type not in _WEIGHT_PATH:
+                return None
+            tensor = node.input[0]
+        return tensor
 
     def fused_outputs(self, layer: onnx.NodeProto) -> list[str]:
         """Return a layer's output and, where a Relu or Clip is its only reader, that one's output."""

@@ -25,14 +25,7 @@ _ACTIVATIONS = frozenset({"Clip", "Relu"})
 
 @dataclass(frozen=True)
 class FloatReason:
-    """Why one layer stays in float.
-
-    Attributes:
-        rule: The checker's id of the rule that is broken.
-        found: What was found.
-        repair: What to change.
-        fixable: Whether the repair keeps every number here.
-    """
+    """Why one layer stays in float: the id of the broken rule, and whether its repair keeps every number here."""
 
     rule: str
     found: str

@@ -64,8 +64,7 @@ class OrtSession(FileSession):
         self.path = Path(path)
         self.threads = threads
         self.optimized = optimized
-        level = "ORT_ENABLE_ALL" if optimized else "ORT_DISABLE_ALL"
-        settings = _settings(threads, level, optimized_path, profile_prefix)
+        settings = _settings(threads, optimized, optimized_path, profile_prefix)
         self._session = _inference_session(self.path, settings, provider)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         told = [(value.name, value.type) for value in inputs]
@@ -90,16 +89,12 @@ class OrtSession(FileSession):
 
 
 def present_providers() -> list[str]:
-    """Return the execution providers that the installed onnxruntime brings.
-
-    Raises:
-        RuntimeUnavailableError: onnxruntime is not installed.
-    """
+    """Return the execution providers that the installed onnxruntime brings."""
     return list(_onnxruntime().get_available_providers())
 
 
 def _settings(
-    threads: int | None, level: str, optimized_path: str | Path | None, profile_prefix: str | Path | None
+    threads: int | None, optimized: bool, optimized_path: str | Path | None, profile_prefix: str | Path | None
 ) -> Any:
     onnxruntime = _onnxruntime()
     options = onnxruntime.SessionOptions()
@@ -107,7 +102,8 @@ def _settings(
     options.use_deterministic_compute = True
     options.inter_op_num_threads = 1
     options.log_severity_level = _ERRORS_ONLY
-    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
     if threads is not None:
         options.intra_op_num_threads = threads
     if optimized_path is not None:

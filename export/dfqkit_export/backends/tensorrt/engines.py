@@ -21,14 +21,7 @@ _COMPLAINTS = ("INTERNAL_ERROR", "ERROR", "WARNING")
 
 @dataclass(frozen=True, kw_only=True)
 class ParserProblem:
-    """One thing that the vendor's ONNX parser refused.
-
-    Attributes:
-        code: The parser's error code.
-        node: Name of the node.
-        operator: Its ONNX operator.
-        text: What the parser said.
-    """
+    """One thing that the vendor's ONNX parser refused: its error code, the node, that one's operator, what it said."""
 
     code: str
     node: str
