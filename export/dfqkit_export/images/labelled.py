@@ -1,7 +1,7 @@
 """Labelled images from the formats people have, checked before anything is measured with them.
 
 What belongs here: `LabelledImages`, the dispatch from a source to its reader, and preprocessing by resize and crop. The
-readers themselves are in `sources`.
+readers themselves are in `readers`.
 """
 
 from __future__ import annotations
