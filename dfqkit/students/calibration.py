@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Any
 
 import brevitas.nn as qnn
 import torch
@@ -17,7 +16,9 @@ from brevitas.graph.calibrate import bias_correction_mode, calibration_mode
 from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
 
-from dfqkit.students.freezing import activation_internals, even_zero_points, short_mantissa
+from dfqkit.students.freezing import even_zero_points, short_mantissa
+from dfqkit.students.nodes import called, source
+from dfqkit.students.quantizers import activation_internals, activation_proxy, zero_point_values
 from dfqkit_export.images.spec import ImageSpec
 
 #: Significant bits of the input's scale: rounded up to so few that products with it stay exact (see `freezing`).
@@ -27,11 +28,13 @@ RELU6_MANTISSA = 2
 
 
 def calibrate(student: fx.GraphModule, batches: Iterable[Tensor], image: ImageSpec, *, learnable: bool) -> None:
-    """Find every activation range from data, then fix the input's from the image specification.
+    """Find every activation range from normalised images, then fix the input's from the image specification.
+
+    The student is left in eval mode, its scales being parameters from now on.
 
     Args:
-        student: A fake-quantized graph; left in eval mode, its scales being parameters from now on.
-        batches: Normalised images, each (N, C, H, W).
+        student: A fake-quantized graph.
+        batches: Each (N, C, H, W).
         image: Gives the range an input can take, so that its quantizer never depends on synthetic images.
         learnable: Whether training may move the ranges; scales that are powers of two cannot move by small steps.
     """
@@ -54,17 +57,12 @@ class _Extremes:
     """
 
     def __init__(self, student: fx.GraphModule) -> None:
-        quantizers = [(m, activation_internals(m)) for m in student.modules()]
-        self.quantizers: list[tuple[Any, Any]] = [
-            (module, internals)
-            for module, internals in quantizers
-            if internals is not None and hasattr(internals.zero_point_impl, "value")
-        ]
+        self.quantizers = [module for module in student.modules() if zero_point_values(module) is not None]
         self.seen: dict[nn.Module, tuple[float, float]] = {}
         self.handles: list[RemovableHandle] = []
 
     def __enter__(self) -> _Extremes:
-        self.handles = [module.register_forward_pre_hook(self._read) for module, _ in self.quantizers]
+        self.handles = [module.register_forward_pre_hook(self._read) for module in self.quantizers]
         return self
 
     def __exit__(
@@ -79,33 +77,32 @@ class _Extremes:
 
     def include_zero(self) -> None:
         """Set the range of every tensor that lies on one side of 0 to reach from it to 0."""
-        for module, internals in self.quantizers:
+        for module in self.quantizers:
             low, high = self.seen.get(module, (0.0, 0.0))
             if low <= 0 <= high:
                 continue
-            scaling = internals.scaling_impl
+            scaling = activation_internals(module).scaling_impl
             with torch.no_grad():
                 width = torch.full_like(scaling.value, max(high, 0.0) - min(low, 0.0))
                 scaling.value.copy_(scaling.restrict_scaling_pre(width))
-                internals.zero_point_impl.value.fill_(-min(low, 0.0))
+                zero_point_values(module).fill_(-min(low, 0.0))
 
 
 def settle(student: fx.GraphModule, *, learnable: bool) -> None:
     """Make a student whose ranges are known (calibrated or loaded) ready to train: operators, trainable ranges."""
     student.eval()
     _relu6_to_relu(student)
+    modules = dict(student.named_modules())
     for node in student.graph.nodes:
-        internals = activation_internals(student.get_submodule(str(node.target))) if node.op == "call_module" else None
+        internals = activation_internals(called(node, modules))
         if internals is not None:
-            internals.requires_grad_(learnable and node.args[0].op != "placeholder")
+            internals.requires_grad_(learnable and source(node).op != "placeholder")
 
 
 def correct_bias(student: fx.GraphModule, batches: Sequence[Tensor]) -> None:
-    """Shift each bias by the mean error that quantization adds to its layer's output (Nagel et al., 2019, section 4.2).
+    """Shift each bias by the mean error that quantization adds to its layer's output.
 
-    Args:
-        student: A calibrated fake-quantized graph.
-        batches: Normalised images, each (N, C, H, W).
+    Source: Nagel et al., 2019, section 4.2.
     """
     student.eval()
     with torch.no_grad(), bias_correction_mode(student):
@@ -116,11 +113,9 @@ def correct_bias(student: fx.GraphModule, batches: Sequence[Tensor]) -> None:
 def _fix_input_range(student: fx.GraphModule, image: ImageSpec) -> None:
     placeholder = next(n for n in student.graph.nodes if n.op == "placeholder")
     quantizer = student.get_submodule(f"quant.{placeholder.name}")
-    internals: Any = activation_internals(quantizer)
-    proxy: Any = quantizer.act_quant
+    proxy, shift = activation_proxy(quantizer), zero_point_values(quantizer)
     codes = 2 ** int(proxy.bit_width())
     low, high = (min(image.bounds()[0], 0.0), max(image.bounds()[1], 0.0))
-    shift = getattr(internals.zero_point_impl, "value", None)
     with torch.no_grad():
         if shift is None:
             below, above = (codes // 2, codes // 2 - 1) if proxy.is_signed else (0, codes - 1)
@@ -128,8 +123,8 @@ def _fix_input_range(student: fx.GraphModule, image: ImageSpec) -> None:
         else:
             step, zero_point = _covering(low, high, codes - 1)
             shift.fill_(zero_point * step)
-        per_code = float(internals.scaling_impl.value) / float(proxy.scale())
-        internals.scaling_impl.value.fill_(step * round(per_code))
+        value = activation_internals(quantizer).scaling_impl.value
+        value.fill_(step * round(float(value) / float(proxy.scale())))
 
 
 def _short_above(step: float) -> float:
@@ -153,16 +148,16 @@ def _end_at_six(student: fx.GraphModule, *, exact: bool) -> None:
     divisions by them, the one place where they are not exact, still rarely meet a tie.
     """
     for _, quantizer in _behind_relu6(student):
-        internals: Any = activation_internals(quantizer)
-        top = 2.0 ** float(quantizer.act_quant.bit_width()) - 1
-        if quantizer.act_quant.is_signed:
+        proxy = activation_proxy(quantizer)
+        top = 2.0 ** float(proxy.bit_width()) - 1
+        if proxy.is_signed:
             top = (top - 1) / 2
         with torch.no_grad():
-            scale: Tensor = quantizer.act_quant.scale()
+            scale: Tensor = proxy.scale()
             wanted = torch.minimum(scale, torch.full_like(scale, 6 / top))
             if exact:
                 wanted = short_mantissa(wanted, RELU6_MANTISSA, rounding=torch.floor)
-            value: Tensor = internals.scaling_impl.value
+            value: Tensor = activation_internals(quantizer).scaling_impl.value
             per_code = torch.round(value / scale.reshape(()))  # an integer: the quotient would not be exact
             value.copy_(wanted.reshape(()) * per_code)
 
@@ -173,13 +168,13 @@ def _relu6_to_relu(student: fx.GraphModule) -> None:
         student.set_submodule(str(node.target), nn.ReLU())
 
 
-def _behind_relu6(student: fx.GraphModule) -> list[tuple[fx.Node, Any]]:
+def _behind_relu6(student: fx.GraphModule) -> list[tuple[fx.Node, nn.Module]]:
     """Return every ReLU6 that only quantizers read, with its quantizer."""
     modules = dict(student.named_modules())
-    found = []
+    found: list[tuple[fx.Node, nn.Module]] = []
     for node in student.graph.nodes:
-        if node.op == "call_module" and isinstance(modules[str(node.target)], nn.ReLU6):
-            readers = [modules.get(str(user.target)) for user in node.users]
-            if readers and all(isinstance(reader, qnn.QuantIdentity) for reader in readers):
-                found.append((node, readers[0]))
+        if isinstance(called(node, modules), nn.ReLU6):
+            quantizers = [m for m in (called(user, modules) for user in node.users) if isinstance(m, qnn.QuantIdentity)]
+            if quantizers and len(quantizers) == len(node.users):
+                found.append((node, quantizers[0]))
     return found

@@ -9,12 +9,14 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import fx, nn
 
 from dfqkit.students.folding import fold_batch_norms
-from dfqkit.students.normal_form import SUPPORTED_OPS, Normaliser, op_name
+from dfqkit.students.nodes import op_name
+from dfqkit.students.normal_form import SUPPORTED_OPS, Normaliser
 from dfqkit.students.rewriting import cancel_permutations, fold_scales
 from dfqkit.tasks import named
 from dfqkit_export.errors import TeacherError
@@ -25,40 +27,30 @@ from dfqkit_export.tasks import DEFAULT_TASK, Task
 LARGEST_ERROR = 1e-3
 
 
-def export_graph(model: nn.Module, image: ImageSpec, *, batch: int = 2) -> fx.GraphModule:
-    """Capture ``model`` with `torch.export`, the batch dimension dynamic.
-
-    Args:
-        model: Network in eval mode, called with one tensor of shape (N, C, H, W).
-        image: Gives (C, H, W).
-        batch: Batch size of the example input; must be over 1, or the exporter specialises on it.
-
-    Returns:
-        The exported module, its nodes still in ATen operators.
+def export_graph(model: nn.Module, image: ImageSpec) -> fx.GraphModule:
+    """Capture a network in eval mode with `torch.export`, in ATen operators, the batch dimension dynamic.
 
     Raises:
         TeacherError: When the model cannot be captured; says where in the user's code and what to do.
     """
-    example = torch.zeros((batch, *image.shape), device=next((p.device for p in model.parameters()), None))
+    # A batch of 1 would make the exporter specialise on it.
+    example = torch.zeros((2, *image.shape), device=next((p.device for p in model.parameters()), None))
     dynamic = ({0: torch.export.Dim("N", min=1, max=65536)},)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            exported = torch.export.export(model, (example,), dynamic_shapes=dynamic)
-            return exported.module(check_guards=False)  # type: ignore[return-value]
+            program: Any = torch.export.export(model, (example,), dynamic_shapes=dynamic)
+            graph: fx.GraphModule = program.module(check_guards=False)
+            return graph
     except Exception as error:
         reason = str(error).strip().splitlines()
-        where = next(
-            (" ".join(map(str.strip, reason[i : i + 2])) for i, line in enumerate(reason) if 'File "' in line), ""
-        )
+        places = [" ".join(map(str.strip, reason[i : i + 2])) for i, line in enumerate(reason) if 'File "' in line]
         message = (
             f"The model cannot be captured by torch.export: {type(error).__name__}: "
-            f"{reason[0] if reason else 'no message'}"
-            f"{'; at ' + where if where else ''}. A model must be free of control flow that depends on tensor values "
-            f"and "
-            "must accept any batch size. Rewrite the branch (torch.where, a fixed pooling size), or pass a module "
-            "without "
-            "it; `dfqkit inspect` repeats this check in seconds."
+            f"{reason[0] if reason else 'no message'}{'; at ' + places[0] if places else ''}. A model must be free of "
+            "control flow that depends on tensor values and must accept any batch size. Rewrite the branch "
+            "(torch.where, a fixed pooling size), or pass a module without it; `dfqkit inspect` repeats this check in "
+            "seconds."
         )
         raise TeacherError(message) from error
 
@@ -78,18 +70,10 @@ def float_graph(model: nn.Module, image: ImageSpec, task: Task = DEFAULT_TASK) -
     convolution used by nothing else is folded into it; any other becomes a depthwise 1x1 convolution, which integer
     kernels know how to run. The result computes the same function as ``model`` in eval mode.
 
-    Args:
-        model: Network in eval mode.
-        image: Gives (C, H, W).
-        task: Names the outputs; those that are not its own are left out.
-
-    Returns:
-        A graph module whose parameters are copies: the model itself is not touched. One output is returned as it is,
-        several by name.
+    Its parameters are copies: the model itself is not touched. Outputs that are not the task's own are left out; one
+    is returned as it is, several by name.
     """
-    exported = export_graph(model, image)
-    builder = Normaliser(exported, task.names)
-    graph = builder.build()
+    graph = Normaliser(export_graph(model, image), task.names).build()
     cancel_permutations(graph)
     fold_batch_norms(graph)
     fold_scales(graph)
@@ -103,20 +87,15 @@ def float_graph(model: nn.Module, image: ImageSpec, task: Task = DEFAULT_TASK) -
 
 
 def _require_same(model: nn.Module, graph: fx.GraphModule, image: ImageSpec, names: Sequence[str]) -> None:
-    """Compare the graph with the model on two random images: a wrong translation must not be found in the accuracy.
-
-    Raises:
-        TeacherError: When the outputs part by more than rounding explains.
-    """
+    """Compare the graph with the model on two random images: a wrong translation must not be found in the accuracy."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     images = torch.randn((2, *image.shape), generator=torch.Generator().manual_seed(0)).to(device)
     with torch.no_grad():
         wanted, found = named(model(images), names), named(graph(images), names)
     errors = [float((wanted[name] - found[name]).norm() / wanted[name].norm().clamp_min(1e-12)) for name in names]
-    error = max(errors)
     if not all(each < LARGEST_ERROR for each in errors):
         message = (
-            f"The captured graph does not compute what the model does: relative error {error:.2g} on two random "
+            f"The captured graph does not compute what the model does: relative error {max(errors):.2g} on two random "
             f"images, allowed {LARGEST_ERROR}. Some operator was translated wrongly; please report it with the model."
         )
         raise TeacherError(message)

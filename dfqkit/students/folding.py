@@ -1,22 +1,19 @@
-"""BatchNorm folding on a float graph in normal form, and the two helpers that build modules without drawing numbers."""
+"""BatchNorm folding on a float graph in normal form, and the helpers that make and scale its layers."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 import torch
 from torch import Tensor, fx, nn
 
+from dfqkit.students.nodes import bypass, called, source, tensor_at
 
-def with_parameters(layer: nn.Module, weight: Tensor, bias: Tensor | None, channels: int) -> nn.Module:
-    """Give a layer made on the meta device its tensors: the global random state is never drawn from.
 
-    Args:
-        layer: Convolution or linear layer without storage.
-        weight: Its weight.
-        bias: (channels,), or None for zeros.
-        channels: Output channels.
-    """
+def with_parameters(layer: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """Give a layer made on the meta device its tensors: the global random state is never drawn from."""
     layer.weight = nn.Parameter(weight)
-    layer.bias = nn.Parameter(torch.zeros(channels, dtype=weight.dtype, device=weight.device) if bias is None else bias)
+    layer.bias = nn.Parameter(weight.new_zeros(weight.shape[0]) if bias is None else bias)
     return layer
 
 
@@ -30,6 +27,14 @@ def add_submodule(root: nn.Module, path: str, module: nn.Module) -> None:
     root.add_module(leaf, module)
 
 
+def scale_outputs(layer: nn.Conv2d | nn.Linear, scale: Tensor) -> Tensor:
+    """Multiply what a layer gives by a number a channel, (C_out,), in place; return its bias."""
+    bias = tensor_at(layer, "bias")
+    with torch.no_grad():
+        layer.weight.mul_(scale.reshape(-1, *[1] * (layer.weight.dim() - 1)))
+        return bias.mul_(scale)
+
+
 def fold_batch_norms(graph: fx.GraphModule) -> None:
     """Take every BatchNorm out of ``graph``, in place.
 
@@ -37,27 +42,22 @@ def fold_batch_norms(graph: fx.GraphModule) -> None:
     a depthwise 1x1 convolution with the attribute ``affine_norm``.
     """
     modules = dict(graph.named_modules())
-    calls: dict[str, int] = {}
-    for node in graph.graph.nodes:
-        if node.op == "call_module":
-            calls[str(node.target)] = calls.get(str(node.target), 0) + 1
+    calls = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
     for node in list(graph.graph.nodes):
-        norm = modules.get(str(node.target)) if node.op == "call_module" else None
+        norm = called(node, modules)
         if not isinstance(norm, nn.BatchNorm2d):
             continue
-        before = node.args[0]
-        layer = modules.get(str(before.target)) if before.op == "call_module" else None
-        scale = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)  # type: ignore[operator, arg-type]
-        shift = norm.bias.detach() - norm.running_mean * scale  # type: ignore[operator]
+        before = source(node)
+        layer = called(before, modules)
+        scale = norm.weight.detach() / torch.sqrt(tensor_at(norm, "running_var") + norm.eps)
+        shift = norm.bias.detach() - tensor_at(norm, "running_mean") * scale
         if isinstance(layer, (nn.Conv2d, nn.Linear)) and len(before.users) == 1 and calls[str(before.target)] == 1:
             with torch.no_grad():
-                layer.weight.mul_(scale.reshape(-1, *[1] * (layer.weight.dim() - 1)))
-                layer.bias.mul_(scale).add_(shift)  # type: ignore[union-attr]
-            node.replace_all_uses_with(before)
-            graph.graph.erase_node(node)
+                scale_outputs(layer, scale).add_(shift)
+            bypass(node, before)
             continue
         channels = scale.numel()
         affine = nn.Conv2d(channels, channels, 1, groups=channels, device="meta")
-        with_parameters(affine, scale.reshape(channels, 1, 1, 1).clone(), shift.clone(), channels)
+        with_parameters(affine, scale.reshape(channels, 1, 1, 1).clone(), shift.clone())
         affine.affine_norm = True  # type: ignore[assignment]  # stays at 8 bits: its weights are one number a channel
         add_submodule(graph, str(node.target), affine.eval())

@@ -7,13 +7,14 @@ that ships are one and the same function. Weights need nothing: their codes are 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
 from torch import Tensor, fx, nn
 
-from dfqkit.students.onnx_file import input_scales, integer_bias
+from dfqkit.students.nodes import called, tensor_at
+from dfqkit.students.onnx_nodes import input_scales, integer_bias
+from dfqkit.students.quantizers import activation_proxy, zero_point_values
 
 #: Significant bits of a weight's code and its scale together. With activation scales that are powers of two, the
 #: product of integer accumulator and scale then fits float32's 24 bits for accumulators up to 2^20 at 8 bits and 2^16
@@ -27,13 +28,10 @@ LARGEST_BIAS = 2**20
 
 
 def freeze(student: fx.GraphModule) -> None:
-    """Round weight scales, zero points and biases in place; the student is final afterwards.
+    """Round a calibrated student's weight scales, zero points and biases in place; it is final afterwards.
 
     Biases become multiples of input scale x weight scale for every target: where a file keeps them in float, ONNX
     Runtime still rounds them so when it fuses the layer.
-
-    Args:
-        student: Calibrated, and distilled if it is to be.
     """
     student.eval()
     with torch.no_grad():
@@ -43,7 +41,7 @@ def freeze(student: fx.GraphModule) -> None:
                 _round_weight_scale(module, scales.get(name), units.get(name, 1))
         even_zero_points(student)
         for layer, bias in integer_bias(student).items():
-            student.get_submodule(layer).bias.copy_(bias)  # type: ignore[operator, union-attr]
+            tensor_at(student, f"{layer}.bias").copy_(bias)
     for parameter in student.parameters():
         parameter.requires_grad_(False)
 
@@ -56,23 +54,11 @@ def even_zero_points(student: fx.GraphModule) -> None:
     """
     with torch.no_grad():
         for module in student.modules():
-            quantizer = activation_internals(module)
-            shift = getattr(getattr(quantizer, "zero_point_impl", None), "value", None)
-            if shift is None:
-                continue
-            proxy: Any = module.act_quant
-            largest = 2 ** int(proxy.bit_width()) - 2
-            code = torch.round(proxy.zero_point() / 2).mul(2).clamp(max=largest)
-            shift.copy_((code * proxy.scale()).reshape(shift.shape))
-
-
-def activation_internals(module: nn.Module) -> nn.Module | None:
-    """Return the Brevitas module with an activation quantizer's scale and zero point; None for any other module."""
-    if not hasattr(module, "act_quant") or isinstance(module, QuantWeightBiasInputOutputLayer):
-        return None
-    proxy: Any = module.act_quant
-    internals: nn.Module = proxy.fused_activation_quant_proxy.tensor_quant
-    return internals
+            shift, proxy = zero_point_values(module), activation_proxy(module)
+            if shift is not None:
+                largest = 2 ** int(proxy.bit_width()) - 2
+                code = torch.round(proxy.zero_point() / 2).mul(2).clamp(max=largest)
+                shift.copy_((code * proxy.scale()).reshape(shift.shape))
 
 
 def _output_units(student: fx.GraphModule) -> dict[str, int]:
@@ -80,17 +66,14 @@ def _output_units(student: fx.GraphModule) -> dict[str, int]:
     modules = dict(student.named_modules())
     units: dict[str, int] = {}
     for node in student.graph.nodes:
-        if not isinstance(modules.get(str(node.target)), QuantWeightBiasInputOutputLayer):
+        if not isinstance(called(node, modules), QuantWeightBiasInputOutputLayer):
             continue
         readers = list(node.users)
-        if len(readers) == 1 and isinstance(modules.get(str(readers[0].target)), nn.ReLU):
+        if len(readers) == 1 and isinstance(called(readers[0], modules), nn.ReLU):
             readers = list(readers[0].users)
-        for reader in readers:
-            quantizer: Any = modules.get(str(reader.target))
-            if quantizer is None or activation_internals(quantizer) is None:
-                continue
-            if float(torch.frexp(quantizer.act_quant.scale()).mantissa) == 3 / 4:
-                units[str(node.target)] = 3
+        proxies = (activation_proxy(called(reader, modules)) for reader in readers)
+        if any(proxy is not None and float(torch.frexp(proxy.scale()).mantissa) == 3 / 4 for proxy in proxies):
+            units[str(node.target)] = 3
     return units
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dfqkit.students.folding import add_submodule, with_parameters
+from dfqkit.students.nodes import op_name, source, tensor_at
 from dfqkit_export.errors import TeacherError
 
 aten = torch.ops.aten
@@ -38,24 +39,10 @@ _DROPOUTS = {
 }
 
 
-def op_name(target: object) -> str:
-    """Return the short operator name of an fx target: ``aten.add_.Tensor`` gives ``add_``."""
-    if isinstance(target, torch._ops.OpOverload):
-        return str(target.overloadpacket.__name__)
-    return str(getattr(target, "__name__", target))
-
-
 def _owners(model: nn.Module) -> set[str]:
     """Paths of all modules that hold parameters or buffers, and of what these lie in."""
     paths = (name.split(".")[:-1] for name in model.state_dict())
     return {".".join(path[:length]) for path in paths for length in range(1, len(path) + 1)}
-
-
-def _attribute(root: nn.Module, path: str) -> Any:
-    value: Any = root
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value
 
 
 def _pair(value: Any) -> Any:
@@ -89,7 +76,7 @@ class Normaliser:
             elif node.op == "output":
                 self._output(node)
             elif node.op == "get_attr":
-                self.env[node] = node  # resolved where it is used
+                continue  # resolved where it is used
             elif node.op == "call_function":
                 self.env[node] = self._convert(node)
             elif not (node.op == "call_module" and "guards" in str(node.target)):
@@ -100,9 +87,9 @@ class Normaliser:
     def _output(self, node: fx.Node) -> None:
         """Keep the named outputs: torch.export lays a tuple or mapping out as a list, with a mapping's names aside."""
         values = list(node.args[0]) if isinstance(node.args[0], (list, tuple)) else [node.args[0]]
-        spec = getattr(getattr(self.source.graph._codegen, "pytree_info", None), "out_spec", None)
+        spec: Any = getattr(getattr(self.source.graph._codegen, "pytree_info", None), "out_spec", None)
         mapping = isinstance(kind := getattr(spec, "type", None), type) and issubclass(kind, dict)
-        keys: list[str] = spec.context if mapping else self.outputs  # type: ignore[union-attr]
+        keys: list[str] = spec.context if mapping else self.outputs
         if len(values) != len(keys) or not set(self.outputs) <= set(keys):
             message = (
                 f"The model returns {len(values)} tensors{f' ({keys})' if mapping else ''}; needed are "
@@ -140,29 +127,30 @@ class Normaliser:
         # x * gate(x) in two steps, so that both the gate and the product can be quantized
         gated: dict[str, type[nn.Module]] = {"silu": nn.Sigmoid, "hardswish": nn.Hardsigmoid}
         if node.target in _DROPOUTS or name in ("contiguous", "clone"):
-            return self._map(node.args[0])  # type: ignore[no-any-return]
+            return self._of(source(node))
         if name in modules:
             return self._module(node, modules[name](), name)
         if name in gated:
             gate = self._module(node, gated[name](), f"{name}_gate")
-            return self.graph.call_function(torch.mul, (self._map(node.args[0]), gate))
+            return self.graph.call_function(torch.mul, (self._of(source(node)), gate))
         if name in functions:
             return self.graph.call_function(functions[name], self._map(node.args))
         return handlers.get(name, self._copy)(node)
 
-    def _map(self, value: Any) -> Any:
-        def one(node: fx.Node) -> fx.Node:
-            mapped = self.env[node]
-            return self._constant(mapped) if mapped.graph is not self.graph else mapped
-
-        return fx.map_arg(value, one)
-
-    def _constant(self, node: fx.Node) -> fx.Node:
+    def _of(self, node: fx.Node) -> fx.Node:
+        """Return what stands for a node of the source, and register the constant that it may be."""
+        if node.op != "get_attr":
+            return self.env[node]
         name = "constant_" + str(node.target).replace(".", "_")
-        tensor = _attribute(self.source, str(node.target)).detach().clone()
         if not hasattr(self.root, name):
-            self.root.register_buffer(name, tensor)
+            self.root.register_buffer(name, self._stored(node))
         return self.graph.get_attr(name)
+
+    def _map(self, value: Any) -> Any:
+        return fx.map_arg(value, self._of)
+
+    def _stored(self, node: fx.Node) -> Tensor:
+        return tensor_at(self.source, node.target).detach().clone()
 
     def _tensor(self, node: object) -> Tensor | None:
         if not isinstance(node, fx.Node):
@@ -170,11 +158,10 @@ class Normaliser:
         if node.op != "get_attr":
             message = (
                 f"'{node.name}' is computed where a layer takes a stored parameter (bias, BatchNorm statistics). Fold "
-                f"the "
-                "computation into the parameter first."
+                "the computation into the parameter first."
             )
             raise TeacherError(message)
-        return _attribute(self.source, str(node.target)).detach().clone()  # type: ignore[no-any-return]
+        return self._stored(node)
 
     def _unique(self, base: str, *, generated: bool = True) -> str:
         if base.partition(".")[0] == "quant":
@@ -189,15 +176,14 @@ class Normaliser:
     def _module(self, node: fx.Node, module: nn.Module, name: str) -> fx.Node:
         target = self._unique(name)
         add_submodule(self.root, target, module)
-        return self.graph.call_module(target, (self._map(node.args[0]),))
+        return self.graph.call_module(target, (self._of(source(node)),))
 
     def _weighted(self, node: fx.Node, make: Callable[[Tensor, Tensor | None], nn.Module]) -> fx.Node:
         weight_node = node.args[1]
         if not isinstance(weight_node, fx.Node) or weight_node.op != "get_attr":
             message = (
                 f"Layer '{node.name}' takes its weight from a computation, not from a parameter. dfqkit quantizes "
-                f"stored "
-                "weights: fold the computation (weight norm, dynamic convolution) into the parameter first."
+                "stored weights: fold the computation (weight norm, dynamic convolution) into the parameter first."
             )
             raise TeacherError(message)
         path = str(weight_node.target)
@@ -205,13 +191,9 @@ class Normaliser:
         key = f"{path} {node.meta['val'].dim()} {fx.map_arg(node.args[2:], lambda n: str(n.target))}"
         if key not in self.named:
             base = path.removesuffix(".weight") if path.endswith(".weight") else path.replace(".", "_")
-            weight = self._tensor(weight_node)
-            if weight is None:
-                message = f"Layer '{node.name}' has no weight tensor at '{path}'."
-                raise TeacherError(message)
             self.named[key] = self._unique(base, generated=False)
-            add_submodule(self.root, self.named[key], make(weight, self._tensor(_argument(node, 2))))
-        return self.graph.call_module(self.named[key], (self._map(node.args[0]),))
+            add_submodule(self.root, self.named[key], make(self._stored(weight_node), self._tensor(_argument(node, 2))))
+        return self.graph.call_module(self.named[key], (self._of(source(node)),))
 
     def _conv(self, node: fx.Node) -> fx.Node:
         stride, padding, dilation = (_pair(_argument(node, i, default)) for i, default in ((3, 1), (4, 0), (5, 1)))
@@ -222,24 +204,24 @@ class Normaliser:
             layer = nn.Conv2d(
                 in_channels, out_channels, _pair(weight.shape[2:]), stride, padding, dilation, groups, device="meta"
             )
-            return with_parameters(layer, weight, bias, out_channels)
+            return with_parameters(layer, weight, bias)
 
         return self._weighted(node, make)
 
     def _linear(self, node: fx.Node) -> fx.Node:
-        maps = isinstance(node.args[0], fx.Node) and node.args[0].meta["val"].dim() == 4
+        maps = source(node).meta["val"].dim() == 4
 
         def make(weight: Tensor, bias: Tensor | None) -> nn.Module:
             channels, inputs = weight.shape
             if maps:
-                layer: nn.Module = nn.Conv2d(inputs, channels, 1, device="meta")
-                return with_parameters(layer, weight.reshape(channels, inputs, 1, 1), bias, channels)
-            return with_parameters(nn.Linear(inputs, channels, device="meta"), weight, bias, channels)
+                layer = nn.Conv2d(inputs, channels, 1, device="meta")
+                return with_parameters(layer, weight.reshape(channels, inputs, 1, 1), bias)
+            return with_parameters(nn.Linear(inputs, channels, device="meta"), weight, bias)
 
-        if not maps:
-            return self._weighted(node, make)
-        # Channels last: a 1x1 convolution between two permutations, most of which then cancel (`rewriting`).
         layer = self._weighted(node, make)
+        if not maps:
+            return layer
+        # Channels last: a 1x1 convolution between two permutations, most of which then cancel (`rewriting`).
         with self.graph.inserting_before(layer):
             layer.args = (self.graph.call_function(torch.permute, (layer.args[0], (0, 3, 1, 2))),)
         return self.graph.call_function(torch.permute, (layer, (0, 2, 3, 1)))
@@ -252,12 +234,12 @@ class Normaliser:
                 "track_running_stats=True, or replace the layer."
             )
             raise TeacherError(message)
-        if isinstance(node.args[0], fx.Node) and not self._foldable(node.args[0]) and node.meta["val"].dim() != 4:
+        before, rank = source(node), node.meta["val"].dim()
+        foldable = op_name(before.target) in ("conv2d", "linear") and len(before.users) == 1
+        if rank != 4 and not foldable:
             message = (
-                f"BatchNorm '{node.name}' works on {node.meta['val'].dim()}-dimensional values and does not follow a "
-                f"linear "
-                "layer directly, so it cannot be folded, and no target has an integer form of it. Put it directly "
-                "behind "
+                f"BatchNorm '{node.name}' works on {rank}-dimensional values and does not follow a linear layer "
+                "directly, so it cannot be folded, and no target has an integer form of it. Put it directly behind "
                 "the linear layer."
             )
             raise TeacherError(message)
@@ -270,10 +252,7 @@ class Normaliser:
         path = str(node.args[3].target) if isinstance(node.args[3], fx.Node) else node.name
         target = self._unique(path.removesuffix(".running_mean"), generated=False)
         add_submodule(self.root, target, norm.eval())
-        return self.graph.call_module(target, (self._map(node.args[0]),))
-
-    def _foldable(self, before: fx.Node) -> bool:
-        return op_name(before.target) in ("conv2d", "linear") and len(before.users) == 1
+        return self.graph.call_module(target, (self._of(source(node)),))
 
     def _max_pool(self, node: fx.Node) -> fx.Node:
         kernel, stride, padding, dilation, ceil = (
@@ -288,29 +267,27 @@ class Normaliser:
         if _argument(node, 6) is not None:
             message = f"Average pooling '{node.name}' has a divisor_override, which ONNX cannot hold. Leave it out."
             raise TeacherError(message)
-        spatial = node.args[0].meta["val"].shape[2:] if isinstance(node.args[0], fx.Node) else ()
-        if tuple(spatial) == (kernel if isinstance(kernel, tuple) else (kernel, kernel)) and padding in (0, (0, 0)):
+        spatial = tuple(source(node).meta["val"].shape[2:])
+        if spatial == (kernel if isinstance(kernel, tuple) else (kernel, kernel)) and padding in (0, (0, 0)):
             return self._module(node, nn.AdaptiveAvgPool2d(1), "global_pool")
         return self._module(node, nn.AvgPool2d(kernel, stride or kernel, padding, ceil, include), "avg_pool")
 
     def _adaptive_pool(self, node: fx.Node) -> fx.Node:
-        size = tuple(node.args[1])  # type: ignore[arg-type]
-        spatial = tuple(node.args[0].meta["val"].shape[2:])  # type: ignore[union-attr]
+        size, spatial = tuple(_argument(node, 1)), tuple(source(node).meta["val"].shape[2:])
         if size == (1, 1):
             return self._module(node, nn.AdaptiveAvgPool2d(1), "global_pool")
         if size == spatial:
-            return self._map(node.args[0])  # type: ignore[no-any-return]
+            return self._of(source(node))
         if all(have % want == 0 for have, want in zip(spatial, size, strict=True)):
-            kernel = tuple(have // want for have, want in zip(spatial, size, strict=True))
-            return self._module(node, nn.AvgPool2d(kernel, kernel), "avg_pool")  # type: ignore[arg-type]
+            kernel = _pair([have // want for have, want in zip(spatial, size, strict=True)])
+            return self._module(node, nn.AvgPool2d(kernel, kernel), "avg_pool")
         message = f"Adaptive pooling from {spatial} to {size} ('{node.name}') has no ONNX form: use sizes that divide."
         raise TeacherError(message)
 
     def _mean(self, node: fx.Node) -> fx.Node:
-        value = node.args[0].meta["val"] if isinstance(node.args[0], fx.Node) else None
-        asked = _argument(node, 1)
-        dims = tuple(d % value.dim() for d in asked) if value is not None and isinstance(asked, (list, tuple)) else ()
-        if value is None or value.dim() != 4 or sorted(dims) != [2, 3]:
+        rank, asked = source(node).meta["val"].dim(), _argument(node, 1)
+        dims = sorted(dim % rank for dim in asked) if isinstance(asked, (list, tuple)) else []
+        if rank != 4 or dims != [2, 3]:
             return self._copy(node)
         pooled = self._module(node, nn.AdaptiveAvgPool2d(1), "global_pool")
         return pooled if _argument(node, 2, False) else self.graph.call_function(torch.flatten, (pooled, 1))
@@ -330,18 +307,16 @@ class Normaliser:
     def _cat(self, node: fx.Node) -> fx.Node:
         parts: Any = node.args[0]
         if len(parts) == 1:  # DenseNet's first layers: no kernel runs it on codes
-            return self._map(parts[0])  # type: ignore[no-any-return]
+            return self._of(parts[0])
         return self.graph.call_function(torch.cat, self._map(node.args))
 
     def _copy(self, node: fx.Node) -> fx.Node:
         target = node.target
-        if target is operator.getitem or not op_name(target).endswith("_"):
-            args, kwargs = self._map(node.args), self._map(node.kwargs)
-            return self.graph.call_function(target, args, kwargs)  # type: ignore[arg-type]
+        if callable(target) and (target is operator.getitem or not op_name(target).endswith("_")):
+            return self.graph.call_function(target, self._map(node.args), self._map(node.kwargs))
         message = (
             f"Operator '{op_name(target)}' ('{node.name}') changes its input in place, which the quantized graph "
-            f"cannot "
-            "hold. Use the functional form in the model."
+            "cannot hold. Use the functional form in the model."
         )
         raise TeacherError(message)
 

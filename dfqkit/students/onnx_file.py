@@ -1,10 +1,7 @@
 """Writes a fake-quantized student, or its float teacher, as a standard ONNX file.
 
-What belongs here: the step from torch to ONNX, and the only import of torch in this package (inside the functions). The
-graph comes as an `fx.GraphModule` whose layers are `torch.nn` or Brevitas modules; what Brevitas learned (scales, zero
-points, integer codes) is read out and written as QuantizeLinear / DequantizeLinear with integer initializers.
-Everything that a file carries is decided here: no custom domain, no stack traces, names taken from the model, dynamic
-batch.
+What belongs here: the step from torch to ONNX, and everything that a file carries: no custom domain, no stack traces,
+names taken from the model, dynamic batch. What stands for the Q/DQ nodes while the exporter looks is `onnx_nodes`.
 """
 
 from __future__ import annotations
@@ -14,32 +11,23 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import onnx
+import torch
+from torch import fx
 
+from dfqkit.students.onnx_nodes import with_onnx_pooling, with_qdq
+from dfqkit_export._version import __version__
 from dfqkit_export.backends.target import Target
 from dfqkit_export.files import write_bytes
-
-if TYPE_CHECKING:
-    from torch import fx
 
 INPUT = "image"
 
 
 def write_float(graph: fx.GraphModule, path: Path, *, metadata: Mapping[str, str], opset: int = 18) -> None:
-    """Write a float graph (the teacher, BatchNorm folded) as ONNX.
-
-    Args:
-        graph: A float graph in normal form, eval mode.
-        path: File to write; replaced whole or not at all.
-        metadata: Text properties stored in the file.
-        opset: ONNX opset.
-    """
-    from dfqkit.students.onnx_nodes import with_onnx_pooling
-
+    """Write a float graph in normal form (the teacher, BatchNorm folded) as ONNX, whole or not at all."""
     write_bytes(path, _serialise(with_onnx_pooling(graph), metadata, opset))
 
 
@@ -47,39 +35,22 @@ def write_qdq(graph: fx.GraphModule, target: Target, path: Path, *, metadata: Ma
     """Write a calibrated Brevitas student as a QDQ file for ``target``.
 
     Weights are stored as int8 codes with DequantizeLinear behind them; biases as the target wants; every activation
-    quantizer becomes a Q/DQ pair, with a Clip where its range has fewer than 8 bits.
+    quantizer becomes a Q/DQ pair, with a Clip where its range has fewer than 8 bits. The file is there whole or not at
+    all.
 
     Args:
         graph: A fake-quantized graph as built for the same target.
         target: Decides types, bias and clipping.
-        path: File to write; replaced whole or not at all.
+        path: File to write.
         metadata: Text properties stored in the file.
 
     Raises:
         TargetError: When the graph holds a quantizer that the target cannot run.
     """
-    from dfqkit.students.onnx_nodes import with_qdq
-
     write_bytes(path, _serialise(with_qdq(graph, target), metadata, target.opset))
 
 
-def integer_bias(graph: fx.GraphModule) -> dict[str, Any]:
-    """Return each layer's bias as int32 will store it, by layer name: float tensors (C_out,) on that grid."""
-    from dfqkit.students.onnx_nodes import rounded_biases
-
-    return rounded_biases(graph)
-
-
-def input_scales(graph: fx.GraphModule) -> dict[str, Any]:
-    """Return the scale of each quantized layer's input, by layer name: scalar tensors."""
-    from dfqkit.students.onnx_nodes import input_scales as scales
-
-    return scales(graph)
-
-
 def _serialise(graph: fx.GraphModule, metadata: Mapping[str, str], opset: int) -> bytes:
-    import torch
-
     placeholder = next(n for n in graph.graph.nodes if n.op == "placeholder")
     outputs = next(n for n in graph.graph.nodes if n.op == "output").meta["outputs"]
     example = torch.zeros((2, *placeholder.meta["example_shape"]))
@@ -105,11 +76,12 @@ def _serialise(graph: fx.GraphModule, metadata: Mapping[str, str], opset: int) -
     for key in sorted(metadata):
         model.metadata_props.add(key=key, value=metadata[key])
     onnx.checker.check_model(model, full_check=True)
-    return model.SerializeToString(deterministic=True)  # type: ignore[no-any-return]
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
 
 
 @contextlib.contextmanager
-def _quiet(*names: str) -> Any:
+def _quiet(*names: str) -> Iterator[None]:
     """Silence the exporter, which logs every step and warns of unused options."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
@@ -124,8 +96,6 @@ def _quiet(*names: str) -> Any:
 
 def _clean(model: onnx.ModelProto, outputs: Sequence[str]) -> None:
     """Make the file say only what it must: stable names, no traces of the machine that wrote it."""
-    from dfqkit_export._version import __version__
-
     model.producer_name, model.producer_version, model.doc_string = "dfqkit", __version__, ""
     del model.metadata_props[:]
     graph = model.graph

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dfqkit.config.quant import QuantConfig
-from dfqkit.students.normal_form import op_name
+from dfqkit.students.nodes import call_behind, called, op_name, source, tensor_at
 from dfqkit.students.quantizers import activation_quantizer, weight_quantizer
 from dfqkit_export.backends.target import Target
 from dfqkit_export.images.spec import ImageSpec
@@ -25,6 +25,7 @@ from dfqkit_export.images.spec import ImageSpec
 _WEIGHTED = (nn.Conv2d, nn.Linear)
 _NONNEGATIVE = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid)
 _RELU = (nn.ReLU, nn.ReLU6)
+_POOLING = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 _STRUCTURAL = {"max_pool2d", "flatten", "reshape", "permute", "transpose", "slice", "unsqueeze", "squeeze", "expand"}
 #: Operators that move values without changing them, but behind which a runtime wants Q/DQ again: the same scale serves.
 _REGRID = {"getitem", "pad", "constant_pad_nd", "select"}
@@ -33,16 +34,8 @@ _SPLIT = {"chunk", "split", "split_with_sizes", "unbind"}
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationPlan:
-    """One activation quantizer.
+    """One activation quantizer; ``shares`` names the node whose quantizer is used again (same scale)."""
 
-    Attributes:
-        node: Name of the node whose output it quantizes.
-        bits: Bit width.
-        signed: Whether values may be negative.
-        shares: Node whose quantizer is used again (same scale), or None for one of its own.
-    """
-
-    node: str
     bits: int
     signed: bool
     shares: str | None = None
@@ -57,28 +50,19 @@ class Plan:
 
 
 def plan(graph: fx.GraphModule, config: QuantConfig, target: Target, image: ImageSpec) -> Plan:
-    """Decide every quantizer of ``graph`` for ``target``.
+    """Decide every quantizer of a float graph in normal form, as a scheme and a target want it.
 
     An activation that an inner convolution or linear layer multiplies gets the scheme's activation bits, the input of
     the first and the last layer gets ``first_last`` bits, all others ``elementwise`` bits.
-
-    Args:
-        graph: A float graph in normal form.
-        config: The scheme.
-        target: Where quantizers are wanted.
-        image: Gives the input shape, to tell tensors from sizes.
     """
     rules = _Rules(graph, config, target, image)
     activations: dict[str, ActivationPlan] = {}
     for node in graph.graph.nodes:
-        source = rules.shared_source(node)
-        if source is not None:
+        shared = rules.shared_source(node)
+        if shared is not None or rules.wants_quantizer(node):
+            origin = node if shared is None else shared
             activations[node.name] = ActivationPlan(
-                node=node.name, bits=rules.bits(source), signed=not rules.nonnegative(source), shares=source.name
-            )
-        elif rules.wants_quantizer(node):
-            activations[node.name] = ActivationPlan(
-                node=node.name, bits=rules.bits(node), signed=not rules.nonnegative(node)
+                bits=rules.bits(origin), signed=not rules.nonnegative(origin), shares=shared.name if shared else None
             )
     kept = {name: item for name, item in activations.items() if item.shares is None or item.shares in activations}
     return Plan(activations=kept, weights={str(n.target): rules.weight_bits(n) for n in rules.weighted_nodes})
@@ -99,9 +83,7 @@ class _Rules:
         self.last |= self.outputs.intersection(self.weighted_nodes)  # another output may go on from there
 
     def module(self, node: object) -> nn.Module | None:
-        if isinstance(node, fx.Node) and node.op == "call_module":
-            return self.modules.get(str(node.target))
-        return None
+        return called(node, self.modules)
 
     def kind(self, node: fx.Node) -> str:
         module = self.module(node)
@@ -117,9 +99,13 @@ class _Rules:
             return "split"
         return "compute" if node.op in ("call_module", "call_function") else "none"
 
+    def moves(self, node: fx.Node) -> bool:
+        """Whether an operator only moves values."""
+        return self.kind(node) in ("structural", "regrid", "split")
+
     def _through_structure(self, node: fx.Node) -> fx.Node:
-        while self.kind(node) in ("structural", "regrid", "split"):
-            node = node.args[0]  # type: ignore[assignment]
+        while self.moves(node):
+            node = source(node)
         return node
 
     def _meets_weighted(self, node: fx.Node, step: Callable[[fx.Node], list[fx.Node]]) -> bool:
@@ -140,24 +126,20 @@ class _Rules:
             return isinstance(node, (int, float)) and node >= 0
         if isinstance(self.module(node), _NONNEGATIVE):
             return True
-        if self.kind(node) in ("structural", "regrid", "split") or isinstance(
-            self.module(node), (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
-        ):
+        if self.moves(node) or isinstance(self.module(node), _POOLING):
             return self.nonnegative(node.args[0])
         if node.target in (torch.add, torch.mul):
             return all(self.nonnegative(a) for a in node.args)
         if node.target is torch.cat:
-            return all(self.nonnegative(a) for a in node.args[0])  # type: ignore[union-attr]
+            parts: Any = node.args[0]
+            return all(self.nonnegative(part) for part in parts)
         return False
 
     def consumers(self, node: fx.Node) -> list[fx.Node]:
         """Users that compute with the values of ``node``, looking through operators that only move them."""
         found: list[fx.Node] = []
         for user in node.users:
-            if self.kind(user) in ("structural", "regrid", "split"):
-                found.extend(self.consumers(user))
-            else:
-                found.append(user)
+            found.extend(self.consumers(user) if self.moves(user) else [user])
         return found
 
     def weight_bits(self, node: fx.Node) -> int:
@@ -182,14 +164,13 @@ class _Rules:
         # Where inputs alone are quantized, an addition still wants the pair of its residual branch right before it.
         if not self.target.quantize_outputs and not any(user.target is torch.add for user in self.consumers(node)):
             return None
-        source = self._through_structure(node)
-        return source if source in self.tensors else None
+        origin = self._through_structure(node)
+        return origin if origin in self.tensors else None
 
     def wants_quantizer(self, node: fx.Node) -> bool:
-        kind = self.kind(node)
-        if node not in self.tensors or kind in ("structural", "regrid", "split", "none"):
+        kind, readers = self.kind(node), self.consumers(node)
+        if node not in self.tensors or self.moves(node) or kind == "none":
             return False
-        readers = self.consumers(node)
         if node in self.outputs and all(reader.op == "output" for reader in readers):
             return False  # outputs stay float: with 8-bit logits many of 1000 classes tie
         if not readers:
@@ -199,15 +180,13 @@ class _Rules:
         fuses = (kind == "weighted" or node.target is torch.add) and len(node.users) == 1
         if fuses and isinstance(self.module(next(iter(node.users))), _RELU):
             return False
-        if self.target.quantize_outputs:
-            return True
-        return self._input_wants_quantizer(node)
+        return self.target.quantize_outputs or self._input_wants_quantizer(node)
 
     def _input_wants_quantizer(self, node: fx.Node) -> bool:
         """Targets that quantize inputs only: those of weighted layers, pooling, and an addition's residual branch."""
         for user in self.consumers(node):
             module = self.module(user)
-            if isinstance(module, (*_WEIGHTED, nn.AvgPool2d, nn.AdaptiveAvgPool2d)):
+            if isinstance(module, (*_WEIGHTED, *_POOLING)):
                 return True
             if user.target is torch.add and node is not self._main_branch(user):
                 return True
@@ -243,12 +222,6 @@ def quantized_graph(graph: fx.GraphModule, config: QuantConfig, target: Target, 
 
     Node and layer names stay those of ``graph``; the quantizer of node ``n`` is the module ``quant.n``.
 
-    Args:
-        graph: A float graph in normal form.
-        config: The scheme, checked against the target here.
-        target: Placement and types.
-        image: Input shape.
-
     Raises:
         TargetError: When the target cannot run the scheme.
     """
@@ -256,32 +229,22 @@ def quantized_graph(graph: fx.GraphModule, config: QuantConfig, target: Target, 
     decided = plan(graph, config, target, image)
     student = copy.deepcopy(graph)
     for name, bits in decided.weights.items():
-        layer = student.get_submodule(name)
-        student.set_submodule(name, _quant_layer(layer, config, bits, target))
+        student.set_submodule(name, _quant_layer(student.get_submodule(name), config, bits, target))
+    modules, nodes = dict(student.named_modules()), {node.name: node for node in student.graph.nodes}
     quantizers = nn.Module()
     student.add_submodule("quant", quantizers)
-    by_name = {node.name: node for node in student.graph.nodes}
-    for item in decided.activations.values():
+    for name, item in decided.activations.items():
         if item.shares is None:
             # The input's scale only ever multiplies, and ReLU6 ends at 6: other short numbers (see calibration).
-            node = by_name[item.node]
-            exact = node.op != "placeholder" and not isinstance(_module(student, node), nn.ReLU6)
+            exact = nodes[name].op != "placeholder" and not isinstance(called(nodes[name], modules), nn.ReLU6)
             kind = activation_quantizer(config, item.bits, target, signed=item.signed, exact_scale=exact)
-            quantizers.add_module(item.node, qnn.QuantIdentity(act_quant=kind, return_quant_tensor=False))
-    for item in decided.activations.values():
-        node = by_name[item.node]
-        with student.graph.inserting_after(node):
-            call = student.graph.call_module(f"quant.{item.shares or item.node}", (node,))
-        for user in [user for user in node.users if user is not call and user.op != "output"]:
-            user.replace_input_with(node, call)
+            quantizers.add_module(name, qnn.QuantIdentity(act_quant=kind, return_quant_tensor=False))
+    for name, item in decided.activations.items():
+        call_behind(nodes[name], f"quant.{item.shares or name}")
     student.graph.lint()
     student.recompile()
     # Brevitas makes the state of activation quantizers on the CPU, whatever the layers' device.
     return student.to(next(graph.parameters()).device)
-
-
-def _module(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 def _quant_layer(layer: nn.Module, config: QuantConfig, bits: int, target: Target) -> nn.Module:
@@ -303,6 +266,6 @@ def _quant_layer(layer: nn.Module, config: QuantConfig, bits: int, target: Targe
         else:
             twin = qnn.QuantLinear(layer.in_features, layer.out_features, **options)
     with torch.no_grad():
-        twin.weight.copy_(layer.weight)  # type: ignore[operator, arg-type]
-        twin.bias.copy_(layer.bias)  # type: ignore[operator, arg-type]
+        for name in ("weight", "bias"):
+            tensor_at(twin, name).copy_(tensor_at(layer, name))
     return twin

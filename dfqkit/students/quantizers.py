@@ -1,4 +1,4 @@
-"""Which Brevitas quantizer each tensor gets: the recipe's scheme crossed with the target's table."""
+"""Which Brevitas quantizer each tensor gets (the recipe's scheme crossed with the target's table), and its insides."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from brevitas.core.function_wrapper import CeilSte
 from brevitas.core.scaling.standalone import ParameterFromStatsFromParameterScaling
 from brevitas.inject.enum import RestrictValueType
+from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
 from brevitas.quant import (
     Int8ActPerTensorFloat,
     Int8ActPerTensorFloatMSE,
@@ -17,6 +18,7 @@ from brevitas.quant import (
     Uint8ActPerTensorFloat,
     Uint8ActPerTensorFloatMSE,
 )
+from torch import nn
 
 from dfqkit.config.quant import QuantConfig
 from dfqkit_export.backends.target import Target
@@ -56,10 +58,25 @@ def activation_quantizer(config: QuantConfig, bits: int, target: Target, *, sign
     if config.activation_range == "percentile":
         options["high_percentile_q"] = config.percentile
         if not space.symmetric:
-            options["low_percentile_q"] = max(
-                100 - config.percentile, 1e-6
-            )  # Brevitas takes no 0: it is the smallest value
+            # Brevitas takes no 0: it is the smallest value.
+            options["low_percentile_q"] = max(100 - config.percentile, 1e-6)
     if config.scales == "power_of_two" and exact_scale:
         options["restrict_scaling_type"] = RestrictValueType.POWER_OF_TWO
         options["restrict_value_float_to_int_impl"] = CeilSte  # rounding down would cut the calibrated range
     return (plain if config.activation_range == "percentile" else least_error).let(**options)
+
+
+def activation_proxy(module: nn.Module | None) -> Any:
+    """Return what knows an activation quantizer's bits, sign, scale and zero point; None for any other module."""
+    return None if isinstance(module, QuantWeightBiasInputOutputLayer) else getattr(module, "act_quant", None)
+
+
+def activation_internals(module: nn.Module | None) -> Any:
+    """Return the Brevitas module with an activation quantizer's scale and zero point; None for any other module."""
+    proxy = activation_proxy(module)
+    return None if proxy is None else proxy.fused_activation_quant_proxy.tensor_quant
+
+
+def zero_point_values(module: nn.Module) -> Any:
+    """Return the tensor behind an asymmetric quantizer's zero point, scale x zero point; None for any other module."""
+    return getattr(getattr(activation_internals(module), "zero_point_impl", None), "value", None)

@@ -7,13 +7,13 @@ each other go. Scales: a constant a channel goes into the layer in front of it. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from dfqkit.students.normal_form import op_name
+from dfqkit.students.folding import scale_outputs
+from dfqkit.students.nodes import bypass, called, op_name, source, tensor_at
 
 _ELEMENTWISE = {"gelu", "hardsigmoid", "hardtanh", "leaky_relu", "relu", "sigmoid", "tanh"}
 _ELEMENTWISE_MODULES = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid, nn.Hardtanh)
@@ -28,33 +28,31 @@ def cancel_permutations(graph: fx.GraphModule) -> None:
     graph.graph.eliminate_dead_code()  # what is left over would count as a reader of its input
 
 
-def _is_permutation(node: object) -> bool:
-    return isinstance(node, fx.Node) and node.op == "call_function" and op_name(node.target) == "permute"
+def _is_permutation(node: fx.Node) -> bool:
+    return node.op == "call_function" and op_name(node.target) == "permute"
 
 
 def _order(node: fx.Node) -> tuple[int, ...]:
-    dims: Sequence[int] = node.args[1]  # type: ignore[assignment]
+    dims: Any = node.args[1]
     return tuple(dim % len(dims) for dim in dims)
 
 
 def _cancel(graph: fx.GraphModule, node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     """Remove one pair, or bring a permutation nearer to the one it may undo."""
-    before = node.args[0]
-    if not isinstance(before, fx.Node) or not node.users:
+    if not node.users:
         return False
+    before = source(node)
     if _is_permutation(before):
         if tuple(_order(before)[axis] for axis in _order(node)) != tuple(range(len(_order(node)))):
             return False
-        node.replace_all_uses_with(before.args[0])  # type: ignore[arg-type]
-        graph.graph.erase_node(node)
+        bypass(node, source(before))
         return True
-    if not (_is_elementwise(before, modules) and len(before.users) == 1 and _is_permutation(before.args[0])):
+    if not (_is_elementwise(before, modules) and len(before.users) == 1 and _is_permutation(source(before))):
         return False
     with graph.graph.inserting_before(before):
-        moved = graph.graph.call_function(torch.permute, (before.args[0], _order(node)))
-    before.replace_input_with(before.args[0], moved)  # type: ignore[arg-type]
-    node.replace_all_uses_with(before)
-    graph.graph.erase_node(node)
+        moved = graph.graph.call_function(torch.permute, (source(before), _order(node)))
+    before.replace_input_with(source(before), moved)
+    bypass(node, before)
     return True
 
 
@@ -74,18 +72,15 @@ def fold_scales(graph: fx.GraphModule) -> None:
     for node in list(graph.graph.nodes):
         if node.op != "call_function" or node.target is not torch.mul or len(node.args) != 2:
             continue
-        for layer_node, constant in (node.args, node.args[::-1]):
-            layer = modules.get(str(layer_node.target)) if getattr(layer_node, "op", "") == "call_module" else None
-            if not isinstance(layer, nn.Conv2d | nn.Linear) or calls.count(str(layer_node.target)) > 1:
+        for before, constant in (node.args, node.args[::-1]):
+            layer = called(before, modules)
+            if not isinstance(layer, nn.Conv2d | nn.Linear) or calls.count(str(before.target)) > 1:
                 continue
             scale = _channel_scale(graph, constant, layer)
-            if scale is None or len(layer_node.users) > 1:
+            if scale is None or len(before.users) > 1:
                 continue
-            with torch.no_grad():
-                layer.weight.mul_(scale.reshape(-1, *[1] * (layer.weight.dim() - 1)))
-                layer.bias.mul_(scale)  # type: ignore[union-attr]
-            node.replace_all_uses_with(layer_node)
-            graph.graph.erase_node(node)
+            scale_outputs(layer, scale)
+            bypass(node, before)
             break
 
 
@@ -93,7 +88,7 @@ def _channel_scale(graph: fx.GraphModule, constant: object, layer: nn.Conv2d | n
     """Return the constant as (C_out,), or None where it is none or does not lie along the layer's channels."""
     if not isinstance(constant, fx.Node) or constant.op != "get_attr":
         return None
-    value: Tensor = reduce(getattr, str(constant.target).split("."), graph)  # type: ignore[assignment, arg-type]
+    value = tensor_at(graph, constant.target)
     channels = layer.weight.shape[0]
     convolution = isinstance(layer, nn.Conv2d)
     rank = 4 if convolution else 2

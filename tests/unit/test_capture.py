@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrizations
 
 from dfqkit.students.capture import export_graph, float_graph
-from dfqkit.students.normal_form import op_name
+from dfqkit.students.nodes import op_name
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.images.spec import ImageSpec
 from tests._messages import raises_naming

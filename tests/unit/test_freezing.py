@@ -12,12 +12,12 @@ from torch import Tensor, fx
 from dfqkit.students.freezing import (
     CODE_AND_SCALE_BITS,
     LARGEST_BIAS,
-    activation_internals,
     even_zero_points,
     freeze,
     short_mantissa,
 )
-from dfqkit.students.onnx_file import input_scales
+from dfqkit.students.onnx_nodes import input_scales
+from dfqkit.students.quantizers import activation_internals
 from tests._toys import Depthwise, Residual, images, randomise, student
 
 

@@ -139,7 +139,7 @@ def test_signs() -> None:
 )
 def test_behind_operators_that_only_move_values_the_same_quantizer_serves(name: str, kinds: set[str]) -> None:
     graph, decided = planned(name)
-    shared = {a.node: a.shares for a in decided.activations.values() if a.shares}
+    shared = {n: a.shares for n, a in decided.activations.items() if a.shares}
     assert {n.split("_")[0] for n in shared} == kinds
     student = quantized_graph(graph, QuantConfig(bits="w4a4"), get_target("onnxruntime"), IMAGE)
     for node, source in shared.items():

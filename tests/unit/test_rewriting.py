@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dfqkit.students.capture import float_graph
-from dfqkit.students.normal_form import op_name
+from dfqkit.students.nodes import op_name
 from dfqkit.students.onnx_file import write_qdq
 from dfqkit_export.backends import get_target
 from dfqkit_export.backends.onnxruntime.session import OrtSession

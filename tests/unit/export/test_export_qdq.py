@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 from torch import fx, nn
 
-from dfqkit.students.onnx_file import integer_bias, write_float, write_qdq
+from dfqkit.students.onnx_file import write_float, write_qdq
+from dfqkit.students.onnx_nodes import integer_bias
 from dfqkit_export.backends import get_target
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.backends.opening import realised_precision

@@ -1,0 +1,69 @@
+"""What the nodes of an `fx` graph read, call and hold, with types.
+
+What belongs here: the narrowing of fx's unions (an argument may be a node, a number, a list) and of what modules hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import reduce
+
+import torch
+from torch import Tensor, fx, nn
+
+from dfqkit_export.errors import TeacherError
+
+
+def op_name(target: object) -> str:
+    """Return the short operator name of an fx target: ``aten.add_.Tensor`` gives ``add_``."""
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target.overloadpacket.__name__)
+    return str(getattr(target, "__name__", target))
+
+
+def source(node: fx.Node) -> fx.Node:
+    """Return the node whose value is the first argument of another.
+
+    Raises:
+        TeacherError: It is a constant, or a list.
+    """
+    first = node.args[0]
+    if not isinstance(first, fx.Node):
+        message = f"'{node.name}' ({node.target}) reads {first!r} where a tensor of the graph is needed."
+        raise TeacherError(message)
+    return first
+
+
+def called(node: object, modules: Mapping[str, nn.Module]) -> nn.Module | None:
+    """Return the module that a node calls; None for any other node, and for what is no node."""
+    if isinstance(node, fx.Node) and node.op == "call_module":
+        return modules.get(str(node.target))
+    return None
+
+
+def tensor_at(root: nn.Module, path: object) -> Tensor:
+    """Return a parameter, buffer or constant by its dotted path.
+
+    Raises:
+        TeacherError: Something else is there.
+    """
+    value: object = reduce(getattr, str(path).split("."), root)
+    if not isinstance(value, Tensor):
+        message = f"'{path}' is a {type(value).__name__} where a tensor is needed."
+        raise TeacherError(message)
+    return value
+
+
+def bypass(node: fx.Node, other: fx.Node) -> None:
+    """Let whoever reads ``node`` read ``other``, and take it out of the graph."""
+    node.replace_all_uses_with(other)
+    node.graph.erase_node(node)
+
+
+def call_behind(node: fx.Node, module: str) -> None:
+    """Let whoever computes with what ``node`` gives read it through a module; outputs give it as it is."""
+    with node.graph.inserting_after(node):
+        call = node.graph.call_module(module, (node,))
+    for user in list(node.users):
+        if user is not call and user.op != "output":
+            user.replace_input_with(node, call)
