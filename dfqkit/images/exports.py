@@ -37,16 +37,12 @@ def write_npz(images: StoredBank, path: Path) -> None:
     """
     channels, height, width = images.spec.shape
     n = len(images)
+    outputs = {
+        name: (np.float32, (n, *shape), partial(_each_output, images, name)) for name, shape in images.outputs.items()
+    }
     parts: dict[str, tuple[Any, tuple[int, ...], Callable[[], Iterator[Array]]]] = {
-        "images": (
-            np.uint8,
-            (n, height, width, channels),
-            partial(_channels_last, images),
-        ),
-        **{
-            name: (np.float32, (n, *shape), partial(_each_output, images, name))
-            for name, shape in images.outputs.items()
-        },
+        "images": (np.uint8, (n, height, width, channels), partial(_channels_last, images)),
+        **outputs,
         "labels": (np.int64, (n,), lambda: (groups.of for *_, groups in _read(images))),
     }
     temporary = path.with_name(f".{path.name}.part")

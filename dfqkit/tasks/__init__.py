@@ -30,14 +30,14 @@ def torch_task(task: Task = DEFAULT_TASK) -> TorchTask:
     Raises:
         TeacherError: Nobody offers one.
     """
-    kind = _TASKS.get(task.name)
-    if kind is None:
-        points = entry_points(group=GROUP, name=task.name)
-        if not points:
-            message = (
-                f"Task '{task.name}' has no torch part, so that nothing can be made for it. Its package must offer one "
-                f"under the entry point group '{GROUP}'."
-            )
-            raise TeacherError(message)
-        kind = next(iter(points)).load()
-    return kind(task)  # type: ignore[no-any-return]
+    if task.name in _TASKS:
+        return _TASKS[task.name](task)
+    points = entry_points(group=GROUP, name=task.name)
+    if not points:
+        message = (
+            f"Task '{task.name}' has no torch part, so that nothing can be made for it. Its package must offer one "
+            f"under the entry point group '{GROUP}'."
+        )
+        raise TeacherError(message)
+    kind: type[TorchTask] = next(iter(points)).load()
+    return kind(task)

@@ -37,11 +37,8 @@ def new_float_student(
 ) -> nn.Module:
     """Make a student with random weights, or those of ``start``, in eval mode on the teacher's device.
 
-    Args:
-        config: The recipe's section.
-        teacher: Gives images, task, classes and device.
-        seed: The run's; decides the weights. The global random state stays as it is.
-        find: Finds the file that ``start`` names.
+    The run's seed decides the weights; the global random state stays as it is. ``find`` finds the file that ``start``
+    names.
 
     Raises:
         RecipeError: When there is no such network, or it is no student for this teacher.
@@ -122,17 +119,10 @@ def student_objective(
 class FloatStudentTrainer(Loop[FloatStudentConfig, nn.Module]):
     """The loop over one float student, which is in training mode (BatchNorm on the batch) only while it takes a step.
 
-    Args:
-        student: From `new_float_student`; trained in place.
-        teacher: Labels every batch.
-        stream: Where batches come from; plays against the student in eval mode.
-        held_out: Choose the state that is kept.
-        config: The recipe's section.
-        rng: Draws the projections' weights, and the seed of what layers such as dropout draw.
+    ``rng`` draws the projections' weights, and the seed of what layers such as dropout draw.
 
     Raises:
         RecipeError: When the layers that the section names are not there, or cannot be compared.
-        ArtefactError: When the student's first answers are not finite.
     """
 
     section: ClassVar[str] = "student"
@@ -188,13 +178,8 @@ class FloatStudentTrainer(Loop[FloatStudentConfig, nn.Module]):
 def _optimizer(groups: list[dict[str, Any]], config: FloatStudentConfig) -> torch.optim.Optimizer:
     if config.optimizer == "adam":
         return torch.optim.Adam(groups, lr=config.rate, weight_decay=config.weight_decay)
-    return torch.optim.SGD(
-        groups,
-        lr=config.rate,
-        momentum=config.momentum,
-        nesterov=config.momentum > 0,
-        weight_decay=config.weight_decay,
-    )
+    momentum, decay = config.momentum, config.weight_decay
+    return torch.optim.SGD(groups, lr=config.rate, momentum=momentum, nesterov=momentum > 0, weight_decay=decay)
 
 
 def save_float_student(student: nn.Module, path: Path) -> None:

@@ -34,12 +34,7 @@ Batch = tuple[Tensor, Tensors]
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """Images that never train a student; they choose the state that is kept.
-
-    Attributes:
-        batches: Images, and what the teacher answers to them.
-        task: What answers mean.
-    """
+    """Images that never train a student, with the teacher's answers; they choose the state that is kept."""
 
     batches: Sequence[Batch]
     task: TorchTask
@@ -67,9 +62,9 @@ class Loop(ABC, Generic[Config, Model]):
         students: The models that learn.
         objectives: What each minimises.
         optimizers: Of each; every group has its highest learning rate as ``base``.
-        stream: Where batches come from.
-        held_out: Choose the state that is kept.
-        config: The recipe's section.
+        stream: Where batches come from; plays against students in eval mode.
+        held_out: Choose the state that is kept, and say what answers mean.
+        config: The recipe's section, whose name is ``section``.
 
     Raises:
         ArtefactError: When the first student's answers are not finite.
@@ -121,7 +116,7 @@ class Loop(ABC, Generic[Config, Model]):
         return int(min(self.judged, key=lambda entry: entry[self.task.chosen_by])["step"])
 
     def run_step(self) -> dict[str, float]:
-        """Return one step of every student; a synthesizer round and a look at the held-out images when they are due.
+        """Take one step of every student; a synthesizer round and a look at the held-out images when they are due.
 
         A loss that is no longer finite ends the training: the best state seen stays, and nothing after it could be.
         """
@@ -130,8 +125,7 @@ class Loop(ABC, Generic[Config, Model]):
         if self.step % config.round_every == 0:
             terms |= self.stream.advance(self.students)
         for index, suffix in self._turns():
-            for name, value in self._train(index).items():
-                terms[name + suffix] = value
+            terms |= {name + suffix: value for name, value in self._train(index).items()}
         self.step += 1
         if not all(math.isfinite(value) for value in terms.values()):
             return self._give_up({name: value for name, value in terms.items() if math.isfinite(value)})
@@ -154,13 +148,12 @@ class Loop(ABC, Generic[Config, Model]):
         return terms
 
     def _train(self, index: int) -> dict[str, float]:
-        """Return one optimizer step on a fresh batch; returns the loss terms, unweighted."""
+        """Take one optimizer step on a fresh batch; return the loss terms, unweighted."""
         optimizer = self.optimizers[index]
         images = self.stream.batch(self.config.batch)
         terms = self._harder_terms(index, images) if self.config.harder else self._terms(index, images)
-        loss = self.objectives[index].total(terms)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(self.objectives[index].total(terms))
         for group in optimizer.param_groups:
             group["lr"] = cosine(group["base"], self.step / self.config.steps)
         optimizer.step()
@@ -200,8 +193,7 @@ class Loop(ABC, Generic[Config, Model]):
             return
         self.judged.append({"step": self.step, **told})
         if score < self.best_score:
-            self.best_score = score
-            self.best = self._snapshot(0)
+            self.best_score, self.best = score, self._snapshot(0)
         if self.average:
             self._restore(0, kept)
 

@@ -17,23 +17,19 @@ from torch import Tensor, fx, nn
 
 from dfqkit import losses
 from dfqkit.config.distill import LayerPair, ObjectiveConfig
+from dfqkit.students.nodes import call_behind, source
 from dfqkit.tasks import Tensors, TorchTask
 from dfqkit_export.errors import RecipeError
 from dfqkit_export.words import did_you_mean, some
 
 Features = Mapping[str, Tensor]
-_SHOWN = 12  # names that a message lists
 
 
-class Projection(nn.Module):
+class _Projection(nn.Module):
     """A linear map of channels, the same at every position: (N, C, ...) to (N, D, ...).
 
-    The regressor of Romero et al. (2015), one pixel wide. Only the student has one: two trained sides would meet at 0.
-
-    Args:
-        channels: C.
-        out: D.
-        rng: Draws the weights, N(0, 1 / C).
+    The regressor of Romero et al. (2015), one pixel wide, its weights drawn from N(0, 1 / C). Only the student has one:
+    two trained sides would meet at 0.
     """
 
     def __init__(self, channels: int, out: int, rng: torch.Generator) -> None:
@@ -42,7 +38,6 @@ class Projection(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out, device=rng.device))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C) or (N, C, H, W)."""
         if x.dim() == 2:
             return F.linear(x, self.weight, self.bias)
         return F.conv2d(x, self.weight[..., None, None], self.bias)
@@ -83,10 +78,15 @@ class Objective(nn.Module):
             if mine.dim() == other.dim() == 4:
                 self.maps.append(index)
             elif config.layers and (config.weights.relation or config.weights.attention):
-                raise RecipeError(_not_a_map(pair, other, config))
+                terms = " and ".join(name for name in config.weights.of_layers if name != "feature")
+                message = (
+                    f"Layer '{pair.teacher}' gives {_shape(other)}, but {terms} compare(s) feature maps (N, C, H, W). "
+                    "Leave it out of layers, or set the weight to 0."
+                )
+                raise RecipeError(message)
             projects = config.weights.feature or (config.weights.relation and index in self.maps)
             if projects and mine.shape[1] != other.shape[1]:
-                self.projections[str(index)] = Projection(mine.shape[1], other.shape[1], rng)
+                self.projections[str(index)] = _Projection(mine.shape[1], other.shape[1], rng)
         if config.weights.relation and len(self.maps) < 2:
             message = (
                 f"weights.relation compares consecutive feature maps; there are {len(self.maps)} here. Set it to 0."
@@ -132,8 +132,9 @@ class Objective(nn.Module):
         return ours[self.pairs[index].student], theirs[self.pairs[index].teacher]
 
     def _project(self, index: int, feature: Tensor) -> Tensor:
-        key = str(index)
-        return self.projections[key](feature) if key in self.projections else feature  # type: ignore[no-any-return]
+        if str(index) in self.projections:
+            feature = self.projections[str(index)](feature)
+        return feature
 
     def _projected(self, ours: Features, theirs: Features) -> Iterator[tuple[Tensor, Tensor]]:
         """Both features of every pair, of the same shape: the larger pooled to the smaller, then the channels."""
@@ -160,25 +161,14 @@ def _over_outputs(loss: Callable[[Tensor, Tensor], Tensor], answer: Tensors, wan
 
 
 def require_names(names: Sequence[str], known: Collection[str], where: str, whose: str) -> None:
-    """Refuse names of layers that are not among those ``known``.
-
-    Args:
-        names: Asked for.
-        known: There are.
-        where: The recipe's section.
-        whose: What the layers belong to, in words.
-
-    Raises:
-        RecipeError: For the first one, with near names and those there are.
-    """
+    """Refuse names of layers in a section (``where``) that are not among those ``known``, the layers of ``whose``."""
     for name in names:
-        if name in known:
-            continue
-        message = (
-            f"{where}.layers names '{name}', but {whose} has no layer of that name."
-            f"{did_you_mean(name, known, n=3, cutoff=0.5)} There are: {some(list(known), _SHOWN)}."
-        )
-        raise RecipeError(message)
+        if name not in known:
+            message = (
+                f"{where}.layers names '{name}', but {whose} has no layer of that name."
+                f"{did_you_mean(name, known, n=3, cutoff=0.5)} There are: {some(list(known), 12)}."
+            )
+            raise RecipeError(message)
 
 
 def _feature(features: Features, name: str, side: str) -> Tensor:
@@ -203,14 +193,6 @@ def _require_comparable(pair: LayerPair, mine: Tensor, other: Tensor) -> None:
         raise RecipeError(message)
 
 
-def _not_a_map(pair: LayerPair, other: Tensor, config: ObjectiveConfig) -> str:
-    terms = " and ".join(name for name in config.weights.of_layers if name != "feature")
-    return (
-        f"Layer '{pair.teacher}' gives {_shape(other)}, but {terms} compare(s) feature maps (N, C, H, W). Leave it out "
-        "of layers, or set the weight to 0."
-    )
-
-
 def _shape(feature: Tensor) -> str:
     return f"(N, {', '.join(str(size) for size in feature.shape[1:])})"
 
@@ -225,26 +207,16 @@ def _pooled(mine: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 
 def measuring_points(student: fx.GraphModule) -> list[str]:
     """Return names of the nodes that a student quantizes with a quantizer of their own, the input left out."""
-    return [
-        node.args[0].name
-        for node in student.graph.nodes
-        if node.op == "call_module"
-        and str(node.target) == f"quant.{node.args[0].name}"
-        and node.args[0].op != "placeholder"
-    ]
+    sources = [(node, source(node)) for node in student.graph.nodes if node.op == "call_module"]
+    return [point.name for node, point in sources if node.target == f"quant.{point.name}" and point.op != "placeholder"]
 
 
 def reference_graph(graph: fx.GraphModule, points: Sequence[str]) -> fx.GraphModule:
     """Return a copy of a float graph with an identity module ``quant.n`` behind each node ``n`` of ``points``."""
     reference = copy.deepcopy(graph)
-    reference.add_submodule("quant", nn.Module())
     nodes = {node.name: node for node in reference.graph.nodes}
     for name in points:
-        reference.get_submodule("quant").add_module(name, nn.Identity())
-        with reference.graph.inserting_after(nodes[name]):
-            call = reference.graph.call_module(f"quant.{name}", (nodes[name],))
-        nodes[name].replace_all_uses_with(call, delete_user_cb=lambda user, new=call: user is not new)  # type: ignore[misc]
+        reference.add_submodule(f"quant.{name}", nn.Identity())
+        call_behind(nodes[name], f"quant.{name}")
     reference.recompile()
-    for parameter in reference.parameters():
-        parameter.requires_grad_(False)
-    return reference.eval()
+    return reference.requires_grad_(False).eval()

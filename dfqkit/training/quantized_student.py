@@ -46,12 +46,11 @@ class QuantizedStudentTrainer(Loop[DistillConfig, fx.GraphModule]):
         schemes: Their schemes.
         reference: The float graph that the students were built from (`equalized_graph`); labels every batch.
         stream: Where batches come from.
-        held_out: Choose the state that is kept, and say what answers mean.
+        held_out: Choose the state that is kept.
         config: The recipe's section.
 
     Raises:
         RecipeError: When the layers that the section names are not there, or cannot be compared.
-        ArtefactError: When the deployed student's answers are not finite.
     """
 
     section: ClassVar[str] = "distill"

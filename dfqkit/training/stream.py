@@ -45,13 +45,7 @@ class Motion(Protocol):
 
 
 class LiveStream:
-    """Batches straight from a synthesizer, moved a little.
-
-    Args:
-        synthesizer: Plays against the students in `advance`.
-        config: Gives shifts and flips.
-        rng: Draws them.
-    """
+    """Batches straight from a synthesizer, moved a little: shifted and flipped as ``rng`` draws it."""
 
     def __init__(self, synthesizer: Synthesizer, config: Motion, rng: torch.Generator) -> None:
         self.synthesizer, self.config, self.rng = synthesizer, config, rng
