@@ -105,8 +105,12 @@ class ImageBank:
             ArtefactError: For a missing or damaged file, an unknown schema, or another teacher's bank.
         """
         stored = StoredBank.open(path)
-        if teacher is not None:
-            require_teacher(stored, teacher)
+        if teacher is not None and stored.teacher != teacher.sha256:
+            message = (
+                f"Image bank '{stored.path}' was made for another teacher (weights {stored.teacher[:12]}, this one is "
+                f"{teacher.sha256[:12]}). Make images for this teacher with `dfqkit synthesize`."
+            )
+            raise ArtefactError(message)
         shards = list(stored.each_shard())
         images, answers = shards[0] if len(shards) == 1 else _joined(stored, shards)
         return cls(
@@ -117,20 +121,6 @@ class ImageBank:
             source=stored.source,
             task=task_of(stored.task),
         )
-
-
-def require_teacher(stored: StoredBank, teacher: Teacher) -> None:
-    """Refuse a set that was made for another teacher.
-
-    Raises:
-        ArtefactError: Says for which.
-    """
-    if stored.teacher != teacher.sha256:
-        message = (
-            f"Image bank '{stored.path}' was made for another teacher (weights {stored.teacher[:12]}, this one is "
-            f"{teacher.sha256[:12]}). Make images for this teacher with `dfqkit synthesize`."
-        )
-        raise ArtefactError(message)
 
 
 def _joined(stored: StoredBank, shards: list[tuple[Codes, Answers]]) -> tuple[Codes, Answers]:

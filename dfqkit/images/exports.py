@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,33 +27,28 @@ Array = NDArray[Any]
 def write_npz(images: StoredBank, path: Path) -> None:
     """Write arrays ``images`` uint8 (N, H, W, C), the teacher's outputs float32 (N, ...), and ``labels`` int64 (N,).
 
-    Args:
-        images: The set.
-        path: The file, replaced if it is there; `numpy.load` and ``validate.data`` of a recipe read it.
+    `numpy.load` and ``validate.data`` of a recipe read the file, which is replaced if it is there.
 
     Raises:
         ArtefactError: The file cannot be written.
     """
     channels, height, width = images.spec.shape
     n = len(images)
-    outputs = {
-        name: (np.float32, (n, *shape), partial(_each_output, images, name)) for name, shape in images.outputs.items()
-    }
-    parts: dict[str, tuple[Any, tuple[int, ...], Callable[[], Iterator[Array]]]] = {
-        "images": (np.uint8, (n, height, width, channels), partial(_channels_last, images)),
-        **outputs,
-        "labels": (np.int64, (n,), lambda: (groups.of for *_, groups in _read(images))),
-    }
+    outputs = {name: (n, *shape) for name, shape in images.outputs.items()}
+    shapes = {"images": (n, height, width, channels), **outputs, "labels": (n,)}
+    kinds = {"images": np.uint8, "labels": np.int64}
     temporary = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with zipfile.ZipFile(temporary, "w") as archive:
-            for name, (dtype, shape, pieces) in parts.items():
-                header = {"descr": npy.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+            for name, shape in shapes.items():
+                kind = np.dtype(kinds.get(name, np.float32))
+                header = {"descr": npy.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                     npy.write_array_header_1_0(file, header)
-                    for piece in pieces():
-                        file.write(np.ascontiguousarray(piece).tobytes())
+                    for codes, answers, groups in _read(images):
+                        arrays = {"images": codes.transpose(0, 2, 3, 1), **answers, "labels": groups.of}
+                        file.write(np.ascontiguousarray(arrays[name]).tobytes())
         temporary.replace(path)
     except OSError as error:
         raise _cannot_write(path, error) from error
@@ -68,10 +62,6 @@ def write_class_folders(images: StoredBank, folder: Path) -> None:
 
     Classes without images have no folder. A folder's name is the class; readers that number folders by their order
     instead (torchvision's ImageFolder) agree where no class is empty.
-
-    Args:
-        images: The set.
-        folder: A new or empty one.
 
     Raises:
         ArtefactError: The folder has something in it, cannot be written, or images have neither 1 nor 3 channels.
@@ -111,14 +101,6 @@ def write_class_folders(images: StoredBank, folder: Path) -> None:
 def _read(images: StoredBank) -> Iterator[tuple[Codes, Answers, Groups]]:
     task = task_of(images.task)
     return ((codes, answers, task.groups(answers, images.spec)) for codes, answers in images.each_shard())
-
-
-def _channels_last(images: StoredBank) -> Iterator[Array]:
-    return (codes.transpose(0, 2, 3, 1) for codes, _ in images.each_shard())
-
-
-def _each_output(images: StoredBank, name: str) -> Iterator[Array]:
-    return (answers[name] for _, answers in images.each_shard())
 
 
 def _cannot_write(path: Path, error: OSError) -> ArtefactError:

@@ -24,30 +24,19 @@ LINE, MARGIN, GAP = 12, 84, 2  # pixels: a line of text, the column of names, be
 
 @dataclass(frozen=True, kw_only=True)
 class SheetForm:
-    """How large a sheet is.
+    """How large a sheet is."""
 
-    Attributes:
-        columns: Images of a row, at the most, evenly spread over those there are.
-        rows: Groups (classes); of more, those with the most images and those with the fewest are shown.
-        least: Side in pixels that small images are enlarged to, in whole steps.
-        most: Side in pixels that large images are reduced to.
-    """
-
-    columns: int = 16
-    rows: int = 50
-    least: int = 48
-    most: int = 112
+    columns: int = 16  # images of a row, at the most, evenly spread over those there are
+    rows: int = 50  # groups (classes); of more, those with the most images and those with the fewest are shown
+    least: int = 48  # side in pixels that small images are enlarged to, in whole steps
+    most: int = 112  # side in pixels that large images are reduced to
 
 
 def contact_sheet(images: StoredBank, form: SheetForm | None = None) -> bytes:
     """Draw a sheet as PNG: a row for each group, empty ones too, with the confidence below each image.
 
-    Args:
-        images: The set; images of 1 or 3 channels.
-        form: Its size.
-
     Raises:
-        ArtefactError: Images have another number of channels.
+        ArtefactError: Images have neither 1 nor 3 channels.
     """
     from PIL import Image, ImageDraw, ImageFont
 

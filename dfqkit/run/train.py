@@ -15,7 +15,8 @@ def run(context: Context) -> StageResult:
     """Train on a live stream and keep the best state."""
     from dfqkit.run.context import FLOAT_STUDENT
     from dfqkit.run.playing import TRAINED, WARM, found_out, play, saved_synthesizer
-    from dfqkit.training.float_student import FloatStudentTrainer, save_float_student
+    from dfqkit.students.student import save_student
+    from dfqkit.training.float_student import FloatStudentTrainer
     from dfqkit.training.stream import LiveStream
 
     config = context.recipe.student
@@ -26,7 +27,7 @@ def run(context: Context) -> StageResult:
     trainer = FloatStudentTrainer(student, context.teacher, stream, context.held_out(), config, context.rng("train"))
     play(context, STAGE.name, trainer)
     student.load_state_dict(trainer.best)
-    save_float_student(student, context.folder.path / FLOAT_STUDENT)
+    save_student(student, context.folder.path / FLOAT_STUDENT)
     context.folder.save_state(TRAINED, main.state_dict(), {})
     facts = found_out(trainer) | {
         "cost": main.cost - before,

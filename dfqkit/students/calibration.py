@@ -7,14 +7,13 @@ range, which needs no data at all.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from types import TracebackType
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import brevitas.nn as qnn
 import torch
 from brevitas.graph.calibrate import bias_correction_mode, calibration_mode
 from torch import Tensor, fx, nn
-from torch.utils.hooks import RemovableHandle
 
 from dfqkit.students.freezing import even_zero_points, short_mantissa
 from dfqkit.students.nodes import called, source
@@ -30,62 +29,52 @@ RELU6_MANTISSA = 2
 def calibrate(student: fx.GraphModule, batches: Iterable[Tensor], image: ImageSpec, *, learnable: bool) -> None:
     """Find every activation range from normalised images, then fix the input's from the image specification.
 
-    The student is left in eval mode, its scales being parameters from now on.
-
-    Args:
-        student: A fake-quantized graph.
-        batches: Each (N, C, H, W).
-        image: Gives the range an input can take, so that its quantizer never depends on synthetic images.
-        learnable: Whether training may move the ranges; scales that are powers of two cannot move by small steps.
+    The input's quantizer so never depends on synthetic images. ``learnable`` says whether training may move the
+    ranges; scales that are powers of two cannot move by small steps.
     """
     student.eval()
-    with torch.no_grad(), _Extremes(student) as extremes, calibration_mode(student):
+    with torch.no_grad(), _extremes(student) as seen, calibration_mode(student):
         for batch in batches:
             student(batch)
-    extremes.include_zero()
+    for quantizer, (low, high) in seen.items():
+        _include_zero(quantizer, low, high)
     _fix_input_range(student, image)
     _end_at_six(student, exact=not learnable)
     settle(student, learnable=learnable)
     even_zero_points(student)
 
 
-class _Extremes:
-    """Smallest and largest value that each asymmetric quantizer saw, for the ranges that must be widened to hold 0.
+@contextmanager
+def _extremes(student: fx.GraphModule) -> Iterator[dict[nn.Module, tuple[float, float]]]:
+    """Note the smallest and largest value that each asymmetric quantizer sees."""
+    seen: dict[nn.Module, tuple[float, float]] = {}
 
-    Brevitas takes the width of such a range as largest minus smallest value, which for a tensor on one side of 0 leaves
-    the tensor itself outside: its zero point cannot lie outside the codes.
-    """
+    def read(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        low, high = seen.get(module, (math.inf, -math.inf))
+        seen[module] = min(low, float(inputs[0].min())), max(high, float(inputs[0].max()))
 
-    def __init__(self, student: fx.GraphModule) -> None:
-        self.quantizers = [module for module in student.modules() if zero_point_values(module) is not None]
-        self.seen: dict[nn.Module, tuple[float, float]] = {}
-        self.handles: list[RemovableHandle] = []
-
-    def __enter__(self) -> _Extremes:
-        self.handles = [module.register_forward_pre_hook(self._read) for module in self.quantizers]
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self.handles:
+    quantizers = [module for module in student.modules() if zero_point_values(module) is not None]
+    handles = [module.register_forward_pre_hook(read) for module in quantizers]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
             handle.remove()
 
-    def _read(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        low, high = self.seen.get(module, (math.inf, -math.inf))
-        self.seen[module] = min(low, float(inputs[0].min())), max(high, float(inputs[0].max()))
 
-    def include_zero(self) -> None:
-        """Set the range of every tensor that lies on one side of 0 to reach from it to 0."""
-        for module in self.quantizers:
-            low, high = self.seen.get(module, (0.0, 0.0))
-            if low <= 0 <= high:
-                continue
-            scaling = activation_internals(module).scaling_impl
-            with torch.no_grad():
-                width = torch.full_like(scaling.value, max(high, 0.0) - min(low, 0.0))
-                scaling.value.copy_(scaling.restrict_scaling_pre(width))
-                zero_point_values(module).fill_(-min(low, 0.0))
+def _include_zero(quantizer: nn.Module, low: float, high: float) -> None:
+    """Set the range of a tensor that lies on one side of 0 to reach from it to 0.
+
+    Brevitas takes the width of such a range as largest minus smallest value, which leaves the tensor itself outside:
+    its zero point cannot lie outside the codes.
+    """
+    if low <= 0 <= high:
+        return
+    scaling = activation_internals(quantizer).scaling_impl
+    with torch.no_grad():
+        width = torch.full_like(scaling.value, max(high, 0.0) - min(low, 0.0))
+        scaling.value.copy_(scaling.restrict_scaling_pre(width))
+        zero_point_values(quantizer).fill_(-min(low, 0.0))
 
 
 def settle(student: fx.GraphModule, *, learnable: bool) -> None:

@@ -16,8 +16,6 @@ from dfqkit.students.folding import add_submodule, with_parameters
 from dfqkit.students.nodes import op_name, source, tensor_at
 from dfqkit_export.errors import TeacherError
 
-aten = torch.ops.aten
-
 _OPS = (
     "conv2d linear batch_norm relu relu_ hardtanh hardtanh_ relu6 silu silu_ hardswish hardswish_ hardsigmoid "
     "hardsigmoid_ sigmoid sigmoid_ add add_ mul mul_ cat max_pool2d avg_pool2d adaptive_avg_pool2d mean flatten view "
@@ -28,15 +26,8 @@ _OPS = (
 #: Operators of the normal form that may carry quantized values; anything else runs, but stays in float.
 SUPPORTED_OPS: frozenset[str] = frozenset(_OPS.split())
 
-_DROPOUTS = {
-    aten.dropout.default,
-    aten.dropout_.default,
-    aten.feature_dropout.default,
-    aten.alpha_dropout.default,
-    aten.alias.default,
-    aten.detach.default,
-    aten.detach_.default,
-}
+#: What does nothing in eval mode.
+_IDENTITIES = {"dropout", "feature_dropout", "alpha_dropout", "alias", "detach", "contiguous", "clone"}
 
 
 def _owners(model: nn.Module) -> set[str]:
@@ -75,11 +66,9 @@ class Normaliser:
                 self.env[node].meta["example_shape"] = tuple(node.meta["val"].shape[1:])
             elif node.op == "output":
                 self._output(node)
-            elif node.op == "get_attr":
-                continue  # resolved where it is used
             elif node.op == "call_function":
                 self.env[node] = self._convert(node)
-            elif not (node.op == "call_module" and "guards" in str(node.target)):
+            elif node.op != "get_attr" and not (node.op == "call_module" and "guards" in str(node.target)):
                 message = f"Unexpected node '{node.name}' ({node.op} {node.target}) in the exported graph."
                 raise TeacherError(message)
         return fx.GraphModule(self.root, self.graph)
@@ -126,7 +115,7 @@ class Normaliser:
         modules = {"relu": nn.ReLU, "relu6": nn.ReLU6, "sigmoid": nn.Sigmoid, "hardsigmoid": nn.Hardsigmoid}
         # x * gate(x) in two steps, so that both the gate and the product can be quantized
         gated: dict[str, type[nn.Module]] = {"silu": nn.Sigmoid, "hardswish": nn.Hardsigmoid}
-        if node.target in _DROPOUTS or name in ("contiguous", "clone"):
+        if name in _IDENTITIES:
             return self._of(source(node))
         if name in modules:
             return self._module(node, modules[name](), name)

@@ -38,12 +38,6 @@ def write_qdq(graph: fx.GraphModule, target: Target, path: Path, *, metadata: Ma
     quantizer becomes a Q/DQ pair, with a Clip where its range has fewer than 8 bits. The file is there whole or not at
     all.
 
-    Args:
-        graph: A fake-quantized graph as built for the same target.
-        target: Decides types, bias and clipping.
-        path: File to write.
-        metadata: Text properties stored in the file.
-
     Raises:
         TargetError: When the graph holds a quantizer that the target cannot run.
     """
@@ -99,17 +93,12 @@ def _clean(model: onnx.ModelProto, outputs: Sequence[str]) -> None:
     model.producer_name, model.producer_version, model.doc_string = "dfqkit", __version__, ""
     del model.metadata_props[:]
     graph = model.graph
-    graph.name, graph.doc_string = "dfqkit", ""
-    del graph.metadata_props[:]
+    _name_nodes(graph, outputs)  # reads the nodes' metadata
     del graph.value_info[:]
-    for value in (*graph.input, *graph.output, *graph.initializer):
-        value.doc_string = ""
-        del value.metadata_props[:]
-    for node in graph.node:
-        node.doc_string = ""
-    _name_nodes(graph, outputs)
-    for node in graph.node:
-        del node.metadata_props[:]
+    for item in (graph, *graph.input, *graph.output, *graph.initializer, *graph.node):
+        item.doc_string = ""
+        del item.metadata_props[:]
+    graph.name = "dfqkit"
 
 
 def _name_nodes(graph: onnx.GraphProto, outputs: Sequence[str]) -> None:

@@ -27,9 +27,9 @@ _NONNEGATIVE = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid)
 _RELU = (nn.ReLU, nn.ReLU6)
 _POOLING = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 _STRUCTURAL = {"max_pool2d", "flatten", "reshape", "permute", "transpose", "slice", "unsqueeze", "squeeze", "expand"}
+_STRUCTURAL |= {"chunk", "split", "split_with_sizes", "unbind"}
 #: Operators that move values without changing them, but behind which a runtime wants Q/DQ again: the same scale serves.
 _REGRID = {"getitem", "pad", "constant_pad_nd", "select"}
-_SPLIT = {"chunk", "split", "split_with_sizes", "unbind"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,21 +87,20 @@ class _Rules:
 
     def kind(self, node: fx.Node) -> str:
         module = self.module(node)
+        function = op_name(node.target) if node.op == "call_function" else ""
         if node.op == "placeholder":
             return "input"
         if isinstance(module, _WEIGHTED):
             return "weighted"
-        if isinstance(module, nn.MaxPool2d) or (node.op == "call_function" and op_name(node.target) in _STRUCTURAL):
+        if isinstance(module, nn.MaxPool2d) or function in _STRUCTURAL:
             return "structural"
-        if node.op == "call_function" and op_name(node.target) in _REGRID:
+        if function in _REGRID:
             return "regrid"
-        if node.op == "call_function" and op_name(node.target) in _SPLIT:
-            return "split"
         return "compute" if node.op in ("call_module", "call_function") else "none"
 
     def moves(self, node: fx.Node) -> bool:
         """Whether an operator only moves values."""
-        return self.kind(node) in ("structural", "regrid", "split")
+        return self.kind(node) in ("structural", "regrid")
 
     def _through_structure(self, node: fx.Node) -> fx.Node:
         while self.moves(node):
@@ -144,7 +143,7 @@ class _Rules:
 
     def weight_bits(self, node: fx.Node) -> int:
         edge = node in self.first or node in self.last or getattr(self.module(node), "affine_norm", False)
-        return (self.config.first_last or self.config.weight_bits) if edge else self.config.weight_bits
+        return (self.config.first_last if edge else None) or self.config.weight_bits
 
     def bits(self, node: fx.Node) -> int:
         """Bits of a node's output: the least that any of its consumers asks for."""
@@ -180,23 +179,17 @@ class _Rules:
         fuses = (kind == "weighted" or node.target is torch.add) and len(node.users) == 1
         if fuses and isinstance(self.module(next(iter(node.users))), _RELU):
             return False
-        return self.target.quantize_outputs or self._input_wants_quantizer(node)
+        return self.target.quantize_outputs or any(self._reads_quantized(reader, node) for reader in readers)
 
-    def _input_wants_quantizer(self, node: fx.Node) -> bool:
+    def _reads_quantized(self, reader: fx.Node, node: fx.Node) -> bool:
         """Targets that quantize inputs only: those of weighted layers, pooling, and an addition's residual branch."""
-        for user in self.consumers(node):
-            module = self.module(user)
-            if isinstance(module, (*_WEIGHTED, *_POOLING)):
-                return True
-            if user.target is torch.add and node is not self._main_branch(user):
-                return True
-        return False
+        if isinstance(self.module(reader), (*_WEIGHTED, *_POOLING)):
+            return True
+        return reader.target is torch.add and node is not self._main_branch(reader)
 
     def _main_branch(self, addition: fx.Node) -> fx.Node | None:
         """Return the convolution that an addition fuses into: the last of its inputs that is one."""
-        inputs = [
-            a for a in addition.args if isinstance(a, fx.Node) and self.kind(a) == "weighted" and len(a.users) == 1
-        ]
+        inputs = [a for a in addition.all_input_nodes if self.kind(a) == "weighted" and len(a.users) == 1]
         return max(inputs, key=self.nodes.index, default=None)
 
 

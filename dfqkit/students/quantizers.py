@@ -39,14 +39,9 @@ def weight_quantizer(config: QuantConfig, bits: int, target: Target) -> Any:
 
 
 def activation_quantizer(config: QuantConfig, bits: int, target: Target, *, signed: bool, exact_scale: bool) -> Any:
-    """Brevitas activation quantizer class with a learnable scale.
+    """Brevitas activation quantizer class with a learnable scale, for a tensor that may be negative (``signed``).
 
-    Args:
-        config: The scheme.
-        bits: Bit width.
-        target: Decides sign and symmetry.
-        signed: Whether the tensor may be negative.
-        exact_scale: Restrict the scale to powers of two, where the scheme asks for that at all.
+    ``exact_scale`` restricts the scale to powers of two, where the scheme asks for that at all.
     """
     space = target.signed_activations if signed else target.unsigned_activations
     plain, least_error = {

@@ -13,7 +13,7 @@ from brevitas import config as brevitas_config
 from brevitas.graph.equalize import EqualizeGraph
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from dfqkit.config.quant import QuantConfig
 from dfqkit.students.calibration import calibrate, correct_bias, settle
@@ -54,8 +54,8 @@ def calibrate_student(
         student(batches[0])  # weights' scales enter the state with the first quantized pass, and a file needs them
 
 
-def save_student(student: fx.GraphModule, path: Path) -> None:
-    """Write a calibrated student's tensors; there whole or not at all."""
+def save_student(student: nn.Module, path: Path) -> None:
+    """Write the tensors of a student, quantized or float; there whole or not at all."""
     write_bytes(path, save({name: value.contiguous().cpu() for name, value in snapshot(student).items()}))
 
 
@@ -100,7 +100,7 @@ def _quantizers_kept() -> Iterator[None]:
         brevitas_config.REINIT_ON_STATE_DICT_LOAD = before
 
 
-def snapshot(student: fx.GraphModule) -> dict[str, Tensor]:
+def snapshot(student: nn.Module) -> dict[str, Tensor]:
     """Return a copy of a student's tensors."""
     with warnings.catch_warnings():
         # Brevitas 0.13 overrides state_dict with positional arguments, of which torch warns.

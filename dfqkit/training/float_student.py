@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dfqkit.config.student import FloatStudentConfig
@@ -27,9 +27,8 @@ from dfqkit.teacher.taps import LayerTap
 from dfqkit.teacher.weights import load_weights
 from dfqkit.training.loop import HeldOut, Loop
 from dfqkit.training.objective import Objective, require_names
-from dfqkit.training.stream import Stream
+from dfqkit.training.stream import LiveStream
 from dfqkit_export.errors import ArtefactError, RecipeError, TeacherError
-from dfqkit_export.files import write_bytes
 
 
 def new_float_student(
@@ -50,24 +49,20 @@ def new_float_student(
     except TeacherError as error:
         message = f"The recipe's student section: {error}"
         raise RecipeError(message) from error
-    if state is not None:
-        _load_start(model, state, str(config.start))
+    try:
+        if state is not None:
+            model.load_state_dict(state)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:3]]
+        message = (
+            f"student.start '{config.start}' does not fit student.factory: {' '.join(lines)[:300]} Name another file, "
+            "or leave it out to start from random weights."
+        )
+        raise RecipeError(message) from error
     device = next(iter(teacher.model.state_dict().values())).device
     model.to(device).eval()
     _require_fit(model, config.factory, teacher, device)
     return model
-
-
-def _load_start(model: nn.Module, state: dict[str, Tensor], name: str) -> None:
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:3]]
-        message = (
-            f"student.start '{name}' does not fit student.factory: {' '.join(lines)[:300]} Name another file, or "
-            "leave it out to start from random weights."
-        )
-        raise RecipeError(message) from error
 
 
 def _require_fit(model: nn.Module, factory: str, teacher: Teacher, device: torch.device) -> None:
@@ -135,7 +130,7 @@ class FloatStudentTrainer(Loop[FloatStudentConfig, nn.Module]):
         self,
         student: nn.Module,
         teacher: Teacher,
-        stream: Stream,
+        stream: LiveStream,
         held_out: HeldOut,
         config: FloatStudentConfig,
         rng: torch.Generator,
@@ -168,9 +163,6 @@ class FloatStudentTrainer(Loop[FloatStudentConfig, nn.Module]):
             self.student.eval()
         return answer
 
-    def _snapshot(self, index: int) -> dict[str, Tensor]:
-        return {name: value.detach().clone() for name, value in self.student.state_dict().items()}
-
     def _restore(self, index: int, state: dict[str, Tensor]) -> None:
         self.student.load_state_dict(state)
 
@@ -182,14 +174,8 @@ def _optimizer(groups: list[dict[str, Any]], config: FloatStudentConfig) -> torc
     return torch.optim.SGD(groups, lr=config.rate, momentum=momentum, nesterov=momentum > 0, weight_decay=decay)
 
 
-def save_float_student(student: nn.Module, path: Path) -> None:
-    """Write a student's tensors; there whole or not at all."""
-    state = {name: value.detach().cpu().clone().contiguous() for name, value in student.state_dict().items()}
-    write_bytes(path, save(state))
-
-
 def load_float_student(student: nn.Module, path: Path) -> None:
-    """Load what `save_float_student` wrote into a student of the same section.
+    """Load what `students.student.save_student` wrote into a student of the same section.
 
     Raises:
         ArtefactError: When the file is missing, damaged or of another network.

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from dfqkit.config.distill import LoopConfig
+from dfqkit.students.student import snapshot
 from dfqkit.synthesis.base import Losses
 from dfqkit.synthesis.optimizers import cosine, optimizer_tensors, restore_optimizer, under
 from dfqkit.tasks import Tensors, TorchTask
 from dfqkit.training.objective import Objective
-from dfqkit.training.stream import Stream
+from dfqkit.training.stream import LiveStream
 from dfqkit_export.errors import ArtefactError
 
 _LOG = logging.getLogger(__name__)
@@ -58,13 +59,8 @@ Model = TypeVar("Model", bound=nn.Module)
 class Loop(ABC, Generic[Config, Model]):
     """The loop's state: students, the first of which is the one that counts, and the best state seen of it.
 
-    Args:
-        students: The models that learn.
-        objectives: What each minimises.
-        optimizers: Of each; every group has its highest learning rate as ``base``.
-        stream: Where batches come from; plays against students in eval mode.
-        held_out: Choose the state that is kept, and say what answers mean.
-        config: The recipe's section, whose name is ``section``.
+    Each student has its objective and its optimizer, in which every group has its highest learning rate as ``base``.
+    Batches come from the stream, which plays against students in eval mode; ``config`` is the recipe's ``section``.
 
     Raises:
         ArtefactError: When the first student's answers are not finite.
@@ -78,7 +74,7 @@ class Loop(ABC, Generic[Config, Model]):
         students: Sequence[Model],
         objectives: Sequence[Objective],
         optimizers: Sequence[torch.optim.Optimizer],
-        stream: Stream,
+        stream: LiveStream,
         held_out: HeldOut,
         config: Config,
     ) -> None:
@@ -98,9 +94,8 @@ class Loop(ABC, Generic[Config, Model]):
     def _terms(self, index: int, images: Tensor) -> dict[str, Tensor]:
         """Return the loss terms of student ``index`` on a batch, unweighted, with gradient."""
 
-    @abstractmethod
     def _snapshot(self, index: int) -> dict[str, Tensor]:
-        """Return a copy of a student's tensors."""
+        return snapshot(self.students[index])
 
     @abstractmethod
     def _restore(self, index: int, state: dict[str, Tensor]) -> None:

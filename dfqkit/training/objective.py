@@ -104,14 +104,7 @@ class Objective(nn.Module):
         return list(dict.fromkeys(pair.teacher for pair in self.pairs))
 
     def terms(self, answer: Tensors, wanted: Tensors, ours: Features, theirs: Features) -> dict[str, Tensor]:
-        """Return every term of a weight above 0, unweighted.
-
-        Args:
-            answer: The student's outputs.
-            wanted: The reference's.
-            ours: The student's features of the same batch, by name; may be empty where no term reads them.
-            theirs: The reference's.
-        """
+        """Return every term of a weight above 0, unweighted; features may be missing where no term reads them."""
         computed: dict[str, Callable[[], Tensor]] = {
             "response": lambda: self.task.distance(wanted, answer, self.config.temperature),
             "feature": lambda: torch.stack([self._error(*both) for both in self._projected(ours, theirs)]).mean(),

@@ -15,11 +15,11 @@ from torch import Tensor, fx, nn
 from dfqkit.config.distill import DistillConfig, LayerPair
 from dfqkit.config.quant import QuantConfig
 from dfqkit.seeds import derive
-from dfqkit.students.student import restore, snapshot
+from dfqkit.students.student import restore
 from dfqkit.teacher.taps import FeatureTap
 from dfqkit.training.loop import HeldOut, Loop
 from dfqkit.training.objective import Objective, measuring_points, reference_graph, require_names
-from dfqkit.training.stream import Stream
+from dfqkit.training.stream import LiveStream
 
 
 def measured_pairs(student: fx.GraphModule, config: DistillConfig) -> list[LayerPair]:
@@ -41,13 +41,8 @@ def measured_pairs(student: fx.GraphModule, config: DistillConfig) -> list[Layer
 class QuantizedStudentTrainer(Loop[DistillConfig, fx.GraphModule]):
     """The loop over an ensemble of quantized students, the first of which is deployed.
 
-    Args:
-        students: Calibrated; the first is the one that ships.
-        schemes: Their schemes.
-        reference: The float graph that the students were built from (`equalized_graph`); labels every batch.
-        stream: Where batches come from.
-        held_out: Choose the state that is kept.
-        config: The recipe's section.
+    They are calibrated; ``reference``, the float graph that they were built from (`equalized_graph`), labels every
+    batch.
 
     Raises:
         RecipeError: When the layers that the section names are not there, or cannot be compared.
@@ -64,7 +59,7 @@ class QuantizedStudentTrainer(Loop[DistillConfig, fx.GraphModule]):
         students: Sequence[fx.GraphModule],
         schemes: Sequence[QuantConfig],
         reference: fx.GraphModule,
-        stream: Stream,
+        stream: LiveStream,
         held_out: HeldOut,
         config: DistillConfig,
     ) -> None:
@@ -123,9 +118,6 @@ class QuantizedStudentTrainer(Loop[DistillConfig, fx.GraphModule]):
                 reference = self.task.named(self.reference(images))
             answer = self.task.named(student(images))
             return objective.terms(answer, reference, found.features, wanted.features)
-
-    def _snapshot(self, index: int) -> dict[str, Tensor]:
-        return snapshot(self.students[index])
 
     def _restore(self, index: int, state: dict[str, Tensor]) -> None:
         restore(self.students[index], state, self.schemes[index])

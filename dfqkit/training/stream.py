@@ -7,56 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from dfqkit.config.distill import LoopConfig
 from dfqkit.synthesis.base import Losses, Synthesizer
 from dfqkit.synthesis.optimizers import under
-
-
-class Stream(Protocol):
-    """What the loop draws from."""
-
-    def advance(self, students: Sequence[nn.Module]) -> Losses:
-        """Play one round against the students; a stored set has nothing to do and returns no losses."""
-
-    def batch(self, n: int) -> Tensor:
-        """Normalised images (n, C, H, W)."""
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """State to continue from."""
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue."""
-
-
-class Motion(Protocol):
-    """How far batches are moved: a section of a recipe."""
-
-    @property
-    def shift(self) -> int:
-        """Largest shift in pixels."""
-
-    @property
-    def flip(self) -> bool:
-        """Whether half of the batches are mirrored."""
 
 
 class LiveStream:
     """Batches straight from a synthesizer, moved a little: shifted and flipped as ``rng`` draws it."""
 
-    def __init__(self, synthesizer: Synthesizer, config: Motion, rng: torch.Generator) -> None:
+    def __init__(self, synthesizer: Synthesizer, config: LoopConfig, rng: torch.Generator) -> None:
         self.synthesizer, self.config, self.rng = synthesizer, config, rng
 
     def advance(self, students: Sequence[nn.Module]) -> Losses:
-        """Return one round of the synthesizer, the students frozen meanwhile."""
+        """Play one round of the synthesizer, the students frozen meanwhile; a stored set has none and no losses."""
         with frozen(students):
             return self.synthesizer.synthesize(students)
 
     def batch(self, n: int) -> Tensor:
-        """Fresh and remembered images."""
+        """Fresh and remembered images, normalised (n, C, H, W)."""
         return _moved(self.synthesizer.training_batch(n), self.config, self.rng)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -66,12 +38,12 @@ class LiveStream:
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue."""
+        """Continue from there."""
         self.synthesizer.load_state_dict(under(state, "synthesizer."))
         self.rng.set_state(state["rng"].cpu())
 
 
-def _moved(images: Tensor, config: Motion, rng: torch.Generator) -> Tensor:
+def _moved(images: Tensor, config: LoopConfig, rng: torch.Generator) -> Tensor:
     if config.shift:
         down, right = torch.randint(-config.shift, config.shift + 1, (2,), generator=rng, device=rng.device).tolist()
         images = torch.roll(images, (down, right), (2, 3))

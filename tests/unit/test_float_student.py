@@ -17,13 +17,13 @@ from dfqkit.config.registry import synthesizer_config
 from dfqkit.config.student import FloatStudentConfig
 from dfqkit.config.synthesis import Demand
 from dfqkit.seeds import derive
+from dfqkit.students.student import save_student
 from dfqkit.synthesis.build import build_synthesizer
 from dfqkit.teacher.load import Teacher
 from dfqkit.training.float_student import (
     FloatStudentTrainer,
     load_float_student,
     new_float_student,
-    save_float_student,
     student_objective,
 )
 from dfqkit.training.loop import HeldOut
@@ -215,17 +215,17 @@ def test_weights_are_the_seeds_and_the_global_state_is_not_touched() -> None:
 
 def test_it_can_start_from_a_file(tmp_path: Path) -> None:
     wanted = new_float_student(config(), teacher(), 5)
-    save_float_student(wanted, tmp_path / "start.safetensors")
+    save_student(wanted, tmp_path / "start.safetensors")
     found = new_float_student(config(start="start.safetensors"), teacher(), 0, lambda name: tmp_path / name)
     assert same(wanted.state_dict(), found.state_dict())
-    save_float_student(nn.Linear(2, 2), tmp_path / "start.safetensors")
+    save_student(nn.Linear(2, 2), tmp_path / "start.safetensors")
     with raises_naming(RecipeError, "student.start", "start.safetensors", "student.factory"):
         new_float_student(config(start="start.safetensors"), teacher(), 0, lambda name: tmp_path / name)
 
 
 def test_what_is_stored_comes_back_and_a_damaged_file_says_so(tmp_path: Path) -> None:
     one, two = new_float_student(config(), teacher(), 0), new_float_student(config(), teacher(), 1)
-    save_float_student(one, tmp_path / "x.safetensors")
+    save_student(one, tmp_path / "x.safetensors")
     load_float_student(two, tmp_path / "x.safetensors")
     assert same(one.state_dict(), two.state_dict())
     (tmp_path / "x.safetensors").write_bytes(b"nothing")
