@@ -37,21 +37,13 @@ _DESCRIPTION = (
 def add(commands: Commands) -> None:
     """Add the command."""
     parser = add_command(commands, "bench", _bench, "compare synthesizers at equal cost", _DESCRIPTION)
-    parser.add_argument(
-        "recipes",
-        nargs="+",
-        metavar="RECIPE",
-        help="names of shipped recipes, patterns of them in quotes ('digits/*-w8a8-ort'), or files",
-    )
+    text = "names of shipped recipes, patterns of them in quotes ('digits/*-w8a8-ort'), or files"
+    parser.add_argument("recipes", nargs="+", metavar="RECIPE", help=text)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for everything")
     parser.add_argument("--bits", nargs="+", default=["w8a8"], metavar="BITS", help="schemes (default: w8a8)")
     parser.add_argument("--seeds", nargs="+", type=natural, default=[0, 1, 2], metavar="N", help="default: 0 1 2")
-    parser.add_argument(
-        "--passes",
-        type=positive,
-        metavar="N",
-        help="teacher forward+backward image passes that a synthesis may take (default: what each recipe says)",
-    )
+    text = "teacher forward+backward image passes that a synthesis may take (default: what each recipe says)"
+    parser.add_argument("--passes", type=positive, metavar="N", help=text)
     parser.add_argument(
         "--images", type=positive, default=256, metavar="N", help="images that calibrate a student (default: 256)"
     )

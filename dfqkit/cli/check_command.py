@@ -40,13 +40,8 @@ exit codes: 0 all well, 1 a check failed, 2 a file cannot be used, 3 ONNX Runtim
 def add(commands: Commands) -> None:
     """Add the command."""
     parser = add_command(commands, "check", _check, "check exported files against a baseline", _DESCRIPTION, _EPILOG)
-    parser.add_argument(
-        "paths",
-        nargs="+",
-        type=Path,
-        metavar="BUNDLE|REPORT",
-        help="bundle (folder or .zip), run folder, or report.json",
-    )
+    text = "bundle (folder or .zip), run folder, or report.json"
+    parser.add_argument("paths", nargs="+", type=Path, metavar="BUNDLE|REPORT", help=text)
     parser.add_argument("--baseline", required=True, type=Path, metavar="FILE", help="usually dfqkit-baseline.json")
     parser.add_argument("--update", action="store_true", help="record what is measured, and list what that changes")
     parser.add_argument("--update-in-ci", action="store_true", help="the same even where CI is set")
@@ -63,11 +58,8 @@ def add(commands: Commands) -> None:
     parser.add_argument("--floor", help=text, **assigned)
     parser.add_argument("--allow", default="", metavar="REASON", help="take a file that is refused, and say why")
     parser.add_argument("--threads", type=positive, metavar="N", help="threads inside one operator of the runtime")
-    parser.add_argument(
-        "--no-optimizations",
-        action="store_true",
-        help="run the graph as written, in float, to tell a kernel from a file",
-    )
+    text = "run the graph as written, in float, to tell a kernel from a file"
+    parser.add_argument("--no-optimizations", action="store_true", help=text)
 
 
 def _check(args: argparse.Namespace) -> int:

@@ -20,12 +20,8 @@ def add(commands: Commands) -> None:
     parser = add_command(commands, "compare", _compare, "say where two files part", _DESCRIPTION)
     parser.add_argument("a", type=Path, metavar="A", help="an .onnx file, or a report")
     parser.add_argument("b", type=Path, metavar="B", nargs="?", help="another (default: A, in another runtime)")
-    parser.add_argument(
-        "--images",
-        type=Path,
-        metavar="BANK",
-        help="a stored set, a sentinel file, a .npz or .npy (default: random numbers, whose margins mean nothing)",
-    )
+    text = "a stored set, a sentinel file, a .npz or .npy (default: random numbers, whose margins mean nothing)"
+    parser.add_argument("--images", type=Path, metavar="BANK", help=text)
     parser.add_argument("--limit", type=positive, default=64, metavar="N", help="images at most (default: 64)")
     parser.add_argument("--runtime-a", metavar="NAME", help=f"runtime of A: {_RUNTIMES}")
     parser.add_argument("--runtime-b", metavar="NAME", help="runtime of B (default: onnxruntime)")

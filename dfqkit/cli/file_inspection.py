@@ -149,7 +149,7 @@ def _frame(path: str, facts: FileFacts) -> Iterator[str]:
 
 
 def _layers(layers: Sequence[LayerFacts]) -> Iterator[str]:
-    """Yield layers of the same kind share a line."""
+    """Yield a line for all layers of the same kind."""
     kinds = Counter(
         (layer.op, _weight(layer), f"bias {layer.bias}", f"{_quant(layer.input)} -> {_quant(layer.output)}")
         for layer in layers

@@ -46,13 +46,8 @@ def add(commands: Commands) -> None:
         "--target", metavar="NAME", help="what to check it for (default: what it was made for, else onnxruntime)"
     )
     file.add_argument("--fix", metavar="OUT", help="write it there with every repair that changes no value")
-    file.add_argument(
-        "--runtime",
-        metavar="NAME",
-        action="append",
-        default=[],
-        help="load it there and say what each layer runs as; may be given several times",
-    )
+    text = "load it there and say what each layer runs as; may be given several times"
+    file.add_argument("--runtime", metavar="NAME", action="append", default=[], help=text)
 
 
 def _inspect(args: argparse.Namespace) -> int:

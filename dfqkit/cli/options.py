@@ -73,17 +73,10 @@ def spelled(args: argparse.Namespace, *names: str) -> list[str]:
 
 def add_compute_options(parser: Parser) -> None:
     """Add what says where and how a stage computes."""
-    parser.add_argument(
-        "--device",
-        choices=("auto", "cpu", "cuda"),
-        help="where to compute (default: auto; a run that continues stays where it began)",
-    )
-    parser.add_argument(
-        "--threads",
-        type=positive,
-        metavar="N",
-        help="threads that torch uses (default: torch's own choice; a run that continues keeps its number)",
-    )
+    text = "where to compute (default: auto; a run that continues stays where it began)"
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help=text)
+    text = "threads that torch uses (default: torch's own choice; a run that continues keeps its number)"
+    parser.add_argument("--threads", type=positive, metavar="N", help=text)
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
 
 

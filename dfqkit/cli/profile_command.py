@@ -18,19 +18,10 @@ def add(commands: Commands) -> None:
     """Add the command."""
     parser = add_command(commands, "profile", _profile, "time a file against float", _DESCRIPTION)
     parser.add_argument("model", type=Path, metavar="MODEL", help="a quantized .onnx file")
-    parser.add_argument(
-        "--against",
-        type=Path,
-        metavar="FLOAT",
-        help="the float .onnx file (default: teacher.onnx beside MODEL, else MODEL without Q/DQ)",
-    )
-    parser.add_argument(
-        "--runtime",
-        dest="runtimes",
-        metavar="NAME",
-        action="append",
-        help="onnxruntime (default), openvino, tensorrt, ...; may be given several times",
-    )
+    text = "the float .onnx file (default: teacher.onnx beside MODEL, else MODEL without Q/DQ)"
+    parser.add_argument("--against", type=Path, metavar="FLOAT", help=text)
+    text = "onnxruntime (default), openvino, tensorrt, ...; may be given several times"
+    parser.add_argument("--runtime", dest="runtimes", metavar="NAME", action="append", help=text)
     parser.add_argument("--batch", type=positive, metavar="N", help="images in a call (default: the file's, or 1)")
     parser.add_argument("--threads", type=positive, default=1, metavar="N", help="threads on the CPU (default: 1)")
     parser.add_argument(

@@ -30,13 +30,8 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--out", required=True, metavar="FILE", help="file to write, such as records.safetensors")
     parser.add_argument("--per-class", type=positive, metavar="N", help="read only the first N images of every class")
-    parser.add_argument(
-        "--diagonal-above",
-        type=positive,
-        default=1024,
-        metavar="N",
-        help="layers with more units keep variances, no covariance (default: 1024)",
-    )
+    text = "layers with more units keep variances, no covariance (default: 1024)"
+    parser.add_argument("--diagonal-above", type=positive, default=1024, metavar="N", help=text)
     add_overrides(parser, "change one value of the recipe, such as teacher.weights=FILE; may be given several times")
     add_compute_options(parser)
     parser.set_defaults(seed=None)

@@ -6,7 +6,6 @@ import argparse
 import shlex
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dfqkit.cli.options import Commands, add_command, add_compute_options, add_recipe_options, note, result
 from dfqkit.cli.running import begin, carry_out, chosen_recipe, ending, reopen, show_reports
@@ -14,9 +13,6 @@ from dfqkit.run.stage import only
 from dfqkit.run.stages import STAGES, first, following, plan
 from dfqkit.run.validate import REPORT
 from dfqkit_export.words import table
-
-if TYPE_CHECKING:
-    from dfqkit.cli.running import Work
 
 _DESCRIPTION = (
     "Do all stages of a recipe: synthesize images, quantize, distil, export to ONNX, validate in the runtime. Prints "
@@ -28,12 +24,8 @@ _DESCRIPTION = (
 def add(commands: Commands) -> None:
     """Add the command."""
     parser = add_command(commands, "run", _run, "do all stages of a recipe", _DESCRIPTION, _stage_list())
-    parser.add_argument(
-        "recipe",
-        nargs="?",
-        metavar="RECIPE",
-        help="name of a shipped recipe (`dfqkit list recipes`) or a YAML file; with --only, or a run's folder",
-    )
+    text = "name of a shipped recipe (`dfqkit list recipes`) or a YAML file; with --only, or a run's folder"
+    parser.add_argument("recipe", nargs="?", metavar="RECIPE", help=text)
     parser.add_argument(
         "--out", metavar="DIR", help="new or empty folder for everything the run makes (default: runs/RECIPE/TIME-HASH)"
     )
@@ -41,12 +33,8 @@ def add(commands: Commands) -> None:
     add_compute_options(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and the resolved recipe; write nothing")
     parser.add_argument("--resume", metavar="DIR", help="continue the run in that folder; needs no RECIPE")
-    parser.add_argument(
-        "--only",
-        choices=tuple(STAGES),
-        metavar="STAGE",
-        help=f"do one stage of the run in folder RECIPE; of a recipe, its first one ({first()})",
-    )
+    text = f"do one stage of the run in folder RECIPE; of a recipe, its first one ({first()})"
+    parser.add_argument("--only", choices=tuple(STAGES), metavar="STAGE", help=text)
 
 
 def _stage_list() -> str:
@@ -65,7 +53,10 @@ def _run(args: argparse.Namespace) -> int:
     if args.only:
         carry_out(work, [args.only], args, resume=only(args.only, shlex.quote(str(path))))
         if not (path / REPORT).exists() or following(args.only, work.recipe):
-            return _end(args.only, started, work)
+            later = following(args.only, work.recipe)
+            note(f"{args.only} is complete." + (f" Next: {only(later, path)}" if later else ""))
+            ending("ok", started, path)
+            return 0
     else:
         carry_out(work, STAGES, args, resume=shlex.join(["dfqkit", "run", "--resume", str(path)]))
     return show_reports(work, started)
@@ -89,10 +80,3 @@ def _check(args: argparse.Namespace) -> None:
 def _continues(args: argparse.Namespace) -> bool:
     """Return whether `--only` goes on in a run's folder; only the first stage can begin with a recipe."""
     return args.only != first() or Path(args.recipe).is_dir()
-
-
-def _end(stage: str, started: float, work: Work) -> int:
-    path, later = work.folder.path, following(stage, work.recipe)
-    note(f"{stage} is complete." + (f" Next: {only(later, path)}" if later else ""))
-    ending("ok", started, path)
-    return 0

@@ -35,13 +35,8 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--exclude", type=Path, nargs="+", default=[], metavar="SET", help="sets whose images are left out"
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("sentinel.safetensors"),
-        metavar="FILE",
-        help="where the set goes (default: sentinel.safetensors)",
-    )
+    text = "where the set goes (default: sentinel.safetensors)"
+    parser.add_argument("--out", type=Path, default=Path("sentinel.safetensors"), metavar="FILE", help=text)
     parser.add_argument("--limit", type=positive, metavar="BYTES", help="(default: 2000000, or 12 images)")
     parser.add_argument("--seed", type=natural, default=0, metavar="N", help="of the images drawn at random")
 

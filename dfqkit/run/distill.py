@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 FINAL = "student.safetensors"
 
 
-def run(context: Context) -> StageResult:
+def _run(context: Context) -> StageResult:
     """Play generators against students; without a section, keep what was calibrated.
 
     What is imitated is the float graph that was quantized: the teacher's, or the smaller float student's. What is kept
@@ -49,8 +49,7 @@ def run(context: Context) -> StageResult:
     return StageResult(files=[context.file(FINAL).name], facts=facts)
 
 
-def plan(recipe: Recipe) -> Plan:
-    """Return the steps."""
+def _plan(recipe: Recipe) -> Plan:
     config = recipe.distill
     if config is None:
         return Plan(text="no: the calibrated student ships")
@@ -58,5 +57,5 @@ def plan(recipe: Recipe) -> Plan:
 
 
 STAGE = Stage(
-    name="distill", help="train the student with its teacher's answers", run=run, plan=plan, parts=each_target
+    name="distill", help="train the student with its teacher's answers", run=_run, plan=_plan, parts=each_target
 )

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 MODEL, TEACHER = "model.onnx", "teacher.onnx"
 
 
-def run(context: Context) -> StageResult:
-    """Write both files."""
+def _run(context: Context) -> StageResult:
     from dfqkit.students.onnx_file import write_float, write_qdq
 
     model, teacher, metadata = context.file(MODEL), context.file(TEACHER), _metadata(context)
@@ -57,9 +56,8 @@ def _metadata(context: Context) -> dict[str, str]:
     return metadata
 
 
-def plan(recipe: Recipe) -> Plan:
-    """Return the files."""
+def _plan(recipe: Recipe) -> Plan:
     return Plan(text=", ".join(named(name, part) for part in each_target(recipe) for name in (MODEL, TEACHER)))
 
 
-STAGE = Stage(name="export", help="write the student as a QDQ ONNX file", run=run, plan=plan, parts=each_target)
+STAGE = Stage(name="export", help="write the student as a QDQ ONNX file", run=_run, plan=_plan, parts=each_target)

@@ -16,7 +16,7 @@ def calibrated_file(index: int = 0) -> str:
     return f"partner{index}.safetensors" if index else "calibrated.safetensors"
 
 
-def run(context: Context) -> StageResult:
+def _run(context: Context) -> StageResult:
     """Find ranges and correct biases on the calibration set."""
     from dfqkit.students.student import calibrate_student, save_student
 
@@ -34,11 +34,10 @@ def run(context: Context) -> StageResult:
     return StageResult(files=files)
 
 
-def plan(recipe: Recipe) -> Plan:
-    """Return how many students there are."""
+def _plan(recipe: Recipe) -> Plan:
     return Plan(text=f"{1 + len(recipe.distill.partners if recipe.distill else ())} student(s)")
 
 
 STAGE = Stage(
-    name="quantize", help="build the fake-quantized student and calibrate it", run=run, plan=plan, parts=each_target
+    name="quantize", help="build the fake-quantized student and calibrate it", run=_run, plan=_plan, parts=each_target
 )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dfqkit.run.context import Context
 
 
-def run(context: Context) -> StageResult:
+def _run(context: Context) -> StageResult:
     """Run the warm-ups; store the images of both synthesizers."""
     from dfqkit.images import ImageBank
     from dfqkit.run.playing import WARM, Checkpoints, drawn
@@ -95,7 +95,7 @@ def _thinned(curve: Sequence[dict[str, float]], points: int = 200) -> list[dict[
     return [{"round": index + 1, **terms} for index, terms in enumerate(curve) if index % stride == 0]
 
 
-def plan(recipe: Recipe) -> Plan:
+def _plan(recipe: Recipe) -> Plan:
     """Return the source with its rounds, and the sets; their bytes, and those of a memory in two checkpoints."""
     bank, config = recipe.bank, recipe.synthesis
     stored = bank.calibration + bank.held_out + bank.grading
@@ -118,4 +118,4 @@ def _source(config: Any) -> str:
     return f"{config.method} ({' '.join(known)})" if known else str(config.method)
 
 
-STAGE = Stage(name="synthesize", help="make the synthetic images of a recipe", run=run, plan=plan)
+STAGE = Stage(name="synthesize", help="make the synthetic images of a recipe", run=_run, plan=_plan)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from dfqkit.run.context import Context
 
 
-def run(context: Context) -> StageResult:
+def _run(context: Context) -> StageResult:
     """Train on a live stream and keep the best state."""
     from dfqkit.run.context import FLOAT_STUDENT
     from dfqkit.run.playing import TRAINED, WARM, found_out, play, saved_synthesizer
@@ -36,8 +36,7 @@ def run(context: Context) -> StageResult:
     return StageResult(files=[FLOAT_STUDENT, f"state/{TRAINED}.safetensors"], facts=facts)
 
 
-def plan(recipe: Recipe) -> Plan:
-    """Return the network, and its steps."""
+def _plan(recipe: Recipe) -> Plan:
     config = recipe.student
     if config is None:
         return Plan(text="no: the teacher itself is quantized")
@@ -50,7 +49,7 @@ def plan(recipe: Recipe) -> Plan:
 STAGE = Stage(
     name="train",
     help="train the smaller float student, where the recipe asks for one",
-    run=run,
-    plan=plan,
+    run=_run,
+    plan=_plan,
     applies=lambda recipe: recipe.student is not None,
 )

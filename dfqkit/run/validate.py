@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 REPORT, PAGE = "report.json", "report.html"
 
 
-def run(context: Context) -> StageResult:
+def _run(context: Context) -> StageResult:
     """Measure the file, write the report, and choose the images by which the file is checked later.
 
     They are chosen here and not at the export, because that is where the images which only judge are used.
@@ -96,11 +96,10 @@ def contact_sheets(folder: Path) -> dict[str, bytes]:
     return sheets
 
 
-def plan(recipe: Recipe) -> Plan:
-    """Return the images that measure."""
+def _plan(recipe: Recipe) -> Plan:
     return Plan(text=recipe.validation.data or "synthetic images only")
 
 
 STAGE = Stage(
-    name="validate", help="run the ONNX file, measure it, and write the report", run=run, plan=plan, parts=each_target
+    name="validate", help="run the ONNX file, measure it, and write the report", run=_run, plan=_plan, parts=each_target
 )
