@@ -34,25 +34,20 @@ class GivenImages(Synthesizer):
 
     A subclass sets `training` and `fresh`, places of images for its `_read`, `order`, which deals the former, and
     `digest`, which tells its images from others.
-
-    Attributes:
-        state_names: What is called given, order and digest in a state.
-        needed: Different images that the run's two synthesizers need together.
-        fresh: Places of the images that do not train, in the order in which they are given.
-        given: How many of them have been.
     """
 
+    #: What is called given, order and digest in a state.
     state_names: ClassVar[tuple[str, str, str]]
     digest: bytes
     training: Tensor
-    fresh: Tensor
+    fresh: Tensor  # in the order in which they are given
     order: Deck
 
     def _set_up(self) -> None:
         super()._set_up()
         self.place = str(self.config.model_dump()["path"])
         self.others = 0 if self.demand.beside is None else self.demand.beside.images
-        self.needed = self.demand.images + self.others
+        self.needed = self.demand.images + self.others  # different ones, by the run's two synthesizers together
         self.given = 0
 
     def _require_enough(self, found: int, limited: str = "") -> None:

@@ -52,12 +52,7 @@ class PixelSynthesizer(PoolSynthesizer):
 
     A subclass gives `_terms`, with no term of weight 0, and where it needs to `_image_terms`, `_start`, `_draw`,
     `_transform`, `_lr` and `_stages`; ``of_batch`` and ``of_all`` name tensors that it keeps beyond this, for a batch
-    or longer.
-
-    Attributes:
-        low: Smallest pixel a channel, normalised, (1, C, 1, 1).
-        high: The largest.
-        classes: Deals class labels evenly.
+    or longer. ``low`` and ``high`` are the bounds of a pixel, normalised (1, C, 1, 1); ``classes`` deals labels evenly.
     """
 
     config: PixelConfig

@@ -59,8 +59,7 @@ class TeacherFacts:
         convolutions: Layers that run; `linear_layers` alike.
         batchnorm: `statistics` (every BatchNorm has running statistics), `partial` (some have), `no statistics`,
             `folded` (placeholders show that it was merged into the convolutions) or `none`.
-        batchnorm_layers: BatchNorm layers with running statistics; only those that run, not those of auxiliary heads.
-        batchnorm_bare: BatchNorm layers without running statistics.
+        batchnorm_layers: Of those that run, without auxiliary heads, those with statistics; `batchnorm_bare`: the rest.
         batchnorm_untrained: BatchNorm layers whose running statistics are still the initial mean 0 and variance 1.
         operators: How often each occurs in the captured graph, and those `unsupported`, which stay in float.
         capture_problem: Why and where torch.export fails with a dynamic batch; None if it captures.

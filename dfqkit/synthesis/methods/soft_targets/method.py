@@ -26,17 +26,16 @@ class SoftTargets(PixelSynthesizer):
         super()._set_up()
         config, teacher = self.config, self.teacher
         head, module = required_head(teacher, config.method)
-        self.layer = config.layer or head
+        self.layer, self.head = config.layer or head, head
         if self.layer != head:
             module = _linear(teacher, self.layer)
         self.rows = nn.functional.normalize(module.weight.detach().double(), dim=1).float().to(self.device)
-        self.is_head = self.layer == head
         self.tap = LayerTap(teacher.model, [_reader(teacher) or head], "input")
         self.target = torch.zeros(0, device=self.device)
 
     def _draw(self) -> None:
         outputs = self._outputs()
-        logits = outputs if self.is_head else _tail(self.teacher, self.layer, outputs)
+        logits = outputs if self.layer == self.head else _tail(self.teacher, self.layer, outputs)
         self.target = logits.softmax(1)
 
     def _outputs(self) -> Tensor:
