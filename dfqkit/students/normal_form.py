@@ -43,10 +43,8 @@ def _pair(value: Any) -> Any:
 class Normaliser:
     """Rebuilds an exported graph node by node. One method an operator family.
 
-    Args:
-        source: What `torch.export` captured.
-        outputs: Names of the outputs that are kept, in the order in which a tuple gives them. The rebuilt graph returns
-            one as it is, several as a mapping; its output node has the names as ``meta["outputs"]``.
+    The outputs of the given names are kept; a tuple gives them in that order. The rebuilt graph returns
+    one as it is, several as a mapping; its output node has the names as ``meta["outputs"]``.
     """
 
     def __init__(self, source: fx.GraphModule, outputs: Sequence[str]) -> None:

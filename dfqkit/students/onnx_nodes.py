@@ -32,12 +32,8 @@ class _GlobalAveragePool(nn.Module):
 class _QuantizeDequantize(nn.Module):
     """A Q/DQ pair with constant scale and zero point, and a Clip where the codes do not fill 8 bits.
 
-    Args:
-        scale: Scalar.
-        zero_point: Its code.
-        bounds: Lowest and highest code.
-        signed: int8 codes, else uint8.
-        clip_before: float Clip in front of Q instead of an integer Clip behind it.
+    ``bounds`` are the lowest and the highest code; with ``clip_before`` a float Clip in front of Q takes the place of
+    an integer Clip behind it.
     """
 
     def __init__(

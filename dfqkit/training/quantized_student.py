@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from dfqkit.config.distill import DistillConfig, LayerPair
 from dfqkit.config.quant import QuantConfig
@@ -65,37 +65,24 @@ class QuantizedStudentTrainer(Loop[DistillConfig, fx.GraphModule]):
     ) -> None:
         self.schemes, self.task = list(schemes), held_out.task
         pairs = measured_pairs(students[0], config)
-        self.reference = reference_graph(reference, list(dict.fromkeys(pair.teacher for pair in pairs)))
-        image = held_out.batches[0][0][:1]
-        # Only a recipe that crosses layers needs projections, so that their seed may be the same in every run.
-        objectives = [
-            self._objective(student, pairs, image, config, derive(0, "projections", index, device=image.device))
-            for index, student in enumerate(students)
-        ]
+        names, ours = [pair.teacher for pair in pairs], [pair.student for pair in pairs]
+        self.reference = reference_graph(reference, list(dict.fromkeys(names)))
+        image = held_out.batches[0][0][:1]  # shows the shapes of features
+        objectives = []
+        for index, student in enumerate(students):
+            # Only a recipe that crosses layers needs projections, so that their seed may be the same in every run.
+            rng = derive(0, "projections", index, device=image.device)
+            with torch.no_grad(), FeatureTap(self.reference, names) as wanted, FeatureTap(student, ours) as found:
+                self.reference(image), student(image)
+                objectives.append(Objective(config, pairs, found.features, wanted.features, rng, self.task))
         self.points = objectives[0].student_names
         optimizers = [self._optimizer(*both, config) for both in zip(students, objectives, strict=True)]
         super().__init__(students, objectives, optimizers, stream, held_out, config)
 
-    def _objective(
-        self,
-        student: fx.GraphModule,
-        pairs: Sequence[LayerPair],
-        image: Tensor,
-        config: DistillConfig,
-        rng: torch.Generator,
-    ) -> Objective:
-        """Return what one student minimises; an image shows the shapes of its features."""
-        names, ours = [pair.teacher for pair in pairs], [pair.student for pair in pairs]
-        with torch.no_grad(), FeatureTap(self.reference, names) as wanted, FeatureTap(student, ours) as found:
-            self.reference(image), student(image)
-            return Objective(config, pairs, found.features, wanted.features, rng, self.task)
-
     def _optimizer(self, student: fx.GraphModule, objective: Objective, config: DistillConfig) -> torch.optim.Adam:
-        ranges: list[nn.Parameter] = []
-        others: list[nn.Parameter] = []
-        for name, parameter in student.named_parameters():
-            if parameter.requires_grad:
-                (ranges if name.startswith("quant.") else others).append(parameter)
+        trainable = {name: parameter for name, parameter in student.named_parameters() if parameter.requires_grad}
+        ranges = [parameter for name, parameter in trainable.items() if name.startswith("quant.")]
+        others = [parameter for name, parameter in trainable.items() if not name.startswith("quant.")]
         groups: list[dict[str, Any]] = [
             {"params": others, "base": config.lr},
             {"params": ranges, "base": config.lr_ranges},
