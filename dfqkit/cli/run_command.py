@@ -24,7 +24,7 @@ _DESCRIPTION = (
 def add(commands: Commands) -> None:
     """Add the command."""
     parser = add_command(commands, "run", _run, "do all stages of a recipe", _DESCRIPTION, _stage_list())
-    text = "name of a shipped recipe (`dfqkit list recipes`) or a YAML file; with --only, or a run's folder"
+    text = "name of a shipped recipe (`dfqkit list recipes`) or a YAML file; with --only, a run's folder"
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help=text)
     parser.add_argument(
         "--out", metavar="DIR", help="new or empty folder for everything the run makes (default: runs/RECIPE/TIME-HASH)"

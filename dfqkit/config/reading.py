@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
@@ -52,7 +53,7 @@ def recipe_from(data: object, where: str, overrides: Sequence[str] = ()) -> Reci
         return Recipe.model_validate(data)
     except ValidationError as error:
         given = f" with {' '.join(f'--set {override}' for override in overrides)}" if overrides else ""
-        lines = [f"Recipe '{where}'{given} is not valid:", *map(_explained, error.errors())]
+        lines = [f"Recipe '{where}'{given} is not valid:", *map(_explained, _mistakes(error))]
         message = "\n".join([*lines, "`dfqkit recipe schema` prints everything that a recipe may hold."])
         raise RecipeError(message) from error
 
@@ -61,7 +62,7 @@ def _override(data: dict[str, Any], override: str) -> None:
     path, separator, value = override.partition("=")
     *parents, leaf = path.split(".")
     if not separator or not path or len(parents) > DEEPEST:
-        message = f"--set takes section.key=value, found '{_shown(override)}'. Example: --set distill.steps=200"
+        message = f"--set takes section.key=value, found {_shown(override)}. Example: --set distill.steps=200"
         raise RecipeError(message)
     section = data
     for depth, part in enumerate(parents, 1):
@@ -78,6 +79,13 @@ def _override(data: dict[str, Any], override: str) -> None:
     section[leaf] = read_yaml(value, f"--set {override}: the value")
 
 
+def _mistakes(error: ValidationError) -> list[ErrorDetails]:
+    """Return all mistakes but that of a list which is short only because items of it are wrong."""
+    found = error.errors()
+    around = {item["loc"][:depth] for item in found for depth in range(len(item["loc"]))}
+    return [item for item in found if item["type"] != "too_short" or item["loc"] not in around]
+
+
 def _explained(item: ErrorDetails) -> str:
     """Return one line for one mistake: path, value, what is allowed, the nearest key."""
     path, allowed = _followed(item["loc"])
@@ -92,7 +100,7 @@ def _explained(item: ErrorDetails) -> str:
         return f"  {where}: must be a list{' of sources' * (path[-1] == 'sources')} {found}"
     if kind == "value_error":
         return f"  {where}: {item['ctx']['error']}"
-    return f"  {where}: {item['msg'].replace('Input should', 'must', 1)} {found}"
+    return f"  {where}: {re.sub('^(Input|Tuple) should', 'must', item['msg'])} {found}"
 
 
 def _shown(value: object, length: int = 80) -> str:

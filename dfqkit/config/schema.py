@@ -8,6 +8,7 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from dfqkit.config.recipe import SCHEMA, Recipe
 from dfqkit_export.backends import all_targets
+from dfqkit_export.tasks import task_names
 
 
 def recipe_schema(method: str | None = None) -> dict[str, Any]:
@@ -21,6 +22,7 @@ def recipe_schema(method: str | None = None) -> dict[str, Any]:
         document["$defs"] = {name: definition for name, definition in definitions.items() if name in used}
     one, several = properties["target"]["anyOf"]
     one["enum"] = several["items"]["enum"] = list(all_targets())
+    properties["task"]["anyOf"][0]["enum"] = list(task_names())
     properties["$schema"] = {"type": "string", "description": "Where this schema is; for editors alone."}
     return {"$schema": GenerateJsonSchema.schema_dialect, "$id": f"urn:dfqkit:recipe:{SCHEMA}", **document}
 

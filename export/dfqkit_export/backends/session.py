@@ -115,7 +115,7 @@ def require_one_image(path: Path, inputs: Sequence[tuple[str, str]], outputs: in
         found = ", ".join(f"{name}: {kind}" for name, kind in inputs)
         message = (
             f"Model {str(path)!r} has {len(inputs)} input(s) ({found}) and {outputs} output(s); allowed is "
-            "one float32 input. Export the classifier alone, with weights as initializers and not as inputs."
+            "one float32 input. Export the network alone, with weights as initializers and not as inputs."
         )
         raise ArtefactError(message)
 

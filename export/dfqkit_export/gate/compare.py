@@ -24,6 +24,7 @@ from dfqkit_export.gate.recording import changes_of, record
 from dfqkit_export.gate.verdicts import FAILING, CaseOutcome, Options, Outcome, judge, order
 from dfqkit_export.measure.kinds import STRUCTURE, Metric
 from dfqkit_export.report.rows import estimate_sentence
+from dfqkit_export.words import did_you_mean
 
 
 def check(paths: Sequence[str | Path], baseline: Baseline, options: Options | None = None) -> Outcome:
@@ -59,7 +60,10 @@ def _require_known(tolerances: Mapping[str, float], outcomes: Sequence[CaseOutco
     names |= {name.partition(" of ")[0] for name in names}  # one for all of a report's rows of its metric
     unknown = sorted(set(tolerances) - names)
     if unknown and not any(outcome.error for outcome in outcomes):
-        message = f"There is no metric {unknown[0]!r} to tolerate anything of; known are {', '.join(sorted(names))}."
+        message = (
+            f"There is no metric {unknown[0]!r} to tolerate anything of.{did_you_mean(unknown[0], names)} Known: "
+            f"{', '.join(sorted(names))}."
+        )
         raise ArtefactError(message)
 
 

@@ -75,6 +75,12 @@ def set_contents(path: Path) -> Contents:
         for shard in contents.shards:
             _require_shard(shard, contents)
         return contents
+    if not path.exists():
+        message = (
+            f"Cannot read the image bank '{path}': it is not there. Give the folder that `dfqkit synthesize` made, "
+            "or one file of images."
+        )
+        raise ArtefactError(message)
     return _header(path)
 
 

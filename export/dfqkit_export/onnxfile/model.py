@@ -55,7 +55,7 @@ def require_images(model: onnx.ModelProto, path: str | Path) -> None:
         names = ", ".join(repr(value.name) for value in inputs) or "none"
         message = (
             f"Model {str(path)!r} has {len(inputs)} inputs ({names}); allowed is one, a batch of images. Export the "
-            "classifier alone, with weights as initializers and not as inputs."
+            "network alone, with weights as initializers and not as inputs."
         )
         raise ArtefactError(message)
     tensor = inputs[0].type.tensor_type
@@ -78,7 +78,7 @@ def require_images(model: onnx.ModelProto, path: str | Path) -> None:
         message = (
             f"Model {str(path)!r} leaves {', '.join(repr(name) for name in still_open)} of its input "
             f"{inputs[0].name!r} open; only the batch size, the first, may be. Export it with the size of the images "
-            "it is to classify."
+            "that it is to take."
         )
         raise ArtefactError(message)
 

@@ -68,7 +68,7 @@ def _header(report: Report) -> str:
     mark, word = ("✓", "ok") if report.verdict == "ok" else ("✗", "failed")
     badge = f'<span class="badge {word}"><span aria-hidden="true">{mark}</span>{word}</span>'
     return (
-        f'<header><p class="eyebrow">{badge}<span>Proof of a quantized classifier</span></p>'
+        f'<header><p class="eyebrow">{badge}<span>Proof of a quantized network</span></p>'
         f"<h1>{escape(report.title)}</h1>"
         f'<p class="verdict">{escape(verdict_sentence(report))}</p>{_key_figures(report)}</header>'
     )
