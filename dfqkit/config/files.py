@@ -32,8 +32,12 @@ def find_recipe(name: str | Path) -> Path:
     key = str(name).removesuffix(".yaml")
     if key in shipped:
         return shipped[key]
+    if (path / "manifest.json").is_file():
+        message = f"'{name}' is the folder of a run, not a recipe. Continue it with `dfqkit run --resume {name}`."
+        raise RecipeError(message)
+    looked = path if path.suffix == ".yaml" else f"{path} and {path}.yaml"
     message = (
-        f"No recipe '{name}': neither a file (looked for {path} and {path}.yaml) nor a shipped recipe."
+        f"No recipe '{name}': neither a file (looked for {looked}) nor a shipped recipe."
         f"{did_you_mean(key, shipped)} Shipped: {', '.join(shipped)}."
     )
     raise RecipeError(message)

@@ -46,7 +46,7 @@ def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
     }
 
 
-class _Tap:
+class Tap:
     """Hooks with a lifetime: put on when entered, all taken off when left, also by an exception."""
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class _Tap:
         self._handles.clear()
 
 
-class BatchNormTap(_Tap):
+class BatchNormTap(Tap):
     """Reads the statistics of every BatchNorm input during a forward.
 
     ``statistics`` holds one entry a call, in forward order, of the last forward; a layer called twice gives two.
@@ -161,7 +161,7 @@ def _first_argument(inputs: tuple[Any, ...], named: dict[str, Any]) -> Tensor:
     return first
 
 
-class LayerTap(_Tap):
+class LayerTap(Tap):
     """Reads what enters or leaves layers during a forward, with gradient.
 
     ``values`` holds the last forward's, of a layer that is called several times the first call's; ``calls`` holds all

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dfqkit.teacher.taps import _Tap
+from dfqkit.teacher.taps import Tap
 
 
-class SwingConvolutions(_Tap):
+class SwingConvolutions(Tap):
     """Moves the input of every 2d convolution with a stride by -1, 0 or 1 pixels along both axes, anew at each call.
 
     Source: Jeon et al., "Genie: Show Me the Data for Quantization", CVPR 2023: pad by one reflected pixel, then take a
