@@ -30,7 +30,7 @@ from dfqkit.config.section import Added, Arguments, Section
 from dfqkit.config.student import FloatStudentConfig
 from dfqkit.config.task import AnyTaskSection, default_task_section
 from dfqkit_export.backends import DEFAULT, DEFAULT_TARGET, get_target
-from dfqkit_export.errors import RecipeError
+from dfqkit_export.errors import RecipeError, TargetError
 
 if TYPE_CHECKING:
     from dfqkit_export.images.spec import ImageSpec
@@ -117,7 +117,7 @@ class Recipe(Section):
     schema_: Literal[1] = Field(SCHEMA, alias="schema")
     name: str
     why: str = Field(description="One sentence for the catalogue.")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     task: Annotated[AnyTaskSection, Added("0.2.0")] = Field(
         default_task_section(), description="What the network's outputs mean."
     )
@@ -154,7 +154,10 @@ class Recipe(Section):
         return value
 
     @field_validator(
-        "targets", mode="before", json_schema_input_type=str | Annotated[tuple[str, ...], Field(min_length=1)]
+        "targets",
+        mode="before",
+        json_schema_input_type=str
+        | Annotated[tuple[str, ...], Field(min_length=1, json_schema_extra={"uniqueItems": True})],
     )
     @classmethod
     def _several(cls, value: Any) -> Any:
@@ -162,12 +165,15 @@ class Recipe(Section):
 
     @field_validator("targets")
     @classmethod
-    def _different(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         twice = next((name for name in value if value.count(name) > 1), None)
         if twice is not None:
             message = f"'{twice}' is named twice; name each target once"
             raise ValueError(message)
-        return value
+        try:
+            return tuple(get_target(name).name for name in value)
+        except TargetError as error:
+            raise ValueError(str(error)) from error
 
     @field_serializer("targets")
     def _single(self, value: tuple[str, ...]) -> str | list[str]:

@@ -46,7 +46,7 @@ class Synthesizer(ABC):
         """Make what the method works with, once; a subclass begins with the base's, or with what may refuse."""
         self.cost = 0
         section = getattr(self.config, "weights", None)
-        self.weights: dict[str, float] = {} if section is None else section.model_dump()
+        self.weights: dict[str, float] = {} if section is None else dict(section)
 
     def ask(self, fresh: int) -> None:
         """Ask for so many fresh images in all, more than was said when it was made; further rounds make them."""

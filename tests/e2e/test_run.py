@@ -46,6 +46,7 @@ def test_the_folder_holds_what_the_design_promises(finished: Path) -> None:
     assert digest in json.dumps(listed)
 
 
+@pytest.mark.slow
 def test_a_run_without_bias_correction_reaches_its_file(finished: Path, tmp_path: Path) -> None:
     wanted = tiny("quant.bias_correction=false", "distill.steps=2")
     continued(finished, tmp_path / "out", wanted, until="synthesize")
@@ -160,6 +161,7 @@ def test_python_interface(tmp_path: Path) -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_tensorrt_target_writes_its_own_form(finished: Path, tmp_path: Path) -> None:
     continued(finished, tmp_path / "out", tiny("target=tensorrt", "distill=null"), until="synthesize")
     new_run(tmp_path / "out", tiny("target=tensorrt", "distill=null"))
@@ -172,6 +174,7 @@ def test_tensorrt_target_writes_its_own_form(finished: Path, tmp_path: Path) -> 
             assert types.get(node.input[0], onnx.TensorProto.INT8) == onnx.TensorProto.INT8
 
 
+@pytest.mark.slow
 def test_several_targets_share_a_synthesis_and_each_gets_the_file_of_its_own_run(
     finished: Path, tmp_path: Path
 ) -> None:

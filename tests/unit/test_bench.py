@@ -220,6 +220,7 @@ def test_a_bench_measures_every_trial_once_and_continues(tmp_path: Path, monkeyp
     assert bench.do(compared.calibrated(), told.append) == first
 
 
+@pytest.mark.slow
 def test_training_a_smaller_student_counts(tmp_path: Path) -> None:
     settings = ["student.steps=20", "student.batch=16", "student.round_every=10"]
     small = contestants(["digits-half/dfq-w8a8-ort"], settings)
@@ -232,6 +233,7 @@ def test_training_a_smaller_student_counts(tmp_path: Path) -> None:
     assert found["seconds"]["game"] > 0.05
 
 
+@pytest.mark.slow
 def test_a_comparison_warns_keeps_its_threads_and_mends_what_was_cut(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

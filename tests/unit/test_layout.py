@@ -46,6 +46,10 @@ ORDER = {
 }
 # Names at the top of a package, `py.typed` aside.
 MOST_NAMES = {"dfqkit": 18, "dfqkit_export": 21}
+# Both packages together.
+MOST_TYPE_IGNORES = 25
+# What both had before they were cut into these rooms: a change that passes it says why it must.
+MOST_LINES = 35_579
 
 FOREIGN_CODE = {"yaml.load", "yaml.unsafe_load", "yaml.full_load", "eval", "exec", "pickle.load", "pickle.loads"}
 # What a reader of files must be told, so that it runs no code of theirs.
@@ -258,3 +262,13 @@ def test_each_room_imports_only_rooms_below_it() -> None:
             if half == package and other and other in order[order.index(room) + 1 :]:
                 against.append(f"{module} -> {target}")
     assert against == []
+
+
+def test_few_types_are_ignored() -> None:
+    counts = {module: path.read_text(encoding="utf-8").count("# type: ignore") for module, path in MODULES.items()}
+    assert sum(counts.values()) <= MOST_TYPE_IGNORES, {module: count for module, count in counts.items() if count}
+
+
+def test_the_packages_do_not_grow_unseen() -> None:
+    lines = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in MODULES.items()}
+    assert sum(lines.values()) <= MOST_LINES
