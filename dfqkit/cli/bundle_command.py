@@ -6,8 +6,6 @@ import argparse
 from pathlib import Path
 
 from dfqkit.cli.options import Commands, add_command, note, result
-from dfqkit.cli.running import the_one
-from dfqkit.run.export import MODEL
 from dfqkit_export.words import table
 
 _DESCRIPTION = (
@@ -36,7 +34,6 @@ def add(commands: Commands) -> None:
 def _bundle(args: argparse.Namespace) -> int:
     from dfqkit_export.bundle import Order, write_bundle
 
-    the_one(args.run, MODEL, "A bundle holds one: make a run for its target alone, with --set target=NAME.")
     run = args.run.resolve()
     out = args.out or run.with_name(f"{run.name}-bundle")
     files = write_bundle(Order(run=args.run, out=out, labels=args.labels, sentinel=args.sentinel))

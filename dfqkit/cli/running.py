@@ -113,19 +113,17 @@ def carry_out(work: Work, stages: Iterable[str], args: argparse.Namespace, *, re
         )
 
 
-def the_one(folder: Path, name: str, advice: str) -> Path:
-    """Return a folder's file of that name; a run for several targets has more than one, and its files are named."""
-    path = folder / name
-    others = sorted(other.name for other in folder.glob(f"{path.stem}.*{path.suffix}"))
-    if others:
-        message = f"'{folder}' is a run for several targets: it has {', '.join([name, *others])}. {advice}"
-        raise ArtefactError(message)
-    return path
-
-
 def report_in(path: Path) -> Path:
     """Return the file of a report, which may be given itself or by the folder of a run, a bundle, or any other."""
-    return the_one(path, REPORT, "Give one of these files.") if path.is_dir() else path
+    if not path.is_dir():
+        return path
+    others = sorted(other.name for other in path.glob("report.*.json"))
+    if others:
+        message = (
+            f"'{path}' is a run for several targets: it has {', '.join([REPORT, *others])}. Give one of these files."
+        )
+        raise ArtefactError(message)
+    return path / REPORT
 
 
 def read_report(path: Path) -> Report:

@@ -464,14 +464,10 @@ class TestReport:
     def test_run_for_several_targets_has_its_files_named(self, capsys: Output, tmp_path: Path) -> None:
         for name in ("report.json", "report.openvino.json"):
             (tmp_path / name).write_text(Report(title=name).to_json())
-        for name in ("model.onnx", "model.openvino.onnx"):
-            (tmp_path / name).write_bytes(b"")
         assert main(["report", str(tmp_path)]) == 2
         names(capsys.readouterr().err, "report.json, report.openvino.json", "one of these files")
         assert main(["report", str(tmp_path / "report.openvino.json")]) == 0
         assert "report.openvino.json" in (tmp_path / "report.openvino.html").read_text(encoding="utf-8")
-        assert main(["bundle", str(tmp_path)]) == 2
-        names(capsys.readouterr().err, "model.onnx, model.openvino.onnx", "--set target=NAME")
 
 
 @pytest.mark.slow

@@ -217,6 +217,10 @@ def _of_run(path: Path, root: Path, facts: Mapping[str, Any]) -> Bundle:
     if MODEL_FILE not in files or plain_file(root, MODEL_FILE) is None:
         message = f"The run in '{path}' has not exported its model yet. Run `dfqkit run --resume {path}`."
         raise ArtefactError(message)
+    others = sorted(name for name in listed if Path(name).match("model.*.onnx"))
+    if others:
+        told = f"is a run for several targets: it has {', '.join([MODEL_FILE, *others])}, and one is wanted here."
+        raise refusal(path, f"{told} Make a run for its target alone, with --set target=NAME.")
     metadata = {item.key: item.value for item in load_onnx(root / MODEL_FILE).metadata_props}
     report_file = plain_file(root, REPORT_FILE)
     report = None if report_file is None else Report.from_json(read_text(report_file))

@@ -364,6 +364,14 @@ class TestDamage:
         with open_bundle(bundle) as found:
             assert found.damaged() == ["sentinel.safetensors"]
 
+    def test_a_run_for_several_targets_is_neither_checked_nor_bundled(self, run: Path, tmp_path: Path) -> None:
+        folder = Path(shutil.copytree(run, tmp_path / "several"))
+        manifest(
+            folder,
+            lambda facts: facts["stages"]["export"]["files"].update({"model.openvino.onnx": {"sha256": TEACHER}}),
+        )
+        refused(folder, r"several targets.*model\.onnx, model\.openvino\.onnx.*--set target=NAME")
+
     def test_an_unfinished_run(self, run: Path, tmp_path: Path) -> None:
         own = Path(shutil.copytree(run, tmp_path / "run"))
         manifest(own, lambda facts: facts["stages"]["export"].update(status="open"))
