@@ -21,7 +21,7 @@ from dfqkit.run.execution import execute, run_facts
 from dfqkit.run.export import MODEL
 from dfqkit.run.folder import RunFolder
 from dfqkit.run.stages import STAGES
-from dfqkit.run.validate import REPORT
+from dfqkit.run.validate import REPORT, require_floors
 from dfqkit.synthesis.methods.dfq import DFQConfig
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.backends import DEFAULT, DEFAULT_TARGET, backend_of, get_target
@@ -106,6 +106,7 @@ def quantize(
         entry = {"name": task} if isinstance(task, str) else task
         teacher = Teacher.from_module(model, image, task=task_of(entry))
     recipe = _recipe(teacher, bits, target, chosen)
+    require_floors(recipe)
     path = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="dfqkit-"))
     command = f"dfqkit.quantize(model, image=..., bits={bits!r}, target={target!r})"
     facts = run_facts(recipe, command)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from dfqkit.cli.options import note, result, spelled
 from dfqkit.cli.outcome import resumable
-from dfqkit.run.validate import REPORT, reports
+from dfqkit.run.validate import REPORT, reports, require_floors
 from dfqkit_export.errors import ArtefactError
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ def begin(args: argparse.Namespace, recipe: Recipe, *, validates: bool) -> Work:
     if not (out / MANIFEST).exists():
         teacher = teacher_of(recipe)
         resolved_synthesis(recipe)
+        require_floors(recipe)
         if validates:
             real_images(recipe, limit=_TRIED)
     folder = RunFolder.create(out, recipe_text=recipe.to_yaml(), digest=recipe.digest(), facts=facts)

@@ -69,6 +69,21 @@ def report_of(context: Context, measured: Measured) -> Report:
     )
 
 
+def require_floors(recipe: Recipe) -> None:
+    """Refuse a floor of a metric that nobody knows before any compute is spent; the teacher's task is loaded."""
+    from dfqkit_export.errors import RecipeError
+    from dfqkit_export.measure.kinds import known_kinds
+    from dfqkit_export.words import did_you_mean
+
+    known = {kind.name for kind in known_kinds()}
+    for metric in (floor.metric for floor in recipe.floors if floor.metric not in known):
+        message = (
+            f"Recipe '{recipe.name}' has a floor for '{metric}', which is no metric.{did_you_mean(metric, known)} "
+            f"Known: {', '.join(sorted(known))}."
+        )
+        raise RecipeError(message)
+
+
 def reports(recipe: Recipe) -> list[str]:
     """Return the names of a run's reports: one for each target."""
     return [named(REPORT, part) for part in STAGE.parts(recipe)]

@@ -226,6 +226,13 @@ class TestRun:
         assert folder.run_facts()["command"] == f"dfqkit run {RECIPE} --seed 5"
         assert capsys.readouterr().err.splitlines()[-1].endswith(f"| {path}")
 
+    def test_a_floor_of_no_metric_ends_before_there_is_a_folder(self, capsys: Output, stand_in: StandIn) -> None:
+        floors = "floors=[{metric: student_agrement, value: 99}]"
+        assert main(["run", RECIPE, "--out", "here", "--set", floors]) == 2
+        names(capsys.readouterr().err, "student_agrement", "Did you mean 'student_agreement'?")
+        assert not stand_in.calls
+        assert not Path("here").exists()
+
     def test_a_name_cannot_lead_out_of_the_runs(self, stand_in: StandIn) -> None:
         assert main(["run", RECIPE, "--set", "name=/../../a b/../c"]) == 0
         assert [path.parent.as_posix() for path in Path().rglob("recipe.yaml")] == [
