@@ -96,6 +96,7 @@ def test_the_file_is_plain_onnx_with_provenance(finished: Path) -> None:
         assert session.run(None, {"image": np.zeros((batch, 1, 16, 16), np.float32)})[0].shape == (batch, 10)
 
 
+@pytest.mark.slow
 def test_same_seed_gives_the_same_bytes_another_seed_does_not(finished: Path, tmp_path: Path) -> None:
     assert run(tmp_path / "again") == 0
     assert (tmp_path / "again" / "model.onnx").read_bytes() == (finished / "model.onnx").read_bytes()
@@ -139,6 +140,7 @@ def test_floors_decide_verdict_and_exit_code(finished: Path, tmp_path: Path) -> 
     assert report.findings[0].metric == "agreement"
 
 
+@pytest.mark.slow
 def test_python_interface(tmp_path: Path) -> None:
     recipe = load_recipe("digits/dfq-w4a4-ort")
     teacher = dfqkit.load_teacher(

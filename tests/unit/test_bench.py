@@ -200,6 +200,7 @@ def test_image_statistics_against_numpy() -> None:
     assert same["class_evenness"] == 0
 
 
+@pytest.mark.slow
 def test_a_bench_measures_every_trial_once_and_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compared = grid(bits=("w8a8",), seeds=(0,), images=32, passes=256)
     bench = Bench.prepare(compared, tmp_path, device="cpu", progress=silent())
