@@ -44,13 +44,13 @@ def add(commands: Commands) -> None:
 def _sentinel(args: argparse.Namespace) -> int:
     from dfqkit_export.files import sha256_of_file
     from dfqkit_export.images.stored import StoredBank
-    from dfqkit_export.onnxfile.model import load_onnx
+    from dfqkit_export.onnxfile.model import load_onnx, metadata_in
     from dfqkit_export.sentinel import TeacherFile, candidates_of, choose, usual_choice, write_sentinel
 
     candidates = candidates_of(
         [StoredBank.open(path) for path in args.images], [StoredBank.open(path) for path in args.exclude]
     )
-    metadata = {entry.key: entry.value for entry in load_onnx(args.teacher).metadata_props}
+    metadata = metadata_in(load_onnx(args.teacher))
     sha256 = metadata.get("dfqkit.teacher_sha256") or sha256_of_file(args.teacher)  # a run's file names its weights
     teacher = TeacherFile(path=args.teacher, name=args.teacher.stem, sha256=sha256)
     choice = usual_choice(candidates.spec, args.seed, candidates.task)

@@ -30,7 +30,7 @@ from dfqkit_export.bundle.entries import (
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import sha256_of_file
 from dfqkit_export.images.spec import ImageSpec
-from dfqkit_export.onnxfile.model import load_onnx
+from dfqkit_export.onnxfile.model import load_onnx, metadata_in
 from dfqkit_export.report import Report
 from dfqkit_export.sentinel import SENTINEL_FILE, Sentinel, read_sentinel
 from dfqkit_export.tasks import Task, task_in
@@ -105,7 +105,7 @@ class Bundle:
     @cached_property
     def task(self) -> Task:
         """What its outputs mean."""
-        return task_in({entry.key: entry.value for entry in load_onnx(self.model).metadata_props})
+        return task_in(metadata_in(load_onnx(self.model)))
 
     def damaged(self) -> list[str]:
         """Return the names of files that are missing, or not as the manifest lists them."""
@@ -221,7 +221,7 @@ def _of_run(path: Path, root: Path, facts: Mapping[str, Any]) -> Bundle:
     if others:
         told = f"is a run for several targets: it has {', '.join([MODEL_FILE, *others])}, and one is wanted here."
         raise refusal(path, f"{told} Make a run for its target alone, with --set target=NAME.")
-    metadata = {item.key: item.value for item in load_onnx(root / MODEL_FILE).metadata_props}
+    metadata = metadata_in(load_onnx(root / MODEL_FILE))
     report_file = plain_file(root, REPORT_FILE)
     report = None if report_file is None else Report.from_json(read_text(report_file))
     method = metadata.get("dfqkit.synthesizer", "")

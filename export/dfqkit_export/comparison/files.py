@@ -24,7 +24,7 @@ from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.inputs import Inputs, own_batch
 from dfqkit_export.measure.activations import LayerProbe, layer_scales
 from dfqkit_export.onnxfile.graph import SourceGraph
-from dfqkit_export.onnxfile.model import load_onnx
+from dfqkit_export.onnxfile.model import load_onnx, metadata_in
 from dfqkit_export.tasks import DEFAULT_TASK, Outputs, Task, entry_of, task_in
 from dfqkit_export.tasks.answering import answer
 from dfqkit_export.words import some
@@ -126,7 +126,7 @@ def compare_files(
     """
     models = load_onnx(a.path), load_onnx(b.path)
     batch, images = _batches(models, inputs.images)
-    task = task_in({entry.key: entry.value for entry in models[0].metadata_props})
+    task = task_in(metadata_in(models[0]))
     first, second = (_outputs(side, task, images, batch, threads) for side in (a, b))
     for name in task.names:
         if first[name].shape != second[name].shape:

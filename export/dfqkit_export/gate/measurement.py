@@ -30,7 +30,7 @@ from dfqkit_export.gate.signature import Signature, read_signature
 from dfqkit_export.gate.significance import ImageValues, image_values, noise_stderr_db
 from dfqkit_export.measure.kinds import AGREES, FLIPS, INTEGER_OPS, PLAIN_AGREEMENT, Metric
 from dfqkit_export.measure.metrics import integer_share, share
-from dfqkit_export.onnxfile.model import load_onnx
+from dfqkit_export.onnxfile.model import load_onnx, metadata_in
 from dfqkit_export.report import Report
 from dfqkit_export.sentinel import SENTINEL_FILE, Sentinel, normalized
 from dfqkit_export.tasks import Outputs
@@ -56,7 +56,7 @@ class Subject:
     @cached_property
     def metadata(self) -> dict[str, str]:
         """The ONNX file's own text properties."""
-        return {entry.key: entry.value for entry in self.model.metadata_props}
+        return metadata_in(self.model)
 
     @property
     def as_written(self) -> bool:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.onnxfile.model import metadata_in
 
 Floats = NDArray[np.float32]
 
@@ -40,7 +41,7 @@ class Inputs:
 
 def model_image(model: onnx.ModelProto) -> ImageSpec | None:
     """Return the image specification that dfqkit writes into a file's metadata; None for files of others."""
-    stored = {entry.key: entry.value for entry in model.metadata_props}.get("dfqkit.image")
+    stored = metadata_in(model).get("dfqkit.image")
     if stored is None:
         return None
     try:

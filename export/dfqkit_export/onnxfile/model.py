@@ -43,6 +43,11 @@ def load_onnx(path: str | Path) -> onnx.ModelProto:
     return model
 
 
+def metadata_in(model: onnx.ModelProto) -> dict[str, str]:
+    """Return a file's own text properties; of a key that stands twice, the last."""
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
 def require_images(model: onnx.ModelProto, path: str | Path) -> None:
     """Refuse a model that does not take one batch of float32 images, such as (N, 3, 224, 224).
 

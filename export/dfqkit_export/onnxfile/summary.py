@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from dfqkit_export.onnxfile.graph import SourceGraph, has_input, type_name
+from dfqkit_export.onnxfile.model import metadata_in
 from dfqkit_export.onnxfile.quantization import (
     QuantFacts,
     WeightFacts,
@@ -99,7 +100,7 @@ def file_facts(model: onnx.ModelProto) -> FileFacts:
         quantize=operators.count("QuantizeLinear"),
         dequantize=operators.count("DequantizeLinear"),
         parameters=sum(int(np.prod(tensor.dims, dtype=np.int64)) for tensor in graph.initializer),
-        metadata={item.key: item.value for item in model.metadata_props},
+        metadata=metadata_in(model),
         layers=layer_facts(model),
     )
 
