@@ -47,6 +47,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return RunFolder.open(run)
 
 
+@pytest.mark.slow
 def test_the_report_grades_the_float_student_beside_the_rest(finished: RunFolder) -> None:
     report = Report.from_json((finished.path / "report.json").read_text())
     found = {(metric.subject, metric.name) for metric in report.metrics}
@@ -61,6 +62,7 @@ def test_the_report_grades_the_float_student_beside_the_rest(finished: RunFolder
     assert "float_student" in (finished.path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_teacher_stays_the_teacher_and_the_student_is_what_ships(finished: RunFolder) -> None:
     def channels(name: str) -> list[int]:
         model = onnx.load(finished.path / name)
@@ -75,6 +77,7 @@ def test_the_teacher_stays_the_teacher_and_the_student_is_what_ships(finished: R
     assert metadata["dfqkit.student"] == "dfqkit.models:digits_cnn"
 
 
+@pytest.mark.slow
 def test_the_game_goes_on_where_training_left_it(finished: RunFolder) -> None:
     states = [load_file(finished.path / "state" / f"{name}.safetensors") for name in ("synthesizer",)]
     after = load_file(finished.path / "state" / "synthesizer_after_train.safetensors")
@@ -85,6 +88,7 @@ def test_the_game_goes_on_where_training_left_it(finished: RunFolder) -> None:
     assert context(finished, wanted).new_synthesizer().demand.game_rounds == 4 + 3
 
 
+@pytest.mark.slow
 def test_a_killed_training_resumes_to_the_same_bytes(
     finished: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,6 +121,7 @@ def test_a_killed_training_resumes_to_the_same_bytes(
     assert folder.facts("train")["judged"] == finished.facts("train")["judged"]
 
 
+@pytest.mark.slow
 def test_without_the_section_training_is_over_at_once(finished: RunFolder, tmp_path: Path) -> None:
     wanted = tiny("distill=null")
     continued(finished.path, tmp_path / "r", wanted, until="synthesize")
@@ -163,6 +168,7 @@ def test_a_wrong_section_says_where(override: str, message: str) -> None:
         tiny(STUDENT, override)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ONLINE)
 def test_every_online_method_trains_one_from_a_recipe(method: str, tmp_path: Path) -> None:
     base = [item for item in TINY if not item.startswith("synthesis.")]

@@ -226,9 +226,14 @@ MOMENTS: dict[str, tuple[Any, str, int]] = {
     ("overrides", "moment"),
     [
         *((GENERATOR, moment) for moment in MOMENTS),
-        *((POOL, moment) for moment in ("warm-up", "second", "listing")),
-        *((MIXED, moment) for moment in ("warm-up", "second", "listing the last")),
-        (ADAPTIVE, "second"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                *((POOL, moment) for moment in ("warm-up", "second", "listing")),
+                *((MIXED, moment) for moment in ("warm-up", "second", "listing the last")),
+                (ADAPTIVE, "second"),
+            )
+        ),
     ],
 )
 def test_an_interrupted_set_becomes_the_same_set(

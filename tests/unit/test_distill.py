@@ -72,8 +72,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize(
     ("setting", "stop"),
-    [("plain", 0), ("plain", 4), ("average and partner", 1), ("average and partner", 3), ("average and partner", 6),
-     ("harder", 4), ("features, learnable ranges", 5), ("features, learnable ranges", 8)],
+    [("plain", 4), ("average and partner", 3), ("features, learnable ranges", 5),
+     *(pytest.param(setting, stop, marks=pytest.mark.slow) for setting, stop in (
+         ("plain", 0), ("average and partner", 1), ("average and partner", 6), ("harder", 4),
+         ("features, learnable ranges", 8)))],
 )  # fmt: skip
 def test_a_state_continues_to_the_same_bits(setting: str, stop: int) -> None:
     whole, first = distiller(**SETTINGS[setting]), distiller(**SETTINGS[setting])

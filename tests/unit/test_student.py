@@ -37,7 +37,9 @@ def without_quantization(model: fx.GraphModule, inputs: Tensor) -> Tensor:
     return answer
 
 
-@pytest.mark.parametrize("name", ["residual", "depthwise", "preactivation"])
+@pytest.mark.parametrize(
+    "name", ["residual", *(pytest.param(name, marks=pytest.mark.slow) for name in ("depthwise", "preactivation"))]
+)
 @pytest.mark.parametrize(
     "options", [{}, {"bits": "w4a4", "scales": "float"}, {"bits": "w4a8", "equalize": 3}], ids=["w8", "float", "equal"]
 )

@@ -23,7 +23,7 @@ from tests._messages import raises_naming
 from tests._toys import IMAGE, TOYS, Depthwise, Head, Residual, conv_bn, images, randomise, student, toy, toy_graph
 
 BITS = ("w8a8", "w4a8", "w4a4")
-FAST = ("residual", "depthwise", "squeeze_excite", "shuffle")
+FAST = ("residual", "depthwise")
 SLOW = pytest.mark.slow
 CASES = [
     pytest.param(name, bits, marks=() if name == "residual" or (name in FAST and bits == "w4a4") else SLOW)
