@@ -16,6 +16,8 @@ Case = tuple[fx.GraphModule, Path]
 # all others, and the commands that they start, behave as on a desk.
 for _name in ("CI", "GITHUB_STEP_SUMMARY", "GITHUB_ACTIONS"):
     os.environ.pop(_name, None)
+# A child that is a copy starts at once and has what a test has replaced; nothing of torch is used in it.
+os.environ["DFQKIT_CHILD"] = "fork"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,7 +5,11 @@ What belongs here: the top-level parser and `main`. No module of this package im
 
 from __future__ import annotations
 
+import contextlib
+import io
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 from dfqkit.cli import (
     bank_command,
@@ -24,6 +28,7 @@ from dfqkit.cli import (
     sentinel_command,
     synthesize_command,
 )
+from dfqkit.cli.apart import relayed
 from dfqkit.cli.options import Parser
 from dfqkit.cli.outcome import EXIT_CODES, guarded
 from dfqkit_export._version import __version__
@@ -55,14 +60,24 @@ _COMMANDS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command, that of the process without ``argv``, and return its exit code (`dfqkit --help` lists them)."""
-    return guarded(lambda: _dispatch(argv))
+    return guarded(lambda: dispatch(argv))
 
 
-def _dispatch(argv: Sequence[str] | None) -> int:
-    parser = command_line()
-    args = parser.parse_args(argv)
+def dispatch(argv: Sequence[str] | None, *, own_process: bool = False) -> int:
+    """Do what the arguments say; where files of unknown origin are among them, in a process of its own."""
+    args = command_line().parse_args(argv)
+    if args.foreign(args) and not own_process:
+        return relayed(sys.argv[1:] if argv is None else argv)
     code: int = args.handler(args)
     return code
+
+
+def answer(argv: list[str]) -> dict[str, Any]:
+    """Do a command in this process, a child, and return what it says and its exit code."""
+    said = {"stdout": io.StringIO(), "stderr": io.StringIO()}
+    with contextlib.redirect_stdout(said["stdout"]), contextlib.redirect_stderr(said["stderr"]):
+        code = guarded(lambda: dispatch(argv, own_process=True))
+    return {"code": code, **{name: text.getvalue() for name, text in said.items()}}
 
 
 def command_line() -> Parser:

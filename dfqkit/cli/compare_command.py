@@ -18,6 +18,7 @@ _RUNTIMES = "onnxruntime (default), onnxruntime-unoptimized (the file as written
 def add(commands: Commands) -> None:
     """Add the command."""
     parser = add_command(commands, "compare", _compare, "say where two files part", _DESCRIPTION)
+    parser.set_defaults(foreign=_runs)
     parser.add_argument("a", type=Path, metavar="A", help="an .onnx file, or a report")
     parser.add_argument("b", type=Path, metavar="B", nargs="?", help="another (default: A, in another runtime)")
     text = "a stored set, a sentinel file, a .npz or .npy (default: random numbers, whose margins mean nothing)"
@@ -41,6 +42,10 @@ def _compare(args: argparse.Namespace) -> int:
     if args.b is None and (args.runtime_a or DEFAULT.name) == (args.runtime_b or DEFAULT.name):
         args.parser.error("give two files, or one file and another runtime, such as --runtime-b openvino")
     return _files(args)
+
+
+def _runs(args: argparse.Namespace) -> bool:
+    return not (args.a.is_dir() or args.a.suffix == ".json")
 
 
 def _files(args: argparse.Namespace) -> int:

@@ -9,12 +9,16 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
+from dfqkit_export.words import clean
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 #: What a command adds itself to, and what does it.
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 Handler: TypeAlias = "Callable[[argparse.Namespace], int]"
+#: Says of its arguments whether they name files of unknown origin, for which a command gets a process of its own.
+Foreign: TypeAlias = "Callable[[argparse.Namespace], bool]"
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -35,17 +39,24 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with 2 and say how to get help, without repeating the whole usage."""
-        self.exit(2, f"error: {message}\nSee `{self.prog} --help`.\n")
+        self.exit(2, clean(f"error: {message}\nSee `{self.prog} --help`.\n"))
 
 
 def add_command(
     commands: Commands, name: str, handler: Handler, text: str, description: str = "", epilog: str = ""
 ) -> Parser:
-    """Add a command, and let its arguments know what does it and what says how it is used wrongly."""
+    """Add a command, and let its arguments know what does it, where, and what says how it is used wrongly.
+
+    A command that is given files of unknown origin sets the default `foreign`: it gets a process of its own then.
+    """
     description = description or f"{text.capitalize()}."
     parser: Parser = commands.add_parser(name, help=text, description=description, epilog=epilog)
-    parser.set_defaults(handler=handler, parser=parser)
+    parser.set_defaults(handler=handler, parser=parser, foreign=_own_files)
     return parser
+
+
+def _own_files(_: argparse.Namespace) -> bool:
+    return False
 
 
 def add_overrides(parser: Parser, text: str) -> None:
@@ -104,12 +115,12 @@ def positive(text: str) -> int:
 
 
 def result(text: str | Iterable[str]) -> None:
-    """Write a result, a text or its lines, to stdout, which carries nothing else.
+    """Write a result, a text or its lines, to stdout, which carries nothing else; names in it may be a foreign file's.
 
     A reader that has seen enough (`| head`) does not change how the command ends.
     """
     try:
-        print((text if isinstance(text, str) else "\n".join(text)).rstrip("\n"), flush=True)
+        print(clean(text if isinstance(text, str) else "\n".join(text)).rstrip("\n"), flush=True)
     except BrokenPipeError:
         discard_stdout()
 
@@ -120,5 +131,5 @@ def discard_stdout() -> None:
 
 
 def note(text: str) -> None:
-    """Write a line for people to stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """Write a line for people to stderr; names in it may be a foreign file's."""
+    print(clean(text), file=sys.stderr, flush=True)

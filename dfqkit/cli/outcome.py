@@ -98,7 +98,12 @@ def _unforeseen(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         note(f"error: No space left: {error}. Free some, then {_AGAIN}.")
         return USAGE
-    traceback.print_exc()
+    if isinstance(error, MemoryError):
+        from dfqkit_export.backends.isolation import TOO_LARGE
+
+        note(f"error: {TOO_LARGE}")
+        return USAGE
+    note(traceback.format_exc().rstrip("\n"))
     note(
         "This is a bug in dfqkit. Please report it with the lines above and what `dfqkit env` prints. What was "
         f"completed is kept: to continue, {_AGAIN}."

@@ -16,7 +16,10 @@ _DESCRIPTION = (
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    parser = add_command(commands, "profile", _profile, "time a file against float", _DESCRIPTION)
+    parser = add_command(
+        commands, "profile", _profile, "time a file against float", _DESCRIPTION, foreign=lambda _: True
+    )
+    parser.set_defaults(foreign=lambda _: True)
     parser.add_argument("model", type=Path, metavar="MODEL", help="a quantized .onnx file")
     text = "the float .onnx file (default: teacher.onnx beside MODEL, else MODEL without Q/DQ)"
     parser.add_argument("--against", type=Path, metavar="FLOAT", help=text)

@@ -6,8 +6,13 @@ What is said with them belongs to whoever says it.
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
+
+#: What runners of CI jobs obey in a log: GitHub at the start of a line, and Azure's and TeamCity's forms anywhere.
+_COMMAND = re.compile(r"^\s*::|##(?=\[|\w+\[)")
 
 
 def table(rows: Sequence[Sequence[str]], *, numbers: bool = False, ruler: bool = False) -> list[str]:
@@ -25,6 +30,7 @@ def table(rows: Sequence[Sequence[str]], *, numbers: bool = False, ruler: bool =
         >>> table([("layer", "dB"), ("conv1", "9")], numbers=True)
         ['layer  dB', 'conv1   9']
     """
+    rows = [[plain(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
     if ruler:
         rows = [rows[0], ["-" * width for width in widths], *rows[1:]]
@@ -71,4 +77,25 @@ def did_you_mean(name: str, known: Iterable[str], n: int = 1, cutoff: float = 0.
 
 def plain(text: str) -> str:
     """Return a text on one line without anything that a terminal would obey: it may come from a foreign file."""
-    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
+
+
+def clean(text: str) -> str:
+    r"""Return lines of text that neither a terminal nor the log of a CI job obeys, whoever wrote the names in them.
+
+    Control characters, those that turn the direction of writing, and separators of lines other than the line feed
+    become "?"; what runners take for commands (`::error::`, `##[error]`, `##vso[...]`) gets a space into it.
+
+    Example:
+        >>> clean("layer \x1b[2J\n::error::all is well")
+        'layer ?[2J\n: :error::all is well'
+    """
+    return "\n".join(
+        _COMMAND.sub(lambda found: f"{found[0][:-1]} {found[0][-1]}", _inert(line)) for line in text.split("\n")
+    )
+
+
+def _inert(line: str) -> str:
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() or c == "\t" or unicodedata.category(c) == "Zs" else "?" for c in line)

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dfqkit_export.env import environment
 from dfqkit_export.errors import ArtefactError, DfqkitError, RuntimeUnavailableError
 from dfqkit_export.estimate import estimate_of
+from dfqkit_export.gate.apart import check_apart
 from dfqkit_export.gate.baseline import Baseline, Case, environment_changes, recorded_environment
 from dfqkit_export.gate.diagnosis import explain
 from dfqkit_export.gate.filerows import STANDING, file_metrics, file_rows, with_reasons
@@ -28,7 +30,7 @@ from dfqkit_export.words import did_you_mean
 
 
 def check(paths: Sequence[str | Path], baseline: Baseline, options: Options | None = None) -> Outcome:
-    """Check files against a baseline.
+    """Check files against a baseline, each in a process of its own.
 
     Args:
         paths: Bundles (folder or .zip), folders of runs, and reports (.json).
@@ -44,7 +46,7 @@ def check(paths: Sequence[str | Path], baseline: Baseline, options: Options | No
         RuntimeUnavailableError: onnxruntime is not installed.
     """
     options = options or Options()
-    outcomes = [check_path(path, baseline, options) for path in paths]
+    outcomes = [check_apart(path, baseline, options) for path in paths]
     names = [outcome.name for outcome in outcomes]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -128,7 +130,7 @@ def check_metrics(
 
 
 def check_path(path: str | Path, baseline: Baseline, options: Options | None = None, *, name: str = "") -> CaseOutcome:
-    """Check one file, as `check` does, under a case's name or, where that is "", its own.
+    """Check one file, as `check` does, but in this process, under a case's name or, where that is "", its own.
 
     Raises:
         RuntimeUnavailableError: onnxruntime is not installed.
@@ -147,6 +149,14 @@ def check_path(path: str | Path, baseline: Baseline, options: Options | None = N
         raise
     except DfqkitError as error:
         return CaseOutcome(name=name or str(path), error=str(error), exit_code=error.exit_code)
+
+
+def answer(path: str, cases: dict[str, Any], options: dict[str, Any], name: str) -> dict[str, Any]:
+    """Check one file for `check_apart`, as JSON can hold it; called in a child process."""
+    baseline = Baseline(cases={key: Case.from_dict(case) for key, case in cases.items()})
+    outcome = check_path(path, baseline, Options(**options), name=name)
+    entry = outcome.entry
+    return {**vars(outcome), "rows": [vars(row) for row in outcome.rows], "entry": entry and entry.to_dict()}
 
 
 def _require_same_images(measured: Measurement, case: Case) -> None:

@@ -1,7 +1,7 @@
 """The pytest plugin: a fixture that holds a quantized file against its baseline, in the test that asks for it.
 
 What belongs here: the marker, the fixture and how a verdict becomes a test's outcome. What is decided is the gate's
-(`gate.check_path`, `gate.check_case`); the options are `options`'; what becomes of all tests together is
+(`gate.check_apart`, `gate.check_case`); the options are `options`'; what becomes of all tests together is
 `results`'. These load in every pytest run of their environment, so nothing but pytest is imported before
 a test makes a check.
 """
@@ -120,12 +120,12 @@ class AccuracyCheck:
         from dataclasses import replace
 
         from dfqkit_export.errors import ArtefactError
-        from dfqkit_export.gate import Options, check_case, check_metrics, check_path, measure_report
+        from dfqkit_export.gate import Options, check_apart, check_case, check_metrics, measure_report
 
         baseline = self._settings.baseline()
         how = Options(**options, strict=self._settings.strict, update=self._settings.update)
         if isinstance(what, str | os.PathLike):
-            return check_path(Path(what), baseline, how, name=name)
+            return check_apart(Path(what), baseline, how, name=name)
         if not name:
             message = (
                 "Metrics have no name of their own: call accuracy_check(CASE, METRICS), or mark the test with dfqkit."

@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 
 from dfqkit_export.backends import get_backend
-from dfqkit_export.backends.isolation import call_isolated
+from dfqkit_export.backends.isolation import Limits, UnforeseenError, call_isolated
 from dfqkit_export.backends.opening import realised_precision
 from dfqkit_export.backends.session import Session
 from dfqkit_export.backends.tensorrt import session as tensorrt_session
@@ -81,7 +81,7 @@ class TestTable:
 class TestIsolation:
     ASK = {"runtime": "Vendor", "doing": "building 'm.onnx'"}  # noqa: RUF012 - read only
 
-    def build(self, path: Path, **options: float) -> object:
+    def build(self, path: Path, **options: Limits) -> object:
         arguments = {"module": "tensorrt", "path": str(path), "plan": str(path.with_suffix(".plan"))}
         return call_isolated(
             "backends.tensorrt._engine_build:build_engine", {**arguments, "profile": [1, 2, 4]}, **self.ASK, **options
@@ -112,7 +112,7 @@ class TestIsolation:
     def test_a_hang_ends_in_time(self, install: Install, tmp_path: Path) -> None:
         install("tensorrt", "11.1.0")
         with pytest.raises(RuntimeCrashedError, match=r"stopped after 0\.5 seconds"):
-            self.build(net(tmp_path, wish="hang"), timeout=0.5)
+            self.build(net(tmp_path, wish="hang"), limits=Limits(seconds=0.5))
 
     def test_errors_for_the_user_keep_class_and_text(self, install: Install, tmp_path: Path) -> None:
         install("tensorrt", "9.3.0")
@@ -120,7 +120,7 @@ class TestIsolation:
             self.build(net(tmp_path))
 
     def test_a_bug_in_the_child_shows_its_traceback(self) -> None:
-        with pytest.raises(RuntimeCrashedError, match=r"(?s)exit code 1.*unexpected keyword argument 'colour'"):
+        with pytest.raises(UnforeseenError, match=r"(?s)Traceback.*unexpected keyword argument 'colour'"):
             call_isolated("backends.tensorrt.engines:check_batches", {"colour": 1}, **self.ASK)
 
     def test_what_the_working_folder_holds_is_not_imported(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dfqkit_export.backends.isolation import call_isolated
+from dfqkit_export.backends.isolation import Limits, call_isolated
 from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
 from dfqkit_export.files import require_model, write_bytes
 
@@ -93,7 +93,7 @@ def build_isolated(
             {"module": module_name(runtime), "path": str(Path(path).resolve()), "plan": str(plan), **options},
             runtime=runtime,
             doing=f"building {str(path)!r}",
-            timeout=timeout,
+            limits=Limits(seconds=timeout),
         )
         size = plan.stat().st_size if found["accepted"] else 0
         if found["accepted"] and out is not None:

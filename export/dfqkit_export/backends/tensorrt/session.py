@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfqkit_export.backends.base import not_installed
-from dfqkit_export.backends.isolation import call_isolated
+from dfqkit_export.backends.isolation import Limits, call_isolated
 from dfqkit_export.backends.session import FileSession, Images, Values
 from dfqkit_export.backends.tensorrt._engine_build import vendor_module
 from dfqkit_export.backends.tensorrt.engines import Build, build_isolated, check_batches, module_name, require
@@ -148,7 +148,7 @@ def build(
             {"module": _MODULE, "engine": str(plan)},
             runtime=_MODULE,
             doing=f"running the engine of {str(path)!r} once",
-            timeout=timeout,
+            limits=Limits(seconds=timeout),
         )
         if out is not None:
             write_bytes(Path(out), plan.read_bytes())
