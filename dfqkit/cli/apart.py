@@ -1,6 +1,7 @@
 """Commands whose files anybody may have made, in a process of their own: what it says is passed on.
 
-What belongs here: the parent's end of that; the child's is `cli.answer`. Which commands are given such files they say themselves (`options.add_command`).
+What belongs here: the parent's end of that; the child's is `cli.answer`. Which commands are given such files they say
+themselves (`options.add_command`).
 """
 
 from __future__ import annotations

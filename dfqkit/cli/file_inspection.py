@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfqkit.cli.options import note, result
 from dfqkit_export.errors import ArtefactError, DfqkitError
-from dfqkit_export.words import some, table
+from dfqkit_export.words import page, some, table
 
 if TYPE_CHECKING:
     from dfqkit_export.backends.precision import Realised
@@ -55,7 +55,7 @@ def inspect_file(path: str, target: str | None, fix: str | None, runtimes: Seque
         realised=realised,
         failures=failures,
     )
-    result(json.dumps(found.to_dict(), indent=2) if as_json else "\n".join(_text(found)))
+    result(json.dumps(found.to_dict(), indent=2) if as_json else page(_text(found)))
     for error in failures.values():
         note(f"error: {error}")
     if not quantized:

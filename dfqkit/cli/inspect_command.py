@@ -26,12 +26,8 @@ used at all, 3 where a runtime of --runtime is absent
 def add(commands: Commands) -> None:
     """Add the command."""
     parser = add_command(
-        commands,
-        "inspect",
-        _inspect,
-        "say what a model offers, or what an ONNX file is",
-        _DESCRIPTION,
-        _EPILOG)
+        commands, "inspect", _inspect, "say what a model offers, or what an ONNX file is", _DESCRIPTION, _EPILOG
+    )
     parser.set_defaults(foreign=_is_file)
     parser.add_argument(
         "subject", nargs="?", metavar="RECIPE|FILE", help="a recipe, whose teacher is inspected, or a file FILE.onnx"

@@ -9,7 +9,7 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
-from dfqkit_export.words import clean
+from dfqkit_export.words import clean, page
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -120,7 +120,7 @@ def result(text: str | Iterable[str]) -> None:
     A reader that has seen enough (`| head`) does not change how the command ends.
     """
     try:
-        print(clean(text if isinstance(text, str) else "\n".join(text)).rstrip("\n"), flush=True)
+        print(clean(text if isinstance(text, str) else page(text)).rstrip("\n"), flush=True)
     except BrokenPipeError:
         discard_stdout()
 

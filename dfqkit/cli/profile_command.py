@@ -16,9 +16,7 @@ _DESCRIPTION = (
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    parser = add_command(
-        commands, "profile", _profile, "time a file against float", _DESCRIPTION, foreign=lambda _: True
-    )
+    parser = add_command(commands, "profile", _profile, "time a file against float", _DESCRIPTION)
     parser.set_defaults(foreign=lambda _: True)
     parser.add_argument("model", type=Path, metavar="MODEL", help="a quantized .onnx file")
     text = "the float .onnx file (default: teacher.onnx beside MODEL, else MODEL without Q/DQ)"

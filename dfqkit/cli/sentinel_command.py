@@ -24,7 +24,8 @@ def add(commands: Commands) -> None:
         "sentinel",
         _sentinel,
         "choose the images that notice when a quantized file becomes worse",
-        _DESCRIPTION)
+        _DESCRIPTION,
+    )
     parser.set_defaults(foreign=lambda _: True)
     parser.add_argument("--model", type=Path, required=True, metavar="FILE", help="the quantized ONNX file (QDQ)")
     parser.add_argument("--teacher", type=Path, required=True, metavar="FILE", help="the float ONNX file")

@@ -80,6 +80,11 @@ def plain(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
 
 
+def page(lines: Iterable[str]) -> str:
+    """Join lines, each of which stays one whatever names are in it."""
+    return "\n".join(map(plain, lines))
+
+
 def clean(text: str) -> str:
     r"""Return lines of text that neither a terminal nor the log of a CI job obeys, whoever wrote the names in them.
 

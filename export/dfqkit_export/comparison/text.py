@@ -8,7 +8,7 @@ from __future__ import annotations
 from dfqkit_export.comparison.files import Comparison
 from dfqkit_export.comparison.layers import MAX_DIFFERING, LayerDifference
 from dfqkit_export.comparison.reports import ReportDifference
-from dfqkit_export.words import some, table
+from dfqkit_export.words import page, some, table
 
 _HEADER = ("layer", "SQNR dB", "max error", "in LSB", "other code", "> 1 code", "")
 
@@ -29,7 +29,7 @@ def render_comparison(found: Comparison) -> str:
         rows = [_HEADER, *map(_row, found.layers)]
         lines += [f"parts   {_first(found)}", "", *table(rows, numbers=True), ""]
         lines += [f"A layer parts {_rule(found.min_sqnr)}."]
-    return "\n".join([*lines, *(f"note: {note}" for note in found.notes)])
+    return page([*lines, *(f"note: {note}" for note in found.notes)])
 
 
 def render_differences(found: ReportDifference) -> str:
@@ -41,7 +41,7 @@ def render_differences(found: ReportDifference) -> str:
         unit = f" {m.unit}" if m.unit else ""
         rows.append((m.name, m.subject, m.data, _value(m.a, unit), _value(m.b, unit), apart + noise, m.change))
     head = [f"A  {found.title_a}: {found.verdict_a}", f"B  {found.title_b}: {found.verdict_b}", ""]
-    return "\n".join(head + table(rows))
+    return page(head + table(rows))
 
 
 def _matched(found: Comparison) -> str:

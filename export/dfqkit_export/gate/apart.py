@@ -5,7 +5,6 @@ What belongs here: the parent's end of that, and the JSON between both; the chil
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ def check_apart(path: str | Path, baseline: Baseline, options: Options, *, name:
         "name": name,
     }
     try:
-        found: Mapping[str, Any] = call_isolated(
+        found: dict[str, Any] = call_isolated(
             "gate.compare:answer",
             arguments,
             runtime="What reads or runs the file",
@@ -40,11 +39,6 @@ def check_apart(path: str | Path, baseline: Baseline, options: Options, *, name:
     except UnforeseenError as error:
         told = f"This is a bug in dfqkit; please report it with the file: {str(error)[-1500:]}"
         return CaseOutcome(name=name or str(path), error=told, exit_code=_BUG)
-    entry = found["entry"]
-    return CaseOutcome(
-        **{
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in found.items()},
-            "rows": tuple(Row(**row) for row in found["rows"]),
-            "entry": entry and Case.from_dict(entry),
-        }
-    )
+    rows, entry = tuple(Row(**row) for row in found.pop("rows")), found.pop("entry")
+    others: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in found.items()}
+    return CaseOutcome(rows=rows, entry=entry and Case.from_dict(entry), **others)

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 from dfqkit_export.bundle.card import escaped
 from dfqkit_export.gate.verdicts import CaseOutcome, Outcome, Row
-from dfqkit_export.words import plain, table
+from dfqkit_export.words import clean, plain, table
 
 SCHEMA = 1
 #: What XML 1.0 cannot hold, not even escaped.
@@ -27,7 +27,7 @@ def render_text(outcome: Outcome) -> str:
     lines: list[str] = []
     for case in outcome.cases:
         lines += [*_case_text(case), ""]
-    return "\n".join([*lines, *_about_all(outcome, plain), _sentence(outcome)]).strip() + "\n"
+    return clean("\n".join([*lines, *_about_all(outcome, plain), _sentence(outcome)])).strip() + "\n"
 
 
 def render_markdown(outcome: Outcome) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dfqkit_export.measure.latency import Timing
 from dfqkit_export.profiling.files import FLOAT, INT8, Profile
 from dfqkit_export.profiling.node_times import time_by_kind
-from dfqkit_export.words import table
+from dfqkit_export.words import page, table
 
 _SLOWEST = 5
 
@@ -32,7 +32,7 @@ def render_profile(found: Profile) -> str:
     lines += _nodes(found)
     if found.warnings:
         lines += ["", *(f"warning: {warning}" for warning in found.warnings), *_costs(found)]
-    return "\n".join(lines)
+    return page(lines)
 
 
 def _nodes(found: Profile) -> list[str]:

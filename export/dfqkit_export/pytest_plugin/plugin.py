@@ -105,9 +105,10 @@ class AccuracyCheck:
     def _give_up(self, error: DfqkitError) -> NoReturn:
         __tracebackhide__ = True
         from dfqkit_export.errors import RuntimeUnavailableError
+        from dfqkit_export.words import clean
 
         if not isinstance(error, RuntimeUnavailableError):
-            pytest.fail(str(error))
+            pytest.fail(clean(str(error)))
         if self._settings.strict:
             pytest.fail(f"Not measured, which --dfqkit-strict does not allow: {error}")
         pytest.skip(str(error))

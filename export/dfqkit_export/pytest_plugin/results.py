@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from dfqkit_export.pytest_plugin.options import Settings
-from dfqkit_export.words import plain, table
+from dfqkit_export.words import page, plain, table
 
 if TYPE_CHECKING:
     from dfqkit_export.gate import CaseOutcome, Outcome
@@ -154,7 +154,7 @@ class Results:
         lines = [*(_table(self._outcome, self._config) if self._outcome is not None else ()), *self._messages]
         if lines:
             terminalreporter.section("dfqkit accuracy")
-            terminalreporter.write_line("\n".join(lines))
+            terminalreporter.write_line(page(lines))
 
 
 def _table(outcome: Outcome, config: pytest.Config) -> Iterator[str]:

@@ -18,7 +18,7 @@ from dfqkit_export.report.rows import (
     timing_rows,
     verdict_sentence,
 )
-from dfqkit_export.words import table
+from dfqkit_export.words import clean, page, plain, table
 
 _WORST = 8
 _TIMING_HEADER = ["session", "median", "min", "p10", "p90", "max", "ratio"]
@@ -33,24 +33,24 @@ def render_text(report: Report) -> str:
     Args:
         report: What to show.
     """
-    warnings = ["\n".join(f"WARNING  {warning}" for warning in report.warnings)] if report.warnings else []
-    blocks = [*warnings, f"{report.title}\n{report.verdict.upper()}  {verdict_sentence(report)}"]
-    blocks.extend(_images(report))
+    warnings = [page(f"WARNING  {warning}" for warning in report.warnings)] if report.warnings else []
+    blocks = [*warnings, page([report.title, f"{report.verdict.upper()}  {verdict_sentence(report)}"])]
+    blocks.extend(map(plain, _images(report)))
     if report.metrics:
         blocks.append(_table(*_metric_table(report)))
     if report.findings:
-        blocks.append("Findings\n" + "\n".join(f"  - {finding.message}" for finding in report.findings))
+        blocks.append(page(["Findings", *(f"  - {finding.message}" for finding in report.findings)]))
     blocks.extend(filter(None, [estimate_sentence(report.estimate)]))
     layers = _notable(report.layers)
     if layers:
         title = f"Layers: {len(layers)} of {len(report.layers)}, float ones and the lowest SQNR"
         blocks.append(f"{title}\n" + _table(_LAYER_HEADER, [_layer_cells(layer) for layer in layers]))
         reasons = [f"  {layer.name}: {layer.detail}" for layer in layers if layer.detail]
-        blocks.extend(["Why float\n" + "\n".join(reasons)] if reasons else [])
+        blocks.extend([page(["Why float", *reasons])] if reasons else [])
     timings = [[name, *cells] for name, cells in timing_rows(report)]
     if timings:
-        blocks.append(f"{timing_caption(report)}\n" + _table(_TIMING_HEADER, timings))
-    return "\n\n".join(_printable(block) for block in blocks) + "\n"
+        blocks.append(f"{plain(timing_caption(report))}\n" + _table(_TIMING_HEADER, timings))
+    return clean("\n\n".join(blocks)) + "\n"
 
 
 def render_markdown(report: Report) -> str:
@@ -114,11 +114,6 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(table([header, *rows], ruler=True))
 
 
-def _printable(text: str) -> str:
-    # A name from a foreign file must not move the terminal's cursor.
-    return "".join(character if character == "\n" or character.isprintable() else "?" for character in text)
-
-
 def _markdown_table(header: list[str], rows: list[list[str]]) -> str:
     lines = [
         [_md(cell) for cell in header],
@@ -129,5 +124,5 @@ def _markdown_table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def _md(text: str) -> str:
-    escapes: Mapping[str, str] = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "\\|", "\n": " ", "\r": " "}
-    return "".join(escapes.get(character, character) for character in text)
+    escapes: Mapping[str, str] = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "\\|"}
+    return "".join(escapes.get(character, character) for character in plain(text))
