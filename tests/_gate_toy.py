@@ -25,19 +25,20 @@ TEACHER = hashlib.sha256(b"the toy's teacher").hexdigest()
 _CHANNELS = (3, 12, 16, 24)
 
 
-def make_bundle(folder: Path, *, calibrated_on: int = 0, name: str = "toy") -> Path:
+def make_bundle(folder: Path, *, calibrated_on: int = 0, name: str = "toy", rich: bool = False) -> Path:
     """Write a bundle's folder: model.onnx, sentinel.safetensors, manifest.json.
 
     Args:
         folder: where it goes.
         calibrated_on: which third of the training images calibrates, 0 to 2.
         name: the manifest's name.
+        rich: whether the network has pools, a residual and a Clip, too.
     """
     folder.mkdir(parents=True)
     codes, labels = _coloured_digits()
     train, rest = codes[:900], codes[900:]
     teacher = folder / "teacher.onnx"
-    _write_teacher(teacher, train, labels[:900])
+    (_write_rich_teacher if rich else _write_teacher)(teacher, train, labels[:900])
     _quantize(teacher, folder / "model.onnx", train[calibrated_on::3])
     logits = OrtSession(teacher, threads=1).predict(normalized(rest, SPEC))
     teacher.unlink()
@@ -91,6 +92,45 @@ def _write_teacher(path: Path, codes: NDArray[np.uint8], labels: NDArray[np.int6
         nodes.append(helper.make_node("Relu", [f"c{index}"], [f"r{index}"], name=f"relu{index}"))
         last = f"r{index}"
     nodes.append(helper.make_node("Flatten", [last], ["features"], name="flatten"))
+    _write_with_head(path, nodes, tensors, codes, labels)
+
+
+def _write_rich_teacher(path: Path, codes: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
+    rng = np.random.default_rng(1)
+    nodes, tensors = [], []
+
+    def conv(name: str, source: str, channels: tuple[int, int], *, stride: int = 1) -> None:
+        weight = rng.normal(0, np.sqrt(2 / (9 * channels[0])), (channels[1], channels[0], 3, 3))
+        for kind, values in (("weight", weight), ("bias", rng.normal(0, 0.2, channels[1]))):
+            tensors.append(numpy_helper.from_array(values.astype(np.float32), f"{name}.{kind}"))
+        inputs = [source, f"{name}.weight", f"{name}.bias"]
+        nodes.append(helper.make_node("Conv", inputs, [name], name=name, pads=[1] * 4, strides=[stride] * 2))
+
+    conv("conv1", "image", (3, 16))
+    nodes.append(helper.make_node("Relu", ["conv1"], ["r1"], name="relu1"))
+    nodes.append(helper.make_node("MaxPool", ["r1"], ["p1"], name="pool1", kernel_shape=[2, 2], strides=[2, 2]))
+    conv("conv2", "p1", (16, 16))
+    nodes.append(helper.make_node("Relu", ["conv2"], ["r2"], name="relu2"))
+    conv("conv3", "r2", (16, 16))
+    nodes.append(helper.make_node("Add", ["conv3", "p1"], ["sum"], name="residual"))
+    nodes.append(helper.make_node("LeakyRelu", ["sum"], ["leaky"], name="leaky", alpha=0.1))
+    nodes.append(helper.make_node("AveragePool", ["leaky"], ["p2"], name="pool2", kernel_shape=[2, 2], strides=[1, 1]))
+    conv("conv4", "p2", (16, 32))
+    tensors.append(numpy_helper.from_array(np.float32(0), "low"))
+    tensors.append(numpy_helper.from_array(np.float32(3), "high"))
+    nodes.append(helper.make_node("Clip", ["conv4", "low", "high"], ["c4"], name="clip4"))
+    nodes.append(helper.make_node("Flatten", ["c4"], ["features"], name="flatten"))
+    _write_with_head(path, nodes, tensors, codes, labels)
+
+
+def _write_with_head(
+    path: Path,
+    nodes: list[onnx.NodeProto],
+    tensors: list[onnx.TensorProto],
+    codes: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+) -> None:
+    """Fit a linear layer to the features by least squares, and write the network."""
     features = _run(nodes, tensors, "features", normalized(codes, SPEC))
     design = np.c_[features, np.ones(len(features))]
     target = 12 * np.eye(10)[labels] - 2

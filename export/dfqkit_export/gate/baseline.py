@@ -20,6 +20,7 @@ from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import write_bytes
 from dfqkit_export.gate.signature import LayerSignature, Signature, unpack_sketches
 from dfqkit_export.gate.significance import ImageValues
+from dfqkit_export.gate.structure import Structure
 
 SCHEMA = 1
 #: What of the packages is recorded, and what of that is told where it differs, as it may move numbers.
@@ -143,6 +144,7 @@ class Case:
             layers={str(name): LayerSignature.from_dict(str(name), layers[name]) for name in names},
             opset=opset if isinstance(opset, int) else 0,
             before=str(self.facts.get("before", "")),
+            graph=Structure.from_dict(graph) if isinstance(graph := self.facts.get("graph"), Mapping) else None,
         )
 
 

@@ -18,9 +18,10 @@ from dfqkit_export.errors import ArtefactError, DfqkitError, RuntimeUnavailableE
 from dfqkit_export.estimate import estimate_of
 from dfqkit_export.gate.apart import check_apart
 from dfqkit_export.gate.baseline import Baseline, Case, environment_changes, recorded_environment
+from dfqkit_export.gate.change import Change
 from dfqkit_export.gate.diagnosis import explain
 from dfqkit_export.gate.filerows import STANDING, file_metrics, file_rows, with_reasons
-from dfqkit_export.gate.graph_diff import Change, compare_signatures
+from dfqkit_export.gate.graph_diff import compare_signatures
 from dfqkit_export.gate.measurement import Measurement, measure_report, measure_subject, open_subject
 from dfqkit_export.gate.recording import changes_of, record
 from dfqkit_export.gate.verdicts import FAILING, CaseOutcome, Options, Outcome, judge, order
@@ -182,9 +183,11 @@ def _notes(measured: Measurement, case: Case | None, changes: Sequence[Change]) 
         return
     if case.allowed:
         yield f"Taken although it is refused by default: {case.allowed}"
+    if measured.signature is not None and "graph" not in case.facts:
+        yield "The baseline is of before the whole graph was kept: layers alone are compared. Record it with --update."
     if measured.files and case.files.get("model") != measured.files.get("model"):
         told = {change.layer for change in changes if change.layer}
-        what = f"{len(told)} layers differ" if told else "no layer does"
+        what = f"{len(told)} layers differ" if told else "no layer does"  # or operator, where the graph is known
         yield f"The model file is another one than the recorded ({what})."
     yield from (f"Note: {change.text}." for change in changes if not change.layer and not change.wrong)
 

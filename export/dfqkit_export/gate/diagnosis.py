@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.gate.baseline import Case
-from dfqkit_export.gate.graph_diff import Change
+from dfqkit_export.gate.change import Change
 from dfqkit_export.gate.measurement import Measurement, Subject
 from dfqkit_export.gate.signature import distances, sketch, unpack_sketches
 from dfqkit_export.measure.activations import layer_outputs
@@ -49,7 +49,8 @@ def explain(measured: Measurement, case: Case, changes: Sequence[Change], *, reg
     preprocessing = preprocessing_changes(subject, case)
     if preprocessing:
         return [*(f"preprocessing: {text}" for text in preprocessing), *found]
-    found = [*_experiments(measured, subject), *found, *_of_values(changes), *_first_distant(subject, case)]
+    behind = () if found else _first_distant(subject, case)
+    found = [*_experiments(measured, subject), *found, *_of_values(changes), *behind]
     return found or list(_of_ranges(changes))
 
 
@@ -149,6 +150,9 @@ _LABELS = {
     "folding": "BatchNorm folding",
     "layers": "other layers",
     "operators": "other operators",
+    "graph": "other graph",
+    "quantizers": "other quantizers",
+    "interface": "other inputs or outputs",
 }
 
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dfqkit_export.gate.baseline import Case
+from dfqkit_export.gate.change import Change
 from dfqkit_export.gate.diagnosis import preprocessing_changes
-from dfqkit_export.gate.graph_diff import Change
 from dfqkit_export.gate.measurement import Measurement
 from dfqkit_export.gate.signature import Signature
 from dfqkit_export.gate.verdicts import FAILING, Row

@@ -162,6 +162,7 @@ def _facts(measured: Measurement) -> dict[str, Any]:
         "order": list(signature.layers),
         "opset": signature.opset,
         "before": signature.before,
+        "graph": signature.graph.to_dict() if signature.graph is not None else None,
         "image": subject.sentinel.spec.to_dict(),
         "origin": origin_of(measured),
     }

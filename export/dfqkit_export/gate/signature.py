@@ -14,7 +14,7 @@ import base64
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,11 @@ import onnx
 from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
+from dfqkit_export.gate.structure import Structure, read_structure
+from dfqkit_export.onnxfile.canonical import canonical
 from dfqkit_export.onnxfile.graph import SourceGraph, has_input, opset_of
 from dfqkit_export.onnxfile.quantization import QuantFacts
-from dfqkit_export.onnxfile.summary import LayerFacts, layer_facts
+from dfqkit_export.onnxfile.summary import LayerFacts, layer_of
 
 Floats = NDArray[np.float64]
 
@@ -112,11 +114,13 @@ class Signature:
         layers: By name, in the file's order.
         opset: Version of ONNX's own operators.
         before: Operators between the input and the first layer, without quantization: "Sub Div"; "" for none.
+        graph: All operators; None in baselines of before these were kept.
     """
 
     layers: Mapping[str, LayerSignature]
     opset: int
     before: str
+    graph: Structure | None = None
 
 
 def _require_whole(codes: NDArray[np.int32], sketched: Floats, scales: Floats, numbers: Mapping[str, float]) -> None:
@@ -132,12 +136,21 @@ def _require_whole(codes: NDArray[np.int32], sketched: Floats, scales: Floats, n
 
 
 def read_signature(model: onnx.ModelProto) -> Signature:
-    """Read what is to be kept of a checked model."""
-    graph = SourceGraph(model.graph)
-    nodes = {node.name or node.output[0]: node for node in graph.layers()}
-    layers = {facts.name: _layer(graph, nodes[facts.name], facts) for facts in layer_facts(model)}
-    opset = opset_of(model) or 0
-    return Signature(layers=layers, opset=opset, before=_before(graph, next(iter(nodes.values()), None)))
+    """Read what is to be kept of a checked model, off its canonical form."""
+    form = canonical(model)
+    graph = SourceGraph(form)
+    nodes = list(graph.layers())
+    layers: dict[str, LayerSignature] = {}
+    for node in nodes:
+        facts = layer_of(graph, node)
+        name = facts.name if facts.name not in layers else f"{facts.name} ({node.output[0]})"
+        layers[name] = _layer(graph, node, replace(facts, name=name))
+    return Signature(
+        layers=layers,
+        opset=opset_of(model) or 0,
+        before=_before(graph, next(iter(nodes), None)),
+        graph=read_structure(form, [value.name for value in model.graph.output]),
+    )
 
 
 def _layer(graph: SourceGraph, node: onnx.NodeProto, facts: LayerFacts) -> LayerSignature:

@@ -5,8 +5,8 @@ What belongs here: questions about the graph as the file has it, which know no r
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from typing import Any
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
@@ -26,6 +26,19 @@ _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _CODE_PATH = frozenset({"Clip", "Flatten", "Identity", "MaxPool", "Reshape", "Slice", "Squeeze", "Transpose"})
 
 
+class GraphLike(Protocol):
+    """What is read of a graph: `onnx.GraphProto`, or one in canonical form."""
+
+    @property
+    def node(self) -> Sequence[onnx.NodeProto]: ...  # noqa: D102 - fields of GraphProto
+    @property
+    def initializer(self) -> Sequence[onnx.TensorProto]: ...  # noqa: D102
+    @property
+    def input(self) -> Sequence[onnx.ValueInfoProto]: ...  # noqa: D102
+    @property
+    def output(self) -> Sequence[onnx.ValueInfoProto]: ...  # noqa: D102
+
+
 class SourceGraph:
     """The file's graph with its look-ups: who makes a tensor, who reads it, what depends on the input.
 
@@ -36,7 +49,7 @@ class SourceGraph:
         replaceable: Names of the initializers that are graph inputs as well, as in files of old exporters.
     """
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
+    def __init__(self, graph: GraphLike) -> None:
         """Index a checked graph, its nodes in topological order."""
         self._graph = graph
         self._initializers = {tensor.name: tensor for tensor in graph.initializer}

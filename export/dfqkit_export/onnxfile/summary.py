@@ -108,10 +108,11 @@ def file_facts(model: onnx.ModelProto) -> FileFacts:
 def layer_facts(model: onnx.ModelProto) -> tuple[LayerFacts, ...]:
     """Return what each layer that computes is stored as, in the file's order."""
     graph = SourceGraph(model.graph)
-    return tuple(_layer(graph, node) for node in graph.layers())
+    return tuple(layer_of(graph, node) for node in graph.layers())
 
 
-def _layer(graph: SourceGraph, node: onnx.NodeProto) -> LayerFacts:
+def layer_of(graph: SourceGraph, node: onnx.NodeProto) -> LayerFacts:
+    """Return what one layer of a graph is stored as."""
     weight = weight_of(graph, node)
     two = weight is None and len(node.input) > 1
     return LayerFacts(

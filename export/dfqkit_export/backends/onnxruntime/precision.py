@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
+import onnx.inliner
 
 from dfqkit_export.backends.onnxruntime.reasons import float_reasons
 from dfqkit_export.backends.onnxruntime.session import OrtSession
@@ -29,6 +30,8 @@ INTEGER_OPS = frozenset(
 # These integer kernels give float results: always, or (QGemm) where no output scale is given as input 7.
 _FLOAT_RESULT = frozenset({"ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat"})
 _QGEMM_OUTPUT_SCALE = 7
+# What layers are in files that the optimizer wrote.
+_WRITTEN_AS_KERNELS = frozenset({"QGemm", "QLinearAdd", "QLinearConv", "QLinearConvTranspose", "QLinearMatMul"})
 _BOUNDARY = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 _MOVES = frozenset(
     {"Cast", "Constant", "Flatten", "Identity", "ReorderInput", "ReorderOutput", "Reshape", "Squeeze", "Transpose"}
@@ -42,21 +45,31 @@ def realised_in_onnxruntime(path: str | Path) -> Realised:
     """Load a file into ONNX Runtime with all optimizations and report how each layer is executed."""
     source = load_onnx(path)
     with tempfile.TemporaryDirectory(prefix="dfqkit-") as folder:
+        if source.functions:  # whose nodes the runtime's account is about
+            source, path = onnx.inliner.inline_local_functions(source), Path(folder, "inlined.onnx")
+            onnx.save(source, str(path))
         named = with_unique_names(source, Path(path), Path(folder))
         optimized_path = Path(folder) / "optimized.onnx"
         OrtSession(named, threads=1, optimized_path=optimized_path)
         optimized = onnx.load(str(optimized_path), load_external_data=False)
     graph = SourceGraph(source.graph)
-    executed = _match(graph, optimized.graph)
+    layers = _layers(graph, source.graph)
+    executed = _match(graph, layers, optimized.graph)
     return realised(
         source,
-        (_layer(node, executed.get(node.name), graph) for node in graph.layers()),
+        (_layer(node, executed.get(node.name), graph) for node in layers),
         float_ops=((node.op_type, _TOKEN.sub("", node.name)) for node in _float_nodes(optimized.graph)),
         operators=(node.op_type for node in optimized.graph.node),
     )
 
 
-def _match(source: SourceGraph, optimized: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+def _layers(graph: SourceGraph, proto: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Return the file's layers, those too that it has as integer kernels, as the optimizer writes them."""
+    known = {id(node) for node in graph.layers()}
+    return [node for node in proto.node if id(node) in known or node.op_type in _WRITTEN_AS_KERNELS]
+
+
+def _match(source: SourceGraph, layers: list[onnx.NodeProto], optimized: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
     by_name: dict[str, onnx.NodeProto] = {}
     by_weight: dict[str, onnx.NodeProto] = {}
     by_output: dict[str, onnx.NodeProto] = {}
@@ -72,7 +85,7 @@ def _match(source: SourceGraph, optimized: onnx.GraphProto) -> dict[str, onnx.No
             for tensor in filter(None, node.input):
                 by_weight.setdefault(tensor, node)
     executed: dict[str, onnx.NodeProto] = {}
-    for layer in source.layers():
+    for layer in layers:
         # Fusions that rename the node keep the name of the weight, or of the last output that they swallowed.
         candidates = [
             by_name.get(layer.name),
