@@ -28,6 +28,7 @@ from dfqkit_export.backends import DEFAULT, DEFAULT_TARGET, backend_of, get_targ
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.measure.kinds import INTEGER_OPS, STUDENT_AGREEMENT
 from dfqkit_export.report import Report
+from dfqkit_export.report.verdict import OK, Verdict
 from dfqkit_export.tasks import entry_of, task_of
 
 #: The bits for which calibration alone is enough.
@@ -53,12 +54,13 @@ class Result:
 
     @property
     def ok(self) -> bool:
-        """Whether every floor holds.
+        """Whether the file was judged and nothing speaks against it; `verdict` tells "failed" from "not judged"."""
+        return self.verdict == OK
 
-        Unless ``options`` has ``floors``, these are only that the file computes what the student does, and in integer
-        kernels where the target is measured: how good it is, the metrics say.
-        """
-        return self.report.verdict == "ok"
+    @property
+    def verdict(self) -> Verdict:
+        """The report's verdict; its reasons are `report.reasons`, what does not hold is `report.findings`."""
+        return self.report.verdict
 
 
 def quantize(

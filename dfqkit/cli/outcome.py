@@ -20,8 +20,8 @@ from dfqkit_export.errors import DfqkitError
 
 EXIT_CODES = """\
 exit codes:
-  0    good
-  1    a check failed: the report's verdict is `failed`
+  0    good; of `run` also where the verdict is `not judged`, which is no error and no OK
+  1    a check failed: the verdict is `failed`, or, of `check`, `not judged` without --allow-not-judged
   2    usage, recipe, teacher or file: the message says what to do
   3    a runtime, device or extra is not available on this machine
   4    a bug in dfqkit, with a traceback

@@ -15,6 +15,7 @@ from dfqkit.cli.options import note, result, spelled
 from dfqkit.cli.outcome import resumable
 from dfqkit.run.validate import REPORT, reports, require_floors
 from dfqkit_export.errors import ArtefactError
+from dfqkit_export.report.verdict import exit_code, overall
 
 if TYPE_CHECKING:
     from dfqkit.config.recipe import Recipe
@@ -147,9 +148,9 @@ def show_reports(work: Work, started: float) -> int:
 
     found = [read_report(work.folder.path / name) for name in reports(work.recipe)]
     result("\n\n".join(render_text(report).rstrip() for report in found))
-    verdict = "ok" if all(report.verdict == "ok" for report in found) else "failed"
+    verdict = overall(report.verdict for report in found)
     ending(verdict, started, work.folder.path)
-    return 0 if verdict == "ok" else 1
+    return exit_code(verdict)
 
 
 def ending(verdict: str, started: float, folder: Path) -> None:

@@ -15,6 +15,8 @@ from dfqkit_export.backends import DEFAULT
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.measure.kinds import INTEGER_OPS, Metric
 from dfqkit_export.report import Report
+from dfqkit_export.report.rows import interval_text
+from dfqkit_export.report.verdict import NOT_JUDGED
 from dfqkit_export.sentinel import Sentinel
 from dfqkit_export.tasks import Task
 
@@ -62,8 +64,10 @@ def _warnings(manifest: Mapping[str, Any], report: Report | None) -> list[str]:
     found = list(report.warnings) if report else []
     if manifest["synthesis"]["noise"] and not found:
         found.append("Calibrated on random noise: a baseline, not a model to ship.")
-    if report and report.verdict != "ok":
+    if report:
         found += [f"Failed its run's own checks: {finding.message}" for finding in report.findings]
+    if report and report.verdict == NOT_JUDGED:
+        found += [f"Not judged: {reason}" for reason in report.reasons]
     return [f"> **Warning.** {escaped(text)}" for text in found]
 
 
@@ -72,12 +76,12 @@ def _accuracy(report: Report | None) -> str:
     rows = [metric for metric in metrics if metric.kind.on_card and metric.subject in _SUBJECTS]
     if not rows:
         return "Not measured."
-    return _table(("measured", "of", "on", "value", "standard error", "images"), map(_cells, rows))
+    return _table(("measured", "of", "on", "value", "standard error, or [95 %]", "images"), map(_cells, rows))
 
 
 def _cells(metric: Metric) -> Sequence[str]:
     value = "none" if metric.value is None else f"{metric.value:.4g} {metric.unit}"
-    error = "unknown" if metric.stderr is None else f"{metric.stderr:.2g}"
+    error = interval_text(metric) or ("unknown" if metric.stderr is None else f"{metric.stderr:.2g}")
     return metric.name, _SUBJECTS[metric.subject], metric.data, value, error, f"{metric.n:,}"
 
 

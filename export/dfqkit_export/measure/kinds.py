@@ -99,7 +99,16 @@ class MetricKind:
     on_card: bool = False
     short: str = ""
 
-    def metric(self, *, subject: str, data: str, value: float | None, n: int, stderr: float | None = None) -> Metric:
+    def metric(
+        self,
+        *,
+        subject: str,
+        data: str,
+        value: float | None,
+        n: int,
+        stderr: float | None = None,
+        interval: tuple[float, float] | None = None,
+    ) -> Metric:
         """Return a measured number of this kind, of which the arguments say what `Metric`'s attributes do."""
         return Metric(
             name=self.name,
@@ -110,6 +119,8 @@ class MetricKind:
             n=n,
             stderr=stderr,
             higher_is_better=self.higher_is_better,
+            low=interval[0] if interval else None,
+            high=interval[1] if interval else None,
         )
 
     def tolerance_at(self, value: float | None, n: int, flips: float = 0.0) -> float:
@@ -137,6 +148,8 @@ class Metric:
         n: How many images (for latency: repetitions) the value rests on.
         stderr: Standard error of the value, in its unit; None where it has none.
         higher_is_better: The kind's.
+        low: Lower end of an interval of 95 %, where one is known that holds better than one of standard errors.
+        high: Its upper end.
     """
 
     name: str
@@ -147,10 +160,12 @@ class Metric:
     n: int
     stderr: float | None = None
     higher_is_better: bool | None = None
+    low: float | None = None
+    high: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that JSON cannot hold."""
-        for field in ("value", "stderr"):
+        for field in ("value", "stderr", "low", "high"):
             number = getattr(self, field)
             if number is not None and not math.isfinite(number):
                 message = (
@@ -282,11 +297,11 @@ INTEGER_OPS = register(MetricKind(
 ))
 LATENCY = register(MetricKind(
     name="latency", title="Latency, median", unit="ms", decimals=3, higher_is_better=False,
-    about="file", gated=False, timed=True, ratio_words=("faster", "slower"), headline=True,
+    about="file", gated=False, timed=True,
 ))
 SPEEDUP = register(MetricKind(
     name="speedup", title="Speed-up", unit="x", decimals=2, higher_is_better=True,
-    about="file", gated=False, timed=True,
+    about="file", gated=False, timed=True, headline=True,
 ))
 SIZE = register(MetricKind(
     name="size", title="File size", unit="bytes", higher_is_better=False,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dfqkit_export.backends.session import Session
 from dfqkit_export.errors import ArtefactError
+from dfqkit_export.measure.intervals import median_interval
 from dfqkit_export.measure.kinds import LATENCY, SPEEDUP, Metric
 
 
@@ -31,6 +32,8 @@ class Timing:
         p90: One call in ten was slower.
         ratio: Median over the rounds of (the reference's duration / this session's duration): above 1 means faster than
             the reference. None where no reference was named.
+        ratio_low: Lower end of the interval of 95 % of that median.
+        ratio_high: Its upper end.
     """
 
     median: float
@@ -39,6 +42,8 @@ class Timing:
     p10: float
     p90: float
     ratio: float | None
+    ratio_low: float | None = None
+    ratio_high: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +78,9 @@ class Latency:
             where: dict[str, Any] = {"subject": subject, "data": data, "n": self.repeats}
             found.append(LATENCY.metric(value=timing.median, **where))
             if timing.ratio is not None and subject != self.reference:
-                found.append(SPEEDUP.metric(value=timing.ratio, **where))
+                low, high = timing.ratio_low, timing.ratio_high
+                interval = None if low is None or high is None else (low, high)
+                found.append(SPEEDUP.metric(value=timing.ratio, interval=interval, **where))
         return found
 
 
@@ -121,5 +128,9 @@ def measure_latency(
 
 def _timing(values: NDArray[np.float64], base: NDArray[np.float64] | None) -> Timing:
     p10, median, p90 = (float(value) for value in np.percentile(values, [10, 50, 90]))
-    ratio = None if base is None else float(np.median(base / values))
-    return Timing(median=median, min=float(values.min()), max=float(values.max()), p10=p10, p90=p90, ratio=ratio)
+    found = Timing(median=median, min=float(values.min()), max=float(values.max()), p10=p10, p90=p90, ratio=None)
+    if base is None:
+        return found
+    ratios = base / values
+    low, high = median_interval(ratios)
+    return replace(found, ratio=float(np.median(ratios)), ratio_low=low, ratio_high=high)

@@ -14,13 +14,19 @@ from numpy.typing import NDArray
 
 from dfqkit_export.backends.precision import Realised
 from dfqkit_export.errors import ArtefactError
+from dfqkit_export.measure.intervals import rule_of_three
 from dfqkit_export.measure.kinds import INTEGER_OPS, Metric, MetricKind
 
 
 def share(kind: MetricKind, hits: NDArray[np.bool_], *, subject: str, data: str) -> Metric:
-    """Return on how many images something holds, in percent, with its binomial standard error sqrt(p (1 - p) / n)."""
+    """Return on how many images something holds, in percent, with its binomial standard error sqrt(p (1 - p) / n).
+
+    Where it holds for all or none, that is 0 and says nothing: the interval is that of the rule of three.
+    """
     p, n = float(hits.mean()), hits.size
-    return kind.metric(subject=subject, data=data, value=100.0 * p, n=n, stderr=100.0 * math.sqrt(p * (1.0 - p) / n))
+    stderr, unseen = 100.0 * math.sqrt(p * (1.0 - p) / n), 100.0 * rule_of_three(n)
+    interval = {0.0: (0.0, unseen), 1.0: (100.0 - unseen, 100.0)}.get(p)
+    return kind.metric(subject=subject, data=data, value=100.0 * p, n=n, stderr=stderr, interval=interval)
 
 
 def integer_share(realised: Realised, *, subject: str, data: str = "model.onnx") -> Metric:

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.measure.kinds import Metric
 from dfqkit_export.report.floors import Finding, Floor
+from dfqkit_export.report.verdict import FAILED, NOT_JUDGED, OK, VERDICTS, Verdict
 
 if TYPE_CHECKING:
     from dfqkit_export.backends.precision import LayerPrecision
 
-SCHEMA = 1
-
-Verdict = Literal["ok", "failed"]
+SCHEMA = 2
+#: What was written before metrics had intervals and a verdict its reasons is read, too.
+_READ = (1, SCHEMA)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class Report:
 
     Attributes:
         title: What the report is about, usually the recipe's name.
-        verdict: "ok" where every floor holds, else "failed".
+        verdict: "ok" where it was judged and nothing was found, "failed", or "not judged" (see `verdict`).
         metrics: All metrics of all subjects.
         findings: Why the verdict is "failed".
         layers: One row a layer, in the model's order.
@@ -74,10 +75,11 @@ class Report:
         recipe: The resolved recipe as text (YAML).
         warnings: What a reader must know before any number, each a sentence or two; shown first. Reports written before
             there were warnings have none.
+        reasons: What the verdict rests on, a sentence each; of "not judged", why it is none. Older reports have none.
     """
 
     title: str
-    verdict: Verdict = "ok"
+    verdict: Verdict = OK
     metrics: Sequence[Metric] = ()
     findings: Sequence[Finding] = ()
     layers: Sequence[LayerRow] = ()
@@ -90,19 +92,25 @@ class Report:
     floors: Sequence[Floor] = ()
     recipe: str = ""
     warnings: Sequence[str] = ()
+    reasons: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         """Make rows tuples, and refuse a verdict that the findings contradict."""
-        if isinstance(self.warnings, str) or not all(isinstance(warning, str) for warning in self.warnings):
-            message = f"Report {self.title!r} has the warnings {self.warnings!r}; give a list of texts."
-            raise ArtefactError(message)
-        for name in ("metrics", "findings", "floors", "layers", "warnings"):
+        for name in ("warnings", "reasons"):
+            texts = getattr(self, name)
+            if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+                message = f"Report {self.title!r} has the {name} {texts!r}; give a list of texts."
+                raise ArtefactError(message)
+        for name in ("metrics", "findings", "floors", "layers", "warnings", "reasons"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.verdict not in ("ok", "failed") or (self.verdict == "ok") == bool(self.findings):
+        if self.verdict not in VERDICTS or (self.verdict == FAILED) != bool(self.findings):
             message = (
                 f"Report {self.title!r} has the verdict {self.verdict!r} with {len(self.findings)} finding(s); allowed "
-                "are 'ok' without findings and 'failed' with at least one."
+                f"are {FAILED!r} with at least one, {OK!r} and {NOT_JUDGED!r} without."
             )
+            raise ArtefactError(message)
+        if self.verdict == NOT_JUDGED and not self.reasons:
+            message = f"Report {self.title!r} has the verdict {self.verdict!r} without a reason. Say why."
             raise ArtefactError(message)
 
     def metric(self, name: str, subject: str) -> Metric | None:
@@ -134,16 +142,16 @@ class Report:
         except (ValueError, RecursionError) as error:
             message = f"Report is not valid JSON ({error}). Is report.json complete?"
             raise ArtefactError(message) from None
-        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        if not isinstance(document, dict) or document.get("schema") not in _READ:
             found = document.get("schema") if isinstance(document, dict) else type(document).__name__
             message = (
-                f"Report has schema {found!r}; this version reads {SCHEMA}. Make it again with this version of dfqkit."
+                f"Report has schema {found!r}; this version reads {', '.join(map(str, _READ))}. Make it again with "
+                "this version of dfqkit."
             )
             raise ArtefactError(message)
         _check_json(document, "report")
         del document["schema"]
-        added: dict[str, Any] = {"warnings": [], "estimate": {}, "floors": []}  # which older reports have not
-        document = added | document
+        document = _completed(document)
         rows = {"metrics": Metric, "findings": Finding, "floors": Floor, "layers": LayerRow}
         parsed = {
             key: tuple(_build(rows[key], item, key) for item in _rows(value, key)) if key in rows else value
@@ -172,6 +180,15 @@ def layer_rows(
         )
         for layer in layers
     )
+
+
+def _completed(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a document with what older reports have not."""
+    known: dict[str, Any] = {"warnings": [], "estimate": {}, "floors": [], "reasons": [], **document}
+    if isinstance(known.get("metrics"), list):
+        ends = dict.fromkeys(("low", "high"))
+        known["metrics"] = [ends | row if isinstance(row, dict) else row for row in known["metrics"]]
+    return known
 
 
 def _check_json(value: Any, path: str) -> None:

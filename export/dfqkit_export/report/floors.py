@@ -105,6 +105,8 @@ def _check_floor(metric: Metric | None, floor: Floor) -> Finding | None:
         return None
     side = "below" if metric.higher_is_better else "above"
     error = f" ± {metric.stderr:.3g}" if metric.stderr is not None else ""
+    if metric.low is not None and metric.high is not None:
+        error = f" [{metric.low:.3g}, {metric.high:.3g}]"
     unit = f" {metric.unit}" if metric.unit else ""
     message = (
         f"{name} is {metric.value:.6g}{error}{unit} on {metric.data} (n = {metric.n}), {side} its floor of "

@@ -27,9 +27,11 @@ from dfqkit_export.report.rows import (
     timing_rows,
     verdict_sentence,
 )
+from dfqkit_export.report.verdict import FAILED, NOT_JUDGED, OK, Verdict
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MAX_KEYS = 4
+_MARKS: Mapping[Verdict, str] = {OK: "✓", FAILED: "✗", NOT_JUDGED: "?"}
 
 
 def render_html(report: Report, *, sheets: Mapping[str, bytes] | None = None) -> str:
@@ -65,8 +67,8 @@ def _warnings(report: Report) -> str:
 
 
 def _header(report: Report) -> str:
-    mark, word = ("✓", "ok") if report.verdict == "ok" else ("✗", "failed")
-    badge = f'<span class="badge {word}"><span aria-hidden="true">{mark}</span>{word}</span>'
+    mark = f'<span aria-hidden="true">{_MARKS[report.verdict]}</span>'
+    badge = f'<span class="badge {report.verdict}">{mark}{report.verdict}</span>'
     return (
         f'<header><p class="eyebrow">{badge}<span>Proof of a quantized network</span></p>'
         f"<h1>{escape(report.title)}</h1>"
@@ -81,7 +83,7 @@ def _key_figures(report: Report) -> str:
     for name in [kind.name for kind in known_kinds() if kind.headline and kind.name in groups][:_MAX_KEYS]:
         cell = groups[name].cells[shown]
         value = f"{cell.number} {cell.unit}".rstrip()
-        notes = "<br>".join(escape(text) for text in (cell.stderr and f"± {cell.stderr}", cell.gap) if text)
+        notes = "<br>".join(escape(text) for text in (cell.error, cell.gap) if text)
         keys.append(f"<div><dt>{escape(groups[name].title)}</dt><dd>{escape(value)}<small>{notes}</small></dd></div>")
     return f'<dl class="keys">{"".join(keys)}</dl>' if keys else ""
 
@@ -103,8 +105,8 @@ def _metrics(report: Report) -> str:
     rows = (_metric_row(group, columns) for group in metric_groups(report))
     body = table("Metrics by subject", header, rows) if report.metrics else ""
     note = (
-        "Value ± standard error, below it the distance to the teacher and the floor that the recipe promised. n counts "
-        "images, calls or layers."
+        "Value ± standard error, or with an interval of 95 % in brackets; below it the distance to the teacher and the "
+        "floor that the recipe promised. n counts images, calls or layers."
     )
     return section("Metrics", body, note)
 
@@ -116,7 +118,7 @@ def _metric_row(group: MetricGroup, columns: list[str]) -> str:
         if cell is None:
             cells.append('<td class="num"></td>')
             continue
-        error = f' <span class="quiet">± {escape(cell.stderr)}</span>' if cell.stderr else ""
+        error = f' <span class="quiet">{escape(cell.error)}</span>' if cell.error else ""
         distance = "".join(f"<small>{escape(text)}</small>" for text in (cell.gap, cell.floor) if text)
         cells.append(f'<td class="num">{escape(cell.number)}{error} {escape(cell.unit)}{distance}</td>')
     # Beside the name, not in columns of their own: these would be the first to scroll out of sight.
@@ -127,7 +129,9 @@ def _metric_row(group: MetricGroup, columns: list[str]) -> str:
 
 def _findings(report: Report) -> str:
     items = "".join(f"<li><strong>Failed.</strong> {escape(finding.message)}</li>" for finding in report.findings)
-    return section("Findings", f'<ul class="findings">{items}</ul>') if items else ""
+    rests = "".join(f"<li>{escape(reason)}</li>" for reason in report.reasons)
+    found = section("Findings", f'<ul class="findings">{items}</ul>') if items else ""
+    return found + (section("What the verdict rests on", f"<ul>{rests}</ul>") if rests else "")
 
 
 def _estimate(report: Report) -> str:
@@ -218,7 +222,7 @@ def _latency(report: Report) -> str:
     for name, cells in timing_rows(report):
         values = "".join(f'<td class="num">{escape(cell)}</td>' for cell in cells)
         rows.append(f'<tr><th scope="row" class="pin">{escape(name)}</th>{values}</tr>')
-    columns = ("median", "min", "p10", "p90", "max", "ratio")
+    columns = ("median", "min", "p10", "p90", "max")
     header = [("session", "pin"), *((name, "num") for name in columns)]
     return section("Latency", table("Latency", header, rows), timing_caption(report)) if rows else ""
 

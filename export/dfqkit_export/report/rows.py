@@ -24,6 +24,7 @@ from dfqkit_export.measure.kinds import (
 )
 from dfqkit_export.report.document import Report
 from dfqkit_export.report.floors import Floor, floor_of
+from dfqkit_export.report.verdict import FAILED, NOT_JUDGED
 
 TEACHER = "teacher"
 MISSING = "-"
@@ -36,7 +37,8 @@ class Figure:
 
     Attributes:
         number: The value without its unit.
-        stderr: The standard error to as many decimals, "" where there is none.
+        stderr: The standard error to as many decimals, "" where there is none, or an interval.
+        interval: The interval of 95 % in brackets, "" where there is none.
         unit: The unit, "" where there is none.
         gap: Distance to the teacher's value, "" where there is nothing to compare.
         floor: The worst value that was promised and whether it holds, "" where nothing was.
@@ -47,10 +49,16 @@ class Figure:
     unit: str
     gap: str
     floor: str = ""
+    interval: str = ""
+
+    @property
+    def error(self) -> str:
+        """The interval, or the standard error behind its sign; "" where there is neither."""
+        return self.interval or (self.stderr and f"± {self.stderr}")
 
     def __str__(self) -> str:
-        """Return value, standard error and unit in one line."""
-        return " ".join(text for text in (self.number, self.stderr and f"± {self.stderr}", self.unit) if text)
+        """Return value, interval or standard error, and unit in one line."""
+        return " ".join(text for text in (self.number, self.error, self.unit) if text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,9 +138,10 @@ def figure(value: Any, unit: str = "", kind: MetricKind | None = None) -> str:
 def gap(metric: Metric, teacher: Metric | None) -> str:
     """Say how far a metric lies from the same one of the teacher; "" where there is nothing to compare.
 
-    A signed difference ("-0.08 points"), or a ratio for times and sizes ("3.10x faster").
+    A signed difference ("-0.08 points"), or a ratio for sizes ("3.10x smaller"). Times have none: how much faster one
+    is than another says the speed-up, which compares calls that were made in turns.
     """
-    if teacher is None or metric is teacher or metric.value is None or teacher.value is None:
+    if teacher is None or metric is teacher or metric.value is None or teacher.value is None or metric.kind.timed:
         return ""
     if metric.kind.ratio_words is not None:
         if metric.value <= 0 or teacher.value <= 0:
@@ -149,7 +158,7 @@ def difference_figure(difference: float, metric: Metric) -> str:
 
 
 def timing_rows(report: Report) -> list[tuple[str, list[str]]]:
-    """Return (name, [median, min, p10, p90, max in ms, ratio]) for each timed session."""
+    """Return (name, [median, min, p10, p90, max in ms]) for each timed session."""
     timings = report.latency.get("timings")
     if not isinstance(timings, Mapping):
         return []
@@ -159,27 +168,28 @@ def timing_rows(report: Report) -> list[tuple[str, list[str]]]:
         if isinstance(timing, Mapping):
             durations = [timing.get(key) for key in ("median", "min", "p10", "p90", "max")]
             cells = [figure(duration, unit).removesuffix(f" {unit}") for duration in durations]
-            rows.append((str(name), [*cells, figure(timing.get("ratio"), SPEEDUP.unit)]))
+            rows.append((str(name), cells))
     return rows
 
 
 def timing_caption(report: Report) -> str:
     """Say how latency was measured."""
     latency = report.latency
-    ratio = f"; ratio against {latency['reference']}, above 1 is faster" if latency.get("reference") else ""
     return (
         f"Milliseconds a call of {figure(latency.get('batch'))} image(s), {figure(latency.get('repeats'))} interleaved "
-        f"calls after {figure(latency.get('warmup'))} of warm-up{ratio}. Information only, never a gate."
+        f"calls after {figure(latency.get('warmup'))} of warm-up. Information only, never a gate."
     )
 
 
 def verdict_sentence(report: Report) -> str:
     """Say in one sentence or two what the report found."""
-    if report.verdict == "failed":
+    if report.verdict == FAILED:
         count = len(report.findings)
         noun = "check does" if count == 1 else "checks do"
         return f"{count} {noun} not hold. {report.findings[0].message}"
     subject = main_subject(report)
+    if report.verdict == NOT_JUDGED:
+        return f"Not judged. {report.reasons[0]}"
     parts = [text for text in (_accuracy(report, subject), _integers(report)) if text]
     return "All checks hold" + (f": {'; '.join(parts)}." if parts else ".")
 
@@ -187,11 +197,10 @@ def verdict_sentence(report: Report) -> str:
 def _accuracy(report: Report, subject: str) -> str:
     drop, top1 = report.metric(TOP1_DROP.name, subject), report.metric(TOP1.name, subject)
     if drop is not None and top1 is not None and drop.value is not None:
-        error = f" ± {drop.stderr:.2f}" if drop.stderr is not None else ""
         change = "loses" if drop.value >= 0 else "gains"
         return (
-            f"{subject} reaches {figure(top1.value, top1.unit)} top-1 and {change} {abs(drop.value):.2f}{error} points "
-            f"against the teacher, on {top1.n} images of {top1.data}"
+            f"{subject} reaches {figure(top1.value, top1.unit)} top-1 and {change} {abs(drop.value):.2f} points "
+            f"{_spread(drop)}against the teacher, on {top1.n} images of {top1.data}"
         )
     agreement = report.metric(AGREEMENT.name, subject)
     if agreement is not None and agreement.value is not None:
@@ -200,6 +209,13 @@ def _accuracy(report: Report, subject: str) -> str:
             f"of {agreement.data}"
         )
     return ""
+
+
+def _spread(drop: Metric) -> str:
+    """Say between what the drop on other such images lies; of a report without an interval, its standard error."""
+    if drop.low is not None and drop.high is not None:
+        return f"(with 95 % between a loss of {drop.low:.2f} and {drop.high:.2f}) "
+    return f"(standard error {drop.stderr:.2f}) " if drop.stderr is not None else ""
 
 
 def _integers(report: Report) -> str:
@@ -229,7 +245,22 @@ def _cell(metric: Metric, teacher: Metric | None, floors: Sequence[Floor]) -> Fi
         decimals = len(number.partition(".")[2]) if "e" not in number else None
         short = decimals is None or metric.kind.significant is not None
         stderr = f"{metric.stderr:.2g}" if short else f"{metric.stderr:.{decimals}f}"
-    return Figure(number=number, stderr=stderr, unit=unit, gap=gap(metric, teacher), floor=_floor(metric, floors))
+    return Figure(
+        number=number,
+        stderr=stderr,
+        unit=unit,
+        gap=gap(metric, teacher),
+        floor=_floor(metric, floors),
+        interval=interval_text(metric),
+    )
+
+
+def interval_text(metric: Metric) -> str:
+    """Return the interval of 95 % in brackets, with as many decimals as the kind has; "" where there is none."""
+    if metric.low is None or metric.high is None:
+        return ""
+    ends = (figure(end, metric.unit, metric.kind).removesuffix(f" {metric.unit}") for end in (metric.low, metric.high))
+    return f"[{', '.join(ends)}]"
 
 
 def _floor(metric: Metric, floors: Sequence[Floor]) -> str:

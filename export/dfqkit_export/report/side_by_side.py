@@ -13,7 +13,7 @@ from typing import Any
 from dfqkit_export.measure.kinds import Metric
 from dfqkit_export.report.document import LayerRow, Report
 from dfqkit_export.report.markup import document, section, table
-from dfqkit_export.report.rows import MISSING, difference_figure, figure, title_of, verdict_sentence
+from dfqkit_export.report.rows import MISSING, difference_figure, figure, interval_text, title_of, verdict_sentence
 
 
 def render_side_by_side(first: Report, second: Report) -> str:
@@ -60,8 +60,8 @@ def _metric_row(before: Metric | None, after: Metric | None) -> str:
 def _value(metric: Metric | None) -> str:
     if metric is None:
         return MISSING
-    error = f" ± {metric.stderr:.2g}" if metric.stderr is not None else ""
-    return f"{figure(metric.value, metric.unit, metric.kind)}{error}"
+    error = interval_text(metric) or (f"± {metric.stderr:.2g}" if metric.stderr is not None else "")
+    return f"{figure(metric.value, metric.unit, metric.kind)} {error}".rstrip()
 
 
 def _change(before: Metric | None, after: Metric | None) -> tuple[str, str]:

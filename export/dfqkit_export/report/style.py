@@ -45,6 +45,7 @@ h1 {
 }
 .badge.ok { color: var(--ok); background: var(--ok-soft) }
 .badge.failed { color: var(--bad); background: var(--bad-soft) }
+.badge.not.judged { color: var(--ink); border: 1px dashed currentColor }
 .keys {
   display: grid; grid-template-columns: repeat(auto-fit,minmax(9.5rem,1fr)); gap: 1px; margin: 2rem 0 0;
   background: var(--rule); border: 1px solid var(--rule); border-radius: 10px; overflow: hidden;

@@ -18,10 +18,12 @@ from dfqkit_export.report.rows import (
     timing_rows,
     verdict_sentence,
 )
+from dfqkit_export.report.verdict import FAILED, NOT_JUDGED, OK, Verdict
 from dfqkit_export.words import clean, page, plain, table
 
 _WORST = 8
-_TIMING_HEADER = ["session", "median", "min", "p10", "p90", "max", "ratio"]
+_SIGNS: Mapping[Verdict, str] = {OK: "✅", FAILED: "❌", NOT_JUDGED: "❔"}
+_TIMING_HEADER = ["session", "median", "min", "p10", "p90", "max"]
 _LAYER_HEADER = ["layer", "op", "student dB", "runtime dB", "precision", "executed as"]
 
 
@@ -40,6 +42,8 @@ def render_text(report: Report) -> str:
         blocks.append(_table(*_metric_table(report)))
     if report.findings:
         blocks.append(page(["Findings", *(f"  - {finding.message}" for finding in report.findings)]))
+    if report.reasons:
+        blocks.append(page(["What the verdict rests on", *(f"  - {reason}" for reason in report.reasons)]))
     blocks.extend(filter(None, [estimate_sentence(report.estimate)]))
     layers = _notable(report.layers)
     if layers:
@@ -59,7 +63,7 @@ def render_markdown(report: Report) -> str:
     Args:
         report: What to show.
     """
-    sign = "✅ ok" if report.verdict == "ok" else "❌ failed"
+    sign = f"{_SIGNS[report.verdict]} {report.verdict}"
     warnings = "\n".join(f"> ⚠️ **Warning.** {_md(warning)}\n>" for warning in report.warnings).removesuffix("\n>")
     blocks = [*filter(None, [warnings]), f"### {_md(report.title)}: {sign}", _md(verdict_sentence(report))]
     blocks.extend(_md(note) for note in _images(report))
@@ -67,6 +71,8 @@ def render_markdown(report: Report) -> str:
         blocks.append(_markdown_table(*_metric_table(report)))
     if report.findings:
         blocks.append("**Findings**\n\n" + "\n".join(f"- {_md(finding.message)}" for finding in report.findings))
+    if report.reasons:
+        blocks.append("**What the verdict rests on**\n\n" + "\n".join(f"- {_md(text)}" for text in report.reasons))
     blocks.extend(filter(None, [_md(estimate_sentence(report.estimate))]))
     if report.layers:
         layers = _markdown_table(_LAYER_HEADER, [_layer_cells(layer) for layer in report.layers])

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.measure.intervals import paired_interval
 from dfqkit_export.measure.kinds import (
     AGREEMENT,
     DIVERGES,
@@ -157,20 +158,24 @@ def agreement(reference: Logits, logits: Logits, *, subject: str, data: str, kin
 
 
 def paired_drop(reference: Logits, logits: Logits, labels: Labels, *, subject: str, data: str) -> Metric:
-    """Return by how many points top-1 falls from the reference to the subject, with the paired standard error.
+    """Return by how many points top-1 falls from the reference to the subject, with error and interval of the pairs.
 
     The images on which both are right or both are wrong tell nothing about the difference; the standard error is that
     of the mean of the per-image differences d in {-1, 0, 1}, sqrt((mean(d^2) - mean(d)^2) / n), which is much smaller
-    than that of either accuracy (McNemar, Psychometrika 1947, for the counts it rests on).
+    than that of either accuracy (McNemar, Psychometrika 1947, for the counts it rests on). The interval is
+    `paired_interval`, which holds where few images change, or none.
     """
     _pair(reference, logits)
     difference = _correct(reference, labels).astype(np.float64) - _correct(logits, labels)
+    n, lost, gained = difference.size, int((difference > 0).sum()), int((difference < 0).sum())
+    low, high = paired_interval(lost, gained, n)
     return TOP1_DROP.metric(
         subject=subject,
         data=data,
         value=100.0 * float(difference.mean()),
-        n=difference.size,
-        stderr=100.0 * float(difference.std() / math.sqrt(difference.size)),
+        n=n,
+        stderr=100.0 * float(difference.std() / math.sqrt(n)),
+        interval=(100.0 * low, 100.0 * high),
     )
 
 

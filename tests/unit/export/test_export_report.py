@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
@@ -116,10 +117,18 @@ def test_json_round_trip() -> None:
     text = REPORT.to_json()
     assert Report.from_json(text) == REPORT
     document = json.loads(text)
-    assert (document["schema"], document["verdict"]) == (1, "ok")
+    assert (document["schema"], document["verdict"]) == (2, "ok")
     assert set(document["metrics"][0]) == {
-        "name", "subject", "data", "value", "unit", "n", "stderr", "higher_is_better",
+        "name", "subject", "data", "value", "unit", "n", "stderr", "higher_is_better", "low", "high",
     }  # fmt: skip
+
+
+def test_a_report_of_the_first_schema_is_read() -> None:
+    document = json.loads(REPORT.to_json()) | {"schema": 1}
+    del document["reasons"]
+    for row in document["metrics"]:
+        del row["low"], row["high"]
+    assert Report.from_json(json.dumps(document)) == REPORT
 
 
 def test_a_failed_report_round_trips() -> None:
@@ -152,7 +161,7 @@ def changed(**changes: Any) -> str:
         ("", "not valid JSON"),
         (REPORT.to_json()[:200], "not valid JSON"),
         ("[1]", "schema 'list'"),
-        (changed(schema=2), "schema 2; this version reads 1"),
+        (changed(schema=3), "schema 3; this version reads 1, 2"),
         (changed(extra=1), "exactly the fields"),
         (changed(metrics={}), "must be a list"),
         (changed(metrics=[{"name": "top1"}]), "exactly the fields"),
@@ -174,8 +183,22 @@ def test_foreign_reports_are_refused(text: str, words: str) -> None:
 
 def test_verdict_and_findings_must_agree() -> None:
     finding = Finding(metric="top1", subject="s", value=1.0, floor=2.0, message="m")
-    with pytest.raises(ArtefactError, match="'ok' with 1 finding"):
-        Report(title="t", findings=[finding])
+    for verdict in ("ok", "not judged"):
+        with pytest.raises(ArtefactError, match=f"'{verdict}' with 1 finding"):
+            Report(title="t", verdict=verdict, findings=[finding], reasons=["r"])
+
+
+NOT_JUDGED = replace(REPORT, verdict="not judged", reasons=["No image graded it."])
+
+
+def test_what_was_not_judged_says_why_everywhere_and_never_that_it_is_ok() -> None:
+    with pytest.raises(ArtefactError, match="without a reason"):
+        Report(title="t", verdict="not judged")
+    assert Report.from_json(NOT_JUDGED.to_json()) == NOT_JUDGED
+    for text in (render_text(NOT_JUDGED), render_markdown(NOT_JUDGED), render_html(NOT_JUDGED)):
+        assert "not judged" in text.lower()
+        assert "No image graded it." in text
+        assert not re.search(r"\bOK\b|✅|badge ok|All checks hold", text)
 
 
 @pytest.mark.parametrize(
@@ -247,12 +270,21 @@ def test_gaps_are_differences_or_ratios() -> None:
     assert gaps == {
         "top1": "-0.08 points",
         "top1_drop": "",
-        "latency": "3.00x faster",
+        "latency": "",
         "size": "3.51x smaller",
         "logit_sqnr_db": "",
     }
-    slower = replace(REPORT, metrics=(metric("latency", "teacher", 1.0, "ms"), metric("latency", "a", 2.0, "ms")))
-    assert metric_groups(slower)[0].cells["a"].gap == "2.00x slower"
+    larger = replace(REPORT, metrics=(metric("size", "teacher", 1.0, "bytes"), metric("size", "a", 2.0, "bytes")))
+    assert metric_groups(larger)[0].cells["a"].gap == "2.00x larger"
+
+
+def test_a_report_has_one_speed_up_and_its_interval() -> None:
+    sped = metric("speedup", "onnxruntime", 2.9, "x", n=50, low=2.7, high=3.1)
+    report = replace(REPORT, metrics=(*METRICS, sped))
+    for text in (render_text(report), render_markdown(report), render_html(report)):
+        assert "2.90x" in text
+        assert "[2.70x, 3.10x]" in text
+        assert not re.search(r"x faster|x slower|>ratio<|ratio against", text)
 
 
 def test_standard_errors_have_the_values_decimals() -> None:
@@ -262,9 +294,20 @@ def test_standard_errors_have_the_values_decimals() -> None:
     assert str(metric_groups(report)[0].cells["s"]) == "0.00213 ± 4.1e-05 nats"
 
 
+def test_an_interval_takes_the_place_of_a_standard_error() -> None:
+    drop = metric("top1_drop", "onnxruntime", 0.0, "points", stderr=0.0, low=-0.556, high=0.556)
+    report = replace(REPORT, metrics=(metric("top1", "onnxruntime", 91.65), drop))
+    for text in (render_text(report), render_markdown(report), render_html(report)):
+        assert "[-0.56, 0.56]" in text
+        assert "± 0.00" not in text
+    assert "between a loss of -0.56 and 0.56" in verdict_sentence(report)
+    (finding,) = check_floors([replace(drop, value=1.0)], [Floor(metric="top1_drop", subject="onnxruntime", value=0.5)])
+    assert "[-0.556, 0.556]" in finding.message
+
+
 def test_the_sentence_names_accuracy_and_integer_layers() -> None:
     sentence = verdict_sentence(REPORT)
-    for words in ("All checks hold", "91.65 % top-1", "loses 0.08 ± 0.05 points", "1 of 2 layers"):
+    for words in ("All checks hold", "91.65 % top-1", "loses 0.08 points (standard error 0.05)", "1 of 2 layers"):
         assert words in sentence
     unlabelled = replace(REPORT, metrics=(metric("agreement", "onnxruntime", 99.3),))
     assert "agrees with the teacher on 99.30 % of 1000 images" in verdict_sentence(unlabelled)
