@@ -12,6 +12,8 @@ from dfqkit_export.backends.base import Options
 from dfqkit_export.backends.precision import Realised
 from dfqkit_export.backends.session import Session
 from dfqkit_export.errors import TargetError
+from dfqkit_export.onnxfile.model import load_onnx
+from dfqkit_export.onnxfile.parameters import check_parameters
 
 
 def open_session(name: str, path: str | Path, *, threads: int | None = None) -> Session:
@@ -25,10 +27,11 @@ def open_session(name: str, path: str | Path, *, threads: int | None = None) -> 
     Raises:
         TargetError: No runtime has that name.
         RuntimeUnavailableError: The runtime is not installed, or has no device here; says what to do.
-        ArtefactError: The runtime does not accept the file.
+        ArtefactError: The file has scales that no runtime may see (`check_parameters`), or it does not accept it.
     """
     backend = get_backend(name)
     backend.require()
+    check_parameters(load_onnx(path, weights=False), Path(path))
     return backend.load(Path(path), Options(threads=threads))
 
 
@@ -49,4 +52,5 @@ def realised_precision(path: str | Path, runtime: str = DEFAULT.name) -> Realise
         known = [name for name, one in all_backends().items() if one.executed is not None]
         message = f"Realised precision is known for {', '.join(known)}, found {runtime!r}. Name one of them."
         raise TargetError(message)
+    check_parameters(load_onnx(path, weights=False), Path(path))
     return backend.executed(Path(path))

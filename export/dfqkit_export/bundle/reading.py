@@ -105,7 +105,7 @@ class Bundle:
     @cached_property
     def task(self) -> Task:
         """What its outputs mean."""
-        return task_in(metadata_in(load_onnx(self.model)))
+        return task_in(metadata_in(load_onnx(self.model, weights=False)))
 
     def damaged(self) -> list[str]:
         """Return the names of files that are missing, or not as the manifest lists them."""
@@ -221,7 +221,7 @@ def _of_run(path: Path, root: Path, facts: Mapping[str, Any]) -> Bundle:
     if others:
         told = f"is a run for several targets: it has {', '.join([MODEL_FILE, *others])}, and one is wanted here."
         raise refusal(path, f"{told} Make a run for its target alone, with --set target=NAME.")
-    metadata = metadata_in(load_onnx(root / MODEL_FILE))
+    metadata = metadata_in(load_onnx(root / MODEL_FILE, weights=False))
     report_file = plain_file(root, REPORT_FILE)
     report = None if report_file is None else Report.from_json(read_text(report_file))
     method = metadata.get("dfqkit.synthesizer", "")

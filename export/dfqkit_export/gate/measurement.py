@@ -114,7 +114,9 @@ def open_subject(path: str | Path) -> Iterator[Subject]:
                 "measured with it could be trusted. Copy the bundle again, or make it again with `dfqkit bundle`."
             )
             raise ArtefactError(message)
-        subject = Subject(bundle=bundle, model=load_onnx(bundle.model), sentinel=sentinel, damaged=damaged)
+        subject = Subject(
+            bundle=bundle, model=load_onnx(bundle.model, weights=False), sentinel=sentinel, damaged=damaged
+        )
         _require_same_teacher(subject)
         yield subject
 
@@ -146,7 +148,9 @@ def measure_subject(subject: Subject, *, threads: int | None = None, optimized: 
         RuntimeUnavailableError: onnxruntime is not installed.
     """
     sentinel = subject.sentinel
-    session = OrtSession(subject.bundle.model, threads=threads, optimized=optimized and not subject.as_written)
+    session = OrtSession(
+        subject.bundle.model, threads=threads, optimized=optimized and not subject.as_written, lean=True
+    )
     outputs = answers(session, sentinel.task, normalized(sentinel.images, subject.bundle.image))
     found, values = _metrics(sentinel, outputs)
     unmeasured = {}

@@ -18,8 +18,8 @@ from dfqkit_export.errors import ArtefactError
 PROTOBUF_LIMIT = 2**31 - 1
 
 
-def load_external_data(model: onnx.ModelProto, path: Path) -> None:
-    """Read into a model, in place, what its file keeps in other files.
+def load_external_data(model: onnx.ModelProto, path: Path, *, read: bool = True) -> None:
+    """Read into a model, in place, what its file keeps in other files, or make sure that `values_of` can.
 
     Raises:
         ArtefactError: A tensor points out of the file's folder, to a file that is not there, or beyond its end, or the
@@ -29,10 +29,10 @@ def load_external_data(model: onnx.ModelProto, path: Path) -> None:
     total = path.stat().st_size
     for tensor in (*_tensors(model.graph), *inner):
         if tensor.data_location == TensorProto.EXTERNAL:
-            total += _load(tensor, path, PROTOBUF_LIMIT - total)
+            total += _load(tensor, path, PROTOBUF_LIMIT - total, read=read)
 
 
-def _load(tensor: onnx.TensorProto, path: Path, allowed: int) -> int:
+def _load(tensor: onnx.TensorProto, path: Path, allowed: int, *, read: bool) -> int:
     entries = {item.key: item.value for item in tensor.external_data}
     what = f"Model {str(path)!r} keeps {tensor.name!r} in"
     source = _inside(entries.get("location", ""), path, what)
@@ -45,6 +45,9 @@ def _load(tensor: onnx.TensorProto, path: Path, allowed: int) -> int:
             "complete: export or copy both again."
         )
         raise ArtefactError(message)
+    if not read:
+        _leave(tensor, source, offset, length)
+        return 0
     if length > allowed:
         message = (
             f"Model {str(path)!r} has more than {PROTOBUF_LIMIT} bytes (2 GiB) with the data beside it; read are "
@@ -57,6 +60,12 @@ def _load(tensor: onnx.TensorProto, path: Path, allowed: int) -> int:
     tensor.ClearField("data_location")
     tensor.ClearField("external_data")
     return length
+
+
+def _leave(tensor: onnx.TensorProto, source: Path, offset: int, length: int) -> None:
+    del tensor.external_data[:]
+    for key, value in {"location": str(source), "offset": str(offset), "length": str(length)}.items():
+        tensor.external_data.add(key=key, value=value)
 
 
 def _inside(location: str, path: Path, what: str) -> Path:

@@ -11,7 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
+
+from dfqkit_export.onnxfile.skeleton import values_of
 
 #: The names of ONNX's own domain.
 OWN_DOMAINS = frozenset({"", "ai.onnx"})
@@ -96,7 +98,7 @@ class SourceGraph:
         """
         stored = self._initializers.get(tensor)
         if stored is not None:
-            return numpy_helper.to_array(stored) if stored.data_type != TensorProto.STRING else None
+            return values_of(stored) if stored.data_type != TensorProto.STRING else None
         node = self._producer.get(tensor)
         if node is not None and node.op_type == "Constant":
             return _constant_value(node)
@@ -209,7 +211,7 @@ def type_name(elem_type: int) -> str:
 def _constant_value(node: onnx.NodeProto) -> NDArray[Any] | None:
     for item in node.attribute:
         if item.name == "value":
-            return numpy_helper.to_array(item.t) if item.t.data_type != TensorProto.STRING else None
+            return values_of(item.t) if item.t.data_type != TensorProto.STRING else None
         if item.name in ("value_float", "value_floats"):
             return np.array(helper.get_attribute_value(item), np.float32)
         if item.name in ("value_int", "value_ints"):

@@ -6,16 +6,19 @@ models but take no images. Whether a model is good for a target is the checker's
 
 from __future__ import annotations
 
+import math
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import require_model
 from dfqkit_export.onnxfile.external_data import PROTOBUF_LIMIT, load_external_data
 from dfqkit_export.onnxfile.graph import OWN_DOMAINS, opset_of, parameter_inputs, type_name
+from dfqkit_export.onnxfile.skeleton import skeleton
 
 _OLDEST_OPSET = 7  # what ONNX Runtime reads at all (docs/Versioning.md)
 #: Begins every file with an ir_version, which all exporters write first: field 1, a number.
@@ -26,8 +29,11 @@ _ENTRY = {b"PK\x03\x04": "a zip archive (a torch checkpoint?)", b"\x80": "a pick
 _DECODE_ERROR: type[Exception] = import_module("google.protobuf.message").DecodeError
 
 
-def load_onnx(path: str | Path) -> onnx.ModelProto:
+def load_onnx(path: str | Path, *, weights: bool = True) -> onnx.ModelProto:
     """Read an ONNX file, with its external data where it has such; nodes are in order and initializers whole.
+
+    Without `weights`, large tensors stay in their files, for `values_of` to read one at a time: such a model is looked
+    at, never changed or written.
 
     Raises:
         ArtefactError: It does not exist, is too large to be one, is no ONNX, is truncated, has an opset that is not
@@ -35,9 +41,9 @@ def load_onnx(path: str | Path) -> onnx.ModelProto:
             does not fit together.
     """
     file = Path(path)
-    model = _parsed(file)
+    model = _parsed(file, whole=weights)
     _check_versions(model, file)
-    load_external_data(model, file)
+    load_external_data(model, file, read=weights)
     _check_nodes(model, file)
     _check_graph(model.graph, file)
     return model
@@ -88,7 +94,7 @@ def require_images(model: onnx.ModelProto, path: str | Path) -> None:
         raise ArtefactError(message)
 
 
-def _parsed(path: Path) -> onnx.ModelProto:
+def _parsed(path: Path, *, whole: bool) -> onnx.ModelProto:
     require_model(path)
     size = path.stat().st_size
     if size > PROTOBUF_LIMIT:
@@ -97,13 +103,15 @@ def _parsed(path: Path) -> onnx.ModelProto:
             "protobuf. Keep its weights beside it: onnx.save_model(model, path, save_as_external_data=True)."
         )
         raise ArtefactError(message)
-    content = path.read_bytes()
     try:
+        content = path.read_bytes() if whole else skeleton(path)
         model: onnx.ModelProto = onnx.ModelProto.FromString(content)
-    except _DECODE_ERROR:
-        model = onnx.ModelProto()
-    if not model.graph.node and not content.startswith(_FIRST_BYTE):
-        message = f"Model {str(path)!r} is not an ONNX file but {_what(content)}. Give the path of an .onnx file."
+    except (ValueError, _DECODE_ERROR):
+        content, model = b"", onnx.ModelProto()
+    with path.open("rb") as file:
+        begins = file.read(16)
+    if not model.graph.node and not begins.startswith(_FIRST_BYTE):
+        message = f"Model {str(path)!r} is not an ONNX file but {_what(begins)}. Give the path of an .onnx file."
         raise ArtefactError(message)
     if not model.graph.node:
         message = (
@@ -159,8 +167,12 @@ def _check_nodes(model: onnx.ModelProto, path: Path) -> None:
             )
             raise ArtefactError(message)
         try:
-            # Graphs inside a node read the tensors around it, which the check of a single node does not know.
-            alone = not any(item.HasField("g") or item.graphs for item in node.attribute)
+            # Graphs inside a node read the tensors around it, which the check of a single node does not know; nor does
+            # it take values that stay in the file.
+            alone = not any(
+                item.HasField("g") or item.graphs or item.t.data_location == TensorProto.EXTERNAL
+                for item in node.attribute
+            )
             if alone and onnx.defs.has(node.op_type, opsets.get(node.domain, 0), node.domain):
                 onnx.checker.check_node(node, context)
         except (onnx.checker.ValidationError, UnicodeDecodeError) as error:
@@ -173,12 +185,24 @@ def _check_nodes(model: onnx.ModelProto, path: Path) -> None:
             raise ArtefactError(message)
 
 
+def _require_whole(tensor: onnx.TensorProto) -> None:
+    if tensor.data_location != TensorProto.EXTERNAL:
+        numpy_helper.to_array(tensor)
+        return
+    length = int(next(entry.value for entry in tensor.external_data if entry.key == "length"))
+    bits = 4 if tensor.data_type in (TensorProto.INT4, TensorProto.UINT4) else 8
+    bits *= np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
+    if any(size < 0 for size in tensor.dims) or length != -(-math.prod(tensor.dims) * bits // 8):
+        message = f"{length} bytes do not hold {list(tensor.dims)} numbers of {bits} bits"
+        raise ValueError(message)
+
+
 def _check_graph(graph: onnx.GraphProto, path: Path) -> None:
     """Refuse initializers that are not whole, nodes that read what nothing has made, and outputs that nothing makes."""
     made = {""} | {value.name for value in graph.input}
     for tensor in graph.initializer:
         try:
-            numpy_helper.to_array(tensor)
+            _require_whole(tensor)
         except (KeyError, TypeError, ValueError) as error:
             message = (
                 f"Model {str(path)!r} holds an initializer {tensor.name!r} that is not whole: {error}. Export or copy "

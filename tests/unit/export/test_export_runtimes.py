@@ -68,13 +68,13 @@ def test_optimizations_can_be_switched_off(residual_net: Write, tmp_path: Path) 
 def test_truncated_models_are_refused(residual_net: Write, keep: int) -> None:
     path = residual_net()
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ArtefactError, match="not accepted by ONNX Runtime"):
+    with pytest.raises(ArtefactError, match=r"not (an ONNX file|a complete ONNX file)"):
         OrtSession(path)
 
 
 def test_what_is_not_a_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("hello")
-    with pytest.raises(ArtefactError, match="not accepted"):
+    with pytest.raises(ArtefactError, match="not an ONNX file"):
         OrtSession(tmp_path / "text.onnx")
     with pytest.raises(ArtefactError, match="not a file"):
         OrtSession(tmp_path / "missing.onnx")

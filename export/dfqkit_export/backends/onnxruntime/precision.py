@@ -16,7 +16,14 @@ import onnx.inliner
 
 from dfqkit_export.backends.onnxruntime.reasons import float_reasons
 from dfqkit_export.backends.onnxruntime.session import OrtSession
-from dfqkit_export.backends.precision import LayerPrecision, Realised, layer_told, realised, with_unique_names
+from dfqkit_export.backends.precision import (
+    LayerPrecision,
+    Realised,
+    layer_told,
+    name_uniquely,
+    realised,
+    with_unique_names,
+)
 from dfqkit_export.onnxfile.graph import SourceGraph
 from dfqkit_export.onnxfile.model import load_onnx
 
@@ -43,14 +50,17 @@ _TOKEN = re.compile(r"_token_\d+$")
 
 def realised_in_onnxruntime(path: str | Path) -> Realised:
     """Load a file into ONNX Runtime with all optimizations and report how each layer is executed."""
-    source = load_onnx(path)
+    source = load_onnx(path, weights=False)
     with tempfile.TemporaryDirectory(prefix="dfqkit-") as folder:
-        if source.functions:  # whose nodes the runtime's account is about
-            source, path = onnx.inliner.inline_local_functions(source), Path(folder, "inlined.onnx")
-            onnx.save(source, str(path))
-        named = with_unique_names(source, Path(path), Path(folder))
+        named = Path(path)
+        if source.functions or name_uniquely(source):
+            source = load_onnx(path)
+            if source.functions:  # whose nodes the runtime's account is about
+                source, named = onnx.inliner.inline_local_functions(source), Path(folder, "inlined.onnx")
+                onnx.save(source, str(named))
+            named = with_unique_names(source, named, Path(folder))
         optimized_path = Path(folder) / "optimized.onnx"
-        OrtSession(named, threads=1, optimized_path=optimized_path)
+        OrtSession(named, threads=1, optimized_path=optimized_path, lean=True)
         optimized = onnx.load(str(optimized_path), load_external_data=False)
     graph = SourceGraph(source.graph)
     layers = _layers(graph, source.graph)

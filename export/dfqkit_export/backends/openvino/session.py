@@ -18,6 +18,7 @@ from dfqkit_export.backends.session import FileSession, Images, check_threads, r
 from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
 from dfqkit_export.lazy import install_hint
 from dfqkit_export.onnxfile.model import load_onnx
+from dfqkit_export.onnxfile.parameters import check_parameters
 
 
 class OpenVinoSession(FileSession):
@@ -83,7 +84,7 @@ class OpenVinoSession(FileSession):
 def _compiled(path: Path, threads: int | None) -> Any:
     openvino = _openvino()
     # OpenVINO takes what is no ONNX for a format of somebody else, and complains about that one.
-    load_onnx(path)
+    check_parameters(load_onnx(path, weights=False), path)
     settings: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": "f32",
         "NUM_STREAMS": 1,
