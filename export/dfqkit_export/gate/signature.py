@@ -32,6 +32,7 @@ Floats = NDArray[np.float64]
 
 #: Numbers in a sketch.
 BUCKETS = 16
+_PART = 2**20  # numbers that are summed at once, a multiple of the buckets
 #: Weight codes and channel scales kept of a layer: enough to tell a shift from a permutation, 64 and 32 letters long.
 CODES, SCALES = 48, 12
 _THROUGH = frozenset({"Cast", "Clip", "Identity", "Reshape", "Transpose"})
@@ -154,7 +155,7 @@ def read_signature(model: onnx.ModelProto) -> Signature:
 
 
 def _layer(graph: SourceGraph, node: onnx.NodeProto, facts: LayerFacts) -> LayerSignature:
-    codes, scales = _weights(graph, node)
+    values, step, scales = _weights(graph, node)
     bias, bias_scale = _bias(graph, node)
     stored = facts.weight
     return LayerSignature(
@@ -169,29 +170,32 @@ def _layer(graph: SourceGraph, node: onnx.NodeProto, facts: LayerFacts) -> Layer
         codes_sha256=stored.codes_sha256[:12] if stored is not None else "",
         scales_sha256=stored.scales_sha256[:12] if stored is not None else "",
         bias_sha256=hashlib.sha256(bias.astype("<f4").tobytes()).hexdigest()[:12] if bias.size else "",
-        codes=np.rint(_spaced(codes, CODES)).astype(np.int32),
-        codes_sketch=sketch(codes) if codes.size else np.empty(0),
+        codes=np.rint(_spaced(values, CODES).astype(np.float64) / step).astype(np.int32),
+        codes_sketch=sketch(values) / step if values.size else np.empty(0),
         scales=np.log2(np.maximum(np.nan_to_num(_spaced(scales, SCALES)), 1e-30)),
         bias_rms=_rms(bias),
         bias_error=_bias_error(_scale(facts.input), scales, bias_scale),
     )
 
 
-def _weights(graph: SourceGraph, node: onnx.NodeProto) -> tuple[Floats, Floats]:
-    """Return the codes (or 8-bit codes of float weights) and scales of a layer, empty for one without weights."""
+def _weights(graph: SourceGraph, node: onnx.NodeProto) -> tuple[NDArray[Any], float, Floats]:
+    """Return a layer's weights as they are stored, what one code of them is, and their scales; empty without weights.
+
+    Of codes that is 1, of float weights the step of 8-bit codes. Large weights are not copied.
+    """
     name = graph.weight_initializer(node)
     values = graph.constant(name) if name is not None else None
     if name is None or values is None:
-        return np.empty(0), np.empty(0)
+        return np.empty(0), 1.0, np.empty(0)
     reader = next(iter(graph.readers(name)), None)
     while reader is not None and reader.op_type in _THROUGH:
         reader = next(iter(graph.readers(reader.output[0])), None)
     if reader is not None and reader.op_type in ("DequantizeLinear", "QuantizeLinear"):
         scale = graph.constant(reader.input[1])
         if scale is not None and values.dtype.kind in "iu":
-            return values.astype(np.float64), scale.astype(np.float64).reshape(-1)
-    top = float(np.abs(values).max()) / 127 or 1.0
-    return values.astype(np.float64) / top, np.array([top])
+            return values, 1.0, scale.astype(np.float64).reshape(-1)
+    top = max(float(values.max()), -float(values.min())) / 127 or 1.0
+    return values, top, np.array([top])
 
 
 def _bias(graph: SourceGraph, node: onnx.NodeProto) -> tuple[Floats, Floats]:
@@ -246,7 +250,7 @@ def _scale(facts: QuantFacts | None) -> float:
     return (facts.scale or 0.0) if facts is not None else 0.0
 
 
-def _spaced(values: Floats, count: int) -> Floats:
+def _spaced(values: NDArray[Any], count: int) -> NDArray[Any]:
     flat = values.reshape(-1)
     return flat if flat.size <= count else flat[np.linspace(0, flat.size - 1, count).astype(np.int64)]
 
@@ -261,13 +265,15 @@ def _short(value: float) -> float:
     return float(f"{value:.6g}") if math.isfinite(value) else 0.0
 
 
-def sketch(values: NDArray[np.floating[Any]]) -> Floats:
+def sketch(values: NDArray[Any]) -> Floats:
     """Return the sketch of an array: 16 numbers of about its root mean square. Places in C order decide the signs."""
-    flat = np.asarray(values, np.float64).reshape(-1)
-    padded = np.zeros(-(-flat.size // BUCKETS) * BUCKETS)
-    padded[: flat.size] = flat * _signs(flat.size)
-    rows = padded.reshape(-1, BUCKETS)
-    return np.asarray(rows.sum(axis=0) / np.sqrt(len(rows)))
+    flat, total = values.reshape(-1), np.zeros(BUCKETS)
+    for start in range(0, flat.size, _PART):  # large weights are not copied as a whole
+        part = flat[start : start + _PART]
+        padded = np.zeros(-(-part.size // BUCKETS) * BUCKETS)
+        padded[: part.size] = part * _signs(start, part.size)
+        total += padded.reshape(-1, BUCKETS).sum(axis=0)
+    return np.asarray(total / np.sqrt(-(-flat.size // BUCKETS)))
 
 
 def relative_distance(base: Floats, now: Floats) -> float:
@@ -308,9 +314,9 @@ def unpack_sketches(texts: Mapping[str, object]) -> dict[str, Floats]:
         raise ArtefactError(message) from None
 
 
-def _signs(count: int) -> Floats:
+def _signs(start: int, count: int) -> Floats:
     # Not numpy's generators: their streams may change between versions, and a baseline outlives those.
-    mixed = np.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = np.arange(start, start + count, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     mixed ^= mixed >> np.uint64(29)
     mixed *= np.uint64(0xBF58476D1CE4E5B9)
     return np.where((mixed >> np.uint64(40)) & np.uint64(1), 1.0, -1.0)

@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.gate.change import Change
 from dfqkit_export.onnxfile.canonical import CanonicalGraph
 from dfqkit_export.onnxfile.graph import type_name
+from dfqkit_export.onnxfile.skeleton import values_of
 from dfqkit_export.words import some
 
 _QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
@@ -195,7 +196,7 @@ def _written(tensor: onnx.TensorProto, digest: str) -> str:
         return ""
     if count > _WRITTEN or tensor.data_type == onnx.TensorProto.STRING:
         return f":{digest[:_HASH]}"
-    return ":" + ",".join(f"{value:.6g}" for value in numpy_helper.to_array(tensor).reshape(-1).tolist())
+    return ":" + ",".join(f"{value:.6g}" for value in values_of(tensor).reshape(-1).tolist())
 
 
 def _values(node: onnx.NodeProto, constants: Mapping[str, Any], graph: CanonicalGraph) -> tuple[str, ...]:
@@ -249,7 +250,7 @@ def _text(value: Any) -> str:
         plain.ClearField("doc_string")
         return _hashed(plain.SerializeToString(deterministic=True).hex())
     if isinstance(value, onnx.TensorProto):
-        array = numpy_helper.to_array(value)
+        array = values_of(value)
         return _hashed(str(array.dtype), str(array.shape), array.tobytes().hex())
     if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str):
         return "[" + ", ".join(_text(item) for item in value) + "]"

@@ -116,8 +116,16 @@ def values_of(tensor: onnx.TensorProto) -> NDArray[Any]:
     if dtype.char in _PLAIN and tensor.data_type not in (TensorProto.BFLOAT16, TensorProto.INT4, TensorProto.UINT4):
         values = np.fromfile(place["location"], dtype.newbyteorder("<"), length // dtype.itemsize, offset=offset)
         return values.reshape(tuple(tensor.dims))
-    whole = TensorProto(data_type=tensor.data_type, dims=tensor.dims)
-    with Path(place["location"]).open("rb") as file:
-        file.seek(offset)
-        whole.raw_data = file.read(length)
+    whole = TensorProto(data_type=tensor.data_type, dims=tensor.dims, raw_data=raw_bytes(tensor))
     return numpy_helper.to_array(whole)
+
+
+def raw_bytes(tensor: onnx.TensorProto) -> bytes:
+    """Return a tensor's bytes as they are stored, in the file that it was left in where it was; b"" of other forms."""
+    if tensor.data_location != TensorProto.EXTERNAL:
+        stored: bytes = tensor.raw_data
+        return stored
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    with Path(place["location"]).open("rb") as file:
+        file.seek(int(place["offset"]))
+        return file.read(int(place["length"]))

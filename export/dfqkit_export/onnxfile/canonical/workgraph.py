@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from dfqkit_export.onnxfile.graph import OWN_DOMAINS, attribute
+from dfqkit_export.onnxfile.skeleton import raw_bytes, values_of
 
 #: A rewriting of one node: whether it did anything.
 Rule = Callable[["WorkGraph", onnx.NodeProto], bool]
@@ -105,7 +106,7 @@ class WorkGraph:
             return None
         if most is not None and int(np.prod(stored.dims, dtype=np.int64)) > most:
             return None
-        return numpy_helper.to_array(stored)
+        return values_of(stored)
 
     def scalar(self, tensor: str) -> float | None:
         """Return a constant that is one number."""
@@ -121,7 +122,7 @@ class WorkGraph:
             if stored.data_type == onnx.TensorProto.STRING:
                 made.update(b"\0".join(stored.string_data))
             else:
-                made.update(stored.raw_data or np.ascontiguousarray(numpy_helper.to_array(stored)).tobytes())
+                made.update(raw_bytes(stored) or np.ascontiguousarray(values_of(stored)).tobytes())
             self._digests[tensor] = made.hexdigest()
         return self._digests[tensor]
 
