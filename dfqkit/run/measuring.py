@@ -6,10 +6,12 @@ what the target's own runtime says of the file, `target_check`'s; metrics and th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -25,21 +27,26 @@ from dfqkit.run.export import MODEL, TEACHER
 from dfqkit.run.quantize import calibrated_file
 from dfqkit.run.target_check import Account, ask_runtime, own_runtime
 from dfqkit.students.freezing import freeze
+from dfqkit.students.naming import tensor_names
+from dfqkit.students.onnx_file import write_float
 from dfqkit_export.backends import DEFAULT, backend_of
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.backends.opening import realised_precision
 from dfqkit_export.estimate import estimate_of
 from dfqkit_export.images.labelled import LabelledImages, load_images
 from dfqkit_export.measure import latency
-from dfqkit_export.measure.activations import layer_outputs
+from dfqkit_export.measure.activations import layer_outputs, layer_tensors
 from dfqkit_export.measure.kinds import SIZE, TOP1, Metric
 from dfqkit_export.measure.metrics import sqnr_db
+from dfqkit_export.onnxfile.model import load_onnx
 from dfqkit_export.report import LayerRow, layer_rows
 from dfqkit_export.tasks import Outputs, Task
 from dfqkit_export.tasks.answering import answer
 
 #: Images of the comparison of layers: enough for a ratio, few enough to hold every activation in memory.
 LAYER_IMAGES = 32
+
+_LOG = logging.getLogger(__name__)
 
 Images = NDArray[np.float32]
 Answer = Callable[[Images], Outputs]
@@ -247,6 +254,9 @@ def compare_layers(
 ) -> tuple[LayerRow, ...]:
     """Per layer: the student against the teacher, and the runtime against the student, both in dB.
 
+    A layer inside of what is one operator in torch (the first product of an attention) has no value in the student; the
+    file, run as it is written, stands in.
+
     Args:
         student: Frozen.
         model: The file that was written from it.
@@ -255,40 +265,48 @@ def compare_layers(
         as_written: Run the file without ONNX Runtime's optimizations.
         reference: Takes the place of the teacher where its features are scaled otherwise (`equalized_graph`).
     """
-    inputs = torch.from_numpy(images).to(next(student.parameters()).device)
-    real = layer_outputs(teacher, images) if reference is None else student_layers(reference, inputs)
+    if reference is not None:
+        with TemporaryDirectory(prefix="dfqkit-") as folder:
+            teacher = Path(folder) / "reference.onnx"
+            write_float(reference, teacher, metadata={})
+            real = layer_outputs(teacher, images)
+    else:
+        real = layer_outputs(teacher, images)
     runtime = layer_outputs(model, images, optimized=not as_written)
-    torch_side = student_layers(student, inputs)
-    student_db = {n: sqnr_db(real[n], torch_side[n]) for n in torch_side if n in real}
-    runtime_db = {n: sqnr_db(torch_side[n], runtime[n]) for n in torch_side if n in runtime}
-    return layer_rows(realised_precision(model).layers, student_db=student_db, runtime_db=runtime_db)
+    ours = student_layers(student, model, torch.from_numpy(images).to(next(student.parameters()).device))
+    if not ours.keys() >= runtime.keys():
+        ours = layer_outputs(model, images, optimized=False) | ours
+    return layer_rows(
+        realised_precision(model).layers,
+        student_db={name: _layer_db(name, real[name], ours[name]) for name in ours if name in real},
+        runtime_db={name: _layer_db(name, ours[name], runtime[name]) for name in ours},
+    )
 
 
-def student_layers(student: fx.GraphModule, images: Tensor) -> dict[str, NDArray[np.float32]]:
-    """Output of every layer, behind the activation and the quantizer that follow it, as a runtime shows it."""
-    modules = dict(student.named_modules())
+def _layer_db(layer: str, reference: NDArray[np.float32], other: NDArray[np.float32]) -> float | None:
+    if reference.shape == other.shape:
+        return sqnr_db(reference, other)
+    _LOG.warning(
+        "Layer '%s' has outputs of shape %s and %s in the two models that are compared, so that it has no SQNR. "
+        "Please report it with the model.", layer, reference.shape, other.shape,
+    )  # fmt: skip
+    return None
 
-    def follows(node: fx.Node) -> bool:
-        return node.op == "call_module" and (
-            str(node.target).startswith("quant.") or isinstance(modules[str(node.target)], (nn.ReLU, nn.ReLU6))
-        )
 
-    wanted: dict[fx.Node, str] = {}
-    for node in student.graph.nodes:
-        if node.target is torch.add or isinstance(modules.get(str(node.target)), (nn.Conv2d, nn.Linear)):
-            last = node
-            while len(last.users) == 1 and follows(next(iter(last.users))):
-                last = next(iter(last.users))
-            wanted[last] = node.name if node.target is torch.add else str(node.target)
-    values: dict[str, NDArray[np.float32]] = {}
+def student_layers(student: fx.GraphModule, model: Path, images: Tensor) -> dict[str, NDArray[np.float32]]:
+    """Return what the student has in place of each layer's output in its file, which the file's names tell."""
+    nodes = {tensor: node for node, tensor in tensor_names(student).items()}
+    wanted = {layer: nodes[tensor] for layer, tensor in layer_tensors(load_onnx(model)).items() if tensor in nodes}
+    values: dict[fx.Node, NDArray[np.float32]] = {}
 
     class Recorder(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             value = super().run_node(n)
-            if n in wanted:
-                values[wanted[n]] = value.float().cpu().numpy()
+            if n in kept:
+                values[n] = value.float().cpu().numpy()
             return value
 
+    kept = set(wanted.values())
     with torch.no_grad():
         Recorder(student).run(images)
-    return values
+    return {layer: values[node] for layer, node in wanted.items()}

@@ -6,7 +6,7 @@ that ships are one and the same function. Weights need nothing: their codes are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
@@ -36,9 +36,9 @@ def freeze(student: fx.GraphModule) -> None:
     student.eval()
     with torch.no_grad():
         scales, units = input_scales(student), _output_units(student)
-        for name, module in student.named_modules():
-            if isinstance(module, QuantWeightBiasInputOutputLayer):
-                _round_weight_scale(module, scales.get(name), units.get(name, 1))
+        for layers in _by_weights(student):
+            inputs = {name: scales[name] for name in layers if name in scales}
+            _round_weight_scale(layers, inputs, max(units.get(name, 1) for name in layers))
         even_zero_points(student)
         for layer, bias in integer_bias(student).items():
             tensor_at(student, f"{layer}.bias").copy_(bias)
@@ -77,20 +77,32 @@ def _output_units(student: fx.GraphModule) -> dict[str, int]:
     return units
 
 
-def _round_weight_scale(layer: QuantWeightBiasInputOutputLayer, input_scale: Tensor | None, unit: int) -> None:
-    """Give a layer's weight scale few significant bits.
+def _by_weights(student: fx.GraphModule) -> list[dict[str, QuantWeightBiasInputOutputLayer]]:
+    """Return the quantized layers, by name, those together that are calls of one layer."""
+    groups: dict[nn.Module, dict[str, QuantWeightBiasInputOutputLayer]] = {}
+    for name, module in student.named_modules():
+        if isinstance(module, QuantWeightBiasInputOutputLayer):
+            groups.setdefault(module.weight_quant, {})[name] = module
+    return list(groups.values())
+
+
+def _round_weight_scale(
+    layers: Mapping[str, QuantWeightBiasInputOutputLayer], input_scales: Mapping[str, Tensor], unit: int
+) -> None:
+    """Give the weight scale of a layer, in all of its calls, few significant bits.
 
     What the runtime multiplies accumulators with is input scale x weight scale / output scale. That is short too, and
     rounds as the student in torch does, only where the weight scale is a multiple of the output scale's odd part.
     """
+    layer = next(iter(layers.values()))
     weight_bits = int(layer.weight_quant.bit_width())
     bits = CODE_AND_SCALE_BITS - weight_bits - (0 if unit == 1 else 2)
     value = layer.weight_quant.tensor_quant.scaling_impl.value
     # So few bits as 8-bit codes leave could cut the largest weights if rounded down.
     rounding = torch.ceil if weight_bits > 4 else torch.round
     scale = short_mantissa(layer.quant_weight().scale.reshape(-1) / unit, bits, rounding=rounding) * unit
-    if input_scale is not None:
-        least = layer.bias.abs() / (input_scale * LARGEST_BIAS)
+    for name, input_scale in input_scales.items():
+        least = layers[name].bias.abs() / (input_scale * LARGEST_BIAS)
         least = least if scale.numel() > 1 else least.max()
         scale = torch.maximum(scale, short_mantissa(least / unit, bits, rounding=torch.ceil) * unit)
     # Brevitas keeps the largest weight, not the step: an integer apart.

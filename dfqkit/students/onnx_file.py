@@ -6,7 +6,6 @@ names taken from the model, dynamic batch. What stands for the Q/DQ nodes while 
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import io
 import logging
@@ -18,17 +17,17 @@ import onnx
 import torch
 from torch import fx
 
+from dfqkit.students.naming import INPUT
+from dfqkit.students.onnx_names import Place, in_scopes, name_graph, places
 from dfqkit.students.onnx_nodes import with_onnx_pooling, with_qdq
 from dfqkit_export._version import __version__
 from dfqkit_export.backends.target import Target
 from dfqkit_export.files import write_bytes
 
-INPUT = "image"
-
 
 def write_float(graph: fx.GraphModule, path: Path, *, metadata: Mapping[str, str], opset: int = 18) -> None:
     """Write a float graph in normal form (the teacher, BatchNorm folded) as ONNX, whole or not at all."""
-    write_bytes(path, _serialise(with_onnx_pooling(graph), metadata, opset))
+    write_bytes(path, _serialise(graph, with_onnx_pooling(graph), metadata, opset))
 
 
 def write_qdq(graph: fx.GraphModule, target: Target, path: Path, *, metadata: Mapping[str, str]) -> None:
@@ -41,17 +40,19 @@ def write_qdq(graph: fx.GraphModule, target: Target, path: Path, *, metadata: Ma
     Raises:
         TargetError: When the graph holds a quantizer that the target cannot run.
     """
-    write_bytes(path, _serialise(with_qdq(graph, target), metadata, target.opset))
+    write_bytes(path, _serialise(graph, with_qdq(graph, target), metadata, target.opset))
 
 
-def _serialise(graph: fx.GraphModule, metadata: Mapping[str, str], opset: int) -> bytes:
+def _serialise(graph: fx.GraphModule, written: fx.GraphModule, metadata: Mapping[str, str], opset: int) -> bytes:
+    """Return the file of ``written``, which is ``graph`` on the CPU in the exporter's modules."""
     placeholder = next(n for n in graph.graph.nodes if n.op == "placeholder")
     outputs = next(n for n in graph.graph.nodes if n.op == "output").meta["outputs"]
     example = torch.zeros((2, *placeholder.meta["example_shape"]))
+    known = places(graph, example.to(next((p.device for p in graph.parameters()), None)))
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet("torch.onnx", "onnxscript"):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            graph,
+            in_scopes(written),
             (example,),
             dynamo=True,
             opset_version=opset,
@@ -66,7 +67,7 @@ def _serialise(graph: fx.GraphModule, metadata: Mapping[str, str], opset: int) -
         message = "torch.onnx.export returned nothing. This is a bug: please report it with the model."
         raise RuntimeError(message)
     model = program.model_proto
-    _clean(model, outputs)
+    _clean(model, known)
     for key in sorted(metadata):
         model.metadata_props.add(key=key, value=metadata[key])
     onnx.checker.check_model(model, full_check=True)
@@ -88,54 +89,14 @@ def _quiet(*names: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _clean(model: onnx.ModelProto, outputs: Sequence[str]) -> None:
+def _clean(model: onnx.ModelProto, places: Sequence[Place]) -> None:
     """Make the file say only what it must: stable names, no traces of the machine that wrote it."""
     model.producer_name, model.producer_version, model.doc_string = "dfqkit", __version__, ""
     del model.metadata_props[:]
     graph = model.graph
-    _name_nodes(graph, outputs)  # reads the nodes' metadata
+    name_graph(graph, places)  # reads the nodes' metadata
     del graph.value_info[:]
     for item in (graph, *graph.input, *graph.output, *graph.initializer, *graph.node):
         item.doc_string = ""
         del item.metadata_props[:]
     graph.name = "dfqkit"
-
-
-def _name_nodes(graph: onnx.GraphProto, outputs: Sequence[str]) -> None:
-    """Name nodes and tensors after the model's layers, so that every later report can speak the user's language."""
-    tails = {"QuantizeLinear": "quantized", "Clip": "clipped", "DequantizeLinear": "dequantized"}
-    tensors, nodes = {INPUT, *outputs}, set[str]()  # a layer may be called as its output is
-    renamed: dict[str, str] = {}
-    for node in graph.node:
-        owner = _module_path(node)
-        if node.op_type in tails and owner.startswith("quant."):
-            node.name = _unique(f"{owner.removeprefix('quant.')}_{tails[node.op_type]}", tensors | nodes)
-            tensors.add(node.name)
-            if node.output[0] not in outputs:
-                renamed[node.output[0]] = node.name
-        elif node.op_type == "DequantizeLinear":
-            node.name = _unique(f"{owner}/{node.input[0].rpartition('.')[2]}", nodes)
-        else:
-            node.name = _unique(owner, nodes)
-        nodes.add(node.name)
-    for node in graph.node:
-        node.input[:] = [renamed.get(name, name) for name in node.input]
-        node.output[:] = [renamed.get(name, name) for name in node.output]
-
-
-def _module_path(node: onnx.NodeProto) -> str:
-    """Return the module (or function) a node was traced from. Initializers tell it only until equal ones are merged."""
-    for item in node.metadata_props:
-        if item.key == "pkg.torch.onnx.name_scopes":
-            scopes = [scope for scope in ast.literal_eval(item.value) if scope]
-            return str(scopes[0]) if scopes else node.op_type
-    return node.op_type
-
-
-def _unique(name: str, used: set[str]) -> str:
-    """``name``, or with a number where it is taken already (a layer called twice)."""
-    candidate, count = name, 1
-    while candidate in used:
-        count += 1
-        candidate = f"{name}_{count}"
-    return candidate

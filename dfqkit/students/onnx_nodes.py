@@ -61,13 +61,20 @@ class _QuantizeDequantize(nn.Module):
 
 
 class _IntegerLayer(nn.Module):
-    """A convolution or linear layer whose weights (and bias) are stored as integer codes."""
+    """A convolution or linear layer whose weights (and bias) are stored as integer codes.
 
-    def __init__(self, layer: QuantWeightBiasInputOutputLayer, input_scale: Tensor | None) -> None:
+    ``first`` holds the weights where the layer is another call of one that is written already.
+    """
+
+    def __init__(
+        self, layer: QuantWeightBiasInputOutputLayer, input_scale: Tensor | None, first: _IntegerLayer | None
+    ) -> None:
         super().__init__()
+        self._holder = (first or self,)  # of the weights, which lie there only
         codes, scale = _weight_codes(layer)
-        self.weight_codes, self.weight_scale = nn.Buffer(codes), nn.Buffer(scale)
-        self.weight_zero_point = nn.Buffer(torch.zeros_like(scale, dtype=torch.int8))
+        if first is None:
+            self.weight_codes, self.weight_scale = nn.Buffer(codes), nn.Buffer(scale)
+            self.weight_zero_point = nn.Buffer(torch.zeros_like(scale, dtype=torch.int8))
         self.function: Callable[..., Tensor] = nn.functional.linear
         self.options = {}
         if isinstance(layer, nn.Conv2d):
@@ -83,7 +90,8 @@ class _IntegerLayer(nn.Module):
             self.bias = nn.Buffer(bias.clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = _dequantize(self.weight_codes, self.weight_scale, self.weight_zero_point)
+        holder = self._holder[0]
+        weight = _dequantize(holder.weight_codes, holder.weight_scale, holder.weight_zero_point)
         if not self.integer_bias:
             return self.function(x, weight, self.bias, **self.options)
         bias = _dequantize(self.bias_codes, self.bias_scale, self.bias_zero_point)
@@ -143,9 +151,12 @@ def with_qdq(graph: fx.GraphModule, target: Target) -> fx.GraphModule:
     """
     copied, space = with_onnx_pooling(graph), target.signed_activations
     scales = input_scales(copied) if target.bias == "int32" else {}
+    first: dict[nn.Module, _IntegerLayer] = {}  # by weights, which several calls of one layer share
     for name, module in list(copied.named_modules()):
         if isinstance(module, QuantWeightBiasInputOutputLayer):
-            copied.set_submodule(name, _IntegerLayer(module, scales.get(name)))
+            written = _IntegerLayer(module, scales.get(name), first.get(module.weight_quant))
+            first.setdefault(module.weight_quant, written)
+            copied.set_submodule(name, written)
         proxy = activation_proxy(module)
         if proxy is None or not name.startswith("quant."):
             continue
@@ -164,13 +175,10 @@ def with_qdq(graph: fx.GraphModule, target: Target) -> fx.GraphModule:
 
 
 def input_scales(graph: fx.GraphModule) -> dict[str, Tensor]:
-    """Each quantized layer's input scale (scalar), by layer name; of its first call, where it is called twice."""
+    """Each quantized layer's input scale (scalar), by layer name; each is called once (`quantized_graph`)."""
     modules = dict(graph.named_modules())
-    scales: dict[str, Tensor] = {}
-    for node in graph.graph.nodes:
-        if isinstance(called(node, modules), QuantWeightBiasInputOutputLayer) and node.target not in scales:
-            scales[node.target] = _input_scale(node, modules)
-    return scales
+    layers = (n for n in graph.graph.nodes if isinstance(called(n, modules), QuantWeightBiasInputOutputLayer))
+    return {str(node.target): _input_scale(node, modules) for node in layers}
 
 
 def integer_bias(graph: fx.GraphModule) -> dict[str, Tensor]:

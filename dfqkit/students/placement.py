@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from dfqkit.config.quant import QuantConfig
+from dfqkit.students.folding import add_submodule
+from dfqkit.students.naming import layer_names
 from dfqkit.students.nodes import call_behind, called, op_name, source, tensor_at
 from dfqkit.students.quantizers import activation_quantizer, weight_quantizer
 from dfqkit_export.backends.target import Target
@@ -65,7 +67,10 @@ def plan(graph: fx.GraphModule, config: QuantConfig, target: Target, image: Imag
                 bits=rules.bits(origin), signed=not rules.nonnegative(origin), shares=shared.name if shared else None
             )
     kept = {name: item for name, item in activations.items() if item.shares is None or item.shares in activations}
-    return Plan(activations=kept, weights={str(n.target): rules.weight_bits(n) for n in rules.weighted_nodes})
+    weights: dict[str, int] = {}
+    for node in rules.weighted_nodes:  # one layer's calls share its weights: the most bits that any asks for
+        weights[str(node.target)] = max(rules.weight_bits(node), weights.get(str(node.target), 0))
+    return Plan(activations=kept, weights=weights)
 
 
 class _Rules:
@@ -213,7 +218,8 @@ def _float_tensors(graph: fx.GraphModule, image: ImageSpec) -> set[fx.Node]:
 def quantized_graph(graph: fx.GraphModule, config: QuantConfig, target: Target, image: ImageSpec) -> fx.GraphModule:
     """Return a fake-quantized copy of a float graph, made of Brevitas layers, not yet calibrated.
 
-    Node and layer names stay those of ``graph``; the quantizer of node ``n`` is the module ``quant.n``.
+    Node and layer names stay those of ``graph``; the quantizer of node ``n`` is the module ``quant.n``. A layer that is
+    called again is a layer of its own there (`layer_names`), with the same weights and a bias for that call's input.
 
     Raises:
         TargetError: When the target cannot run the scheme.
@@ -221,8 +227,13 @@ def quantized_graph(graph: fx.GraphModule, config: QuantConfig, target: Target, 
     config.check(target)
     decided = plan(graph, config, target, image)
     student = copy.deepcopy(graph)
+    names = layer_names(student)
     for name, bits in decided.weights.items():
-        student.set_submodule(name, _quant_layer(student.get_submodule(name), config, bits, target))
+        layer = student.get_submodule(name)
+        student.set_submodule(name, _quant_layer(layer, config, bits, target))
+        for node in [n for n in names if n.target == name and names[n] != name]:
+            add_submodule(student, names[node], _quant_layer(layer, config, bits, target, student.get_submodule(name)))
+            node.target = names[node]
     modules, nodes = dict(student.named_modules()), {node.name: node for node in student.graph.nodes}
     quantizers = nn.Module()
     student.add_submodule("quant", quantizers)
@@ -240,8 +251,13 @@ def quantized_graph(graph: fx.GraphModule, config: QuantConfig, target: Target, 
     return student.to(next(graph.parameters()).device)
 
 
-def _quant_layer(layer: nn.Module, config: QuantConfig, bits: int, target: Target) -> nn.Module:
-    """Return the Brevitas twin of a float layer, with its weights. The bias stays float until export."""
+def _quant_layer(
+    layer: nn.Module, config: QuantConfig, bits: int, target: Target, first: nn.Module | None = None
+) -> nn.Module:
+    """Return the Brevitas twin of a float layer, with its weights: those of ``first``, its twin for another call.
+
+    The bias stays float until export.
+    """
     options = {
         "bias": True,
         "weight_quant": weight_quantizer(config, bits, target),
@@ -261,4 +277,6 @@ def _quant_layer(layer: nn.Module, config: QuantConfig, bits: int, target: Targe
     with torch.no_grad():
         for name in ("weight", "bias"):
             tensor_at(twin, name).copy_(tensor_at(layer, name))
+    if first is not None:
+        twin.weight, twin.weight_quant = first.weight, first.weight_quant
     return twin

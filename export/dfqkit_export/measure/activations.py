@@ -26,11 +26,13 @@ from dfqkit_export.onnxfile.model import load_onnx
 class LayerProbe:
     """A file in a runtime that `sees_layers`, with the outputs of its layers laid open.
 
-    A layer's output is taken after the BatchNormalization and the Relu or Clip that follow it and, in a quantized file,
-    after the Q/DQ pair behind that. There a runtime's fusions are disturbed least, so that its integer kernels are what
-    is seen. Layers without a name are left out, and those that are not in `layers` where names are given.
+    A layer's output is taken after the bias (an Add of a constant), the BatchNormalization and the Relu or Clip that
+    follow it and, in a quantized file, after the Q/DQ pair behind that. There a runtime's fusions are disturbed least,
+    so that its integer kernels are what is seen. Layers without a name are left out, and those that are not in `layers`
+    where names are given.
 
     Attributes:
+        tensors: For each layer, in the file's order, the tensor that its output is taken from.
         scales: For each layer, in the file's order, the scale of the codes that its output was quantized to; None where
             it was not, or not with one scale.
     """
@@ -46,11 +48,11 @@ class LayerProbe:
         model = load_onnx(path)
         graph = SourceGraph(model.graph)
         visible = _visible_tensors(graph)
-        self._tensors = {name: visible[name] for name in visible if layers is None or name in layers}
-        self.scales = {name: _scale(tensor, graph) for name, tensor in self._tensors.items()}
+        self.tensors = {name: visible[name] for name in visible if layers is None or name in layers}
+        self.scales = {name: _scale(tensor, graph) for name, tensor in self.tensors.items()}
         self._own = [value.name for value in model.graph.output]
         present = set(self._own)
-        for tensor in dict.fromkeys(self._tensors.values()):
+        for tensor in dict.fromkeys(self.tensors.values()):
             if tensor not in present:
                 model.graph.output.append(onnx.ValueInfoProto(name=tensor))  # whatever type it has
         with tempfile.TemporaryDirectory(prefix="dfqkit-") as folder:
@@ -65,9 +67,9 @@ class LayerProbe:
 
     def run(self, images: NDArray[np.float32]) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[np.float32]]]:
         """Run one batch (n, C, H, W), normalised; return the file's own outputs and the layers', both by name."""
-        names = list(dict.fromkeys([*self._own, *self._tensors.values()]))
+        names = list(dict.fromkeys([*self._own, *self.tensors.values()]))
         values = dict(zip(names, self._session.outputs(images, names), strict=True))
-        layers = {layer: values[tensor] for layer, tensor in self._tensors.items()}
+        layers = {layer: values[tensor] for layer, tensor in self.tensors.items()}
         return {name: values[name] for name in self._own}, layers
 
 
@@ -106,6 +108,11 @@ def layer_scales(model: onnx.ModelProto) -> dict[str, float | None]:
     return {name: _scale(tensor, graph) for name, tensor in _visible_tensors(graph).items()}
 
 
+def layer_tensors(model: onnx.ModelProto) -> dict[str, str]:
+    """Return, without running anything, what `LayerProbe.tensors` is for all layers of a model."""
+    return _visible_tensors(SourceGraph(model.graph))
+
+
 def _visible_tensors(graph: SourceGraph) -> dict[str, str]:
     return {layer.name: _visible_tensor(layer, graph) for layer in graph.layers() if layer.name}
 
@@ -125,9 +132,15 @@ def _visible_tensor(layer: onnx.NodeProto, graph: SourceGraph) -> str:
 
 
 def _activated(layer: onnx.NodeProto, graph: SourceGraph) -> str:
-    readers = graph.readers(layer.output[0])
-    normalized = len(readers) == 1 and readers[0].op_type == "BatchNormalization"
-    return graph.fused_outputs(readers[0] if normalized and not graph.is_output(layer.output[0]) else layer)[-1]
+    for follows in (_adds_bias, lambda node, _: node.op_type == "BatchNormalization"):
+        readers = graph.readers(layer.output[0])
+        if len(readers) == 1 and follows(readers[0], graph) and not graph.is_output(layer.output[0]):
+            layer = readers[0]
+    return graph.fused_outputs(layer)[-1]
+
+
+def _adds_bias(node: onnx.NodeProto, graph: SourceGraph) -> bool:
+    return node.op_type == "Add" and sum(name in graph.activations for name in node.input) == 1
 
 
 def _scale(tensor: str, graph: SourceGraph) -> float | None:

@@ -1,0 +1,83 @@
+"""One name for each place of a graph: in torch, in the ONNX file, and so in every report.
+
+What belongs here: the names, which depend on the `fx` graph alone, so that whoever has a student knows which node and
+which tensor of its file is which node of it. `onnx_file` writes them, `run.measuring` reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from itertools import chain
+from typing import Any
+
+from torch import fx
+
+#: The file's only input.
+INPUT = "image"
+
+_QUANTIZERS = "quant."
+
+
+def is_quantizer(node: fx.Node) -> bool:
+    """Return whether a student's node calls one of its quantizers (`placement`)."""
+    return node.op == "call_module" and str(node.target).startswith(_QUANTIZERS)
+
+
+def layer_names(graph: fx.GraphModule) -> dict[fx.Node, str]:
+    """Return the name of every node that computes, each another, in the graph's order; quantizers have none.
+
+    A module's first call has the module's path, every later one that and a number; a function has its node's name. A
+    float graph and the students made of it have the same names at the same places.
+    """
+    calls = [n for n in graph.graph.nodes if n.op in ("call_module", "call_function") and not is_quantizer(n)]
+    first = {str(n.target): n for n in reversed(calls) if n.op == "call_module"}
+    used, named = set(first), dict[fx.Node, str]()
+    # A later call's layer must find room there in the student (`placement`).
+    held = {name for name, _ in chain(graph.named_modules(), graph.named_parameters(), graph.named_buffers())}
+    for node in calls:
+        if node.op == "call_function":
+            named[node] = unique(node.name, used)
+        else:
+            path = str(node.target)
+            named[node] = path if first[path] is node else unique(path, used | held)
+        used.add(named[node])
+    return named
+
+
+def pair_names(graph: fx.GraphModule) -> dict[fx.Node, dict[str, str]]:
+    """Return what the nodes of each quantizer call, and their outputs, are called in the file, by ONNX operator."""
+    tails = {"QuantizeLinear": "quantized", "Clip": "clipped", "DequantizeLinear": "dequantized"}
+    taken = {*layer_names(graph).values(), INPUT, *output_names(graph).values()}
+    named: dict[fx.Node, dict[str, str]] = {}
+    for node in filter(is_quantizer, graph.graph.nodes):
+        owner, count, names = str(node.target).removeprefix(_QUANTIZERS), 1, dict[str, str]()
+        while not names or not taken.isdisjoint(names.values()):
+            names = {op: f"{owner}_{tail}" + (f"_{count}" if count > 1 else "") for op, tail in tails.items()}
+            count += 1
+        taken.update(names.values())
+        named[node] = names
+    return named
+
+
+def output_names(graph: fx.GraphModule) -> dict[fx.Node, str]:
+    """Return the nodes that the graph returns, each with the name of the file's output."""
+    node = next(n for n in graph.graph.nodes if n.op == "output")
+    names, returned = node.meta["outputs"], node.args[0]
+    values: list[Any] = [returned[name] for name in names] if isinstance(returned, dict) else [returned]
+    return {value: name for value, name in zip(values, names, strict=True) if isinstance(value, fx.Node)}
+
+
+def tensor_names(graph: fx.GraphModule) -> dict[fx.Node, str]:
+    """Return which tensor of its file holds the value of each node, as far as the file has it at all."""
+    named = {node: f"{name}/output" for node, name in layer_names(graph).items()}
+    named |= {node: names["DequantizeLinear"] for node, names in pair_names(graph).items()}
+    return named | output_names(graph)
+
+
+def unique(name: str, used: Collection[str]) -> str:
+    """``name``, or with a number where it is taken already."""
+    candidate, count = name, 1
+    while candidate in used:
+        count += 1
+        candidate = f"{name}_{count}"
+    return candidate
