@@ -6,18 +6,22 @@ What belongs here: `torch.export` capture and the check that nothing was lost on
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
+from dfqkit.students.batches import SIZES, for_any_batch
 from dfqkit.students.folding import fold_batch_norms
+from dfqkit.students.functional import plain, without_mutation
 from dfqkit.students.nodes import op_name
 from dfqkit.students.normal_form import SUPPORTED_OPS, Normaliser
 from dfqkit.students.rewriting import cancel_permutations, fold_scales
+from dfqkit.students.user_code import at, place_of_error, watched_export
 from dfqkit.tasks import named
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.images.spec import ImageSpec
@@ -28,31 +32,64 @@ LARGEST_ERROR = 1e-3
 
 
 def export_graph(model: nn.Module, image: ImageSpec) -> fx.GraphModule:
-    """Capture a network in eval mode with `torch.export`, in ATen operators, the batch dimension dynamic.
+    """Capture a network in eval mode with `torch.export`, in functional ATen operators, for any batch size.
+
+    Grad and autocast islands stand in the graph like the rest; modules in train mode are in eval mode meanwhile. A
+    network that takes its batch size as a number is captured at two sizes, and what differs follows the batch.
 
     Raises:
         TeacherError: When the model cannot be captured; says where in the user's code and what to do.
     """
-    # A batch of 1 would make the exporter specialise on it.
-    example = torch.zeros((2, *image.shape), device=next((p.device for p in model.parameters()), None))
     dynamic = ({0: torch.export.Dim("N", min=1, max=65536)},)
+    # A batch of 1 would make the exporter specialise on it.
+    with _in_eval(model), watched_export(__file__) as constants:
+        try:
+            return _exported(model, image, 2, dynamic)
+        except TeacherError:
+            raise
+        except Exception as error:
+            if not constants.place and "Constraints violated" not in str(error):
+                raise TeacherError(_uncapturable(error)) from error
+        try:
+            return for_any_batch(*(_exported(model, image, size, None) for size in SIZES))
+        except TeacherError as error:
+            message = f"The model cannot be captured for any batch size. It makes it a constant{at(constants.place)}. "
+            raise TeacherError(message + str(error)) from error
+        except Exception as error:
+            raise TeacherError(_uncapturable(error)) from error
+
+
+def _exported(model: nn.Module, image: ImageSpec, batch: int, dynamic: Any) -> fx.GraphModule:
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    example = torch.zeros((batch, *image.shape), device=device)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program: Any = without_mutation(torch.export.export(model, (example,), dynamic_shapes=dynamic))
+        return plain(program.module(check_guards=False), device)
+
+
+@contextlib.contextmanager
+def _in_eval(model: nn.Module) -> Iterator[None]:
+    """Put every module of a model into eval mode, and back into its own."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program: Any = torch.export.export(model, (example,), dynamic_shapes=dynamic)
-            graph: fx.GraphModule = program.module(check_guards=False)
-            return graph
-    except Exception as error:
-        reason = str(error).strip().splitlines()
-        places = [" ".join(map(str.strip, reason[i : i + 2])) for i, line in enumerate(reason) if 'File "' in line]
-        message = (
-            f"The model cannot be captured by torch.export: {type(error).__name__}: "
-            f"{reason[0] if reason else 'no message'}{'; at ' + places[0] if places else ''}. A model must be free of "
-            "control flow that depends on tensor values and must accept any batch size. Rewrite the branch "
-            "(torch.where, a fixed pooling size), or pass a module without it; `dfqkit inspect` repeats this check in "
-            "seconds."
-        )
-        raise TeacherError(message) from error
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _uncapturable(error: Exception) -> str:
+    reason = (str(error).strip().splitlines() or ["no message"])[0].partition(" For more information")[0]
+    place = place_of_error(error)
+    return (
+        f"The model cannot be captured by torch.export{at(place)}: {type(error).__name__}: "
+        f"{reason.strip().rstrip('.')}. Capture needs a forward without branches, loops or Python numbers that depend "
+        "on tensor values, for any batch size. Rewrite that line (torch.where for a branch, a fixed size for a computed "
+        "one), or give a module that leaves it out; `dfqkit inspect` repeats this check in seconds."
+    )
 
 
 def operators_of(model: nn.Module, image: ImageSpec) -> tuple[Counter[str], tuple[str, ...]]:
@@ -86,16 +123,32 @@ def float_graph(model: nn.Module, image: ImageSpec, task: Task = DEFAULT_TASK) -
     return graph
 
 
+#: Batch sizes at which a graph must compute what its model does; batches of one are special in torch.
+_TRIED = (1, 2, 3, 5)
+
+
 def _require_same(model: nn.Module, graph: fx.GraphModule, image: ImageSpec, names: Sequence[str]) -> None:
-    """Compare the graph with the model on two random images: a wrong translation must not be found in the accuracy."""
+    """Compare the graph with the model on random images: a wrong translation must not be found in the accuracy."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    images = torch.randn((2, *image.shape), generator=torch.Generator().manual_seed(0)).to(device)
-    with torch.no_grad():
-        wanted, found = named(model(images), names), named(graph(images), names)
-    errors = [float((wanted[name] - found[name]).norm() / wanted[name].norm().clamp_min(1e-12)) for name in names]
-    if not all(each < LARGEST_ERROR for each in errors):
+    images = torch.randn((max(_TRIED), *image.shape), generator=torch.Generator().manual_seed(0)).to(device)
+    errors: dict[int, float] = {}
+    for batch in _TRIED:
+        with torch.no_grad(), _in_eval(model):
+            wanted, found = named(model(images[:batch]), names), named(graph(images[:batch]), names)
+        errors[batch] = max(_relative_error(wanted[name], found[name]) for name in names)
+    wrong = {batch: error for batch, error in errors.items() if not error < LARGEST_ERROR}
+    if wrong:
+        batch = next(iter(wrong))
+        only = "" if len(wrong) == len(_TRIED) else " Other batch sizes agree: the model treats this one apart."
         message = (
-            f"The captured graph does not compute what the model does: relative error {max(errors):.2g} on two random "
-            f"images, allowed {LARGEST_ERROR}. Some operator was translated wrongly; please report it with the model."
+            f"The captured graph does not compute what the model does: relative error {wrong[batch]:.2g} on {batch} "
+            f"random image(s), allowed {LARGEST_ERROR}.{only} Some operator was translated wrongly; please report it "
+            "with the model."
         )
         raise TeacherError(message)
+
+
+def _relative_error(wanted: Tensor, found: Tensor) -> float:
+    if wanted.numel() != found.numel():
+        return float("inf")
+    return float((wanted.reshape(found.shape) - found).norm() / wanted.norm().clamp_min(1e-12))

@@ -5,7 +5,6 @@ What belongs here: the translation of ATen operators, one method an operator fam
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +12,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from dfqkit.students.folding import add_submodule, with_parameters
+from dfqkit.students.functional import IDENTITIES
 from dfqkit.students.nodes import op_name, source, tensor_at
+from dfqkit.students.user_code import at, place_of_node
 from dfqkit_export.errors import TeacherError
 
 _OPS = (
@@ -25,10 +26,6 @@ _OPS = (
 
 #: Operators of the normal form that may carry quantized values; anything else runs, but stays in float.
 SUPPORTED_OPS: frozenset[str] = frozenset(_OPS.split())
-
-#: What does nothing in eval mode.
-_IDENTITIES = {"dropout", "feature_dropout", "alpha_dropout", "alias", "detach", "contiguous", "clone"}
-
 
 def _owners(model: nn.Module) -> set[str]:
     """Paths of all modules that hold parameters or buffers, and of what these lie in."""
@@ -59,6 +56,7 @@ class Normaliser:
     def build(self) -> fx.GraphModule:
         """Return the rebuilt graph; BatchNorms are modules of their own in it."""
         for node in self.source.graph.nodes:
+            last = next(reversed(self.graph.nodes), None)
             if node.op == "placeholder":
                 self.env[node] = self.graph.placeholder("image")
                 self.env[node].meta["example_shape"] = tuple(node.meta["val"].shape[1:])
@@ -69,7 +67,15 @@ class Normaliser:
             elif node.op != "get_attr" and not (node.op == "call_module" and "guards" in str(node.target)):
                 message = f"Unexpected node '{node.name}' ({node.op} {node.target}) in the exported graph."
                 raise TeacherError(message)
+            self._note_place(node, last)
         return fx.GraphModule(self.root, self.graph)
+
+    def _note_place(self, node: fx.Node, last: fx.Node | None) -> None:
+        """Let the nodes made of one, those behind ``last``, know its line in the user's code."""
+        made = next(reversed(self.graph.nodes), None)
+        while made is not None and made is not last and made.op != "root":
+            made.meta["stack_trace"] = node.meta.get("stack_trace")
+            made = made.prev
 
     def _output(self, node: fx.Node) -> None:
         """Keep the named outputs: torch.export lays a tuple or mapping out as a list, with a mapping's names aside."""
@@ -89,6 +95,8 @@ class Normaliser:
         kept.meta["outputs"] = tuple(self.outputs)
 
     def _convert(self, node: fx.Node) -> fx.Node:
+        if node in self.env:
+            return self.env[node]
         if not isinstance(node.target, torch._ops.OpOverload):
             return self._copy(node)  # arithmetic on sizes, which has the same names
         name = op_name(node.target).rstrip("_")
@@ -96,6 +104,8 @@ class Normaliser:
             "conv2d": self._conv,
             "linear": self._linear,
             "batch_norm": self._batch_norm,
+            "_native_batch_norm_legit_no_training": self._native_batch_norm,
+            "squeeze": self._squeeze,
             "max_pool2d": self._max_pool,
             "avg_pool2d": self._avg_pool,
             "adaptive_avg_pool2d": self._adaptive_pool,
@@ -113,7 +123,7 @@ class Normaliser:
         modules = {"relu": nn.ReLU, "relu6": nn.ReLU6, "sigmoid": nn.Sigmoid, "hardsigmoid": nn.Hardsigmoid}
         # x * gate(x) in two steps, so that both the gate and the product can be quantized
         gated: dict[str, type[nn.Module]] = {"silu": nn.Sigmoid, "hardswish": nn.Hardsigmoid}
-        if name in _IDENTITIES:
+        if name in IDENTITIES:
             return self._of(source(node))
         if name in modules:
             return self._module(node, modules[name](), name)
@@ -241,6 +251,23 @@ class Normaliser:
         add_submodule(self.root, target, norm.eval())
         return self.graph.call_module(target, (self._of(source(node)),))
 
+    def _native_batch_norm(self, node: fx.Node) -> fx.Node:
+        """Read functionalization's form of a BatchNorm, which gives a tuple and has no training flag."""
+        node.args = (*node.args[:5], False, *node.args[5:7], False)
+        node.meta["val"] = node.meta["val"][0]
+        made = self._batch_norm(node)
+        for item in node.users:
+            self.env[item] = made
+        return made
+
+    def _squeeze(self, node: fx.Node) -> fx.Node:
+        """Name the axes that a `squeeze()` without any takes out: of one image it would take the batch's too."""
+        if len(node.args) > 1:
+            return self._copy(node)
+        sizes = source(node).meta["val"].shape
+        axes = [axis for axis, size in enumerate(sizes) if isinstance(size, int) and size == 1]
+        return self.graph.call_function(torch.ops.aten.squeeze.dims, (self._of(source(node)), axes))
+
     def _max_pool(self, node: fx.Node) -> fx.Node:
         kernel, stride, padding, dilation, ceil = (
             _pair(_argument(node, i, default)) for i, default in ((1, 1), (2, None), (3, 0), (4, 1), (5, False))
@@ -299,12 +326,9 @@ class Normaliser:
 
     def _copy(self, node: fx.Node) -> fx.Node:
         target = node.target
-        if callable(target) and (target is operator.getitem or not op_name(target).endswith("_")):
+        if callable(target):
             return self.graph.call_function(target, self._map(node.args), self._map(node.kwargs))
-        message = (
-            f"Operator '{op_name(target)}' ('{node.name}') changes its input in place, which the quantized graph "
-            "cannot hold. Use the functional form in the model."
-        )
+        message = f"Unexpected operator '{target}' ('{node.name}'){at(place_of_node(node))} in the exported graph."
         raise TeacherError(message)
 
 

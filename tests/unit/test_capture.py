@@ -192,7 +192,6 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
     "batch norm on vectors": (net(flat_norm, norm=nn.BatchNorm1d(8)), "3-dimensional"),
     "uneven adaptive pooling": (net(lambda m, x: nn.functional.adaptive_avg_pool2d(x, 5)), "use sizes that divide"),
     "divisor": (net(lambda m, x: nn.functional.avg_pool2d(x, 2, divisor_override=3)), "divisor_override"),
-    "in place": (net(lambda m, x: x.sub_(1.0)), "in place"),
 }  # fmt: skip
 
 
