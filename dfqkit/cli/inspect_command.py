@@ -59,11 +59,11 @@ def _inspect(args: argparse.Namespace) -> int:
         return inspect_file(args.subject, args.target, args.fix, args.runtime, as_json=args.json)
     from dfqkit.config.reading import load_recipe
     from dfqkit.run.context import teacher_of
-    from dfqkit.students.capture import operators_of
+    from dfqkit.students.preflight import examine
     from dfqkit.teacher.inspection import inspect_teacher
 
     teacher = _from_factory(args) if args.factory else teacher_of(load_recipe(args.subject))
-    facts = inspect_teacher(teacher, operators_of)
+    facts = inspect_teacher(teacher, examine)
     result(document(facts.to_dict()) if args.json else facts.render_text())
     return 0
 

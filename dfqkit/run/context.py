@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from torch import fx, nn
 
@@ -22,6 +23,7 @@ from dfqkit.run.folder import RunFolder
 from dfqkit.run.stage import WHOLE, Part, Stage, named
 from dfqkit.seeds import derive
 from dfqkit.students.capture import float_graph
+from dfqkit.students.onnx_file import float_model
 from dfqkit.students.placement import quantized_graph
 from dfqkit.students.student import build_student, calibrate_student, equalized_graph, load_student
 from dfqkit.synthesis.base import Synthesizer
@@ -111,6 +113,7 @@ class Context:
     stages: Sequence[Stage] = ()
     part: Part = WHOLE
     _equalized: dict[QuantConfig, fx.GraphModule] = field(default_factory=dict)
+    _float_files: dict[int, onnx.ModelProto] = field(default_factory=dict)
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -144,6 +147,14 @@ class Context:
     def teacher_graph(self) -> fx.GraphModule:
         """The teacher as a float graph in normal form."""
         return float_graph(self.teacher.model, self.teacher.image, self.teacher.task)
+
+    @property
+    def teacher_file(self) -> onnx.ModelProto:
+        """The teacher as ONNX; made once, since a run tries it before it computes anything."""
+        opset = self.target.opset
+        if opset not in self._float_files:
+            self._float_files[opset] = float_model(self.teacher_graph, opset)
+        return self._float_files[opset]
 
     @cached_property
     def graph(self) -> fx.GraphModule:

@@ -17,14 +17,14 @@ MODEL, TEACHER = "model.onnx", "teacher.onnx"
 
 
 def _run(context: Context) -> StageResult:
-    from dfqkit.students.onnx_file import write_float, write_qdq
+    from dfqkit.students.onnx_file import write_model, write_qdq
 
     model, teacher, metadata = context.file(MODEL), context.file(TEACHER), _metadata(context)
     with context.progress.stage(STAGE.name, total=2) as bar:
         student = context.stored_student(context.scheme, FINAL)
         write_qdq(student, context.target, model, metadata=metadata)
         bar.advance(1)
-        write_float(context.teacher_graph, teacher, metadata=metadata, opset=context.target.opset)
+        write_model(context.teacher_file, teacher, metadata=metadata)
         bar.advance(1)
     return StageResult(files=[model.name, teacher.name])
 

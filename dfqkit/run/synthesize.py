@@ -75,17 +75,19 @@ def _run(context: Context) -> StageResult:
 def require_trainable(context: Context) -> None:
     """Refuse, before any compute is spent, what the later stages could not do."""
     from dfqkit.students.capture import float_graph
+    from dfqkit.students.onnx_file import float_model
     from dfqkit.students.student import build_student
     from dfqkit.training.float_student import student_objective
     from dfqkit.training.quantized_student import measured_pairs
 
-    _ = context.schemes
+    _ = context.schemes, context.teacher_file
     config, section, teacher = context.recipe.distill, context.recipe.student, context.teacher
     graph = context.teacher_graph
     if section is not None:
         student = context.untrained_student()
         student_objective(student, teacher, section, context.rng("train"))
-        graph = float_graph(student, teacher.image)
+        graph = float_graph(student, teacher.image, teacher.task)
+        float_model(graph, context.target.opset)
     if config is not None and config.layers is not None:
         measured_pairs(build_student(graph, context.scheme, context.target, teacher.image), config)
 

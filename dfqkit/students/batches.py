@@ -106,4 +106,3 @@ def _reshape(node: fx.Node, args: Any) -> Any:
     if len(moving) == 1 and -1 not in sizes:
         sizes[moving[0]] = -1
     return (args[0], sizes)
-

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,8 +17,7 @@ from torch import Tensor, fx, nn
 from dfqkit.students.batches import SIZES, for_any_batch
 from dfqkit.students.folding import fold_batch_norms
 from dfqkit.students.functional import plain, without_mutation
-from dfqkit.students.nodes import op_name
-from dfqkit.students.normal_form import SUPPORTED_OPS, Normaliser
+from dfqkit.students.normal_form import Normaliser
 from dfqkit.students.rewriting import cancel_permutations, fold_scales
 from dfqkit.students.user_code import at, place_of_error, watched_export
 from dfqkit.tasks import named
@@ -53,7 +51,7 @@ def export_graph(model: nn.Module, image: ImageSpec) -> fx.GraphModule:
         try:
             return for_any_batch(*(_exported(model, image, size, None) for size in SIZES))
         except TeacherError as error:
-            message = f"The model cannot be captured for any batch size. It makes it a constant{at(constants.place)}. "
+            message = f"The model makes the batch size a constant{at(constants.place)}. "
             raise TeacherError(message + str(error)) from error
         except Exception as error:
             raise TeacherError(_uncapturable(error)) from error
@@ -87,16 +85,9 @@ def _uncapturable(error: Exception) -> str:
     return (
         f"The model cannot be captured by torch.export{at(place)}: {type(error).__name__}: "
         f"{reason.strip().rstrip('.')}. Capture needs a forward without branches, loops or Python numbers that depend "
-        "on tensor values, for any batch size. Rewrite that line (torch.where for a branch, a fixed size for a computed "
-        "one), or give a module that leaves it out; `dfqkit inspect` repeats this check in seconds."
+        "on tensor values, for any batch size. Rewrite that line (torch.where for a branch, a fixed size for a "
+        "computed one), or give a module that leaves it out; `dfqkit inspect` repeats this check in seconds."
     )
-
-
-def operators_of(model: nn.Module, image: ImageSpec) -> tuple[Counter[str], tuple[str, ...]]:
-    """Count the operators of the graph that `export_graph` gives, and name those that stay in float."""
-    graph = export_graph(model, image)
-    counts = Counter(op_name(node.target) for node in graph.graph.nodes if node.op == "call_function")
-    return counts, tuple(sorted(set(counts) - SUPPORTED_OPS))
 
 
 def float_graph(model: nn.Module, image: ImageSpec, task: Task = DEFAULT_TASK) -> fx.GraphModule:
@@ -110,7 +101,12 @@ def float_graph(model: nn.Module, image: ImageSpec, task: Task = DEFAULT_TASK) -
     Its parameters are copies: the model itself is not touched. Outputs that are not the task's own are left out; one
     is returned as it is, several by name.
     """
-    graph = Normaliser(export_graph(model, image), task.names).build()
+    return normal_form(export_graph(model, image), model, image, task)
+
+
+def normal_form(exported: fx.GraphModule, model: nn.Module, image: ImageSpec, task: Task) -> fx.GraphModule:
+    """Return what `export_graph` gave of a model in normal form; see `float_graph`."""
+    graph = Normaliser(exported, task.names).build()
     cancel_permutations(graph)
     fold_batch_norms(graph)
     fold_scales(graph)
@@ -134,7 +130,12 @@ def _require_same(model: nn.Module, graph: fx.GraphModule, image: ImageSpec, nam
     errors: dict[int, float] = {}
     for batch in _TRIED:
         with torch.no_grad(), _in_eval(model):
-            wanted, found = named(model(images[:batch]), names), named(graph(images[:batch]), names)
+            wanted = named(model(images[:batch]), names)
+            try:
+                found = named(graph(images[:batch]), names)
+            except RuntimeError as error:
+                message = f"The captured graph fails on {batch} image(s), where the model does not: {error}"
+                raise TeacherError(message) from error
         errors[batch] = max(_relative_error(wanted[name], found[name]) for name in names)
     wrong = {batch: error for batch, error in errors.items() if not error < LARGEST_ERROR}
     if wrong:

@@ -16,7 +16,9 @@ from dfqkit.students.user_code import at, place_of_node
 from dfqkit_export.errors import TeacherError
 
 #: What does nothing in eval mode, and gives its input itself.
-IDENTITIES = frozenset("dropout feature_dropout alpha_dropout alias detach contiguous clone lift_fresh_copy".split())
+IDENTITIES = frozenset(
+    ("dropout", "feature_dropout", "alpha_dropout", "alias", "detach", "contiguous", "clone", "lift_fresh_copy")
+)
 
 #: Higher-order operators that only say how their body is run, by where the body stands among the arguments.
 _ISLANDS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
@@ -38,8 +40,8 @@ def without_mutation(program: torch.export.ExportedProgram) -> torch.export.Expo
         program = program.run_decompositions({})
     left = next(node for node in nodes if not (_is_only_reader(node) and _functional(node)))
     message = (
-        f"Operator '{op_name(left.target)}'{at(place_of_node(left))} changes its input in place, and torch cannot write "
-        "it otherwise. Use the functional form in the model."
+        f"Operator '{op_name(left.target)}'{at(place_of_node(left))} changes its input in place, and torch cannot "
+        "write it otherwise. Use the functional form in the model."
     )
     raise TeacherError(message)
 

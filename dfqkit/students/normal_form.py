@@ -27,6 +27,7 @@ _OPS = (
 #: Operators of the normal form that may carry quantized values; anything else runs, but stays in float.
 SUPPORTED_OPS: frozenset[str] = frozenset(_OPS.split())
 
+
 def _owners(model: nn.Module) -> set[str]:
     """Paths of all modules that hold parameters or buffers, and of what these lie in."""
     paths = (name.split(".")[:-1] for name in model.state_dict())
@@ -117,6 +118,7 @@ class Normaliser:
         functions: dict[str, Callable[..., Any]] = {
             "mul": torch.mul,
             "view": torch.reshape,
+            "_unsafe_view": torch.reshape,
             "reshape": torch.reshape,
             "flatten": torch.flatten,
         }

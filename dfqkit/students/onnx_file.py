@@ -15,19 +15,30 @@ from pathlib import Path
 
 import onnx
 import torch
-from torch import fx
+from torch import Tensor, fx, nn
 
 from dfqkit.students.naming import INPUT
+from dfqkit.students.onnx_errors import untranslatable
 from dfqkit.students.onnx_names import Place, in_scopes, name_graph, places
 from dfqkit.students.onnx_nodes import with_onnx_pooling, with_qdq
 from dfqkit_export._version import __version__
 from dfqkit_export.backends.target import Target
+from dfqkit_export.errors import TeacherError
 from dfqkit_export.files import write_bytes
 
 
 def write_float(graph: fx.GraphModule, path: Path, *, metadata: Mapping[str, str], opset: int = 18) -> None:
     """Write a float graph in normal form (the teacher, BatchNorm folded) as ONNX, whole or not at all."""
-    write_bytes(path, _serialise(graph, with_onnx_pooling(graph), metadata, opset))
+    write_model(float_model(graph, opset), path, metadata=metadata)
+
+
+def float_model(graph: fx.GraphModule, opset: int = 18) -> onnx.ModelProto:
+    """Return a float graph in normal form as ONNX, without metadata.
+
+    Raises:
+        TeacherError: When an operator has no ONNX form; names it and the user's line.
+    """
+    return _exported(graph, with_onnx_pooling(graph), opset)
 
 
 def write_qdq(graph: fx.GraphModule, target: Target, path: Path, *, metadata: Mapping[str, str]) -> None:
@@ -40,19 +51,45 @@ def write_qdq(graph: fx.GraphModule, target: Target, path: Path, *, metadata: Ma
     Raises:
         TargetError: When the graph holds a quantizer that the target cannot run.
     """
-    write_bytes(path, _serialise(graph, with_qdq(graph, target), metadata, target.opset))
+    write_model(_exported(graph, with_qdq(graph, target), target.opset), path, metadata=metadata)
 
 
-def _serialise(graph: fx.GraphModule, written: fx.GraphModule, metadata: Mapping[str, str], opset: int) -> bytes:
+def write_model(model: onnx.ModelProto, path: Path, *, metadata: Mapping[str, str]) -> None:
+    """Write an ONNX model with what it says of itself; the file is there whole or not at all."""
+    told = onnx.ModelProto()
+    told.CopyFrom(model)
+    for key in sorted(metadata):
+        told.metadata_props.add(key=key, value=metadata[key])
+    write_bytes(path, told.SerializeToString(deterministic=True))
+
+
+def _exported(graph: fx.GraphModule, written: fx.GraphModule, opset: int) -> onnx.ModelProto:
     """Return the file of ``written``, which is ``graph`` on the CPU in the exporter's modules."""
     placeholder = next(n for n in graph.graph.nodes if n.op == "placeholder")
     outputs = next(n for n in graph.graph.nodes if n.op == "output").meta["outputs"]
     example = torch.zeros((2, *placeholder.meta["example_shape"]))
-    known = places(graph, example.to(next((p.device for p in graph.parameters()), None)))
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet("torch.onnx", "onnxscript"):
+    at_home = example.to(next((p.device for p in graph.parameters()), None))
+    known = places(graph, at_home)
+    try:
+        model = _translated(in_scopes(written), example, opset, outputs)
+    except Exception as error:
+        raise TeacherError(untranslatable(graph, at_home, opset, error, _translated)) from error
+    _clean(model, known)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _translated(module: nn.Module, example: Tensor, opset: int, outputs: Sequence[str]) -> onnx.ModelProto:
+    with (
+        torch.no_grad(),
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        _quiet("torch.onnx", "onnxscript", "torch"),
+    ):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            in_scopes(written),
+            module,
             (example,),
             dynamo=True,
             opset_version=opset,
@@ -66,13 +103,7 @@ def _serialise(graph: fx.GraphModule, written: fx.GraphModule, metadata: Mapping
     if program is None:
         message = "torch.onnx.export returned nothing. This is a bug: please report it with the model."
         raise RuntimeError(message)
-    model = program.model_proto
-    _clean(model, known)
-    for key in sorted(metadata):
-        model.metadata_props.add(key=key, value=metadata[key])
-    onnx.checker.check_model(model, full_check=True)
-    data: bytes = model.SerializeToString(deterministic=True)
-    return data
+    return program.model_proto
 
 
 @contextlib.contextmanager

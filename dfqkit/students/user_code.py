@@ -35,7 +35,7 @@ def is_users(filename: str) -> bool:
 
 
 def place_of_error(error: BaseException) -> str:
-    """Return the user's line in which an exception was raised, as `FILE:LINE in NAME: \\`CODE\\``; empty for none."""
+    """Return the user's line in which an exception was raised, with file, name and code; empty for none."""
     return _last([(f.filename, f.lineno or 0, f.name) for f in traceback.extract_tb(error.__traceback__)])
 
 

@@ -6,19 +6,10 @@ all was checked when it was made (`verification`); nothing here changes it.
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-import io
-import logging
-import re
-import sysconfig
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,18 +18,14 @@ from dfqkit.teacher.load import Teacher
 from dfqkit.teacher.structure import layer_calls, linear_head, provides
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.tasks import Task
 from dfqkit_export.words import some, table
 
-#: Captures a model: how often each operator occurs in its graph, and those that the quantizer leaves in float.
-Operators = Callable[[nn.Module, ImageSpec], tuple[Mapping[str, int], tuple[str, ...]]]
+#: Tries what a run does (`preflight.examine`): how often each operator occurs, and those that stay in float.
+Operators = Callable[[nn.Module, ImageSpec, Task], tuple[Mapping[str, int], tuple[str, ...]]]
 
 _SUPPLIED = frozenset({"student", "images"})  # needs that the pipeline or the recipe meets, whatever the teacher
 _SHOWN = 5
-_ADVICE = (
-    "Capture needs a forward without branches, loops or Python numbers that depend on tensor values, for any batch "
-    "size. Rewrite that line (torch.where for a branch, a fixed size for a computed one), or give a module that leaves "
-    "it out."
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +49,7 @@ class TeacherFacts:
         batchnorm_layers: Of those that run, without auxiliary heads, those with statistics; `batchnorm_bare`: the rest.
         batchnorm_untrained: BatchNorm layers whose running statistics are still the initial mean 0 and variance 1.
         operators: How often each occurs in the captured graph, and those `unsupported`, which stay in float.
-        capture_problem: Why and where torch.export fails with a dynamic batch; None if it captures.
+        capture_problem: Why and where a run would fail, from the capture to the ONNX file; None if it would not.
         provides: What synthesizers may need of a teacher and this one has; see `structure.provides`.
         synthesizers: For each registered synthesizer, what it needs and this teacher lacks.
     """
@@ -86,7 +73,7 @@ class TeacherFacts:
 
     @property
     def capturable(self) -> bool:
-        """Whether torch.export captures the model with a dynamic batch."""
+        """Whether the model can be captured for any batch size, quantized and written as ONNX."""
         return self.capture_problem is None
 
     def to_dict(self) -> dict[str, Any]:
@@ -137,7 +124,7 @@ class TeacherFacts:
 
 
 def inspect_teacher(teacher: Teacher, operators_of: Operators) -> TeacherFacts:
-    """Read off a teacher what synthesis and quantization will find; a few forwards and one capture, no training."""
+    """Read off a teacher what synthesis and quantization will find; a few forwards and one export, no training."""
     with FlopCounterMode(display=False) as counter:
         calls, _ = layer_calls(teacher)
     layers = {call.name: call.layer for call in calls}
@@ -186,77 +173,10 @@ def _is_untrained(norm: nn.Module) -> bool:
 
 
 def _captured(teacher: Teacher, operators_of: Operators) -> tuple[Mapping[str, int], tuple[str, ...], str | None]:
-    constants = _BatchConstants(inspect.getfile(operators_of))
     try:
-        with _quiet(constants):
-            return *operators_of(teacher.model, teacher.image), None
+        return *operators_of(teacher.model, teacher.image, teacher.task), None
     except TeacherError as error:
-        return {}, (), _capture_problem(error, constants)
-
-
-class _BatchConstants(logging.Handler):
-    """Notes the line of the model at which torch.export first fixed the batch size; its exception does not say.
-
-    torch (2.8 to 2.15) logs `eval Eq(s31, 2) [guard added]` at that moment, with the model's code on the stack.
-    """
-
-    def __init__(self, caller: str) -> None:
-        super().__init__()
-        self.caller = caller  # frames up to this file's last are not the model's
-        self.frames: list[traceback.FrameSummary] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Look at the stack if a symbol was found equal to a number."""
-        if self.frames or not re.match(r"eval Eq\(s\d+, \d+\)", record.getMessage()):
-            return
-        stack = list(traceback.extract_stack())
-        start = max((i for i, frame in enumerate(stack) if frame.filename == self.caller), default=0)
-        self.frames = [frame for frame in stack[start:] if _is_users(frame.filename)]
-
-
-@contextlib.contextmanager
-def _quiet(constants: _BatchConstants) -> Iterator[None]:
-    """Keep torch.export from printing the partial graph and logging on failure, which the facts say shorter."""
-    torch_log, shapes_log = logging.getLogger("torch"), logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    before = torch_log.level, shapes_log.level, shapes_log.propagate
-    torch_log.setLevel(logging.CRITICAL)
-    shapes_log.setLevel(logging.INFO)
-    shapes_log.propagate = False
-    shapes_log.addHandler(constants)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        shapes_log.removeHandler(constants)
-        torch_log.setLevel(before[0])
-        shapes_log.setLevel(before[1])
-        shapes_log.propagate = before[2]
-
-
-def _capture_problem(error: TeacherError, constants: _BatchConstants) -> str:
-    cause = error.__cause__
-    if cause is None:
-        return str(error)
-    frames = [frame for frame in traceback.extract_tb(cause.__traceback__) if _is_users(frame.filename)]
-    reason = (str(cause).strip().splitlines() or ["no message"])[0]
-    reason = f"{type(cause).__name__}: {reason.partition(' For more information')[0].strip().rstrip('.')}"
-    if not frames and constants.frames:
-        frames, reason = constants.frames, "it makes the batch size a constant"
-    where = f"{frames[-1].filename}:{frames[-1].lineno} in {frames[-1].name}: `{frames[-1].line}`. " if frames else ""
-    return f"{where}{reason[0].upper()}{reason[1:]}. {_ADVICE}"
-
-
-def _is_users(filename: str) -> bool:
-    """Whether a traceback's frame lies in the model's own code: not in torch, the standard library, or this package."""
-    path = Path(filename)
-    packages = {Path(sysconfig.get_path(key)) for key in ("purelib", "platlib")}
-    here = Path(__file__).parents[1]
-    if filename.startswith("<") or path.is_relative_to(Path(torch.__file__).parent):
-        return False
-    if path.is_relative_to(here) and not path.is_relative_to(here / "models"):
-        return False
-    in_packages = any(path.is_relative_to(folder) for folder in packages)
-    return in_packages or not path.is_relative_to(Path(sysconfig.get_path("stdlib")))
+        return {}, (), str(error)
 
 
 def _joined(names: Sequence[str]) -> str:

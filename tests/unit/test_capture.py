@@ -111,6 +111,40 @@ def norm_used_twice(m: Net, x: Tensor) -> Tensor:
     return m.norm(y) + y
 
 
+def slices_written(m: Net, x: Tensor) -> Tensor:
+    y = m.norm(m.other(x))
+    y[:, 0] = 0
+    y[:, 1:2].mul_(2)
+    kept = y.flatten(1).clone()
+    return y.clamp_(0) + kept.mean()
+
+
+def used_after_in_place(m: Net, x: Tensor) -> Tensor:
+    y = m.norm(m.other(x))
+    return nn.functional.elu_(y) * y
+
+
+def grad_islands(m: Net, x: Tensor) -> Tensor:
+    with torch.set_grad_enabled(True):
+        y = m.norm(m.other(x))
+    with torch.no_grad():
+        return m.other(y)
+
+
+def autocast_islands(m: Net, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        y = m.norm(m.other(x.float()))
+    with torch.autocast("cuda", dtype=torch.float16):  # says nothing on another device
+        return y + m.other(x)
+
+
+def batch_as_numbers(m: Net, x: Tensor) -> Tensor:
+    n = int(x.shape[0])
+    y = x.reshape(n * 2, 4, 16, 16).relu().reshape(len(x), 8, 16, 16)
+    row = m.norm.bias.view(1, 8, 1, 1).expand(n, 8, 1, 16)
+    return m.other(torch.cat([row, y], 2)) + torch.arange(n - 1, n).view(-1, 1, 1, 1) * 0
+
+
 BODIES: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "add with alpha": scaled_sum,
     "in place, then used again": reused_in_place,
@@ -118,6 +152,13 @@ BODIES: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "weight with two dilations": shared_weight,
     "arithmetic on the batch size": batch_arithmetic,
     "batch norm beside its input": norm_used_twice,
+    "slices written to": slices_written,
+    "in place, then read": used_after_in_place,
+    "input written to": lambda m, x: x.sub_(1.0) * x,
+    "LeakyReLU in place": lambda m, x: nn.functional.leaky_relu(m.norm(m.other(x)), 0.1, inplace=True),
+    "grad islands": grad_islands,
+    "autocast islands": autocast_islands,
+    "batch size as a number": batch_as_numbers,
     "mean of everything": lambda m, x: x * x.mean(),
     "constant": lambda m, x: x * 0.5 + 1.0,
     "average pool": lambda m, x: nn.functional.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
@@ -127,6 +168,7 @@ BODIES: dict[str, Callable[[Net, Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
 @pytest.mark.parametrize("name", BODIES)
 def test_constructions(name: str) -> None:
     check(net(BODIES[name], other=nn.Conv2d(8, 8, 3, padding=1), norm=nn.BatchNorm2d(8)))
@@ -170,6 +212,66 @@ def data_dependent(m: Net, x: Tensor) -> Tensor:
 def test_control_flow_on_values_is_refused_with_the_line() -> None:
     with raises_naming(TeacherError, "test_capture.py", "in data_dependent", "if x.sum() > 0"):
         export_graph(net(data_dependent), IMAGE)
+
+
+def low_precision(m: Net, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return m.other(x).float()
+
+
+def branch_operator(m: Net, x: Tensor) -> Tensor:
+    return torch.cond(x.sum() > 0, lambda x: m.other(x), lambda x: -m.other(x), (x,))  # type: ignore[no-any-return]
+
+
+def loop_over_the_batch(m: Net, x: Tensor) -> Tensor:
+    return torch.stack([image * 2 for image in x])
+
+
+def other_for_one(m: Net, x: Tensor) -> Tensor:
+    return x if x.shape[0] != 1 else x * 2
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (low_precision, ("bfloat16", "enabled=False", "test_capture.py")),
+        (branch_operator, ("'cond'", "torch.where", "test_capture.py")),
+        (loop_over_the_batch, ("batch size a constant", "in loop_over_the_batch", "loop over the images")),
+        (other_for_one, ("on 1 random image", "treats this one apart")),
+    ],
+)
+def test_what_no_graph_holds_is_refused_in_words(body: Callable[[Net, Tensor], Tensor], told: tuple[str, ...]) -> None:
+    with raises_naming(TeacherError, *told):
+        float_graph(net(body, other=nn.Conv2d(8, 8, 3, padding=1)), IMAGE)
+
+
+def test_an_axis_that_the_batch_alone_has_is_not_squeezed_out() -> None:
+    model = net(lambda m, x: m.other(x.mean((2, 3), keepdim=True).squeeze().view(-1, 8, 1, 1)), other=conv_bn(8, 8))
+    graph = check(model)
+    assert graph(images(1)).shape == (1, IMAGE.classes)
+
+
+def test_in_place_operators_alone_change_nothing_in_the_graph() -> None:
+    def plain(m: Net, x: Tensor) -> Tensor:
+        return nn.functional.leaky_relu(m.other(x), 0.1).flatten(1)[:, :, None, None]
+
+    def in_place(m: Net, x: Tensor) -> Tensor:
+        return nn.functional.leaky_relu_(m.other(x), 0.1).flatten(1)[:, :, None, None]
+
+    class Flat(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(self, self.stem(x)).flatten(1)[:, : IMAGE.classes]
+
+    found = [str(float_graph(randomise(Flat(b, other=conv_bn(8, 8))), IMAGE).graph) for b in (plain, in_place)]
+    assert found[0] == found[1]
+
+
+def test_the_model_keeps_its_mode() -> None:
+    model = toy("residual").train()
+    model.stem.eval()
+    before = [module.training for module in model.modules()]
+    float_graph(model, IMAGE)
+    assert [module.training for module in model.modules()] == before
 
 
 def flat_norm(m: Net, x: Tensor) -> Tensor:

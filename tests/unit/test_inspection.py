@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from dfqkit.models import cifar_resnet20, digits_cnn
-from dfqkit.students.capture import operators_of
+from dfqkit.students.capture import export_graph
+from dfqkit.students.preflight import examine, operators
 from dfqkit.teacher import inspection
 from dfqkit.teacher.inspection import TeacherFacts
 from dfqkit.teacher.load import Teacher, load_teacher
 from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.tasks import DEFAULT_TASK, Task
 from tests._hooks import hooks_on
 
 SMALL = ImageSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.5,), classes=3)
@@ -35,8 +38,14 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inspection, "synthesizer_configs", lambda: table)
 
 
+def captured(model: nn.Module, image: ImageSpec, task: Task) -> tuple[Counter[str], tuple[str, ...]]:
+    """The first step of `examine`: the others take seconds, and say nothing more of a network that has them."""
+    assert task is DEFAULT_TASK
+    return operators(export_graph(model, image))
+
+
 def inspected(teacher: Teacher) -> TeacherFacts:
-    return inspection.inspect_teacher(teacher, operators_of)
+    return inspection.inspect_teacher(teacher, captured)
 
 
 def small_net(*, norm: nn.Module | None = None, forward_extra: nn.Module | None = None) -> nn.Sequential:
@@ -208,6 +217,30 @@ def test_operators_without_an_integer_form_are_named() -> None:
     facts = inspected(Teacher.from_module(small_net(forward_extra=Erf()), SMALL))
     assert facts.unsupported == ("erf",)
     assert "left in float" in facts.render_text()
+
+
+class Lgamma(nn.Module):
+    """An operator that ONNX has no form of."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.erf(x) + torch.lgamma(x.abs() + 1)
+
+
+def test_an_operator_without_an_onnx_form_is_named_with_its_line() -> None:
+    teacher = Teacher.from_module(small_net(forward_extra=Lgamma()), SMALL)
+    facts = inspection.inspect_teacher(teacher, examine)
+    line = Lgamma.forward.__code__.co_firstlineno + 1
+    assert not facts.capturable
+    assert facts.capture_problem is not None
+    assert "'lgamma'" in facts.capture_problem
+    assert f"test_inspection.py:{line} in forward: `return torch.erf(x) + torch.lgamma(" in facts.capture_problem
+    assert "ONNX" in facts.capture_problem
+
+
+def test_a_network_that_can_be_written_is_capturable() -> None:
+    facts = inspection.inspect_teacher(Teacher.from_module(small_net(), SMALL), examine)
+    assert facts.capturable
+    assert facts.operators["conv2d"] == 1
 
 
 def test_facts_survive_json() -> None:
