@@ -22,7 +22,9 @@ _EPILOG = """\
 verdicts:
   regressed   worse than the baseline beyond the tolerance, or beyond a floor (fails)
   refused     calibrated on noise, not calibrated, or of unknown origin: see --allow (fails)
+  failed      broken, whatever was recorded: judged by the rules of a run's report (fails: see --reason)
   missing     in the baseline, but not measured (fails)
+  not judged  nothing here can tell whether it is broken, which is no OK (fails without --allow-not-judged)
   improved    better beyond the tolerance (fails with --strict)
   new         not in the baseline (fails with --strict; a whole new case always does)
   unmeasured  could not be measured here, with the reason (fails with --strict)
@@ -57,6 +59,10 @@ def add(commands: Commands) -> None:
     text = "with --update: record the worst value allowed, which later updates keep"
     parser.add_argument("--floor", help=text, **assigned)
     parser.add_argument("--allow", default="", metavar="REASON", help="take a file that is refused, and say why")
+    text = "with --update: record a file whose verdict is not ok, and say why; it is kept and shown"
+    parser.add_argument("--reason", default="", metavar="TEXT", help=text)
+    text = "pass a file that cannot be judged here; it is still not called ok"
+    parser.add_argument("--allow-not-judged", action="store_true", help=text)
     parser.add_argument("--threads", type=positive, metavar="N", help="threads inside one operator of the runtime")
     text = "run the graph as written, in float, to tell a kernel from a file"
     parser.add_argument("--no-optimizations", action="store_true", help=text)
@@ -73,6 +79,8 @@ def _check(args: argparse.Namespace) -> int:
         )
     if args.floor and not update:
         args.parser.error("--floor is recorded, so it needs --update")
+    if args.reason.strip() and not update:
+        args.parser.error("--reason is recorded, so it needs --update")
 
     from dfqkit_export.gate import Baseline, Options, check, read_baseline, render_json, render_text, save_cases
 
@@ -87,6 +95,8 @@ def _check(args: argparse.Namespace) -> int:
             optimized=not args.no_optimizations,
             allow=args.allow.strip(),
             update=update,
+            reason=args.reason.strip(),
+            allow_not_judged=args.allow_not_judged,
         ),
     )
     entries = {case.name: case.entry for case in outcome.cases if case.entry is not None}

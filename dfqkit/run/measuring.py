@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,10 +36,11 @@ from dfqkit_export.estimate import estimate_of
 from dfqkit_export.images.labelled import LabelledImages, load_images
 from dfqkit_export.measure import latency
 from dfqkit_export.measure.activations import layer_outputs, layer_tensors
-from dfqkit_export.measure.kinds import SIZE, TOP1, Metric
+from dfqkit_export.measure.kinds import SIZE, TOP1, TOP1_DROP, Metric
 from dfqkit_export.measure.metrics import sqnr_db
 from dfqkit_export.onnxfile.model import load_onnx
 from dfqkit_export.report import LayerRow, layer_rows
+from dfqkit_export.report.evidence import Seen, seen
 from dfqkit_export.tasks import Outputs, Task
 from dfqkit_export.tasks.answering import answer
 
@@ -71,6 +72,8 @@ class Measured:
         account: What the target's runtime, or one of its family, said of the file.
         labelled: Whether any images have labels.
         estimate: The drop on real images as the synthetic ones tell it (`estimate_of`), where they do.
+        drops: Of each runtime, on labelled images, from the network that was quantized: what is judged.
+        seen: What images without labels show of each runtime beside that network.
     """
 
     metrics: list[Metric]
@@ -79,6 +82,18 @@ class Measured:
     labelled: bool
     timing: latency.Latency | None
     estimate: dict[str, Any]
+    drops: list[Metric]
+    seen: list[Seen]
+
+
+@dataclass(kw_only=True)
+class _Graded:
+    """What the sets of images gave; see `Measured`."""
+
+    metrics: list[Metric] = field(default_factory=list)
+    estimate: dict[str, Any] = field(default_factory=dict)
+    drops: list[Metric] = field(default_factory=list)
+    seen: list[Seen] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +122,8 @@ def measure(context: Context, shown_as: str) -> Measured:
     """Run every model of a run, its export complete, on every set of images, and time the files."""
     recipe, model = context.recipe, context.file(MODEL)
     sets, subjects = _grading_sets(context), _subjects(context)
-    found, estimated = _graded(context, sets, subjects.answers, shown_as)
+    graded = _graded(context, sets, subjects.answers, shown_as)
+    found = graded.metrics
     first = next(sets[0].batches())
     account = ask_runtime(model, context.target)
     timing, repeats = None, recipe.validation.latency_repeats
@@ -130,7 +146,9 @@ def measure(context: Context, shown_as: str) -> Measured:
         account=account,
         labelled=any(item.labels is not None for item in sets),
         timing=timing,
-        estimate=estimated,
+        estimate=graded.estimate,
+        drops=graded.drops,
+        seen=graded.seen,
     )
 
 
@@ -163,12 +181,10 @@ def _as_written(context: Context) -> bool:
     return context.target.bias == "float"
 
 
-def _graded(
-    context: Context, sets: list[GradingSet], answers: dict[str, Answer], shown_as: str
-) -> tuple[list[Metric], dict[str, Any]]:
+def _graded(context: Context, sets: list[GradingSet], answers: dict[str, Answer], shown_as: str) -> _Graded:
     """Return every subject on every set, and what the synthetic images tell of real ones."""
-    found: list[Metric] = []
-    estimated: dict[str, Any] = {}
+    found = _Graded()
+    task = context.teacher.task
     with context.progress.stage(shown_as, total=sum(item.count for item in sets)) as bar:
         for item in sets:
             parts: dict[str, list[Outputs]] = {name: [] for name in answers}
@@ -177,11 +193,24 @@ def _graded(
                     parts[name].append(run(batch))
                 bar.advance(len(batch))
             together = {name: _joined(given) for name, given in parts.items()}
-            found += compare(context.teacher.task, together, item)
+            found.metrics += compare(task, together, item)
+            _judged(found, context, together, item)
             # The errors of another network are not those of quantization.
             if item.name.startswith("synthetic:") and not context.recipe.student:
-                estimated = estimated_drop(context.teacher.task, together, context.synthesis.method, found)
-    return found, estimated
+                found.estimate = estimated_drop(task, together, context.synthesis.method, found.metrics)
+    return found
+
+
+def _judged(found: _Graded, context: Context, outputs: dict[str, Outputs], item: GradingSet) -> None:
+    """Add what each runtime shows beside the float network that was quantized."""
+    teacher, task = context.teacher, context.teacher.task
+    reference = outputs.get("float_student", outputs["teacher"])
+    for subject in (name for name in outputs if name not in _NO_RUNTIME):
+        if item.labels is None:
+            found.seen.append(seen(task, teacher.image, reference, outputs[subject], data=item.name))
+        else:
+            measured = task.metrics(reference, outputs[subject], item.labels, subject=subject, data=item.name)
+            found.drops += [metric for metric in measured if metric.name == TOP1_DROP.name]
 
 
 def compare(task: Task, outputs: dict[str, Outputs], grading: GradingSet) -> list[Metric]:

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 from dfqkit.run.stage import Plan, Stage, StageResult, each_target, named
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from dfqkit.config.recipe import Recipe
     from dfqkit.run.context import Context
     from dfqkit.run.measuring import Measured
-    from dfqkit_export.report import Report
+    from dfqkit_export.report import Floor, Report
+    from dfqkit_export.report.judging import Evidence
 
 #: The report, for programs and for people.
 REPORT, PAGE = "report.json", "report.html"
@@ -43,6 +45,7 @@ def report_of(context: Context, measured: Measured) -> Report:
     """Return the report of a run: what was measured, which floors hold, and what made the file."""
     from dfqkit.run.provenance import provenance, selection, synthesis, warnings_of
     from dfqkit_export.report import Floor, Report, check_floors
+    from dfqkit_export.report.judging import judge
 
     recipe, account = context.recipe, measured.account
     floors = [
@@ -50,12 +53,13 @@ def report_of(context: Context, measured: Measured) -> Report:
         for floor in recipe.floors
         if measured.labelled or not floor.needs_labels
     ]
-    findings = [*account.findings, *check_floors(measured.metrics, account.answerable(floors))]
+    broken = [*account.findings, *check_floors(measured.metrics, account.answerable(floors))]
+    judged = judge(evidence_of(context, measured, floors), broken)
     return Report(
         title=recipe.name,
-        verdict="failed" if findings else "ok",
+        verdict=judged.verdict,
         metrics=measured.metrics,
-        findings=findings,
+        findings=judged.findings,
         floors=floors,
         layers=measured.layers,
         precision=account.realised.to_dict() if account.realised else {},
@@ -66,6 +70,29 @@ def report_of(context: Context, measured: Measured) -> Report:
         estimate=measured.estimate,
         recipe=recipe.to_yaml(),
         warnings=(*warnings_of(recipe), *account.warnings),
+        reasons=judged.reasons,
+    )
+
+
+def evidence_of(context: Context, measured: Measured, floors: Sequence[Floor]) -> Evidence:
+    """Return what a run is judged by, beside its floors: that it has none makes no file good."""
+    from dfqkit_export.measure.kinds import STUDENT_AGREEMENT, TOP1_DROP
+    from dfqkit_export.report.judging import Evidence
+
+    doubts = list(context.synthesis.warnings()) if measured.seen else []
+    if context.teacher.untrained:
+        doubts.append("The teacher has random weights: that a file agrees with it says nothing about a trained one.")
+    realised = measured.account.realised
+    share = realised.integer_ops if realised else None
+    return Evidence(
+        drops=measured.drops,
+        same=[metric for metric in measured.metrics if metric.name == STUDENT_AGREEMENT.name],
+        seen=measured.seen,
+        layers=measured.layers,
+        integer=None if share is None else 100.0 * share,
+        estimate=measured.estimate,
+        allowed=max((floor.value for floor in floors if floor.metric == TOP1_DROP.name), default=None),
+        doubts=doubts,
     )
 
 

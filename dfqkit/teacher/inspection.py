@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dfqkit.config.registry import synthesizer_configs
-from dfqkit.teacher.load import Teacher
+from dfqkit.teacher.load import Teacher, is_untrained
 from dfqkit.teacher.structure import layer_calls, linear_head, provides
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.images.spec import ImageSpec
@@ -144,7 +144,7 @@ def inspect_teacher(teacher: Teacher, operators_of: Operators) -> TeacherFacts:
         batchnorm=_batchnorm_state(layers, with_statistics, bare),
         batchnorm_layers=with_statistics,
         batchnorm_bare=bare,
-        batchnorm_untrained=tuple(name for name in with_statistics if _is_untrained(norms[name])),
+        batchnorm_untrained=tuple(name for name in with_statistics if is_untrained(norms[name])),
         head=head and LinearHead(name=head[0], in_features=head[1].in_features, out_features=head[1].out_features),
         operators=operators,
         unsupported=unsupported,
@@ -165,11 +165,6 @@ def _batchnorm_state(layers: Mapping[str, nn.Module], with_statistics: tuple[str
     placeholders = [name for name, layer in layers.items() if isinstance(layer, nn.Identity)]
     folded = any(part in name.rpartition(".")[2].lower() for name in placeholders for part in ("bn", "norm"))
     return "folded" if folded else "none"
-
-
-def _is_untrained(norm: nn.Module) -> bool:
-    mean, variance = norm.running_mean, norm.running_var
-    return isinstance(mean, Tensor) and isinstance(variance, Tensor) and not mean.any() and bool((variance == 1).all())
 
 
 def _captured(teacher: Teacher, operators_of: Operators) -> tuple[Mapping[str, int], tuple[str, ...], str | None]:

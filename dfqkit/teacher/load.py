@@ -27,6 +27,8 @@ from dfqkit_export.tasks import DEFAULT_TASK, Task
 from dfqkit_export.words import nearest
 
 _LOG = logging.getLogger(__name__)
+#: `Teacher.weights_source` where nothing was loaded.
+_RANDOM = "random"
 
 _HINTED = 3  # missing names shown get a nearest name from the file; the search is slow
 
@@ -96,6 +98,12 @@ class Teacher:
         return next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
 
     @property
+    def untrained(self) -> bool:
+        """Whether nobody trained it: its BatchNorm layers have seen nothing; without any, no weights were loaded."""
+        norms = [module for module in self.model.modules() if isinstance(getattr(module, "running_var", None), Tensor)]
+        return all(map(is_untrained, norms)) if norms else self.weights_source == _RANDOM
+
+    @property
     def torch_task(self) -> TorchTask:
         """The torch part of its task."""
         return torch_task(self.task)
@@ -108,6 +116,12 @@ class Teacher:
     def logits(self, x: Tensor) -> Tensor:
         """Return its first output, of a classifier the logits (N, classes), without recording gradients."""
         return next(iter(self.answers(x).values()))
+
+
+def is_untrained(norm: nn.Module) -> bool:
+    """Return whether a BatchNorm's running statistics are those that it is made with: mean 0, variance 1."""
+    mean, variance = norm.running_mean, norm.running_var
+    return isinstance(mean, Tensor) and isinstance(variance, Tensor) and not mean.any() and bool((variance == 1).all())
 
 
 def load_teacher(
@@ -139,7 +153,7 @@ def load_teacher(
         _LOG.warning("Teacher '%s' keeps random weights: no weights file was given.", name)
     else:
         _load_state(model, load_weights(weights), name, Path(weights).name)
-    source = "random" if weights is None else Path(weights).name
+    source = _RANDOM if weights is None else Path(weights).name
     return _freeze(
         model, image, name, task, factory=factory, factory_args=dict(factory_args or {}), weights_source=source
     )

@@ -59,7 +59,7 @@ def test_a_run_without_bias_correction_reaches_its_file(finished: Path, tmp_path
 
 def test_report_has_every_subject_and_metric(finished: Path) -> None:
     document = json.loads((finished / "report.json").read_text())
-    assert document["schema"] == 1
+    assert document["schema"] == 2
     assert document["verdict"] == "ok"
     found = {(metric["subject"], metric["name"]) for metric in document["metrics"]}
     for subject in ("student", "onnxruntime", "calibrated"):

@@ -73,6 +73,8 @@ class Case:
         floors: The worst value allowed by metric, which no update changes.
         expected_failure: A failure that is accepted, or None.
         allowed: Why a file that is refused by default was recorded; "" otherwise.
+        verdict: The verdict on it when it was recorded; "" where that is older than verdicts.
+        reason: Why it was recorded although that is not ok; "" otherwise.
         facts: What the file is: "layers", "opset", "before", "image" (its preprocessing), "origin".
         images: `ImageValues.to_dict()`; empty for a report.
         sketches: Fingerprints of the layers' outputs, by layer.
@@ -83,6 +85,8 @@ class Case:
     floors: Mapping[str, float] = field(default_factory=dict)
     expected_failure: Expected | None = None
     allowed: str = ""
+    verdict: str = ""
+    reason: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
     images: Mapping[str, Any] = field(default_factory=dict)
     sketches: Mapping[str, Any] = field(default_factory=dict)
@@ -104,10 +108,11 @@ class Case:
             KeyError, TypeError, ValueError: It is damaged.
         """
         _require_known(values, [item.name for item in fields(Case)], "a case")
-        allowed = values.get("allowed", "")
-        if not isinstance(allowed, str):
-            message = f"'allowed' must be a text, the reason; found {allowed!r:.40}"
-            raise TypeError(message)
+        texts = {name: values.get(name, "") for name in ("allowed", "verdict", "reason")}
+        for name, text in texts.items():
+            if not isinstance(text, str):
+                message = f"{name!r} must be a text; found {text!r:.40}"
+                raise TypeError(message)
         plain = {name: _mapping(values, name) for name in ("facts", "images", "sketches", "files")}
         for name in ("files", "sketches"):
             if not all(isinstance(text, str) for text in plain[name].values()):
@@ -117,7 +122,9 @@ class Case:
             metrics={name: _recorded(name, each) for name, each in _mapping(values, "metrics").items()},
             floors={name: _finite(floor) for name, floor in _mapping(values, "floors").items()},
             expected_failure=_expected(values.get("expected_failure")),
-            allowed=allowed,
+            allowed=texts["allowed"],
+            verdict=texts["verdict"],
+            reason=texts["reason"],
             **plain,
         )
 

@@ -11,22 +11,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dfqkit_export.env import environment
 from dfqkit_export.errors import ArtefactError, DfqkitError, RuntimeUnavailableError
-from dfqkit_export.estimate import estimate_of
 from dfqkit_export.gate.apart import check_apart
 from dfqkit_export.gate.baseline import Baseline, Case, environment_changes, recorded_environment
 from dfqkit_export.gate.change import Change
 from dfqkit_export.gate.diagnosis import explain
 from dfqkit_export.gate.filerows import STANDING, file_metrics, file_rows, with_reasons
 from dfqkit_export.gate.graph_diff import compare_signatures
+from dfqkit_export.gate.judged import VERDICT, estimated, verdict_rows
 from dfqkit_export.gate.measurement import Measurement, measure_report, measure_subject, open_subject
 from dfqkit_export.gate.recording import changes_of, record
 from dfqkit_export.gate.verdicts import FAILING, CaseOutcome, Options, Outcome, judge, order
 from dfqkit_export.measure.kinds import STRUCTURE, Metric
 from dfqkit_export.report.rows import estimate_sentence
+from dfqkit_export.report.verdict import OK
 from dfqkit_export.words import did_you_mean
 
 
@@ -107,6 +106,7 @@ def check_case(measured: Measurement, case: Case | None, options: Options | None
     rows = judge(found, case, images=measured.images, tolerances=options.tolerances, unmeasured=measured.unmeasured)
     rows = [
         *file_rows(measured, case, recording=options.update, allow=options.allow),
+        *verdict_rows(measured, case, options),
         *with_reasons(rows, changes, measured, case),
     ]
     causes = [f"refused: {row.reason}" for row in rows if row.verdict == "refused"]
@@ -178,9 +178,11 @@ def _notes(measured: Measurement, case: Case | None, changes: Sequence[Change]) 
             f"Made for {measured.subject.bundle.target}: run as written, without ONNX Runtime's optimizations, which "
             "would change its float biases; integer_ops is not measured."
         )
-    yield from _estimated(measured)
+    yield from filter(None, [estimate_sentence(estimated(measured))])
     if case is None:
         return
+    if case.reason:
+        yield f"Recorded although its verdict was {case.verdict!r}: {case.reason}"
     if case.allowed:
         yield f"Taken although it is refused by default: {case.allowed}"
     if measured.signature is not None and "graph" not in case.facts:
@@ -192,24 +194,14 @@ def _notes(measured: Measurement, case: Case | None, changes: Sequence[Change]) 
     yield from (f"Note: {change.text}." for change in changes if not change.layer and not change.wrong)
 
 
-def _estimated(measured: Measurement) -> Iterator[str]:
-    """Yield what the images that were drawn at random tell of the drop on real ones, or why they tell nothing."""
-    if measured.subject is None or measured.outputs is None:
-        return
-    sentinel = measured.subject.sentinel
-    plain = sentinel.plain
-    makers = {sentinel.sources[index].partition(":")[0] for index in np.unique(sentinel.source[plain])}
-    if len(makers) == 1:  # the constants are those of one synthesizer's images
-        both = ({name: values[plain] for name, values in one.items()} for one in (sentinel.answers, measured.outputs))
-        yield estimate_sentence(estimate_of(sentinel.task, *both, synthesizer=makers.pop()))
-
-
 def _recorded(outcome: CaseOutcome, measured: Measurement, case: Case | None, options: Options) -> CaseOutcome:
     """Take what was measured as the new truth, where neither a floor nor a refusal stands against it."""
     same = case is not None and case.files.get("sentinel") == measured.files.get("sentinel")
     keep = [row.metric for row in outcome.rows if row.verdict == "expected"] if same else []
-    entry = record(measured, case, options, keep)
+    verdict = next((row.verdict for row in outcome.rows if row.metric == VERDICT), OK)
+    entry = record(measured, case, options, keep, verdict)
     stands = [row for row in outcome.rows if row.metric in STANDING and row.verdict in FAILING]
+    refused = any(row.fails(strict=False) for row in stands)
     values = dict(measured.metrics) | file_metrics(measured, None, ())
     judged = judge(values, entry, images=measured.images, unmeasured=measured.unmeasured)
     rows = [row for row in judged if row.metric not in {s.metric for s in stands}]
@@ -219,5 +211,5 @@ def _recorded(outcome: CaseOutcome, measured: Measurement, case: Case | None, op
         rows=tuple(order([*stands, *rows])),
         causes=(),
         notes=tuple(_notes(measured, None, ())),
-        entry=None if stands or beyond else entry,
+        entry=None if refused or beyond else entry,
     )

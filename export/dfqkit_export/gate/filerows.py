@@ -14,6 +14,7 @@ from dataclasses import replace
 from dfqkit_export.gate.baseline import Case
 from dfqkit_export.gate.change import Change
 from dfqkit_export.gate.diagnosis import preprocessing_changes
+from dfqkit_export.gate.judged import VERDICT
 from dfqkit_export.gate.measurement import Measurement
 from dfqkit_export.gate.signature import Signature
 from dfqkit_export.gate.verdicts import FAILING, Row
@@ -23,7 +24,7 @@ from dfqkit_export.words import some
 #: Rows that are there only where something is wrong.
 ORIGIN, FILES, FLOOR = "origin", "files", "floor of the report"
 #: Rows that an update does not make good.
-STANDING = frozenset({ORIGIN, FILES, FLOOR, PREPROCESSING.name})
+STANDING = frozenset({ORIGIN, FILES, FLOOR, VERDICT, PREPROCESSING.name})
 _SHOWN = 6
 _NOISE = "noise"
 

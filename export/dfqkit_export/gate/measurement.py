@@ -32,6 +32,7 @@ from dfqkit_export.measure.kinds import AGREES, FLIPS, INTEGER_OPS, PLAIN_AGREEM
 from dfqkit_export.measure.metrics import integer_share, share
 from dfqkit_export.onnxfile.model import load_onnx, metadata_in
 from dfqkit_export.report import Report
+from dfqkit_export.report.verdict import NOT_JUDGED
 from dfqkit_export.sentinel import SENTINEL_FILE, Sentinel, normalized
 from dfqkit_export.tasks import Outputs
 from dfqkit_export.tasks.answering import answers
@@ -79,6 +80,7 @@ class Measurement:
         subject: What was measured; None for a report.
         session: The file as it was run, for experiments; None for a report.
         findings: Floors that a report found broken, as sentences.
+        unjudged: Why a report has no verdict, as sentences.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Measurement:
     subject: Subject | None = None
     session: OrtSession | None = None
     findings: tuple[str, ...] = ()
+    unjudged: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
@@ -193,6 +196,7 @@ def measure_report(source: str | Path | Report) -> Measurement:
         name=f"{report.title} (report)",
         metrics=named,
         findings=tuple(finding.message for finding in report.findings),
+        unjudged=tuple(report.reasons) if report.verdict == NOT_JUDGED else (),
     )
 
 

@@ -25,10 +25,13 @@ from dfqkit_export.gate.signature import pack_sketches
 from dfqkit_export.gate.significance import default_tolerance, expected_flips
 from dfqkit_export.gate.verdicts import Options
 from dfqkit_export.measure.kinds import Metric, find_kind
+from dfqkit_export.report.verdict import OK
 
 
-def record(measured: Measurement, before: Case | None, options: Options, keep: Collection[str]) -> Case:
-    """Make a case of what was measured.
+def record(
+    measured: Measurement, before: Case | None, options: Options, keep: Collection[str], verdict: str = OK
+) -> Case:
+    """Make a case of what was measured, and of the verdict on it.
 
     What people set until now stays: tolerances, floors, and unless another is stated the reason why it is allowed. The
     value of metrics to `keep` stays, too: those of an expected failure, which else would be gone.
@@ -58,6 +61,8 @@ def record(measured: Measurement, before: Case | None, options: Options, keep: C
         floors=_floors(measured, before, options.floors),
         expected_failure=before.expected_failure,
         allowed=options.allow or before.allowed,
+        verdict=verdict,
+        reason="" if verdict == OK else options.reason or before.reason,
         facts=_facts(measured),
         images=measured.images.to_dict() if measured.images is not None else {},
         sketches=pack_sketches(layer_sketches(measured.subject)) if measured.subject is not None else {},

@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 from dfqkit_export.bundle.card import escaped
 from dfqkit_export.gate.verdicts import CaseOutcome, Outcome, Row
+from dfqkit_export.report.verdict import FAILED, NOT_JUDGED, OK
 from dfqkit_export.words import clean, plain, table
 
 SCHEMA = 1
@@ -52,7 +53,7 @@ def render_json(outcome: Outcome) -> str:
     """Return the outcome as one JSON document with a `schema` number and the exit code."""
     document = {
         "schema": SCHEMA,
-        "verdict": "failed" if outcome.exit_code else "ok",
+        "verdict": FAILED if outcome.exit_code else NOT_JUDGED if outcome.not_judged else OK,
         "exit_code": outcome.exit_code,
         "strict": outcome.strict,
         "cases": [
@@ -139,6 +140,8 @@ def _sentence(outcome: Outcome) -> str:
         return f"FAILED: {failed} of {n} case{'s' * (n != 1)}"
     if outcome.failed:
         return f"FAILED: {len(outcome.unused)} unused case(s) of the baseline, under --strict"
+    if outcome.not_judged:
+        return f"not judged, and allowed: {outcome.not_judged} of {n} case{'s' * (n != 1)}"
     return f"ok: {n} case{'s' * (n != 1)}"
 
 
@@ -160,7 +163,7 @@ def _add_junit(suite: ElementTree.Element, case: CaseOutcome, row: Row, *, stric
     if row.fails(strict=strict):
         text = "\n".join([reason, *(f"cause: {cause}" for cause in case.causes)])
         _add(element, "failure", f"{row.verdict}: {reason}", text)
-    elif row.verdict in ("unmeasured", "expected"):
+    elif row.verdict in ("unmeasured", "expected", NOT_JUDGED):
         _add(element, "skipped", f"{row.verdict}: {reason}")
 
 

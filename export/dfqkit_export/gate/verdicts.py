@@ -14,12 +14,15 @@ from typing import Any, Literal, get_args
 from dfqkit_export.gate.baseline import Baseline, Case, Expected, Recorded
 from dfqkit_export.gate.significance import ImageValues, difference_stderr
 from dfqkit_export.measure.kinds import Metric
+from dfqkit_export.report.verdict import FAILED, NOT_JUDGED
 
 #: The worst first.
-Verdict = Literal["regressed", "refused", "missing", "new", "expected", "improved", "unmeasured", "ok"]
+Verdict = Literal[
+    "regressed", "refused", "failed", "missing", "not judged", "new", "expected", "improved", "unmeasured", "ok"
+]
 
 #: Verdicts that fail a check; under `strict` those of `STRICT` do, too.
-FAILING: frozenset[str] = frozenset({"regressed", "refused", "missing"})
+FAILING: frozenset[str] = frozenset({"regressed", "refused", FAILED, "missing", NOT_JUDGED})
 STRICT: frozenset[str] = frozenset({"improved", "new", "unmeasured"})
 
 
@@ -40,6 +43,8 @@ class Row:
         floor: The worst value allowed, or None.
         higher_is_better: Direction.
         reason: Why the verdict is what it is, a sentence; "" for a plain "ok".
+        accepted: Why it does not fail the check although it else would: for a file that is not judged, or recorded with
+            a reason. "" otherwise.
         worse_by: By how many tolerances the value is worse than the recorded one, for the order; negative where better.
     """
 
@@ -55,11 +60,12 @@ class Row:
     floor: float | None = None
     higher_is_better: bool = True
     reason: str = ""
+    accepted: str = ""
     worse_by: float = 0.0
 
     def fails(self, *, strict: bool) -> bool:
         """Return whether the row fails the check."""
-        return self.verdict in FAILING or (strict and self.verdict in STRICT)
+        return (self.verdict in FAILING and not self.accepted) or (strict and self.verdict in STRICT)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them."""
@@ -78,6 +84,8 @@ class Options:
         optimized: False switches the runtime's graph optimizations off.
         allow: Why files that are refused by default are taken; "" refuses them.
         update: Whether to make a new baseline of what is measured.
+        reason: Why an update records a file whose verdict is not ok; "" refuses it.
+        allow_not_judged: Whether a file passes that nothing here can judge.
     """
 
     strict: bool = False
@@ -87,6 +95,8 @@ class Options:
     optimized: bool = True
     allow: str = ""
     update: bool = False
+    reason: str = ""
+    allow_not_judged: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +150,11 @@ class Outcome:
     strict: bool = False
     baseline: Baseline | None = None
     changes: tuple[str, ...] = ()
+
+    @property
+    def not_judged(self) -> int:
+        """How many cases nothing here could judge, accepted or not."""
+        return sum(any(row.verdict == NOT_JUDGED for row in case.rows) for case in self.cases)
 
     @property
     def failed(self) -> bool:

@@ -512,7 +512,7 @@ def test_the_estimate_rests_on_the_plain_images_of_one_synthesizer(
         assert len(student[LOGITS]) == len(teacher[LOGITS])
         return estimate_of(task, teacher, student, synthesizer=synthesizer)
 
-    monkeypatch.setattr("dfqkit_export.gate.compare.estimate_of", estimate)
+    monkeypatch.setattr("dfqkit_export.gate.judged.estimate_of", estimate)
     (case,) = check([bundle], Baseline(), Options(update=True)).cases
     assert asked == [(96, "digits")] * len(asked)
     assert any(note.startswith("No estimate of the drop on real images: ") for note in case.notes)

@@ -207,16 +207,18 @@ def test_the_recipes_floor_on_integer_layers_is_recorded(bundle: Path, tmp_path:
     assert outcome.exit_code == 1
     assert outcome.cases[0].rows[0].floor == 101
     (tmp_path / "copy" / "recipe.yaml").write_text("floors: !!python/object/apply:os.system [false]")
-    assert check([tmp_path / "copy"], Baseline(), Options(update=True, threads=1)).exit_code == 0
+    taken = Options(update=True, threads=1, reason="a floor is tried")
+    assert check([tmp_path / "copy"], Baseline(), taken).exit_code == 0
 
 
 def test_an_update_does_not_wash_away_a_floor(bundle: Path, baseline: Baseline, tmp_path: Path) -> None:
     floored = check([bundle], Baseline(), Options(update=True, floors={"agreement": 95.0})).baseline
     assert floored is not None
     inject("bias_dropped", bundle, tmp_path / "faulty")
-    without = check([tmp_path / "faulty"], baseline, Options(update=True))
+    taken = Options(update=True, reason="a floor is tried")
+    without = check([tmp_path / "faulty"], baseline, taken)
     assert without.exit_code == 0
-    outcome = check([tmp_path / "faulty"], floored, Options(update=True))
+    outcome = check([tmp_path / "faulty"], floored, taken)
     assert outcome.exit_code == 1
     assert outcome.baseline is not None
     assert outcome.baseline.cases == floored.cases

@@ -1,0 +1,224 @@
+"""What decides a verdict: labelled images where there are any, else what images without labels can tell, or nothing.
+
+What belongs here: the limits, and the rules that lead from what was measured to findings or to the reason why there is
+no verdict. What a set of images shows is `evidence`; floors, which stand beside all of this, are `floors`.
+
+The limits are between files of known drop: recipes/verdict/verdicts.md lists them (tests/benchmarks/verdicts.py makes
+them and the page). None that loses five points is `ok` by these rules, none that loses less than one is `failed`; what
+lies between may be either, or `not judged`. Images that were made for a network are near its decision boundaries, where
+an answer flips although no real one would: what tells is the half of the images about which the teacher is surest, and
+the power of the error beside what differs from image to image. Images of noise, a teacher that gives all images one
+answer, and a teacher that was never trained tell nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dfqkit_export.measure.kinds import AGREEMENT, INTEGER_OPS, LOGIT_SQNR_DB, STUDENT_AGREEMENT, TOP1_DROP, Metric
+from dfqkit_export.report.document import LayerRow
+from dfqkit_export.report.evidence import Seen
+from dfqkit_export.report.floors import Finding
+from dfqkit_export.report.verdict import FAILED, NOT_JUDGED, OK, Verdict
+from dfqkit_export.words import some
+
+#: Points of top-1 that a good file may lose, and that none may: the two sides of every rule here.
+GOOD, BROKEN = 1.0, 5.0
+#: Images without which no share is told from another; a share of as many is known to within a few points.
+LEAST_IMAGES = 32
+#: A file is good where the surest answers stay (percent) and the error is small (dB)...
+OK_FIRM, OK_DB = 99.0, 13.0
+#: ... and broken where neither does. Of files that lose less than a point, none has less than 98 % and 9.5 dB.
+FAILED_FIRM, FAILED_DB = 97.0, 6.0
+#: Below this a layer's error exceeds its signal. Files whose output is good have such layers where these barely matter.
+COLLAPSED_DB = 0.0
+#: Above this share of one answer (percent), the images show one class and its neighbours.
+LARGEST = 90.0
+#: A teacher whose mean probability is less than so many times chance is as unsure as one that was never trained.
+UNSURE = 2.0
+#: A file that gives another answer than the student that it was written from, on one image in ten, is another network.
+SAME = 90.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What was measured of a file.
+
+    Attributes:
+        drops: Top-1 drops on labelled images, with their intervals.
+        same: Agreement of each runtime with the student that the file was written from.
+        seen: What images without labels show, each set of them.
+        layers: SQNR by layer, where it was measured.
+        integer: Share of the layers in integer kernels, in percent; None where that is not known.
+        estimate: `Estimate.to_dict()`; empty without one.
+        allowed: Points that a floor on labelled images allows; None without one.
+        doubts: Why images without labels tell nothing here, a sentence each.
+    """
+
+    drops: Sequence[Metric] = ()
+    same: Sequence[Metric] = ()
+    seen: Sequence[Seen] = ()
+    layers: Sequence[LayerRow] = ()
+    integer: float | None = None
+    estimate: Any = None
+    allowed: float | None = None
+    doubts: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """A verdict: what does not hold where it is `FAILED`, and what it rests on or why there is none."""
+
+    verdict: Verdict
+    findings: tuple[Finding, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+
+def judge(evidence: Evidence, findings: Iterable[Finding] = ()) -> Judgement:
+    """Judge what was measured; `findings` are those that stand already, such as floors that do not hold."""
+    found = [*findings, *_of_the_file(evidence)]
+    measured = [_labelled(drop, evidence.allowed) for drop in evidence.drops if drop.value is not None]
+    if not measured or NOT_JUDGED in {each.verdict for each in measured}:
+        without = _without_labels(evidence)
+        # Too few labelled images to tell, of which hardly any was lost, are no reason to doubt what others tell.
+        small = all((drop.value or 0.0) < GOOD for drop in evidence.drops)
+        told = [each for each in measured if each.verdict == FAILED or not small]
+        measured = [*told, without] if measured else [without]
+    found += [finding for each in measured for finding in each.findings]
+    reasons = tuple(dict.fromkeys(reason for each in measured for reason in each.reasons))
+    if found:
+        return Judgement(verdict=FAILED, findings=tuple(found), reasons=reasons)
+    return Judgement(verdict=NOT_JUDGED if NOT_JUDGED in {each.verdict for each in measured} else OK, reasons=reasons)
+
+
+def _of_the_file(evidence: Evidence) -> list[Finding]:
+    """Return what does not hold whatever the images say: the file is not the student's, or it is no integer network."""
+    found = [
+        Finding(
+            metric=metric.name,
+            subject=metric.subject,
+            value=metric.value,
+            floor=SAME,
+            message=(
+                f"The file is not what was calibrated: {metric.subject} gives the student's answer on "
+                f"{metric.value:.2f} % of {metric.n} images of {metric.data}. The column 'runtime' of the table of "
+                "layers says where they part; report it where no setting of yours explains it."
+            ),
+        )
+        for metric in evidence.same
+        if metric.name == STUDENT_AGREEMENT.name and metric.value is not None and metric.value < SAME
+    ]
+    if evidence.integer == 0:
+        message = (
+            "No layer of the file runs in integer kernels: it is a float network of other values. `dfqkit inspect` "
+            "says of each layer why."
+        )
+        found.append(Finding(metric=INTEGER_OPS.name, subject="file", value=0.0, floor=0.0, message=message))
+    return found
+
+
+def _labelled(drop: Metric, allowed: float | None) -> Judgement:
+    """Judge a drop by its interval: surely more than is good, or surely less than what breaks a file."""
+    value, spread = drop.value or 0.0, 2.0 * (drop.stderr or 0.0)
+    low, high = (value - spread if drop.low is None else drop.low), (value + spread if drop.high is None else drop.high)
+    limit = min(max(GOOD, allowed or 0.0), BROKEN)
+    told = f"{drop.subject} loses {value:.2f} points on {drop.n} labelled images of {drop.data} [{low:.2f}, {high:.2f}]"
+    if low > limit:
+        message = f"{told}: more than {limit:g}, whichever images of their kind are drawn."
+        finding = Finding(metric=drop.name, subject=drop.subject, value=value, floor=limit, message=message)
+        return Judgement(verdict=FAILED, findings=(finding,))
+    if high < BROKEN:
+        return Judgement(verdict=OK, reasons=(f"{told}: surely less than {BROKEN:g}.",))
+    open_ = f"{told}, which may be less than {GOOD:g} and may be more than {BROKEN:g}: give more labelled images."
+    return Judgement(verdict=NOT_JUDGED, reasons=(open_,))
+
+
+def _without_labels(evidence: Evidence) -> Judgement:
+    """Judge by images without labels, where they can tell."""
+    if evidence.doubts:
+        return Judgement(verdict=NOT_JUDGED, reasons=tuple(evidence.doubts))
+    if not evidence.seen:
+        reason = "No image graded it that trained nothing. Give some (bank.grading), or labelled ones (validate.data)."
+        return Judgement(verdict=NOT_JUDGED, reasons=(reason,))
+    each = [_by_images(shown) for shown in evidence.seen]
+    findings = tuple(finding for one in each for finding in one.findings) + _by_estimate(evidence.estimate)
+    doubts = [reason for one in each if one.verdict == NOT_JUDGED for reason in one.reasons]
+    doubts += _collapsed(evidence.layers) + _uncertain(evidence.estimate)
+    reasons = tuple(doubts or [reason for one in each for reason in one.reasons])
+    return Judgement(
+        verdict=FAILED if findings else NOT_JUDGED if doubts else OK,
+        findings=findings,
+        reasons=() if findings else reasons,
+    )
+
+
+def _by_images(shown: Seen) -> Judgement:
+    if shown.n < LEAST_IMAGES:
+        reason = f"{shown.n} images of {shown.data} are too few to tell anything; {LEAST_IMAGES} are the least."
+        return Judgement(verdict=NOT_JUDGED, reasons=(reason,))
+    if shown.classes and (shown.groups < 2 or shown.largest > LARGEST):
+        reason = (
+            f"The teacher gives one answer to {shown.largest:.0f} % of the images of {shown.data}, so that nearly any "
+            "file agrees with it there. Check mean and std, make other images, or give labelled ones (validate.data)."
+        )
+        return Judgement(verdict=NOT_JUDGED, reasons=(reason,))
+    if shown.classes and shown.confidence is not None and shown.count > 3 and shown.confidence < UNSURE / shown.count:
+        reason = (
+            f"The teacher is hardly surer of its answers on {shown.data} than chance (mean probability "
+            f"{shown.confidence:.3f} of {shown.count} classes), as an untrained network is. Check its weights, or give "
+            "labelled images (validate.data)."
+        )
+        return Judgement(verdict=NOT_JUDGED, reasons=(reason,))
+    power = "no error at all" if shown.signal_db is None else f"an error {shown.signal_db:.1f} dB below the signal"
+    told = (
+        f"On {shown.n} images of {shown.data} it gives the teacher's answer on {shown.agreement:.1f} %, on the surer "
+        f"half of them on {shown.firm_agreement:.1f} %, with {power}"
+    )
+    error = float("inf") if shown.signal_db is None else shown.signal_db
+    if shown.firm_agreement < FAILED_FIRM and error < FAILED_DB:
+        message = f"{told}: broken files are below {FAILED_FIRM:g} % and {FAILED_DB:g} dB."
+        limits = ((AGREEMENT, shown.firm_agreement, FAILED_FIRM), (LOGIT_SQNR_DB, error, FAILED_DB))
+        kind, value, floor = limits[0]
+        return Judgement(
+            verdict=FAILED,
+            findings=(Finding(metric=kind.name, subject="file", value=value, floor=floor, message=message),),
+        )
+    if shown.firm_agreement >= OK_FIRM and error >= OK_DB:
+        return Judgement(verdict=OK, reasons=(f"{told}: no broken file reaches {OK_FIRM:g} % and {OK_DB:g} dB.",))
+    reason = (
+        f"{told}, between what good and broken files show ({OK_FIRM:g} % and {OK_DB:g} dB): only labelled images "
+        "(validate.data) can tell."
+    )
+    return Judgement(verdict=NOT_JUDGED, reasons=(reason,))
+
+
+def _collapsed(layers: Sequence[LayerRow]) -> list[str]:
+    lost = [row.name for row in layers if row.sqnr_student_db is not None and row.sqnr_student_db < COLLAPSED_DB]
+    if not lost:
+        return []
+    return [
+        f"The error exceeds the signal in {len(lost)} of {len(layers)} layers ({some(lost, 3)}), which these images "
+        "may not show in the output: only labelled images (validate.data) can tell."
+    ]
+
+
+def _by_estimate(estimate: Any) -> tuple[Finding, ...]:
+    low = _end(estimate, "low")
+    if low is None or low < BROKEN / 2:
+        return ()
+    message = f"Estimated without labels, it loses at least {low:.2f} points on real images."
+    return (Finding(metric=TOP1_DROP.name, subject="file", value=low, floor=BROKEN / 2, message=message),)
+
+
+def _uncertain(estimate: Any) -> list[str]:
+    high = _end(estimate, "high")
+    if high is None or high < BROKEN:
+        return []
+    return [f"Estimated without labels, it may lose {high:.2f} points on real images."]
+
+
+def _end(estimate: Any, name: str) -> float | None:
+    value = estimate.get(name) if isinstance(estimate, dict) and estimate.get("trusted") else None
+    return float(value) if isinstance(value, int | float) else None
