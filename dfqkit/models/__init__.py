@@ -3,8 +3,8 @@
 What belongs here: the names under which recipes reach the factories, and nothing that runs. Every factory takes
 `classes` and returns a module with random weights whose parameter names are those of the checkpoints in circulation.
 
-- `dfqkit.models:cifar_resnet8`, `cifar_resnet20`, `cifar_resnet32`, `cifar_resnet56`: He et al. 2016, option A
-  shortcuts, 3x32x32.
+- `dfqkit.models:cifar_resnet8`, `cifar_resnet20`, `cifar_resnet32`, `cifar_resnet44`, `cifar_resnet56`,
+  `cifar_resnet110`: He et al. 2016, option A shortcuts, 3x32x32.
 - `dfqkit.models:wrn_16_1`, `wrn_16_2`, `wrn_40_1`, `wrn_40_2`, `wrn` (arguments `depth`, `width`): Zagoruyko and
   Komodakis 2016, 3x32x32.
 - `dfqkit.models:mobilenet_v1_025`, `mobilenet_v1_050`, `mobilenet_v1_075`, `mobilenet_v1_100`, `mobilenet_v1`
@@ -16,7 +16,15 @@ What belongs here: the names under which recipes reach the factories, and nothin
 
 from __future__ import annotations
 
-from dfqkit.models.cifar_resnet import CifarResNet, cifar_resnet8, cifar_resnet20, cifar_resnet32, cifar_resnet56
+from dfqkit.models.cifar_resnet import (
+    CifarResNet,
+    cifar_resnet8,
+    cifar_resnet20,
+    cifar_resnet32,
+    cifar_resnet44,
+    cifar_resnet56,
+    cifar_resnet110,
+)
 from dfqkit.models.digits import DigitsCnn, digits_cnn
 from dfqkit.models.fd_mobilenet import FDMobileNet, fd_mobilenet, fd_mobilenet_025, fd_mobilenet_05, fd_mobilenet_10
 from dfqkit.models.mobilenet_v1 import (
@@ -38,7 +46,9 @@ __all__ = [
     "cifar_resnet8",
     "cifar_resnet20",
     "cifar_resnet32",
+    "cifar_resnet44",
     "cifar_resnet56",
+    "cifar_resnet110",
     "digits_cnn",
     "fd_mobilenet",
     "fd_mobilenet_025",

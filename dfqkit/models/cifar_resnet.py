@@ -68,9 +68,11 @@ def _stage(in_channels: int, channels: int, blocks: int, *, stride: int) -> nn.S
     return nn.Sequential(first, *(_Block(channels, channels, 1) for _ in range(blocks - 1)))
 
 
-#: The networks of the paper's table 6 and, before them, the family's smallest, a usual student; of 0.08, 0.27, 0.46 and
-#: 0.85 M parameters.
+#: The networks of the paper's table 6 and, before them, the family's smallest, a usual student; of 0.08, 0.27, 0.46,
+#: 0.66, 0.85 and 1.7 M parameters.
 cifar_resnet8 = functools.partial(CifarResNet, 1)
 cifar_resnet20 = functools.partial(CifarResNet, 3)
 cifar_resnet32 = functools.partial(CifarResNet, 5)
+cifar_resnet44 = functools.partial(CifarResNet, 7)
 cifar_resnet56 = functools.partial(CifarResNet, 9)
+cifar_resnet110 = functools.partial(CifarResNet, 18)

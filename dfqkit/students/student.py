@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,13 +9,13 @@ from pathlib import Path
 
 import torch
 from brevitas import config as brevitas_config
-from brevitas.graph.equalize import EqualizeGraph
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, fx, nn
 
 from dfqkit.config.quant import QuantConfig
 from dfqkit.students.calibration import calibrate, correct_bias, settle
+from dfqkit.students.equalizing import equalize
 from dfqkit.students.placement import quantized_graph
 from dfqkit_export.backends.target import Target
 from dfqkit_export.errors import ArtefactError
@@ -32,14 +31,9 @@ def build_student(graph: fx.GraphModule, config: QuantConfig, target: Target, im
 def equalized_graph(graph: fx.GraphModule, config: QuantConfig) -> fx.GraphModule:
     """Return the float graph that a scheme quantizes, with its students' features: ``graph`` itself, or a copy.
 
-    Equalization (Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019, section
-    4.1) scales pairs of layers against each other without changing the function; layers with ReLU6 between them are
-    left alone.
+    Equalization (`equalizing`) scales layers against each other without changing the function.
     """
-    if not config.equalize:
-        return graph
-    equalized: fx.GraphModule = EqualizeGraph(iterations=config.equalize, merge_bias=False).apply(copy.deepcopy(graph))
-    return equalized
+    return equalize(graph, config.equalize) if config.equalize else graph
 
 
 def calibrate_student(

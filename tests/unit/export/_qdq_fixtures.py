@@ -467,6 +467,21 @@ def make_reduce_mean(bad: bool) -> onnx.ModelProto:
     return n.model(n.qdq(h, "out"))
 
 
+@fixture("E11", "onnxruntime")
+def make_bias_of_another_call(bad: bool) -> onnx.ModelProto:
+    n = ort()
+    return one_conv(n, n.qdq("x", "in"), bias=n.bias("conv", 4, input_scale=0.05 if bad else 0.02))
+
+
+@fixture("E11", "onnxruntime-avx2")
+def make_bias_with_the_weights_scale(bad: bool) -> onnx.ModelProto:
+    n = ort(shape=(4,))
+    scale = np.linspace(0.005, 0.02, 5)
+    if bad:
+        scale[3] *= 1.00001
+    return n.model(n.gemm(n.qdq("x", "in"), weights={"range": (-63, 63)}, bias=n.bias("fc", 5, scale)), rank=2)
+
+
 @fixture("O10", "onnxruntime")
 def make_pool_quantized_behind_flatten(bad: bool) -> onnx.ModelProto:
     n = ort(shape=(4, 8, 8))

@@ -35,7 +35,7 @@ def test_every_rule_has_a_fixture() -> None:
     assert len(set(ids)) == len(ids)
     assert {item.rule for item in FIXTURES} == set(ids)
     numbers = {prefix: sum(name[0] == prefix for name in ids) for prefix in "EW"}
-    assert numbers["E"] == 10
+    assert numbers["E"] == 11
     assert {f"W{number}" for number in range(1, 17)} <= set(ids)
 
 
@@ -209,6 +209,28 @@ def test_onnxruntime_agrees(case: Fixture, tmp_path: Path) -> None:
 
 def _stored_types(model: onnx.ModelProto) -> set[int]:
     return {tensor.data_type for tensor in model.graph.initializer if numpy_helper.to_array(tensor).ndim == 4}
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "onnxruntime-avx2", "onnxruntime-arm"])
+def test_bias_scales_that_nodes_make_are_read_and_rounding_is_none(target: str, tmp_path: Path) -> None:
+    n = ort()
+    rounded = np.float32(0.02) * np.float32(1 + 2e-7)
+    codes = {"weights": {"range": (-63, 63)}}
+    model = one_conv(n, n.qdq("x", "in", scale=rounded), **codes)
+    assert found(model, target) == set()
+    n = ort()
+    model = one_conv(n, n.qdq("x", "in"), bias=n.bias("conv", 4, input_scale=0.05), **codes)
+    for tensor in [tensor for tensor in model.graph.initializer if tensor.name.endswith("scale")]:
+        model.graph.initializer.remove(tensor)
+        model.graph.node.insert(0, helper.make_node("Constant", [], [tensor.name], f"made {tensor.name}", value=tensor))
+    assert found(model, target) == {"E11", "W18"}
+    problem = next(problem for problem in check_model(model, target).errors)
+    assert problem.node == "conv"
+    assert "1.28" in problem.message
+    onnx.save(model, tmp_path / "model.onnx")
+    (layer,) = realised_precision(tmp_path / "model.onnx").layers
+    assert layer.precision == "float"
+    assert "bias" in layer.detail
 
 
 # --- this project's own files -----------------------------------------------------------------------------------------

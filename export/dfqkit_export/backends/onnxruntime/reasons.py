@@ -21,6 +21,11 @@ _PASSED = frozenset({"Identity", "MaxPool", "Pad", "Reshape", "Slice", "Squeeze"
 # These only move values too: a pair behind them with the same parameters changes no number.
 _MOVES = _PASSED - {"Pad"} | {"DepthToSpace", "Flatten", "Gather", "SpaceToDepth", "Split"}
 _ACTIVATIONS = frozenset({"Clip", "Relu"})
+_HOLDS_A_BIAS = frozenset({"Conv", "ConvTranspose", "Gemm"})
+# How far a product of two scales may be off: they, and it, are rounded to their type.
+_FLOAT32_ROUNDING, _HALF_ROUNDING = 1e-6, 2**-6
+#: What to do with a bias that no integer kernel can add.
+REQUANTIZE_BIAS = "store it as an int32 initializer with scale = input scale x weight scale"
 
 
 @dataclass(frozen=True)
@@ -136,9 +141,42 @@ def _bias_reasons(layer: onnx.NodeProto, graph: SourceGraph) -> Iterator[FloatRe
         if graph.readers(tensor) and all(node.op_type == "QuantizeLinear" for node in graph.readers(tensor)):
             return
         found = "the bias is a float initializer"
+    elif off_grid := bias_off_grid(layer, graph):
+        yield FloatReason("E11", off_grid, REQUANTIZE_BIAS)
+        return
     else:
         return
-    yield FloatReason("O3", found, "store it as an int32 initializer with scale = input scale x weight scale")
+    yield FloatReason("O3", found, REQUANTIZE_BIAS)
+
+
+def bias_off_grid(layer: onnx.NodeProto, graph: SourceGraph) -> str:
+    """Say how the scale of a layer's int32 bias differs from input scale x weight scale; "" where it does not.
+
+    The integer kernels add the codes to products of codes, and look at no scale of theirs.
+    """
+    if layer.op_type not in _HOLDS_A_BIAS or len(layer.input) < 3:
+        return ""
+    pairs = [graph.source(tensor, _MOVES) for tensor in layer.input[:3]]
+    if any(node is None or node.op_type != "DequantizeLinear" for node in pairs):
+        return ""
+    stored = [graph.constant(node.input[1]) for node in pairs if node is not None]
+    known = [s for s in stored if s is not None and s.size and np.all(np.isfinite(s) & (s > 0))]  # else E3
+    if len(known) < 3 or known[0].size > 1:
+        return ""
+    data, weight, bias = (scale.astype(np.float64).reshape(-1) for scale in known)
+    wanted = data * weight
+    if bias.size != wanted.size and 1 not in (bias.size, wanted.size):
+        return ""  # no valid file
+    bias, wanted = np.broadcast_arrays(bias, wanted)
+    rounding = _FLOAT32_ROUNDING if all(scale.dtype == np.float32 for scale in known) else _HALF_ROUNDING
+    wrong = np.flatnonzero(~np.isclose(bias, wanted, rtol=rounding, atol=0))
+    if not wrong.size:
+        return ""
+    first = wrong[0]
+    return (
+        f"the scale of its bias is {bias[first]:g}, input scale x weight scale is {wanted[first]:g} (channel {first}"
+        f"{f' and {wrong.size - 1} more' if wrong.size > 1 else ''})"
+    )
 
 
 def _output_reasons(layer: onnx.NodeProto, graph: SourceGraph) -> Iterator[FloatReason]:

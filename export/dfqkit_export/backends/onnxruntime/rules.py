@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from dfqkit_export.backends.onnxruntime.reasons import float_reasons
+from dfqkit_export.backends.onnxruntime.reasons import REQUANTIZE_BIAS, bias_off_grid, float_reasons
 from dfqkit_export.backends.onnxruntime.targets import ONNXRUNTIME_ARM
 from dfqkit_export.backends.qdq import QdqGraph
 from dfqkit_export.backends.quantized_codes import CLIPS_CODES
@@ -131,6 +131,18 @@ def _find_saturating_weights(graph: QdqGraph) -> Iterator[Violation]:
             yield Violation(
                 graph.name(layer),
                 "its weights fill 8 bits; without VNNI, sums of uint8 x int8 products saturate at 16 bits",
+            )
+
+
+@rule("E11", "error", "A bias lies on the grid of its layer's products", repair=REQUANTIZE_BIAS)
+def _find_biases_off_the_grid(graph: QdqGraph) -> Iterator[Violation]:
+    for layer in graph.weighted():
+        found = bias_off_grid(layer, graph)
+        if found:
+            yield Violation(
+                graph.name(layer),
+                f"{found}: ONNX Runtime before 1.28 adds the codes all the same and computes other numbers, later "
+                "versions run the layer in float",
             )
 
 

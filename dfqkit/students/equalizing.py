@@ -1,0 +1,183 @@
+"""Cross-layer equalization: layers scaled against each other, so that no channel's weights are much larger than others.
+
+Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019, section 4.1, for
+groups of layers as Brevitas has it: all whose outputs meet in additions are scaled together, against all that read
+them. Brevitas' own walk ends in a KeyError on functions that it does not know, and scales what a constant is added to.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from dfqkit.students.nodes import called, op_name, tensor_at
+
+_LOG = logging.getLogger(__name__)
+_LAYERS = (nn.Conv2d, nn.Linear)
+# f(s x) = s f(x) for each channel and s > 0.
+_HOMOGENEOUS = (nn.ReLU, nn.LeakyReLU, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Identity)
+_HOMOGENEOUS_FUNCTIONS = {"leaky_relu", "max_pool2d", "upsample_nearest2d", "slice"}
+#: It ends when no factor is further from 1.
+_SETTLED = 0.05
+_LEAST = 1e-9
+_OUTPUT = "the output"
+
+
+@dataclass(eq=False)
+class _Channels:
+    """Tensors whose channels have one scale; ``blocked`` says why it must stay 1."""
+
+    sources: dict[str, nn.Module] = field(default_factory=dict)
+    sinks: dict[str, nn.Module] = field(default_factory=dict)
+    blocked: str = ""
+
+
+def equalize(graph: fx.GraphModule, iterations: int) -> fx.GraphModule:
+    """Return a copy of a float graph in normal form, its layers equalized; the function stays the same.
+
+    What is between layers and is not known to pass a scale on is left as it is, with a word in the log.
+    """
+    equalized = copy.deepcopy(graph)
+    groups = _Groups(equalized)
+    if groups.skipped:
+        _LOG.warning(
+            "%d of %d groups of layers are not equalized, since what lies between passes no scale on: %s%s.",
+            len(groups.skipped), len(groups.skipped) + len(groups.usable), "; ".join(groups.skipped[:3]),
+            "; ..." if groups.skipped[3:] else "",
+        )  # fmt: skip
+    with torch.no_grad():
+        for _ in range(iterations):
+            furthest = max((_step(group) for group in groups.usable), default=0.0)
+            if furthest < _SETTLED:
+                break
+    return equalized
+
+
+class _Groups:
+    """The graph's channels in groups, found by walking it once from the input."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        self.modules = dict(graph.named_modules())
+        self.shapes = _shapes(graph)
+        self._of: dict[fx.Node | tuple[str, str], _Channels] = {}
+        for node in graph.graph.nodes:
+            self._visit(node)
+        groups = list(dict.fromkeys(self._of.values()))
+        self.usable = [group for group in groups if group.sources and group.sinks and not group.blocked]
+        self.skipped = [
+            f"{', '.join(sorted(group.sources))} ({group.blocked})"
+            for group in groups
+            if group.sources and group.blocked not in ("", _OUTPUT)
+        ]
+
+    def _at(self, key: fx.Node | tuple[str, str]) -> _Channels:
+        return self._of.setdefault(key, _Channels())
+
+    def _join(self, *keys: fx.Node | tuple[str, str]) -> None:
+        first = self._at(keys[0])
+        for key in keys[1:]:
+            other = self._at(key)
+            if other is not first:
+                first.sources.update(other.sources)
+                first.sinks.update(other.sinks)
+                first.blocked = first.blocked or other.blocked
+                self._of.update({item: first for item, group in self._of.items() if group is other})
+
+    def _visit(self, node: fx.Node) -> None:
+        layer, name = called(node, self.modules), str(node.target)
+        reads = [other for other in node.all_input_nodes if other in self.shapes]
+        if isinstance(layer, _LAYERS):
+            # Each call of one layer reads, and gives, the same channels.
+            self._join((name, "output"), node)
+            self._join((name, "input"), reads[0])
+            self._at(node).sources[name], self._at(reads[0]).sinks[name] = layer, layer
+            if isinstance(layer, nn.Linear) and len(self.shapes[node]) != 2:
+                self._block("its channels come last", node, reads[0])
+            elif isinstance(layer, nn.Conv2d) and layer.groups > 1 and not _is_depthwise(layer):
+                self._block(f"'{name}' has groups", reads[0])
+        elif self._passes(node, layer, reads):
+            self._join(node, *reads)
+        elif node.op != "get_attr":
+            reason = _OUTPUT if node.op == "output" else f"'{node.name}'"
+            self._block(reason, *([node] if node in self.shapes else []), *reads)
+
+    def _block(self, reason: str, *nodes: fx.Node) -> None:
+        for node in nodes:
+            self._at(node).blocked = self._at(node).blocked or reason
+
+    def _passes(self, node: fx.Node, layer: nn.Module | None, reads: list[fx.Node]) -> bool:
+        """Whether a node gives s x for an input s x, with one s for each channel."""
+        if node not in self.shapes or not reads:
+            return False
+        same_channels = all(self.shapes[other][:2] == self.shapes[node][:2] for other in reads)
+        if not same_channels or any(other.op == "get_attr" for other in reads):
+            return False
+        if node.op == "call_module":
+            return isinstance(layer, _HOMOGENEOUS)
+        function = op_name(node.target)
+        if function == "add":
+            return len(node.args) == 2 and all(isinstance(argument, fx.Node) for argument in node.args)
+        if function == "mul":
+            gates = [other for other in reads if self.shapes[other][2:] == (1, 1)]
+            if len(reads) == 2 and len(gates) == 1:  # squeeze and excitation: the gate itself keeps its values
+                self._block(f"'{node.name}'", gates[0])
+                reads.remove(gates[0])
+                return True
+            return len(reads) == 1 and any(isinstance(argument, int | float) for argument in node.args)
+        if function in ("flatten", "reshape", "squeeze"):
+            return len(self.shapes[node]) == 2 and self.shapes[reads[0]][2:] == (1, 1)
+        return function in _HOMOGENEOUS_FUNCTIONS and len(reads) == 1
+
+
+def _shapes(graph: fx.GraphModule) -> dict[fx.Node, tuple[int, ...]]:
+    """Shapes of the float tensors with a channel axis, for two images."""
+    placeholder = next(n for n in graph.graph.nodes if n.op == "placeholder")
+    found: dict[fx.Node, tuple[int, ...]] = {}
+
+    class Recorder(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if isinstance(value, Tensor) and value.is_floating_point():
+                found[n] = tuple(value.shape)
+            return value
+
+    device = next((p.device for p in graph.parameters()), torch.device("cpu"))
+    with torch.no_grad():
+        Recorder(graph).run(torch.zeros((2, *placeholder.meta["example_shape"]), device=device))
+    return found
+
+
+def _step(group: _Channels) -> float:
+    """Scale one group; return how far the factors are from 1."""
+    outputs = torch.stack([_by_output(layer).amax(1) for layer in group.sources.values()]).amax(0)
+    inputs = torch.stack([_by_input(layer).amax(1) for layer in group.sinks.values()]).amax(0)
+    idle = (outputs <= _LEAST) | (inputs <= _LEAST)
+    outputs, inputs = (torch.where(idle, torch.ones_like(one), one) for one in (outputs, inputs))
+    factors = torch.pow(inputs, 0.5) / torch.pow(outputs, 0.5)
+    for layer in group.sources.values():
+        weight = tensor_at(layer, "weight")
+        weight.mul_(factors.reshape(-1, *[1] * (weight.dim() - 1)))
+        tensor_at(layer, "bias").mul_(factors)
+    for layer in group.sinks.values():
+        weight = tensor_at(layer, "weight")
+        axis = 0 if _is_depthwise(layer) else 1
+        weight.mul_((1 / factors).reshape([-1 if place == axis else 1 for place in range(weight.dim())]))
+    return float((factors - 1).abs().max())
+
+
+def _is_depthwise(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Conv2d) and layer.groups > 1 and layer.groups == layer.in_channels == layer.out_channels
+
+
+def _by_output(layer: nn.Module) -> Tensor:
+    return tensor_at(layer, "weight").abs().flatten(1)
+
+
+def _by_input(layer: nn.Module) -> Tensor:
+    weight = tensor_at(layer, "weight").abs()
+    return (weight if _is_depthwise(layer) else weight.transpose(0, 1)).flatten(1)
