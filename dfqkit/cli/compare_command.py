@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 from dfqkit.cli.options import Commands, add_command, add_json, document, note, positive, result
@@ -10,7 +11,8 @@ from dfqkit.cli.options import Commands, add_command, add_json, document, note, 
 _DESCRIPTION = (
     "Run two ONNX files, or one file in two runtimes, on the same images, and name the first layer whose outputs part, "
     "with the signal-to-noise ratio of each layer, the largest error in codes, and the images whose class flips. The "
-    "files need not be dfqkit's. Two reports (report.json, or the folders of two runs) are compared metric by metric."
+    "files need not be dfqkit's. With --teacher, a file is judged against the float network it was made from. "
+    "Two reports (report.json, or the folders of two runs) are compared metric by metric."
 )
 _RUNTIMES = "onnxruntime (default), onnxruntime-unoptimized (the file as written, in float), openvino, tensorrt, ..."
 
@@ -24,6 +26,10 @@ def add(commands: Commands) -> None:
     text = "a stored set, a sentinel file, a .npz or .npy (default: random numbers, whose margins mean nothing)"
     parser.add_argument("--images", type=Path, metavar="BANK", help=text)
     parser.add_argument("--limit", type=positive, default=64, metavar="N", help="images at most (default: 64)")
+    text = "the float network that A was made from: A is compared with it and judged, as a run is"
+    parser.add_argument("--teacher", type=Path, metavar="FILE", help=text)
+    text = "with --teacher: end with 0 where A cannot be judged; it is still not called ok"
+    parser.add_argument("--allow-not-judged", action="store_true", help=text)
     parser.add_argument("--runtime-a", metavar="NAME", help=f"runtime of A: {_RUNTIMES}")
     parser.add_argument("--runtime-b", metavar="NAME", help="runtime of B (default: onnxruntime)")
     parser.add_argument(
@@ -39,6 +45,11 @@ def _compare(args: argparse.Namespace) -> int:
         return _reports(args, reports)
     from dfqkit_export.backends import DEFAULT
 
+    if args.teacher is not None:
+        if args.b is not None:
+            args.parser.error("--teacher is what A is compared with: leave B out")
+        args.a, args.b = args.teacher, args.a
+        return _files(args, judged=True)
     if args.b is None and (args.runtime_a or DEFAULT.name) == (args.runtime_b or DEFAULT.name):
         args.parser.error("give two files, or one file and another runtime, such as --runtime-b openvino")
     return _files(args)
@@ -48,7 +59,7 @@ def _runs(args: argparse.Namespace) -> bool:
     return not (args.a.is_dir() or args.a.suffix == ".json")
 
 
-def _files(args: argparse.Namespace) -> int:
+def _files(args: argparse.Namespace, *, judged: bool = False) -> int:
     from dfqkit_export.backends import DEFAULT
     from dfqkit_export.comparison import MIN_SQNR, Side, compare_files, render_comparison
     from dfqkit_export.comparison.inputs import read_inputs
@@ -70,8 +81,19 @@ def _files(args: argparse.Namespace) -> int:
         threads=args.threads,
         min_sqnr=MIN_SQNR if args.min_sqnr is None else args.min_sqnr,
     )
-    result(document(found.to_dict()) if args.json else render_comparison(found))
-    return 0
+    if not judged:
+        result(document(found.to_dict()) if args.json else render_comparison(found))
+        return 0
+    from dfqkit_export.comparison.verdict import judge_comparison
+    from dfqkit_export.report.verdict import NOT_JUDGED, OK
+
+    verdict = judge_comparison(found)
+    if args.json:
+        result(document({**found.to_dict(), **asdict(verdict)}))
+    else:
+        reasons = [finding.message for finding in verdict.findings] or verdict.reasons
+        result("\n".join([render_comparison(found), "", *(f"{verdict.verdict.upper()}  {why}" for why in reasons)]))
+    return int(verdict.verdict != OK and not (verdict.verdict == NOT_JUDGED and args.allow_not_judged))
 
 
 def _reports(args: argparse.Namespace, reports: list[bool]) -> int:

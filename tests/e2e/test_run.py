@@ -69,7 +69,7 @@ def test_report_has_every_subject_and_metric(finished: Path) -> None:
         ("teacher", "top1"), ("onnxruntime", "student_agreement"), ("onnxruntime", "integer_ops"),
         ("onnxruntime", "latency"), ("teacher", "latency"), ("onnxruntime", "size"),
     } <= found  # fmt: skip
-    keys = {"name", "subject", "data", "value", "unit", "n", "stderr", "higher_is_better"}
+    keys = {"name", "subject", "data", "value", "unit", "n", "stderr", "higher_is_better", "low", "high"}
     assert all(set(metric) == keys for metric in document["metrics"])
     assert any(row["sqnr_student_db"] for row in document["layers"])
 
@@ -138,6 +138,45 @@ def test_floors_decide_verdict_and_exit_code(finished: Path, tmp_path: Path) -> 
     report = Report.from_json((folder.path / "report.json").read_text())
     assert report.verdict == "failed"
     assert report.findings[0].metric == "agreement"
+
+
+WRECK = ("quant.bits=w2a2", "quant.first_last=null", "quant.elementwise=null", "distill=null")
+
+
+@pytest.mark.parametrize(
+    ("settings", "verdict"),
+    [
+        ((*WRECK,), "failed"),
+        pytest.param((*WRECK, "validate.data=null"), "failed", marks=pytest.mark.slow),
+    ],
+    ids=["labelled", "unlabelled"],
+)
+def test_a_wreck_without_floors_fails_all_the_same(
+    finished: Path, tmp_path: Path, settings: tuple[str, ...], verdict: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = continued(finished, tmp_path / "out", tiny(*settings), until="synthesize")
+    assert main(["run", "--resume", str(folder.path), "-q", "--device", "cpu"]) == 1
+    report = Report.from_json((folder.path / "report.json").read_text())
+    assert (report.verdict, report.floors) == (verdict, ())
+    said = capsys.readouterr()
+    assert "All checks hold" not in said.out
+    assert said.err.splitlines()[-1].startswith("failed | ")
+
+
+def test_a_run_that_nothing_can_judge_ends_well_and_does_not_say_ok(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dfqkit.teacher.load import Teacher
+
+    monkeypatch.setattr(Teacher, "untrained", True)
+    folder = continued(finished, tmp_path / "out", tiny("validate.data=null"), until="export")
+    assert main(["run", "--resume", str(folder.path), "-q", "--device", "cpu"]) == 0
+    report = Report.from_json((folder.path / "report.json").read_text())
+    assert report.verdict == "not judged"
+    assert "random weights" in report.reasons[0]
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-1].startswith("not judged | ")
+    assert "OK" not in said.out
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -309,3 +310,14 @@ def test_a_module_with_an_error_in_it_is_reported(tmp_path: Path, monkeypatch: p
         resolve_factory("broken_net:net")
     with pytest.raises(TeacherError, match=r"is a Linear, not a function.*from_module"):
         resolve_factory("ready_net:net")
+
+
+def test_a_network_is_untrained_where_its_batchnorm_has_seen_nothing_or_nothing_was_loaded() -> None:
+    image = ImageSpec(shape=(3, 4, 4), mean=(0.5,) * 3, std=(0.5,) * 3, classes=2)
+    normed = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(32, 2)).eval()
+    assert Teacher.from_module(normed, image).untrained
+    normed[1].running_mean += 0.1
+    assert not Teacher.from_module(normed, image).untrained
+    plain = Teacher.from_module(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)).eval(), image)
+    assert not plain.untrained  # a module that its user gave
+    assert replace(plain, weights_source="random").untrained

@@ -21,10 +21,13 @@ from dfqkit_export.backends.session import batched
 from dfqkit_export.comparison.layers import MAX_DIFFERING, MIN_SQNR, Apart, LayerDifference
 from dfqkit_export.comparison.matching import Matching, match_layers
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.images.inputs import Inputs, own_batch
+from dfqkit_export.images.inputs import Inputs, model_image, own_batch
+from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.measure.activations import LayerProbe, layer_scales
+from dfqkit_export.measure.kinds import TOP1_DROP, Metric
 from dfqkit_export.onnxfile.graph import SourceGraph
 from dfqkit_export.onnxfile.model import load_onnx, metadata_in
+from dfqkit_export.report.evidence import Seen, seen
 from dfqkit_export.tasks import DEFAULT_TASK, Outputs, Task, entry_of, task_in
 from dfqkit_export.tasks.answering import answer
 from dfqkit_export.words import some
@@ -65,6 +68,8 @@ class Comparison:
         layers: Their differences, in A's order; empty where a runtime shows outputs only.
         min_sqnr: The threshold that was used, in dB.
         notes: What a reader must know of how it was measured.
+        shown: What the images show of B, were A its float teacher; None where an output is not finite.
+        drops: Of B from A, on images with labels.
         task: What the outputs mean.
     """
 
@@ -81,6 +86,8 @@ class Comparison:
     layers: tuple[LayerDifference, ...]
     min_sqnr: float = MIN_SQNR
     notes: tuple[str, ...] = ()
+    shown: Seen | None = None
+    drops: tuple[Metric, ...] = ()
     task: Task = DEFAULT_TASK
 
     @property
@@ -152,6 +159,14 @@ def compare_files(
     with np.errstate(invalid="ignore"):  # inf - inf
         margins = task.margins(first, first)[flipped]
     margin = float(margins.max()) if margins.size and np.isfinite(margins).all() else None
+    shown: Seen | None = None
+    drops: list[Metric] = []
+    if all(np.isfinite(side[name]).all() for side in (first, second) for name in task.names):
+        image = model_image(models[0]) or _image_of(images, first[task.names[0]])
+        shown = seen(task, image, first, second, data=inputs.source)
+        if inputs.labels is not None:
+            labels = inputs.labels[: len(images)]
+            drops = task.metrics(first, second, labels, subject=b.runtime, data=inputs.source)
     return Comparison(
         a=a,
         b=b,
@@ -166,7 +181,20 @@ def compare_files(
         layers=layers,
         min_sqnr=min_sqnr,
         notes=tuple(notes),
+        shown=shown,
+        drops=tuple(metric for metric in drops if metric.name == TOP1_DROP.name),
         task=task,
+    )
+
+
+def _image_of(images: NDArray[np.float32], output: NDArray[Any]) -> ImageSpec:
+    """Say of images what can be seen of them, where the file says nothing: they are normalised already."""
+    ones = (1.0,) * images.shape[1]
+    return ImageSpec(
+        shape=(images.shape[1], images.shape[2], images.shape[3]),
+        mean=tuple(0.0 for _ in ones),
+        std=ones,
+        classes=int(output.shape[1]) if output.ndim == 2 and output.shape[1] > 1 else 0,
     )
 
 

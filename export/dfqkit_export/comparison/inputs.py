@@ -32,29 +32,32 @@ def read_inputs(source: str | Path, model: onnx.ModelProto, n: int) -> Inputs:
     if not path.exists():
         message = f"Images '{path}' do not exist. Give a stored set, a sentinel file, or a .npz or .npy of images."
         raise ArtefactError(message)
+    labels = None
     if path.suffix in (".npz", ".npy"):
-        images = _from_array(path, model, n)
+        images, labels = _from_array(path, model, n)
     elif path.is_file() and "sentinel" in TensorFile(path).metadata:
         sentinel = read_sentinel(path)
         images = normalized(sentinel.images[_spread(len(sentinel), n)], sentinel.spec)
     else:
         stored = StoredBank.open(path)
         images = stored.normalized(_spread(len(stored), n))
-    return Inputs(images=images, source=str(path))
+    return Inputs(images=images, source=str(path), labels=labels)
 
 
 def _spread(count: int, n: int) -> list[int]:
     return np.unique(np.linspace(0, count - 1, min(n, count)).astype(int)).tolist() if count else []
 
 
-def _from_array(path: Path, model: onnx.ModelProto, n: int) -> Floats:
-    images = _stored_array(path)
+def _from_array(path: Path, model: onnx.ModelProto, n: int) -> tuple[Floats, NDArray[np.int64] | None]:
+    images, labels = _stored_arrays(path)
     if images.ndim != 4 or len(images) == 0:
         message = f"'{path}' holds an array of shape {images.shape}; allowed are images, (N, H, W, C) or (N, C, H, W)."
         raise ArtefactError(message)
-    chosen = images[_spread(len(images), n)]
+    places = _spread(len(images), n)
+    chosen = images[places]
+    classes = None if labels is None or labels.shape != images.shape[:1] else labels[places].astype(np.int64)
     if chosen.dtype.kind == "f":
-        return chosen.astype(np.float32)
+        return chosen.astype(np.float32), classes
     image = model_image(model)
     if chosen.dtype != np.uint8 or image is None:
         known = "knows" if image is not None else "does not know"
@@ -63,16 +66,16 @@ def _from_array(path: Path, model: onnx.ModelProto, n: int) -> Floats:
             "for a file that dfqkit wrote, and normalised float32 (N, C, H, W) for any."
         )
         raise ArtefactError(message)
-    return normalized(np.ascontiguousarray(chosen.transpose(0, 3, 1, 2)), image)
+    return normalized(np.ascontiguousarray(chosen.transpose(0, 3, 1, 2)), image), classes
 
 
-def _stored_array(path: Path) -> NDArray[Any]:
+def _stored_arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
     try:
         found = np.load(path, allow_pickle=False)
         if isinstance(found, np.ndarray):
-            return found
+            return found, None
         with found:
-            return np.asarray(found["images"])
+            return np.asarray(found["images"]), np.asarray(found["labels"]) if "labels" in found else None
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         message = f"'{path}' cannot be read as images: {error}. Allowed are a .npy, or a .npz with an array 'images'."
         raise ArtefactError(message) from None

@@ -70,7 +70,7 @@ def verdict_rows(measured: Measurement, case: Case | None, options: Options) -> 
 
 
 def _accepted(judged: Judgement, measured: Measurement, case: Case | None, options: Options) -> str:
-    if options.reason:
+    if options.update and options.reason:
         return options.reason
     same = case is not None and case.files.get("model") == measured.files.get("model")
     if case is not None and case.reason and (same or not options.update):

@@ -32,11 +32,13 @@ class Inputs:
         images: float32, shape (N, C, H, W), normalised.
         source: Where they come from, in words.
         random: Whether they are random numbers: what is measured on them says nothing about accuracy.
+        labels: Their classes, int64 (N,), where the file has them.
     """
 
     images: Floats
     source: str
     random: bool = False
+    labels: NDArray[np.int64] | None = None
 
 
 def model_image(model: onnx.ModelProto) -> ImageSpec | None:

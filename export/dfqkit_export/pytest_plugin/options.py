@@ -28,6 +28,8 @@ class Settings:
         explicit: The baseline as the command line gave it; "" where it did not.
         update: Whether to record instead of comparing.
         strict: As `gate.Options.strict`; also fails on a missing runtime and on unused cases.
+        allow_not_judged: As `gate.Options.allow_not_judged`; the test is then skipped, not passed.
+        reason: As `gate.Options.reason`.
         skip: Whether no check is made.
         report: Where a report of all checks goes, or None.
     """
@@ -36,6 +38,8 @@ class Settings:
     explicit: str = ""
     update: bool = False
     strict: bool = False
+    allow_not_judged: bool = False
+    reason: str = ""
     skip: bool = False
     report: Path | None = None
     _baseline: Baseline | None = field(default=None, repr=False)
@@ -69,11 +73,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         help="fail on improved, new and unmeasured metrics, on a missing runtime and on unused cases, too",
     )
+    group.addoption(
+        "--dfqkit-allow-not-judged",
+        action="store_true",
+        default=None,
+        help="skip the test of a file that cannot be judged here, in place of failing it",
+    )
+    group.addoption(
+        "--dfqkit-reason",
+        metavar="TEXT",
+        help="with --dfqkit-update: record files whose verdict is not ok, and say why",
+    )
     group.addoption("--dfqkit-report", metavar="PATH", help="write a report of all checks, .json or .md")
     group.addoption("--dfqkit-skip", action="store_true", default=None, help="skip tests that check accuracy")
     parser.addini("dfqkit_baseline", "as --dfqkit-baseline, relative to this file", default="")
     parser.addini("dfqkit_update", "as --dfqkit-update: yes or force", default="")
     parser.addini("dfqkit_strict", "as --dfqkit-strict", type="bool", default=False)
+    parser.addini("dfqkit_allow_not_judged", "as --dfqkit-allow-not-judged", type="bool", default=False)
     parser.addini("dfqkit_report", "as --dfqkit-report, relative to this file", default="")
     parser.addini("dfqkit_skip", "as --dfqkit-skip", type="bool", default=False)
 
@@ -93,6 +109,8 @@ def read_settings(config: pytest.Config) -> Settings:
         explicit=config.getoption("dfqkit_baseline") or "",
         update=_updating(config),
         strict=_option(config, "strict"),
+        allow_not_judged=_option(config, "allow_not_judged"),
+        reason=(config.getoption("dfqkit_reason") or "").strip(),
         skip=_option(config, "skip"),
         report=report,
     )

@@ -124,7 +124,9 @@ class AccuracyCheck:
         from dfqkit_export.gate import Options, check_apart, check_case, check_metrics, measure_report
 
         baseline = self._settings.baseline()
-        how = Options(**options, strict=self._settings.strict, update=self._settings.update)
+        settings = self._settings
+        stated = {"strict": settings.strict, "update": settings.update, "reason": settings.reason}
+        how = Options(**{**stated, "allow_not_judged": settings.allow_not_judged, **options})
         if isinstance(what, str | os.PathLike):
             return check_apart(Path(what), baseline, how, name=name)
         if not name:
@@ -148,6 +150,8 @@ class AccuracyCheck:
 
     def _judge(self, outcome: CaseOutcome) -> None:
         __tracebackhide__ = True
+        from dfqkit_export.report.verdict import NOT_JUDGED
+
         settings = self._settings
         case = settings.baseline().cases.get(outcome.name)
         expected = case.expected_failure if case is not None else None
@@ -160,6 +164,9 @@ class AccuracyCheck:
                 pytest.xfail(f"{outcome.name}: {row.metric}: {row.reason}")
             if row.verdict == "improved":
                 self._fail(outcome, f"[XPASS(strict)] {row.metric} was expected to fail.")
+        for row in outcome.rows:
+            if row.verdict == NOT_JUDGED and not settings.update:  # allowed, which makes it no test that passes
+                pytest.skip(f"{outcome.name}: {row.verdict}: {row.reason}")
 
     def _fail(self, outcome: CaseOutcome, advice: str) -> NoReturn:
         __tracebackhide__ = True

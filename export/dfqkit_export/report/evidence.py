@@ -14,6 +14,9 @@ from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.tasks import CLASSES, Outputs, Task
 
+#: In place of minus infinity, which JSON cannot hold.
+_LEAST_DB = -200.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
@@ -77,4 +80,4 @@ def _signal_db(teacher: Outputs, file: Outputs, name: str) -> float | None:
     signal = float(np.square(first - first.mean(axis=0)).sum())
     if not error:
         return None
-    return 10.0 * math.log10(signal / error) if signal else -math.inf
+    return max(_LEAST_DB, 10.0 * math.log10(signal / error)) if signal else _LEAST_DB

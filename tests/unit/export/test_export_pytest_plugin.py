@@ -421,3 +421,24 @@ def test_help_and_markers_say_what_there_is(run: Run) -> None:
 def test_the_module_can_be_imported_without_pytest_running() -> None:
     program = "import dfqkit_export.pytest_plugin, sys; assert 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_what_is_not_judged_fails_or_skips_its_test_and_never_passes_it(run: Run, pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        from dfqkit_export.report import Report
+
+        def test_it(accuracy_check):
+            accuracy_check("mine", Report(title="t", verdict="not judged", reasons=["No image graded it."]))
+        """
+    )
+    run("--dfqkit-update").assert_outcomes(failed=1)
+    run("--dfqkit-update", "--dfqkit-allow-not-judged").assert_outcomes(passed=1)
+    done = run("-rs", "--dfqkit-allow-not-judged")
+    done.assert_outcomes(skipped=1)
+    assert "No image graded it." in done.stdout.str()
+    run("--dfqkit-reason=r").assert_outcomes(failed=1)
+    run("--dfqkit-update", "--dfqkit-reason=to show it").assert_outcomes(passed=1)
+    done = run("-rs")
+    done.assert_outcomes(skipped=1)
+    assert "to show it" in done.stdout.str()

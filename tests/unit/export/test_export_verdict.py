@@ -217,3 +217,33 @@ def test_the_command_takes_reasons_with_an_update_alone(capsys: pytest.CaptureFi
     assert main(["check", str(path), "--baseline", baseline, "--update", "--reason", "r"]) == 0
     assert main(["check", str(path), "--baseline", baseline]) == 0
     assert "'not judged': r" in capsys.readouterr().out
+
+
+def test_a_foreign_file_is_judged_against_its_teacher(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests._gate_toy import SPEC as TOY
+    from tests._gate_toy import _coloured_digits, _write_teacher
+
+    codes, labels = _coloured_digits()
+    teacher = tmp_path / "teacher.onnx"
+    _write_teacher(teacher, codes[:900], labels[:900])
+    images = tmp_path / "images.npz"
+    np.savez(images, images=TOY.normalize(codes[900:].astype(np.float32) / np.float32(255)))
+    inject("scale_halved", bundle, tmp_path / "broken")
+    command = ["compare", "--teacher", str(teacher), "--json", "--limit", "500"]
+
+    def said(file: Path, *more: str) -> tuple[int, str]:
+        code = main([*command, str(file), *more])
+        return code, json.loads(capsys.readouterr().out)["verdict"]
+
+    assert said(bundle / "model.onnx", "--images", str(images)) == (0, OK)
+    assert said(bundle / "model.onnx") == (1, NOT_JUDGED)  # on random numbers
+    assert said(bundle / "model.onnx", "--allow-not-judged") == (0, NOT_JUDGED)
+    code, verdict = said(tmp_path / "broken" / "model.onnx", "--images", str(images))
+    assert code == 1
+    assert verdict != OK
+    np.savez(images, images=TOY.normalize(codes[900:].astype(np.float32) / np.float32(255)), labels=labels[900:])
+    assert said(bundle / "model.onnx", "--images", str(images)) == (0, OK)
+    assert main([*command[:3], str(bundle / "model.onnx"), "--images", str(images)]) == 0
+    assert "labelled images" in capsys.readouterr().out.splitlines()[-1]

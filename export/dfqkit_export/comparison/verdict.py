@@ -1,0 +1,30 @@
+"""A file judged against its float teacher, whoever made the two.
+
+What belongs here: what a comparison lets one say. The rules are `report.judging`'s, the same as for a run.
+"""
+
+from __future__ import annotations
+
+from dfqkit_export.comparison.files import Comparison
+from dfqkit_export.measure.kinds import AGREEMENT
+from dfqkit_export.report import Finding, LayerRow
+from dfqkit_export.report.judging import Evidence, Judgement, judge
+
+
+def judge_comparison(found: Comparison) -> Judgement:
+    """Judge B, of which A is the float teacher."""
+    if found.shown is None:
+        message = f"'{found.b.path}' or its teacher gives values that are NaN or infinite."
+        return judge(
+            Evidence(),
+            [Finding(metric=AGREEMENT.name, subject=found.b.runtime, value=None, floor=0.0, message=message)],
+        )
+    doubts = ["The images are random numbers, which no network was made for. Give others with --images."]
+    return judge(
+        Evidence(
+            drops=found.drops,
+            seen=[found.shown],
+            layers=[LayerRow(name=layer.name, op="", sqnr_student_db=layer.sqnr_db) for layer in found.layers],
+            doubts=doubts if found.random else [],
+        )
+    )
