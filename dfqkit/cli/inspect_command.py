@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from dfqkit.cli.options import Commands, add_command, add_json, document, positive, result
+from dfqkit_export.images.pixels import ORDERS, RANGES, RGB
 
 if TYPE_CHECKING:
     from dfqkit.teacher.load import Teacher
@@ -40,8 +41,11 @@ def add(commands: Commands) -> None:
     model.add_argument("--shape", type=integers, metavar="C,H,W", help="channels, height and width of an image")
     model.add_argument("--classes", type=positive, metavar="N", help="number of classes")
     model.add_argument("--weights", metavar="FILE", help=".safetensors, .pt or .pth (default: random weights)")
-    model.add_argument("--mean", type=numbers, metavar="M,...", help="mean per channel, on [0, 1] (default: 0)")
-    model.add_argument("--std", type=numbers, metavar="S,...", help="deviation per channel, on [0, 1] (default: 1)")
+    model.add_argument("--mean", type=numbers, metavar="M,...", help="mean per channel (default: 0)")
+    model.add_argument("--std", type=numbers, metavar="S,...", help="deviation per channel (default: 1)")
+    text = "largest pixel that mean and std are about (default: 1)"
+    model.add_argument("--pixel-range", type=int, choices=RANGES, help=text)
+    model.add_argument("--channels", choices=ORDERS, help="order of the colours that it takes (default: RGB)")
     file = parser.add_argument_group("an ONNX file")
     file.add_argument(
         "--target", metavar="NAME", help="what to check it for (default: what it was made for, else onnxruntime)"
@@ -80,6 +84,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.factory and missing:
         args.parser.error(f"--factory needs {' and '.join(missing)}, such as --shape 3,224,224 --classes 1000")
     about |= {"--weights": args.weights, "--mean": args.mean, "--std": args.std}
+    about |= {"--pixel-range": args.pixel_range, "--channels": args.channels}
     extra = [name for name, value in about.items() if value is not None]
     if args.subject and extra:
         what = "the file" if _is_file(args) else "the recipe"
@@ -96,7 +101,12 @@ def _from_factory(args: argparse.Namespace) -> Teacher:
 
     channels = args.shape[0]
     image = ImageSpec(
-        shape=args.shape, mean=args.mean or (0.0,) * channels, std=args.std or (1.0,) * channels, classes=args.classes
+        shape=args.shape,
+        mean=args.mean or (0.0,) * channels,
+        std=args.std or (1.0,) * channels,
+        classes=args.classes,
+        pixel_range=args.pixel_range or RANGES[0],
+        channels=args.channels or RGB,
     )
     return load_teacher(args.factory, image, args.weights)
 

@@ -5,10 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dfqkit.cli.options import Commands, add_command, note, result
 from dfqkit.cli.running import read_report, report_in
 from dfqkit.run.validate import STAGE
+from dfqkit_export.errors import ArtefactError
+
+if TYPE_CHECKING:
+    from dfqkit.run.folder import RunFolder
+    from dfqkit_export.report import Report
 
 _DESCRIPTION = (
     "Write report.html again from report.json and print the report as text; nothing is measured. With a second folder, "
@@ -45,12 +51,11 @@ def _alone(given: Path, out: Path | None) -> Path:
     from dfqkit_export.report.text import render_text
 
     file = report_in(given)
-    report, folder, beside = read_report(file), file.parent, file.with_suffix(".html")
+    report, folder, beside = _read(file), file.parent, file.with_suffix(".html")
     page = render_html(report, sheets=_sheets(folder)).encode()
-    if out is None and _is_run(folder):
-        from dfqkit.run.folder import RunFolder
-
-        with RunFolder.open(folder) as run:
+    run = _run_of(folder) if out is None else None
+    if run is not None:
+        with run:
             run.rewrite(STAGE.name, beside.name, page)
     else:
         write_bytes(out or beside, page)
@@ -63,15 +68,42 @@ def _beside(first: Path, second: Path, out: Path | None) -> Path:
     from dfqkit_export.report.side_by_side import render_side_by_side
 
     out = out or Path("comparison.html")
-    reports = [read_report(report_in(path)) for path in (first, second)]
+    reports = [_read(report_in(path)) for path in (first, second)]
     write_bytes(out, render_side_by_side(*reports).encode())
     return out
 
 
-def _is_run(folder: Path) -> bool:
-    """Return whether a manifest vouches for the page, and must learn of the new one; that of a bundle lists no page."""
-    manifest = folder / "manifest.json"
-    return manifest.exists() and "stages" in json.loads(manifest.read_text(encoding="utf-8"))
+def _read(file: Path) -> Report:
+    """Read a report; what a manifest beside it vouches for must be as it was written."""
+    from dfqkit.run.manifest import MANIFEST
+
+    run = _run_of(file.parent)
+    if run is not None:
+        run.require(file.name)
+    elif (file.parent / MANIFEST).is_file():
+        from dfqkit_export.bundle import open_bundle
+
+        with open_bundle(file.parent) as bundle:
+            if file.name in bundle.damaged():
+                message = f"'{file}' is not the file that the manifest beside it lists. Copy or make the bundle again."
+                raise ArtefactError(message)
+    return read_report(file)
+
+
+def _run_of(folder: Path) -> RunFolder | None:
+    """Return the run whose folder it is; None for any other folder, such as that of a bundle."""
+    from dfqkit.run.folder import RunFolder
+    from dfqkit.run.manifest import MANIFEST
+
+    try:
+        facts = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError):
+        facts = {"stages": {}}  # opening it says what is wrong
+    if isinstance(facts, dict) and "kind" in facts:
+        return None
+    return RunFolder.open(folder)
 
 
 def _sheets(folder: Path) -> dict[str, bytes]:
@@ -79,4 +111,8 @@ def _sheets(folder: Path) -> dict[str, bytes]:
         return {}
     from dfqkit.run.validate import contact_sheets
 
+    run = _run_of(folder)
+    if run is not None:
+        for file in (folder / "images").glob("*.safetensors"):
+            run.require(f"images/{file.name}")
     return contact_sheets(folder / "images")

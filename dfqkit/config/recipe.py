@@ -30,7 +30,8 @@ from dfqkit.config.section import Added, Arguments, Section
 from dfqkit.config.student import FloatStudentConfig
 from dfqkit.config.task import AnyTaskSection, default_task_section
 from dfqkit_export.backends import DEFAULT, DEFAULT_TARGET, get_target
-from dfqkit_export.errors import RecipeError, TargetError
+from dfqkit_export.errors import ArtefactError, RecipeError, TargetError
+from dfqkit_export.images.pixels import LAYOUT, RGB, check_pixels
 
 if TYPE_CHECKING:
     from dfqkit_export.images.spec import ImageSpec
@@ -54,9 +55,12 @@ class ImageSection(Section):
     """What images the network takes."""
 
     shape: tuple[_Size, _Size, _Size] = Field(description="(C, H, W).")
-    mean: tuple[float, ...] = Field(min_length=1, description="Per channel, on [0, 1].")
-    std: tuple[_Spread, ...] = Field(min_length=1, description="Per channel, on [0, 1].")
+    mean: tuple[float, ...] = Field(min_length=1, description="Per channel, of pixels from 0 to pixel_range.")
+    std: tuple[_Spread, ...] = Field(min_length=1, description="Per channel, of pixels from 0 to pixel_range.")
     classes: int | None = Field(None, ge=2, description="How many there are, where the task has classes.")
+    pixel_range: Annotated[Literal[1, 255], Added("0.2.0")] = Field(1, description="Largest pixel that goes in.")
+    channels: Annotated[Literal["RGB", "BGR"], Added("0.2.0")] = Field(RGB, description="Order of the colours.")
+    layout: Annotated[Literal["NCHW"], Added("0.2.0")] = Field(LAYOUT, description="Order of the axes.")
 
     @model_validator(mode="after")
     def _per_channel(self) -> ImageSection:
@@ -66,13 +70,18 @@ class ImageSection(Section):
                     f"{name} has {len(values)} value(s) but the image has {self.shape[0]} channel(s); give one each"
                 )
                 raise ValueError(message)
+        try:
+            check_pixels(self.mean, self.std, self.pixel_range, self.channels, self.layout)
+        except ArtefactError as error:
+            raise ValueError(str(error)) from error
         return self
 
     def spec(self) -> ImageSpec:
         """Return the same as an `ImageSpec`."""
         from dfqkit_export.images.spec import ImageSpec  # numpy; not needed to list recipes
 
-        return ImageSpec(shape=self.shape, mean=self.mean, std=self.std, classes=self.classes or 0)
+        given = self.model_dump(include={"shape", "mean", "std", "pixel_range", "channels", "layout"})
+        return ImageSpec(**given, classes=self.classes or 0)
 
 
 class BankSection(Section):

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.readers import spread
 from dfqkit_export.images.stored import Codes, StoredBank
 from dfqkit_export.tasks.answering import grouped
@@ -35,21 +34,18 @@ class SheetForm:
 def contact_sheet(images: StoredBank, form: SheetForm | None = None) -> bytes:
     """Draw a sheet as PNG: a row for each group, empty ones too, with the confidence below each image.
 
-    Raises:
-        ArtefactError: Images have neither 1 nor 3 channels.
+    Of images that are neither grey nor RGB, `shown` says which channels are drawn, on the sheet's last line.
     """
     from PIL import Image, ImageDraw, ImageFont
 
     form = form or SheetForm()
-    if images.spec.shape[0] not in (1, 3):
-        message = f"A sheet shows images of 1 or 3 channels, these have {images.spec.shape[0]}."
-        raise ArtefactError(message)
+    told = shown(images.spec.shape[0])
     groups = grouped(images)
     counts, confidence = groups.counts, groups.confidence
     height, width, scale = _cell(images.spec.shape, form)
     rows = _rows(counts, form.rows)
     tall, wide = height + LINE + GAP, width + GAP
-    sheet = Image.new("RGB", (MARGIN + form.columns * wide, len(rows) * tall), _PAPER)
+    sheet = Image.new("RGB", (MARGIN + form.columns * wide, len(rows) * tall + (LINE if told else 0)), _PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
     for row, label in enumerate(rows):
         top = row * tall
@@ -69,9 +65,25 @@ def contact_sheet(images: StoredBank, form: SheetForm | None = None) -> bytes:
             sheet.paste(_picture(code, scale, (width, height)), (left, top))
             if confidence is not None:
                 draw.text((left, top + height), f"{confidence[chosen[column]]:.2f}", _INK, font)
+    if told:
+        draw.text((4, len(rows) * tall), told, _INK, font)
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
+
+
+def shown(channels: int) -> str:
+    """Return what a picture of images with so many channels shows of them; empty where it shows all as they are.
+
+    Example:
+        >>> shown(3), shown(13)
+        ('', 'false colour: channels 1, 2, 3 of 13 as red, green, blue')
+    """
+    if channels in (1, 3):
+        return ""
+    if channels == 2:
+        return "grey: channel 1 of 2"
+    return f"false colour: channels 1, 2, 3 of {channels} as red, green, blue"
 
 
 def _cell(shape: tuple[int, int, int], form: SheetForm) -> tuple[int, int, int]:
@@ -96,6 +108,6 @@ def _rows(counts: NDArray[Any], most: int) -> list[int | None]:
 def _picture(code: Codes, scale: int, size: tuple[int, int]) -> Any:
     from PIL import Image
 
-    pixels = code[0] if len(code) == 1 else code.transpose(1, 2, 0)
+    pixels = code[0] if len(code) < 3 else code[:3].transpose(1, 2, 0)
     picture = Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
     return picture.resize(size, Image.Resampling.NEAREST if scale else Image.Resampling.BOX)

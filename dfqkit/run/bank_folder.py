@@ -9,6 +9,7 @@ list that says ``finished`` is believed; anything else is begun again. The form 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -18,11 +19,11 @@ from typing import Any
 from torch import Tensor
 
 from dfqkit.images.bank import ImageBank
-from dfqkit.run.checkpoint import read_checkpoint, write_checkpoint
+from dfqkit.run.checkpoint import read_checkpoint, require_owner, write_checkpoint
 from dfqkit.run.folder import require_space
 from dfqkit.run.lock import FolderLock
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.files import sha256_of_file, write_bytes
+from dfqkit_export.files import SEAL, seal_holds, sealed, sha256_of_file, write_bytes
 from dfqkit_export.images.bank_file import SCHEMA, SET_FILE
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.tasks import task_of
@@ -38,7 +39,7 @@ def facts_of(path: Path) -> dict[str, Any]:
     """Return what ``set.json`` of a folder says, unchecked; empty where there is none that can be read."""
     try:
         facts = json.loads((path / SET_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return facts if isinstance(facts, dict) else {}
 
@@ -107,13 +108,14 @@ class BankFolder:
             return
         begun = facts_of(self.path)
         self._require_same(begun)
-        self.facts = begun
+        self.facts = {key: value for key, value in begun.items() if key != SEAL}
         if begun.get("finished") is True:
             self.shards, self.finished = begun["shards"], True
             (self.path / _STATE).unlink(missing_ok=True)  # a kill may have come before
             return
         if (self.path / _STATE).exists():
-            tensors, values, _ = read_checkpoint(self.path / _STATE)
+            tensors, values, _, owner = read_checkpoint(self.path / _STATE)
+            require_owner(self.path / _STATE, owner, self._owner)
             self.state = tensors, values
             self.shards, self.facts["cost"] = values["shards"], values["cost"]
             self._require_shards()
@@ -127,6 +129,12 @@ class BankFolder:
             message = (
                 f"'{self.path / SET_FILE}' is not one that this version can continue (schema {begun.get('schema')}, "
                 f"needed {SCHEMA}). Choose another folder with --out."
+            )
+            raise ArtefactError(message)
+        if not seal_holds(begun):
+            message = (
+                f"'{self.path / SET_FILE}' was changed since it was written: it does not fit its {SEAL}. Put the original "
+                "back, or choose another folder with --out."
             )
             raise ArtefactError(message)
         other = [key for key, value in self.request.items() if begun.get(key) != value]
@@ -162,7 +170,12 @@ class BankFolder:
 
     def save_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Save from where to continue, between shards too."""
-        write_checkpoint(self.path / _STATE, tensors, {**values, "shards": self.shards}, 0.0)
+        write_checkpoint(self.path / _STATE, tensors, {**values, "shards": self.shards}, 0.0, self._owner)
+
+    @property
+    def _owner(self) -> dict[str, str]:
+        request = json.dumps(self.request, sort_keys=True)
+        return {"set": hashlib.sha256(request.encode()).hexdigest()}
 
     def finish(self, warnings: Sequence[str]) -> None:
         """Say in the list that the set is finished, and drop the state."""
@@ -175,7 +188,7 @@ class BankFolder:
         document = {"schema": SCHEMA, "n": self.n, **self.request, "cost": 0, "finished": False, "warnings": []}
         document |= self.facts
         document |= {"n": self.n, "shards": self.shards}
-        text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(sealed(json.loads(json.dumps(document))), indent=2, ensure_ascii=False, allow_nan=False)
         write_bytes(self.path / SET_FILE, f"{text}\n".encode())
 
 

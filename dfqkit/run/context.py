@@ -19,6 +19,7 @@ from dfqkit.config.recipe import Recipe
 from dfqkit.config.synthesis import Demand, SynthesizerConfig
 from dfqkit.images import ImageBank
 from dfqkit.progress import Progress
+from dfqkit.run.binding import bind_data, bind_student
 from dfqkit.run.folder import RunFolder
 from dfqkit.run.stage import WHOLE, Part, Stage, named
 from dfqkit.seeds import derive
@@ -168,6 +169,7 @@ class Context:
     def untrained_student(self) -> nn.Module:
         """Return the smaller float student as it starts, in eval mode; there must be such a section."""
         assert self.recipe.student is not None
+        bind_student(self)
         find = partial(find_file, recipe_dir=self.recipe.directory)
         return new_float_student(self.recipe.student, self.teacher, self.recipe.seed, find)
 
@@ -225,6 +227,7 @@ class Context:
         graded = Demand(training=0, fresh=bank.grading)
         if grading:
             config = config.grading()
+        bind_data(self)
         demand = replace(graded, beside=main) if grading else replace(main, beside=graded)
         return build_synthesizer(config, self.teacher, self.rng("grading" if grading else "synthesis"), demand)
 

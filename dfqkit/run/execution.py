@@ -14,6 +14,7 @@ import torch
 from dfqkit.config.reading import parse_recipe
 from dfqkit.config.recipe import Recipe
 from dfqkit.progress import Progress
+from dfqkit.run.binding import bind_teacher, weights_changed
 from dfqkit.run.context import Context, resolve_device
 from dfqkit.run.folder import RunFolder
 from dfqkit.run.stage import StageResult, joined
@@ -44,6 +45,9 @@ def execute(
         stages=tuple(STAGES.values()),
     )
     folder.require_space(_MODEL_SPACE + sum(stage.plan(recipe).size for stage in STAGES.values()))
+    stages = list(stages)
+    if teacher is not None or not all(map(folder.done, stages)) or weights_changed(folder, recipe):
+        bind_teacher(context)
     for name in stages:
         if folder.done(name):
             continue

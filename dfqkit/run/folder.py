@@ -6,17 +6,16 @@ last, so that listed means complete. What the stages do is `stages`, who may wor
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfqkit.config.yaml_text import read_yaml
 from dfqkit.run.lock import LOCK_FILES, FolderLock
-from dfqkit_export.errors import ArtefactError, RecipeError
+from dfqkit.run.manifest import MANIFEST, SCHEMA, differences, read_manifest, told_apart, write_manifest
+from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import sha256_of_file, write_bytes
 from dfqkit_export.words import some
 
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _LOG = logging.getLogger(__name__)
-
-MANIFEST, SCHEMA = "manifest.json", 1
 
 _RECIPE = "recipe.yaml"
 # What a kill can leave behind before the manifest is there for the first time.
@@ -66,7 +63,7 @@ class RunFolder:
         if MANIFEST in names:
             folder = cls.open(path)
             if folder.digest != digest:
-                differing = _differences(folder.recipe_text(), recipe_text) or "another recipe"
+                differing = differences(folder.recipe_text(), recipe_text) or "another recipe"
                 message = (
                     f"Folder '{path}' holds another run ({differing}). Choose another one with --out, or continue that "
                     f"run with `dfqkit run --resume {path}`."
@@ -88,7 +85,7 @@ class RunFolder:
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
         """Open the folder of a run that was begun before."""
-        return cls(Path(path), _read_manifest(Path(path)))
+        return cls(Path(path), read_manifest(Path(path)))
 
     @property
     def digest(self) -> str:
@@ -113,27 +110,63 @@ class RunFolder:
         A file that is gone makes the stage undone: it is run again and gives the same file.
         """
         entry = self._manifest["stages"].get(stage, {})
-        if entry.get("status") != "complete":
+        if not _is_complete(entry):
             return False
         for name, expected in entry["files"].items():
             file = self.path / name
             if not file.is_file():
                 _LOG.warning("'%s' is gone from '%s': stage '%s' is not complete.", name, self.path, stage)
                 return False
-            found = sha256_of_file(file)
-            if found != expected["sha256"]:
-                message = (
-                    f"'{file}' is not as stage '{stage}' left it: its sha256 was {expected['sha256']} and is {found}. "
-                    f"Put the original back, or delete the file and run `dfqkit run --resume {self.path}`, which makes "
-                    "it again."
-                )
-                raise ArtefactError(message)
+            self._require_as_left(stage, name, expected["sha256"])
         return True
+
+    def require(self, name: str) -> Path:
+        """Return a file of the run that is going to be read; one that its stage left otherwise is an ArtefactError."""
+        for stage, entry in self._manifest["stages"].items():
+            expected = entry["files"].get(name) if _is_complete(entry) else None
+            if expected is not None and (self.path / name).is_file():
+                self._require_as_left(stage, name, expected["sha256"])
+        return self.path / name
+
+    def _require_as_left(self, stage: str, name: str, expected: str) -> None:
+        file = self.path / name
+        try:
+            found = sha256_of_file(file)
+        except OSError as error:
+            message = f"Cannot read '{file}': {error.strerror or error}. Make it readable, or put the original back."
+            raise ArtefactError(message) from error
+        if found != expected:
+            message = (
+                f"'{file}' is not as stage '{stage}' left it: its sha256 was {expected} and is {found}. "
+                f"Put the original back, or delete the file and run `dfqkit run --resume {self.path}`, which makes "
+                "it again."
+            )
+            raise ArtefactError(message)
+
+    def bound(self, what: str) -> dict[str, Any]:
+        """Return what the run was bound to; empty where that did not happen yet."""
+        return dict(self._manifest.get("bound", {}).get(what, {}))
+
+    def bind(self, what: str, identity: Mapping[str, Any], advice: str) -> None:
+        """Note what the run depends on beside its recipe, or refuse to go on with another; JSON holds ``identity``.
+
+        A run has one of each: what was computed from the one cannot be mixed with what comes of the other.
+        """
+        before = self.bound(what)
+        if not before:
+            self._manifest.setdefault("bound", {})[what] = dict(identity)
+            self._write_manifest()
+        elif before != identity:
+            message = (
+                f"The {what} is not the one that the run in '{self.path}' began with "
+                f"({told_apart(before, dict(identity))}). {advice}"
+            )
+            raise ArtefactError(message)
 
     def begin(self, stage: str) -> None:
         """Note that a stage starts or continues."""
         entry = self._manifest["stages"].setdefault(stage, {})
-        if entry.get("status") == "complete":
+        if _is_complete(entry):
             self.clear_state(stage)  # of a stage that is done anew; it must not end where it ended before
         entry["status"] = "open"
         self._begun[stage] = time.monotonic()
@@ -209,16 +242,33 @@ class RunFolder:
         from dfqkit.run.checkpoint import write_checkpoint
 
         elapsed = time.monotonic() - self._begun[stage] if stage in self._begun else 0.0
-        write_checkpoint(self._state(stage), tensors, scalars, self._spent.get(stage, 0.0) + elapsed)
+        write_checkpoint(
+            self._state(stage), tensors, scalars, self._spent.get(stage, 0.0) + elapsed, self._owner(stage)
+        )
 
     def load_state(self, stage: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Return the tensors (on the CPU, contiguous) and scalars that were saved last, or None."""
-        if not self._state(stage).exists():
-            return None
-        from dfqkit.run.checkpoint import read_checkpoint
+        """Return the tensors (on the CPU, contiguous) and scalars that were saved last, or None.
 
-        tensors, scalars, self._spent[stage] = read_checkpoint(self._state(stage))
+        The state of another stage, run or teacher is an ArtefactError. One that the manifest lists may be of another
+        run, from which its stage was taken over.
+        """
+        path = self._state(stage)
+        if not path.exists():
+            return None
+        from dfqkit.run.checkpoint import read_checkpoint, require_owner
+
+        tensors, scalars, seconds, owner = read_checkpoint(path)
+        wanted = self._owner(stage)
+        name = path.relative_to(self.path).as_posix()
+        if any(name in entry["files"] for entry in self._manifest["stages"].values() if _is_complete(entry)):
+            del wanted["run"]
+            self.require(name)
+        require_owner(path, owner, wanted)
+        self._spent[stage] = seconds
         return tensors, scalars
+
+    def _owner(self, stage: str) -> dict[str, str]:
+        return {"stage": stage, "run": self.digest, "teacher": str(self.bound("teacher").get("sha256", ""))}
 
     def clear_state(self, stage: str) -> None:
         """Forget the saved states of a stage and of its parts, if any."""
@@ -233,7 +283,7 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         self._lock.acquire()
         try:
-            manifest = _read_manifest(self.path)
+            manifest = read_manifest(self.path)
             if manifest["digest"] != self.digest:
                 message = f"Another run was begun in '{self.path}' at the same time. Choose another folder with --out."
                 raise ArtefactError(message)
@@ -248,7 +298,7 @@ class RunFolder:
 
     def _complete(self, stage: str) -> dict[str, Any]:
         entry: dict[str, Any] = self._manifest["stages"].get(stage, {})
-        if entry.get("status") != "complete":
+        if not _is_complete(entry):
             message = (
                 f"Stage '{stage}' of '{self.path}' is not complete. Continue with `dfqkit run --resume {self.path}`."
             )
@@ -259,9 +309,7 @@ class RunFolder:
         return self.path / "state" / f"{stage}.safetensors"
 
     def _write_manifest(self) -> None:
-        text = json.dumps(self._manifest, indent=2, ensure_ascii=False, allow_nan=False)
-        write_bytes(self.path / MANIFEST, f"{text}\n".encode())
-        self._manifest = json.loads(text)  # so that a resumed run sees the same values as this one
+        self._manifest = write_manifest(self.path, self._manifest)
 
 
 def require_space(folder: Path, size: int) -> None:
@@ -275,66 +323,13 @@ def require_space(folder: Path, size: int) -> None:
         raise ArtefactError(message)
 
 
+def _is_complete(entry: Mapping[str, Any]) -> bool:
+    return entry.get("status") == "complete"
+
+
 def _listing(path: Path) -> dict[str, Any]:
     return dict(sha256=sha256_of_file(path), size=path.stat().st_size)
 
 
 def _is_recipe(path: Path, text: str) -> bool:
     return path.name == _RECIPE and path.is_file() and path.read_bytes() == text.encode()
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    """Read a run folder's manifest; an ArtefactError where it is missing, damaged, or of an unknown schema."""
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        found = "it has no manifest.json" if folder.is_dir() else "there is no such folder"
-        message = (
-            f"'{folder}' is not the folder of a run: {found}. Give the folder that `dfqkit run` named in its last "
-            "line, or begin one with `dfqkit run RECIPE`."
-        )
-        raise ArtefactError(message) from None
-    except (OSError, ValueError) as error:
-        message = f"Cannot read '{path}': {error}. Put the original back, or begin anew with another --out."
-        raise ArtefactError(message) from error
-    schema = manifest.get("schema") if isinstance(manifest, dict) else None
-    if schema != SCHEMA:
-        message = (
-            f"'{path}' has schema {schema!r}; this version of dfqkit reads {SCHEMA}. Resume with the version that "
-            "began the run, or begin anew with another --out."
-        )
-        raise ArtefactError(message)
-    if not _is_whole(manifest):
-        message = f"'{path}' lacks what every manifest has. Put the original back, or begin anew with another --out."
-        raise ArtefactError(message)
-    return dict(manifest)
-
-
-def _is_whole(manifest: Mapping[str, Any]) -> bool:
-    stages = manifest.get("stages")
-    if not isinstance(manifest.get("digest"), str) or not isinstance(manifest.get("facts"), dict):
-        return False
-    if not isinstance(stages, dict) or not all(isinstance(entry, dict) for entry in stages.values()):
-        return False
-    complete = [entry for entry in stages.values() if entry.get("status") == "complete"]
-    return all({"files", "facts", "seconds"} <= set(entry) for entry in complete)
-
-
-def _differences(before: str, after: str) -> str:
-    """Say which keys of two recipes (YAML) differ, in one phrase; empty where they cannot be compared."""
-    try:
-        old, new = dict(_leaves(read_yaml(before, "there"))), dict(_leaves(read_yaml(after, "here")))
-    except RecipeError:
-        return ""
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    texts = [f"{key} {old.get(key, 'absent')} there, {new.get(key, 'absent')} here" for key in keys]
-    return some(texts, _SHOWN, "; ")
-
-
-def _leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from _leaves(item, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value

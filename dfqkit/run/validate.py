@@ -118,7 +118,7 @@ def reports(recipe: Recipe) -> list[str]:
 
 def contact_sheets(folder: Path) -> dict[str, bytes]:
     """Return one PNG a stored set, by its caption: a row for each group, so that a missing one shows."""
-    from dfqkit.images.sheet import SheetForm, contact_sheet
+    from dfqkit.images.sheet import SheetForm, contact_sheet, shown
     from dfqkit_export.images.stored import StoredBank
     from dfqkit_export.tasks.answering import grouped
 
@@ -131,6 +131,8 @@ def contact_sheets(folder: Path) -> dict[str, bytes]:
         caption = f"{images.source}: {len(images)} images"
         if groups.confidence is not None:
             caption += f", mean teacher confidence {float(groups.confidence.mean()):.2f}"
+        if told := shown(images.spec.shape[0]):
+            caption += f", {told}"
         empty = int((groups.counts == 0).sum())
         if empty:
             caption += f", {empty} of {groups.count} {groups.many} without any"

@@ -53,7 +53,7 @@ class Generator(nn.Module):
                     parameter.copy_(torch.randn(parameter.shape, generator=rng, device=rng.device) * std)
                 elif name.endswith("bias"):
                     parameter.zero_()
-            for channel, (mean, std) in enumerate(zip(image.mean, image.std, strict=True)):
+            for channel, (mean, std) in enumerate(zip(*image.plain_moments(), strict=True)):
                 weight, bias = _sigmoid_of_gaussian(mean, std)
                 output.weight[channel], output.bias[channel] = weight, bias
         self.train()

@@ -1,11 +1,14 @@
-"""Files that are there whole or not at all: written beside, synced, renamed."""
+"""Files that are there whole or not at all: written beside, synced, renamed; and how a change of one is noticed."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from dfqkit_export.errors import ArtefactError
 
@@ -24,7 +27,7 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):  # the folder itself may be what is wrong
             temporary.unlink()
@@ -35,7 +38,7 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise ArtefactError(message) from error
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Put a rename on disk, where it is only when its folder is; Windows cannot open folders and does not need it."""
     if os.name == "nt":
         return
@@ -60,3 +63,25 @@ def sha256_of_file(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+#: The entry of a JSON document that vouches for all others.
+SEAL = "seal"
+
+
+def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON document with a hash over all of it, by which `seal_holds` notices a change of any entry."""
+    return {**{key: value for key, value in document.items() if key != SEAL}, SEAL: _seal(document)}
+
+
+def seal_holds(document: Mapping[str, Any]) -> bool:
+    """Return whether a document is as `sealed` made it; one without a seal, of an older version, passes."""
+    try:
+        return SEAL not in document or document[SEAL] == _seal(document)
+    except (ValueError, RecursionError):  # NaN, which no document that was written has
+        return False
+
+
+def _seal(document: Mapping[str, Any]) -> str:
+    plain = {key: value for key, value in document.items() if key != SEAL}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, allow_nan=False).encode()).hexdigest()

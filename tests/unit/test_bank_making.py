@@ -25,6 +25,7 @@ from dfqkit.run.lock import FolderLock
 from dfqkit.synthesis.base import Synthesizer
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError, BusyError
+from dfqkit_export.files import sealed
 from dfqkit_export.images.stored import StoredBank
 from tests._messages import raises_naming
 from tests._methods import added
@@ -380,7 +381,7 @@ class TestWarnings:
     def test_a_set_made_of_sets_says_what_they_say(self, tmp_path: Path, teacher: Teacher) -> None:
         first = make(tmp_path / "first", teacher, 20, overrides=["synthesis={method: noise, accept_noise: true}"])
         listed = tmp_path / "first" / "set.json"
-        listed.write_text(json.dumps(dict(first.facts) | {"real_data": "similar images"}))
+        listed.write_text(json.dumps(sealed(dict(first.facts) | {"real_data": "similar images"})))
         second = make(tmp_path / "second", teacher, 10, overrides=[f"synthesis={{method: bank, path: {first.path}}}"])
         assert second.facts["real_data"] == "similar images"
         assert second.facts["warnings"][0].startswith("Image set 'first': Random noise took the place of images")

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from dfqkit.run.folder import RunFolder
 from dfqkit_export.errors import ArtefactError
+from dfqkit_export.files import sealed
 from tests._messages import raises_naming
 
 RECIPE = "schema: 1\nname: toy\nseed: 0\ndistill:\n  steps: 10\n"
@@ -50,6 +51,7 @@ class TestCreate:
         assert sorted(path.name for path in folder.path.iterdir()) == ["manifest.json", "recipe.yaml"]
         assert folder.recipe_text() == RECIPE
         manifest = json.loads((folder.path / "manifest.json").read_text())
+        assert len(manifest.pop("seal")) == 64
         assert manifest == {
             "schema": 1, "digest": DIGEST, "facts": {"device": "cpu", "threads": 1}, "stages": {}
         }  # fmt: skip
@@ -108,6 +110,19 @@ class TestOpen:
         (tmp_path / "manifest.json").write_text(text)
         with pytest.raises(ArtefactError, match=message):
             RunFolder.open(tmp_path)
+
+    def test_no_entry_of_a_manifest_may_differ(self, tmp_path: Path) -> None:
+        folder = make(tmp_path)
+        complete(folder, "export")
+        document = json.loads((tmp_path / "manifest.json").read_text())
+        for name in ("digest", "facts", "stages"):
+            other = {**document, name: f"{document[name]}x" if name == "digest" else {}}
+            (tmp_path / "manifest.json").write_text(json.dumps(other))
+            with raises_naming(ArtefactError, str(tmp_path / "manifest.json"), "seal", "Put the original back"):
+                RunFolder.open(tmp_path)
+        del document["seal"]  # what older versions wrote
+        (tmp_path / "manifest.json").write_text(json.dumps(document))
+        assert RunFolder.open(tmp_path).done("export")
 
     def test_no_run_is_a_clear_error(self, tmp_path: Path) -> None:
         with pytest.raises(ArtefactError, match=r"no manifest\.json.*dfqkit run RECIPE"):
@@ -300,6 +315,39 @@ class TestState:
         with pytest.raises(ArtefactError, match=r"distill\.safetensors.*delete it and resume.*nothing else is lost"):
             folder.load_state("distill")
 
+    def test_no_bit_of_it_may_differ(self, tmp_path: Path) -> None:
+        folder = make(tmp_path)
+        folder.save_state("distill", {"x": torch.arange(3)}, {"step": 1, "score": 0.5})
+        path = tmp_path / "state" / "distill.safetensors"
+        data = path.read_bytes()
+        for place in range(len(data)):
+            path.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
+            with pytest.raises(ArtefactError, match=r"distill\.safetensors.*delete it and resume"):
+                folder.load_state("distill")
+
+    def test_that_of_another_stage_run_or_teacher_is_refused_by_name(self, tmp_path: Path) -> None:
+        mine = make(tmp_path / "mine")
+        other = RunFolder.create(tmp_path / "other", recipe_text=RECIPE, digest="0" * 64, facts={})
+        state = mine.path / "state" / "distill.safetensors"
+        for folder, stage, told in ((mine, "train", "stage train there, distill here"), (other, "distill", "run 0000")):
+            folder.save_state(stage, {}, {"step": 1})
+            state.write_bytes((folder.path / "state" / f"{stage}.safetensors").read_bytes())
+            with raises_naming(ArtefactError, str(state), told, "delete it and resume"):
+                mine.load_state("distill")
+        mine.save_state("distill", {}, {})
+        mine.bind("teacher", {"sha256": "f" * 64}, "")
+        with raises_naming(ArtefactError, "teacher", "f" * 40):
+            mine.load_state("distill")
+
+    def test_one_that_is_taken_over_may_be_of_another_run(self, tmp_path: Path) -> None:
+        source = RunFolder.create(tmp_path / "source", recipe_text=RECIPE, digest="0" * 64, facts={})
+        source.begin("synthesize")
+        source.save_state("synthesizer", {}, {"step": 1})
+        source.finish("synthesize", ["state/synthesizer.safetensors"], {})
+        mine = make(tmp_path / "mine")
+        mine.adopt("synthesize", source)
+        assert mine.load_state("synthesizer") == ({}, {"step": 1})
+
     def test_seconds_of_a_killed_process_count(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         now = [100.0]
         monkeypatch.setattr("dfqkit.run.folder.time.monotonic", lambda: now[0])
@@ -414,7 +462,7 @@ class TestLock:
     def test_entering_refuses_a_run_that_took_the_folder_meanwhile(self, tmp_path: Path) -> None:
         mine = make(tmp_path)
         manifest = json.loads((tmp_path / "manifest.json").read_text())
-        (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "digest": "other"}))
+        (tmp_path / "manifest.json").write_text(json.dumps(sealed({**manifest, "digest": "other"})))
         with pytest.raises(ArtefactError, match="at the same time"), mine:
             pass
         with pytest.raises(ArtefactError, match="at the same time"), mine:

@@ -13,9 +13,8 @@ from PIL import Image
 from torch import nn
 
 from dfqkit.images import ImageBank
-from dfqkit.images.sheet import GAP, LINE, MARGIN, SheetForm, contact_sheet
+from dfqkit.images.sheet import GAP, LINE, MARGIN, SheetForm, contact_sheet, shown
 from dfqkit.run.validate import contact_sheets
-from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.images.stored import StoredBank
 
@@ -104,9 +103,16 @@ def test_small_images_grow_and_large_ones_shrink(tmp_path: Path, size: int, side
     assert sheet.shape == (4 * (side + LINE + GAP), MARGIN + 2 * (side + GAP), 3)
 
 
-def test_images_that_no_screen_shows_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtefactError, match=r"1 or 3 channels, these have 2"):
-        contact_sheet(stored(tmp_path / "a", [0], channels=2))
+@pytest.mark.parametrize(("channels", "words"), [(2, "channel 1 of 2"), (4, "1, 2, 3 of 4"), (13, "false colour")])
+def test_channels_that_no_screen_has_are_shown_in_part_and_named(tmp_path: Path, channels: int, words: str) -> None:
+    images = stored(tmp_path / "images" / "a.safetensors", [0, 1], channels=channels)
+    sheet = pixels(contact_sheet(images, SheetForm(columns=2)))
+    assert sheet.shape[0] == 4 * TALL + LINE
+    assert (sheet[4 * TALL :] < 200).any()  # the line that says so
+    assert levels(sheet, 1, 2) == [1, None]
+    assert words in shown(channels)
+    (caption,) = contact_sheets(tmp_path / "images")
+    assert words in caption
 
 
 class TestReport:

@@ -98,11 +98,13 @@ def _precision(report: Report | None) -> str:
 
 
 def _image(manifest: Mapping[str, Any], task: Task) -> str:
-    image = manifest["image"]
-    shape = "x".join(str(size) for size in image["shape"])
+    image = ImageSpec.from_dict(manifest["image"])
+    shape = "x".join(str(size) for size in image.shape)
+    order = f", channels {image.channels}" if image.shape[0] == 3 else ""
+    divided = " divided by 255" if image.pixel_range == 1 else ""
     return escaped(
-        f"Float32 images, N x {shape}: pixels from 0 to 255 divided by 255, less the mean {image['mean']}, divided by "
-        f"the standard deviation {image['std']}, by channel. {task.told(ImageSpec.from_dict(image))}"
+        f"Float32 images, N x {shape} ({image.layout}{order}): pixels from 0 to 255{divided}, less the mean "
+        f"{list(image.mean)}, divided by the standard deviation {list(image.std)}, by channel. {task.told(image)}"
     )
 
 

@@ -28,7 +28,7 @@ from dfqkit_export.bundle.entries import (
     refusal,
 )
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.files import sha256_of_file
+from dfqkit_export.files import SEAL, seal_holds, sha256_of_file
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.onnxfile.model import load_onnx, metadata_in
 from dfqkit_export.report import Report
@@ -38,6 +38,7 @@ from dfqkit_export.tasks import Task, task_in
 SCHEMA, KIND = 1, "dfqkit-bundle"
 MANIFEST, MODEL_FILE, TEACHER_FILE = "manifest.json", "model.onnx", "teacher.onnx"
 REPORT_FILE, RECIPE_FILE, LABELS_FILE = "report.json", "recipe.yaml", "labels.txt"
+GRADING_FILE = "images/grading.safetensors"
 #: What is read of a zip; whatever else it holds is only hashed, and never becomes a file.
 _READ = (MANIFEST, MODEL_FILE, SENTINEL_FILE, REPORT_FILE, RECIPE_FILE, LABELS_FILE)
 _RUN_FILES = (MODEL_FILE, TEACHER_FILE, SENTINEL_FILE, REPORT_FILE)
@@ -213,7 +214,13 @@ def _of_run(path: Path, root: Path, facts: Mapping[str, Any]) -> Bundle:
         if stage.get("status") == "complete"
         for name, entry in stage["files"].items()
     }
-    files = {name: listed[name] for name in _RUN_FILES if name in listed}
+    if not seal_holds(facts):
+        raise refusal(path / MANIFEST, f"was changed since it was written: it does not fit its {SEAL}. Put it back.")
+    # Without a sentinel set one is chosen from the images that grade.
+    names = _RUN_FILES if SENTINEL_FILE in listed else (*_RUN_FILES, GRADING_FILE)
+    files = {name: listed[name] for name in names if name in listed}
+    if _SHA256.fullmatch(str(facts["digest"])):
+        files[RECIPE_FILE] = facts["digest"]
     if MODEL_FILE not in files or plain_file(root, MODEL_FILE) is None:
         message = f"The run in '{path}' has not exported its model yet. Run `dfqkit run --resume {path}`."
         raise ArtefactError(message)

@@ -19,6 +19,7 @@ from dfqkit_export.bundle.archive import zipped
 from dfqkit_export.bundle.card import model_card
 from dfqkit_export.bundle.entries import plain_file, refusal
 from dfqkit_export.bundle.reading import (
+    GRADING_FILE,
     KIND,
     LABELS_FILE,
     MANIFEST,
@@ -47,7 +48,7 @@ from dfqkit_export.sentinel import (
 from dfqkit_export.tasks import entry_of
 
 _CARD = "MODEL_CARD.md"
-_GRADING, _USED = "images/grading.safetensors", ("images/calibration.safetensors", "images/held_out.safetensors")
+_USED = ("images/calibration.safetensors", "images/held_out.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,12 +129,12 @@ def _sentinel(run: Bundle, order: Order) -> Sentinel:
     """Return the set that was given, the run's own, or one made of the run's grading images."""
     found = run.sentinel if order.sentinel is None else read_sentinel(order.sentinel)
     if found is None:
-        grading, teacher = (plain_file(run.root, name) for name in (_GRADING, TEACHER_FILE))
+        grading, teacher = (plain_file(run.root, name) for name in (GRADING_FILE, TEACHER_FILE))
         if grading is None or teacher is None:
             message = (
-                f"'{order.run}' has no {SENTINEL_FILE}, and no {_GRADING} to choose one from. Choose one from other "
-                f"images with `dfqkit sentinel --model {run.model} --teacher ... --images SET --out F`, and give it "
-                "with --sentinel F."
+                f"'{order.run}' has no {SENTINEL_FILE}, and no {GRADING_FILE} to choose one from. Choose one from "
+                f"other images with `dfqkit sentinel --model {run.model} --teacher ... --images SET --out F`, and give "
+                "it with --sentinel F."
             )
             raise ArtefactError(message)
         used = [path for name in _USED if (path := plain_file(run.root, name)) is not None]

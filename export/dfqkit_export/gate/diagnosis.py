@@ -17,6 +17,7 @@ from dfqkit_export.gate.baseline import Case
 from dfqkit_export.gate.change import Change
 from dfqkit_export.gate.measurement import Measurement, Subject
 from dfqkit_export.gate.signature import distances, sketch, unpack_sketches
+from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.measure.activations import layer_outputs
 from dfqkit_export.sentinel import SENSITIVE, normalized
 from dfqkit_export.tasks.answering import answers
@@ -63,6 +64,8 @@ def preprocessing_changes(subject: Subject | None, case: Case | None) -> list[st
     found = []
     if (stated.mean, stated.std) != (truth.mean, truth.std):
         found.append(f"the manifest states mean {_numbers(stated.mean)} and std {_numbers(stated.std)}, {given}")
+    if _scale(stated) != _scale(truth):
+        found.append(f"the manifest states {_scale(stated)}, the teacher was given {_scale(truth)}")
     text = subject.metadata.get("dfqkit.image")
     if text is not None and not _states(text, subject):
         found.append(f"the ONNX metadata (dfqkit.image) state {text:.200}, {given}")
@@ -83,11 +86,15 @@ def layer_sketches(subject: Subject) -> dict[str, NDArray[np.float64]]:
 
 def _states(text: str, subject: Subject) -> bool:
     try:
-        stated = json.loads(text)
-        mean, std = (tuple(float(value) for value in stated[key]) for key in ("mean", "std"))
-    except (ValueError, TypeError, KeyError, RecursionError):
+        stated = ImageSpec.from_dict(json.loads(text))
+    except (ValueError, TypeError, ArtefactError, RecursionError):
         return False
-    return (mean, std) == (subject.sentinel.spec.mean, subject.sentinel.spec.std)
+    truth = subject.sentinel.spec
+    return (stated.mean, stated.std, _scale(stated)) == (truth.mean, truth.std, _scale(truth))
+
+
+def _scale(spec: ImageSpec) -> str:
+    return f"pixels from 0 to {spec.pixel_range}, {spec.channels}, {spec.layout}"
 
 
 def _experiments(measured: Measurement, subject: Subject) -> Iterator[str]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dfqkit_export.errors import ArtefactError
+from dfqkit_export.files import SEAL, seal_holds
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.images.tensors import TensorFile
 
@@ -29,7 +30,7 @@ HEADER = "imagebank"
 IMAGES = "images"
 
 _AGAIN = "Make it again with `dfqkit synthesize`."
-_DAMAGED = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArtefactError)
+_DAMAGED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, ArtefactError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,7 @@ def reading(path: Path) -> Iterator[None]:
     """Say of a file that cannot be read that it was to be an image bank, and how to make one."""
     try:
         yield
-    except (ArtefactError, ValueError, AttributeError) as error:
+    except (ArtefactError, ValueError, AttributeError, RecursionError) as error:
         message = f"Cannot read the image bank '{path}': {error} {_AGAIN}"
         raise ArtefactError(message) from error
 
@@ -140,10 +141,13 @@ def _listed(path: Path) -> Contents:
         hint = f"It has images/: give one of its files, {', '.join(inside)}." if inside else "Give the folder of one."
         message = f"'{path}' is not an image set: it has no {SET_FILE}. {hint}"
         raise ArtefactError(message) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         message = f"Cannot read '{file}': {error}. {_AGAIN}"
         raise ArtefactError(message) from error
     _require_schema(facts.get("schema") if isinstance(facts, dict) else None, file, "a list of an image set")
+    if not seal_holds(facts):
+        message = f"'{file}' was changed since it was written: its entries do not fit its {SEAL}. {_AGAIN}"
+        raise ArtefactError(message)
     try:
         shards = tuple(_entry(path, entry) for entry in facts["shards"])
         contents = Contents(

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, TypeVar
 
 import numpy as np
 
 from dfqkit_export.errors import ArtefactError
+from dfqkit_export.images.pixels import BGR, LAYOUT, RGB, check_pixels
 
 ArrayLike = TypeVar("ArrayLike", bound=Any)
 
@@ -24,13 +25,18 @@ _RANK = 4
 class ImageSpec:
     """Shape and normalisation of a network's input, and the number of classes that it tells apart.
 
-    A normalised image is `(x - mean) / std` per channel, with x in [0, 1].
+    Images outside of the network are RGB (or as many channels as there are), on [0, 1] or as 8 bits. A normalised image
+    is what the network takes: `(pixel_range * x - mean) / std` per channel, with x in [0, 1] and its channels in the
+    network's order.
 
     Attributes:
         shape: Channels, height and width of one image, in pixels.
-        mean: Mean per channel, in [0, 1] space.
-        std: Standard deviation per channel, in [0, 1] space, above zero.
+        mean: Mean per channel, in the network's order, of pixels from 0 to `pixel_range`.
+        std: Standard deviation per channel, above zero, of the same pixels.
         classes: Number of classes the network tells apart, at least 2; 0 where its task has none.
+        pixel_range: Largest pixel before mean and std: 1, or 255 where a network takes 0 to 255.
+        channels: Order of the colours that the network takes, ``RGB`` or ``BGR``.
+        layout: Order of its axes; ``NCHW`` is the only one.
 
     Example:
         >>> ImageSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.25,), classes=10).bounds()
@@ -41,6 +47,9 @@ class ImageSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     classes: int = 0
+    pixel_range: int = 1
+    channels: str = RGB
+    layout: str = LAYOUT
 
     def __post_init__(self) -> None:
         """Coerce lists to tuples, then check every field."""
@@ -63,6 +72,7 @@ class ImageSpec:
         if min(self.std) <= 0:
             message = f"Image std {self.std} must be above zero in every channel, because images are divided by it."
             raise ArtefactError(message)
+        check_pixels(self.mean, self.std, self.pixel_range, self.channels, self.layout)
         if (
             isinstance(self.classes, bool)
             or not isinstance(self.classes, int)
@@ -72,7 +82,7 @@ class ImageSpec:
             raise ArtefactError(message)
 
     def normalize(self, x: ArrayLike) -> ArrayLike:
-        """Convert images from [0, 1] to the normalised space.
+        """Convert images from [0, 1], RGB where they have colours, to what the network takes.
 
         Args:
             x: Images (N, C, H, W) in [0, 1], floating point, numpy array or torch tensor.
@@ -84,7 +94,8 @@ class ImageSpec:
             ArtefactError: x is not a floating-point (N, C, H, W) array or tensor of this specification.
         """
         mean, std = self._constants(x)
-        normalized: ArrayLike = (x - mean) / std
+        x = self._reordered(x)
+        normalized: ArrayLike = ((x if self.pixel_range == 1 else x * self.pixel_range) - mean) / std
         return normalized
 
     def denormalize(self, x: ArrayLike) -> ArrayLike:
@@ -100,38 +111,51 @@ class ImageSpec:
             ArtefactError: x is not a floating-point (N, C, H, W) array or tensor of this specification.
         """
         mean, std = self._constants(x)
-        plain: ArrayLike = x * std + mean
+        plain: ArrayLike = self._reordered(x * std + mean)
+        if self.pixel_range != 1:
+            plain = plain / self.pixel_range
         return plain
 
     def bounds(self) -> tuple[float, float]:
         """Return the smallest and the largest value that a normalised image can take, over all channels."""
         low = min((0.0 - m) / s for m, s in zip(self.mean, self.std, strict=True))
-        high = max((1.0 - m) / s for m, s in zip(self.mean, self.std, strict=True))
+        high = max((self.pixel_range - m) / s for m, s in zip(self.mean, self.std, strict=True))
         return low, high
 
+    def plain_moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return mean and deviation per channel of images on [0, 1], in their own order."""
+        step = -1 if self.channels == BGR else 1
+        mean, std = (tuple(value / self.pixel_range for value in values[::step]) for values in (self.mean, self.std))
+        return mean, std
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as lists and numbers that JSON can hold; classes only where there are any."""
-        classes = {"classes": self.classes} if self.classes else {}
-        return {"shape": list(self.shape), "mean": list(self.mean), "std": list(self.std), **classes}
+        """Return the fields as lists and numbers that JSON can hold; those with a default only where it is another."""
+        usual = {field.name: field.default for field in fields(self) if field.default is not MISSING}
+        extra = {name: getattr(self, name) for name, value in usual.items() if getattr(self, name) != value}
+        return {"shape": list(self.shape), "mean": list(self.mean), "std": list(self.std), **extra}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ImageSpec:
         """Rebuild the specification that `to_dict` wrote.
 
         Args:
-            values: Mapping with the keys shape, mean, std and, where there are any, classes.
+            values: Mapping with the keys shape, mean, std and any of the others.
 
         Raises:
             ArtefactError: A key is missing or unknown, or a value is not usable.
         """
-        known = {field.name for field in fields(cls)}
-        missing, unknown = sorted(known - set(values) - {"classes"}), sorted(set(values) - known)
+        known = {field.name: field.default is MISSING for field in fields(cls)}
+        missing = sorted({name for name, needed in known.items() if needed} - set(values))
+        unknown = sorted(set(values) - set(known))
         if missing or unknown:
-            message = (
-                f"Image specification needs exactly the keys {sorted(known)}; missing {missing}, unknown {unknown}."
-            )
+            message = f"Image specification takes the keys {sorted(known)}; missing {missing}, unknown {unknown}."
             raise ArtefactError(message)
         return cls(**values)
+
+    def _reordered(self, x: Any) -> Any:
+        if self.channels != BGR:
+            return x
+        return np.ascontiguousarray(x[:, ::-1]) if isinstance(x, np.ndarray) else x.flip(1)
 
     def _constants(self, x: Any) -> tuple[Any, Any]:
         shape = tuple(getattr(x, "shape", ()))
