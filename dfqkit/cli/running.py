@@ -134,9 +134,9 @@ def read_report(path: Path) -> Report:
 
     try:
         return Report.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, ArtefactError) as error:
         message = (
-            f"Cannot read '{path}': {error}. Give a {REPORT} or the folder that holds it; `dfqkit run --resume "
+            f"Cannot read '{path}': {str(error).rstrip('.')}. Give a {REPORT} or the folder that holds it; `dfqkit run --resume "
             f"{path.parent}` makes that of a run."
         )
         raise ArtefactError(message) from error

@@ -133,8 +133,8 @@ class BankFolder:
             raise ArtefactError(message)
         if not seal_holds(begun):
             message = (
-                f"'{self.path / SET_FILE}' was changed since it was written: it does not fit its {SEAL}. Put the original "
-                "back, or choose another folder with --out."
+                f"'{self.path / SET_FILE}' was changed since it was written: it does not fit its {SEAL}. Put the "
+                "original back, or choose another folder with --out."
             )
             raise ArtefactError(message)
         other = [key for key, value in self.request.items() if begun.get(key) != value]

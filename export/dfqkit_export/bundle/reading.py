@@ -89,7 +89,7 @@ class Bundle:
     def report(self) -> Report | None:
         """What was measured of it."""
         path = plain_file(self.root, REPORT_FILE)
-        return None if path is None else Report.from_json(read_text(path))
+        return None if path is None else _report_in(path)
 
     @cached_property
     def recipe(self) -> str | None:
@@ -230,7 +230,7 @@ def _of_run(path: Path, root: Path, facts: Mapping[str, Any]) -> Bundle:
         raise refusal(path, f"{told} Make a run for its target alone, with --set target=NAME.")
     metadata = metadata_in(load_onnx(root / MODEL_FILE, weights=False))
     report_file = plain_file(root, REPORT_FILE)
-    report = None if report_file is None else Report.from_json(read_text(report_file))
+    report = None if report_file is None else _report_in(report_file)
     method = metadata.get("dfqkit.synthesizer", "")
     told = metadata.get("dfqkit.warnings", "")
     return Bundle(
@@ -249,6 +249,13 @@ def _of_run(path: Path, root: Path, facts: Mapping[str, Any]) -> Bundle:
         command=str(facts["facts"].get("command", "")),
         files=files,
     )
+
+
+def _report_in(path: Path) -> Report:
+    try:
+        return Report.from_json(read_text(path))
+    except ArtefactError as error:
+        raise refusal(path, f"is no report that can be used. {error}") from error
 
 
 def _check_files(bundle: Bundle) -> None:
