@@ -53,7 +53,8 @@ def begin(args: argparse.Namespace, recipe: Recipe, *, validates: bool) -> Work:
 
     from dfqkit.run.context import resolve_device, resolved_synthesis, teacher_of
     from dfqkit.run.execution import run_facts
-    from dfqkit.run.folder import MANIFEST, RunFolder
+    from dfqkit.run.folder import RunFolder
+    from dfqkit.run.manifest import MANIFEST
     from dfqkit.run.measuring import real_images
 
     if args.threads is not None:
@@ -135,8 +136,9 @@ def read_report(path: Path) -> Report:
     try:
         return Report.from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ArtefactError) as error:
+        reason = str(error).rstrip(".")
         message = (
-            f"Cannot read '{path}': {str(error).rstrip('.')}. Give a {REPORT} or the folder that holds it; `dfqkit run --resume "
+            f"Cannot read '{path}': {reason}. Give a {REPORT} or the folder that holds it; `dfqkit run --resume "
             f"{path.parent}` makes that of a run."
         )
         raise ArtefactError(message) from error

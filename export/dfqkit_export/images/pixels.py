@@ -6,15 +6,18 @@ What belongs here: the facts and their check, without numpy, so that recipes are
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from dfqkit_export.errors import ArtefactError
 
 #: The largest pixel on each scale that networks are fed with.
 RANGES = (1, 255)
-#: The order in which a network takes the colours of an image that has three.
-ORDERS = RGB, BGR = ("RGB", "BGR")
+RGB: Final = "RGB"
+BGR: Final = "BGR"
+#: The orders in which a network may take the colours of an image that has three.
+ORDERS = (RGB, BGR)
 #: The one order of axes in which networks take images: batch, channels, height, width.
-LAYOUT = "NCHW"
+LAYOUT: Final = "NCHW"
 
 
 def check_pixels(mean: Sequence[float], std: Sequence[float], pixel_range: int, order: str, layout: str) -> None:
