@@ -41,6 +41,7 @@ def add(commands: Commands) -> None:
     model.add_argument("--shape", type=integers, metavar="C,H,W", help="channels, height and width of an image")
     model.add_argument("--classes", type=positive, metavar="N", help="number of classes")
     model.add_argument("--weights", metavar="FILE", help=".safetensors, .pt or .pth (default: random weights)")
+    model.add_argument("--weights-key", metavar="KEY", help="which set of weights, where the file holds several")
     model.add_argument("--mean", type=numbers, metavar="M,...", help="mean per channel (default: 0)")
     model.add_argument("--std", type=numbers, metavar="S,...", help="deviation per channel (default: 1)")
     text = "largest pixel that mean and std are about (default: 1)"
@@ -83,7 +84,7 @@ def _check(args: argparse.Namespace) -> None:
     missing = [name for name, value in about.items() if value is None]
     if args.factory and missing:
         args.parser.error(f"--factory needs {' and '.join(missing)}, such as --shape 3,224,224 --classes 1000")
-    about |= {"--weights": args.weights, "--mean": args.mean, "--std": args.std}
+    about |= {"--weights": args.weights, "--weights-key": args.weights_key, "--mean": args.mean, "--std": args.std}
     about |= {"--pixel-range": args.pixel_range, "--channels": args.channels}
     extra = [name for name, value in about.items() if value is not None]
     if args.subject and extra:
@@ -108,7 +109,7 @@ def _from_factory(args: argparse.Namespace) -> Teacher:
         pixel_range=args.pixel_range or RANGES[0],
         channels=args.channels or RGB,
     )
-    return load_teacher(args.factory, image, args.weights)
+    return load_teacher(args.factory, image, args.weights, weights_key=args.weights_key)
 
 
 def _several(kind: type[int | float], what: str) -> Callable[[str], tuple[int | float, ...]]:

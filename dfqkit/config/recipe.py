@@ -48,6 +48,9 @@ class TeacherSection(Section):
 
     factory: str = Field(description="torchvision:NAME, timm:NAME or package.module:factory.")
     weights: str | None = Field(None, description="State dict (.safetensors, .pt, .pth); null keeps random weights.")
+    weights_key: Annotated[str | None, Added("0.2.0")] = Field(
+        None, description="Which set of weights, where the file holds several, such as model_ema."
+    )
     args: Arguments = Field(default_factory=dict, description="Further keyword arguments of the factory.")
 
 

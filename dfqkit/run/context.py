@@ -45,7 +45,12 @@ def teacher_of(recipe: Recipe) -> Teacher:
     section = recipe.teacher
     weights = None if section.weights is None else find_file(section.weights, recipe.directory)
     return load_teacher(
-        section.factory, recipe.image.spec(), weights, factory_args=section.args, task=recipe.task.task()
+        section.factory,
+        recipe.image.spec(),
+        weights,
+        factory_args=section.args,
+        task=recipe.task.task(),
+        weights_key=section.weights_key,
     )
 
 

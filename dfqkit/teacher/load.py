@@ -20,6 +20,7 @@ from torch.nn.parameter import is_lazy
 from dfqkit.tasks import TorchTask, torch_task
 from dfqkit.teacher.sources import USER_CODE_ERRORS, build_model
 from dfqkit.teacher.verification import listed, verify_outputs, verify_weights
+from dfqkit.teacher.weight_sets import CHOOSE
 from dfqkit.teacher.weights import load_weights, sha256_of_weights
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.images.spec import ImageSpec
@@ -124,7 +125,7 @@ def is_untrained(norm: nn.Module) -> bool:
     return isinstance(mean, Tensor) and isinstance(variance, Tensor) and not mean.any() and bool((variance == 1).all())
 
 
-def load_teacher(
+def load_teacher(  # noqa: PLR0913 - each is one entry of a recipe
     factory: str,
     image: ImageSpec,
     weights: str | Path | None = None,
@@ -132,6 +133,7 @@ def load_teacher(
     name: str | None = None,
     factory_args: Mapping[str, object] | None = None,
     task: Task = DEFAULT_TASK,
+    weights_key: str | None = None,
 ) -> Teacher:
     """Make, load, freeze and verify a teacher.
 
@@ -143,6 +145,7 @@ def load_teacher(
         name: Short name for reports; the factory's own name if None.
         factory_args: Further keyword arguments for the factory.
         task: What its outputs mean.
+        weights_key: Which set of weights, in a file that holds several (`load_weights`).
 
     Raises:
         TeacherError: Anything about factory, weights or the loaded model is not as it must be; the message says what.
@@ -152,7 +155,7 @@ def load_teacher(
     if weights is None:
         _LOG.warning("Teacher '%s' keeps random weights: no weights file was given.", name)
     else:
-        _load_state(model, load_weights(weights), name, Path(weights).name)
+        _load_state(model, load_weights(weights, weights_key), name, Path(weights).name)
     source = _RANDOM if weights is None else Path(weights).name
     return _freeze(
         model, image, name, task, factory=factory, factory_args=dict(factory_args or {}), weights_source=source
@@ -199,9 +202,13 @@ def _nearest(key: str, extra: list[str]) -> str:
 
 
 def _advice(expected: dict[str, Tensor], missing: list[str], extra: list[str], wrong: list[str]) -> str:
-    prefix = extra[0].partition(".")[0] + "." if extra else ""
-    if missing and extra and all(key.removeprefix(prefix) in expected for key in extra):
-        return f"The file's names carry the prefix '{prefix}': save them without it, or save that part of the model."
+    prefixes = dict.fromkeys(key.partition(".")[0] for key in extra)
+    fitting = [prefix for prefix in prefixes if all(f"{prefix}.{key}" in extra for key in missing)] if missing else []
+    if fitting:
+        return (
+            f"The file's names carry the prefix {' or '.join(repr(f'{prefix}.') for prefix in fitting)}: choose what "
+            f"is meant with {CHOOSE}, e.g. weights_key: {fitting[0]}, or save that part alone."
+        )
     if wrong and not missing and not extra and len(wrong) < 3:
         return "Only a layer or two differ: check image.classes (and teacher.args) against the checkpoint."
     return "Check that teacher.factory and teacher.args are the architecture this checkpoint was trained with."

@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dfqkit.teacher.weight_sets import CHOOSE, WRAPPERS, listed_sets, weight_set
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.words import some
 
-_WRAPPERS = ("model_state_dict", "state_dict", "model")
 _RESAVE = (
     "Where the model's code is at hand, load it there and save the tensors alone: "
     "torch.save(model.state_dict(), 'weights.pt') or "
@@ -30,10 +30,12 @@ _RESAVE = (
 )
 
 
-def load_weights(path: str | Path) -> dict[str, Tensor]:
+def load_weights(path: str | Path, key: str | None = None) -> dict[str, Tensor]:
     """Read a checkpoint's tensors by name, on the CPU, in their own dtypes, without running any code in the file.
 
-    Wrappers `model_state_dict`, `state_dict` and `model` are opened. The prefix `module.` (DataParallel) goes when
+    Wrappers `model_state_dict`, `state_dict` and `model` are opened, and a file that has other weights of the same
+    network beside them, such as averaged ones, is refused unless ``key`` says which: the place of a set (``model_ema``,
+    ``model.state_dict``), or what its names begin with. The prefix `module.` (DataParallel) goes when
     every name has it; `_orig_mod.` (torch.compile) goes wherever it stands.
     """
     path = Path(path)
@@ -48,7 +50,8 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
     else:
         message = f"Weights file '{path}' ends in '{path.suffix}'. Allowed are .safetensors, .pt and .pth. {_RESAVE}"
         raise TeacherError(message)
-    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in _tensors(_unwrap(content), path).items()}
+    chosen = weight_set(content, path, key)
+    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in _tensors(chosen, path).items()}
     while all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     return {name: tensor.detach() for name, tensor in state.items()}
@@ -99,20 +102,12 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or ["no message"])[0].partition(". ")[0]
 
 
-def _unwrap(content: object) -> object:
-    for _ in range(len(_WRAPPERS)):
-        if not isinstance(content, Mapping):
-            break
-        wrapper = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
-        if wrapper is None:
-            break
-        content = content[wrapper]
-    return content
-
-
 def _tensors(content: object, path: Path) -> dict[str, Tensor]:
-    wrappers = ", ".join(_WRAPPERS)
+    wrappers = ", ".join(WRAPPERS)
     needed = f"Needed is a dictionary of named tensors (a state dict), bare or under one of {wrappers}. {_RESAVE}"
+    inside = listed_sets(content)
+    if inside:
+        needed = f"Sets of weights in it: {inside}. Choose one with {CHOOSE}. {needed}"
     if not isinstance(content, Mapping):
         message = f"Weights file '{path}' holds a {type(content).__name__}. {needed}"
         raise TeacherError(message)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dfqkit.teacher.weights import load_weights, sha256_of_weights
 from dfqkit_export.errors import TeacherError
+from tests._messages import raises_naming
 
 
 @pytest.fixture
@@ -135,6 +136,67 @@ def test_absent_and_unknown_files_are_reported(tmp_path: Path) -> None:
     (tmp_path / "w.h5").touch()
     with pytest.raises(TeacherError, match=r"'\.h5'.*\.safetensors, \.pt and \.pth"):
         load_weights(tmp_path / "w.h5")
+
+
+class TestSeveralSets:
+    """A file in which averaged weights stand beside trained ones is asked about, and each can be chosen."""
+
+    @pytest.fixture
+    def other(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value + 1 for name, value in state.items()}
+
+    @pytest.mark.parametrize(
+        ("usual", "beside"),
+        [
+            ("state_dict", "state_dict_ema"), ("model", "model_ema"), ("model", "state_dict"),
+            ("model_state_dict", "teacher"), ("state_dict", "callbacks.EMA.weights"),
+        ],
+    )  # fmt: skip
+    def test_they_are_listed_and_chosen_by_name(
+        self, tmp_path: Path, state: dict[str, Tensor], other: dict[str, Tensor], usual: str, beside: str
+    ) -> None:
+        content: dict[str, Any] = {usual: state, "epoch": 3, "optimizer": {"state": {0: {"step": torch.ones(())}}}}
+        *above, last = beside.split(".")
+        inner = content
+        for name in above:
+            inner = inner.setdefault(name, {})
+        inner[last] = other
+        torch.save(content, tmp_path / "w.pt")
+        with raises_naming(
+            TeacherError, "2 sets", f"{usual} (3 tensors", f"{beside} (3 tensors", "teacher.weights_key"
+        ):
+            load_weights(tmp_path / "w.pt")
+        assert_same(load_weights(tmp_path / "w.pt", usual), state)
+        assert_same(load_weights(tmp_path / "w.pt", beside), other)
+        with raises_naming(TeacherError, "'wrong'", usual, beside):
+            load_weights(tmp_path / "w.pt", "wrong")
+
+    def test_names_of_an_average_may_be_written_otherwise(self, tmp_path: Path, state: dict[str, Tensor]) -> None:
+        average = {f"module.{name}": value + 1 for name, value in state.items()} | {"n_averaged": torch.tensor(5)}
+        flat = {name.replace(".", ""): value + 1 for name, value in state.items()}
+        for other in (average, flat):
+            torch.save({"model": state, "swa": other}, tmp_path / "w.pt")
+            with raises_naming(TeacherError, "model (3", "swa ("):
+                load_weights(tmp_path / "w.pt")
+
+    def test_what_is_no_rival_is_passed_over(self, tmp_path: Path, state: dict[str, Tensor]) -> None:
+        criterion = {"weight": torch.ones(10), "margin": torch.ones(())}
+        same = {f"module.{name}": value.clone() for name, value in state.items()}
+        torch.save({"state_dict": state, "criterion": criterion, "state_dict_ema": same}, tmp_path / "w.pt")
+        assert_same(load_weights(tmp_path / "w.pt"), state)
+
+    def test_a_prefix_chooses_too(self, tmp_path: Path, state: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+        both = {
+            f"{part}.{name}": v for part, found in (("student", state), ("teacher", other)) for name, v in found.items()
+        }
+        save_file(both, tmp_path / "w.safetensors")
+        assert_same(load_weights(tmp_path / "w.safetensors", "teacher"), other)
+
+    def test_a_set_under_a_name_of_its_own_is_told(self, tmp_path: Path, state: dict[str, Tensor]) -> None:
+        torch.save({"net": state}, tmp_path / "w.pt")
+        with raises_naming(TeacherError, "net (3 tensors", "teacher.weights_key"):
+            load_weights(tmp_path / "w.pt")
+        assert_same(load_weights(tmp_path / "w.pt", "net"), state)
 
 
 def test_fingerprint_follows_its_definition() -> None:
