@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dfqkit_export.errors import ArtefactError
+
+#: Paths are as they are, not below an open folder.
+_HERE = -100
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -47,6 +52,15 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swap what two paths name in one step, so that a kill leaves both whole; return whether the system could."""
+    names = {"linux": ("renameat2", (_HERE, os.fsencode(one), _HERE, os.fsencode(other), 2))}
+    names["darwin"] = ("renamex_np", (os.fsencode(one), os.fsencode(other), 2))
+    name, arguments = names.get(sys.platform, ("", ()))
+    swap = getattr(ctypes.CDLL(None), name, None) if name else None
+    return swap is not None and swap(*arguments) == 0
 
 
 def require_model(path: Path) -> None:

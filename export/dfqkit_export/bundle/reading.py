@@ -5,6 +5,7 @@ What belongs here: `Bundle`, and how each of the three becomes one. Nothing that
 
 from __future__ import annotations
 
+import logging
 import re
 import tempfile
 import zipfile
@@ -34,6 +35,8 @@ from dfqkit_export.onnxfile.model import load_onnx, metadata_in
 from dfqkit_export.report import Report
 from dfqkit_export.sentinel import SENTINEL_FILE, Sentinel, read_sentinel
 from dfqkit_export.tasks import Task, task_in
+
+_LOG = logging.getLogger(__name__)
 
 SCHEMA, KIND = 1, "dfqkit-bundle"
 MANIFEST, MODEL_FILE, TEACHER_FILE = "manifest.json", "model.onnx", "teacher.onnx"
@@ -137,6 +140,9 @@ def open_bundle(path: str | Path) -> Iterator[Bundle]:
         ArtefactError: It is none of them, of another version, damaged, or holds what no bundle may hold.
     """
     path = Path(path)
+    if not path.exists() and before_replacing(path).is_dir():
+        _LOG.warning("'%s' was being replaced when that was interrupted; the bundle before is used.", path)
+        path = before_replacing(path)
     if path.is_dir():
         yield _opened(path, path)
         return
@@ -151,6 +157,11 @@ def open_bundle(path: str | Path) -> Iterator[Bundle]:
     with tempfile.TemporaryDirectory(prefix="dfqkit-bundle-", ignore_cleanup_errors=True) as folder:
         take(path, Path(folder), _READ)
         yield _opened(path, Path(folder))
+
+
+def before_replacing(path: Path) -> Path:
+    """Return where a bundle's folder stands while another takes its place, if the system cannot swap two in a step."""
+    return path.with_name(f".{path.absolute().name}.old")
 
 
 def labels_of(path: Path, classes: int) -> tuple[str, ...]:

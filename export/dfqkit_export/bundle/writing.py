@@ -29,12 +29,13 @@ from dfqkit_export.bundle.reading import (
     SCHEMA,
     TEACHER_FILE,
     Bundle,
+    before_replacing,
     labels_of,
     open_bundle,
 )
 from dfqkit_export.bundle.samples import sample_files
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.files import write_bytes
+from dfqkit_export.files import exchange, sync_folder, write_bytes
 from dfqkit_export.images.stored import StoredBank
 from dfqkit_export.sentinel import (
     SENTINEL_FILE,
@@ -78,6 +79,8 @@ def write_bundle(order: Order) -> dict[str, int]:
         ArtefactError: The run is not complete or was changed, has no images to check with, or something else is where
             the bundle should go.
     """
+    if order.out.absolute().name and not order.out.is_symlink() and order.out.suffix.lower() != ".zip":
+        _clean(order.out.absolute())
     _require_free(order.out)
     with open_bundle(order.run) as run:
         if damaged := run.damaged():
@@ -167,21 +170,30 @@ def _require_free(out: Path) -> None:
 
 
 def _write_folder(out: Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder beside and put it in its place; whatever a kill leaves, `open_bundle` finds a whole one."""
     out = out.absolute()
-    temporary, old = (out.with_name(f".{out.name}.{end}") for end in ("part", "old"))
+    temporary, old = out.with_name(f".{out.name}.part"), before_replacing(out)
     try:
-        for leftover in (temporary, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         for name, data in files.items():
             write_bytes(temporary / name, data)
-        if out.exists():
+        if not out.exists():
+            temporary.replace(out)
+        elif not exchange(temporary, out):
             out.replace(old)
-        temporary.replace(out)
+            temporary.replace(out)
+        sync_folder(out.parent)
     except OSError as error:
-        if old.exists() and not out.exists():
-            old.replace(out)
         message = f"Cannot write '{out}': {error.strerror or error}. Free space, or choose another place with --out."
         raise ArtefactError(message) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        _clean(out)
+
+
+def _clean(out: Path) -> None:
+    """Put back a bundle whose replacing was interrupted, and remove what else that left."""
+    temporary, old = out.with_name(f".{out.name}.part"), before_replacing(out)
+    if old.exists() and not out.exists():
+        old.replace(out)
+    for leftover in (temporary, old):
+        shutil.rmtree(leftover, ignore_errors=True)

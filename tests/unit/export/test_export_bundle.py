@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -19,7 +20,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from dfqkit_export.bundle import Order, archive, entries, open_bundle, write_bundle
+from dfqkit_export.bundle import Order, archive, entries, open_bundle, write_bundle, writing
 from dfqkit_export.bundle.card import escaped
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.sentinel import read_sentinel, sentinel_bytes, write_sentinel
@@ -60,6 +61,31 @@ def manifest(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 def refused(path: Path, message: str) -> None:
     with pytest.raises(ArtefactError, match=message), open_bundle(path) as found:
         _ = found.sentinel, found.report, found.recipe, found.labels
+
+
+def _killed(moment: int, action: Callable[[], object]) -> bool:
+    """Do it in a child that dies before its so many-th rename, sync or removal; return whether it came to that."""
+    child = os.fork()
+    if not child:
+        left = [moment]
+
+        def dying(does: Callable[..., Any]) -> Callable[..., Any]:
+            def step(*arguments: Any, **options: Any) -> Any:
+                left[0] -= 1
+                if not left[0]:
+                    os._exit(9)
+                return does(*arguments, **options)
+
+            return step
+
+        for owner, name in ((os, "replace"), (os, "rename"), (os, "fsync"), (os, "unlink"), (os, "rmdir")):
+            setattr(owner, name, dying(getattr(owner, name)))
+        writing.exchange = dying(writing.exchange)
+        try:
+            action()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
 
 
 class TestWriting:
@@ -137,6 +163,36 @@ class TestWriting:
         assert [path.name for path in tmp_path.iterdir()] == [out]
         with open_bundle(tmp_path / out) as found:
             assert found.damaged() == []
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="a child dies without any of its clean-up")
+    @pytest.mark.parametrize("swaps", [True, False], ids=["one step", "two renames"])
+    def test_a_kill_at_any_moment_leaves_a_whole_bundle(
+        self, run: Path, made: Path, tmp_path: Path, swaps: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if not swaps:
+            monkeypatch.setattr(writing, "exchange", lambda *_: False)
+        facts = json.loads((made / "manifest.json").read_text())
+        old, new = {}, {}
+        for files, names in ((old, ["model.onnx"]), (new, ["model.onnx", "labels.txt"])):
+            files |= {name: (made / name).read_bytes() for name in names}
+            listed = {name: facts["files"][name] for name in names}
+            files["manifest.json"] = json.dumps({**facts, "files": listed}).encode()
+        seen = []
+        for moment in range(1, 100):
+            out = tmp_path / str(moment) / "b"
+            writing._write_folder(out, old)
+            killed = _killed(moment, functools.partial(writing._write_folder, out, new))
+            with open_bundle(out) as found:
+                assert (found.damaged(), found.unlisted()) == ([], set())
+                seen.append("labels.txt" in found.files)
+            if not killed:
+                break
+            if not out.exists():
+                write_bundle(Order(run=run, out=out))
+                assert [path.name for path in out.parent.iterdir()] == ["b"]
+        assert len(seen) > 10
+        assert seen == sorted(seen)
+        assert {False, True} == set(seen)
 
     def test_what_is_not_ours_is_not_replaced(self, run: Path, bundle: Path, tmp_path: Path) -> None:
         (tmp_path / "mine").mkdir()
