@@ -5,6 +5,7 @@ What belongs here: one function over the same stages that the command line runs.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from dfqkit.config.distill import DistillConfig, DistillWeights
+from dfqkit.config.image_of_model import spec_values
 from dfqkit.config.reading import recipe_from
 from dfqkit.config.recipe import FloorSection, Recipe, TeacherSection
 from dfqkit.progress import Progress, silent
@@ -30,6 +32,8 @@ from dfqkit_export.measure.kinds import INTEGER_OPS, STUDENT_AGREEMENT
 from dfqkit_export.report import Report
 from dfqkit_export.report.verdict import OK, Verdict
 from dfqkit_export.tasks import entry_of, task_of
+
+_LOG = logging.getLogger(__name__)
 
 #: The bits for which calibration alone is enough.
 _ENOUGH_BITS = "w8a8"
@@ -76,7 +80,7 @@ def quantize(
 
     Args:
         model: A trained classifier, which is copied and left as it is; or a `Teacher`.
-        image: What images it takes; not needed with a `Teacher`.
+        image: What images it takes; not needed with a `Teacher`, or a module of timm, which says it itself.
         bits: Weight and activation bits, e.g. ``w8a8``, ``w4a8``, ``w4a4``.
         target: One of `dfqkit list targets`, such as ``onnxruntime``, ``openvino`` or ``tensorrt``.
         out: Folder for the result; a new temporary one by default. A folder that holds the same run continues it.
@@ -101,6 +105,10 @@ def quantize(
     if isinstance(model, Teacher):
         teacher = model
     else:
+        known = spec_values(model) if image is None else None
+        if known is not None:
+            image = ImageSpec(**known)
+            _LOG.warning("The module carries what images it takes, and they are taken so: %s.", image)
         if image is None:
             message = "quantize needs image=ImageSpec(shape=..., mean=..., std=..., classes=...) beside a module."
             raise TypeError(message)

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from dfqkit.cli.options import Commands, add_command, add_json, document, positive, result
-from dfqkit_export.images.pixels import ORDERS, RANGES, RGB
+from dfqkit.cli.options import Commands, add_command, add_json, document, note, positive, result
+from dfqkit_export.images.pixels import ORDERS, RANGES
 
 if TYPE_CHECKING:
     from dfqkit.teacher.load import Teacher
@@ -81,9 +81,6 @@ def _check(args: argparse.Namespace) -> None:
     if bool(args.subject) == bool(args.factory):
         args.parser.error("give either a RECIPE or --factory with --shape and --classes, or a FILE.onnx")
     about = {"--shape": args.shape, "--classes": args.classes}
-    missing = [name for name, value in about.items() if value is None]
-    if args.factory and missing:
-        args.parser.error(f"--factory needs {' and '.join(missing)}, such as --shape 3,224,224 --classes 1000")
     about |= {"--weights": args.weights, "--weights-key": args.weights_key, "--mean": args.mean, "--std": args.std}
     about |= {"--pixel-range": args.pixel_range, "--channels": args.channels}
     extra = [name for name, value in about.items() if value is not None]
@@ -97,18 +94,16 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _from_factory(args: argparse.Namespace) -> Teacher:
+    from dfqkit.config.image_of_model import require_values
     from dfqkit.teacher.load import load_teacher
     from dfqkit_export.images.spec import ImageSpec
 
-    channels = args.shape[0]
-    image = ImageSpec(
-        shape=args.shape,
-        mean=args.mean or (0.0,) * channels,
-        std=args.std or (1.0,) * channels,
-        classes=args.classes,
-        pixel_range=args.pixel_range or RANGES[0],
-        channels=args.channels or RGB,
-    )
+    given = {"shape": args.shape, "mean": args.mean, "std": args.std, "classes": args.classes}
+    given |= {"pixel_range": args.pixel_range, "channels": args.channels}
+    image = ImageSpec.from_dict(require_values(args.factory, given))
+    left = [key for key in ("shape", "mean", "std", "classes") if given[key] is None]
+    if left:
+        note(f"{', '.join(left)} taken as the library, or nothing, says: {image.to_dict()}")
     return load_teacher(args.factory, image, args.weights, weights_key=args.weights_key)
 
 

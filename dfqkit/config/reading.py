@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from dfqkit.config.files import find_recipe
+from dfqkit.config.image_of_model import filled
 from dfqkit.config.recipe import Recipe
 from dfqkit.config.section import OneOf, Section
 from dfqkit.config.yaml_text import DEEPEST, read_yaml
@@ -49,6 +50,7 @@ def recipe_from(data: object, where: str, overrides: Sequence[str] = ()) -> Reci
         raise RecipeError(message)
     for override in overrides:
         _override(data, override)
+    filled(data, where)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:

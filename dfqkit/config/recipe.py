@@ -64,6 +64,9 @@ class ImageSection(Section):
     pixel_range: Annotated[Literal[1, 255], Added("0.2.0")] = Field(1, description="Largest pixel that goes in.")
     channels: Annotated[Literal["RGB", "BGR"], Added("0.2.0")] = Field(RGB, description="Order of the colours.")
     layout: Annotated[Literal["NCHW"], Added("0.2.0")] = Field(LAYOUT, description="Order of the axes.")
+    filled_from: Annotated[str | None, Added("0.2.0")] = Field(
+        None, description="Whose facts stand here, where the recipe left some out; written by dfqkit."
+    )
 
     @model_validator(mode="after")
     def _per_channel(self) -> ImageSection:

@@ -117,6 +117,7 @@ def provenance(context: Context, until: str) -> dict[str, Any]:
         "teacher": teacher.name,
         "teacher_sha256": teacher.sha256,
         "weights": teacher.weights_source,
+        **({"image taken from": recipe.image.filled_from} if recipe.image.filled_from else {}),
         **student,
         "target": recipe.target,
         "measured in": _measured_in(context.target),

@@ -1,0 +1,153 @@
+"""What images a model of a known library takes, where a recipe does not say it.
+
+What belongs here: reading the library's own facts; nothing is made or downloaded, and libraries are imported late.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import PurePath
+from typing import Any
+
+from dfqkit_export.errors import RecipeError
+
+_LOG = logging.getLogger(__name__)
+
+_NEEDED = ("shape", "mean", "std", "classes")
+_CLASS_ARGUMENTS = ("num_classes", "classes")
+_COLOURS = 3
+
+
+def filled(recipe: dict[str, Any], name: str) -> None:
+    """Complete a recipe's image section, in place, by what its teacher's library says of the model; it is told.
+
+    Where images for validation are read from a folder, an archive or a data set, their resize and crop too.
+    """
+    teacher, image, validation = (recipe.get(key) for key in ("teacher", "image", "validate"))
+    image = {} if image is None else image
+    if not isinstance(teacher, dict) or not isinstance(image, dict) or not isinstance(teacher.get("factory"), str):
+        return
+    missing = [key for key in _NEEDED if image.get(key) is None]
+    if not missing or not isinstance(teacher.get("args") or {}, dict):
+        return
+    factory = teacher["factory"]
+    known = image_values(factory, teacher.get("args") or {}, teacher.get("weights"))
+    if _otherwise(image):
+        known = {key: value for key, value in known.items() if key not in ("mean", "std")}
+    added = {key: known[key] for key in missing if key in known}
+    if not added:
+        return
+    recipe["image"] = {**image, **added, "filled_from": f"{factory} ({', '.join(added)})"}
+    told = ", ".join(f"image.{key} {value}" for key, value in added.items())
+    if "shape" in added and isinstance(validation, dict) and _has_any_size(validation) and "resize" in known:
+        sizes = {"resize": known["resize"], "crop": known["crop"]}
+        recipe["validate"] = {**validation, **sizes}
+        told += f", validate.resize {sizes['resize']} and crop {sizes['crop']} (bicubic; the model's own interpolation "
+        told += f"is {known['interpolation']})"
+    _LOG.warning("Recipe '%s' leaves out what %s knows: %s.", name, factory, told)
+
+
+def image_values(factory: str, args: Mapping[str, Any], weights: object = None) -> dict[str, Any]:
+    """Return shape, mean, std, classes, and resize, crop, interpolation, of a library's model; empty of any other.
+
+    ``weights`` is the file of its weights, whose name tells which of several recipes it was trained by.
+    """
+    library, _, model = factory.partition(":")
+    read = _LIBRARIES.get(library)
+    try:
+        found = {} if read is None else read(model, str(weights or ""))
+    except (ImportError, ValueError, RuntimeError, KeyError, AttributeError):
+        return {}  # making the teacher says what is wrong with the name, or which package is missing
+    classes = next((args[key] for key in _CLASS_ARGUMENTS if key in args), found.get("classes"))
+    if args.get("in_chans", _COLOURS) != _COLOURS:
+        found = {}  # the library's normalisation is of three colours
+    elif "img_size" in args and found:
+        size = args["img_size"]
+        found |= {"shape": [_COLOURS, *([size, size] if isinstance(size, int) else size)]}
+        found = {key: value for key, value in found.items() if key not in ("resize", "crop")}
+    return found | ({} if classes is None else {"classes": classes})
+
+
+def spec_values(model: object) -> dict[str, Any] | None:
+    """Return what `ImageSpec` takes for a module that carries its library's facts, as timm's do; None for others."""
+    facts = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    if facts is None:
+        return None
+    found = _of_facts(facts)
+    first = next((value for value in model.parameters() if value.dim() == 4), None)  # type: ignore[attr-defined]
+    if not found or (first is not None and first.shape[1] != found["shape"][0]):
+        return None
+    classes = getattr(model, "num_classes", found["classes"])
+    return {key: found[key] for key in ("shape", "mean", "std")} | {"classes": int(classes)}
+
+
+def _otherwise(image: Mapping[str, Any]) -> bool:
+    """Return whether an image is said to be other than the libraries' facts are about: RGB from 0 to 1."""
+    shape = image.get("shape")
+    channels = shape[0] if isinstance(shape, list | tuple) and shape else _COLOURS
+    return channels != _COLOURS or (image.get("pixel_range") or 1, image.get("channels") or "RGB") != (1, "RGB")
+
+
+def _has_any_size(validation: Mapping[str, Any]) -> bool:
+    data = validation.get("data")
+    given = validation.get("resize") or validation.get("crop")
+    return isinstance(data, str) and not given and PurePath(data).suffix.lower() != ".npz"
+
+
+def _timm(model: str, _: str) -> dict[str, Any]:
+    from timm.models import get_pretrained_cfg
+
+    facts = get_pretrained_cfg(model)
+    return {} if facts is None else _of_facts(facts)
+
+
+def _of_facts(facts: Any) -> dict[str, Any]:
+    def get(name: str) -> Any:
+        return facts.get(name) if isinstance(facts, Mapping) else getattr(facts, name, None)
+
+    size, mean, std = get("input_size"), get("mean"), get("std")
+    if not size or mean is None or std is None:
+        return {}
+    found = {"shape": list(size), "mean": list(mean), "std": list(std), "classes": get("num_classes")}
+    if size[1] == size[2]:
+        found |= {"resize": int(size[1] / (get("crop_pct") or 1.0)), "crop": size[1]}
+    return found | {"interpolation": get("interpolation")}
+
+
+def _torchvision(model: str, weights: str) -> dict[str, Any]:
+    from torchvision.models import get_model_weights
+
+    members = list(get_model_weights(model))
+    name = PurePath(weights).name
+    chosen = next((member for member in members if name and member.url.rpartition("/")[2] == name), members[0])
+    made = chosen.transforms()
+    resize, crop = int(made.resize_size[0]), int(made.crop_size[0])
+    return {
+        "shape": [_COLOURS, crop, crop],
+        "mean": list(made.mean),
+        "std": list(made.std),
+        "classes": len(chosen.meta["categories"]),
+        "resize": resize,
+        "crop": crop,
+        "interpolation": made.interpolation.value,
+    }
+
+
+_LIBRARIES: dict[str, Callable[[str, str], dict[str, Any]]] = {"timm": _timm, "torchvision": _torchvision}
+
+
+def require_values(factory: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model's image by what is given and, beyond that, what its library says; shape and classes must be."""
+    found = image_values(factory, {})
+    if _otherwise(given):
+        found = {key: value for key, value in found.items() if key not in ("mean", "std")}
+    found |= {key: value for key, value in given.items() if value is not None}
+    missing = [key for key in ("shape", "classes") if key not in found]
+    if missing:
+        message = f"Nothing says {' and '.join(missing)} of '{factory}'. Give --shape C,H,W and --classes N."
+        raise RecipeError(message)
+    channels = found["shape"][0]
+    usual = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
+    keys = ("shape", "mean", "std", "classes", "pixel_range", "channels")
+    return {key: value for key, value in (usual | found).items() if key in keys}
