@@ -14,8 +14,8 @@ from typing import Any
 
 from dfqkit_export.errors import ArtefactError
 
-#: Paths are as they are, not below an open folder.
-_HERE = -100
+# For the system's call: paths are as they are, not below an open folder; and both are there.
+_HERE, _SWAP = -100, 2
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -56,11 +56,16 @@ def sync_folder(folder: Path) -> None:
 
 def exchange(one: Path, other: Path) -> bool:
     """Swap what two paths name in one step, so that a kill leaves both whole; return whether the system could."""
-    names = {"linux": ("renameat2", (_HERE, os.fsencode(one), _HERE, os.fsencode(other), 2))}
-    names["darwin"] = ("renamex_np", (os.fsencode(one), os.fsencode(other), 2))
-    name, arguments = names.get(sys.platform, ("", ()))
-    swap = getattr(ctypes.CDLL(None), name, None) if name else None
-    return swap is not None and swap(*arguments) == 0
+    paths = os.fsencode(one), os.fsencode(other)
+    calls: dict[str, tuple[str, tuple[int | bytes, ...]]] = {
+        "linux": ("renameat2", (_HERE, paths[0], _HERE, paths[1], _SWAP)),
+        "darwin": ("renamex_np", (*paths, _SWAP)),
+    }
+    if sys.platform not in calls:
+        return False
+    name, arguments = calls[sys.platform]
+    swap = getattr(ctypes.CDLL(None), name, None)
+    return swap is not None and int(swap(*arguments)) == 0
 
 
 def require_model(path: Path) -> None:

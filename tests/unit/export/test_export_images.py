@@ -6,8 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from dfqkit_export.errors import ArtefactError, CheckFailedError, DfqkitError, RuntimeUnavailableError, TargetError
+from dfqkit.cli import main
+from dfqkit.config.reading import load_recipe
+from dfqkit_export.errors import (
+    ArtefactError,
+    CheckFailedError,
+    DfqkitError,
+    RecipeError,
+    RuntimeUnavailableError,
+    TargetError,
+)
 from dfqkit_export.images.spec import ImageSpec
+from tests._messages import raises_naming
 
 SPEC = ImageSpec(shape=(3, 4, 5), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.5), classes=10)
 
@@ -75,6 +85,81 @@ def test_dict_round_trip_accepts_lists() -> None:
 def test_bad_specifications_are_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ArtefactError, match=words):
         ImageSpec(**{**SPEC.to_dict(), **changes})
+
+
+class TestPixels:
+    """Pixel range and channel order have one meaning: images outside of the network are RGB on [0, 1]."""
+
+    @pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+    def test_range_and_order_are_those_of_the_network(self, kind: Any) -> None:
+        mean, std = (103.53, 116.28, 123.675), (57.375, 57.12, 58.395)
+        spec = ImageSpec(shape=(3, 4, 5), mean=mean, std=std, pixel_range=255, channels="BGR")
+        x = images()
+        taken = np.asarray(spec.normalize(kind(x)))
+        for place, colour in enumerate((2, 1, 0)):
+            expected = (255 * x[:, colour].astype(np.float64) - mean[place]) / std[place]
+            np.testing.assert_allclose(taken[:, place], expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(np.asarray(spec.denormalize(kind(taken))), x, atol=1e-6)
+        low, high = spec.bounds()
+        assert low <= taken.min() < taken.max() <= high
+        assert spec.plain_moments()[0] == pytest.approx((0.485, 0.456, 0.406))
+        assert ImageSpec.from_dict(spec.to_dict()) == spec
+
+    def test_the_same_images_give_the_same_input_however_they_are_stated(self) -> None:
+        x = images()
+        scaled = ImageSpec(
+            shape=(3, 4, 5),
+            pixel_range=255,
+            mean=[255 * m for m in SPEC.mean],
+            std=[255 * s for s in SPEC.std],
+            classes=10,
+        )
+        np.testing.assert_allclose(scaled.normalize(x), SPEC.normalize(x), rtol=1e-5, atol=1e-6)
+
+    def test_defaults_are_left_out_so_that_older_files_stay_equal(self) -> None:
+        assert set(SPEC.to_dict()) == {"shape", "mean", "std", "classes"}
+
+    @pytest.mark.parametrize(
+        ("changes", "facts"),
+        [
+            ({"mean": (127.5,) * 3, "std": (58,) * 3}, ("mean (127.5", "0 to 1", "0.5", "pixel_range: 255")),
+            ({"std": (58.4, 57.1, 57.4)}, ("std (58.4", "0.229")),
+            ({"mean": (-0.1, 0, 0)}, ("mean (-0.1",)),
+            ({"mean": (300, 0, 0), "pixel_range": 255}, ("mean (300", "0 to 255")),
+            ({"pixel_range": 255}, ("mean (0.4", "102", "pixel_range")),
+            ({"pixel_range": 65535}, ("65535", "1, 255")),
+            ({"pixel_range": True}, ("True", "1, 255")),
+            ({"channels": "GBR"}, ("GBR", "RGB, BGR")),
+            ({"layout": "NHWC"}, ("NHWC", "NCHW")),
+        ],
+    )  # fmt: skip
+    def test_what_cannot_be_is_refused_with_what_was_meant(
+        self, changes: dict[str, Any], facts: tuple[str, ...]
+    ) -> None:
+        with raises_naming(ArtefactError, *facts):
+            ImageSpec(**{**SPEC.to_dict(), **changes})
+
+    def test_grey_images_have_no_order(self) -> None:
+        with raises_naming(ArtefactError, "BGR", "1 channel"):
+            ImageSpec(shape=(1, 4, 5), mean=(0.5,), std=(0.5,), channels="BGR")
+
+    @pytest.mark.parametrize("mean", [(0.0,) * 3, (123.675, 116.28, 103.53)])
+    def test_a_network_of_plain_pixels(self, mean: tuple[float, ...]) -> None:
+        spec = ImageSpec(shape=(3, 4, 5), mean=mean, std=(1.0,) * 3, pixel_range=255)
+        np.testing.assert_allclose(
+            spec.normalize(images()), 255 * images() - np.reshape(mean, (3, 1, 1)), rtol=1e-4, atol=1e-4
+        )
+
+    def test_recipes_and_commands_refuse_the_same(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with raises_naming(RecipeError, "image", "127.5", "0.5", "pixel_range: 255"):
+            load_recipe("digits/dfq-w8a8-ort", ["image.mean=[127.5]", "image.std=[58]"])
+        found = load_recipe("digits/dfq-w8a8-ort", ["image.mean=[76]", "image.std=[81]", "image.pixel_range=255"])
+        assert found.image.spec().pixel_range == 255
+        assert "pixel_range: 255" in found.to_yaml()
+        assert "pixel_range" not in load_recipe("digits/dfq-w8a8-ort").to_yaml()
+        model = ["--factory", "dfqkit.models:digits_cnn", "--shape", "1,16,16", "--classes", "10"]
+        assert main(["inspect", *model, "--mean", "127.5", "--std", "58"]) == 2
+        assert "127.5" in capsys.readouterr().err
 
 
 def test_missing_and_unknown_keys_are_named() -> None:
