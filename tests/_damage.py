@@ -146,11 +146,12 @@ class Judge:
     def wrong(self, place: Place) -> list[str]:
         """Return what is wrong with how the commands took a damage: tracebacks, other bytes."""
         found = []
-        for command in (["report"], ["bundle"], ["check"], ["run"]):
+        # A check runs in a process of its own, which takes seconds.
+        checked = place.name.partition(":")[0] in ("model.onnx", "sentinel.safetensors", "report.json")
+        for command in ("report", "bundle", "run", *(["check"] if checked else [])):
             folder = self._copy()
             place.do(folder)
-            told = self._one(command[0], folder)
-            found += [f"{place.name}, {command[0]}: {text}" for text in told]
+            found += [f"{place.name}, {command}: {text}" for text in self._one(command, folder)]
         return found
 
     def _one(self, command: str, folder: Path) -> list[str]:
