@@ -1,4 +1,4 @@
-"""Images that are not RGB squares: any number of channels, oblong and odd sizes; the run ends and its page shows them."""
+"""Images that are not RGB squares, of any number of channels and any size: the run ends, and its page shows them."""
 
 from __future__ import annotations
 
