@@ -55,7 +55,7 @@ def _run(args: argparse.Namespace) -> int:
         if not (path / REPORT).exists() or following(args.only, work.recipe):
             later = following(args.only, work.recipe)
             note(f"{args.only} is complete." + (f" Next: {only(later, path)}" if later else ""))
-            ending("ok", started, path)
+            ending("done", started, path)  # of a stage, which is no verdict
             return 0
     else:
         carry_out(work, STAGES, args, resume=shlex.join(["dfqkit", "run", "--resume", str(path)]))

@@ -76,7 +76,7 @@ def report_of(context: Context, measured: Measured) -> Report:
 
 def evidence_of(context: Context, measured: Measured, floors: Sequence[Floor]) -> Evidence:
     """Return what a run is judged by, beside its floors: that it has none makes no file good."""
-    from dfqkit_export.measure.kinds import STUDENT_AGREEMENT, TOP1_DROP
+    from dfqkit_export.measure.kinds import STUDENT_AGREEMENT, TOP1, TOP1_DROP
     from dfqkit_export.report.judging import Evidence
 
     doubts = list(context.synthesis.warnings()) if measured.seen else []
@@ -86,6 +86,8 @@ def evidence_of(context: Context, measured: Measured, floors: Sequence[Floor]) -
     share = realised.integer_ops if realised else None
     return Evidence(
         drops=measured.drops,
+        teacher=[metric for metric in measured.metrics if (metric.name, metric.subject) == (TOP1.name, "teacher")],
+        classes=context.teacher.image.classes,
         same=[metric for metric in measured.metrics if metric.name == STUDENT_AGREEMENT.name],
         seen=measured.seen,
         layers=measured.layers,

@@ -69,7 +69,7 @@ class Comparison:
         min_sqnr: The threshold that was used, in dB.
         notes: What a reader must know of how it was measured.
         shown: What the images show of B, were A its float teacher; None where an output is not finite.
-        drops: Of B from A, on images with labels.
+        labelled: A's own accuracy and B's drop from it, on images with labels.
         task: What the outputs mean.
     """
 
@@ -87,7 +87,7 @@ class Comparison:
     min_sqnr: float = MIN_SQNR
     notes: tuple[str, ...] = ()
     shown: Seen | None = None
-    drops: tuple[Metric, ...] = ()
+    labelled: tuple[Metric, ...] = ()
     task: Task = DEFAULT_TASK
 
     @property
@@ -160,13 +160,15 @@ def compare_files(
         margins = task.margins(first, first)[flipped]
     margin = float(margins.max()) if margins.size and np.isfinite(margins).all() else None
     shown: Seen | None = None
-    drops: list[Metric] = []
+    labelled: list[Metric] = []
     if all(np.isfinite(side[name]).all() for side in (first, second) for name in task.names):
         image = model_image(models[0]) or _image_of(images, first[task.names[0]])
         shown = seen(task, image, first, second, data=inputs.source)
         if inputs.labels is not None:
             labels = inputs.labels[: len(images)]
             drops = task.metrics(first, second, labels, subject=b.runtime, data=inputs.source)
+            labelled = [metric for metric in drops if metric.name == TOP1_DROP.name]
+            labelled += task.metrics(None, first, labels, subject="teacher", data=inputs.source)
     return Comparison(
         a=a,
         b=b,
@@ -182,7 +184,7 @@ def compare_files(
         min_sqnr=min_sqnr,
         notes=tuple(notes),
         shown=shown,
-        drops=tuple(metric for metric in drops if metric.name == TOP1_DROP.name),
+        labelled=tuple(labelled),
         task=task,
     )
 

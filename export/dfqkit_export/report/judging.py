@@ -38,6 +38,8 @@ COLLAPSED_DB = 0.0
 LARGEST = 90.0
 #: A teacher whose mean probability is less than so many times chance is as unsure as one that was never trained.
 UNSURE = 2.0
+#: A teacher is no better than a guess below this share of the way from chance to perfect.
+SKILL = 0.1
 #: A file that gives another answer than the student that it was written from, on one image in ten, is another network.
 SAME = 90.0
 
@@ -48,6 +50,8 @@ class Evidence:
 
     Attributes:
         drops: Top-1 drops on labelled images, with their intervals.
+        teacher: The teacher's own accuracy on labelled images.
+        classes: How many it tells apart; 0 where that is not known.
         same: Agreement of each runtime with the student that the file was written from.
         seen: What images without labels show, each set of them.
         layers: SQNR by layer, where it was measured.
@@ -58,6 +62,8 @@ class Evidence:
     """
 
     drops: Sequence[Metric] = ()
+    teacher: Sequence[Metric] = ()
+    classes: int = 0
     same: Sequence[Metric] = ()
     seen: Sequence[Seen] = ()
     layers: Sequence[LayerRow] = ()
@@ -79,6 +85,8 @@ class Judgement:
 def judge(evidence: Evidence, findings: Iterable[Finding] = ()) -> Judgement:
     """Judge what was measured; `findings` are those that stand already, such as floors that do not hold."""
     found = [*findings, *_of_the_file(evidence)]
+    if guesses := _guesses(evidence):
+        return Judgement(verdict=FAILED if found else NOT_JUDGED, findings=tuple(found), reasons=guesses)
     measured = [_labelled(drop, evidence.allowed) for drop in evidence.drops if drop.value is not None]
     if not measured or NOT_JUDGED in {each.verdict for each in measured}:
         without = _without_labels(evidence)
@@ -117,6 +125,18 @@ def _of_the_file(evidence: Evidence) -> list[Finding]:
         )
         found.append(Finding(metric=INTEGER_OPS.name, subject="file", value=0.0, floor=0.0, message=message))
     return found
+
+
+def _guesses(evidence: Evidence) -> tuple[str, ...]:
+    """Say where the teacher itself does little better than guessing, so that no file can lose anything."""
+    chance = 100.0 / evidence.classes if evidence.classes else 0.0
+    least = chance + SKILL * (100.0 - chance)
+    return tuple(
+        f"The teacher itself is right on {top1.value:.2f} % of {top1.n} labelled images of {top1.data}, where guessing "
+        f"is on {chance:.2g} %: agreeing with it shows nothing. Check mean and std, the labels and the weights."
+        for top1 in evidence.teacher
+        if evidence.classes and top1.value is not None and top1.value < least
+    )
 
 
 def _labelled(drop: Metric, allowed: float | None) -> Judgement:

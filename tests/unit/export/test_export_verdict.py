@@ -24,7 +24,7 @@ from dfqkit_export.gate import (
     render_text,
 )
 from dfqkit_export.images.spec import ImageSpec
-from dfqkit_export.measure.kinds import STUDENT_AGREEMENT, TOP1_DROP
+from dfqkit_export.measure.kinds import STUDENT_AGREEMENT, TOP1, TOP1_DROP
 from dfqkit_export.report import Finding, LayerRow, Report
 from dfqkit_export.report.evidence import Seen, seen
 from dfqkit_export.report.judging import BROKEN, LEAST_IMAGES, OK_DB, OK_FIRM, Evidence, judge
@@ -77,6 +77,14 @@ def test_labelled_images_decide_by_their_interval(drops: list[Any], allowed: flo
 def test_labelled_images_count_more_than_others() -> None:
     assert judge(Evidence(drops=[drop(0)], seen=[BAD])).verdict == OK
     assert judge(Evidence(drops=[drop(60)], seen=[GOOD])).verdict == FAILED
+
+
+@pytest.mark.parametrize(("right", "verdict"), [(10.0, NOT_JUDGED), (18.0, NOT_JUDGED), (20.0, OK), (90.0, OK)])
+def test_a_teacher_that_guesses_proves_nothing(right: float, verdict: str) -> None:
+    own = TOP1.metric(subject="teacher", data="real:test", value=right, n=1000)
+    judged = judge(Evidence(drops=[drop(0)], teacher=[own], classes=10, seen=[GOOD]))
+    assert judged.verdict == verdict
+    assert judge(Evidence(drops=[drop(0)], teacher=[own], classes=0)).verdict == OK
 
 
 def test_few_labelled_images_leave_it_to_others_unless_some_were_lost() -> None:
