@@ -94,17 +94,22 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _from_factory(args: argparse.Namespace) -> Teacher:
-    from dfqkit.config.image_of_model import require_values
+    from dfqkit.config.image_of_model import image_values, require_values
     from dfqkit.teacher.load import load_teacher
+    from dfqkit_export.errors import RecipeError
     from dfqkit_export.images.spec import ImageSpec
 
     given = {"shape": args.shape, "mean": args.mean, "std": args.std, "classes": args.classes}
     given |= {"pixel_range": args.pixel_range, "channels": args.channels}
-    image = ImageSpec.from_dict(require_values(args.factory, given))
-    left = [key for key in ("shape", "mean", "std", "classes") if given[key] is None]
-    if left:
-        note(f"{', '.join(left)} taken as the library, or nothing, says: {image.to_dict()}")
-    return load_teacher(args.factory, image, args.weights, weights_key=args.weights_key)
+    try:
+        image = ImageSpec.from_dict(require_values(args.factory, given))
+    except RecipeError as error:
+        args.parser.error(str(error))
+    teacher = load_teacher(args.factory, image, args.weights, weights_key=args.weights_key)
+    known = [key for key in image_values(args.factory, {}) if given.get(key, "") is None]
+    if known:
+        note(f"{', '.join(known)} are what the library says of {args.factory}: {image.to_dict()}")
+    return teacher
 
 
 def _several(kind: type[int | float], what: str) -> Callable[[str], tuple[int | float, ...]]:

@@ -17,6 +17,7 @@ from dfqkit.synthesis.methods.bank import BankConfig
 from dfqkit.synthesis.methods.bank.method import Bank
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError
+from dfqkit_export.files import sealed
 from tests._messages import raises_naming
 from tests._toys import IMAGE, toy_teacher
 
@@ -204,7 +205,7 @@ class TestRefusals:
             shard.write_bytes(data)
         else:
             facts |= {"n": 19} if damage == "miscounted" else {"schema": 2}
-            (path / "set.json").write_text(json.dumps(facts))
+            (path / "set.json").write_text(json.dumps(sealed(facts)))
         with pytest.raises(ArtefactError, match=message):
             make(path, teacher, Demand(training=4))
 
