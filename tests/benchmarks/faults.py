@@ -1,10 +1,14 @@
-"""Sixteen faults in a bundle: what `dfqkit check` says of each, and whether it stays quiet about good files.
+"""Faults in a bundle: what `dfqkit check` says of each, and whether it stays quiet about good files.
 
-Run it with ``python tests/benchmarks/faults.py BUNDLE [--into BUNDLE] [--good BUNDLE ...] [--variants]``. BUNDLE is a
-bundle's folder or .zip, or a run's folder; the baseline is recorded from it. ``--good`` names files of the same network
-that must pass, such as those of other calibration seeds; each is measured on the recorded sentinel set with one and two
-threads and with graph optimizations off. The last line says how many faults were caught and how many false alarms there
-were; the exit code is 1 unless all and none.
+Run it with ``python tests/benchmarks/faults.py BUNDLE [--into BUNDLE] [--good BUNDLE ...] [--variants]
+[--more NPZ]``. BUNDLE is a bundle's folder or .zip, or a run's folder; the baseline is recorded from it. ``--good``
+names files of the same network that must pass, such as those of other calibration seeds; each is measured on the
+recorded sentinel set with one and two threads and with graph optimizations off. The last line says how many faults were
+caught and how many false alarms there were; the exit code is 1 unless all and none.
+
+``--more`` tries the faults of `_more_faults`, too, of a bundle's folder, and says what each costs on the labelled
+images of NPZ: of those that cost half a point or more, and of those beside the model, all must be caught and 90 %
+named.
 """
 
 from __future__ import annotations
@@ -16,11 +20,15 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.gate import Baseline, CaseOutcome, Options, check, check_path, open_subject
+from dfqkit_export.images.labelled import load_images
 from dfqkit_export.sentinel import normalized
+from tests import _more_faults
 from tests._faults import FAULTS, VARIANTS, inject
 
 SETTINGS = {
@@ -35,6 +43,7 @@ def main() -> int:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--good", nargs="*", type=Path, default=[])
     parser.add_argument("--into", type=Path, help="put the faults into this good file instead of the recorded one")
+    parser.add_argument("--more", type=Path, metavar="NPZ", help="try more faults; labelled images tell their cost")
     parser.add_argument("--variants", action="store_true", help="try further shapes of the faults, too")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -57,8 +66,48 @@ def main() -> int:
             print(f"| {name} | {layer} | {outcome.cases[0].verdict()} | {outcome.exit_code} | {message}{named} |")
         caught = sum(outcome.exit_code in (1, 2) for _, _, outcome, _ in rows)
         alarms = _false_alarms([args.bundle, *args.good], recorded)
+        few = _more(good, args.more, Path(folder) / "more") if args.more is not None else False
     print(f"\ncaught {caught} of {len(rows)}; false alarms: {alarms} of {len(SETTINGS) * (1 + len(args.good))}")
-    return int(caught < len(rows) or alarms > 0)
+    return int(caught < len(rows) or alarms > 0 or few)
+
+
+def _more(good: Path, labelled: Path, folder: Path) -> bool:
+    """Print what the check says of more faults; whether too few were caught or named."""
+    folder.mkdir()
+    bundle = _more_faults.prepared(good, folder / "good")
+    entry = check_path(bundle, Baseline(), Options(update=True)).entry
+    assert entry is not None
+    whole, must, named = _top1(bundle, labelled), 0, 0
+    print("\n| fault | drop | caught | named | message |\n|---|--:|---|---|---|")
+    missed = []
+    for name, fault in _more_faults.FAULTS.items():
+        if not _more_faults.inject(name, bundle, folder / name):
+            continue
+        case = check_path(folder / name, Baseline(cases={entry_name(bundle): entry}))
+        drop = None if fault.beside else whole - _top1(folder / name, labelled)
+        told = " ".join([case.error, *case.causes])
+        words = all(any(word in told for word in group) for group in fault.words)
+        counts = drop is None or drop >= 0.5
+        must, named = must + counts, named + (counts and case.failed() and words)
+        missed += [name] if counts and not case.failed() else []
+        cost = "-" if drop is None else f"{drop:.2f}"
+        print(f"| {name} | {cost} | {'yes' if case.failed() else 'no'} | {'yes' if words else 'no'} | {told[:160]} |")
+    print(f"\nmore: of {must} that cost 0.5 points or are beside the model, caught {must - len(missed)}, named {named}")
+    return bool(missed) or named < 0.9 * must
+
+
+def entry_name(bundle: Path) -> str:
+    with open_subject(bundle) as subject:
+        return subject.bundle.name
+
+
+def _top1(bundle: Path, labelled: Path) -> float:
+    """Share in % of the right answers on images as the bundle says that they are normalised."""
+    with open_subject(bundle) as subject:
+        found = load_images(labelled, subject.sentinel.spec)
+        session = OrtSession(subject.bundle.model)
+        outputs = [session.predict(batch) for batch in found.batches(subject.sentinel.spec, 64)]
+    return float(100 * np.mean(np.concatenate(outputs).argmax(1) == found.labels))
 
 
 def message_of(case: CaseOutcome) -> str:

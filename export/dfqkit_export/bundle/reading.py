@@ -64,6 +64,7 @@ class Bundle:
         quant: The scheme; empty where it is not known.
         command: What made it; empty where it is not known.
         files: sha256 by name, as the manifest has it.
+        whole: Whether the manifest lists all that is there, as a bundle's does and a run's does not.
     """
 
     path: Path
@@ -76,6 +77,7 @@ class Bundle:
     quant: Mapping[str, Any]
     command: str
     files: Mapping[str, str]
+    whole: bool
 
     @property
     def model(self) -> Path:
@@ -214,6 +216,7 @@ def _of_bundle(path: Path, root: Path, facts: Mapping[str, Any]) -> Bundle:
         quant=dict(facts["quant"]),
         command=facts["command"],
         files={str(name): str(entry["sha256"]) for name, entry in facts["files"].items()},
+        whole=True,
     )
 
 
@@ -259,6 +262,7 @@ def _of_run(path: Path, root: Path, facts: Mapping[str, Any]) -> Bundle:
         quant=dict(parse_json(metadata.get("dfqkit.quant", "{}"))),
         command=str(facts["facts"].get("command", "")),
         files=files,
+        whole=False,
     )
 
 

@@ -16,14 +16,14 @@ from dfqkit_export.errors import ArtefactError, DfqkitError, RuntimeUnavailableE
 from dfqkit_export.gate.apart import check_apart
 from dfqkit_export.gate.baseline import Baseline, Case, environment_changes, recorded_environment
 from dfqkit_export.gate.change import Change
-from dfqkit_export.gate.diagnosis import explain
+from dfqkit_export.gate.diagnosis import causes_of
 from dfqkit_export.gate.filerows import STANDING, file_metrics, file_rows, with_reasons
 from dfqkit_export.gate.graph_diff import compare_signatures
 from dfqkit_export.gate.judged import VERDICT, estimated, verdict_rows
 from dfqkit_export.gate.measurement import Measurement, measure_report, measure_subject, open_subject
 from dfqkit_export.gate.recording import changes_of, record
 from dfqkit_export.gate.verdicts import FAILING, CaseOutcome, Options, Outcome, judge, order
-from dfqkit_export.measure.kinds import STRUCTURE, Metric
+from dfqkit_export.measure.kinds import Metric
 from dfqkit_export.report.rows import estimate_sentence
 from dfqkit_export.report.verdict import OK
 from dfqkit_export.words import did_you_mean
@@ -109,11 +109,7 @@ def check_case(measured: Measurement, case: Case | None, options: Options | None
         *verdict_rows(measured, case, options),
         *with_reasons(rows, changes, measured, case),
     ]
-    causes = [f"refused: {row.reason}" for row in rows if row.verdict == "refused"]
-    worse = {row.metric for row in rows if row.verdict in ("regressed", "expected")}
-    if case is not None and worse:
-        answers = bool((worse & set(found)) - {STRUCTURE.name})
-        causes += explain(measured, case, changes, regressed=answers)
+    causes = causes_of(rows, measured, case, changes)
     outcome = CaseOutcome(
         name=measured.name,
         rows=tuple(order(rows)),

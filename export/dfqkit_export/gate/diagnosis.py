@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.gate.baseline import Case
-from dfqkit_export.gate.change import Change
+from dfqkit_export.gate.change import Change, times
 from dfqkit_export.gate.measurement import Measurement, Subject
 from dfqkit_export.gate.signature import distances, sketch, unpack_sketches
+from dfqkit_export.gate.verdicts import FAILING, Row
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.measure.activations import layer_outputs
+from dfqkit_export.measure.kinds import INTEGER_OPS, STRUCTURE
 from dfqkit_export.sentinel import SENSITIVE, normalized
 from dfqkit_export.tasks.answering import answers
 from dfqkit_export.words import some
@@ -36,6 +39,34 @@ _OTHER_WEIGHTS = 0.08
 _UNCALIBRATED = 3.0
 _HALF, _NEARLY_ALL = (0.25, 0.75), 0.8
 _FAR = "activation range left uncalibrated"
+
+
+def causes_of(rows: Sequence[Row], measured: Measurement, case: Case | None, changes: Sequence[Change]) -> list[str]:
+    """Return why a case fails, the surest first, or that there is no single cause; empty where it passes.
+
+    Rows about the file itself, which are no metrics, are their own cause.
+    """
+    failing = [row for row in rows if row.verdict in FAILING or row.verdict == "expected"]
+    causes = [
+        f"{'refused' if row.verdict == 'refused' else row.metric}: {row.reason}" for row in failing if row.now is None
+    ]
+    worse = {row.metric for row in failing if row.now is not None}
+    answers = worse - {STRUCTURE.name, INTEGER_OPS.name}
+    if case is not None and worse:
+        causes += explain(measured, case, changes, regressed=bool(answers))
+    if INTEGER_OPS.name in worse and measured.in_float:
+        causes.append(f"integer kernels lost: {some(measured.in_float, _FEW)} run in float")
+    if worse and not causes:
+        causes.append(f"no single cause: {_unexplained(measured, case)}")
+    return causes
+
+
+def _unexplained(measured: Measurement, case: Case | None) -> str:
+    if measured.signature is None:
+        return "numbers alone were given; check the bundle that they are of"
+    if case is not None and case.files.get("model") == measured.files.get("model"):
+        return "the file is the recorded one, so look at the runtime and the machine"
+    return "no layer, operator, scale or statement of the file tells it apart"
 
 
 def explain(measured: Measurement, case: Case, changes: Sequence[Change], *, regressed: bool) -> list[str]:
@@ -56,23 +87,42 @@ def explain(measured: Measurement, case: Case, changes: Sequence[Change], *, reg
 
 
 def preprocessing_changes(subject: Subject | None, case: Case | None) -> list[str]:
-    """Return where the normalisation differs from what the teacher was given on the sentinel set, and from before."""
+    """Return where shape, classes or normalisation differ from what the teacher was given, and from before."""
     if subject is None:
         return []
-    truth, stated = subject.sentinel.spec, subject.bundle.image
-    given = f"the teacher was given mean {_numbers(truth.mean)} and std {_numbers(truth.std)}"
-    found = []
-    if (stated.mean, stated.std) != (truth.mean, truth.std):
-        found.append(f"the manifest states mean {_numbers(stated.mean)} and std {_numbers(stated.std)}, {given}")
-    if _scale(stated) != _scale(truth):
-        found.append(f"the manifest states {_scale(stated)}, the teacher was given {_scale(truth)}")
+    truth = subject.sentinel.spec.to_dict()
+    stated: dict[str, dict[str, Any] | None] = {"the manifest states": subject.bundle.image.to_dict()}
     text = subject.metadata.get("dfqkit.image")
-    if text is not None and not _states(text, subject):
-        found.append(f"the ONNX metadata (dfqkit.image) state {text:.200}, {given}")
+    if text is not None:
+        stated["the ONNX metadata (dfqkit.image) state"] = _spec_in(text)
+    found = []
+    for place, values in stated.items():
+        if values is None:
+            found.append(f"{place} {text!r:.200}, which describes no images")
+        elif differs := [key for key in dict.fromkeys([*truth, *values]) if truth.get(key) != values.get(key)]:
+            said, given = (" and ".join(f"{key} {_value(one.get(key))}" for key in differs) for one in (values, truth))
+            found.append(f"{place} {said}, the teacher was given {given}")
     before = case.facts.get("image") if case is not None else None
-    if not found and isinstance(before, dict) and before != truth.to_dict():
-        found.append(f"mean and std were {before.get('mean')} and {before.get('std')} in the baseline")
+    if not found and isinstance(before, dict):
+        found += [
+            f"{key} was {_value(before[key])} in the baseline and is {_value(truth.get(key))}"
+            for key in before
+            if before[key] != truth.get(key)
+        ]
     return found
+
+
+def _spec_in(text: str) -> dict[str, Any] | None:
+    try:
+        return ImageSpec.from_dict(json.loads(text)).to_dict()
+    except (ArtefactError, ValueError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "(" + ", ".join(f"{item:g}" if isinstance(item, int | float) else str(item) for item in value) + ")"
+    return "not stated" if value is None else str(value)
 
 
 def layer_sketches(subject: Subject) -> dict[str, NDArray[np.float64]]:
@@ -82,19 +132,6 @@ def layer_sketches(subject: Subject) -> dict[str, NDArray[np.float64]]:
     images = normalized(subject.sentinel.images[chosen], subject.bundle.image)
     outputs = layer_outputs(subject.bundle.model, images, optimized=not subject.as_written)
     return {name: sketch(values) for name, values in outputs.items()}
-
-
-def _states(text: str, subject: Subject) -> bool:
-    try:
-        stated = ImageSpec.from_dict(json.loads(text))
-    except (ValueError, TypeError, ArtefactError, RecursionError):
-        return False
-    truth = subject.sentinel.spec
-    return (stated.mean, stated.std, _scale(stated)) == (truth.mean, truth.std, _scale(truth))
-
-
-def _scale(spec: ImageSpec) -> str:
-    return f"pixels from 0 to {spec.pixel_range}, {spec.channels}, {spec.layout}"
 
 
 def _experiments(measured: Measurement, subject: Subject) -> Iterator[str]:
@@ -159,6 +196,7 @@ _LABELS = {
     "operators": "other operators",
     "graph": "other graph",
     "quantizers": "other quantizers",
+    "zero_point": "zero point",
     "interface": "other inputs or outputs",
 }
 
@@ -183,6 +221,10 @@ def _of_values(changes: Sequence[Change]) -> Iterator[str]:
         large = [c for c in coded if c.size >= _OTHER_WEIGHTS]
         if 0 < len(large) <= _FEW:
             yield f"weights changed: {_some(large)}"
+    for kind, label in (("constants", "other numbers"), ("bias_values", "bias changed"), ("zero_point", "zero point")):
+        others = [c for c in changes if c.kind == kind and not c.wrong]
+        if 0 < len(others) <= _FEW:
+            yield f"{label}: {_some(others)}"
     scaled = [c for c in changes if c.kind in ("weight_scale", "folding") and not c.wrong]
     if 0 < len(scaled) <= _FEW:
         yield f"{'BatchNorm folding' if scaled[0].kind == 'folding' else 'scale changed'}: {_some(scaled)}"
@@ -205,8 +247,9 @@ def _of_ranges(changes: Sequence[Change]) -> Iterator[str]:
     if ranges:
         factor = 2 ** float(np.median([abs(c.size) for c in ranges]))
         yield (
-            f"calibration changed: the activation scales of {len(ranges)} layers differ, by a factor of {factor:.3g} "
-            "in the median layer, and nothing else tells, as after a calibration on other images (noise, or too few)"
+            f"calibration changed: the activation scales of {len(ranges)} layers differ, and are {times(factor)} what "
+            "they were, or the other way round, in the median layer; nothing else tells, as after a calibration on "
+            "other images (noise, or too few)"
         )
 
 
@@ -234,7 +277,3 @@ def _db(distance: float) -> str:
 
 def _some(changes: Sequence[Change]) -> str:
     return some([change.text for change in changes], _FEW, "; ")
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return "(" + ", ".join(f"{value:g}" for value in values) + ")"

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from dfqkit_export.gate.baseline import Case
 from dfqkit_export.gate.change import Change
+from dfqkit_export.gate.deployed import deployment_changes
 from dfqkit_export.gate.diagnosis import preprocessing_changes
 from dfqkit_export.gate.judged import VERDICT
 from dfqkit_export.gate.measurement import Measurement
@@ -22,7 +23,7 @@ from dfqkit_export.measure.kinds import PREPROCESSING, STRUCTURE, Metric
 from dfqkit_export.words import some
 
 #: Rows that are there only where something is wrong.
-ORIGIN, FILES, FLOOR = "origin", "files", "floor of the report"
+ORIGIN, FILES, FLOOR, BESIDE = "origin", "files", "floor of the report", "beside the model"
 #: Rows that an update does not make good.
 STANDING = frozenset({ORIGIN, FILES, FLOOR, VERDICT, PREPROCESSING.name})
 _SHOWN = 6
@@ -50,6 +51,8 @@ def file_rows(measured: Measurement, case: Case | None, *, recording: bool, allo
         names = some(measured.subject.damaged, _SHOWN)
         reason = f"Not the files that the manifest lists (another sha256): {names}. Copy or make the bundle again."
         rows.append(Row(metric=FILES, verdict="regressed", reason=reason))
+    if told := deployment_changes(measured.subject, None if recording else case):
+        rows.append(Row(metric=BESIDE, verdict="regressed", reason=f"{some(told, _SHOWN, '; ')}."))
     return rows
 
 

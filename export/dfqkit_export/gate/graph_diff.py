@@ -12,9 +12,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from dfqkit_export.gate.change import Change
+from dfqkit_export.gate.change import Change, times
+from dfqkit_export.gate.regions import compare_structures
 from dfqkit_export.gate.signature import LayerSignature, Signature, relative_distance
-from dfqkit_export.gate.structure import compare_structures
 
 _MISFIT = 0.02
 _DOUBLED = 0.9
@@ -22,6 +22,8 @@ _DOUBLED = 0.9
 _SAME_SCALE = 1e-3
 #: Share of its codes' size by which one layer may change alone, as where a value on the edge is rounded otherwise.
 _REWRITTEN = 0.01
+#: Layers whose biases may be others without that being a calibration.
+_FEW = 3
 
 
 def compare_signatures(base: Signature | None, now: Signature | None) -> tuple[Change, ...]:
@@ -40,12 +42,19 @@ def compare_signatures(base: Signature | None, now: Signature | None) -> tuple[C
         if not outputs_told:
             found += _typed(before.input, after.input, after.name, "input")
         found += _values(before, after)
+    # What one layer writes, another reads: told once, of the one that writes.
+    written = any(change.kind == "zero_point" and change.size for change in found)
+    found = [change for change in found if not (change.kind == "zero_point" and written and not change.size)]
+    if sum(change.kind == "bias_values" for change in found) > _FEW:
+        found = [change for change in found if change.kind != "bias_values"]  # as every calibration has it
     found = _lone(found, pairs)
     if sum(change.kind == "activation_scale" for change in found) > len(pairs) // 2:
         # In a file that was calibrated anew, two grids may be one that were two, and a bound may bind that did not.
         whole = [replace(c, wrong=c.wrong and c.kind != "quantizers") for c in whole]
-    told = {change.layer for change in found if change.wrong}
-    return (*(c for c in whole if not (told and (c.kind == "quantizers" or (c.also and c.also <= told)))), *found)
+    told = {change.layer for change in found if change.wrong and change.kind != "layers"}
+    whole = [c for c in whole if not (told and c.also is not None and c.also <= told)]
+    shown = frozenset[str]().union(*(c.also for c in whole if c.also))
+    return (*whole, *(c for c in found if c.kind != "layers" or c.layer not in shown))
 
 
 def _equal(base: Signature, now: Signature) -> bool:
@@ -140,7 +149,7 @@ def _bias(before: LayerSignature, after: LayerSignature) -> Iterator[Change]:
     misfit = math.log2(max(after.bias_error, 1e-12) / max(before.bias_error, 1e-12))
     if abs(misfit) > math.log2(1 + _MISFIT) and before.bias == after.bias:
         text = (
-            f"bias codes of {name} have {after.bias_error:.3g} times the scale of its input times its weights, so one "
+            f"bias codes of {name} have {times(after.bias_error)} the scale of its input times its weights, so one "
             "of the three scales is wrong"
         )
         yield Change(layer=name, kind="bias_scale", text=text, size=misfit, wrong=True)
@@ -163,18 +172,39 @@ def _values(before: LayerSignature, after: LayerSignature) -> Iterator[Change]:
             yield _rescaled(before, after)
     elif before.codes.shape == after.codes.shape and before.codes.size:
         yield _recoded(before, after)
+    alike = (before.codes_sha256, before.scales_sha256) == (after.codes_sha256, after.scales_sha256)
+    if alike and _corrected(before, after) and after.bias == before.bias != "none":
+        yield Change(layer=name, kind="bias_values", text=f"the bias of {name} is another, with the same weights")
+    yield from _moved(before, after)
     if before.output_scale > 0 and after.output_scale > 0:
         ratio = after.output_scale / before.output_scale
         if abs(ratio - 1) > _SAME_SCALE:
-            text = f"the scale of {name}'s output is {ratio:.3g} times what it was"
+            text = f"the scale of {name}'s output is {times(ratio)} what it was"
             yield Change(layer=name, kind="activation_scale", text=text, size=math.log2(ratio))
+
+
+def _moved(before: LayerSignature, after: LayerSignature) -> Iterator[Change]:
+    """Yield zero points that moved on grids that are as wide as they were."""
+    name = after.name
+    places = (
+        ("input", before.input, after.input, before.input_scale, after.input_scale),
+        ("output", before.output, after.output, before.output_scale, after.output_scale),
+        ("weights", before.weight, after.weight, 1.0, 1.0),
+    )
+    for which, was, now, old, new in places:
+        points = [(text.split() + ["0"] * 4)[3] for text in (was, now)]
+        if which == "input" and after.op == "Add":
+            continue  # of two, whichever comes first
+        if was and now and points[0] != points[1] and math.isclose(old, new, rel_tol=_SAME_SCALE):
+            text = f"the zero point of {name}'s {which} was {points[0]} and is {points[1]}, with the same scale"
+            yield Change(layer=name, kind="zero_point", text=text, size=float(which != "input"))
 
 
 def _rescaled(before: LayerSignature, after: LayerSignature) -> Change:
     steps = after.scales - before.scales
     step, name = float(np.median(steps)), after.name
     if float(np.ptp(steps)) < 0.05:
-        text = f"the weight scale of {name} is {2**step:.2g} times what it was, with the same codes"
+        text = f"the weight scale of {name} is {times(2**step)} what it was, with the same codes"
         return Change(layer=name, kind="weight_scale", text=text, size=step)
     text = (
         f"the weight scales of {name} changed from channel to channel (x{2 ** float(steps.min()):.2g} to "
@@ -207,7 +237,9 @@ def _lone(changes: Sequence[Change], pairs: Sequence[tuple[LayerSignature, Layer
     kinds = ("weight_scale", "activation_scale", "folding")
     return [
         replace(c, text=f"{c.text}, and no other layer changed", wrong=True)
-        if (c.kind in kinds and abs(c.size) >= _DOUBLED) or (c.kind == "weights" and c.size >= _REWRITTEN)
+        if (c.kind in kinds and abs(c.size) >= _DOUBLED)
+        or (c.kind == "weights" and c.size >= _REWRITTEN)
+        or c.kind == "zero_point"
         else c
         for c in changes
     ]

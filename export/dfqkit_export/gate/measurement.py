@@ -47,12 +47,14 @@ class Subject:
         model: The ONNX file, read.
         sentinel: The sentinel set.
         damaged: Files whose hash is not the manifest's.
+        unlisted: Files that the manifest of a bundle does not list.
     """
 
     bundle: Bundle
     model: onnx.ModelProto
     sentinel: Sentinel
     damaged: tuple[str, ...]
+    unlisted: tuple[str, ...] = ()
 
     @cached_property
     def metadata(self) -> dict[str, str]:
@@ -81,6 +83,7 @@ class Measurement:
         session: The file as it was run, for experiments; None for a report.
         findings: Floors that a report found broken, as sentences.
         unjudged: Why a report has no verdict, as sentences.
+        in_float: Layers that run in no integer kernel; empty where that was not asked.
     """
 
     name: str
@@ -94,6 +97,7 @@ class Measurement:
     session: OrtSession | None = None
     findings: tuple[str, ...] = ()
     unjudged: tuple[str, ...] = ()
+    in_float: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
@@ -117,9 +121,9 @@ def open_subject(path: str | Path) -> Iterator[Subject]:
                 "measured with it could be trusted. Copy the bundle again, or make it again with `dfqkit bundle`."
             )
             raise ArtefactError(message)
-        subject = Subject(
-            bundle=bundle, model=load_onnx(bundle.model, weights=False), sentinel=sentinel, damaged=damaged
-        )
+        unlisted = tuple(sorted(bundle.unlisted())) if bundle.whole else ()
+        model = load_onnx(bundle.model, weights=False)
+        subject = Subject(bundle=bundle, model=model, sentinel=sentinel, damaged=damaged, unlisted=unlisted)
         _require_same_teacher(subject)
         yield subject
 
@@ -156,9 +160,12 @@ def measure_subject(subject: Subject, *, threads: int | None = None, optimized: 
     )
     outputs = answers(session, sentinel.task, normalized(sentinel.images, subject.bundle.image))
     found, values = _metrics(sentinel, outputs)
-    unmeasured = {}
+    unmeasured: dict[str, str] = {}
+    in_float: tuple[str, ...] = ()
     if session.optimized:
-        found.append(integer_share(realised_precision(subject.bundle.model), subject=DEFAULT.name))
+        realised = realised_precision(subject.bundle.model)
+        found.append(integer_share(realised, subject=DEFAULT.name))
+        in_float = tuple(layer.name for layer in realised.layers if layer.precision == "float")
     elif not subject.as_written:
         unmeasured[INTEGER_OPS.name] = "Graph optimizations are off, which runs every layer as written, in float."
     return Measurement(
@@ -175,6 +182,7 @@ def measure_subject(subject: Subject, *, threads: int | None = None, optimized: 
         },
         subject=subject,
         session=session,
+        in_float=in_float,
     )
 
 

@@ -18,6 +18,7 @@ from filelock import FileLock
 from dfqkit_export.backends import DEFAULT
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.gate.baseline import Baseline, Case, Recorded, read_baseline, write_baseline
+from dfqkit_export.gate.deployed import DEPLOYED, deployed_facts
 from dfqkit_export.gate.diagnosis import layer_sketches
 from dfqkit_export.gate.filerows import file_metrics, origin_of
 from dfqkit_export.gate.measurement import Measurement
@@ -170,6 +171,7 @@ def _facts(measured: Measurement) -> dict[str, Any]:
         "graph": signature.graph.to_dict() if signature.graph is not None else None,
         "image": subject.sentinel.spec.to_dict(),
         "origin": origin_of(measured),
+        DEPLOYED: deployed_facts(subject),
     }
 
 

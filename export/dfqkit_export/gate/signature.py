@@ -25,7 +25,7 @@ from dfqkit_export.errors import ArtefactError
 from dfqkit_export.gate.structure import Structure, read_structure
 from dfqkit_export.onnxfile.canonical import canonical
 from dfqkit_export.onnxfile.graph import SourceGraph, has_input, opset_of
-from dfqkit_export.onnxfile.quantization import QuantFacts
+from dfqkit_export.onnxfile.quantization import QuantFacts, WeightFacts
 from dfqkit_export.onnxfile.summary import LayerFacts, layer_of
 
 Floats = NDArray[np.float64]
@@ -45,7 +45,8 @@ class LayerSignature:
     Attributes:
         name: Name of the layer.
         op: ONNX operator.
-        weight: Type, bits and granularity of the weights: "int8 8 per_channel"; "" without weights.
+        weight: Type, bits and granularity of the weights, and a zero point that is not 0: "int8 8 per_channel"; ""
+            without weights.
         bias: "none", "int32", or the float type.
         input: Type, bits and zero point of the first input: "uint8 8 0"; "" where it is float.
         output: The same of the output.
@@ -161,7 +162,7 @@ def _layer(graph: SourceGraph, node: onnx.NodeProto, facts: LayerFacts) -> Layer
     return LayerSignature(
         name=facts.name,
         op=facts.op,
-        weight=f"{stored.dtype} {stored.bits} {stored.granularity}".rstrip() if stored is not None else "",
+        weight=_stored(stored) if stored is not None else "",
         bias=facts.bias,
         input=_described(facts.input),
         output=_described(facts.output),
@@ -176,6 +177,11 @@ def _layer(graph: SourceGraph, node: onnx.NodeProto, facts: LayerFacts) -> Layer
         bias_rms=_rms(bias),
         bias_error=_bias_error(_scale(facts.input), scales, bias_scale),
     )
+
+
+def _stored(weight: WeightFacts) -> str:
+    kind = f"{weight.dtype} {weight.bits} {weight.granularity}".rstrip()
+    return kind if weight.zero_point == 0 or not weight.granularity else f"{kind} {weight.zero_point}"
 
 
 def _weights(graph: SourceGraph, node: onnx.NodeProto) -> tuple[NDArray[Any], float, Floats]:

@@ -1,18 +1,15 @@
-"""The whole graph of a file, small enough for a baseline, and the smallest part in which two of them differ.
+"""The whole graph of a file, small enough for a baseline.
 
-What belongs here: a row for each operator of the canonical form (`onnxfile.canonical`), their text, and comparison.
-Numbers of layers and quantizers, which every calibration moves, are the signature's; here are all others.
-
-An operator is the same in two files where all that leads to it is the same, or all that follows from it: what is
-neither has changed. Two digests for each operator say both.
+What belongs here: a row for each operator of the canonical form (`onnxfile.canonical`), and their text. Numbers of
+layers and quantizers, which every calibration moves, are the signature's; here are all others. Where two graphs differ
+is `regions`' question.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,17 +19,16 @@ import onnx
 from onnx import helper
 
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.gate.change import Change
-from dfqkit_export.onnxfile.canonical import CanonicalGraph
+from dfqkit_export.onnxfile.canonical import COMMUTATIVE, MOVES, CanonicalGraph
 from dfqkit_export.onnxfile.graph import type_name
 from dfqkit_export.onnxfile.skeleton import values_of
-from dfqkit_export.words import some
 
-_QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
+#: What the label of a DequantizeLinear says whose grid is not that of the codes.
+_MISREAD = " reads_codes_on=another_grid"
+QUANTIZERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-_COMMUTATIVE = frozenset({"Add", "Mul", "Max", "Min", "Sum", "Mean", "And", "Or", "Xor", "Equal"})
 #: Numbers of a constant that are written out, and letters of a hash.
-_WRITTEN, _HASH, _SHOWN = 16, 12, 4
+_WRITTEN, _HASH = 16, 12
 _AGAIN = "Record it again with --update."
 
 
@@ -118,7 +114,7 @@ class Structure:
         found: list[str] = []
         for operator in self.operators:
             texts = [_with_digest(text, found) for text in operator.inputs]
-            found.append(_hashed(operator.label, *(sorted(texts) if operator.op in _COMMUTATIVE else texts)))
+            found.append(_hashed(operator.label, *(sorted(texts) if operator.op in COMMUTATIVE else texts)))
         return tuple(found)
 
     @cached_property
@@ -136,7 +132,7 @@ class Structure:
             for slot, text in enumerate(operator.inputs):
                 if text.startswith("#"):
                     number, _, out = text[1:].partition(".")
-                    readers[int(number)].add(f"{found[k]} {0 if operator.op in _COMMUTATIVE else slot} {out}")
+                    readers[int(number)].add(f"{found[k]} {0 if operator.op in COMMUTATIVE else slot} {out}")
         return tuple(found)
 
     @property
@@ -151,14 +147,15 @@ def read_structure(graph: CanonicalGraph, outputs: Sequence[str]) -> Structure:
     constants = {tensor.name: tensor for tensor in graph.initializer}
     exact: dict[str, str] = dict(places)
     operators = []
+    makers = {name: node for node in graph.node for name in node.output}
     for k, node in enumerate(graph.node):
         texts = [_described(node, slot, name, places, constants, graph) for slot, name in enumerate(node.input)]
-        label = _label(node, graph)
+        label = _label(node, graph) + (_MISREAD if _misread(node, makers, graph) else "")
         operators.append(
             Operator(label=label, inputs=tuple(texts), name=node.name, values=_values(node, constants, graph))
         )
         read = [exact.get(name, graph.digests.get(name, "")) for name in node.input]
-        own = _hashed(label, *(sorted(read) if node.op_type in _COMMUTATIVE else read))
+        own = _hashed(label, *(sorted(read) if node.op_type in COMMUTATIVE else read))
         for index, name in enumerate(node.output):
             places[name] = f"#{k}" + (f".{index}" if index else "")
             exact[name] = f"{own}.{index}"
@@ -169,6 +166,17 @@ def read_structure(graph: CanonicalGraph, outputs: Sequence[str]) -> Structure:
         inputs={value.name: _sizes(value) for value in graph.input},
         function=_hashed(*(exact.get(end, graph.digests.get(end, "")) for end in graph.outputs)),
     )
+
+
+def _misread(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto], graph: CanonicalGraph) -> bool:
+    """Whether codes are read on another grid than they were written on."""
+    maker = makers.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+    while maker is not None and maker.op_type in MOVES:
+        maker = makers.get(maker.input[0])
+    if maker is None or maker.op_type != "QuantizeLinear":
+        return False
+    grids = [[graph.digests.get(name, name) for name in each.input[1:3]] for each in (maker, node)]
+    return grids[0] != grids[1]
 
 
 def _described(
@@ -183,7 +191,7 @@ def _described(
         return places.get(name, "-")
     tensor = constants[name]
     kind = f"{type_name(tensor.data_type)}{list(tensor.dims)}".replace(" ", "")
-    if node.op_type in _QUANTIZERS or (node.op_type in _LAYERS and slot in (1, 2)):
+    if node.op_type in QUANTIZERS or (node.op_type in _LAYERS and slot in (1, 2)):
         return f"={kind}"
     return f"={kind}{_written(tensor, graph.digests[name])}"
 
@@ -201,7 +209,7 @@ def _written(tensor: onnx.TensorProto, digest: str) -> str:
 
 def _values(node: onnx.NodeProto, constants: Mapping[str, Any], graph: CanonicalGraph) -> tuple[str, ...]:
     """Hashes of float constants that neither a layer's signature nor the description has."""
-    if node.op_type in _QUANTIZERS or node.op_type in _LAYERS:
+    if node.op_type in QUANTIZERS or node.op_type in _LAYERS:
         return ()
     named = [name for name in node.input if name in constants]
     return tuple(graph.digests[n][:_HASH] for n in named if not _written(constants[n], graph.digests[n]))
@@ -215,18 +223,13 @@ def _label(node: onnx.NodeProto, graph: CanonicalGraph) -> str:
         defaults = {name: each.default_value for name, each in schema.attributes.items()}
     found = {item.name: helper.get_attribute_value(item) for item in node.attribute}
     axis: onnx.AttributeProto | None = defaults.get("axis")
-    if axis is not None and axis.name and "axis" not in found and node.op_type not in _QUANTIZERS:
+    if axis is not None and axis.name and "axis" not in found and node.op_type not in QUANTIZERS:
         found["axis"] = helper.get_attribute_value(axis)
     texts = []
     for name, value in sorted(found.items()):
         default = defaults.get(name)
-        known = default is not None and bool(default.name)
-        if (
-            default is not None
-            and known
-            and name != "axis"
-            and _text(helper.get_attribute_value(default)) == _text(value)
-        ):
+        usual = _text(helper.get_attribute_value(default)) if default is not None and default.name else None
+        if name != "axis" and usual == _text(value):
             continue
         rank = len(graph.shapes.get(node.input[0], ())) if node.input else 0
         if name == "axis" and rank and isinstance(value, int):
@@ -272,123 +275,3 @@ def _with_digest(text: str, digests: Sequence[str]) -> str:
 
 def _hashed(*texts: str) -> str:
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[: 2 * _HASH]
-
-
-def compare_structures(base: Structure, now: Structure) -> Iterator[Change]:
-    """Yield where two graphs differ, and what of that is wrong; nothing of two that compute the same."""
-    yield from _interface(base, now)
-    if base.function == now.function:
-        return
-    gone, new = _apart(base, now)
-    if gone or new:
-        kind = "quantizers" if all(o.op in {*_QUANTIZERS, "Clip"} for o in (*gone, *new)) else "graph"
-        named = next((o.name for o in (*new, *gone) if o.op not in _QUANTIZERS and o.name), "")
-        layers = frozenset(o.name for o in (*gone, *new) if o.op not in _QUANTIZERS)
-        yield Change(layer=named, kind=kind, text=_told(gone, new), wrong=True, also=layers)
-    elif base.shape == now.shape:
-        for before, after in _paired(base, now):
-            if before.values != after.values:
-                yield Change(layer=after.name, kind="constants", text=f"numbers that {_one(after)} reads are others")
-
-
-def _interface(base: Structure, now: Structure) -> Iterator[Change]:
-    """Yield what whoever runs the file must do otherwise."""
-    sides = ((list(base.inputs), list(now.inputs), "input"), (list(base.outputs), list(now.outputs), "output"))
-    for old, new, which in sides:
-        if len(old) != len(new):
-            yield Change(
-                layer="", kind="interface", text=f"the file had {len(old)} {which}s and has {len(new)}", wrong=True
-            )
-        elif sorted(old) != sorted(new):
-            yield Change(
-                layer="", kind="names", text=f"the {which} is called {', '.join(new)} and was {', '.join(old)}"
-            )
-    for before, after in zip(base.inputs.values(), now.inputs.values(), strict=False):
-        if before != after:
-            yield Change(layer="", kind="interface", text=f"the input was {before} and is {after}", wrong=True)
-
-
-def _apart(base: Structure, now: Structure) -> tuple[list[Operator], list[Operator]]:
-    """Return the operators that are gone and those that are new: no others lie between what both have."""
-    if base.shape == now.shape:
-        return [], []
-    gone, new = (
-        [
-            operator
-            for operator, above, below in zip(one.operators, one.above, one.below, strict=True)
-            if above not in ups and below not in downs
-        ]
-        for one, ups, downs in (
-            (base, frozenset(now.above), frozenset(now.below)),
-            (now, frozenset(base.above), frozenset(base.below)),
-        )
-    )
-    for key in (lambda o: (o.name, o.label, _constants(o)), lambda o: (o.label, _constants(o))):
-        both = Counter(map(key, gone)) & Counter(map(key, new))
-        left = [
-            [o for o in side if not _counted_down(counts, key(o))]
-            for side, counts in ((gone, both.copy()), (new, both.copy()))
-        ]
-        if any(left):  # else the same operators in another order, and all of them are told
-            gone, new = left
-    if not gone and not new:  # two parts that are each in the other graph, put together otherwise
-        new = [o for o, above in zip(now.operators, now.above, strict=True) if above not in base.above][:1]
-    return gone, new
-
-
-def _constants(operator: Operator) -> tuple[str, ...]:
-    return tuple(text for text in operator.inputs if not text.startswith("#"))
-
-
-def _counted_down(counts: Counter[Any], key: Any) -> bool:
-    counts[key] -= 1
-    return counts[key] >= 0
-
-
-def _told(gone: Sequence[Operator], new: Sequence[Operator]) -> str:
-    if len(gone) == len(new) == 1 and gone[0].op == new[0].op:
-        was, has = (dict(_parts(o)) for o in (gone[0], new[0]))
-        differs = [
-            f"{name} was {was.get(name, 'left out')} and is {has.get(name, 'left out')}"
-            for name in dict.fromkeys([*was, *has])
-            if was.get(name) != has.get(name)
-        ]
-        return f"{_one(new[0])}: {some(differs, _SHOWN, '; ') or 'it reads other tensors'}"
-    parts = [
-        f"{_many(side)} {'is' if len(side) == 1 else 'are'} {what}"
-        for side, what in ((new, "new"), (gone, "gone"))
-        if side
-    ]
-    return " and ".join(parts)
-
-
-def _parts(operator: Operator) -> Iterator[tuple[str, str]]:
-    """Yield what an operator is told by: its attributes and the constants it reads."""
-    for name, _, value in (text.partition("=") for text in operator.label.replace(", ", ",").split(" ")[1:]):
-        yield name, value
-    for slot, text in enumerate(operator.inputs):
-        yield f"input {slot}", "computed" if text.startswith("#") else text.lstrip("=").rpartition(":")[2] or text
-
-
-def _one(operator: Operator) -> str:
-    return f"{operator.op} {operator.name}".rstrip()
-
-
-def _many(operators: Sequence[Operator]) -> str:
-    counts = Counter(o.op for o in operators)
-    if len(operators) <= _SHOWN:
-        return some([_one(o) for o in operators], _SHOWN)
-    kinds = some([f"{n} {op}" if n > 1 else op for op, n in counts.most_common()], 2 * _SHOWN)
-    names = [o.name for o in operators if o.name]
-    at = f", from {names[0]} to {names[-1]}" if names else ""
-    return f"{len(operators)} operators ({kinds}{at})"
-
-
-def _paired(base: Structure, now: Structure) -> Iterator[tuple[Operator, Operator]]:
-    """Yield operators of two graphs of one shape."""
-    places: dict[str, list[Operator]] = {}
-    for operator, above in zip(base.operators, base.above, strict=True):
-        places.setdefault(above, []).append(operator)
-    for operator, above in zip(now.operators, now.above, strict=True):
-        if places.get(above):
-            yield places[above].pop(0), operator

@@ -7,6 +7,7 @@ of them keeps the function as real numbers have it. What a difference means is t
 
 from __future__ import annotations
 
-from dfqkit_export.onnxfile.canonical.form import CanonicalGraph, canonical
+from dfqkit_export.onnxfile.canonical.form import COMMUTATIVE, CanonicalGraph, canonical
+from dfqkit_export.onnxfile.canonical.quantizers import MOVES
 
-__all__ = ["CanonicalGraph", "canonical"]
+__all__ = ["COMMUTATIVE", "MOVES", "CanonicalGraph", "canonical"]

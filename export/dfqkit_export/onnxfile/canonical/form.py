@@ -5,6 +5,7 @@ What belongs here: reading a model, the rounds, sizes of tensors, and equal node
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -59,6 +60,7 @@ def canonical(model: onnx.ModelProto) -> CanonicalGraph:
     _rewrite(graph, sized=False)  # sizes are known of ONNX's own operators: what others stand for comes first
     graph.shapes |= _sizes(graph)
     _rewrite(graph, sized=True)
+    _put_in_order(graph)
     nodes = _needed(graph)
     used = {name for node in nodes for name in (*node.input, *outer_names(node))} | set(graph.outputs)
     constants = {name: graph.constants[name] for name in sorted(used & graph.constants.keys())}
@@ -164,6 +166,18 @@ def _needed(graph: WorkGraph) -> list[onnx.NodeProto]:
             waiting.append((name, True))
             waiting += [(each, False) for each in reversed([*node.input, *sorted(outer_names(node))]) if each]
     return order
+
+
+def _put_in_order(graph: WorkGraph) -> None:
+    """Let inputs of operators that take them in any order come in one that numbers of no calibration change."""
+    known: dict[str, str] = {value.name: value.name for value in graph.inputs}
+    known |= {name: f"{tensor.data_type} {list(tensor.dims)}" for name, tensor in graph.constants.items()}
+    for node in _needed(graph):
+        if node.op_type in COMMUTATIVE and not node.domain:
+            node.input[:] = sorted(node.input, key=lambda name: known.get(name, ""))
+        parts = [node.op_type, *(known.get(name, "") for name in node.input)]  # attributes are what faults change
+        own = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        known |= {name: f"{own} {place}" for place, name in enumerate(node.output)}
 
 
 def _made_one(graph: WorkGraph) -> bool:
