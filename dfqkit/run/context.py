@@ -25,8 +25,8 @@ from dfqkit.run.stage import WHOLE, Part, Stage, named
 from dfqkit.seeds import derive
 from dfqkit.students.capture import float_graph
 from dfqkit.students.onnx_file import float_model
-from dfqkit.students.placement import quantized_graph
-from dfqkit.students.student import build_student, calibrate_student, equalized_graph, load_student
+from dfqkit.students.placement import plan, quantized_graph
+from dfqkit.students.student import Replan, build_student, calibrate_student, equalized_graph, load_student
 from dfqkit.synthesis.base import Synthesizer
 from dfqkit.synthesis.build import build_synthesizer
 from dfqkit.teacher.load import Teacher, load_teacher
@@ -201,6 +201,10 @@ class Context:
     def new_student(self, scheme: QuantConfig) -> fx.GraphModule:
         """Return a student that is not calibrated; building one costs no more than copying it."""
         return quantized_graph(self.reference(scheme), scheme, self.target, self.teacher.image)
+
+    def replan(self, scheme: QuantConfig) -> Replan:
+        """Return how a scheme's students are planned once measured tensors stay in float."""
+        return partial(plan, self.reference(scheme), scheme, self.target, self.teacher.image)
 
     def stored_student(self, scheme: QuantConfig, name: str) -> fx.GraphModule:
         """Return the student that a stage of this run left in file ``name``."""

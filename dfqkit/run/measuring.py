@@ -74,6 +74,8 @@ class Measured:
         estimate: The drop on real images as the synthetic ones tell it (`estimate_of`), where they do.
         drops: Of each runtime, on labelled images, from the network that was quantized: what is judged.
         seen: What images without labels show of each runtime beside that network.
+        kept: Why tensors of the student stay in float, by name: what was measured, and too coarse an input.
+        floats: The same of those that rules leave there.
     """
 
     metrics: list[Metric]
@@ -84,6 +86,8 @@ class Measured:
     estimate: dict[str, Any]
     drops: list[Metric]
     seen: list[Seen]
+    kept: dict[str, str]
+    floats: dict[str, str]
 
 
 @dataclass(kw_only=True)
@@ -149,6 +153,8 @@ def measure(context: Context, shown_as: str) -> Measured:
         estimate=graded.estimate,
         drops=graded.drops,
         seen=graded.seen,
+        kept=subjects.student.meta["kept"],
+        floats=subjects.student.meta["floats"],
     )
 
 

@@ -129,6 +129,19 @@ def provenance(context: Context, until: str) -> dict[str, Any]:
     }
 
 
+def kept_in_float(reasons: Mapping[str, str]) -> tuple[str, ...]:
+    """Return a warning where tensors stay in float that the target would compute in integers."""
+    if not reasons:
+        return ()
+    listed = "; ".join(f"'{name}': {reason}" for name, reason in reasons.items())
+    return (f"Kept in float, and with it the layers that read it: {listed}.",)
+
+
+def in_float(reasons: Mapping[str, str]) -> dict[str, Any]:
+    """Return the entry about tensors in float, where there are any."""
+    return {"kept in float": dict(reasons)} if reasons else {}
+
+
 def _measured_in(target: Target) -> str:
     backend = backend_of(target)
     if backend is DEFAULT:

@@ -17,17 +17,20 @@ def calibrated_file(index: int = 0) -> str:
 
 
 def _run(context: Context) -> StageResult:
-    """Find ranges and correct biases on the calibration set."""
+    """Find ranges and correct biases on the calibration set; the held-out one shows which tensors stay in float."""
     from dfqkit.students.student import calibrate_student, save_student
 
     batches = [images for images, _ in context.batches("calibration")]
+    held_out = [images for images, _ in context.batches("held_out")]
     files = []
     with context.progress.stage(STAGE.name, total=len(context.schemes)) as bar:
         for index, scheme in enumerate(context.schemes):
             student = context.new_student(scheme)
             # Every member sees the batches in another order and its own half of them once more: another calibration.
             own = batches if index == 0 else [*batches[index % 2 :: 2], *batches[::-1]]
-            calibrate_student(student, own, scheme, context.teacher.image)
+            calibrate_student(
+                student, own, scheme, context.teacher.image, held_out=held_out, replan=context.replan(scheme)
+            )
             save_student(student, context.file(calibrated_file(index)))
             files.append(context.file(calibrated_file(index)).name)
             bar.advance(1)

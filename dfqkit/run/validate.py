@@ -43,7 +43,7 @@ def _run(context: Context) -> StageResult:
 
 def report_of(context: Context, measured: Measured) -> Report:
     """Return the report of a run: what was measured, which floors hold, and what made the file."""
-    from dfqkit.run.provenance import provenance, selection, synthesis, warnings_of
+    from dfqkit.run.provenance import in_float, kept_in_float, provenance, selection, synthesis, warnings_of
     from dfqkit_export.report import Floor, Report, check_floors
     from dfqkit_export.report.judging import judge
 
@@ -64,12 +64,12 @@ def report_of(context: Context, measured: Measured) -> Report:
         layers=measured.layers,
         precision=account.realised.to_dict() if account.realised else {},
         latency=measured.timing.to_dict() if measured.timing else {},
-        provenance=provenance(context, STAGE.name),
+        provenance=provenance(context, STAGE.name) | in_float(measured.kept | measured.floats),
         synthesis=synthesis(context),
         selection=selection(context),
         estimate=measured.estimate,
         recipe=recipe.to_yaml(),
-        warnings=(*warnings_of(recipe), *account.warnings),
+        warnings=(*warnings_of(recipe), *account.warnings, *kept_in_float(measured.kept)),
         reasons=judged.reasons,
     )
 

@@ -101,6 +101,8 @@ def correct_bias(student: fx.GraphModule, batches: Sequence[Tensor]) -> None:
 
 def _fix_input_range(student: fx.GraphModule, image: ImageSpec) -> None:
     placeholder = next(n for n in student.graph.nodes if n.op == "placeholder")
+    if f"quant.{placeholder.name}" not in dict(student.named_modules()):
+        return  # it stays in float
     quantizer = student.get_submodule(f"quant.{placeholder.name}")
     proxy, shift = activation_proxy(quantizer), zero_point_values(quantizer)
     codes = 2 ** int(proxy.bit_width())

@@ -13,6 +13,12 @@ from torch import Tensor, fx, nn
 
 from dfqkit_export.errors import TeacherError
 
+#: Operators that move values without changing them: codes go through.
+STRUCTURAL = {"max_pool2d", "flatten", "reshape", "permute", "transpose", "slice", "unsqueeze", "squeeze", "expand"}
+STRUCTURAL |= {"chunk", "split", "split_with_sizes", "unbind"}
+#: Operators that move values without changing them, but behind which a runtime wants Q/DQ again: the same scale serves.
+REGRID = {"getitem", "pad", "constant_pad_nd", "select"}
+
 
 def op_name(target: object) -> str:
     """Return the short operator name of an fx target: ``aten.add_.Tensor`` gives ``add_``."""

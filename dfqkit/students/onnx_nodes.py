@@ -14,7 +14,7 @@ import torch
 from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
 from torch import Tensor, fx, nn
 
-from dfqkit.students.nodes import called, tensor_at
+from dfqkit.students.nodes import REGRID, STRUCTURAL, called, op_name, tensor_at
 from dfqkit.students.quantizers import activation_proxy
 from dfqkit_export.backends.target import Target
 from dfqkit_export.errors import TargetError
@@ -175,10 +175,14 @@ def with_qdq(graph: fx.GraphModule, target: Target) -> fx.GraphModule:
 
 
 def input_scales(graph: fx.GraphModule) -> dict[str, Tensor]:
-    """Each quantized layer's input scale (scalar), by layer name; each is called once (`quantized_graph`)."""
+    """Each quantized layer's input scale (scalar), by layer name; each is called once (`quantized_graph`).
+
+    A layer whose input is in float has none, and its bias stays in float, too.
+    """
     modules = dict(graph.named_modules())
     layers = (n for n in graph.graph.nodes if isinstance(called(n, modules), QuantWeightBiasInputOutputLayer))
-    return {str(node.target): _input_scale(node, modules) for node in layers}
+    scales = {str(node.target): _input_scale(node, modules) for node in layers}
+    return {name: scale for name, scale in scales.items() if scale is not None}
 
 
 def integer_bias(graph: fx.GraphModule) -> dict[str, Tensor]:
@@ -191,14 +195,16 @@ def integer_bias(graph: fx.GraphModule) -> dict[str, Tensor]:
     return rounded
 
 
-def _input_scale(node: fx.Node, modules: Mapping[str, nn.Module]) -> Tensor:
+def _input_scale(node: fx.Node, modules: Mapping[str, nn.Module]) -> Tensor | None:
     """Scale of the quantizer that a layer's input comes from, through operators that only move values."""
     before = node.args[0]
-    while isinstance(before, fx.Node) and before.op in ("call_function", "call_module"):
+    while isinstance(before, fx.Node):
         proxy = activation_proxy(called(before, modules))
         if proxy is not None:
             scale: Tensor = proxy.scale()
             return scale.detach().reshape(())
+        moves = before.op == "call_function" and op_name(before.target) in STRUCTURAL | REGRID
+        if not (moves or isinstance(called(before, modules), nn.MaxPool2d)):
+            break
         before = before.args[0]
-    message = f"Layer '{node.target}' has no quantized input, so its bias cannot be stored as int32."
-    raise TargetError(message)
+    return None

@@ -1,37 +1,28 @@
 """Where quantizers go on a float graph, as a target wants them.
 
-What belongs here: the rules of placement and the construction of the fake-quantized graph from Brevitas layers. The
-rules follow what ONNX Runtime and TensorRT were seen to fuse; Brevitas' own placement leaves layers in float on both.
-Which quantizer a tensor gets is `scheme`; how its range is found is `calibration`.
+What belongs here: the plan of all quantizers, and the construction of the fake-quantized graph from Brevitas layers,
+whose own placement leaves layers in float on every target. The rules are `placement_rules`; which quantizer a tensor
+gets is `quantizers`; how its range is found is `calibration`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import brevitas.nn as qnn
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from dfqkit.config.quant import QuantConfig
 from dfqkit.students.folding import add_submodule
 from dfqkit.students.naming import layer_names
-from dfqkit.students.nodes import call_behind, called, op_name, source, tensor_at
+from dfqkit.students.nodes import call_behind, called, tensor_at
+from dfqkit.students.placement_rules import Rules
 from dfqkit.students.quantizers import activation_quantizer, weight_quantizer
 from dfqkit_export.backends.target import Target
 from dfqkit_export.images.spec import ImageSpec
-
-_WEIGHTED = (nn.Conv2d, nn.Linear)
-_NONNEGATIVE = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid)
-_RELU = (nn.ReLU, nn.ReLU6)
-_POOLING = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
-_STRUCTURAL = {"max_pool2d", "flatten", "reshape", "permute", "transpose", "slice", "unsqueeze", "squeeze", "expand"}
-_STRUCTURAL |= {"chunk", "split", "split_with_sizes", "unbind"}
-#: Operators that move values without changing them, but behind which a runtime wants Q/DQ again: the same scale serves.
-_REGRID = {"getitem", "pad", "constant_pad_nd", "select"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,19 +36,28 @@ class ActivationPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All quantizers of a student: activations by node name, weight bits by layer name."""
+    """All quantizers of a student: activations by node name, weight bits by layer name.
+
+    Of tensors that the target could compute in integers, ``floats`` says why rules leave them in float, ``kept`` why
+    others stay there: what was asked for, and an input whose grid would be too coarse (`coarse_input`).
+    """
 
     activations: dict[str, ActivationPlan]
     weights: dict[str, int]
+    floats: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
 
 
-def plan(graph: fx.GraphModule, config: QuantConfig, target: Target, image: ImageSpec) -> Plan:
+def plan(
+    graph: fx.GraphModule, config: QuantConfig, target: Target, image: ImageSpec, kept: Mapping[str, str] | None = None
+) -> Plan:
     """Decide every quantizer of a float graph in normal form, as a scheme and a target want it.
 
     An activation that an inner convolution or linear layer multiplies gets the scheme's activation bits, the input of
-    the first and the last layer gets ``first_last`` bits, all others ``elementwise`` bits.
+    the first and the last layer gets ``first_last`` bits, all others ``elementwise`` bits. What 8 bits cannot hold
+    (`islands`) stays in float until a layer reads it, and so do the nodes named in ``kept``, each with its reason.
     """
-    rules = _Rules(graph, config, target, image)
+    rules = Rules(graph, config, target, image, kept or {})
     activations: dict[str, ActivationPlan] = {}
     for node in graph.graph.nodes:
         shared = rules.shared_source(node)
@@ -66,153 +66,12 @@ def plan(graph: fx.GraphModule, config: QuantConfig, target: Target, image: Imag
             activations[node.name] = ActivationPlan(
                 bits=rules.bits(origin), signed=not rules.nonnegative(origin), shares=shared.name if shared else None
             )
-    kept = {name: item for name, item in activations.items() if item.shares is None or item.shares in activations}
+    whole = {name: item for name, item in activations.items() if item.shares is None or item.shares in activations}
     weights: dict[str, int] = {}
     for node in rules.weighted_nodes:  # one layer's calls share its weights: the most bits that any asks for
         weights[str(node.target)] = max(rules.weight_bits(node), weights.get(str(node.target), 0))
-    return Plan(activations=kept, weights=weights)
-
-
-class _Rules:
-    """The placement rules, with what they need to know about the graph."""
-
-    def __init__(self, graph: fx.GraphModule, config: QuantConfig, target: Target, image: ImageSpec) -> None:
-        self.modules = dict(graph.named_modules())
-        self.config, self.target = config, target
-        self.nodes = list(graph.graph.nodes)
-        self.tensors = _float_tensors(graph, image)
-        self.weighted_nodes = [n for n in self.nodes if isinstance(self.module(n), _WEIGHTED)]
-        self.outputs = {self._through_structure(node) for node in self.nodes[-1].all_input_nodes}
-        self.first = {n for n in self.weighted_nodes if not self._meets_weighted(n, lambda m: m.all_input_nodes)}
-        self.last = {n for n in self.weighted_nodes if not self._meets_weighted(n, lambda m: list(m.users))}
-        self.last |= self.outputs.intersection(self.weighted_nodes)  # another output may go on from there
-
-    def module(self, node: object) -> nn.Module | None:
-        return called(node, self.modules)
-
-    def kind(self, node: fx.Node) -> str:
-        module = self.module(node)
-        function = op_name(node.target) if node.op == "call_function" else ""
-        if node.op == "placeholder":
-            return "input"
-        if isinstance(module, _WEIGHTED):
-            return "weighted"
-        if isinstance(module, nn.MaxPool2d) or function in _STRUCTURAL:
-            return "structural"
-        if function in _REGRID:
-            return "regrid"
-        return "compute" if node.op in ("call_module", "call_function") else "none"
-
-    def moves(self, node: fx.Node) -> bool:
-        """Whether an operator only moves values."""
-        return self.kind(node) in ("structural", "regrid")
-
-    def _through_structure(self, node: fx.Node) -> fx.Node:
-        while self.moves(node):
-            node = source(node)
-        return node
-
-    def _meets_weighted(self, node: fx.Node, step: Callable[[fx.Node], list[fx.Node]]) -> bool:
-        """Whether another weighted layer lies before or behind: the first and the last one need not be end nodes."""
-        seen, ahead = {node}, step(node)
-        while ahead:
-            other = ahead.pop()
-            if other in seen:
-                continue
-            if self.kind(other) == "weighted":
-                return True
-            seen.add(other)
-            ahead.extend(step(other))
-        return False
-
-    def nonnegative(self, node: object) -> bool:
-        if not isinstance(node, fx.Node):
-            return isinstance(node, (int, float)) and node >= 0
-        if isinstance(self.module(node), _NONNEGATIVE):
-            return True
-        if self.moves(node) or isinstance(self.module(node), _POOLING):
-            return self.nonnegative(node.args[0])
-        if node.target in (torch.add, torch.mul):
-            return all(self.nonnegative(a) for a in node.args)
-        if node.target is torch.cat:
-            parts: Any = node.args[0]
-            return all(self.nonnegative(part) for part in parts)
-        return False
-
-    def consumers(self, node: fx.Node) -> list[fx.Node]:
-        """Users that compute with the values of ``node``, looking through operators that only move them."""
-        found: list[fx.Node] = []
-        for user in node.users:
-            found.extend(self.consumers(user) if self.moves(user) else [user])
-        return found
-
-    def weight_bits(self, node: fx.Node) -> int:
-        edge = node in self.first or node in self.last or getattr(self.module(node), "affine_norm", False)
-        return (self.config.first_last if edge else None) or self.config.weight_bits
-
-    def bits(self, node: fx.Node) -> int:
-        """Bits of a node's output: the least that any of its consumers asks for."""
-        asked = []
-        for user in self.consumers(node):
-            if self.kind(user) == "weighted" and not getattr(self.module(user), "affine_norm", False):
-                edge = user in self.first or user in self.last
-                asked.append((self.config.first_last if edge else None) or self.config.activation_bits)
-            else:
-                asked.append(self.config.elementwise or self.config.activation_bits)
-        return min(asked, default=self.config.activation_bits)
-
-    def shared_source(self, node: fx.Node) -> fx.Node | None:
-        """Return the node whose quantizer serves again behind an operator that only moves values."""
-        if self.kind(node) != "regrid" or node not in self.tensors:
-            return None
-        # Where inputs alone are quantized, an addition still wants the pair of its residual branch right before it.
-        if not self.target.quantize_outputs and not any(user.target is torch.add for user in self.consumers(node)):
-            return None
-        origin = self._through_structure(node)
-        return origin if origin in self.tensors else None
-
-    def wants_quantizer(self, node: fx.Node) -> bool:
-        kind, readers = self.kind(node), self.consumers(node)
-        if node not in self.tensors or self.moves(node) or kind == "none":
-            return False
-        if node in self.outputs and all(reader.op == "output" for reader in readers):
-            return False  # outputs stay float: with 8-bit logits many of 1000 classes tie
-        if not readers:
-            return False
-        if kind == "input":
-            return True
-        fuses = (kind == "weighted" or node.target is torch.add) and len(node.users) == 1
-        if fuses and isinstance(self.module(next(iter(node.users))), _RELU):
-            return False
-        return self.target.quantize_outputs or any(self._reads_quantized(reader, node) for reader in readers)
-
-    def _reads_quantized(self, reader: fx.Node, node: fx.Node) -> bool:
-        """Targets that quantize inputs only: those of weighted layers, pooling, and an addition's residual branch."""
-        if isinstance(self.module(reader), (*_WEIGHTED, *_POOLING)):
-            return True
-        return reader.target is torch.add and node is not self._main_branch(reader)
-
-    def _main_branch(self, addition: fx.Node) -> fx.Node | None:
-        """Return the convolution that an addition fuses into: the last of its inputs that is one."""
-        inputs = [a for a in addition.all_input_nodes if self.kind(a) == "weighted" and len(a.users) == 1]
-        return max(inputs, key=self.nodes.index, default=None)
-
-
-def _float_tensors(graph: fx.GraphModule, image: ImageSpec) -> set[fx.Node]:
-    """Nodes whose value is a float tensor; the others are sizes, lists and constants."""
-    found: set[fx.Node] = set()
-
-    class Recorder(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            if isinstance(value, Tensor) and value.is_floating_point() and n.op != "get_attr":
-                found.add(n)
-            return value
-
-    device = next((p.device for p in graph.parameters()), torch.device("cpu"))
-    with torch.no_grad():
-        Recorder(graph).run(torch.zeros((2, *image.shape), device=device))
-    return found
+    reasons = {node.name: reason for node, reason in rules.kept.items()}
+    return Plan(activations=whole, weights=weights, floats=rules.floats(), kept=reasons)
 
 
 def quantized_graph(graph: fx.GraphModule, config: QuantConfig, target: Target, image: ImageSpec) -> fx.GraphModule:
@@ -220,6 +79,7 @@ def quantized_graph(graph: fx.GraphModule, config: QuantConfig, target: Target, 
 
     Node and layer names stay those of ``graph``; the quantizer of node ``n`` is the module ``quant.n``. A layer that is
     called again is a layer of its own there (`layer_names`), with the same weights and a bias for that call's input.
+    The plan's tensors in float, with their reasons, are ``meta["floats"]`` and ``meta["kept"]``.
 
     Raises:
         TargetError: When the target cannot run the scheme.
@@ -227,6 +87,7 @@ def quantized_graph(graph: fx.GraphModule, config: QuantConfig, target: Target, 
     config.check(target)
     decided = plan(graph, config, target, image)
     student = copy.deepcopy(graph)
+    student.meta |= {"floats": decided.floats, "kept": decided.kept}
     names = layer_names(student)
     for name, bits in decided.weights.items():
         layer = student.get_submodule(name)

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from brevitas import config as brevitas_config
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, fx, nn
 
 from dfqkit.config.quant import QuantConfig
 from dfqkit.students.calibration import calibrate, correct_bias, settle
 from dfqkit.students.equalizing import equalize
-from dfqkit.students.placement import quantized_graph
+from dfqkit.students.measured import collapsing, leave_in_float
+from dfqkit.students.placement import Plan, quantized_graph
 from dfqkit_export.backends.target import Target
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import write_bytes
 from dfqkit_export.images.spec import ImageSpec
+
+#: Gives the plan of a student, once some of its tensors (by name, with their reasons) stay in float.
+Replan = Callable[[Mapping[str, str]], Plan]
+#: Why a tensor stays in float.
+COLLAPSED = "8 bits of it alone leave {:.1f} dB of the outputs"
+BESIDE = "what computes it or reads it stays in float"
+_KEPT = "dfqkit.kept_in_float"
 
 
 def build_student(graph: fx.GraphModule, config: QuantConfig, target: Target, image: ImageSpec) -> fx.GraphModule:
@@ -37,10 +47,23 @@ def equalized_graph(graph: fx.GraphModule, config: QuantConfig) -> fx.GraphModul
 
 
 def calibrate_student(
-    student: fx.GraphModule, batches: Sequence[Tensor], config: QuantConfig, image: ImageSpec
+    student: fx.GraphModule,
+    batches: Sequence[Tensor],
+    config: QuantConfig,
+    image: ImageSpec,
+    *,
+    held_out: Sequence[Tensor] = (),
+    replan: Replan | None = None,
 ) -> None:
-    """Find ranges and, where the scheme asks for it, correct biases on normalised images (n, C, H, W)."""
+    """Find ranges and, where the scheme asks for it, correct biases on normalised images (n, C, H, W).
+
+    With images ``held_out``, tensors whose 8 bits cost a collapse on them go back to float (`measured.collapsing`), and
+    with them what ``replan``, the student's `placement.plan` given such tensors, then leaves in float. They are
+    ``meta["kept"]``, with their reasons.
+    """
     calibrate(student, batches, image, learnable=config.scales == "float")
+    if held_out and replan is not None:
+        _keep_in_float(student, held_out, replan)
     if config.bias_correction:
         correct_bias(student, batches)
         return
@@ -48,9 +71,27 @@ def calibrate_student(
         student(batches[0])  # weights' scales enter the state with the first quantized pass, and a file needs them
 
 
+def _keep_in_float(student: fx.GraphModule, held_out: Sequence[Tensor], replan: Replan) -> None:
+    collapsed = collapsing(student, held_out)
+    if not collapsed:
+        return
+    wanted = {name: COLLAPSED.format(left) for name, left in collapsed.items()}
+    decided = replan(student.meta["kept"] | wanted)
+    dropped = [name for name, _ in student.get_submodule("quant").named_children() if name not in decided.activations]
+    leave_in_float(student, dropped)
+    kept = decided.kept | {name: wanted.get(name, BESIDE) for name in dropped}
+    student.meta |= {"floats": decided.floats, "kept": kept, "dropped": dropped}
+
+
 def save_student(student: nn.Module, path: Path) -> None:
-    """Write the tensors of a student, quantized or float; there whole or not at all."""
-    write_bytes(path, save({name: value.contiguous().cpu() for name, value in snapshot(student).items()}))
+    """Write the tensors of a student, quantized or float; there whole or not at all.
+
+    Tensors that a measurement left in float are noted beside them, with their reasons.
+    """
+    meta = getattr(student, "meta", {})
+    noted = {name: meta["kept"][name] for name in meta.get("dropped", ())}
+    metadata = {_KEPT: json.dumps(noted, sort_keys=True)} if noted else None
+    write_bytes(path, save({name: value.contiguous().cpu() for name, value in snapshot(student).items()}, metadata))
 
 
 def load_student(student: fx.GraphModule, path: Path, config: QuantConfig) -> None:
@@ -60,9 +101,12 @@ def load_student(student: fx.GraphModule, path: Path, config: QuantConfig) -> No
         ArtefactError: When the file is damaged or belongs to another model.
     """
     try:
-        state = load_file(path)
-        restore(student, state, config)
-    except (OSError, SafetensorError) as error:
+        with safe_open(path, framework="pt") as file:
+            noted = _noted(student, (file.metadata() or {}).get(_KEPT, "{}"))
+        leave_in_float(student, list(noted))
+        restore(student, load_file(path), config)
+        student.meta |= {"kept": student.meta.get("kept", {}) | noted, "dropped": list(noted)} if noted else {}
+    except (OSError, SafetensorError, ValueError) as error:
         message = (
             f"Cannot read the student '{path}': {error}. Delete it and continue the run with `dfqkit run --resume`."
         )
@@ -74,6 +118,17 @@ def load_student(student: fx.GraphModule, path: Path, config: QuantConfig) -> No
             "the run with `dfqkit run --resume`."
         )
         raise ArtefactError(message) from error
+
+
+def _noted(student: fx.GraphModule, text: str) -> dict[str, str]:
+    """Read which tensors a stored student has in float, and why."""
+    noted: Any = json.loads(text)
+    quantizers = dict(student.named_modules())
+    known = isinstance(noted, dict) and all(f"quant.{name}" in quantizers for name in noted)
+    if not known or not all(isinstance(reason, str) for reason in noted.values()):
+        message = f"it names tensors in float that the model has no quantizer for: {text[:200]!r}"
+        raise ValueError(message)
+    return dict(noted)
 
 
 def restore(student: fx.GraphModule, state: dict[str, Tensor], config: QuantConfig) -> None:

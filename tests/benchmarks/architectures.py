@@ -32,8 +32,8 @@ from dfqkit.students.freezing import freeze
 from dfqkit.students.onnx_file import write_qdq
 from dfqkit.students.student import build_student, calibrate_student
 from dfqkit_export.backends import get_backend, get_target
-from dfqkit_export.backends.opening import open_session
-from dfqkit_export.backends.precision import Realised, realised_precision
+from dfqkit_export.backends.opening import open_session, realised_precision
+from dfqkit_export.backends.precision import Realised
 from dfqkit_export.checker import check_file
 from dfqkit_export.errors import DfqkitError
 from dfqkit_export.images.spec import ImageSpec

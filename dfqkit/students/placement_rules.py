@@ -1,0 +1,279 @@
+"""The rules by which a tensor of a float graph gets a quantizer: what a target fuses, and what 8 bits hold.
+
+What belongs here: who reads a tensor and who computes it, in integers or not. They follow what ONNX Runtime and
+TensorRT were seen to fuse. What values a tensor holds is `islands`; the fake-quantized graph is built in `placement`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from dfqkit.config.quant import QuantConfig
+from dfqkit.students.islands import MATMUL, Islands, nonnegative
+from dfqkit.students.nodes import REGRID, STRUCTURAL, called, op_name, source
+from dfqkit_export.backends.target import Target
+from dfqkit_export.images.spec import ImageSpec
+
+_WEIGHTED = (nn.Conv2d, nn.Linear)
+_RELU = (nn.ReLU, nn.ReLU6)
+_POOLING = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+#: What runs in integers only where all its tensors come in codes, by the ONNX operator that a target's table names.
+_OPERATORS = {"add": "Add", "mul": "Mul", "cat": "Concat", "leaky_relu": "LeakyRelu"} | dict.fromkeys(MATMUL, "MatMul")
+_MODULES: dict[type[nn.Module], str] = {
+    nn.Sigmoid: "Sigmoid", nn.AvgPool2d: "AveragePool", nn.AdaptiveAvgPool2d: "GlobalAveragePool", nn.ReLU: "Relu",
+    nn.ReLU6: "Clip", nn.Hardtanh: "Clip", nn.Hardsigmoid: "HardSigmoid",
+}  # fmt: skip
+#: Fewest codes that a standard deviation of a channel may have. ImageNet's input has 53, with an error of -45 dB; with
+#: 24 it is -38.6 dB, a few dB below what 8 bits cost the rest of a network, with 9 it costs more than all the rest.
+LEAST_CODES = 24.0
+
+
+class Rules:
+    """The placement rules, with what they need to know about the graph."""
+
+    def __init__(
+        self, graph: fx.GraphModule, config: QuantConfig, target: Target, image: ImageSpec, kept: Mapping[str, str]
+    ) -> None:
+        self.modules = dict(graph.named_modules())
+        self.config, self.target = config, target
+        self.nodes = list(graph.graph.nodes)
+        self.tensors, unbounded = _float_tensors(graph, image)
+        self.kept = {node: kept[node.name] for node in self.nodes if node.name in kept}
+        if reason := coarse_input(image, target):
+            self.kept |= {node: reason for node in self.nodes if node.op == "placeholder"}
+        self.islands = Islands(graph, self.tensors, unbounded, set(self.kept))
+        self.weighted_nodes = [n for n in self.nodes if isinstance(self.module(n), _WEIGHTED)]
+        self.outputs = {self._through_structure(node) for node in self.nodes[-1].all_input_nodes}
+        self.first = {n for n in self.weighted_nodes if not self._meets_weighted(n, lambda m: m.all_input_nodes)}
+        self.last = {n for n in self.weighted_nodes if not self._meets_weighted(n, lambda m: list(m.users))}
+        self.last |= self.outputs.intersection(self.weighted_nodes)  # another output may go on from there
+
+    def module(self, node: object) -> nn.Module | None:
+        """Return the module that a node calls, or None."""
+        return called(node, self.modules)
+
+    def kind(self, node: fx.Node) -> str:
+        """Return what a node is to placement: input, weighted, structural, regrid, compute or none."""
+        module = self.module(node)
+        function = op_name(node.target) if node.op == "call_function" else ""
+        if node.op == "placeholder":
+            return "input"
+        if isinstance(module, _WEIGHTED):
+            return "weighted"
+        if isinstance(module, nn.MaxPool2d):
+            return self._kind_of_maximum(node)
+        if function in STRUCTURAL:
+            return "structural"
+        if self.islands.fill_of(node):
+            return "structural" if self._ignored(node) else "compute"  # a constant has to lie within the range
+        if function in REGRID:
+            return "regrid"
+        return "compute" if node.op in ("call_module", "call_function") else "none"
+
+    def _kind_of_maximum(self, node: fx.Node) -> str:
+        before = node.args[0]
+        if self.islands.fill_of(before) and self._ignored(before):  # type: ignore[arg-type]
+            return "regrid"
+        return "compute" if before in self.islands.filled else "structural"
+
+    def _ignored(self, pad: fx.Node) -> bool:
+        """Whether a constant pad only ever loses in maxima: it is below 0, and no window lies in it altogether."""
+        fill, widths = self.islands.fill_of(pad), pad.args[1]
+        pools = [self.module(user) for user in pad.users]
+        if not fill or fill > 0 or not isinstance(widths, Sequence) or len(widths) > 4:
+            return False
+        across, down = widths[:2], widths[2:]
+        return all(
+            isinstance(pool, nn.MaxPool2d)
+            and all(isinstance(width, int) and width < _extent(pool, 1) for width in across)
+            and all(isinstance(width, int) and width < _extent(pool, 0) for width in down)
+            for pool in pools
+        )
+
+    def moves(self, node: fx.Node) -> bool:
+        """Whether an operator only moves values."""
+        return self.kind(node) in ("structural", "regrid")
+
+    def _through_structure(self, node: fx.Node) -> fx.Node:
+        while self.moves(node):
+            node = source(node)
+        return node
+
+    def _meets_weighted(self, node: fx.Node, step: Callable[[fx.Node], list[fx.Node]]) -> bool:
+        """Whether another weighted layer lies before or behind: the first and the last one need not be end nodes."""
+        seen, ahead = {node}, step(node)
+        while ahead:
+            other = ahead.pop()
+            if other in seen:
+                continue
+            if self.kind(other) == "weighted":
+                return True
+            seen.add(other)
+            ahead.extend(step(other))
+        return False
+
+    def nonnegative(self, node: object) -> bool:
+        """Return whether no value of a node can be below 0."""
+        return nonnegative(node, self.islands, self.moves)
+
+    def consumers(self, node: fx.Node) -> list[fx.Node]:
+        """Users that compute with the values of ``node``, looking through operators that only move them."""
+        found: list[fx.Node] = []
+        for user in node.users:
+            found.extend(self.consumers(user) if self.moves(user) else [user])
+        return found
+
+    def weight_bits(self, node: fx.Node) -> int:
+        """Return the bits of a layer's weights."""
+        edge = node in self.first or node in self.last or getattr(self.module(node), "affine_norm", False)
+        return (self.config.first_last if edge else None) or self.config.weight_bits
+
+    def bits(self, node: fx.Node) -> int:
+        """Bits of a node's output: the least that any of its consumers asks for."""
+        asked = []
+        for user in self.consumers(node):
+            if self.kind(user) == "weighted" and not getattr(self.module(user), "affine_norm", False):
+                edge = user in self.first or user in self.last
+                asked.append((self.config.first_last if edge else None) or self.config.activation_bits)
+            else:
+                asked.append(self.config.elementwise or self.config.activation_bits)
+        return min(asked, default=self.config.activation_bits)
+
+    def shared_source(self, node: fx.Node) -> fx.Node | None:
+        """Return the node whose quantizer serves again behind an operator that only moves values."""
+        if self.kind(node) != "regrid" or node not in self.tensors:
+            return None
+        # Where inputs alone are quantized, an addition still wants the pair of its residual branch right before it.
+        if not self.target.quantize_outputs and not any(user.target is torch.add for user in self.consumers(node)):
+            return None
+        origin = self._through_structure(node)
+        return origin if origin in self.tensors else None
+
+    def wants_quantizer(self, node: fx.Node) -> bool:
+        """Return whether a quantizer of its own goes behind a node."""
+        kind, readers = self.kind(node), self.consumers(node)
+        if node not in self.tensors or self.moves(node) or kind == "none":
+            return False
+        if node in self.kept or node in self.islands.filled:
+            return False
+        if node in self.outputs and all(reader.op == "output" for reader in readers):
+            return False  # outputs stay float: with 8-bit logits many of 1000 classes tie
+        if not readers:
+            return False
+        if kind == "input":
+            return True
+        fuses = (kind == "weighted" or node.target is torch.add) and len(node.users) == 1
+        if fuses and isinstance(self.module(next(iter(node.users))), _RELU):
+            return False
+        if not self.target.quantize_outputs:
+            return any(self._reads_quantized(reader, node) for reader in readers)
+        return any(self.integer(reader) for reader in readers) or self.integer(node, writes=True)
+
+    def integer(self, node: fx.Node, *, writes: bool = False) -> bool:
+        """Whether the target computes a node on codes; with ``writes``, whether its kernel wants to write codes too."""
+        if self.kind(node) == "weighted":
+            return self._through_structure(source(node)) not in self.kept
+        operator = self._onnx_operator(node)
+        rule = self.target.rule(operator)
+        if rule is None or not rule.integer or node in self.islands.precise:
+            return False
+        operands = [argument for argument in self._operands(node) if argument in self.tensors]
+        if len(operands) < len(self._operands(node)):
+            return False  # a constant operand is not quantized
+        if operator == "MatMul":
+            return not (writes or any(each in self.islands.filled or each in self.kept for each in operands))
+        if rule.placement.value == "through":
+            before = self._through_structure(source(node))
+            return before.op == "placeholder" or self.integer(before)
+        return self.islands.holds(node) and all(self.islands.holds(each) for each in operands)
+
+    def _onnx_operator(self, node: fx.Node) -> str:
+        """Return the operator of a target's table that a node becomes; nothing where it has none there."""
+        if node.op == "call_function":
+            return _OPERATORS.get(op_name(node.target), "")
+        module = self.module(node)
+        return "" if module is None else _MODULES.get(type(module), "")
+
+    def _operands(self, node: fx.Node) -> list[Any]:
+        """Tensors and constants that an operator computes with, its options left out."""
+        name = op_name(node.target) if node.op == "call_function" else ""
+        if name == "cat":
+            parts: Any = node.args[0]
+            return list(parts)
+        return list(node.args[:2] if name in ("add", "mul") or name in MATMUL else node.args[:1])
+
+    def floats(self) -> dict[str, str]:
+        """Return why each tensor that the target could have in codes stays in float, `kept` ones left out."""
+        found: dict[str, str] = {}
+        for node in self.nodes:
+            rule = self.target.rule(self._onnx_operator(node))
+            reason = self.islands.reason(node) if node in self.tensors and node not in self.kept else ""
+            if rule is not None and rule.integer and reason and not self.wants_quantizer(node):
+                found[node.name] = reason
+        return found
+
+    def _reads_quantized(self, reader: fx.Node, node: fx.Node) -> bool:
+        """Targets that quantize inputs only: those of weighted layers, pooling, and an addition's residual branch."""
+        if isinstance(self.module(reader), _WEIGHTED):
+            return True
+        if isinstance(self.module(reader), _POOLING):
+            return self.islands.holds(node)
+        held = reader.target is torch.add and all(self.islands.holds(each) for each in reader.all_input_nodes)
+        return held and node is not self._main_branch(reader)
+
+    def _main_branch(self, addition: fx.Node) -> fx.Node | None:
+        """Return the convolution that an addition fuses into: the last of its inputs that is one."""
+        inputs = [a for a in addition.all_input_nodes if self.kind(a) == "weighted" and len(a.users) == 1]
+        return max(inputs, key=self.nodes.index, default=None)
+
+
+def _extent(pool: nn.MaxPool2d, axis: int) -> int:
+    """How far a pool's window reaches along an axis (0 down, 1 across)."""
+    kernel, dilation = (v[axis] if isinstance(v, tuple) else v for v in (pool.kernel_size, pool.dilation))
+    return int(dilation * (kernel - 1) + 1)
+
+
+def coarse_input(image: ImageSpec, target: Target) -> str:
+    """Return why the input stays in float: one grid over all that [0, 1] allows is too coarse for a channel of it.
+
+    A normalised channel has a standard deviation of 1, so that the number of codes for it is the same for all channels,
+    and what a channel of low contrast may reach decides it.
+    """
+    low, high = image.bounds()
+    width = 2 * max(-low, high) if target.signed_activations.symmetric else max(high, 0) - min(low, 0)
+    codes = 255 / width
+    if codes >= LEAST_CODES:
+        return ""
+    channel = min(range(len(image.std)), key=image.std.__getitem__)
+    return (
+        f"8 bits of all that an image in [0, 1] may hold, {low:.3g} to {high:.3g} standard deviations, leave "
+        f"{codes:.2g} codes for one standard deviation, of at least {LEAST_CODES:g} (channel {channel} has std "
+        f"{image.std[channel]:.3g})"
+    )
+
+
+def _float_tensors(graph: fx.GraphModule, image: ImageSpec) -> tuple[set[fx.Node], set[fx.Node]]:
+    """Nodes whose value is a float tensor, and those of them that hold what is not finite.
+
+    The others are sizes, lists and constants.
+    """
+    found, unbounded = set[fx.Node](), set[fx.Node]()
+
+    class Recorder(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if isinstance(value, Tensor) and value.is_floating_point() and n.op != "get_attr":
+                found.add(n)
+                if not bool(value.isfinite().all()):
+                    unbounded.add(n)
+            return value
+
+    device = next((p.device for p in graph.parameters()), torch.device("cpu"))
+    noise = torch.rand((2, *image.shape), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        Recorder(graph).run(image.normalize(noise).to(device))
+    return found, unbounded
