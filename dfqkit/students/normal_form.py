@@ -53,6 +53,7 @@ class Normaliser:
         self.named: dict[str, str] = {}  # weight and options -> module: a layer called twice stays one layer
         self.used: set[str] = set()
         self.reserved = _owners(source)
+        self.parameters = dict(source.named_parameters(remove_duplicate=False))
 
     def build(self) -> fx.GraphModule:
         """Return the rebuilt graph; BatchNorms are modules of their own in it."""
@@ -186,13 +187,21 @@ class Normaliser:
             )
             raise TeacherError(message)
         path = str(weight_node.target)
-        # With two strides it is two layers, and so it is on vectors and on maps.
-        key = f"{path} {node.meta['val'].dim()} {fx.map_arg(node.args[2:], lambda n: str(n.target))}"
+        base = self._owner(node, path)
+        # With two strides it is two layers, and so it is on vectors and on maps, and in another module (tied weights).
+        key = f"{base} {path} {node.meta['val'].dim()} {fx.map_arg(node.args[2:], lambda n: str(n.target))}"
         if key not in self.named:
-            base = path.removesuffix(".weight") if path.endswith(".weight") else path.replace(".", "_")
             self.named[key] = self._unique(base, generated=False)
             add_submodule(self.root, self.named[key], make(self._stored(weight_node), self._tensor(_argument(node, 2))))
         return self.graph.call_module(self.named[key], (self._of(source(node)),))
+
+    def _owner(self, node: fx.Node, path: str) -> str:
+        """Return the path of the module that holds a weight: of several that share it, the one that is called."""
+        if not path.endswith(".weight"):
+            return path.replace(".", "_")
+        place = str(next(reversed((node.meta.get("nn_module_stack") or {"": ("",)}).values()))[0])
+        held = self.parameters.get(f"{place}.weight")
+        return place if held is not None and held is self.parameters.get(path) else path.removesuffix(".weight")
 
     def _conv(self, node: fx.Node) -> fx.Node:
         stride, padding, dilation = (_pair(_argument(node, i, default)) for i, default in ((3, 1), (4, 0), (5, 1)))

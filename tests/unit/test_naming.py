@@ -11,11 +11,17 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from dfqkit import models
+from dfqkit.config.quant import QuantConfig
 from dfqkit.run.measuring import compare_layers, student_layers
+from dfqkit.students.calibration import calibrate
 from dfqkit.students.capture import float_graph
+from dfqkit.students.freezing import freeze
 from dfqkit.students.naming import layer_names, tensor_names, unique
 from dfqkit.students.onnx_file import write_float, write_qdq
+from dfqkit.students.student import build_student
 from dfqkit_export.backends import get_target
+from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.measure.activations import layer_outputs
 from dfqkit_export.report import LayerRow
 from tests._toys import IMAGE, Head, images, randomise, student, toy_graph
@@ -143,6 +149,47 @@ def test_a_value_of_another_shape_gets_no_name(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("dfqkit.students.onnx_names._Names.has_shape", lambda *_: False)
     write_float(graph, tmp_path / "a.onnx", metadata={})
     assert not {n for node in onnx.load(tmp_path / "a.onnx").graph.node for n in node.output if n.endswith("/output")}
+
+
+class Tied(nn.Module):
+    """Three layers with one weight; the first and the last share their bias, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.two, self.three, self.head = conv(3), conv(), conv(), conv(), Head(6)
+        self.two.weight = self.three.weight = self.one.weight
+        self.three.bias = self.one.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.stem, self.one, self.two, self.three, self.one):
+            x = torch.relu(layer(x))
+        return self.head(x)
+
+
+def test_layers_with_one_weight_keep_their_own_names() -> None:
+    names = layer_names(float_graph(randomise(Tied()), IMAGE)).values()
+    layers = ["stem", "one", "two", "three", "one_2", "head.fc"]
+    assert [name for name in names if name in layers] == layers
+    assert not {"three_2", "one_3"}.intersection(names)
+
+
+@pytest.mark.slow
+def test_every_layer_of_a_deep_network_has_its_figures(tmp_path: Path) -> None:
+    """CIFAR ResNet-56: its first additions have the numbers of its last ones in the exporter's count."""
+    model, target, config = randomise(models.cifar_resnet56()), get_target("onnxruntime"), QuantConfig(bits="w8a8")
+    image = ImageSpec(shape=(3, 32, 32), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), classes=10)
+    graph, x = float_graph(model, image), images(8, image=image)
+    quantized = build_student(graph, config, target, image)
+    calibrate(quantized, [x], image, learnable=False)
+    freeze(quantized)
+    write_qdq(quantized, target, tmp_path / "model.onnx", metadata={})
+    write_float(graph, tmp_path / "teacher.onnx", metadata={}, opset=target.opset)
+    rows = compare_layers(quantized, tmp_path / "model.onnx", tmp_path / "teacher.onnx", x.numpy())
+    assert sum(row.op == "Add" for row in rows) == 27
+    assert len(rows) == 27 + 56
+    for row in rows:
+        assert row.sqnr_student_db is not None
+        assert row.sqnr_runtime_db is None or row.sqnr_runtime_db > 60, row
 
 
 def test_unique() -> None:
