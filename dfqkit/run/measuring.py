@@ -319,8 +319,10 @@ def compare_layers(
 
 
 def _layer_db(layer: str, reference: NDArray[np.float32], other: NDArray[np.float32]) -> float | None:
+    """Return the SQNR of a layer's outputs of two models; equal infinities (masks) are no signal and no noise."""
     if reference.shape == other.shape:
-        return sqnr_db(reference, other)
+        masked = np.isinf(reference) & (reference == other)
+        return sqnr_db(np.where(masked, 0, reference), np.where(masked, 0, other))
     _LOG.warning(
         "Layer '%s' has outputs of shape %s and %s in the two models that are compared, so that it has no SQNR. "
         "Please report it with the model.", layer, reference.shape, other.shape,

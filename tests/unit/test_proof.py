@@ -15,7 +15,7 @@ from dfqkit.config.quant import QuantConfig
 from dfqkit.config.reading import load_recipe
 from dfqkit.config.recipe import Recipe
 from dfqkit.run.context import resolve_device
-from dfqkit.run.measuring import GradingSet, compare, compare_layers, real_images, student_layers
+from dfqkit.run.measuring import GradingSet, _layer_db, compare, compare_layers, real_images, student_layers
 from dfqkit.run.stages import plan
 from dfqkit.students.freezing import freeze
 from dfqkit.students.onnx_file import write_float, write_qdq
@@ -24,7 +24,7 @@ from dfqkit_export.backends import get_target
 from dfqkit_export.errors import ArtefactError, RecipeError, RuntimeUnavailableError
 from dfqkit_export.measure.kinds import Metric
 from dfqkit_export.tasks.classification import LOGITS, Classification
-from tests._messages import raises_naming
+from tests._messages import names, raises_naming
 from tests._toys import IMAGE, images, student, toy_graph
 
 
@@ -164,6 +164,16 @@ class TestLayers:
             assert row.sqnr_student_db == pytest.approx(expected, abs=0.1)
             assert row.sqnr_student_db > 20
             assert row.sqnr_runtime_db is None or row.sqnr_runtime_db > 60
+
+
+def test_layers_of_different_shape_have_no_figure_and_masks_no_part_in_it(caplog: pytest.LogCaptureFixture) -> None:
+    first, other = np.array([[3.0, 4.0, -np.inf]], np.float32), np.array([[3.0, 3.5, -np.inf]], np.float32)
+    assert _layer_db("fc", first, other) == pytest.approx(20.0)
+    assert not caplog.records
+    assert _layer_db("fc", first, other.T) is None
+    names(caplog.text, "fc", (1, 3), (3, 1))
+    with pytest.raises(ArtefactError):
+        _layer_db("fc", first, np.full_like(other, np.nan))
 
 
 def values_of(graph: fx.GraphModule, inputs: Any) -> dict[fx.Node, Any]:
