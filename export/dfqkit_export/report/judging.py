@@ -207,7 +207,9 @@ def _by_images(shown: Seen) -> Judgement:
             findings=(Finding(metric=kind.name, subject="file", value=value, floor=floor, message=message),),
         )
     if shown.firm_agreement >= OK_FIRM and error >= OK_DB:
-        return Judgement(verdict=OK, reasons=(f"{told}: no broken file reaches {OK_FIRM:g} % and {OK_DB:g} dB.",))
+        return Judgement(
+            verdict=OK, reasons=(f"{told}: none of the broken files tried reaches {OK_FIRM:g} % and {OK_DB:g} dB.",)
+        )
     reason = (
         f"{told}, between what good and broken files show ({OK_FIRM:g} % and {OK_DB:g} dB): only labelled images "
         "(validate.data) can tell."
