@@ -14,6 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
+from dfqkit_export.images.arrays import UNREADABLE, read_array, read_arrays
 from dfqkit_export.images.inputs import Inputs, model_image
 from dfqkit_export.images.stored import StoredBank
 from dfqkit_export.images.tensors import TensorFile
@@ -71,11 +72,10 @@ def _from_array(path: Path, model: onnx.ModelProto, n: int) -> tuple[Floats, NDA
 
 def _stored_arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any] | None]:
     try:
-        found = np.load(path, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return found, None
-        with found:
-            return np.asarray(found["images"]), np.asarray(found["labels"]) if "labels" in found else None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        if not zipfile.is_zipfile(path):
+            return read_array(path), None
+        arrays, _ = read_arrays(path, ["images", "labels"])
+        return arrays["images"], arrays.get("labels")
+    except UNREADABLE as error:
         message = f"'{path}' cannot be read as images: {error}. Allowed are a .npy, or a .npz with an array 'images'."
         raise ArtefactError(message) from None

@@ -155,15 +155,15 @@ def measure_subject(subject: Subject, *, threads: int | None = None, optimized: 
         RuntimeUnavailableError: onnxruntime is not installed.
     """
     sentinel = subject.sentinel
-    session = OrtSession(
-        subject.bundle.model, threads=threads, optimized=optimized and not subject.as_written, lean=True
-    )
+    optimized = optimized and not subject.as_written
+    # Before the session that stays: two of a large file at once would be too much memory.
+    realised = realised_precision(subject.bundle.model) if optimized else None
+    session = OrtSession(subject.bundle.model, threads=threads, optimized=optimized, lean=True)
     outputs = answers(session, sentinel.task, normalized(sentinel.images, subject.bundle.image))
     found, values = _metrics(sentinel, outputs)
     unmeasured: dict[str, str] = {}
     in_float: tuple[str, ...] = ()
-    if session.optimized:
-        realised = realised_precision(subject.bundle.model)
+    if realised is not None:
         found.append(integer_share(realised, subject=DEFAULT.name))
         in_float = tuple(layer.name for layer in realised.layers if layer.precision == "float")
     elif not subject.as_written:

@@ -11,8 +11,7 @@ import csv
 import inspect
 import io
 import zipfile
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
+from dfqkit_export.images.arrays import UNREADABLE, read_arrays
 from dfqkit_export.images.preprocess import Preprocess
 
 Pixels = NDArray[np.uint8]
@@ -29,7 +29,6 @@ Labelled = tuple[Pixels, NDArray[np.int64] | None]
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 # An image or a table in an archive that claims more than this is a decompression bomb.
 _MAX_ENTRY_BYTES = 256 * 1024 * 1024
-_UNREADABLE = (OSError, ValueError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 _Item = TypeVar("_Item")
@@ -57,16 +56,13 @@ def read_npz(path: Path, prepare: Preprocess, limit: int | None) -> Labelled:
         if not zipfile.is_zipfile(path):
             message = "it is not an npz archive"
             raise ValueError(message)
-        with np.load(path, allow_pickle=False) as archive:
-            names = list(archive.files)
-            images = archive["images"] if "images" in names else None
-            labels = archive["labels"] if "labels" in names else None
-    except _UNREADABLE as error:
+        arrays, names = read_arrays(path, ["images", "labels"])
+    except UNREADABLE as error:
         message = (
             f"Image file {str(path)!r} cannot be read as .npz ({error}). Is it complete? Write it with numpy.savez."
         )
         raise ArtefactError(message) from None
-    images = _checked_pixels(images, names, path)
+    images, labels = _checked_pixels(arrays.get("images"), names, path), arrays.get("labels")
     if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != (len(images),)):
         message = (
             f"Array 'labels' in {str(path)!r} is {labels.dtype} of shape {labels.shape}; allowed are integers of shape "
@@ -119,7 +115,7 @@ def read_zip(path: Path, prepare: Preprocess, limit: int | None) -> Labelled:
             names = [_find(_safe_name(name, path), members, path) for name, _ in rows]
             entries = ((io.BytesIO(_entry(archive, name)), name) for name in names)
             images = _stack(entries, prepare.decode, path.name)
-    except (*_UNREADABLE, RuntimeError) as error:  # zipfile raises RuntimeError for encrypted entries.
+    except UNREADABLE as error:
         message = f"Image file {str(path)!r} cannot be read as .zip ({error}). Is it complete and not encrypted?"
         raise ArtefactError(message) from None
     return images, np.array([label for _, label in rows], dtype=np.int64)
@@ -231,14 +227,26 @@ def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
     return archive.read(name)
 
 
+def _rows(reader: csv.DictReader[str], path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        message = f"labels.csv in {str(path)!r}, line {reader.line_num}, is no table: {error}. Write it again."
+        raise ArtefactError(message) from None
+
+
 def _label_rows(table: bytes, path: Path) -> list[tuple[str, int]]:
     reader = csv.DictReader(io.StringIO(table.decode("utf-8-sig"), newline=""))
-    columns = list(reader.fieldnames or [])
+    try:
+        columns = list(reader.fieldnames or [])
+    except csv.Error as error:
+        message = f"labels.csv in {str(path)!r} is no table: {error}. Write it again."
+        raise ArtefactError(message) from None
     if not {"filename", "label"} <= set(columns):
         message = f"labels.csv in {str(path)!r} has the columns {columns}; needed are 'filename' and 'label'."
         raise ArtefactError(message)
     rows: list[tuple[str, int]] = []
-    for row in reader:
+    for row in _rows(reader, path):
         try:
             rows.append((row["filename"] or "", int(row["label"])))
         except (TypeError, ValueError):

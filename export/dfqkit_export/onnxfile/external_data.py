@@ -72,14 +72,17 @@ def _inside(location: str, path: Path, what: str) -> Path:
     """Return the file that a location names, after making sure that it is one and lies in the model's folder."""
     folder = path.parent.resolve()
     given = Path(location)
-    source = (folder / given).resolve()
+    try:
+        source, found = (folder / given).resolve(), (folder / given).is_file()
+    except (OSError, RuntimeError, ValueError):  # a name that is too long, has a NUL in it, or is a link to itself
+        source, found = folder, False
     if not location or given.is_absolute() or ".." in given.parts or not source.is_relative_to(folder):
         message = (
             f"{what} {location!r}, outside of the model's own folder; nothing there was read. Save the model with its "
             "data beside it: onnx.save_model(model, path, save_as_external_data=True, location='weights.bin')."
         )
         raise ArtefactError(message)
-    if not source.is_file():
+    if not found:
         message = f"{what} {location!r}, which is not beside it. Copy that file into {str(path.parent)!r}, too."
         raise ArtefactError(message)
     return source

@@ -20,6 +20,7 @@ from dfqkit_export.onnxfile.external_data import PROTOBUF_LIMIT, load_external_d
 from dfqkit_export.onnxfile.graph import OWN_DOMAINS, opset_of, parameter_inputs, type_name
 from dfqkit_export.onnxfile.skeleton import skeleton
 
+_NEWEST_IR = 1000  # far beyond what there is: a runtime says what it takes
 _OLDEST_OPSET = 7  # what ONNX Runtime reads at all (docs/Versioning.md)
 #: Begins every file with an ir_version, which all exporters write first: field 1, a number.
 _FIRST_BYTE = b"\x08"
@@ -131,6 +132,12 @@ def _what(content: bytes) -> str:
 
 def _check_versions(model: onnx.ModelProto, path: Path) -> None:
     newest = onnx.defs.onnx_opset_version()
+    if not 0 < model.ir_version <= _NEWEST_IR:
+        message = (
+            f"Model {str(path)!r} has IR version {model.ir_version}; read are 1 to {_NEWEST_IR}. The file is damaged: "
+            "export or copy it again."
+        )
+        raise ArtefactError(message)
     version = opset_of(model)
     if version is None:
         own = any(node.domain in OWN_DOMAINS for node in model.graph.node)
