@@ -44,7 +44,7 @@ def inspect_file(path: str, target: str | None, fix: str | None, runtimes: Seque
     require_images(model, path)
     facts = file_facts(model)
     chosen = target or facts.metadata.get("dfqkit.target") or DEFAULT_TARGET.name
-    quantized = bool(facts.quantize or facts.dequantize)
+    quantized = bool(facts.quantized_as)
     realised, failures = _realised(path, runtimes)
     found = _Inspection(
         path=path,
@@ -60,8 +60,9 @@ def inspect_file(path: str, target: str | None, fix: str | None, runtimes: Seque
         note(f"error: {error}")
     if not quantized:
         message = (
-            f"Model {path!r} has no QuantizeLinear and no DequantizeLinear: nothing in it is quantized, so there is "
-            f"nothing to check for target {chosen!r}. Quantize it first, such as by `dfqkit run RECIPE`."
+            f"Model {path!r} has no QuantizeLinear, no DequantizeLinear and no integer operators: nothing in it is "
+            f"quantized, so there is nothing to check for target {chosen!r}. Quantize it first, such as by `dfqkit run "
+            "RECIPE`."
         )
         raise ArtefactError(message)
     if failures:
@@ -122,7 +123,7 @@ def _text(found: _Inspection) -> Iterator[str]:
     if found.fixed:
         yield ""
         yield from _fix(found.fixed)
-    if found.facts.quantize or found.facts.dequantize:
+    if found.facts.quantized_as:
         yield ""
         yield from _problems(found.fixed.path if found.fixed else found.path, found.target, found.remaining)
     for name, item in found.realised.items():
@@ -142,6 +143,7 @@ def _frame(path: str, facts: FileFacts) -> Iterator[str]:
         *(("input", text) for text in facts.inputs),
         *(("output", text) for text in facts.outputs),
         ("nodes", f"{facts.nodes}, of them {facts.quantize} QuantizeLinear and {facts.dequantize} DequantizeLinear"),
+        *(("quantized", text) for text in facts.quantized_as),
         ("stored", f"{facts.parameters} numbers"),
         *((name, made[name]) for name in ("recipe", "target", "teacher", "synthesizer", "seed") if name in made),
     ]

@@ -6,8 +6,9 @@ which is `matching`.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from dfqkit_export.images.inputs import Inputs, model_image, own_batch
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.measure.activations import LayerProbe, layer_scales
 from dfqkit_export.measure.kinds import TOP1_DROP, Metric
+from dfqkit_export.onnxfile.canonical.opened import forms, has_integer_operators, opened
 from dfqkit_export.onnxfile.graph import SourceGraph
 from dfqkit_export.onnxfile.model import load_onnx, metadata_in
 from dfqkit_export.report.evidence import Seen, seen
@@ -147,10 +149,14 @@ def compare_files(
     layers: tuple[LayerDifference, ...] = ()
     notes = [f"{name} gives outputs only, so that layers cannot be compared there." for name in blind]
     if not blind:
-        pair = _Pair(
-            a=a, b=b, task=task, images=images, batch=batch, outputs=(first, second), threads=threads, min_sqnr=min_sqnr
-        )
-        layers, notes = pair.layers(matching)
+        with tempfile.TemporaryDirectory(prefix="dfqkit-") as folder:
+            sides = [_looked_at(side, model, Path(folder), notes) for side, model in zip((a, b), models, strict=True)]
+            pair = _Pair(
+                a=sides[0], b=sides[1], task=task, images=images, batch=batch, outputs=(first, second),
+                threads=threads, min_sqnr=min_sqnr,
+            )  # fmt: skip
+            layers, more = pair.layers(matching)
+            notes += more
     notes += _bias_notes({"A": (a.runtime, models[0]), "B": (b.runtime, models[1])})
     whole = Apart(None, None)
     for name in task.names:
@@ -198,6 +204,19 @@ def _image_of(images: NDArray[np.float32], output: NDArray[Any]) -> ImageSpec:
         std=ones,
         classes=int(output.shape[1]) if output.ndim == 2 and output.shape[1] > 1 else 0,
     )
+
+
+def _looked_at(side: Side, model: onnx.ModelProto, folder: Path, notes: list[str]) -> Side:
+    """Return the file whose layers are looked at: of one of integer operators, what they stand for."""
+    if not has_integer_operators(model):
+        return side
+    path = folder / f"{len(list(folder.iterdir()))}.onnx"
+    onnx.save(opened(model), str(path))
+    notes.append(
+        f"{str(side.path)!r} has integer operators ({' and '.join(forms(model))}): its layers were looked at as the "
+        "float operators between quantizers that they stand for, its outputs as it is."
+    )
+    return replace(side, path=path)
 
 
 def _batches(

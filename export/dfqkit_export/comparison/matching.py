@@ -10,6 +10,7 @@ from difflib import SequenceMatcher
 
 import onnx
 
+from dfqkit_export.onnxfile.canonical.opened import opened
 from dfqkit_export.onnxfile.graph import SourceGraph
 
 Key = tuple[str, tuple[int, ...]]
@@ -68,6 +69,7 @@ def _weighted(key: Key) -> bool:
 
 
 def _keys(model: onnx.ModelProto) -> dict[str, Key]:
+    model = opened(model)
     graph = SourceGraph(model.graph)
     dims = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     return {layer.name: _key(layer, graph, dims) for layer in graph.layers() if layer.name}

@@ -85,7 +85,7 @@ def weight_of(graph: SourceGraph, layer: onnx.NodeProto) -> WeightFacts | None:
         values = _quantized(values, scale, zero_point, axis, dtype)
     return WeightFacts(
         dtype=dtype,
-        bits=_bits_of(values, zero_point, axis),
+        bits=min(_bits_of(values, zero_point, axis), _STORED_BITS.get(dtype, 32)),
         granularity=_granularity(scale),
         zero_point=graph.zero_point(dequantize),
         scales_sha256=_digest(scale.astype("<f4").reshape(-1)),

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from dfqkit_export.onnxfile.canonical.opened import forms, opened
 from dfqkit_export.onnxfile.graph import SourceGraph, has_input, type_name
 from dfqkit_export.onnxfile.model import metadata_in
 from dfqkit_export.onnxfile.quantization import (
@@ -62,7 +63,8 @@ class FileFacts:
         dequantize: Number of DequantizeLinear.
         parameters: Number of stored numbers.
         metadata: The file's own text properties.
-        layers: Every layer in the file's order.
+        layers: Every layer; those of integer operators as the float operators between quantizers that they stand for.
+        quantized_as: How: "Q/DQ pairs", "integer operators (QOperator)", "dynamic quantization"; empty for float files.
     """
 
     opset: int
@@ -77,6 +79,7 @@ class FileFacts:
     parameters: int
     metadata: dict[str, str]
     layers: tuple[LayerFacts, ...]
+    quantized_as: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the facts as JSON can hold them."""
@@ -101,7 +104,8 @@ def file_facts(model: onnx.ModelProto) -> FileFacts:
         dequantize=operators.count("DequantizeLinear"),
         parameters=sum(int(np.prod(tensor.dims, dtype=np.int64)) for tensor in graph.initializer),
         metadata=metadata_in(model),
-        layers=layer_facts(model),
+        layers=layer_facts(opened(model)),
+        quantized_as=forms(model),
     )
 
 

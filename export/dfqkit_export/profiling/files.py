@@ -19,6 +19,7 @@ from dfqkit_export.backends.opening import open_session, realised_precision
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.inputs import own_batch, random_inputs
 from dfqkit_export.measure.latency import Latency, measure_latency
+from dfqkit_export.onnxfile.canonical.opened import forms, opened
 from dfqkit_export.onnxfile.model import load_onnx
 from dfqkit_export.profiling.float_twin import float_twin
 from dfqkit_export.profiling.node_times import NodeTime, node_times, time_by_kind
@@ -27,7 +28,6 @@ from dfqkit_export.profiling.node_times import NodeTime, node_times, time_by_kin
 FLOAT, INT8 = "float", "int8"
 
 _TEACHER = "teacher.onnx"
-_QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +108,10 @@ def profile_file(
     """
     path = Path(path)
     model = load_onnx(path)
-    if not any(node.op_type in _QUANTIZED for node in model.graph.node):
+    if not forms(model):
         message = (
-            f"Model {str(path)!r} has no QuantizeLinear or DequantizeLinear: there is nothing to gain. Give a QDQ file."
+            f"Model {str(path)!r} has no QuantizeLinear or DequantizeLinear and no integer operators: there is nothing "
+            "to gain. Give a quantized file."
         )
         raise ArtefactError(message)
     images = random_inputs(model, batch or own_batch(model) or 1).images
@@ -150,7 +151,7 @@ def _float_file(path: Path, against: str | Path | None, model: onnx.ModelProto, 
     if beside.is_file() and beside != path:
         return beside, f"{beside} (beside it)"
     twin = folder / "float.onnx"
-    onnx.save(float_twin(model), str(twin))
+    onnx.save(float_twin(opened(model)), str(twin))
     return twin, "the same file without Q/DQ"
 
 

@@ -43,6 +43,9 @@ def float_twin(model: onnx.ModelProto) -> onnx.ModelProto:
         if node.op_type == _Q:
             codes.add(node.output[0])
             alias[node.output[0]] = _cut_off(node, source, graph, kept)
+        elif node.op_type == "DynamicQuantizeLinear":
+            codes.add(node.output[0])
+            alias[node.output[0]] = source
         elif node.op_type == _DQ or (coded and node.op_type == "Clip"):
             alias[node.output[0]] = source
         else:
@@ -83,7 +86,9 @@ def _cut_off(node: onnx.NodeProto, source: str, graph: SourceGraph, kept: list[o
         return source
     if maker is None or maker.op_type not in _SIGNED:
         return source
-    kept.append(helper.make_node("Relu", [source], [f"{node.output[0]}.relu"], name=f"{node.name}.relu"))
+    kept.append(
+        helper.make_node("Relu", [source], [f"{node.output[0]}.relu"], name=f"{node.name or node.output[0]}.relu")
+    )
     return f"{node.output[0]}.relu"
 
 

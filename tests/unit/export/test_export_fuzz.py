@@ -51,7 +51,7 @@ HEADS = {
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
 @pytest.mark.parametrize("suffix", [".npz", ".npy"])
 def test_arrays_that_are_none_are_refused(head: str, suffix: str, tmp_path: Path) -> None:
-    from dfqkit_export.comparison.inputs import _stored_array
+    from dfqkit_export.comparison.inputs import _stored_arrays
 
     text = f"{head}\n".encode()
     data = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(64)
@@ -64,7 +64,7 @@ def test_arrays_that_are_none_are_refused(head: str, suffix: str, tmp_path: Path
         with pytest.raises(ArtefactError, match="cannot be read"):
             load_images(str(path), SPEC)
     with pytest.raises(ArtefactError, match="cannot be read as images"):
-        _stored_array(path)
+        _stored_arrays(path)
 
 
 def test_an_archive_that_unpacks_to_far_more_than_it_is_is_refused(tmp_path: Path) -> None:

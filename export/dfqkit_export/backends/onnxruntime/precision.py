@@ -38,7 +38,10 @@ INTEGER_OPS = frozenset(
 _FLOAT_RESULT = frozenset({"ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat"})
 _QGEMM_OUTPUT_SCALE = 7
 # What layers are in files that the optimizer wrote.
-_WRITTEN_AS_KERNELS = frozenset({"QGemm", "QLinearAdd", "QLinearConv", "QLinearConvTranspose", "QLinearMatMul"})
+_WRITTEN_AS_KERNELS = frozenset(
+    {"QGemm", "QLinearAdd", "QLinearConv", "QLinearConvTranspose", "QLinearMatMul"}
+    | {"ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat"}
+)
 _BOUNDARY = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 _MOVES = frozenset(
     {"Cast", "Constant", "Flatten", "Identity", "ReorderInput", "ReorderOutput", "Reshape", "Squeeze", "Transpose"}

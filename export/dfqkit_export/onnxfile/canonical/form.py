@@ -56,12 +56,12 @@ def canonical(model: onnx.ModelProto) -> CanonicalGraph:
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     graph = WorkGraph(model.graph, model.opset_import)
-    _store_constants(graph)
+    store_constants(graph)
     _rewrite(graph, sized=False)  # sizes are known of ONNX's own operators: what others stand for comes first
     graph.shapes |= _sizes(graph)
     _rewrite(graph, sized=True)
     _put_in_order(graph)
-    nodes = _needed(graph)
+    nodes = needed_nodes(graph)
     used = {name for node in nodes for name in (*node.input, *outer_names(node))} | set(graph.outputs)
     constants = {name: graph.constants[name] for name in sorted(used & graph.constants.keys())}
     return CanonicalGraph(
@@ -83,7 +83,8 @@ def _named(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
     return tensor
 
 
-def _store_constants(graph: WorkGraph) -> None:
+def store_constants(graph: WorkGraph) -> None:
+    """Take what Constant nodes hold for constants of the graph."""
     for node in [node for node in graph.nodes if node.op_type == "Constant" and node.domain in OWN_DOMAINS]:
         item = node.attribute[0] if len(node.attribute) == 1 else onnx.AttributeProto()
         if item.name == "value":
@@ -103,7 +104,7 @@ def _rewrite(graph: WorkGraph, *, sized: bool) -> None:
         graph.resolve()
         if sized:
             changed |= _made_one(graph)
-        graph.nodes = _needed(graph)
+        graph.nodes = needed_nodes(graph)
         if not changed:
             return
 
@@ -149,7 +150,7 @@ def _sizes(graph: WorkGraph) -> dict[str, tuple[int, ...]]:
     return known
 
 
-def _needed(graph: WorkGraph) -> list[onnx.NodeProto]:
+def needed_nodes(graph: WorkGraph) -> list[onnx.NodeProto]:
     """Return the nodes that the outputs need, each after those it reads, in an order that is the file's in nothing."""
     order: list[onnx.NodeProto] = []
     seen: set[int] = set()
@@ -172,7 +173,7 @@ def _put_in_order(graph: WorkGraph) -> None:
     """Let inputs of operators that take them in any order come in one that numbers of no calibration change."""
     known: dict[str, str] = {value.name: value.name for value in graph.inputs}
     known |= {name: f"{tensor.data_type} {list(tensor.dims)}" for name, tensor in graph.constants.items()}
-    for node in _needed(graph):
+    for node in needed_nodes(graph):
         if node.op_type in COMMUTATIVE and not node.domain:
             node.input[:] = sorted(node.input, key=lambda name: known.get(name, ""))
         parts = [node.op_type, *(known.get(name, "") for name in node.input)]  # attributes are what faults change

@@ -22,6 +22,8 @@ _ON_CODES = {
     "QLinearLeakyRelu": ("LeakyRelu", 1), "QLinearGlobalAveragePool": ("GlobalAveragePool", 1),
     "QLinearAveragePool": ("AveragePool", 1), "QLinearReduceMean": ("ReduceMean", 1), "QLinearSoftmax": ("Softmax", 1),
 }  # fmt: skip
+#: All operators of that kind.
+ON_CODES = frozenset({"QLinearConv", "QGemm", "QLinearConcat", *_ON_CODES})
 _TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 
 
