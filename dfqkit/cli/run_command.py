@@ -65,6 +65,7 @@ def _run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     """Refuse what contradicts itself."""
     given = {"--out": args.out, "--set": args.overrides, "--seed": args.seed is not None}
+    given["--untrusted"] = args.untrusted
     if args.resume:
         extra = [name for name, value in {"RECIPE": args.recipe, **given, "--only": args.only}.items() if value]
         if extra:

@@ -31,6 +31,10 @@ def chosen_recipe(args: argparse.Namespace) -> Recipe:
     from dfqkit.config.reading import load_recipe
 
     recipe = load_recipe(args.recipe, args.overrides)
+    if getattr(args, "untrusted", False):
+        from dfqkit.config.untrusted import require_harmless
+
+        require_harmless(recipe)
     return recipe if args.seed is None else recipe.with_seed(args.seed)
 
 

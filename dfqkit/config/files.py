@@ -43,11 +43,16 @@ def find_recipe(name: str | Path) -> Path:
     raise RecipeError(message)
 
 
+def allowed_folders(recipe_dir: Path | None) -> list[Path]:
+    """Return where a recipe's files are looked up: beside it, and under ``DFQKIT_ASSETS``."""
+    assets = os.environ.get("DFQKIT_ASSETS")
+    return [folder for folder in (recipe_dir, Path(assets) if assets else None) if folder is not None]
+
+
 def find_file(name: str, recipe_dir: Path | None) -> Path:
     """Return a file that a recipe names: absolute, beside the recipe, then under ``DFQKIT_ASSETS``."""
     absolute, assets = Path(name).is_absolute(), os.environ.get("DFQKIT_ASSETS")
-    folders = [recipe_dir, Path(assets) if assets else None]
-    places = [Path(name)] if absolute else [folder / name for folder in folders if folder is not None]
+    places = [Path(name)] if absolute else [folder / name for folder in allowed_folders(recipe_dir)]
     for place in places:
         if place.exists():
             return place
