@@ -71,7 +71,7 @@ def _plain(value: Any) -> bool:
 
 def _refuse(what: str) -> None:
     message = (
-        f"The recipe is not taken under --untrusted: {what}. Read it; then give it without --untrusted if you trust it, "
-        "or change it."
+        f"The recipe is not taken under --untrusted: {what}. Read it; then give it without --untrusted if you trust "
+        "it, or change it."
     )
     raise RecipeError(message)
