@@ -29,6 +29,7 @@ from dfqkit.run.target_check import Account, ask_runtime, own_runtime
 from dfqkit.students.freezing import freeze
 from dfqkit.students.naming import tensor_names
 from dfqkit.students.onnx_file import write_float
+from dfqkit.students.onnx_nodes import float_layers
 from dfqkit_export.backends import DEFAULT, backend_of
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.backends.opening import realised_precision
@@ -75,7 +76,7 @@ class Measured:
         drops: Of each runtime, on labelled images, from the network that was quantized: what is judged.
         seen: What images without labels show of each runtime beside that network.
         kept: Why tensors of the student stay in float, by name: what was measured, and too coarse an input.
-        floats: The same of those that rules leave there.
+        floats: The same of those that rules leave there, and of the layers that read them.
     """
 
     metrics: list[Metric]
@@ -154,7 +155,7 @@ def measure(context: Context, shown_as: str) -> Measured:
         drops=graded.drops,
         seen=graded.seen,
         kept=subjects.student.meta["kept"],
-        floats=subjects.student.meta["floats"],
+        floats=subjects.student.meta["floats"] | float_layers(subjects.student),
     )
 
 

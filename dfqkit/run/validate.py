@@ -44,6 +44,7 @@ def _run(context: Context) -> StageResult:
 def report_of(context: Context, measured: Measured) -> Report:
     """Return the report of a run: what was measured, which floors hold, and what made the file."""
     from dfqkit.run.provenance import in_float, kept_in_float, provenance, selection, synthesis, warnings_of
+    from dfqkit_export.measure.kinds import INTEGER_OPS
     from dfqkit_export.report import Floor, Report, check_floors
     from dfqkit_export.report.judging import judge
 
@@ -54,6 +55,7 @@ def report_of(context: Context, measured: Measured) -> Report:
         if measured.labelled or not floor.needs_labels
     ]
     broken = [*account.findings, *check_floors(measured.metrics, account.answerable(floors))]
+    broken = [finding for finding in broken if finding.metric != INTEGER_OPS.name or _unwanted_float(measured)]
     judged = judge(evidence_of(context, measured, floors), broken)
     return Report(
         title=recipe.name,
@@ -72,6 +74,12 @@ def report_of(context: Context, measured: Measured) -> Report:
         warnings=(*warnings_of(recipe), *account.warnings, *kept_in_float(measured.kept)),
         reasons=judged.reasons,
     )
+
+
+def _unwanted_float(measured: Measured) -> bool:
+    """Whether a layer runs in float that the placement did not leave there: a floor is about no other."""
+    wanted = measured.kept | measured.floats
+    return not measured.layers or any(row.precision != "int8" and row.name not in wanted for row in measured.layers)
 
 
 def evidence_of(context: Context, measured: Measured, floors: Sequence[Floor]) -> Evidence:

@@ -185,6 +185,13 @@ def input_scales(graph: fx.GraphModule) -> dict[str, Tensor]:
     return {name: scale for name, scale in scales.items() if scale is not None}
 
 
+def float_layers(graph: fx.GraphModule) -> dict[str, str]:
+    """Return why layers of a student compute in float, by name: those whose inputs have no quantizer."""
+    modules, scales = dict(graph.named_modules()), input_scales(graph)
+    layers = (n for n in graph.graph.nodes if isinstance(called(n, modules), QuantWeightBiasInputOutputLayer))
+    return {str(n.target): "its input stays in float" for n in layers if str(n.target) not in scales}
+
+
 def integer_bias(graph: fx.GraphModule) -> dict[str, Tensor]:
     """Return each quantized layer's bias as int32 will store it, by layer name: float32 (C_out,) on that grid."""
     rounded: dict[str, Tensor] = {}

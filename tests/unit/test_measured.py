@@ -17,6 +17,7 @@ from dfqkit.students.capture import float_graph
 from dfqkit.students.freezing import freeze
 from dfqkit.students.measured import COLLAPSE, collapsing
 from dfqkit.students.onnx_file import write_qdq
+from dfqkit.students.onnx_nodes import float_layers
 from dfqkit.students.placement import plan, quantized_graph
 from dfqkit.students.student import calibrate_student, load_student, save_student, snapshot
 from dfqkit_export.backends import get_target
@@ -66,6 +67,7 @@ def test_a_tensor_whose_grid_a_channel_uses_up_stays_in_float() -> None:
     assert left(model, student) > 27
     assert set(student.meta["dropped"]) == {"one"}
     assert "dB" in student.meta["kept"]["one"]
+    assert set(float_layers(student)) == {"second"}
     assert hasattr(student.quant, "image")
     assert hasattr(student.quant, "relu_1")
 
