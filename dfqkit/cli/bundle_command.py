@@ -29,6 +29,10 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--labels", type=Path, metavar="FILE", help="names of the classes, one a line")
     parser.add_argument("--sentinel", type=Path, metavar="FILE", help="a set of `dfqkit sentinel` for the run's own")
+    text = "refuse to ship pictures of real data, or what is nearly one, or images of unknown origin"
+    parser.add_argument("--synthetic-only", action="store_true", help=text)
+    text = "real data to compare the images with, beside what the recipe names; may be given several times"
+    parser.add_argument("--real", action="append", default=[], metavar="SET", help=text)
 
 
 def _bundle(args: argparse.Namespace) -> int:
@@ -36,7 +40,15 @@ def _bundle(args: argparse.Namespace) -> int:
 
     run = args.run.resolve()
     out = args.out or run.with_name(f"{run.name}-bundle")
-    files = write_bundle(Order(run=args.run, out=out, labels=args.labels, sentinel=args.sentinel))
+    order = Order(
+        run=args.run,
+        out=out,
+        labels=args.labels,
+        sentinel=args.sentinel,
+        real=tuple(args.real),
+        synthetic_only=args.synthetic_only,
+    )
+    files = write_bundle(order)
     result(table([(name, f"{size:,}") for name, size in files.items()]))
     note(f"Wrote {out}")
     return 0

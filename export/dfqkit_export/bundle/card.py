@@ -53,7 +53,7 @@ def model_card(manifest: Mapping[str, Any], report: Report | None, sentinel: Sen
         "## Provenance",
         _table(("", ""), _provenance(manifest, report)),
         "## Checking it again",
-        _check(sentinel),
+        _check(manifest, sentinel),
         "## Limits",
         _limits(manifest, sentinel),
     ]
@@ -125,9 +125,13 @@ def _provenance(manifest: Mapping[str, Any], report: Report | None) -> list[list
     return rows + [[label, str(told[key])] for key, label in known.items() if key in told]
 
 
-def _check(sentinel: Sentinel) -> str:
+def _check(manifest: Mapping[str, Any], sentinel: Sentinel) -> str:
     power = sentinel.power
-    text = f"{len(sentinel)} images with the teacher's answers are in sentinel.safetensors."
+    images = manifest["images"]
+    counts = [f"{images['sentinel'].count(k)} {name}" for k, name in enumerate(images["origins"])]
+    text = f"{len(sentinel)} images with the teacher's answers are in sentinel.safetensors: {', '.join(counts)}."
+    if images["compared_with"]:
+        text += f" None but those named so are like images of {', '.join(images['compared_with'])}."
     if power.get("minimum_detectable") is not None:
         text += (
             f" A loss of {power['minimum_detectable']} points of agreement with the teacher on images like these shows "

@@ -11,6 +11,7 @@ import shlex
 from importlib import resources
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dfqkit_export.backends import backend_of, find_target
 from dfqkit_export.backends.onnxruntime.session import OrtSession
@@ -31,13 +32,8 @@ def sample_files(session: OrtSession, sentinel: Sentinel, target: str) -> dict[s
         ArtefactError: The model's input has a name that no command line can hold, or its batch is fixed to more images
             than there are.
     """
-    fixed = session.input_shape[0]
-    count = fixed if isinstance(fixed, int) else min(_IMAGES, len(sentinel))
-    if count > len(sentinel):
-        message = f"The model takes {count} images at once, and there are {len(sentinel)}. Export it with a free batch."
-        raise ArtefactError(message)
-    task = sentinel.task
-    surest = np.argsort(-task.margins(sentinel.answers, sentinel.answers), kind="stable")[:count]
+    task, surest = sentinel.task, sample_places(session, sentinel)
+    count = len(surest)
     images = sentinel.normalized()[surest]
     files = {f"samples/{place}": _text(resource) for place, resource in task.samples.programs.items()}
     files["samples/inputs.bin"] = images.astype("<f4").tobytes()
@@ -48,6 +44,21 @@ def sample_files(session: OrtSession, sentinel: Sentinel, target: str) -> dict[s
     expected = " and ".join(f"`{_expected(task, name).rpartition('/')[2]}`" for name in task.names)
     told = _README.format(count=count, shape=shape, expected=expected, task=task, samples=task.samples)
     return files | {"samples/README.md": told.encode()}
+
+
+def sample_places(session: OrtSession, sentinel: Sentinel) -> NDArray[np.int64]:
+    """Return which images of the sentinel set are the samples, in their order.
+
+    Raises:
+        ArtefactError: As `sample_files`, of the batch.
+    """
+    fixed = session.input_shape[0]
+    count = fixed if isinstance(fixed, int) else min(_IMAGES, len(sentinel))
+    if count > len(sentinel):
+        message = f"The model takes {count} images at once, and there are {len(sentinel)}. Export it with a free batch."
+        raise ArtefactError(message)
+    margins = sentinel.task.margins(sentinel.answers, sentinel.answers)
+    return np.argsort(-margins, kind="stable")[:count]
 
 
 def _expected(task: Task, output: str) -> str:

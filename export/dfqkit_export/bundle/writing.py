@@ -18,6 +18,7 @@ from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.bundle.archive import zipped
 from dfqkit_export.bundle.card import model_card
 from dfqkit_export.bundle.entries import plain_file, refusal
+from dfqkit_export.bundle.origins import origins_of
 from dfqkit_export.bundle.reading import (
     GRADING_FILE,
     KIND,
@@ -33,7 +34,7 @@ from dfqkit_export.bundle.reading import (
     labels_of,
     open_bundle,
 )
-from dfqkit_export.bundle.samples import sample_files
+from dfqkit_export.bundle.samples import sample_files, sample_places
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import exchange, sync_folder, write_bytes
 from dfqkit_export.images.stored import StoredBank
@@ -61,12 +62,16 @@ class Order:
         out: A folder, new, empty or that of an older bundle; or a file that ends in ``.zip``.
         labels: Names of the classes, one a line.
         sentinel: A sentinel set in place of the run's own.
+        real: Sets of real data, as `load_images` reads them, beside those that the run's recipe names.
+        synthetic_only: Whether to refuse images that are pictures of real data, or nearly, or of unknown origin.
     """
 
     run: Path
     out: Path
     labels: Path | None = None
     sentinel: Path | None = None
+    real: tuple[str, ...] = ()
+    synthetic_only: bool = False
 
 
 def write_bundle(order: Order) -> dict[str, int]:
@@ -77,7 +82,7 @@ def write_bundle(order: Order) -> dict[str, int]:
 
     Raises:
         ArtefactError: The run is not complete or was changed, has no images to check with, or something else is where
-            the bundle should go.
+            the bundle should go; or real data stands against `Order.synthetic_only`.
     """
     if order.out.absolute().name and not order.out.is_symlink() and order.out.suffix.lower() != ".zip":
         _clean(order.out.absolute())
@@ -106,7 +111,9 @@ def _files(run: Bundle, order: Order) -> dict[str, bytes]:
     if order.labels is not None:
         labels = labels_of(order.labels, run.image.classes)
         files[LABELS_FILE] = ("\n".join(labels) + "\n").encode()
-    files.update(sample_files(OrtSession(run.model), sentinel, run.target))
+    session = OrtSession(run.model)
+    files.update(sample_files(session, sentinel, run.target))
+    origins = origins_of(run, sentinel, given=order.real, synthetic_only=order.synthetic_only)
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": KIND,
@@ -119,6 +126,7 @@ def _files(run: Bundle, order: Order) -> dict[str, bytes]:
         "synthesis": dict(run.synthesis),
         "quant": dict(run.quant),
         "command": run.command,
+        "images": origins.to_dict([int(place) for place in sample_places(session, sentinel)]),
     }
     files[_CARD] = model_card(manifest, run.report, sentinel).encode()
     manifest["files"] = {
