@@ -19,8 +19,9 @@ from dfqkit_export.bundle.entries import parse_json, read_text
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import write_bytes
 from dfqkit_export.gate.signature import LayerSignature, Signature, unpack_sketches
-from dfqkit_export.gate.significance import ImageValues
+from dfqkit_export.gate.significance import ImageValues, default_tolerance
 from dfqkit_export.gate.structure import Structure
+from dfqkit_export.measure.kinds import find_kind
 
 SCHEMA = 1
 #: What of the packages is recorded, and what of that is told where it differs, as it may move numbers.
@@ -119,7 +120,7 @@ class Case:
                 message = f"{name!r} must hold texts by name"
                 raise TypeError(message)
         return cls(
-            metrics={name: _recorded(name, each) for name, each in _mapping(values, "metrics").items()},
+            metrics={name: _recorded(name, each) for name, each in _compared(values).items()},
             floors={name: _finite(floor) for name, floor in _mapping(values, "floors").items()},
             expected_failure=_expected(values.get("expected_failure")),
             allowed=texts["allowed"],
@@ -250,6 +251,14 @@ def environment_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> It
         yield f"This processor is {' and '.join(texts)}, unlike the one of the baseline, so int8 kernels may differ."
 
 
+def _compared(values: Mapping[str, Any]) -> dict[str, Any]:
+    metrics = _mapping(values, "metrics")
+    if not metrics:
+        message = "'metrics' is empty, so nothing would be compared and every file would pass"
+        raise ValueError(message)
+    return metrics
+
+
 def _expected(values: Any) -> Expected | None:
     if values is None:
         return None
@@ -267,12 +276,19 @@ def _recorded(name: str, values: Mapping[str, Any]) -> Recorded:
     _require_known(values, [item.name for item in fields(Recorded)], f"metric {name!r}")
     value, stderr, n, better = values["value"], values.get("stderr"), values.get("n", 0), values["higher_is_better"]
     tolerance = _finite(values["tolerance"])
-    if not isinstance(better, bool) or not isinstance(n, int) or tolerance < 0:
+    if not isinstance(better, bool) or not isinstance(n, int):
+        message = f"metric {name!r} needs higher_is_better true or false and an integer n, found {dict(values)}"
+        raise ValueError(message)
+    kind = find_kind(name.partition(" of ")[0])
+    if kind is not None and kind.higher_is_better not in (None, better):
         message = (
-            f"metric {name!r} needs higher_is_better true or false, an integer n and a tolerance of at least 0, found "
-            f"{dict(values)}"
+            f"metric {name!r} has higher_is_better {str(better).lower()}, but {'lower' if better else 'higher'} is "
+            "better of it, so that a worse file would pass"
         )
         raise ValueError(message)
+    number = None if value is None else _finite(value)
+    for distance in (tolerance, 0.0 if stderr is None else _finite(stderr)):  # two errors are a tolerance, too
+        require_tolerance(name, distance, number, n)
     return Recorded(
         value=None if value is None else _finite(value),
         stderr=None if stderr is None else _finite(stderr),
@@ -280,6 +296,26 @@ def _recorded(name: str, values: Mapping[str, Any]) -> Recorded:
         tolerance=tolerance,
         higher_is_better=better,
     )
+
+
+def require_tolerance(name: str, tolerance: float, value: float | None, n: int) -> None:
+    """Refuse a tolerance with which nothing could fail.
+
+    Raises:
+        ValueError: It is negative, not finite, or beyond all that the metric can change by: 100 of what is counted in
+            percent, and of others a thousand times the larger of the recorded value and the usual tolerance.
+    """
+    metric = name.partition(" of ")[0]
+    kind = find_kind(metric)
+    most = 1000 * (max(abs(value or 0.0), default_tolerance(metric, value, n)) or 1.0)
+    if kind is not None and kind.unit == "%":
+        most = 100.0
+    if not 0 <= tolerance < most:
+        message = (
+            f"metric {name!r} has a tolerance of {tolerance:g}, with which nothing would be compared; allowed are 0 to "
+            f"less than {most:.4g}, usual is {default_tolerance(metric, value, n):.4g}"
+        )
+        raise ValueError(message)
 
 
 def _mapping(entry: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ What belongs here: `check` and its parts, which the command line and the pytest 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +58,11 @@ def check(paths: Sequence[str | Path], baseline: Baseline, options: Options | No
 
 
 def _require_known(tolerances: Mapping[str, float], outcomes: Sequence[CaseOutcome]) -> None:
-    """Refuse a tolerance of nothing, which is a misspelt one."""
+    """Refuse a tolerance of nothing, which is a misspelt one, and one that no difference can have."""
+    odd = sorted(name for name, value in tolerances.items() if not 0 <= value < math.inf)
+    if odd:
+        message = f"The tolerance {odd[0]}={tolerances[odd[0]]:g} is no distance: give a number of at least 0."
+        raise ArtefactError(message)
     names = {row.metric for outcome in outcomes for row in outcome.rows}
     names |= {name.partition(" of ")[0] for name in names}  # one for all of a report's rows of its metric
     unknown = sorted(set(tolerances) - names)

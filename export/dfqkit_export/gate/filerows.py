@@ -79,6 +79,8 @@ def with_reasons(rows: list[Row], changes: Sequence[Change], measured: Measureme
         reason = reasons.get(row.metric, "")
         if row.metric == PREPROCESSING.name and reason and row.verdict in ("ok", "new"):
             row = replace(row, verdict="regressed")  # wrong from the first day on
+        elif row.metric == STRUCTURE.name and reason and row.verdict == "new":
+            row = replace(row, verdict="regressed")  # a baseline that does not count it compares it all the same
         if reason and row.verdict in FAILING:
             row = replace(row, reason=f"{reason[:1].upper()}{reason[1:]}.")
         told.append(row)

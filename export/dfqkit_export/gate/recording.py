@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from dfqkit_export.backends import DEFAULT
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.gate.baseline import Baseline, Case, Recorded, read_baseline, write_baseline
+from dfqkit_export.gate.baseline import Baseline, Case, Recorded, read_baseline, require_tolerance, write_baseline
 from dfqkit_export.gate.deployed import DEPLOYED, deployed_facts
 from dfqkit_export.gate.diagnosis import layer_sketches
 from dfqkit_export.gate.filerows import file_metrics, origin_of
@@ -120,6 +120,11 @@ def changes_of(name: str, before: Case | None, now: Case) -> Iterator[str]:
 def _tolerance(metric: Metric, old: Recorded | None, stated: float | None, flips: float) -> float:
     """Return the stated tolerance; else one that somebody wrote into the baseline; else today's default."""
     if stated is not None:
+        try:
+            require_tolerance(metric.name, stated, metric.value, metric.n)
+        except ValueError as error:
+            message = f"The tolerance is not recorded: {error}. Give another with --tolerance."
+            raise ArtefactError(message) from None
         return stated
     if old is not None and not math.isclose(
         old.tolerance, default_tolerance(metric.name, old.value, old.n, flips), rel_tol=0.02, abs_tol=1e-9

@@ -77,7 +77,8 @@ def _small(images: Pixels) -> Floats:
         if size > _SIDE:
             edges = np.rint(np.linspace(0, size, _SIDE + 1)).astype(np.int64)
             shape = [-1 if place == axis else 1 for place in range(3)]
-            grey = np.add.reduceat(grey, edges[:-1], axis=axis) / np.diff(edges).astype(np.float32).reshape(shape)
+            cells = np.diff(edges).astype(np.float32).reshape(shape)
+            grey = (np.add.reduceat(grey, edges[:-1], axis=axis) / cells).astype(np.float32)
         elif size < 4:
             grey = np.repeat(grey, 4, axis=axis)
     return grey
