@@ -89,7 +89,7 @@ def origins_of(run: Bundle, sentinel: Sentinel, *, given: Sequence[str] = (), sy
     labels = [f"{kind}:{source.partition(':')[0]}" for kind, source in zip(kinds, sentinel.sources, strict=True)]
     each = [labels[place] for place in sentinel.source]
     spec = replace(sentinel.spec, classes=2**31)  # labels do not count, so none is too high
-    known = _known(run)
+    known = _known(run) if synthetic_only or drawn else []
     compared, unread = [], ["what the recipe names, which cannot be read"] if known is None else []
     asked = [RealSet(path=path, options={}) for path in given]
     for real in (*asked, *(known or ())):

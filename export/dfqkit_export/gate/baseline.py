@@ -120,7 +120,7 @@ class Case:
                 message = f"{name!r} must hold texts by name"
                 raise TypeError(message)
         return cls(
-            metrics={name: _recorded(name, each) for name, each in _compared(values).items()},
+            metrics={name: _recorded(name, each) for name, each in _mapping(values, "metrics").items()},
             floors={name: _finite(floor) for name, floor in _mapping(values, "floors").items()},
             expected_failure=_expected(values.get("expected_failure")),
             allowed=texts["allowed"],
@@ -251,14 +251,6 @@ def environment_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> It
         yield f"This processor is {' and '.join(texts)}, unlike the one of the baseline, so int8 kernels may differ."
 
 
-def _compared(values: Mapping[str, Any]) -> dict[str, Any]:
-    metrics = _mapping(values, "metrics")
-    if not metrics:
-        message = "'metrics' is empty, so nothing would be compared and every file would pass"
-        raise ValueError(message)
-    return metrics
-
-
 def _expected(values: Any) -> Expected | None:
     if values is None:
         return None
@@ -279,16 +271,9 @@ def _recorded(name: str, values: Mapping[str, Any]) -> Recorded:
     if not isinstance(better, bool) or not isinstance(n, int):
         message = f"metric {name!r} needs higher_is_better true or false and an integer n, found {dict(values)}"
         raise ValueError(message)
-    kind = find_kind(name.partition(" of ")[0])
-    if kind is not None and kind.higher_is_better not in (None, better):
-        message = (
-            f"metric {name!r} has higher_is_better {str(better).lower()}, but {'lower' if better else 'higher'} is "
-            "better of it, so that a worse file would pass"
-        )
+    if tolerance < 0:
+        message = f"metric {name!r} has a tolerance of {tolerance:g}, which is no distance; it must be at least 0"
         raise ValueError(message)
-    number = None if value is None else _finite(value)
-    for distance in (tolerance, 0.0 if stderr is None else _finite(stderr)):  # two errors are a tolerance, too
-        require_tolerance(name, distance, number, n)
     return Recorded(
         value=None if value is None else _finite(value),
         stderr=None if stderr is None else _finite(stderr),
@@ -296,6 +281,31 @@ def _recorded(name: str, values: Mapping[str, Any]) -> Recorded:
         tolerance=tolerance,
         higher_is_better=better,
     )
+
+
+def require_comparing(name: str, case: Case) -> None:
+    """Refuse a case with which nothing, or the wrong thing, would be compared.
+
+    Raises:
+        ArtefactError: It has no metrics, one whose direction is flipped, or one whose tolerance nothing can exceed.
+    """
+    try:
+        if not case.metrics:
+            message = "it has no metrics, so nothing would be compared and every file would pass"
+            raise ValueError(message)
+        for metric, old in case.metrics.items():
+            kind = find_kind(metric.partition(" of ")[0])
+            if kind is not None and kind.higher_is_better not in (None, old.higher_is_better):
+                message = (
+                    f"metric {metric!r} has higher_is_better {str(old.higher_is_better).lower()}, but "
+                    f"{'higher' if kind.higher_is_better else 'lower'} is better of it, so that a worse file would pass"
+                )
+                raise ValueError(message)
+            for distance in (old.tolerance, old.stderr or 0.0):  # two errors are a tolerance, too
+                require_tolerance(metric, distance, old.value, old.n)
+    except ValueError as error:
+        message = f"The baseline's case {name!r} cannot be used: {error}. {_AGAIN}"
+        raise ArtefactError(message) from None
 
 
 def require_tolerance(name: str, tolerance: float, value: float | None, n: int) -> None:

@@ -15,7 +15,13 @@ from typing import Any
 from dfqkit_export.env import environment
 from dfqkit_export.errors import ArtefactError, DfqkitError, RuntimeUnavailableError
 from dfqkit_export.gate.apart import check_apart
-from dfqkit_export.gate.baseline import Baseline, Case, environment_changes, recorded_environment
+from dfqkit_export.gate.baseline import (
+    Baseline,
+    Case,
+    environment_changes,
+    recorded_environment,
+    require_comparing,
+)
 from dfqkit_export.gate.change import Change
 from dfqkit_export.gate.diagnosis import causes_of
 from dfqkit_export.gate.filerows import STANDING, file_metrics, file_rows, with_reasons
@@ -142,15 +148,22 @@ def check_path(path: str | Path, baseline: Baseline, options: Options | None = N
         if Path(path).suffix == ".json":
             measured = measure_report(path)
             measured = replace(measured, name=name or measured.name)
-            return check_case(measured, baseline.cases.get(measured.name), options)
+            return check_case(measured, _comparing(measured.name, baseline, options), options)
         with open_subject(path) as subject:
             name = name or subject.bundle.name
             measured = measure_subject(subject, threads=options.threads, optimized=options.optimized)
-            return check_case(replace(measured, name=name), baseline.cases.get(name), options)
+            return check_case(replace(measured, name=name), _comparing(name, baseline, options), options)
     except RuntimeUnavailableError:
         raise
     except DfqkitError as error:
         return CaseOutcome(name=name or str(path), error=str(error), exit_code=error.exit_code)
+
+
+def _comparing(name: str, baseline: Baseline, options: Options) -> Case | None:
+    case = baseline.cases.get(name)
+    if case is not None and not options.update:
+        require_comparing(name, case)
+    return case
 
 
 def answer(path: str, cases: dict[str, Any], options: dict[str, Any], name: str) -> dict[str, Any]:

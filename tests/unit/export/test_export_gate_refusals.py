@@ -11,12 +11,14 @@ import pytest
 
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.gate import Baseline, Case, Options, Recorded, check_metrics, conclude, read_baseline
+from dfqkit_export.gate.baseline import require_comparing
 from dfqkit_export.gate.change import Change, times
 from dfqkit_export.gate.compare import check
 from dfqkit_export.gate.filerows import with_reasons
 from dfqkit_export.gate.measurement import Measurement
 from dfqkit_export.gate.verdicts import Row
 from dfqkit_export.measure.kinds import AGREEMENT, KL
+from dfqkit_export.report import Report
 from tests._messages import names
 
 GOOD = {
@@ -53,14 +55,20 @@ def test_a_sound_baseline_is_read(tmp_path: Path) -> None:
 )
 def test_a_metric_that_could_not_fail_is_refused(metric: str, field: str, value: Any, tmp_path: Path) -> None:
     with pytest.raises(ArtefactError) as caught:
-        read_baseline(written(tmp_path, {**GOOD, metric: {**GOOD[metric], field: value}}))
+        require_comparing(
+            "net", read_baseline(written(tmp_path, {**GOOD, metric: {**GOOD[metric], field: value}})).cases["net"]
+        )
     names(str(caught.value), "--update")
 
 
 def test_a_case_without_metrics_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtefactError) as caught:
-        read_baseline(written(tmp_path, {}))
-    names(str(caught.value), "net", "metrics", "--update")
+    report = Report(title="net", metrics=[AGREEMENT.metric(subject="onnxruntime", data="real:t", value=9.0, n=9)])
+    (tmp_path / "report.json").write_text(report.to_json())
+    base = read_baseline(written(tmp_path, {}))
+    base = Baseline(cases={"net (report)": base.cases["net"]})
+    outcome = check([tmp_path / "report.json"], base)
+    assert outcome.exit_code == 2
+    names(outcome.cases[0].error, "net", "metrics", "--update")
 
 
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
