@@ -30,6 +30,7 @@ from dfqkit.students.student import Replan, build_student, calibrate_student, eq
 from dfqkit.synthesis.base import Synthesizer
 from dfqkit.synthesis.build import build_synthesizer
 from dfqkit.teacher.load import Teacher, load_teacher
+from dfqkit.teacher.sources import located
 from dfqkit.training.float_student import load_float_student, new_float_student
 from dfqkit.training.loop import Batch, HeldOut
 from dfqkit_export.backends import get_target
@@ -44,8 +45,9 @@ def teacher_of(recipe: Recipe) -> Teacher:
     """Load and verify the teacher that a recipe names."""
     section = recipe.teacher
     weights = None if section.weights is None else find_file(section.weights, recipe.directory)
+    factory = located(section.factory, lambda name: find_file(name, recipe.directory))
     return load_teacher(
-        section.factory,
+        factory,
         recipe.image.spec(),
         weights,
         factory_args=section.args,

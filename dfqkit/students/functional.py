@@ -76,11 +76,27 @@ def plain(graph: fx.GraphModule, device: torch.device) -> fx.GraphModule:
     """
     while island := next((n for n in graph.graph.nodes if isinstance(n.target, torch._ops.HigherOrderOperator)), None):
         _inline(graph, island, device)
+    for node in graph.graph.nodes:
+        _name_convolution(node)
     for node in reversed(graph.graph.nodes):
         if not node.users and node.op not in ("placeholder", "output"):
             graph.graph.erase_node(node)
     graph.recompile()
     return graph
+
+
+def _name_convolution(node: fx.Node) -> None:
+    """Write TorchScript's general convolution as the one that it is."""
+    if op_name(node.target) not in ("convolution", "_convolution") or node.meta["val"].dim() not in (3, 4):
+        return
+    given, axes = list(node.args), node.meta["val"].dim() - 2
+    x, weight, bias, stride, padding, dilation, transposed, output_padding, groups = given[:9]
+    if transposed:
+        node.target = getattr(torch.ops.aten, f"conv_transpose{axes}d").input
+        node.args = (x, weight, bias, stride, padding, output_padding, groups, dilation)
+    else:
+        node.target = getattr(torch.ops.aten, f"conv{axes}d").default
+        node.args = (x, weight, bias, stride, padding, dilation, groups)
 
 
 def _inline(graph: fx.GraphModule, node: fx.Node, device: torch.device) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from dfqkit.students.folding import add_submodule, with_parameters
 from dfqkit.students.functional import IDENTITIES
 from dfqkit.students.nodes import op_name, source, tensor_at
+from dfqkit.students.pooling import AveragePool, adaptive_matrix
 from dfqkit.students.user_code import at, place_of_node
 from dfqkit_export.errors import TeacherError
 
@@ -32,6 +33,13 @@ def _owners(model: nn.Module) -> set[str]:
     """Paths of all modules that hold parameters or buffers, and of what these lie in."""
     paths = (name.split(".")[:-1] for name in model.state_dict())
     return {".".join(path[:length]) for path in paths for length in range(1, len(path) + 1)}
+
+
+def _two(value: Any) -> tuple[int, ...]:
+    """Return a size for each of two axes; nothing of nothing."""
+    if isinstance(value, int):
+        return (value, value)
+    return tuple(value) * (2 if len(value) == 1 else 1)
 
 
 def _pair(value: Any) -> Any:
@@ -286,16 +294,19 @@ class Normaliser:
         return self._module(node, nn.MaxPool2d(kernel, stride or kernel, padding, dilation, ceil_mode=ceil), "max_pool")
 
     def _avg_pool(self, node: fx.Node) -> fx.Node:
-        kernel, stride, padding, ceil, include = (
-            _pair(_argument(node, i, default)) for i, default in ((1, 1), (2, None), (3, 0), (4, False), (5, True))
-        )
-        if _argument(node, 6) is not None:
-            message = f"Average pooling '{node.name}' has a divisor_override, which ONNX cannot hold. Leave it out."
-            raise TeacherError(message)
+        kernel, stride, padding = (_two(_argument(node, i, default)) for i, default in ((1, 1), (2, ()), (3, 0)))
+        ceil, include, divisor = (_argument(node, i, default) for i, default in ((4, False), (5, True), (6, None)))
         spatial = tuple(source(node).meta["val"].shape[2:])
-        if spatial == (kernel if isinstance(kernel, tuple) else (kernel, kernel)) and padding in (0, (0, 0)):
+        asked = AveragePool(kernel=kernel, stride=stride or kernel, padding=padding, ceil=ceil, include=include)
+        pool = asked.on(spatial, divisor)
+        if spatial == kernel and padding == (0, 0) and divisor is None:
             return self._module(node, nn.AdaptiveAvgPool2d(1), "global_pool")
-        return self._module(node, nn.AvgPool2d(kernel, stride or kernel, padding, ceil, include), "avg_pool")
+        before = self._of(source(node))
+        if any(pool.zeros):
+            before = self.graph.call_function(torch.ops.aten.constant_pad_nd.default, (before, list(pool.zeros), 0.0))
+        pooled = self._module(node, pool.module(), "avg_pool")
+        pooled.args = (before,)
+        return pooled if pool.factor == 1 else self.graph.call_function(torch.mul, (pooled, pool.factor))
 
     def _adaptive_pool(self, node: fx.Node) -> fx.Node:
         size, spatial = tuple(_argument(node, 1)), tuple(source(node).meta["val"].shape[2:])
@@ -306,8 +317,17 @@ class Normaliser:
         if all(have % want == 0 for have, want in zip(spatial, size, strict=True)):
             kernel = _pair([have // want for have, want in zip(spatial, size, strict=True)])
             return self._module(node, nn.AvgPool2d(kernel, kernel), "avg_pool")
-        message = f"Adaptive pooling from {spatial} to {size} ('{node.name}') has no ONNX form: use sizes that divide."
-        raise TeacherError(message)
+        # Windows of several sizes have no ONNX form; along each axis they are a matrix.
+        like = source(node).meta["val"]
+        rows, columns = (adaptive_matrix(*sizes).to(like.dtype) for sizes in zip(spatial, size, strict=True))
+        value = self.graph.call_function(torch.matmul, (self._constant(node, rows), self._of(source(node))))
+        return self.graph.call_function(torch.matmul, (value, self._constant(node, columns.T.contiguous())))
+
+    def _constant(self, node: fx.Node, value: Tensor) -> fx.Node:
+        """Store a tensor that a node is computed with."""
+        name = self._unique(f"{node.name}_constant")
+        self.root.register_buffer(name, value.to(node.meta["val"].device))
+        return self.graph.get_attr(name)
 
     def _mean(self, node: fx.Node) -> fx.Node:
         rank, asked = source(node).meta["val"].dim(), _argument(node, 1)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from dfqkit.tasks import TorchTask, torch_task
-from dfqkit.teacher.sources import USER_CODE_ERRORS, build_model
+from dfqkit.teacher.programs import Program, as_module
+from dfqkit.teacher.sources import USER_CODE_ERRORS, build_model, is_stored, stored_program
 from dfqkit.teacher.verification import listed, verify_outputs, verify_weights
 from dfqkit.teacher.weight_sets import CHOOSE
 from dfqkit.teacher.weights import load_weights, sha256_of_weights
@@ -63,13 +64,13 @@ class Teacher:
 
     @classmethod
     def from_module(
-        cls, model: nn.Module, image: ImageSpec, name: str | None = None, *, task: Task = DEFAULT_TASK
+        cls, model: nn.Module | Program, image: ImageSpec, name: str | None = None, *, task: Task = DEFAULT_TASK
     ) -> Teacher:
         """Make a teacher from a copy of a module; the module itself is not touched.
 
         Args:
-            model: Trained network; wrappers of DataParallel and torch.compile are taken off, other dtypes become
-            float32.
+            model: Trained network, in any mode: the copy is in eval mode. Wrappers of DataParallel and torch.compile
+            are taken off, other dtypes become float32. Or what torch.export or TorchScript made of one.
             image: What images it takes.
             name: Short name for reports; the class name if None.
             task: What its outputs mean.
@@ -83,6 +84,8 @@ class Teacher:
         ):
             inner = getattr(inner, "_orig_mod", None) or inner.module
         name = name or type(inner).__name__
+        if isinstance(inner, Program):
+            return _freeze(as_module(inner, image, name).float(), image, name, task)
         try:
             copied = copy.deepcopy(inner)
         except USER_CODE_ERRORS as error:
@@ -138,7 +141,8 @@ def load_teacher(  # noqa: PLR0913 - each is one entry of a recipe
     """Make, load, freeze and verify a teacher.
 
     Args:
-        factory: `torchvision:NAME`, `timm:NAME` or `package.module:factory`; nothing is ever downloaded.
+        factory: `torchvision:NAME`, `timm:NAME` or `package.module:factory`; nothing is ever downloaded. Or a file with
+            a whole network, `exported:FILE` or `torchscript:FILE`.
         image: What images it takes; its number of classes, where there are any, goes to the factory.
         weights: A `.safetensors`, `.pt` or `.pth` file; None keeps random weights, for tests and
             benchmarks only.
@@ -151,6 +155,8 @@ def load_teacher(  # noqa: PLR0913 - each is one entry of a recipe
         TeacherError: Anything about factory, weights or the loaded model is not as it must be; the message says what.
     """
     name = name or factory.partition(":")[2] or factory
+    if is_stored(factory):
+        return _of_stored(factory, image, weights, name, factory_args, task)
     model = build_model(factory, image.classes, factory_args).cpu().float()
     if weights is None:
         _LOG.warning("Teacher '%s' keeps random weights: no weights file was given.", name)
@@ -159,6 +165,24 @@ def load_teacher(  # noqa: PLR0913 - each is one entry of a recipe
     source = _RANDOM if weights is None else Path(weights).name
     return _freeze(
         model, image, name, task, factory=factory, factory_args=dict(factory_args or {}), weights_source=source
+    )
+
+
+def _of_stored(
+    factory: str,
+    image: ImageSpec,
+    weights: str | Path | None,
+    name: str,
+    factory_args: Mapping[str, object] | None,
+    task: Task,
+) -> Teacher:
+    if weights is not None or factory_args:
+        message = f"'{factory}' holds its weights and takes no arguments: leave teacher.weights and teacher.args out."
+        raise TeacherError(message)
+    file = Path(factory.partition(":")[2]).name
+    model = as_module(stored_program(factory), image, file).float()
+    return _freeze(
+        model, image, file if name == factory.partition(":")[2] else name, task, factory=factory, weights_source=file
     )
 
 

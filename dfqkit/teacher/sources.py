@@ -9,9 +9,11 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,12 +51,14 @@ class TeacherSource:
         build: Finds the factory that a whole string names, without calling it and without downloading anything.
         classes: Keyword argument that takes the number of classes; None to look for one in the signature.
         downloads: Keyword arguments that would fetch weights, which is refused.
+        stored: Whether it names a file with a whole network in it, weights and all.
     """
 
     form: str
     build: Callable[[str], Factory]
     classes: str | None = None
     downloads: tuple[str, ...] = ()
+    stored: bool = False
 
 
 def resolve_factory(name: str) -> Factory:
@@ -69,6 +73,24 @@ def resolve_factory(name: str) -> Factory:
     return _source(name).build(name)
 
 
+def is_stored(name: str) -> bool:
+    """Whether a factory string names a file with a whole network in it."""
+    return _source(name).stored
+
+
+def located(name: str, find: Callable[[str], object]) -> str:
+    """Return a factory string whose file, where it names one, was found by ``find``."""
+    source, _, path = name.partition(":")
+    return f"{source}:{find(path)}" if is_stored(name) else name
+
+
+def stored_program(name: str) -> torch.export.ExportedProgram | torch.jit.ScriptModule:
+    """Read the network that `exported:FILE` or `torchscript:FILE` names; reading may run code that the file holds."""
+    program: Any = resolve_factory(name)()
+    assert isinstance(program, torch.export.ExportedProgram | torch.jit.ScriptModule)
+    return program
+
+
 def build_model(
     name: str, classes: int, factory_args: Mapping[str, object] | None = None, *, seed: int = 0
 ) -> nn.Module:
@@ -79,6 +101,9 @@ def build_model(
     seeded around the call; another ``seed`` gives other random weights. Nothing is ever downloaded.
     """
     factory, source = resolve_factory(name), _source(name)
+    if source.stored:
+        message = f"'{name}' is a stored network, which is no architecture to train. Name the factory that makes it."
+        raise TeacherError(message)
     arguments = dict(factory_args or {})
     downloads = [key for key in source.downloads if arguments.get(key)]
     if downloads:
@@ -145,6 +170,29 @@ def _of_module(name: str) -> Factory:
     return found
 
 
+def _exported(name: str) -> Factory:
+    return functools.partial(_stored, name, torch.export.load)
+
+
+def _torchscript(name: str) -> Factory:
+    return functools.partial(_stored, name, functools.partial(torch.jit.load, map_location="cpu"))
+
+
+def _stored(name: str, load: Callable[[str], Any]) -> Any:
+    path = name.partition(":")[2]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TorchScript is deprecated, which its files' owners know
+            return load(path)
+    except Exception as error:  # torch raises what its readers of zip, JSON and pickle do
+        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        message = (
+            f"Cannot read '{path}' ({type(error).__name__}: {reason[:200]}). An exported: file is what "
+            "torch.export.save writes, a torchscript: file what torch.jit.save does."
+        )
+        raise TeacherError(message) from error
+
+
 _library = functools.partial(
     TeacherSource, classes="num_classes", downloads=("weights", "weights_backbone", "pretrained", "checkpoint_path")
 )
@@ -152,6 +200,8 @@ _MODULE = TeacherSource(form="package.module:factory", build=_of_module)
 
 #: All kinds of factory strings by what stands in front of the colon; every other one names a module.
 SOURCES = {
+    "exported": TeacherSource(form="exported:FILE.pt2", build=_exported, stored=True),
+    "torchscript": TeacherSource(form="torchscript:FILE.pt", build=_torchscript, stored=True),
     "torchvision": _library(form="torchvision:NAME", build=_torchvision),
     "timm": _library(form="timm:NAME", build=_timm),
 }

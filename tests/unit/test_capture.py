@@ -162,6 +162,9 @@ BODIES: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "mean of everything": lambda m, x: x * x.mean(),
     "constant": lambda m, x: x * 0.5 + 1.0,
     "average pool": lambda m, x: nn.functional.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
+    "average pool over the border": lambda m, x: nn.functional.avg_pool2d(x, 3, 2, 1, ceil_mode=True)[:, :, :8, :8],
+    "average pool with a divisor": lambda m, x: nn.functional.avg_pool2d(x, 2, divisor_override=3),
+    "uneven adaptive pool": lambda m, x: nn.functional.adaptive_avg_pool2d(x, (5, 7)),
     "max pool": lambda m, x: nn.functional.max_pool2d(x, 3, 2, 1, ceil_mode=True),
     "adaptive pool": lambda m, x: nn.functional.adaptive_avg_pool2d(x, (4, 8)),
     "hardtanh": lambda m, x: nn.functional.hardtanh(m.other(x), -2.0, 3.0),
@@ -292,8 +295,6 @@ REFUSED: dict[str, tuple[nn.Module, str]] = {
         "no running statistics",
     ),
     "batch norm on vectors": (net(flat_norm, norm=nn.BatchNorm1d(8)), "3-dimensional"),
-    "uneven adaptive pooling": (net(lambda m, x: nn.functional.adaptive_avg_pool2d(x, 5)), "use sizes that divide"),
-    "divisor": (net(lambda m, x: nn.functional.avg_pool2d(x, 2, divisor_override=3)), "divisor_override"),
 }  # fmt: skip
 
 
