@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.gate.baseline import Case
 from dfqkit_export.gate.change import Change, times
+from dfqkit_export.gate.judged import VERDICT
 from dfqkit_export.gate.measurement import Measurement, Subject
 from dfqkit_export.gate.signature import distances, sketch, unpack_sketches
 from dfqkit_export.gate.verdicts import FAILING, Row
@@ -56,9 +57,12 @@ def causes_of(rows: Sequence[Row], measured: Measurement, case: Case | None, cha
         causes += explain(measured, case, changes, regressed=bool(answers))
     if INTEGER_OPS.name in worse and measured.in_float:
         causes.append(f"integer kernels lost: {some(measured.in_float, _FEW)} run in float")
+    # That a file is broken is no cause: it comes last, behind what broke it.
+    broken = [cause for cause in causes if cause.startswith(f"{VERDICT}: ")]
+    causes = [cause for cause in causes if cause not in broken]
     if worse and not causes:
         causes.append(f"no single cause: {_unexplained(measured, case)}")
-    return causes
+    return causes + broken
 
 
 def _unexplained(measured: Measurement, case: Case | None) -> str:
