@@ -142,11 +142,15 @@ def _require_same(model: nn.Module, graph: fx.GraphModule, image: ImageSpec, nam
         batch = next(iter(wrong))
         only = "" if len(wrong) == len(_TRIED) else " Other batch sizes agree: the model treats this one apart."
         message = (
-            f"The captured graph does not compute what the model does: relative error {wrong[batch]:.2g} on {batch} "
+            f"The captured graph does not compute what the model does: {_told(wrong[batch])} on {batch} "
             f"random image(s), allowed {LARGEST_ERROR}.{only} Some operator was translated wrongly; please report it "
             "with the model."
         )
         raise TeacherError(message)
+
+
+def _told(error: float) -> str:
+    return "another shape" if error == float("inf") else f"relative error {error:.2g}"
 
 
 def _relative_error(wanted: Tensor, found: Tensor) -> float:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dfqkit.students.capture import export_graph
+from dfqkit.students.user_code import at, place_of_node
 from dfqkit.tasks import named
 from dfqkit.teacher.sources import USER_CODE_ERRORS
 from dfqkit_export.errors import ArtefactError, TeacherError
@@ -89,6 +91,12 @@ def _outputs(model: nn.Module, x: Tensor, image: ImageSpec, name: str, task: Tas
         raise TeacherError(message) from error
     for output in task.outputs:
         value = found[output.name]
+        if len(x) == 1 and value.dim() == len(output.sizes(image)):
+            message = (
+                f"Teacher '{name}' loses the batch's axis of one image{at(_squeezed(model, image))}: it gives "
+                f"{tuple(value.shape)}. A squeeze() without a dimension does that: write squeeze(-1), or flatten(1)."
+            )
+            raise TeacherError(message)
         if not output.fits(value.shape, image) or len(value) != len(x):
             of_classes = "classes" in output.shape
             asks = f"image.classes {image.classes} asks" if of_classes else f"the task '{task.name}' asks"
@@ -111,6 +119,15 @@ def _outputs(model: nn.Module, x: Tensor, image: ImageSpec, name: str, task: Tas
             )
             raise TeacherError(message)
     return found
+
+
+def _squeezed(model: nn.Module, image: ImageSpec) -> str:
+    """Return the line of the user's first `squeeze()` of every axis; empty where none is found."""
+    try:
+        nodes = export_graph(model, image).graph.nodes
+    except TeacherError:
+        return ""
+    return next((place_of_node(n) for n in nodes if n.target is torch.ops.aten.squeeze.default), "")
 
 
 def _forward(model: nn.Module, x: Tensor, image: ImageSpec, name: str) -> Any:

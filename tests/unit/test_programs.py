@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dfqkit.teacher.load import Teacher, load_teacher
 from dfqkit.teacher.programs import Program
@@ -73,6 +73,20 @@ def test_files_of_programs_are_factories(tmp_path: Path) -> None:
     for source in ("exported", "torchscript"):
         with raises_naming(TeacherError, "net.pt2", "torch.export.save"):
             load_teacher(f"{source}:{tmp_path / 'net.pt2'}", IMAGE)
+
+
+class Squeezing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, IMAGE.classes, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).squeeze()  # type: ignore[no-any-return]
+
+
+def test_a_squeeze_that_eats_the_batch_is_named_with_its_line() -> None:
+    with raises_naming(TeacherError, "test_programs.py", "in forward: `return self.conv(x).squeeze()", "flatten(1)"):
+        Teacher.from_module(Squeezing(), IMAGE)
 
 
 def test_a_module_in_train_mode_is_left_so() -> None:
