@@ -156,7 +156,8 @@ def measure_subject(subject: Subject, *, threads: int | None = None, optimized: 
     """
     sentinel = subject.sentinel
     optimized = optimized and not subject.as_written
-    # Before the session that stays: two of a large file at once would be too much memory.
+    # Before the session that stays: two of a large file, or it and its weights, would be too much memory at once.
+    signature = read_signature(subject.model)
     realised = realised_precision(subject.bundle.model) if optimized else None
     session = OrtSession(subject.bundle.model, threads=threads, optimized=optimized, lean=True)
     outputs = answers(session, sentinel.task, normalized(sentinel.images, subject.bundle.image))
@@ -174,7 +175,7 @@ def measure_subject(subject: Subject, *, threads: int | None = None, optimized: 
         unmeasured=unmeasured,
         images=image_values((metric.kind for metric in found), values, sentinel.sensitive),
         outputs=outputs,
-        signature=read_signature(subject.model),
+        signature=signature,
         files={
             "model": sha256_of_file(subject.bundle.model),
             "sentinel": _sentinel_digest(sentinel),
