@@ -221,9 +221,10 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
-                uniform(module.weight, 0.6, 1.4)
-                uniform(module.bias, -0.3, 0.5)
+            if isinstance(module, nn.modules.batchnorm._NormBase):
+                if module.affine:
+                    uniform(module.weight, 0.6, 1.4)
+                    uniform(module.bias, -0.3, 0.5)
                 if module.running_mean is not None:
                     uniform(module.running_mean, -0.3, 0.3)
                     uniform(module.running_var, 0.5, 2.0)

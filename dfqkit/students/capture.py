@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from dfqkit.students.batches import SIZES, for_any_batch
-from dfqkit.students.folding import fold_batch_norms
+from dfqkit.students.constants import fold_constants
+from dfqkit.students.folding import fold_affines
 from dfqkit.students.functional import plain, without_mutation
 from dfqkit.students.normal_form import Normaliser
-from dfqkit.students.rewriting import cancel_permutations, fold_scales
+from dfqkit.students.rewriting import cancel_permutations
 from dfqkit.students.user_code import at, place_of_error, watched_export
 from dfqkit.tasks import named
 from dfqkit_export.errors import TeacherError
@@ -94,9 +95,9 @@ def float_graph(model: nn.Module, image: ImageSpec, task: Task = DEFAULT_TASK) -
     """Return the model as a plain float `fx.GraphModule` in normal form, BatchNorm folded.
 
     Convolutions and linear layers become modules that keep the names of the parameters they came from; activations and
-    pooling become `torch.nn` modules; in-place operators become functional; dropout goes. A BatchNorm that follows a
-    convolution used by nothing else is folded into it; any other becomes a depthwise 1x1 convolution, which integer
-    kernels know how to run. The result computes the same function as ``model`` in eval mode.
+    pooling become `torch.nn` modules; in-place operators become functional; dropout goes. What is computed from
+    parameters alone is computed once; BatchNorms and constant scales and shifts are folded into layers, see
+    `folding.fold_affines`. The result computes the same function as ``model`` in eval mode.
 
     Its parameters are copies: the model itself is not touched. Outputs that are not the task's own are left out; one
     is returned as it is, several by name.
@@ -106,10 +107,11 @@ def float_graph(model: nn.Module, image: ImageSpec, task: Task = DEFAULT_TASK) -
 
 def normal_form(exported: fx.GraphModule, model: nn.Module, image: ImageSpec, task: Task) -> fx.GraphModule:
     """Return what `export_graph` gave of a model in normal form; see `float_graph`."""
+    fold_constants(exported)
     graph = Normaliser(exported, task.names).build()
+    graph.graph.eliminate_dead_code()  # what nobody reads would count as a reader
+    fold_affines(graph)
     cancel_permutations(graph)
-    fold_batch_norms(graph)
-    fold_scales(graph)
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
     graph.graph.lint()

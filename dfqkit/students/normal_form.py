@@ -5,28 +5,35 @@ What belongs here: the translation of ATen operators, one method an operator fam
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from dfqkit.students.folding import add_submodule, with_parameters
+from dfqkit.students.folding import Affine, add_submodule
 from dfqkit.students.functional import IDENTITIES
 from dfqkit.students.nodes import op_name, source, tensor_at
 from dfqkit.students.pooling import AveragePool, adaptive_matrix
 from dfqkit.students.user_code import at, place_of_node
+from dfqkit.students.weighted import ONE_AXIS, OPERATORS, arguments, is_layer, make_layer, operands
 from dfqkit_export.errors import TeacherError
 
 _OPS = (
-    "conv2d linear batch_norm relu relu_ hardtanh hardtanh_ relu6 silu silu_ hardswish hardswish_ hardsigmoid "
-    "hardsigmoid_ sigmoid sigmoid_ add add_ mul mul_ cat max_pool2d avg_pool2d adaptive_avg_pool2d mean flatten view "
-    "reshape permute transpose contiguous slice select pad constant_pad_nd chunk split getitem dropout dropout_ "
-    "sym_size unsqueeze squeeze clone alias detach detach_ feature_dropout alpha_dropout"
+    "conv2d conv1d linear matmul mm batch_norm relu relu_ hardtanh hardtanh_ relu6 silu silu_ hardswish hardswish_ "
+    "hardsigmoid hardsigmoid_ sigmoid sigmoid_ add add_ mul mul_ cat max_pool2d avg_pool2d adaptive_avg_pool2d mean "
+    "flatten view reshape reshape_as view_as permute transpose contiguous slice select pad constant_pad_nd chunk "
+    "split getitem dropout dropout_ sym_size unsqueeze squeeze clone alias detach detach_ feature_dropout "
+    "alpha_dropout"
 )
 
 #: Operators of the normal form that may carry quantized values; anything else runs, but stays in float.
 SUPPORTED_OPS: frozenset[str] = frozenset(_OPS.split())
+
+#: Norms that may have stored statistics: channels scaled and shifted.
+_NORMS = ("batch_norm", "instance_norm", "_native_batch_norm_legit_no_training")
+_NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 def _owners(model: nn.Module) -> set[str]:
@@ -105,16 +112,14 @@ class Normaliser:
         kept.meta["outputs"] = tuple(self.outputs)
 
     def _convert(self, node: fx.Node) -> fx.Node:
-        if node in self.env:
-            return self.env[node]
+        if node.target is operator.getitem and op_name(source(node).target) in _NORMS:
+            return self._of(source(node))  # the decomposed form gives statistics beside the values
         if not isinstance(node.target, torch._ops.OpOverload):
             return self._copy(node)  # arithmetic on sizes, which has the same names
         name = op_name(node.target).rstrip("_")
         handlers: dict[str, Callable[[fx.Node], fx.Node]] = {
-            "conv2d": self._conv,
-            "linear": self._linear,
-            "batch_norm": self._batch_norm,
-            "_native_batch_norm_legit_no_training": self._native_batch_norm,
+            **dict.fromkeys(OPERATORS, self._weighted),
+            **dict.fromkeys(_NORMS, self._batch_norm),
             "squeeze": self._squeeze,
             "max_pool2d": self._max_pool,
             "avg_pool2d": self._avg_pool,
@@ -123,6 +128,8 @@ class Normaliser:
             "hardtanh": self._hardtanh,
             "add": self._add,
             "cat": self._cat,
+            "reshape_as": self._reshape_as,
+            "view_as": self._reshape_as,
         }
         functions: dict[str, Callable[..., Any]] = {
             "mul": torch.mul,
@@ -152,7 +159,9 @@ class Normaliser:
         name = "constant_" + str(node.target).replace(".", "_")
         if not hasattr(self.root, name):
             self.root.register_buffer(name, self._stored(node))
-        return self.graph.get_attr(name)
+        constant = self.graph.get_attr(name)
+        constant.meta.update({"owner": node.meta["owner"]} if "owner" in node.meta else {})
+        return constant
 
     def _map(self, value: Any) -> Any:
         return fx.map_arg(value, self._of)
@@ -161,15 +170,7 @@ class Normaliser:
         return tensor_at(self.source, node.target).detach().clone()
 
     def _tensor(self, node: object) -> Tensor | None:
-        if not isinstance(node, fx.Node):
-            return None
-        if node.op != "get_attr":
-            message = (
-                f"'{node.name}' is computed where a layer takes a stored parameter (bias, BatchNorm statistics). Fold "
-                "the computation into the parameter first."
-            )
-            raise TeacherError(message)
-        return self._stored(node)
+        return self._stored(node) if isinstance(node, fx.Node) else None
 
     def _unique(self, base: str, *, generated: bool = True) -> str:
         if base.partition(".")[0] == "quant":
@@ -186,22 +187,30 @@ class Normaliser:
         add_submodule(self.root, target, module)
         return self.graph.call_module(target, (self._of(source(node)),))
 
-    def _weighted(self, node: fx.Node, make: Callable[[Tensor, Tensor | None], nn.Module]) -> fx.Node:
-        weight_node = node.args[1]
-        if not isinstance(weight_node, fx.Node) or weight_node.op != "get_attr":
-            message = (
-                f"Layer '{node.name}' takes its weight from a computation, not from a parameter. dfqkit quantizes "
-                "stored weights: fold the computation (weight norm, dynamic convolution) into the parameter first."
-            )
-            raise TeacherError(message)
-        path = str(weight_node.target)
-        base = self._owner(node, path)
+    def _weighted(self, node: fx.Node) -> fx.Node:
+        """Make a layer, with the operators around it that give its input the axes which it wants."""
+        if not is_layer(node):
+            return self._copy(node)  # a weight that is computed from the image: no layer, but it runs
+        x, weight, bias = operands(node)
+        path, name = str(weight.target), op_name(node.target)
+        rank = x.meta["val"].dim()
         # With two strides it is two layers, and so it is on vectors and on maps, and in another module (tied weights).
-        key = f"{base} {path} {node.meta['val'].dim()} {fx.map_arg(node.args[2:], lambda n: str(n.target))}"
+        options = [getattr(value, "target", value) for value in arguments(node).values() if value is not x]
+        base = weight.meta.get("owner") or self._owner(node, path)
+        key = f"{base} {name} {rank} {options}"
         if key not in self.named:
             self.named[key] = self._unique(base, generated=False)
-            add_submodule(self.root, self.named[key], make(self._stored(weight_node), self._tensor(_argument(node, 2))))
-        return self.graph.call_module(self.named[key], (self._of(source(node)),))
+            add_submodule(self.root, self.named[key], make_layer(node, self._stored(weight), self._tensor(bias)))
+        before = self._of(x)
+        if name in ONE_AXIS:
+            before = self.graph.call_function(torch.unsqueeze, (before, 2))
+            return self.graph.call_function(torch.squeeze, (self.graph.call_module(self.named[key], (before,)), 2))
+        if weight.meta["val"].dim() > 2 or rank != 4:
+            return self.graph.call_module(self.named[key], (before,))
+        # Channels last: a 1x1 convolution between two permutations, most of which then cancel (`rewriting`).
+        before = self.graph.call_function(torch.permute, (before, (0, 3, 1, 2)))
+        layer = self.graph.call_module(self.named[key], (before,))
+        return self.graph.call_function(torch.permute, (layer, (0, 2, 3, 1)))
 
     def _owner(self, node: fx.Node, path: str) -> str:
         """Return the path of the module that holds a weight: of several that share it, the one that is called."""
@@ -211,73 +220,26 @@ class Normaliser:
         held = self.parameters.get(f"{place}.weight")
         return place if held is not None and held is self.parameters.get(path) else path.removesuffix(".weight")
 
-    def _conv(self, node: fx.Node) -> fx.Node:
-        stride, padding, dilation = (_pair(_argument(node, i, default)) for i, default in ((3, 1), (4, 0), (5, 1)))
-        groups = _argument(node, 6, 1)
-
-        def make(weight: Tensor, bias: Tensor | None) -> nn.Module:
-            out_channels, in_channels = weight.shape[0], weight.shape[1] * groups
-            layer = nn.Conv2d(
-                in_channels, out_channels, _pair(weight.shape[2:]), stride, padding, dilation, groups, device="meta"
-            )
-            return with_parameters(layer, weight, bias)
-
-        return self._weighted(node, make)
-
-    def _linear(self, node: fx.Node) -> fx.Node:
-        maps = source(node).meta["val"].dim() == 4
-
-        def make(weight: Tensor, bias: Tensor | None) -> nn.Module:
-            channels, inputs = weight.shape
-            if maps:
-                layer = nn.Conv2d(inputs, channels, 1, device="meta")
-                return with_parameters(layer, weight.reshape(channels, inputs, 1, 1), bias)
-            return with_parameters(nn.Linear(inputs, channels, device="meta"), weight, bias)
-
-        layer = self._weighted(node, make)
-        if not maps:
-            return layer
-        # Channels last: a 1x1 convolution between two permutations, most of which then cancel (`rewriting`).
-        with self.graph.inserting_before(layer):
-            layer.args = (self.graph.call_function(torch.permute, (layer.args[0], (0, 3, 1, 2))),)
-        return self.graph.call_function(torch.permute, (layer, (0, 2, 3, 1)))
-
     def _batch_norm(self, node: fx.Node) -> fx.Node:
-        weight, bias, mean, variance = (self._tensor(_argument(node, i)) for i in range(1, 5))
-        if mean is None or variance is None:
+        """Make an `Affine` of a norm with stored statistics: channels are the second axis, whatever is behind."""
+        given = arguments(node)
+        weight, bias, mean, variance = (self._tensor(given[key]) for key in _NORM)
+        if mean is None or variance is None or given.get("training") or given.get("use_input_stats"):
+            if "use_input_stats" in given:
+                return self._copy(node)  # instance norm treats every image alone
             message = (
-                f"BatchNorm '{node.name}' has no running statistics, so it cannot be folded. Train the model with "
-                "track_running_stats=True, or replace the layer."
+                f"BatchNorm '{node.name}' has no running statistics or does not use them, but the batch's own, so it "
+                "cannot be folded. Train the model with track_running_stats=True and pass it in eval mode, or replace "
+                "the layer."
             )
             raise TeacherError(message)
-        before, rank = source(node), node.meta["val"].dim()
-        foldable = op_name(before.target) in ("conv2d", "linear") and len(before.users) == 1
-        if rank != 4 and not foldable:
-            message = (
-                f"BatchNorm '{node.name}' works on {rank}-dimensional values and does not follow a linear layer "
-                "directly, so it cannot be folded, and no target has an integer form of it. Put it directly behind "
-                "the linear layer."
-            )
-            raise TeacherError(message)
-        channels = mean.numel()
-        norm = nn.BatchNorm2d(channels, eps=float(_argument(node, 7, 1e-5)), device=mean.device)
-        with torch.no_grad():
-            norm.weight.copy_(torch.ones_like(mean) if weight is None else weight)
-            norm.bias.copy_(torch.zeros_like(mean) if bias is None else bias)
-        norm.running_mean, norm.running_var = mean, variance
-        path = str(node.args[3].target) if isinstance(node.args[3], fx.Node) else node.name
+        shape = (-1, *[1] * (source(node).meta["val"].dim() - 2))
+        scale = (torch.ones_like(mean) if weight is None else weight) / torch.sqrt(variance + float(given["eps"]))
+        shift = (torch.zeros_like(mean) if bias is None else bias) - mean * scale
+        path = str(given["running_mean"].target)
         target = self._unique(path.removesuffix(".running_mean"), generated=False)
-        add_submodule(self.root, target, norm.eval())
+        add_submodule(self.root, target, Affine(scale.reshape(shape), shift.reshape(shape)))
         return self.graph.call_module(target, (self._of(source(node)),))
-
-    def _native_batch_norm(self, node: fx.Node) -> fx.Node:
-        """Read functionalization's form of a BatchNorm, which gives a tuple and has no training flag."""
-        node.args = (*node.args[:5], False, *node.args[5:7], False)
-        node.meta["val"] = node.meta["val"][0]
-        made = self._batch_norm(node)
-        for item in node.users:
-            self.env[item] = made
-        return made
 
     def _squeeze(self, node: fx.Node) -> fx.Node:
         """Name the axes that a `squeeze()` without any takes out: of one image it would take the batch's too."""
@@ -348,6 +310,13 @@ class Normaliser:
         if _argument(node, 2, 1) != 1:
             second = self.graph.call_function(torch.mul, (second, _argument(node, 2)))
         return self.graph.call_function(torch.add, (first, second))
+
+    def _reshape_as(self, node: fx.Node) -> fx.Node:
+        """Write the sizes that are numbers: the other tensor is read by one operator less."""
+        sizes = [size if isinstance(size, int) else -1 for size in node.meta["val"].shape]
+        if sizes.count(-1) > 1:
+            return self._copy(node)
+        return self.graph.call_function(torch.reshape, (self._of(source(node)), sizes))
 
     def _cat(self, node: fx.Node) -> fx.Node:
         parts: Any = node.args[0]

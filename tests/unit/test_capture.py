@@ -7,7 +7,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils import parametrizations
 
 from dfqkit.students.capture import export_graph, float_graph
 from dfqkit.students.nodes import op_name
@@ -161,6 +160,7 @@ BODIES: dict[str, Callable[[Net, Tensor], Tensor]] = {
     "batch size as a number": batch_as_numbers,
     "mean of everything": lambda m, x: x * x.mean(),
     "constant": lambda m, x: x * 0.5 + 1.0,
+    "weight of the image's own": lambda m, x: nn.functional.conv2d(x, m.other.weight * x.mean()),
     "average pool": lambda m, x: nn.functional.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
     "average pool over the border": lambda m, x: nn.functional.avg_pool2d(x, 3, 2, 1, ceil_mode=True)[:, :, :8, :8],
     "average pool with a divisor": lambda m, x: nn.functional.avg_pool2d(x, 2, divisor_override=3),
@@ -277,24 +277,11 @@ def test_the_model_keeps_its_mode() -> None:
     assert [module.training for module in model.modules()] == before
 
 
-def flat_norm(m: Net, x: Tensor) -> Tensor:
-    return m.norm(torch.relu(x.flatten(2).transpose(1, 2)).transpose(1, 2)).reshape(x.shape)
-
-
 REFUSED: dict[str, tuple[nn.Module, str]] = {
-    "computed weight": (
-        net(lambda m, x: m.other(x), other=parametrizations.weight_norm(nn.Conv2d(8, 8, 3))),
-        "weight from a computation",
-    ),
-    "computed bias": (
-        net(lambda m, x: nn.functional.conv2d(x, m.other.weight, m.other.bias * 2), other=nn.Conv2d(8, 8, 3)),
-        "computed where a layer takes a stored parameter",
-    ),
     "no running statistics": (
         net(lambda m, x: m.norm(x), norm=nn.BatchNorm2d(8, track_running_stats=False)),
         "no running statistics",
     ),
-    "batch norm on vectors": (net(flat_norm, norm=nn.BatchNorm1d(8)), "3-dimensional"),
 }  # fmt: skip
 
 

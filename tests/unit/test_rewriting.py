@@ -71,33 +71,6 @@ def test_permutations_that_do_not_undo_each_other_stay() -> None:
     assert operators(check(randomise(Turned()))).count("permute") == 2
 
 
-class Scaled(nn.Module):
-    """A constant behind a convolution, which may be read twice."""
-
-    def __init__(self, shape: tuple[int, ...], *, twice: bool = False) -> None:
-        super().__init__()
-        self.stem, self.head, self.twice = nn.Conv2d(3, 8, 3, stride=2, padding=1), Head(8), twice
-        self.register_buffer("constant", torch.linspace(0.5, 2.0, 8).reshape(shape))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        scaled = x * self.constant
-        return self.head(scaled + x.relu() if self.twice else scaled)
-
-
-@pytest.mark.parametrize(
-    ("model", "folds"),
-    [
-        (Scaled((8, 1, 1)), True),
-        (Scaled((1, 8, 1, 1)), True),
-        (Scaled((8,)), False),  # along the width
-        (Scaled((8, 1, 1), twice=True), False),
-    ],
-)
-def test_a_constant_a_channel_goes_into_the_convolution_in_front(model: nn.Module, folds: bool) -> None:
-    assert ("mul" in operators(check(randomise(model)))) != folds
-
-
 class Dense(nn.Module):
     """Max pooling that a dense block reads many times; its first layer joins a single tensor (DenseNet)."""
 
