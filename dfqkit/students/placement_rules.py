@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from dfqkit.config.quant import QuantConfig
 from dfqkit.students.islands import MATMUL, Islands, nonnegative
 from dfqkit.students.nodes import REGRID, STRUCTURAL, called, op_name, source
+from dfqkit.students.tail import tail_of
 from dfqkit_export.backends.target import Target
 from dfqkit_export.images.spec import ImageSpec
 
@@ -47,7 +48,7 @@ class Rules:
             self.kept |= {node: reason for node in self.nodes if node.op == "placeholder"}
         self.islands = Islands(graph, self.tensors, unbounded, set(self.kept))
         self.weighted_nodes = [n for n in self.nodes if isinstance(self.module(n), _WEIGHTED)]
-        self.outputs = {self._through_structure(node) for node in self.nodes[-1].all_input_nodes}
+        self.outputs = tail_of(self.nodes[-1].all_input_nodes, self.modules, self._through_structure)
         self.first = {n for n in self.weighted_nodes if not self._meets_weighted(n, lambda m: m.all_input_nodes)}
         self.last = {n for n in self.weighted_nodes if not self._meets_weighted(n, lambda m: list(m.users))}
         self.last |= self.outputs.intersection(self.weighted_nodes)  # another output may go on from there
@@ -160,7 +161,7 @@ class Rules:
             return False
         if node in self.kept or node in self.islands.filled:
             return False
-        if node in self.outputs and all(reader.op == "output" for reader in readers):
+        if node in self.outputs and all(reader.op == "output" or reader in self.outputs for reader in readers):
             return False  # outputs stay float: with 8-bit logits many of 1000 classes tie
         if not readers:
             return False

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dfqkit.config.synthesis import NO_DEMAND, Demand, SynthesizerConfig
+from dfqkit.tasks.classification import as_logits
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError
 
@@ -126,4 +127,4 @@ def mean_over(
     students: Sequence[nn.Module], distance: Callable[[Tensor, Tensor], Tensor], images: Tensor, logits: Tensor
 ) -> Tensor:
     """Return a distance between students' and teacher's answers to the same images, averaged over the students."""
-    return torch.stack([distance(student(images), logits) for student in students]).mean()
+    return torch.stack([distance(as_logits(student(images)), logits) for student in students]).mean()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from importlib import import_module
 
 import torch
@@ -10,7 +12,7 @@ from dfqkit.config.registry import synthesizer_configs
 from dfqkit.config.synthesis import Demand, SynthesizerConfig
 from dfqkit.synthesis.base import Synthesizer
 from dfqkit.teacher.load import Teacher
-from dfqkit.teacher.structure import provides
+from dfqkit.teacher.structure import grey_images, provides
 from dfqkit_export.errors import RecipeError
 
 _IN_WORDS = {
@@ -26,8 +28,15 @@ TEACHERS_PART = frozenset(_IN_WORDS)
 def build_synthesizer(
     config: SynthesizerConfig, teacher: Teacher, generator: torch.Generator, demand: Demand
 ) -> Synthesizer:
-    """Make the synthesizer that a configuration describes; the teacher must have what it needs."""
+    """Make the synthesizer that a configuration describes; the teacher must have what it needs.
+
+    A teacher that gives probabilities gives their logarithms here, which every method takes for logits.
+    """
     require_needs(config, teacher)
+    probe = teacher.logits(grey_images(teacher, 2))
+    if teacher.torch_task.for_losses(probe) is not probe:
+        teacher = replace(teacher, model=copy.deepcopy(teacher.model))
+        teacher.model.register_forward_hook(lambda _model, _given, output: teacher.torch_task.for_losses(output))
     made = implementation(type(config))(config, teacher, generator, demand)
     if config.low_pass is None:
         return made

@@ -91,6 +91,10 @@ class TorchTask(ABC):
             temperature: By which probabilities are softened, where the task has any.
         """
 
+    def for_losses(self, output: Tensor) -> Tensor:
+        """Return a network's first output as terms of a loss take it; of a classifier logits."""
+        return output
+
     def same(self, first: Tensors, second: Tensors) -> Tensor:
         """Return on which images both give the same answer, bool (N,)."""
         both = ({name: value.detach().float().cpu().numpy() for name, value in one.items()} for one in (first, second))

@@ -86,8 +86,15 @@ class Teacher:
         name = name or type(inner).__name__
         if isinstance(inner, Program):
             return _freeze(as_module(inner, image, name).float(), image, name, task)
+        # Weight norm of old leaves a computed weight in its layer, which copies only without its history.
+        known = {
+            id(value): value.detach().clone()
+            for module in inner.modules()
+            for value in vars(module).values()
+            if isinstance(value, Tensor) and not value.is_leaf
+        }
         try:
-            copied = copy.deepcopy(inner)
+            copied = copy.deepcopy(inner, known)
         except USER_CODE_ERRORS as error:
             message = (
                 f"Teacher '{name}' cannot be copied ({type(error).__name__}: {error}). A module must survive "

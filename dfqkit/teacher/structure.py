@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dfqkit.tasks.classification import as_logits
 from dfqkit.teacher.load import Teacher
 from dfqkit.teacher.taps import batch_norms
 from dfqkit_export.errors import TeacherError
@@ -105,7 +106,10 @@ def _last_of_classes(calls: list[Call], classes: int) -> str | None:
 
 
 def _head_of(calls: list[Call], logits: Tensor) -> tuple[str, nn.Linear] | None:
+    """Return the linear layer that gives the logits; a softmax behind it is looked through."""
     for call in reversed(calls):
-        if isinstance(call.layer, nn.Linear) and isinstance(call.output, Tensor) and torch.equal(call.output, logits):
-            return call.name, call.layer
+        if isinstance(call.layer, nn.Linear) and isinstance(call.output, Tensor) and call.output.shape == logits.shape:
+            found, wanted = (values.log_softmax(1) for values in (call.output, as_logits(logits)))
+            if torch.equal(call.output, logits) or torch.allclose(found, wanted, atol=1e-4):
+                return call.name, call.layer
     return None

@@ -35,6 +35,9 @@ from dfqkit_export.tasks.base import CLASSES, Groups, Labels, Outputs, OutputSpe
 #: Name of the one output.
 LOGITS = "logits"
 
+#: By which sums of float32 probabilities may miss 1.
+LARGEST_ROUNDING = 1e-3
+
 Logits = NDArray[np.floating[Any]]
 
 _USE = """\
@@ -122,7 +125,7 @@ class Classification(Task):
 
     def groups(self, outputs: Outputs, image: ImageSpec) -> Groups:
         """Return the class of each image, and its probability."""
-        logits = outputs[LOGITS]
+        logits = as_logits(outputs[LOGITS])
         shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
         return Groups(
             of=logits.argmax(1).astype(np.int64),
@@ -247,7 +250,21 @@ def _logits(logits: Logits) -> NDArray[np.float64]:
     return values
 
 
+def as_logits(outputs: NDArray[Any]) -> NDArray[Any]:
+    """Return probabilities (n, classes) as their logarithms, which are logits of the same predictions; others as given.
+
+    A network whose last operator is a softmax gives probabilities, of which another softmax would make nearly equal
+    ones. They are known by their values: none below 0, and every row sums to 1.
+    """
+    sums = outputs.sum(1, dtype=np.float64)
+    if outputs.size == 0 or outputs.min() < 0 or np.abs(sums - 1).max() > LARGEST_ROUNDING:
+        return outputs
+    logits: NDArray[Any] = np.log(np.maximum(outputs, np.finfo(np.float32).tiny))
+    return logits
+
+
 def _log_softmax(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    values = as_logits(values)
     shifted = values - values.max(axis=1, keepdims=True)
     normalized: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return normalized
