@@ -30,8 +30,8 @@ def examine(model: nn.Module, image: ImageSpec, task: Task = DEFAULT_TASK) -> tu
         TeacherError: A run would end with the same one.
     """
     exported = export_graph(model, image)
-    found = operators(exported)
     graph = normal_form(exported, model, image, task)
+    found = operators(exported)  # without what is computed once
     build_student(graph, QuantConfig(), DEFAULT_TARGET, image)
     float_model(graph, DEFAULT_TARGET.opset)
     return found
