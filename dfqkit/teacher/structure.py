@@ -29,6 +29,10 @@ class Call:
     output: Any
 
 
+#: Rounding of a softmax's sum, and of its logarithms.
+NORMALISED = 1e-4
+
+
 def grey_images(teacher: Teacher, n: int = 1) -> Tensor:
     """Images (n, C, H, W) halfway between black and white, on the teacher's device."""
     return torch.full((n, *teacher.image.shape), sum(teacher.image.bounds()) / 2, device=teacher.device)
@@ -109,7 +113,9 @@ def _head_of(calls: list[Call], logits: Tensor) -> tuple[str, nn.Linear] | None:
     """Return the linear layer that gives the logits; a softmax behind it is looked through."""
     for call in reversed(calls):
         if isinstance(call.layer, nn.Linear) and isinstance(call.output, Tensor) and call.output.shape == logits.shape:
-            found, wanted = (values.log_softmax(1) for values in (call.output, as_logits(logits)))
-            if torch.equal(call.output, logits) or torch.allclose(found, wanted, atol=1e-4):
+            wanted = as_logits(logits)
+            normalised = float(wanted.logsumexp(1).abs().max()) < NORMALISED  # what a softmax gave, or its logarithm
+            found = call.output.log_softmax(1)
+            if torch.equal(call.output, logits) or (normalised and torch.allclose(found, wanted, atol=NORMALISED)):
                 return call.name, call.layer
     return None

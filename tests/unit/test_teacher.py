@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -225,7 +226,7 @@ def test_a_module_without_weights_or_not_yet_initialised_is_refused() -> None:
 
 
 def test_a_module_that_cannot_be_copied_is_refused(model: DigitsCnn) -> None:
-    model.cache = model.fc.weight * 2  # type: ignore[assignment]
+    model.cache = threading.Lock()  # type: ignore[assignment]
     with pytest.raises(TeacherError, match=r"cannot be copied.*deepcopy"):
         Teacher.from_module(model, DIGITS)
 

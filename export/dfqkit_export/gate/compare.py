@@ -148,6 +148,11 @@ def check_path(path: str | Path, baseline: Baseline, options: Options | None = N
         if Path(path).suffix == ".json":
             measured = measure_report(path)
             measured = replace(measured, name=name or measured.name)
+            if not measured.metrics:
+                message = (
+                    f"Report {str(path)!r} has no metrics, so nothing could be compared. Write it with its metrics."
+                )
+                raise ArtefactError(message)
             return check_case(measured, _comparing(measured.name, baseline, options), options)
         with open_subject(path) as subject:
             name = name or subject.bundle.name

@@ -159,7 +159,7 @@ BAD: dict[str, tuple[Change, dict[str, object], str]] = {
     "open unnamed": (nothing, {"sizes": ("N", 3, 8, None)}, "leaves '\\?' of its input 'x' open"),
     "rank": (nothing, {"sizes": ("N", 3)}, "float with 2 dimensions; allowed is float with 4"),
     "codes as input": (nothing, {"elem_type": TensorProto.UINT8}, "of type uint8 with 4 dimensions"),
-    "no Q/DQ": (without_pairs, {}, "has no QuantizeLinear and no DequantizeLinear"),
+    "no Q/DQ": (without_pairs, {}, "has no QuantizeLinear, no DequantizeLinear"),
 }
 
 

@@ -218,13 +218,16 @@ def test_a_file_that_was_broken_from_the_first_day_on_is_not_recorded(bundle: Pa
 
 def test_the_command_takes_reasons_with_an_update_alone(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "report.json"
-    path.write_text(UNJUDGED.to_json())
+    path.write_text(replace(UNJUDGED, metrics=[TOP1.metric(subject="file", data="d", value=90.0, n=10)]).to_json())
     baseline = str(tmp_path / "b.json")
     assert main(["check", str(path), "--baseline", baseline, "--reason", "r"]) == 2
     assert main(["check", str(path), "--baseline", baseline, "--update"]) == 1
     assert main(["check", str(path), "--baseline", baseline, "--update", "--reason", "r"]) == 0
     assert main(["check", str(path), "--baseline", baseline]) == 0
     assert "'not judged': r" in capsys.readouterr().out
+    path.write_text(UNJUDGED.to_json())
+    assert main(["check", str(path), "--baseline", baseline]) == 2
+    assert "no metrics" in capsys.readouterr().out
 
 
 def test_a_foreign_file_is_judged_against_its_teacher(
