@@ -28,6 +28,7 @@ from dfqkit.run.quantize import calibrated_file
 from dfqkit.run.target_check import Account, ask_runtime, own_runtime
 from dfqkit.students.freezing import freeze
 from dfqkit.students.naming import tensor_names
+from dfqkit.students.nodes import watch
 from dfqkit.students.onnx_file import write_float
 from dfqkit.students.onnx_nodes import float_layers
 from dfqkit_export.backends import DEFAULT, backend_of
@@ -337,14 +338,10 @@ def student_layers(student: fx.GraphModule, model: Path, images: Tensor) -> dict
     wanted = {layer: nodes[tensor] for layer, tensor in layer_tensors(load_onnx(model)).items() if tensor in nodes}
     values: dict[fx.Node, NDArray[np.float32]] = {}
 
-    class Recorder(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            if n in kept:
-                values[n] = value.float().cpu().numpy()
-            return value
+    def see(node: fx.Node, value: Tensor) -> None:
+        if node in kept:
+            values[node] = value.float().cpu().numpy()
 
     kept = set(wanted.values())
-    with torch.no_grad():
-        Recorder(student).run(images)
+    watch(student, images, see)
     return {layer: values[node] for layer, node in wanted.items()}

@@ -10,12 +10,11 @@ from __future__ import annotations
 import copy
 import logging
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from dfqkit.students.nodes import called, op_name, tensor_at
+from dfqkit.students.nodes import called, op_name, tensor_at, watch
 
 _LOG = logging.getLogger(__name__)
 _LAYERS = (nn.Conv2d, nn.Linear)
@@ -139,16 +138,11 @@ def _shapes(graph: fx.GraphModule) -> dict[fx.Node, tuple[int, ...]]:
     placeholder = next(n for n in graph.graph.nodes if n.op == "placeholder")
     found: dict[fx.Node, tuple[int, ...]] = {}
 
-    class Recorder(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            if isinstance(value, Tensor) and value.is_floating_point():
-                found[n] = tuple(value.shape)
-            return value
+    def see(node: fx.Node, value: Tensor) -> None:
+        if value.is_floating_point():
+            found[node] = tuple(value.shape)
 
-    device = next((p.device for p in graph.parameters()), torch.device("cpu"))
-    with torch.no_grad():
-        Recorder(graph).run(torch.zeros((2, *placeholder.meta["example_shape"]), device=device))
+    watch(graph, torch.zeros((2, *placeholder.meta["example_shape"])), see)
     return found
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dfqkit.students.affine import AffineMap, affine_map, axis_before, axis_behind, is_structural
-from dfqkit.students.nodes import bypass, called, op_name, source, tensor_at
+from dfqkit.students.nodes import bypass, called, op_name, source, tensor_at, tensor_shapes
 
 #: Layers whose weights take what is folded.
 WEIGHTED = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
@@ -262,17 +262,5 @@ def _readers(node: fx.Node) -> list[fx.Node]:
 
 def _shapes(graph: fx.GraphModule) -> dict[fx.Node, tuple[int, ...]]:
     """Return the shape of every tensor, of three images: few other axes have that size."""
-    shapes: dict[fx.Node, tuple[int, ...]] = {}
-
-    class Recorder(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            if isinstance(value, Tensor):
-                shapes[n] = tuple(value.shape)
-            return value
-
     image = next(node for node in graph.graph.nodes if node.op == "placeholder").meta["example_shape"]
-    device = next((p.device for p in graph.parameters()), torch.device("cpu"))
-    with torch.no_grad():
-        Recorder(graph).run(torch.zeros((3, *image), device=device))
-    return shapes
+    return tensor_shapes(graph, torch.zeros((3, *image)))

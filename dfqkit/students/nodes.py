@@ -5,8 +5,9 @@ What belongs here: the narrowing of fx's unions (an argument may be a node, a nu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -73,3 +74,29 @@ def call_behind(node: fx.Node, module: str) -> None:
     for user in list(node.users):
         if user is not call and user.op != "output":
             user.replace_input_with(node, call)
+
+
+def watch(graph: fx.GraphModule, images: Tensor, see: Callable[[fx.Node, Tensor], None]) -> None:
+    """Run images (N, C, H, W) through a graph, without gradients, and show every node that gives a tensor with it."""
+
+    class Watcher(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if isinstance(value, Tensor):
+                see(n, value)
+            return value
+
+    device = next((p.device for p in graph.parameters()), images.device)
+    with torch.no_grad():
+        Watcher(graph).run(images.to(device))
+
+
+def tensor_shapes(graph: fx.GraphModule, images: Tensor) -> dict[fx.Node, tuple[int, ...]]:
+    """Return the shape of every tensor of a graph on images (N, C, H, W)."""
+    shapes: dict[fx.Node, tuple[int, ...]] = {}
+
+    def see(node: fx.Node, value: Tensor) -> None:
+        shapes[node] = tuple(value.shape)
+
+    watch(graph, images, see)
+    return shapes

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import onnx
-import torch
 from torch import Tensor, fx, nn
 
 from dfqkit.students.naming import layer_names, pair_names, tensor_names, unique
+from dfqkit.students.nodes import tensor_shapes
 from dfqkit_export.onnxfile.graph import SourceGraph
 
 _SCOPES = "dfqkit_scopes"
@@ -40,17 +40,7 @@ class Place:
 
 def places(graph: fx.GraphModule, example: Tensor) -> list[Place]:
     """Return the place of every call, in the order of `in_scopes`."""
-    shapes: dict[fx.Node, tuple[int, ...]] = {}
-
-    class Recorder(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            if isinstance(value, Tensor):
-                shapes[n] = tuple(value.shape)
-            return value
-
-    with torch.no_grad():
-        Recorder(graph).run(example)
+    shapes = tensor_shapes(graph, example)
     names, pairs, tensors = layer_names(graph), pair_names(graph), tensor_names(graph)
     return [
         Place(name=names.get(n, ""), pair=pairs.get(n, {}), tensor=tensors[n], shape=shapes.get(n))

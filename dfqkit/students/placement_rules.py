@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from dfqkit.config.quant import QuantConfig
 from dfqkit.students.islands import MATMUL, Islands, nonnegative
-from dfqkit.students.nodes import REGRID, STRUCTURAL, called, op_name, source
+from dfqkit.students.nodes import REGRID, STRUCTURAL, called, op_name, source, watch
 from dfqkit.students.tail import tail_of
 from dfqkit_export.backends.target import Target
 from dfqkit_export.images.spec import ImageSpec
@@ -264,17 +264,12 @@ def _float_tensors(graph: fx.GraphModule, image: ImageSpec) -> tuple[set[fx.Node
     """
     found, unbounded = set[fx.Node](), set[fx.Node]()
 
-    class Recorder(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            if isinstance(value, Tensor) and value.is_floating_point() and n.op != "get_attr":
-                found.add(n)
-                if not bool(value.isfinite().all()):
-                    unbounded.add(n)
-            return value
+    def see(node: fx.Node, value: Tensor) -> None:
+        if value.is_floating_point() and node.op != "get_attr":
+            found.add(node)
+            if not bool(value.isfinite().all()):
+                unbounded.add(node)
 
-    device = next((p.device for p in graph.parameters()), torch.device("cpu"))
     noise = torch.rand((2, *image.shape), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        Recorder(graph).run(image.normalize(noise).to(device))
+    watch(graph, image.normalize(noise), see)
     return found, unbounded

@@ -214,7 +214,12 @@ def _accuracy(report: Report, subject: str) -> str:
 def _spread(drop: Metric) -> str:
     """Say between what the drop on other such images lies; of a report without an interval, its standard error."""
     if drop.low is not None and drop.high is not None:
-        return f"(with 95 % between a loss of {drop.low:.2f} and {drop.high:.2f}) "
+        low, high = drop.low, drop.high
+        if low >= 0:
+            return f"(with 95 % between {low:.2f} and {high:.2f}) "
+        if high <= 0:
+            return f"(with 95 % between {-high:.2f} and {-low:.2f}) "
+        return f"(with 95 % between losing {high:.2f} and gaining {-low:.2f}) "
     return f"(standard error {drop.stderr:.2f}) " if drop.stderr is not None else ""
 
 

@@ -300,7 +300,7 @@ def test_an_interval_takes_the_place_of_a_standard_error() -> None:
     for text in (render_text(report), render_markdown(report), render_html(report)):
         assert "[-0.56, 0.56]" in text
         assert "± 0.00" not in text
-    assert "between a loss of -0.56 and 0.56" in verdict_sentence(report)
+    assert "between losing 0.56 and gaining 0.56" in verdict_sentence(report)
     (finding,) = check_floors([replace(drop, value=1.0)], [Floor(metric="top1_drop", subject="onnxruntime", value=0.5)])
     assert "[-0.556, 0.556]" in finding.message
 
