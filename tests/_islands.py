@@ -121,3 +121,13 @@ KINDS: dict[str, Middle] = {
 def network(name: str) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         return randomise(Between(KINDS[name]))
+
+
+def apart(height: float) -> nn.Module:
+    """A network one of whose channels lies far from 0 and tells nothing: no other reads it."""
+    with torch.random.fork_rng(devices=[]):
+        net = randomise(Between(lambda net, x: net.one(x)))
+    with torch.no_grad():
+        net.one.bias[0] += height
+        net.second.weight[:, 0] = 0
+    return net

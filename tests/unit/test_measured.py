@@ -24,23 +24,13 @@ from dfqkit_export.backends import get_target
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.measure.metrics import sqnr_db
-from tests._islands import PLAIN, Between
+from tests._islands import PLAIN, apart
 from tests._messages import raises_naming
-from tests._toys import images, randomise
+from tests._toys import images
 
 QUICK = QuantConfig(weight_range="max", activation_range="percentile")
 TARGET = get_target("onnxruntime")
 UNSEEN = images(32, 3, PLAIN)
-
-
-def apart(height: float) -> nn.Module:
-    """A network one of whose channels lies far from 0 and tells nothing: no other reads it."""
-    with torch.random.fork_rng(devices=[]):
-        net = randomise(Between(lambda net, x: net.one(x)))
-    with torch.no_grad():
-        net.one.bias[0] += height
-        net.second.weight[:, 0] = 0
-    return net
 
 
 def made(
