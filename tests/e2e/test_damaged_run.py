@@ -29,7 +29,7 @@ def _judge(folder: Path, other: Path, finished: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize("stage", ["synthesize", "distill"])
 def test_an_interrupted_run(stage: str, tmp_path_factory: Factory, capsys: pytest.CaptureFixture[str]) -> None:
     folder, other = (_folder(tmp_path_factory, stage, overrides) for overrides in (TINY, _OTHER))
-    assert _judge(folder, other, finished_run(tmp_path_factory), capsys, 31) == []
+    assert _judge(folder, other, finished_run(tmp_path_factory), capsys, 61) == []
 
 
 @pytest.mark.slow
