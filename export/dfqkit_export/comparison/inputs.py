@@ -26,7 +26,7 @@ Floats = NDArray[np.float32]
 def read_inputs(source: str | Path, model: onnx.ModelProto, n: int) -> Inputs:
     """Read up to n images, evenly spread over a stored set (folder or file), a sentinel file, a `.npz` or a `.npy`.
 
-    uint8 arrays have shape (N, H, W, C) and are normalised as the model's metadata say; float arrays (N, C, H, W) are
+    uint8 arrays have shape (N, H, W, C) or, grey, (N, H, W) and are normalised as the model's metadata say; float arrays (N, C, H, W) are
     taken as normalised.
     """
     path = Path(source)
@@ -51,6 +51,8 @@ def _spread(count: int, n: int) -> list[int]:
 
 def _from_array(path: Path, model: onnx.ModelProto, n: int) -> tuple[Floats, NDArray[np.int64] | None]:
     images, labels = _stored_arrays(path)
+    if images.ndim == 3 and images.dtype == np.uint8:  # grey pictures, as labelled sets may have them
+        images = images[..., None]
     if images.ndim != 4 or len(images) == 0:
         message = f"'{path}' holds an array of shape {images.shape}; allowed are images, (N, H, W, C) or (N, C, H, W)."
         raise ArtefactError(message)

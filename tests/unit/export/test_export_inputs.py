@@ -68,6 +68,13 @@ def test_arrays_of_pixels_are_normalised(model: onnx.ModelProto, tmp_path: Path)
     np.testing.assert_array_equal(read_inputs(tmp_path / "i.npz", model, 3).images, found.images[[0, 3, 6]])
 
 
+def test_grey_pictures_need_no_axis_of_channels(model: onnx.ModelProto, tmp_path: Path) -> None:
+    grey = ImageSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.2,), classes=10)
+    onnx.helper.set_model_props(model, {"dfqkit.image": json.dumps(grey.to_dict())})
+    np.savez(tmp_path / "i.npz", images=codes(3)[:, 0])
+    np.testing.assert_allclose(read_inputs(tmp_path / "i.npz", model, 3).images, normalized(codes(3))[:, :1], atol=1e-5)
+
+
 def test_arrays_of_floats_are_taken_as_they_are(model: onnx.ModelProto, tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(size=(4, 3, 8, 8))
     np.save(tmp_path / "i.npy", values)
