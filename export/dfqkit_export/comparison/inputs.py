@@ -26,8 +26,8 @@ Floats = NDArray[np.float32]
 def read_inputs(source: str | Path, model: onnx.ModelProto, n: int) -> Inputs:
     """Read up to n images, evenly spread over a stored set (folder or file), a sentinel file, a `.npz` or a `.npy`.
 
-    uint8 arrays have shape (N, H, W, C) or, grey, (N, H, W) and are normalised as the model's metadata say; float arrays (N, C, H, W) are
-    taken as normalised.
+    uint8 arrays have shape (N, H, W, C) or, grey, (N, H, W), and are normalised as the model's metadata say; float
+    arrays (N, C, H, W) are taken as normalised.
     """
     path = Path(source)
     if not path.exists():
