@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import brevitas.nn as qnn
 import torch
@@ -22,6 +23,11 @@ from dfqkit_export.images.spec import ImageSpec
 
 #: Significant bits of the input's scale: rounded up to so few that products with it stay exact (see `freezing`).
 INPUT_MANTISSA = 5
+#: What natural images' averages over positions have of the standard deviation of single positions, at least: 0.57 to
+#: 0.72 on digits behind a last layer, synthetic ones 0.32.
+ALIKE = 0.5
+#: By what averages are moved apart, at most, and the fewest images whose spread says anything.
+MOST, FEWEST = 4.0, 8
 #: The same for scales behind ReLU6: 1.5 * 2^-6 ends at 5.98.
 RELU6_MANTISSA = 2
 
@@ -35,13 +41,39 @@ def calibrate(student: fx.GraphModule, batches: Iterable[Tensor], image: ImageSp
     student.eval()
     with torch.no_grad(), _extremes(student) as seen, calibration_mode(student):
         for batch in batches:
-            student(batch)
+            Dispersed(student).run(batch)
     for quantizer, (low, high) in seen.items():
         _include_zero(quantizer, low, high)
     _fix_input_range(student, image)
     _end_at_six(student, exact=not learnable)
     settle(student, learnable=learnable)
     even_zero_points(student)
+
+
+class Dispersed(fx.Interpreter):
+    """Runs a graph with averages over positions as far apart from image to image as those of natural images.
+
+    Synthetic images agree with statistics at every position, each on its own: the positions of one image are
+    less alike than a natural one's, and averages over them lie closer together. Ranges behind these would cut natural
+    images: 27 dB instead of 34 on digits. Means stay, and biases are corrected with images as they are.
+    """
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run a node, and move the averages of each channel away from their mean where a quantizer reads them."""
+        value = super().run_node(n)
+        if n.op != "call_module" or not isinstance(self.fetch_attr(str(n.target)), nn.AdaptiveAvgPool2d):
+            return value
+        read = any(user.op == "call_module" and activation_proxy(self.fetch_attr(str(user.target))) for user in n.users)
+        return _dispersed(self.fetch_args_kwargs_from_env(n)[0][0], value) if read else value
+
+
+def _dispersed(x: Tensor, pooled: Tensor) -> Tensor:
+    if len(x) < FEWEST or pooled.shape[2:] != (1, 1):
+        return pooled
+    centre, spread = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), correction=0, keepdim=True)
+    found = pooled.std(0, correction=0, keepdim=True)
+    factor = (ALIKE * spread / found.clamp_min(torch.finfo(x.dtype).tiny)).clamp(1, MOST)
+    return (centre + factor * (pooled - centre)).clamp(x.min(), x.max())
 
 
 @contextmanager

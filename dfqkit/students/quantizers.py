@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from brevitas.core.function_wrapper import CeilSte
+from brevitas.core.quant import IntQuant
 from brevitas.core.scaling.standalone import ParameterFromStatsFromParameterScaling
 from brevitas.inject.enum import RestrictValueType
 from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
@@ -18,10 +19,25 @@ from brevitas.quant import (
     Uint8ActPerTensorFloat,
     Uint8ActPerTensorFloatMSE,
 )
-from torch import nn
+from torch import Tensor, nn
 
 from dfqkit.config.quant import QuantConfig
 from dfqkit_export.backends.target import Target
+
+
+class RoundFirst(IntQuant):
+    """Brevitas' quantization, rounded before the zero point is added, as ONNX defines it.
+
+    The sum would round once more: values off any grid, behind operators in float, would cross a tie by it.
+    """
+
+    def to_int(self, scale: Tensor, zero_point: Tensor, bit_width: Tensor, x: Tensor) -> Tensor:
+        """Return the codes of ``x``, as float."""
+        codes = self.float_to_int_impl(self.input_view_impl(x) / scale) + zero_point
+        clamped: Tensor = self.tensor_clamp_impl(
+            codes, min_val=self.min_int(bit_width), max_val=self.max_int(bit_width)
+        )
+        return clamped
 
 
 def weight_quantizer(config: QuantConfig, bits: int, target: Target) -> Any:
@@ -49,7 +65,7 @@ def activation_quantizer(config: QuantConfig, bits: int, target: Target, *, sign
         (False, True): (Uint8ActPerTensorFloat, Uint8ActPerTensorFloatMSE),
         (False, False): (ShiftedUint8ActPerTensorFloat, ShiftedUint8ActPerTensorFloatMSE),
     }[space.signed and (signed or bits == 8), space.symmetric]  # below 8 bits, 0 to 2^b - 1 fits int8 too
-    options: dict[str, Any] = {"bit_width": bits}
+    options: dict[str, Any] = {"bit_width": bits, "int_quant": RoundFirst}
     if config.activation_range == "percentile":
         options["high_percentile_q"] = config.percentile
         if not space.symmetric:

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dfqkit.config.registry import synthesizer_configs
 from dfqkit.teacher.load import Teacher, is_untrained
 from dfqkit.teacher.structure import layer_calls, linear_head, provides
+from dfqkit.teacher.taps import is_batch_norm
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.tasks import Task
@@ -129,7 +130,7 @@ def inspect_teacher(teacher: Teacher, operators_of: Operators) -> TeacherFacts:
         calls, _ = layer_calls(teacher)
     layers = {call.name: call.layer for call in calls}
     head = linear_head(teacher)
-    norms = {name: layer for name, layer in layers.items() if isinstance(layer, nn.modules.batchnorm._BatchNorm)}
+    norms = {name: layer for name, layer in layers.items() if is_batch_norm(layer)}
     with_statistics = tuple(name for name, layer in norms.items() if layer.running_mean is not None)
     bare = tuple(name for name in norms if name not in with_statistics)
     operators, unsupported, problem = _captured(teacher, operators_of)

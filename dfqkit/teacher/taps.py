@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, Self
+from typing import Any, Literal, NoReturn, Self, TypeGuard
 
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -17,6 +17,9 @@ from torch.utils.hooks import RemovableHandle
 from dfqkit.teacher.batchnorm_moments import can_join, channel_moments, normalised_with_moments, running_statistics
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.words import did_you_mean
+
+#: What a frozen BatchNorm holds.
+_FROZEN = {"weight", "bias", "running_mean", "running_var"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,16 +36,24 @@ class BatchStatistics:
     running_variance: Tensor
 
 
-def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
-    """Return every BatchNorm (1d, 2d, 3d, synchronised) of ``model`` that has running statistics, by module path.
+def is_batch_norm(module: nn.Module) -> TypeGuard[_BatchNorm]:
+    """Return whether a layer is a BatchNorm, or holds its four tensors (C,) as buffers, as torchvision's frozen one."""
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return isinstance(module, _BatchNorm)
+    buffers = dict(module.named_buffers(recurse=False))
+    shapes = {buffers[name].shape for name in _FROZEN if name in buffers}
+    return len(shapes) == 1 and buffers.keys() >= _FROZEN and not any(True for _ in module.parameters())
 
-    Layers that only compute the same, as torchvision's FrozenBatchNorm2d does, are not seen: nothing but the names of
-    their buffers says what they are. Put a BatchNorm2d with the same numbers in their place.
+
+def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
+    """Return every BatchNorm (1d, 2d, 3d, synchronised, frozen) of ``model`` with running statistics, by module path.
+
+    Of frozen ones no more is asked than `running_statistics`.
     """
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None
+        if is_batch_norm(module) and module.running_mean is not None and module.running_var is not None
     }
 
 
@@ -95,7 +106,8 @@ class BatchNormTap(Tap):
             raise TeacherError(message)
         self._handles.append(self.model.register_forward_pre_hook(self._clear))
         for name, layer in self.layers.items():
-            if "forward" in vars(layer):  # someone else stands in for it; its input is still to be had
+            if "forward" in vars(layer) or not isinstance(layer, _BatchNorm):
+                # Someone else stands in for it, or it is a frozen one: its input is still to be had.
                 self._handles.append(layer.register_forward_pre_hook(self._reader(name), with_kwargs=True))
             else:
                 vars(layer)["forward"] = _StandIn(self, name, layer)

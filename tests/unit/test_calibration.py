@@ -11,10 +11,11 @@ from torch import Tensor, fx, nn
 
 from dfqkit.config.quant import QuantConfig
 from dfqkit.students.calibration import calibrate, correct_bias
+from dfqkit.students.capture import float_graph
 from dfqkit.students.placement import quantized_graph
 from dfqkit_export.backends import get_target
 from dfqkit_export.images.spec import ImageSpec
-from tests._toys import IMAGE, Depthwise, images, randomise, student, toy, toy_graph
+from tests._toys import IMAGE, Depthwise, Head, images, randomise, student, toy, toy_graph
 
 BLUE = ImageSpec(shape=(3, 16, 16), mean=(0.1, 0.2, 0.9), std=(0.3, 0.2, 0.25), classes=5)
 BRIGHT = ImageSpec(shape=(3, 16, 16), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), classes=5)
@@ -162,3 +163,18 @@ def test_a_tensor_on_one_side_of_zero_fits_its_range(sign: float, scales: str) -
     calibrate(graph, [images(8)], IMAGE, learnable=scales == "float")
     low, high = ends(graph.get_submodule(f"quant.{name}"))
     assert low <= -48 if sign < 0 else high >= 48
+
+
+@pytest.mark.parametrize(("alike", "wider"), [(0.1, True), (1.0, False)])
+def test_images_whose_positions_are_unlike_cut_no_average_of_natural_ones(alike: float, wider: bool) -> None:
+    config = QuantConfig(weight_range="max", activation_range="percentile", percentile=100, scales="float")
+    model = randomise(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), Head(4)))
+    graph = quantized_graph(float_graph(model, IMAGE), config, get_target("onnxruntime"), IMAGE)
+    rng = torch.Generator().manual_seed(0)
+    shared, own = torch.randn((64, 3, 1, 1), generator=rng), torch.randn((64, 3, 16, 16), generator=rng)
+    x = alike * shared + (1 - alike**2) ** 0.5 * own
+    calibrate(graph, [x], IMAGE, learnable=True)
+    with torch.no_grad():
+        largest = float(model[:2](x).mean((2, 3)).max())
+    reached = ends(quantizers(graph)["global_pool"])[1]
+    assert reached > 1.3 * largest if wider else reached == pytest.approx(largest, rel=1e-3)

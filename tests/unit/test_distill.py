@@ -291,7 +291,8 @@ def test_judging_by_hand() -> None:
             return x
 
     teacher = [torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.0, 3.0]])]
-    student = [torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.0, 3.0]])]
+    # Numbers that are no probabilities: those would be read as such.
+    student = [torch.tensor([[1.0, 0.0], [1.0, 0.5]]), torch.tensor([[0.0, 3.0]])]
     batches = [(images, {LOGITS: answer}) for images, answer in zip(student, teacher, strict=True)]
     told = HeldOut(batches=batches, task=torch_task()).judge(Fixed())
     assert list(told) == ["agreement", "kl"]

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
 
 from dfqkit import losses
 from dfqkit.teacher.taps import BatchNormTap, LayerTap, batch_norms
 from dfqkit_export.errors import TeacherError
 from tests._hooks import hooks_on
 from tests._messages import raises_naming
-from tests._toys import conv_bn, images, toy
+from tests._toys import conv_bn, images, randomise, toy
 
 
 def test_statistics_are_those_of_the_input() -> None:
@@ -38,6 +39,22 @@ def test_two_dimensional_inputs() -> None:
         model(x)
     assert tap.statistics[0].mean.tolist() == [2.0, 2.0, 4.0]
     assert tap.statistics[0].variance.tolist() == [1.0, 0.0, 1.0]
+
+
+def test_a_frozen_layer_is_read_as_the_one_that_it_was() -> None:
+    class Own(FrozenBatchNorm2d):
+        def forward(self, features: Tensor) -> Tensor:
+            return super().forward(features)
+
+    plain, x = randomise(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))), images(5)
+    for norm, call in ((FrozenBatchNorm2d(4), lambda n, y: n(y)), (Own(4), lambda n, y: n(features=y))):
+        norm.load_state_dict({k: v for k, v in plain[1].state_dict().items() if k != "num_batches_tracked"})
+        model = nn.Sequential(plain[0], norm).eval()
+        with BatchNormTap(plain) as wanted, BatchNormTap(model) as found:
+            plain(x)
+            call(norm, model[0](x))
+        for name in ("mean", "variance", "running_mean", "running_variance"):
+            torch.testing.assert_close(getattr(found.statistics[0], name), getattr(wanted.statistics[0], name))
 
 
 def test_gradients_reach_the_images() -> None:
