@@ -157,7 +157,12 @@ def measure_subject(subject: Subject, *, threads: int | None = None, optimized: 
     sentinel = subject.sentinel
     optimized = optimized and not subject.as_written
     # Before the session that stays: two of a large file, or it and its weights, would be too much memory at once.
-    signature = read_signature(subject.model)
+    try:
+        signature = read_signature(subject.model)
+    except Exception:  # of a file that no runtime takes it is the runtime that says what is wrong; else raised
+        images = normalized(sentinel.images[:1], subject.bundle.image)
+        OrtSession(subject.bundle.model, threads=threads, optimized=optimized, lean=True).run(images)
+        raise
     realised = realised_precision(subject.bundle.model) if optimized else None
     session = OrtSession(subject.bundle.model, threads=threads, optimized=optimized, lean=True)
     outputs = answers(session, sentinel.task, normalized(sentinel.images, subject.bundle.image))

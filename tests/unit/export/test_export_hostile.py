@@ -19,8 +19,9 @@ from dfqkit_export.backends.isolation import Limits, UnforeseenError, call_isola
 from dfqkit_export.bundle import Order, write_bundle
 from dfqkit_export.errors import ArtefactError, RuntimeCrashedError
 from dfqkit_export.gate import compare
+from dfqkit_export.gate.measurement import open_subject
 from dfqkit_export.words import clean
-from tests._messages import names
+from tests._messages import names, raises_naming
 from tests.unit.export._bundles import write_run
 from tests.unit.export.conftest import QdqBuilder
 
@@ -123,6 +124,19 @@ def test_one_bad_bundle_costs_no_other_its_result(
         errors[0].get("message") or "",
         *{die: ("SIGFPE",), divide: ("bug", "ZeroDivisionError"), sleep: ("1 sec",)}[end],
     )
+
+
+def test_a_file_whose_layers_cannot_be_read_is_refused_by_name_like_any_other(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", QdqBuilder)
+    write_bundle(Order(run=run, out=tmp_path / "whole"))
+    path = tmp_path / "whole" / "model.onnx"
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if len(tensor.dims) == 4:
+            tensor.dims[:] = [tensor.dims[0], int(np.prod(tensor.dims[1:]))]
+    onnx.save(model, path)
+    with open_subject(path.parent) as subject, raises_naming(ArtefactError, path, "onnxruntime"):
+        compare.measure_subject(subject)
 
 
 def test_a_limit_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
