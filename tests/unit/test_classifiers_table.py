@@ -1,0 +1,59 @@
+"""The list of timm's classifiers, and what was found of them (recipes/architectures)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.benchmarks.classifiers import listed, page, state, waken
+
+FOUND = Path(__file__).parents[2] / "recipes" / "architectures" / "classifiers.json"
+GOOD = {"file": 0.0, "rounding": 0.0, "same_class": True}
+
+
+def test_the_stored_rows_are_of_the_list_and_make_the_stored_page() -> None:
+    rows: list[dict[str, Any]] = json.loads(FOUND.read_text(encoding="utf-8"))
+    modules = [row["module"] for row in rows]
+    assert modules == [module for module in listed() if module in modules]
+    assert page(rows) == FOUND.with_suffix(".md").read_text(encoding="utf-8")
+    assert not [row["module"] for row in rows if state(row, capture_only=False).isupper()]
+
+
+def test_the_list_has_every_network_once() -> None:
+    names = [(name, json.dumps(more)) for name, _, more in listed().values()]
+    assert len(set(names)) == len(names) == 112
+
+
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        (GOOD, "holds"),
+        (GOOD | {"file": 9e-5}, "holds"),
+        (GOOD | {"file": 2e-4}, "FILE IS NOT STUDENT"),
+        (GOOD | {"file": 2e-4, "rounding": 1e-4}, "holds"),
+        (GOOD | {"same_class": False}, "FILE IS NOT STUDENT"),
+        (GOOD | {"file": float("nan")}, "FILE IS NOT STUDENT"),
+        ({"refused": "TeacherError: no", "inspect": "no"}, "refused"),
+        ({"refused": "TeacherError: no", "inspect": ""}, "REFUSED, BUT INSPECT SAYS YES"),
+        ({"died": "exit -9"}, "DIED"),
+    ],
+)  # fmt: skip
+def test_what_became_of_a_network(row: dict[str, Any], found: str) -> None:
+    assert state(row, capture_only=False) == found
+
+
+def test_a_head_of_zeros_and_a_scale_near_zero_are_woken() -> None:
+    first, scale, head, norm = nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 3), nn.LayerNorm(3)
+    kept = first.weight.clone()
+    nn.init.constant_(scale.weight, 1e-5)
+    nn.init.zeros_(head.weight)
+    assert waken(nn.Sequential(first, scale, head, norm)) == 2
+    assert torch.equal(first.weight, kept)
+    assert torch.equal(scale.weight, torch.full((4,), 0.5))
+    assert torch.equal(norm.weight, torch.ones(3))
+    assert bool(head.weight.any())
