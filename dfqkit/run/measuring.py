@@ -146,6 +146,7 @@ def measure(context: Context, shown_as: str) -> Measured:
         as_written=_as_written(context),
         reference=context.reference(context.scheme) if context.scheme.equalize or recipe.student else None,
     )
+    left = subjects.student.meta["kept"] | subjects.student.meta["floats"]
     return Measured(
         metrics=found,
         layers=account.tell(rows),
@@ -156,7 +157,7 @@ def measure(context: Context, shown_as: str) -> Measured:
         drops=graded.drops,
         seen=graded.seen,
         kept=subjects.student.meta["kept"],
-        floats=subjects.student.meta["floats"] | float_layers(subjects.student),
+        floats=float_layers(subjects.student, left) | subjects.student.meta["floats"],
     )
 
 

@@ -7,13 +7,14 @@ DequantizeLinear with integer initializers. The modules' `forward` writes the op
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
 from torch import Tensor, fx, nn
 
+from dfqkit.students.naming import layer_names
 from dfqkit.students.nodes import REGRID, STRUCTURAL, called, op_name, tensor_at
 from dfqkit.students.quantizers import activation_proxy
 from dfqkit_export.backends.target import Target
@@ -185,11 +186,23 @@ def input_scales(graph: fx.GraphModule) -> dict[str, Tensor]:
     return {name: scale for name, scale in scales.items() if scale is not None}
 
 
-def float_layers(graph: fx.GraphModule) -> dict[str, str]:
-    """Return why layers of a student compute in float, by name: those whose inputs have no quantizer."""
-    modules, scales = dict(graph.named_modules()), input_scales(graph)
+def float_layers(graph: fx.GraphModule, tensors: Collection[str]) -> dict[str, str]:
+    """Return why rows of a student compute in float: what they read, or what they give, has no quantizer.
+
+    Args:
+        graph: The student.
+        tensors: Nodes whose value placement leaves in float; what gives one, in front of an activation or at once, is
+            no integer kernel.
+    """
+    modules, scales, rows = dict(graph.named_modules()), input_scales(graph), layer_names(graph)
     layers = (n for n in graph.graph.nodes if isinstance(called(n, modules), QuantWeightBiasInputOutputLayer))
-    return {str(n.target): "its input stays in float" for n in layers if str(n.target) not in scales}
+    found = {str(n.target): "its input stays in float" for n in layers if str(n.target) not in scales}
+    for node in (n for n in graph.graph.nodes if n.name in tensors and n.op != "placeholder"):
+        before = node.args[0] if isinstance(called(node, modules), nn.ReLU | nn.ReLU6) else node
+        for each in (node, before):
+            if isinstance(each, fx.Node) and each in rows and rows[each] not in tensors:
+                found.setdefault(rows[each], "its output stays in float")
+    return found
 
 
 def integer_bias(graph: fx.GraphModule) -> dict[str, Tensor]:

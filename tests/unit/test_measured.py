@@ -16,6 +16,7 @@ from dfqkit.config.quant import QuantConfig
 from dfqkit.students.capture import float_graph
 from dfqkit.students.freezing import freeze
 from dfqkit.students.measured import COLLAPSE, collapsing
+from dfqkit.students.nodes import called, source
 from dfqkit.students.onnx_file import write_qdq
 from dfqkit.students.onnx_nodes import float_layers
 from dfqkit.students.placement import plan, quantized_graph
@@ -57,9 +58,16 @@ def test_a_tensor_whose_grid_a_channel_uses_up_stays_in_float() -> None:
     assert left(model, student) > 27
     assert set(student.meta["dropped"]) == {"one"}
     assert "dB" in student.meta["kept"]["one"]
-    assert set(float_layers(student)) == {"second"}
+    assert set(float_layers(student, student.meta["kept"])) == {"second"}
     assert hasattr(student.quant, "image")
     assert hasattr(student.quant, "relu_1")
+
+
+def test_the_layer_that_gives_a_float_tensor_through_its_relu_is_no_integer_one() -> None:
+    student, _ = made(apart(0.0), measured=False)
+    modules = dict(student.named_modules())
+    relu = next(node for node in student.graph.nodes if isinstance(called(node, modules), nn.ReLU))
+    assert float_layers(student, [relu.name]) == {str(source(relu).target): "its output stays in float"}
 
 
 def test_a_network_without_such_a_tensor_is_left_alone() -> None:
