@@ -252,9 +252,16 @@ def cast_to_its_own_type(model: onnx.ModelProto) -> None:
     _between(model, value.name, lambda a, b: [helper.make_node("Cast", [a], [b], to=TensorProto.FLOAT)])
 
 
+def _flattening(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """What leaves a row for each image."""
+    stored = _tensors(model)
+    rows = [n for n in _nodes(model, "Reshape") if n.input[1] in stored and list(stored[n.input[1]].dims) == [2]]
+    return [n for n in _nodes(model, "Flatten") if all(item.i == 1 for item in n.attribute)] + rows
+
+
 def reshape_for_flatten(model: onnx.ModelProto) -> None:
     shape = _constant(model, "flat_shape", np.array([0, -1], np.int64))
-    for node in _nodes(model, "Flatten", "Reshape"):
+    for node in _flattening(model):
         node.op_type = "Reshape"
         node.input[:] = [node.input[0], shape]
         del node.attribute[:]
@@ -263,7 +270,7 @@ def reshape_for_flatten(model: onnx.ModelProto) -> None:
 def reshape_computed_from_the_shape(model: onnx.ModelProto) -> None:
     """As exporters write `x.view(x.size(0), -1)`."""
     first, rest = _constant(model, "first", np.array([0], np.int64)), _constant(model, "rest", np.array([-1], np.int64))
-    for node in _nodes(model, "Flatten", "Reshape"):
+    for node in _flattening(model):
         place = list(model.graph.node).index(node)
         made = [
             helper.make_node("Shape", [node.input[0]], ["whole_shape"]),
@@ -279,8 +286,8 @@ def reshape_computed_from_the_shape(model: onnx.ModelProto) -> None:
 
 def two_reshapes_for_one(model: onnx.ModelProto) -> None:
     shape = _constant(model, "three", np.array([0, 0, -1], np.int64))
-    node = _nodes(model, "Flatten", "Reshape")[0]
-    _between(model, node.input[0], lambda a, b: [helper.make_node("Reshape", [a, shape], [b])])
+    for node in _flattening(model)[:1]:
+        _between(model, node.input[0], lambda a, b: [helper.make_node("Reshape", [a, shape], [b])])
 
 
 def unsqueezed_and_squeezed(model: onnx.ModelProto) -> None:
@@ -539,7 +546,8 @@ def rewrite(name: str, bundle: Path, out: Path) -> None:
     shutil.copytree(bundle, out)
     model = onnx.load(str(out / "model.onnx"))
     if name == "external_data":
-        onnx.save(model, str(out / "model.onnx"), save_as_external_data=True, location="model.data", size_threshold=64)
+        stored = {"save_as_external_data": True, "location": "model.data", "size_threshold": 1024}  # as tools do
+        onnx.save(model, str(out / "model.onnx"), **stored)
         listed = __import__("json").loads((out / "manifest.json").read_text())
         listed["files"]["model.data"] = {"sha256": "", "bytes": 0}
         (out / "manifest.json").write_text(__import__("json").dumps(listed))

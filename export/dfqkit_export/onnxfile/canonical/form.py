@@ -15,7 +15,7 @@ import onnx
 import onnx.inliner
 from onnx import helper
 
-from dfqkit_export.onnxfile.canonical import fused, quantizers, rules
+from dfqkit_export.onnxfile.canonical import fused, quantizers, rules, selecting, turning
 from dfqkit_export.onnxfile.canonical.workgraph import Rule, WorkGraph
 from dfqkit_export.onnxfile.graph import OWN_DOMAINS, outer_names
 
@@ -57,8 +57,10 @@ def canonical(model: onnx.ModelProto) -> CanonicalGraph:
         model = onnx.inliner.inline_local_functions(model)
     graph = WorkGraph(model.graph, model.opset_import)
     store_constants(graph)
-    _rewrite(graph, sized=False)  # sizes are known of ONNX's own operators: what others stand for comes first
-    graph.shapes |= _sizes(graph)
+    changed = True
+    while changed:  # sizes are known of ONNX's own operators: what others stand for comes first
+        changed = _rewrite(graph, sized=False)
+        graph.shapes |= _sizes(graph)
     _rewrite(graph, sized=True)
     _put_in_order(graph)
     nodes = needed_nodes(graph)
@@ -94,9 +96,9 @@ def store_constants(graph: WorkGraph) -> None:
             graph.stand_for(node.output[0], graph.constant(np.array(helper.get_attribute_value(item), dtype)))
 
 
-def _rewrite(graph: WorkGraph, *, sized: bool) -> None:
-    """Apply rules, the first that does something, to each node, until none does."""
-    for _ in range(_ROUNDS):
+def _rewrite(graph: WorkGraph, *, sized: bool) -> bool:
+    """Apply rules, the first that does something, to each node, until none does; whether any did."""
+    for done in range(_ROUNDS):
         changed = False
         for node in list(graph.nodes):
             if node.output and graph.resolved(node.output[0]) == node.output[0] not in graph.constants:
@@ -106,7 +108,8 @@ def _rewrite(graph: WorkGraph, *, sized: bool) -> None:
             changed |= _made_one(graph)
         graph.nodes = needed_nodes(graph)
         if not changed:
-            return
+            return done > 0
+    return False
 
 
 def _rules_of(node: onnx.NodeProto, *, sized: bool) -> tuple[Rule, ...]:
@@ -119,7 +122,8 @@ def _rules_of(node: onnx.NodeProto, *, sized: bool) -> tuple[Rule, ...]:
     if op == "DequantizeLinear":
         return (*first, *quantizers.DEQUANTIZE)
     moved = (quantizers.read_last,) if op in quantizers.MOVES else ()
-    return (*first, *rules.RULES.get(op, ()), *moved)
+    own = [rule for each in (rules, selecting, turning) for rule in each.RULES.get(op, ())]
+    return (*first, *own, *moved)
 
 
 def _sizes(graph: WorkGraph) -> dict[str, tuple[int, ...]]:

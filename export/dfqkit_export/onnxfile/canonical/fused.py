@@ -103,13 +103,22 @@ def fused_float(graph: WorkGraph, node: onnx.NodeProto) -> bool:
     leave = ("activation", "activation_params", *(("alpha", "transA", "transB") if op == "MatMul" else ()))
     inputs = list(node.input)
     if op == "MatMul":
-        if attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "transA", 0) or attribute(node, "transB", 0):
-            return False
         leave = (*leave, "transBatchA", "transBatchB")
+        if attribute(node, "transBatchA", 0) or attribute(node, "transBatchB", 0):
+            return False
+        for place, across in enumerate(("transA", "transB")):
+            if attribute(node, across, 0):
+                rank = graph.rank(inputs[place])
+                if rank is None or rank < 2:
+                    return False
+                perm = [*range(rank - 2), rank - 1, rank - 2]
+                inputs[place] = graph.add("Transpose", [inputs[place]], {"perm": perm})
     added = inputs.pop(3) if op == "Conv" and len(inputs) > 3 else ""
     out = graph.add(op, inputs, plain_attributes(node, *leave), name=node.name, like=node.output[0])
     if added:
         out = graph.add("Add", [out, added])
+    if op == "MatMul" and (alpha := attribute(node, "alpha", 1.0)) != 1.0:
+        out = graph.add("Mul", [out, graph.constant(np.array(alpha, np.float32))])
     kind = attribute(node, "activation", b"").decode()
     if kind:
         numbers = [float(value) for value in attribute(node, "activation_params", [])]
@@ -117,6 +126,20 @@ def fused_float(graph: WorkGraph, node: onnx.NodeProto) -> bool:
         given |= dict(zip(("alpha", "beta"), numbers, strict=False)) if kind == "HardSigmoid" else {}
         bounds = [graph.constant(np.array(value, np.float32)) for value in numbers] if kind == "Clip" else []
         out = graph.add(kind, [out, *bounds], given)
+    return graph.stand_for(node.output[0], out)
+
+
+def matmul_of_codes(graph: WorkGraph, node: onnx.NodeProto) -> bool:
+    """Open MatMulIntegerToFloat: a, b, their scales and zero points, and a float bias."""
+    a, b, a_scale, b_scale, a_zero, b_zero, bias = [*node.input, *[""] * 7][:7]
+    scale, rank = graph.value(b_scale, None), graph.rank(b)
+    across = scale is not None and scale.size > 1
+    if across and rank is None:
+        return False
+    both = [_read(graph, [a, a_scale, a_zero]), _read(graph, [b, b_scale, b_zero], (rank or 0) - 1 if across else None)]
+    out = graph.add("MatMul", both, name=node.name)
+    if bias:
+        out = graph.add("Add", [out, bias])
     return graph.stand_for(node.output[0], out)
 
 
@@ -145,14 +168,31 @@ def explicit_gelu(graph: WorkGraph, node: onnx.NodeProto) -> bool:
     return True
 
 
+def gated(graph: WorkGraph, node: onnx.NodeProto) -> bool:
+    """Open QuickGelu: x * sigmoid(alpha x)."""
+    x, alpha = node.input[0], float(attribute(node, "alpha", 1.702))
+    inner = x if alpha == 1 else graph.add("Mul", [x, graph.constant(np.array(alpha, np.float32))])
+    return graph.stand_for(node.output[0], graph.add("Mul", [x, graph.add("Sigmoid", [inner])], name=node.name))
+
+
+def with_bias(graph: WorkGraph, node: onnx.NodeProto) -> bool:
+    """Open BiasGelu: Gelu of a sum."""
+    return graph.stand_for(
+        node.output[0], graph.add("Gelu", [graph.add("Add", list(node.input))], name=node.name, like=node.output[0])
+    )
+
+
 RULES: dict[str, tuple[Rule, ...]] = {
     "QLinearConv": (conv,),
     "QGemm": (gemm,),
     "QLinearConcat": (concat,),
     "NhwcMaxPool": (channels_last_pool,),
+    "MatMulIntegerToFloat": (matmul_of_codes,),
     "FusedConv": (fused_float,),
     "FusedGemm": (fused_float,),
     "FusedMatMul": (fused_float,),
     "FastGelu": (explicit_gelu,),
+    "QuickGelu": (gated,),
+    "BiasGelu": (with_bias,),
     **dict.fromkeys(_ON_CODES, (on_codes,)),
 }

@@ -17,7 +17,7 @@ from dfqkit_export.onnxfile.canonical.workgraph import Rule, WorkGraph, ints, se
 from dfqkit_export.onnxfile.graph import attribute, has_input
 
 #: Operators that move values, or take the largest, and compute nothing.
-MOVES = frozenset({"Reshape", "Transpose", "MaxPool", "Slice", "DepthToSpace", "SpaceToDepth", "Expand"})
+MOVES = frozenset({"Reshape", "Transpose", "MaxPool", "Slice", "DepthToSpace", "SpaceToDepth", "Expand", "Resize"})
 
 
 def said_in_full(graph: WorkGraph, node: onnx.NodeProto) -> bool:
@@ -75,9 +75,16 @@ def quantized_again(graph: WorkGraph, node: onnx.NodeProto) -> bool:
 def quantized_first(graph: WorkGraph, node: onnx.NodeProto) -> bool:
     """Quantize values before they are moved."""
     mover = graph.producer(node.input[0])
-    if mover is None or not _movable(graph, mover) or not _one_scale(graph, node):
+    if mover is None or not _movable(graph, mover):
         return False
-    codes = graph.add("QuantizeLinear", [mover.input[0], *node.input[1:]], name=node.name, like=mover.input[0])
+    attributes: dict[str, Any] = {}
+    if not _one_scale(graph, node):
+        perm = ints(mover, "perm")
+        if mover.op_type != "Transpose" or perm is None:
+            return False
+        attributes["axis"] = perm[int(attribute(node, "axis", 1)) % len(perm)]
+    source = mover.input[0]
+    codes = graph.add("QuantizeLinear", [source, *node.input[1:]], attributes, name=node.name, like=source)
     return graph.stand_for(node.output[0], graph.copied(mover, codes))
 
 
@@ -121,6 +128,11 @@ def bound_by_codes(graph: WorkGraph, node: onnx.NodeProto) -> bool:
 
 def _movable(graph: WorkGraph, node: onnx.NodeProto) -> bool:
     """Whether an operator moves values that are computed; it has one output."""
+    if node.op_type == "Resize" and (
+        attribute(node, "mode", b"nearest") != b"nearest"
+        or attribute(node, "coordinate_transformation_mode", b"half_pixel") == b"tf_crop_and_resize"
+    ):
+        return False
     return node.op_type in MOVES and not node.domain and len([name for name in node.output if name]) == 1
 
 

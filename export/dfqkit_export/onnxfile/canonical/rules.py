@@ -49,7 +49,6 @@ def passed_on(graph: WorkGraph, node: onnx.NodeProto) -> bool:
         or (op == "Cast" and _cast_to_itself(graph, node))
         or (op == "Transpose" and (perm := ints(node, "perm")) is not None and perm == sorted(perm))
         or (op in (*RESHAPES, "Expand") and graph.shape(out) is not None and graph.shape(out) == graph.shape(source))
-        or (op == "Slice" and graph.shape(out) == graph.shape(source) is not None and _forwards(graph, node))
         or (op in ("MaxPool", "AveragePool") and len(node.output) == 1 and _window_of_one(node))
         or (op == "Relu" and graph.made_by(source, "Relu") is not None)
     ):
@@ -81,11 +80,6 @@ def _cast_to_itself(graph: WorkGraph, node: onnx.NodeProto) -> bool:
     if before is not None:
         own = attribute(before, "to", 0) if before.op_type == "Cast" else graph.data_type(before.input[1])
     return bool(own) and own == attribute(node, "to", 0)
-
-
-def _forwards(graph: WorkGraph, node: onnx.NodeProto) -> bool:
-    steps = graph.value(node.input[4]) if has_input(node, 4) else np.ones(1)
-    return steps is not None and bool((steps == 1).all())
 
 
 def _window_of_one(node: onnx.NodeProto) -> bool:
@@ -283,6 +277,50 @@ def _attributes(node: onnx.NodeProto) -> dict[str, object]:
     return {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
 
 
+def mish(graph: WorkGraph, node: onnx.NodeProto) -> bool:
+    """Open Mish, x * tanh(softplus(x)), which runtimes without a kernel for it do, too."""
+    x = node.input[0]
+    inner = graph.add("Tanh", [graph.add("Softplus", [x], like=x)], like=x)
+    return graph.stand_for(node.output[0], graph.add("Mul", [x, inner], name=node.name, like=x))
+
+
+def scaled_product(graph: WorkGraph, node: onnx.NodeProto) -> bool:
+    """Multiply a product of matrices by a number instead of one of the two."""
+    for place in (0, 1):
+        found = _scaled(graph, node.input[place])
+        if found is not None:
+            inputs = list(node.input)
+            inputs[place], number = found
+            out = graph.add("MatMul", inputs, name=node.name, like=node.output[0])
+            new = graph.add("Mul", [out, graph.constant(np.array(number, np.float32))], like=out)
+            return graph.stand_for(node.output[0], new)
+    return False
+
+
+def scaled_once(graph: WorkGraph, node: onnx.NodeProto) -> bool:
+    """Multiply once by the product of two numbers."""
+    outer = _scaled(graph, node.output[0])
+    inner = _scaled(graph, outer[0]) if outer is not None else None
+    if outer is None or inner is None:
+        return False
+    inputs = [inner[0], graph.constant(np.array(inner[1] * outer[1], np.float32))]
+    return graph.stand_for(node.output[0], graph.add("Mul", inputs, name=node.name, like=node.output[0]))
+
+
+def _scaled(graph: WorkGraph, tensor: str) -> tuple[str, float] | None:
+    """Return what a tensor is a multiple of, moved as it is, and by which number."""
+    moved = graph.made_by(tensor, "Transpose", "Reshape")
+    if moved is not None:
+        found = _scaled(graph, moved.input[0])
+        return (graph.copied(moved, found[0]), found[1]) if found is not None else None
+    node = graph.made_by(tensor, "Mul", "Div")
+    for place in (1, 0) if node is not None and node.op_type == "Mul" else (1,):
+        number = graph.scalar(node.input[place]) if node is not None else None
+        if node is not None and number and not graph.is_constant(node.input[1 - place]):
+            return node.input[1 - place], number if node.op_type == "Mul" else 1 / number
+    return None
+
+
 def summed(graph: WorkGraph, node: onnx.NodeProto) -> bool:
     """Call a sum of two an Add."""
     if len(node.input) != 2:
@@ -291,33 +329,6 @@ def summed(graph: WorkGraph, node: onnx.NodeProto) -> bool:
     return True
 
 
-def turned_later(graph: WorkGraph, node: onnx.NodeProto) -> bool:
-    """Turn what was computed of each value alone instead of what it is computed of, through quantizers too."""
-    sources: list[str] = []
-    perms: set[tuple[int, ...]] = set()
-    for name in node.input:
-        reader = graph.made_by(name, "DequantizeLinear")
-        turn = graph.made_by(name if reader is None else reader.input[0], "Transpose")
-        perm = ints(turn, "perm") if turn is not None else None
-        if turn is None or perm is None:
-            if graph.scalar(name) is None:  # one number is the same in every order
-                return False
-            sources.append(name)
-            continue
-        if reader is not None and graph.scalar(reader.input[1]) is None:
-            return False
-        perms.add(tuple(perm))
-        sources.append(
-            turn.input[0] if reader is None else graph.add("DequantizeLinear", [turn.input[0], *reader.input[1:]])
-        )
-    if len(perms) != 1:
-        return False
-    out = graph.add(node.op_type, sources, _attributes(node), name=node.name)
-    new = graph.add("Transpose", [out], {"perm": list(perms.pop())}, like=node.output[0])
-    return graph.stand_for(node.output[0], new)
-
-
-_ALONE = ("Add", "Mul", "Sub", "Div", "Relu", "LeakyRelu", "Clip", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Elu")
 _WINDOW = ("Conv", "ConvTranspose", "MaxPool", "AveragePool")
 RULES: dict[str, tuple[Rule, ...]] = {
     "Clip": (clipped,),
@@ -327,9 +338,10 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "ReduceMean": (averaged,),
     "Gemm": (multiplied,),
     "Add": (with_bias,),
+    "Mish": (mish,),
+    "Mul": (scaled_once,),
+    "MatMul": (scaled_product,),
     **dict.fromkeys(RESHAPES, (reshaped,)),
     **dict.fromkeys(_WINDOW, (windowed,)),
     "AveragePool": (windowed, averaged),
 }
-for _op in _ALONE:
-    RULES[_op] = (*RULES.get(_op, ()), turned_later)

@@ -19,7 +19,7 @@ from dfqkit_export.onnxfile.skeleton import raw_bytes, values_of
 
 #: A rewriting of one node: whether it did anything.
 Rule = Callable[["WorkGraph", onnx.NodeProto], bool]
-_SMALL, _BATCH = 4096, 7
+_SMALL, _BATCH = 4096, 10007
 
 
 class WorkGraph:
@@ -30,7 +30,8 @@ class WorkGraph:
         constants: Tensors by name.
         shapes: Of tensors, as far as known, with the batch as any other number.
         opset: Of ONNX's own operators.
-        batch: How many images are at the input; a number that no other size is likely to be where that is open.
+        fixed: Whether the file says how many images are at the input.
+        batch: How many; a prime that no other size is likely to be where that is open.
     """
 
     def __init__(self, graph: onnx.GraphProto, opsets: Sequence[onnx.OperatorSetIdProto]) -> None:
@@ -41,7 +42,8 @@ class WorkGraph:
         self.outputs: list[str] = [value.name for value in graph.output]
         self.shapes: dict[str, tuple[int, ...]] = {}
         sizes = self.inputs[0].type.tensor_type.shape.dim if self.inputs else []
-        self.batch: int = sizes[0].dim_value if sizes and sizes[0].dim_value > 0 else _BATCH
+        self.fixed = bool(sizes) and sizes[0].dim_value > 0
+        self.batch: int = sizes[0].dim_value if self.fixed else _BATCH
         self.nodes: list[onnx.NodeProto] = []
         self._made: dict[str, onnx.NodeProto] = {}
         self._other: dict[str, str] = {}
@@ -198,6 +200,10 @@ class WorkGraph:
         """Return a tensor's rank where its shape is known."""
         shape = self.shape(tensor)
         return None if shape is None else len(shape)
+
+    def open_size(self, size: int) -> bool:
+        """Whether a size is another for other batches."""
+        return not self.fixed and size > 0 and size % self.batch == 0
 
 
 def set_attribute(node: onnx.NodeProto, name: str, value: Any) -> None:
