@@ -15,6 +15,7 @@ from dfqkit_export.gate.structure import QUANTIZERS, Operator, Structure
 from dfqkit_export.words import some
 
 _SHOWN = 4
+_OPTIMIZED = "com.microsoft."  # what the canonical form opens is not of this domain any more
 
 
 def compare_structures(base: Structure, now: Structure) -> Iterator[Change]:
@@ -107,6 +108,12 @@ def _told(gone: Sequence[Operator], new: Sequence[Operator]) -> str:
         for side, what in ((new, "new"), (gone, "gone"))
         if side
     ]
+    fused = sorted({operator.op for operator in new if operator.op.startswith(_OPTIMIZED)})
+    if fused:
+        parts[-1] += (
+            f"; {some(fused, _SHOWN)}, of which ONNX Runtime's optimizer makes files for one processor, cannot be "
+            "compared with what they stand for: check the file that was optimized"
+        )
     return " and ".join(parts)
 
 

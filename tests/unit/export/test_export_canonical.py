@@ -180,3 +180,12 @@ def test_places_and_parts_are_slices() -> None:
         {"i": ints(1)},
     )
     assert form(one).shape == form(other).shape
+
+
+def test_what_cannot_be_opened_is_said() -> None:
+    blocked = N("Conv", ["x", "w"], ["y"], domain="com.microsoft.nchwc", name="c")
+    tensors = {"w": floats(8, 4, 1, 1)}
+    plain, other = network([N("Conv", ["x", "w"], ["y"], name="c")], tensors), network([blocked], tensors)
+    other.opset_import.append(helper.make_opsetid("com.microsoft.nchwc", 1))
+    (change,) = compare_structures(form(plain), form(other))
+    assert all(word in change.text for word in ("com.microsoft.nchwc.Conv", "cannot be compared"))
