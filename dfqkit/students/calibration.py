@@ -28,6 +28,8 @@ INPUT_MANTISSA = 5
 ALIKE = 0.5
 #: By what averages are moved apart, at most, and the fewest images whose spread says anything.
 MOST, FEWEST = 4.0, 8
+#: Bits of a grid that has codes to spare for it.
+ROOMY_BITS = 8
 #: The same for scales behind ReLU6: 1.5 * 2^-6 ends at 5.98.
 RELU6_MANTISSA = 2
 
@@ -55,7 +57,8 @@ class Dispersed(fx.Interpreter):
 
     Synthetic images agree with statistics at every position, each on its own: the positions of one image are
     less alike than a natural one's, and averages over them lie closer together. Ranges behind these would cut natural
-    images: 27 dB instead of 34 on digits. Means stay, and biases are corrected with images as they are.
+    images: 27 dB instead of 34 on digits. Means stay, and biases are corrected with images as they are. Below 8 bits
+    the finer grid is worth more than the room.
     """
 
     def run_node(self, n: fx.Node) -> Any:
@@ -63,8 +66,9 @@ class Dispersed(fx.Interpreter):
         value = super().run_node(n)
         if n.op != "call_module" or not isinstance(self.fetch_attr(str(n.target)), nn.AdaptiveAvgPool2d):
             return value
-        read = any(user.op == "call_module" and activation_proxy(self.fetch_attr(str(user.target))) for user in n.users)
-        return _dispersed(self.fetch_args_kwargs_from_env(n)[0][0], value) if read else value
+        readers = (activation_proxy(self.fetch_attr(str(m.target))) for m in n.users if m.op == "call_module")
+        roomy = any(proxy is not None and int(proxy.bit_width()) == ROOMY_BITS for proxy in readers)
+        return _dispersed(self.fetch_args_kwargs_from_env(n)[0][0], value) if roomy else value
 
 
 def _dispersed(x: Tensor, pooled: Tensor) -> Tensor:

@@ -377,7 +377,7 @@ def test_a_layer_that_is_not_quantized_is_refused_with_those_that_are() -> None:
 
 @pytest.mark.parametrize("weights", [{"response": 1.0}, {"response": 0.1, "feature": 10.0}])
 def test_a_batch_is_made_harder_along_the_sign_of_its_gradient(weights: dict[str, float]) -> None:
-    loop, probe = (distiller(weights=weights, temperature=1.0, harder=0.05, round_every=100) for _ in range(2))
+    loop, probe = (distiller(weights=weights, temperature=1.0, harder=0.1, round_every=100) for _ in range(2))
     probe.stream.advance(probe.students)
     batch = probe.stream.batch(4).requires_grad_(True)
 
@@ -393,7 +393,7 @@ def test_a_batch_is_made_harder_along_the_sign_of_its_gradient(weights: dict[str
     loss = weights["response"] * response + weights.get("feature", 0.0) * feature
     (gradient,) = torch.autograd.grad(loss, batch)
     with torch.no_grad():
-        harder = found(batch.detach() + 0.05 * gradient.sign())
+        harder = found(batch.detach() + 0.1 * gradient.sign())
     assert harder[0] > response.detach()
     terms = loop.run_step()
     assert terms["response"] == pytest.approx(float(response.detach() + harder[0]) / 2, rel=1e-3)
