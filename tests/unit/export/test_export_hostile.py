@@ -187,7 +187,8 @@ def test_no_byte_of_a_file_reaches_a_terminal_raw(
     run = write_run(tmp_path / "run", QdqBuilder)
     model = write_run(tmp_path / "other", QdqBuilder) / "model.onnx"
     evil = poisoned(run / "model.onnx", run / "model.onnx")
-    assert main(command.format(evil=evil, model=model, run=run).split()) in (0, 1, 2, 3)  # 3: a runtime that is not here
+    # 3 is what is said of a runtime that is not here.
+    assert main(command.format(evil=evil, model=model, run=run).split()) in (0, 1, 2, 3)
     said = capfd.readouterr()
     for line in (said.out + said.err).split("\n"):
         assert line == clean(line)
