@@ -110,6 +110,7 @@ def test_every_row_has_its_name_and_its_figures(tmp_path: Path) -> None:
     assert all(np.array_equal(ours[name], runtime[name]) for name in found)
 
 
+@pytest.mark.slow
 def test_a_layer_inside_of_an_operator_and_one_with_its_bias_apart(tmp_path: Path) -> None:
     quantized, rows = rows_of(Tokens(), tmp_path)
     attention = "scaled_dot_product_attention_default"

@@ -140,7 +140,7 @@ class TestLayers:
             if chain[-1].op == "call_module":
                 assert np.array_equal(found[key], seen[str(chain[-1].target)].numpy())
 
-    @pytest.mark.parametrize("equalize", [0, 10])
+    @pytest.mark.parametrize("equalize", [0, pytest.param(10, marks=pytest.mark.slow)])
     def test_rows_say_how_far_the_student_is_and_that_the_runtime_is_the_student(
         self, equalize: int, tmp_path: Path
     ) -> None:
