@@ -57,7 +57,10 @@ class Pooled(nn.Module):
         return self.head(torch.relu(self.body(self.pool(self.pool(torch.relu(self.stem(x)))))))  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize(("padding", "include"), [pytest.param(0, True, marks=pytest.mark.slow), (1, True), pytest.param(1, False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("padding", "include"),
+    [pytest.param(0, True, marks=pytest.mark.slow), (1, True), pytest.param(1, False, marks=pytest.mark.slow)],
+)
 @torch.no_grad()
 def test_the_file_and_its_integer_kernels_pool_as_torch_does(tmp_path: Path, padding: int, *, include: bool) -> None:
     model, x = randomise(Pooled(padding, include=include)), images(4, image=IMAGE)
