@@ -132,7 +132,7 @@ def _recipe(teacher: Teacher, bits: str, target: str, sections: Mapping[str, Any
     """Return a recipe for a teacher that is at hand; its weights' fingerprint stands in for a file name."""
     floors = [FloorSection(metric=STUDENT_AGREEMENT.name, value=99.5)]
     if backend_of(get_target(target)) is DEFAULT:
-        floors.append(FloorSection(metric=INTEGER_OPS.name, value=100.0))
+        floors.append(FloorSection(metric=INTEGER_OPS.name, value=100.0, unless_kept=True))
     factory = teacher.factory or f"module:{teacher.name}"
     usual = {
         "name": f"{teacher.name}/dfq-{bits}",

@@ -124,6 +124,9 @@ class FloorSection(Section):
     value: float
     data: Literal["", "real", "synthetic"] = Field("", description="Images that it is about; empty for all.")
     needs_labels: bool = Field(False, description="Left out where validate.data is null.")
+    unless_kept: Annotated[bool, Added("0.2.0")] = Field(
+        False, description="Left out where each layer that runs in float was left there for a reason in the report."
+    )
 
 
 class Recipe(Section):

@@ -91,6 +91,17 @@ class Measured:
     kept: dict[str, str]
     floats: dict[str, str]
 
+    @property
+    def in_float(self) -> dict[str, str]:
+        """Why tensors and layers stay in float, by name, whoever left them there."""
+        return self.kept | self.floats
+
+    @property
+    def as_placed(self) -> bool:
+        """Whether no layer runs in float but those that were left there; without layers nobody can say."""
+        left = self.in_float
+        return bool(self.layers) and all(row.precision == "int8" or row.name in left for row in self.layers)
+
 
 @dataclass(kw_only=True)
 class _Graded:

@@ -44,18 +44,12 @@ def _run(context: Context) -> StageResult:
 def report_of(context: Context, measured: Measured) -> Report:
     """Return the report of a run: what was measured, which floors hold, and what made the file."""
     from dfqkit.run.provenance import in_float, kept_in_float, provenance, selection, synthesis, warnings_of
-    from dfqkit_export.measure.kinds import INTEGER_OPS
-    from dfqkit_export.report import Floor, Report, check_floors
+    from dfqkit_export.report import Report, check_floors
     from dfqkit_export.report.judging import judge
 
     recipe, account = context.recipe, measured.account
-    floors = [
-        Floor(metric=floor.metric, subject=floor.subject, value=floor.value, data=floor.data)
-        for floor in recipe.floors
-        if measured.labelled or not floor.needs_labels
-    ]
+    floors = floors_about(recipe, measured)
     broken = [*account.findings, *check_floors(measured.metrics, account.answerable(floors))]
-    broken = [finding for finding in broken if finding.metric != INTEGER_OPS.name or _unwanted_float(measured)]
     judged = judge(evidence_of(context, measured, floors), broken)
     return Report(
         title=recipe.name,
@@ -66,7 +60,7 @@ def report_of(context: Context, measured: Measured) -> Report:
         layers=measured.layers,
         precision=account.realised.to_dict() if account.realised else {},
         latency=measured.timing.to_dict() if measured.timing else {},
-        provenance=provenance(context, STAGE.name) | in_float(measured.kept | measured.floats),
+        provenance=provenance(context, STAGE.name) | in_float(measured.in_float),
         synthesis=synthesis(context),
         selection=selection(context),
         estimate=measured.estimate,
@@ -76,10 +70,15 @@ def report_of(context: Context, measured: Measured) -> Report:
     )
 
 
-def _unwanted_float(measured: Measured) -> bool:
-    """Whether a layer runs in float that the placement did not leave there: a floor is about no other."""
-    wanted = measured.kept | measured.floats
-    return not measured.layers or any(row.precision != "int8" and row.name not in wanted for row in measured.layers)
+def floors_about(recipe: Recipe, measured: Measured) -> list[Floor]:
+    """Return the floors of a recipe without those that it leaves out itself in view of what was measured."""
+    from dfqkit_export.report import Floor
+
+    return [
+        Floor(metric=floor.metric, subject=floor.subject, value=floor.value, data=floor.data)
+        for floor in recipe.floors
+        if (measured.labelled or not floor.needs_labels) and not (floor.unless_kept and measured.as_placed)
+    ]
 
 
 def evidence_of(context: Context, measured: Measured, floors: Sequence[Floor]) -> Evidence:

@@ -11,6 +11,7 @@ import dfqkit
 from dfqkit.run import playing
 from dfqkit.run.folder import RunFolder
 from dfqkit.training.quantized_student import QuantizedStudentTrainer
+from dfqkit_export.measure.kinds import INTEGER_OPS
 from tests._islands import PLAIN, apart
 
 _OPTIONS = {
@@ -41,6 +42,8 @@ def test_it_is_continued_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.M
 
     whole = _run(tmp_path / "whole")
     assert any("dB" in reason for reason in whole.report.provenance["kept in float"].values())
+    assert any(row.precision == "float" for row in whole.report.layers)
+    assert not [finding for finding in whole.report.findings if finding.metric == INTEGER_OPS.name]
     monkeypatch.setattr(playing, "CHECKPOINT_SECONDS", 0.0)
     with monkeypatch.context() as patch:
         patch.setattr(QuantizedStudentTrainer, "run_step", until_the_third)

@@ -15,14 +15,17 @@ from dfqkit.config.quant import QuantConfig
 from dfqkit.config.reading import load_recipe
 from dfqkit.config.recipe import Recipe
 from dfqkit.run.context import resolve_device
-from dfqkit.run.measuring import GradingSet, _layer_db, compare, compare_layers, real_images, student_layers
+from dfqkit.run.measuring import GradingSet, Measured, _layer_db, compare, compare_layers, real_images, student_layers
 from dfqkit.run.stages import plan
+from dfqkit.run.target_check import Account
+from dfqkit.run.validate import floors_about
 from dfqkit.students.freezing import freeze
 from dfqkit.students.onnx_file import write_float, write_qdq
 from dfqkit.students.student import build_student, calibrate_student, equalized_graph
 from dfqkit_export.backends import get_target
 from dfqkit_export.errors import ArtefactError, RecipeError, RuntimeUnavailableError
-from dfqkit_export.measure.kinds import Metric
+from dfqkit_export.measure.kinds import INTEGER_OPS, Metric
+from dfqkit_export.report import LayerRow
 from dfqkit_export.tasks.classification import LOGITS, Classification
 from tests._messages import names, raises_naming
 from tests._toys import IMAGE, images, student, toy_graph
@@ -262,3 +265,18 @@ class TestPlan:
         assert "1 student(s)" in text
         assert "synthetic images only" in text
         assert "weights random" in text
+
+
+@pytest.mark.parametrize(
+    ("left", "written", "counts"),
+    [("conv", False, False), ("conv", True, True), ("other", False, True), ("", False, True)],
+)
+def test_only_the_usual_floor_forgives_what_was_left_in_float(left: str, written: bool, counts: bool) -> None:
+    rows = [LayerRow(name=name, op="Conv", precision=kind) for name, kind in (("conv", "float"), ("next", "int8"))]
+    measured = Measured(
+        metrics=[], layers=tuple(rows), account=Account(subject=""), labelled=False, timing=None, estimate={}, drops=[],
+        seen=[], kept={left: "its 8 bits cost a collapse"} if left else {}, floats={},
+    )  # fmt: skip
+    floor = f"{{metric: {INTEGER_OPS.name}, value: 100.0, unless_kept: {str(not written).lower()}}}"
+    recipe = load_recipe("digits/dfq-w8a8-ort", [f"floors=[{floor}]"])
+    assert [each.value for each in floors_about(recipe, measured)] == ([100.0] if counts else [])

@@ -25,7 +25,7 @@ from dfqkit_export.gate.measurement import Measurement
 from dfqkit_export.gate.signature import pack_sketches
 from dfqkit_export.gate.significance import default_tolerance, expected_flips
 from dfqkit_export.gate.verdicts import Options
-from dfqkit_export.measure.kinds import Metric, find_kind
+from dfqkit_export.measure.kinds import Metric, MetricKind, find_kind
 from dfqkit_export.report.verdict import OK
 
 
@@ -159,9 +159,16 @@ def _recipe_floors(measured: Measurement) -> dict[str, float]:
             for floor in yaml.safe_load(subject.bundle.recipe).get("floors") or []
             if (kind := find_kind(str(floor["metric"]))) is not None
             and (kind.about == "file" and kind.gated and floor.get("subject") == DEFAULT.name)
+            and not (floor.get("unless_kept") and _below(measured, kind, float(floor["value"])))
         }
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError, RecursionError):
         return {}  # a recipe that cannot be read has no say; the baseline's own floors have
+
+
+def _below(measured: Measurement, kind: MetricKind, value: float) -> bool:
+    """Whether a floor would not hold today: one that what stays in float for a reason does not break is no promise."""
+    metric = measured.metrics.get(kind.name)
+    return metric is not None and metric.value is not None and metric.value < value
 
 
 def _facts(measured: Measurement) -> dict[str, Any]:

@@ -207,6 +207,11 @@ def test_the_recipes_floor_on_integer_layers_is_recorded(bundle: Path, tmp_path:
     (tmp_path / "copy" / "recipe.yaml").write_text("floors: !!python/object/apply:os.system [false]")
     taken = Options(update=True, threads=1, reason="a floor is tried")
     assert check([tmp_path / "copy"], Baseline(), taken).exit_code == 0
+    left = "floors:\n- {metric: integer_ops, subject: onnxruntime, value: 101, unless_kept: true}\n"
+    (tmp_path / "copy" / "recipe.yaml").write_text(left)
+    (case,) = check([tmp_path / "copy"], Baseline(), taken).cases
+    assert case.entry is not None
+    assert case.entry.floors == {}
 
 
 def test_an_update_does_not_wash_away_a_floor(bundle: Path, baseline: Baseline, tmp_path: Path) -> None:
