@@ -11,7 +11,7 @@ import fnmatch
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -101,7 +101,11 @@ class Grid:
         return recipe.model_copy(update={"synthesis": sized}).found_in(base.directory)
 
 
-def contestants(patterns: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, Recipe]:
+def contestants(
+    patterns: Sequence[str],
+    overrides: Sequence[str] = (),
+    read: Callable[[str, Sequence[str]], Recipe] = load_recipe,
+) -> dict[str, Recipe]:
     """Return recipes by short name: of shipped ones, patterns of them (``digits/*-w8a8-ort``), and files."""
     shipped = list(list_recipes())
     names: list[str] = []
@@ -111,7 +115,7 @@ def contestants(patterns: Sequence[str], overrides: Sequence[str] = ()) -> dict[
             message = f"No shipped recipe fits '{pattern}'. Shipped: {', '.join(shipped)}."
             raise RecipeError(message)
         names += [name for name in found if name not in names]
-    recipes = [load_recipe(name, overrides) for name in names]
+    recipes = [read(name, overrides) for name in names]
     twice = [name for name, times in Counter(recipe.name for recipe in recipes).items() if times > 1]
     if twice:
         message = f"Two of the recipes are called '{twice[0]}' (`name`), so their rows could not be told apart."

@@ -6,6 +6,7 @@ import argparse
 import json
 import shlex
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from dfqkit.cli.options import (
     add_command,
     add_compute_options,
     add_overrides,
+    add_untrusted,
     natural,
     note,
     positive,
@@ -56,18 +58,19 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--contestants", nargs="+", metavar="NAME", help="distil only these sources")
     add_overrides(parser, "change all recipes")
+    add_untrusted(parser)
     add_compute_options(parser)
 
 
 def _bench(args: argparse.Namespace) -> int:
     started = time.monotonic()
     from dfqkit.bench.grid import Grid, contestants
-    from dfqkit.config.reading import load_recipe
+    from dfqkit.cli.running import read_recipe
 
-    recipes = contestants(args.recipes, args.overrides)
+    recipes = contestants(args.recipes, args.overrides, partial(read_recipe, args))
     distill: dict[str, Any] | None = None
     if args.distill:
-        section = load_recipe(args.distill, args.overrides).distill
+        section = read_recipe(args, args.distill, args.overrides).distill
         if section is None:
             args.parser.error(f"--distill: recipe '{args.distill}' has no distill section")
         else:

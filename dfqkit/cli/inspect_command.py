@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from dfqkit.cli.options import Commands, add_command, add_json, document, note, positive, result
+from dfqkit.cli.options import Commands, add_command, add_json, add_untrusted, document, note, positive, result
 from dfqkit_export.images.pixels import ORDERS, RANGES
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def add(commands: Commands) -> None:
         "subject", nargs="?", metavar="RECIPE|FILE", help="a recipe, whose teacher is inspected, or a file FILE.onnx"
     )
     add_json(parser)
+    add_untrusted(parser)
     model = parser.add_argument_group("a model")
     integers = _several(int, "integers with commas between them, such as 3,224,224")
     numbers = _several(float, "numbers with commas between them, such as 0.485,0.456,0.406")
@@ -62,12 +63,12 @@ def _inspect(args: argparse.Namespace) -> int:
         from dfqkit.cli.file_inspection import inspect_file
 
         return inspect_file(args.subject, args.target, args.fix, args.runtime, as_json=args.json)
-    from dfqkit.config.reading import load_recipe
+    from dfqkit.cli.running import read_recipe
     from dfqkit.run.context import teacher_of
     from dfqkit.students.preflight import examine
     from dfqkit.teacher.inspection import inspect_teacher
 
-    teacher = _from_factory(args) if args.factory else teacher_of(load_recipe(args.subject))
+    teacher = _from_factory(args) if args.factory else teacher_of(read_recipe(args, args.subject))
     facts = inspect_teacher(teacher, examine)
     result(document(facts.to_dict()) if args.json else facts.render_text())
     return 0
@@ -84,6 +85,8 @@ def _check(args: argparse.Namespace) -> None:
     about |= {"--weights": args.weights, "--weights-key": args.weights_key, "--mean": args.mean, "--std": args.std}
     about |= {"--pixel-range": args.pixel_range, "--channels": args.channels}
     extra = [name for name, value in about.items() if value is not None]
+    if args.untrusted and (args.factory or _is_file(args)):
+        args.parser.error("--untrusted goes with a RECIPE")
     if args.subject and extra:
         what = "the file" if _is_file(args) else "the recipe"
         args.parser.error(f"{what} says this itself: leave out {', '.join(extra)}")

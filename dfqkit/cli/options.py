@@ -68,6 +68,11 @@ def add_recipe_options(parser: Parser) -> None:
     """Add what changes a recipe."""
     add_overrides(parser, "change one value of the recipe, such as distill.steps=200; may be given several times")
     parser.add_argument("--seed", type=natural, metavar="N", help="seed of the run (default: the recipe's)")
+    add_untrusted(parser)
+
+
+def add_untrusted(parser: Parser) -> None:
+    """Add what a stranger's recipe is given with (`config.untrusted`)."""
     text = "the recipe is a stranger's: refuse factories that may run any code, and files of elsewhere"
     parser.add_argument("--untrusted", action="store_true", help=text)
 

@@ -6,7 +6,7 @@ import argparse
 import re
 import shlex
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,14 +28,20 @@ _TRIED = 16  # images that show whether a data set has the right form
 
 def chosen_recipe(args: argparse.Namespace) -> Recipe:
     """Load the recipe that the arguments `recipe`, `overrides` and `seed` describe."""
+    recipe = read_recipe(args, args.recipe, args.overrides)
+    return recipe if args.seed is None else recipe.with_seed(args.seed)
+
+
+def read_recipe(args: argparse.Namespace, name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Load a recipe, and refuse it where `--untrusted` is given and it asks for more than is harmless."""
     from dfqkit.config.reading import load_recipe
 
-    recipe = load_recipe(args.recipe, args.overrides)
+    recipe = load_recipe(name, overrides)
     if getattr(args, "untrusted", False):
         from dfqkit.config.untrusted import require_harmless
 
         require_harmless(recipe)
-    return recipe if args.seed is None else recipe.with_seed(args.seed)
+    return recipe
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,3 +64,32 @@ def test_the_command_refuses_before_anything_is_imported(recipe: Path, capsys: p
     assert main(command) == 0
     assert main([*command, "--untrusted"]) == 2
     names(capsys.readouterr().err, "antigravity:run", "dfqkit.models:")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "inspect {evil}",
+        "bench {good} {evil} --out out",
+        "bench {good} --distill {evil} --out out",
+        "recipe show {evil}",
+    ],
+)
+def test_every_command_that_reads_a_recipe_refuses_it(
+    command: str, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = recipe.read_text(encoding="utf-8")
+    (tmp_path / "evil.py").write_text("import pathlib; pathlib.Path('ran').touch()")
+    monkeypatch.syspath_prepend(tmp_path)
+    stranger = tmp_path / "mine" / "evil.yaml"
+    stranger.write_text(text.replace("dfqkit.models:digits_cnn", "evil:run"), encoding="utf-8")
+    assert main([*command.format(evil=stranger, good=recipe).split(), "--untrusted"]) == 2
+    names(capsys.readouterr().err, "--untrusted", "evil:run")
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_recipe_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "--factory", "os:system", "--shape", "1,8,8", "--classes", "2", "--untrusted"]) == 2
+    names(capsys.readouterr().err, "--untrusted goes with a RECIPE")
