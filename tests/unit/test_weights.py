@@ -185,6 +185,36 @@ class TestSeveralSets:
         torch.save({"state_dict": state, "criterion": criterion, "state_dict_ema": same}, tmp_path / "w.pt")
         assert_same(load_weights(tmp_path / "w.pt"), state)
 
+    @pytest.mark.parametrize("place", ["shadow_params", "ema.shadow_params", "averages"])
+    def test_averages_in_the_order_of_the_parameters(self, tmp_path: Path, place: str) -> None:
+        model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Linear(2, 3))
+        state = model.state_dict()
+        averaged = [value.detach() + 1 for value in model.parameters()]
+        inner = {place.rpartition(".")[2]: averaged}
+        content = {"state_dict": state, "losses": [torch.ones(()), torch.ones(())]}
+        torch.save({**content, **({"ema": inner} if "." in place else inner)}, tmp_path / "w.pt")
+        with raises_naming(TeacherError, "2 sets", "state_dict (9 tensors", f"{place} (6 tensors"):
+            load_weights(tmp_path / "w.pt")
+        assert_same(load_weights(tmp_path / "w.pt", "state_dict"), state)
+        chosen = load_weights(tmp_path / "w.pt", place)
+        model.load_state_dict(chosen)
+        assert all(torch.equal(one, other) for one, other in zip(model.parameters(), averaged, strict=True))
+        assert torch.equal(chosen["1.running_mean"], state["1.running_mean"])
+
+    def test_averages_that_fit_no_names_are_refused_when_chosen(self, tmp_path: Path, state: dict[str, Tensor]) -> None:
+        averaged = list(state.values())
+        torch.save({"state_dict": state, "shadow_params": averaged}, tmp_path / "w.pt")
+        assert_same(load_weights(tmp_path / "w.pt"), state)
+        for found in (averaged[:-1], averaged[::-1]):
+            torch.save({"state_dict": state, "shadow_params": found}, tmp_path / "w.pt")
+            with raises_naming(TeacherError, "2 sets", f"shadow_params ({len(found)} tensors"):
+                load_weights(tmp_path / "w.pt")
+            with raises_naming(TeacherError, "without names", "the 3 parameters of state_dict", "copy_to"):
+                load_weights(tmp_path / "w.pt", "shadow_params")
+        torch.save({"shadow_params": averaged}, tmp_path / "w.pt")
+        with raises_naming(TeacherError, "no state dict beside it"):
+            load_weights(tmp_path / "w.pt", "shadow_params")
+
     def test_a_prefix_chooses_too(self, tmp_path: Path, state: dict[str, Tensor], other: dict[str, Tensor]) -> None:
         both = {
             f"{part}.{name}": v for part, found in (("student", state), ("teacher", other)) for name, v in found.items()
