@@ -134,9 +134,8 @@ def kept_in_float(reasons: Mapping[str, str]) -> tuple[str, ...]:
     if not reasons:
         return ()
     listed = "; ".join(f"'{name}': {reason}" for name, reason in reasons.items())
-    return (
-        f"Kept in float, and with it the layers that read it, which the usual floor for integer layers does not count: {listed}.",
-    )
+    told = "Kept in float, and with it the layers that read it, which the usual floor for integer layers does not count"
+    return (f"{told}: {listed}.",)
 
 
 def in_float(reasons: Mapping[str, str]) -> dict[str, Any]:
