@@ -12,10 +12,12 @@ from pathlib import Path
 
 from dfqkit_export.backends import DEFAULT, backend_of, witness_for
 from dfqkit_export.backends.base import Options
+from dfqkit_export.backends.onnxruntime.session import EXACT_PRODUCTS
 from dfqkit_export.backends.opening import realised_precision
 from dfqkit_export.backends.precision import Realised
 from dfqkit_export.backends.session import Session
 from dfqkit_export.backends.target import Target
+from dfqkit_export.env import environment, saturates
 from dfqkit_export.errors import ArtefactError, RuntimeCrashedError
 from dfqkit_export.measure.kinds import Metric
 from dfqkit_export.measure.metrics import integer_share
@@ -71,10 +73,21 @@ def ask_runtime(path: Path, target: Target) -> Account:
         )
         return Account(subject=subject, warnings=(warning,))
     try:
-        return Account(subject=subject, realised=realised_precision(path, subject))
+        return Account(subject=subject, realised=realised_precision(path, subject), warnings=_saturation(target))
     except (ArtefactError, RuntimeCrashedError) as error:
         finding = Finding(metric="accepted", subject=subject, value=0.0, floor=1.0, message=str(error))
         return Account(subject=subject, findings=(finding,))
+
+
+def _saturation(target: Target) -> tuple[str, ...]:
+    """Warn where this machine would compute something else in a session that is not told to be exact."""
+    if backend_of(target) is not DEFAULT or target.weights.reduce_range or not saturates(environment()["cpu"]):
+        return ()
+    return (
+        "This processor has no VNNI, and products of 8-bit codes saturate on such ones unless the session sets "
+        f"{EXACT_PRODUCTS} to 1, as was done here. Set it wherever the file runs on one, or make the file for "
+        "a target whose weights fill 7 bits (`dfqkit list targets`).",
+    )
 
 
 def own_runtime(path: Path, target: Target) -> Session | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,11 @@ def environment() -> dict[str, Any]:
         "cpu": {**cpu_of(_cpuinfo()), "count": _cpu_count()},
         "threads": {name: os.environ[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name in os.environ},
     }
+
+
+def saturates(cpu: Mapping[str, Any]) -> bool:
+    """Whether the processor (`environment()["cpu"]`) is an x86 whose sums of uint8 x int8 products saturate."""
+    return "avx2" in cpu["flags"] and not any(flag.endswith("vnni") for flag in cpu["flags"])
 
 
 def _version(package: str) -> str | None:

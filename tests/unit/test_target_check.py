@@ -62,6 +62,24 @@ def test_onnxruntime_answers_for_itself(monkeypatch: pytest.MonkeyPatch) -> None
     assert ask_runtime(Path("m.onnx"), get_target("onnxruntime")).subject == "onnxruntime"
 
 
+@pytest.mark.parametrize(
+    ("target", "saturating", "warned"),
+    [
+        ("onnxruntime", True, True),
+        ("onnxruntime", False, False),
+        ("onnxruntime-avx2", True, False),
+        ("tensorrt", True, False),
+    ],
+)
+def test_a_processor_that_saturates_is_told(
+    target: str, saturating: bool, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target_check, "realised_precision", lambda path, runtime: REALISED)
+    monkeypatch.setattr(target_check, "saturates", lambda cpu: saturating)
+    warnings = ask_runtime(Path("m.onnx"), get_target(target)).warnings
+    assert ["session.x64quantprecision to 1" in text for text in warnings] == [True] * warned
+
+
 @pytest.mark.parametrize("error", [ArtefactError("Node 'q' is refused."), RuntimeCrashedError("It crashed.")])
 def test_a_refusal_or_crash_fails_the_report(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path, runtime: str) -> Realised:

@@ -305,7 +305,7 @@ enum OrtLoggingLevel { ORT_LOGGING_LEVEL_WARNING }; enum OrtAllocatorType { OrtA
 enum OrtMemType { OrtMemTypeDefault };
 namespace Ort {
 struct Env { Env(OrtLoggingLevel, const char*); };
-struct SessionOptions {};
+struct SessionOptions { SessionOptions& AddConfigEntry(const char*, const char*); };
 struct RunOptions { explicit RunOptions(std::nullptr_t); };
 struct AllocatorWithDefaultOptions {};
 struct MemoryInfo { static MemoryInfo CreateCpu(OrtAllocatorType, OrtMemType); };

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dfqkit_export.env import cpu_of, environment
+from dfqkit_export.env import cpu_of, environment, saturates
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.measure import latency
 
@@ -106,3 +106,11 @@ def test_flags_come_from_the_first_processor() -> None:
     )
     assert cpu_of(cpuinfo) == {"model": "Some CPU", "flags": ["avx2", "avx512_vnni"]}
     assert cpu_of("")["flags"] == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [(["avx2"], True), (["avx2", "avx512f"], True), (["avx2", "avx_vnni"], False), (["asimddp", "i8mm"], False)],
+)
+def test_x86_without_vnni_saturates(flags: list[str], expected: bool) -> None:
+    assert saturates({"flags": flags}) is expected

@@ -57,6 +57,15 @@ def test_prediction_is_deterministic_and_does_not_depend_on_the_batch(residual_n
     assert whole.dtype == np.float32
 
 
+def test_sums_of_full_products_do_not_saturate_whatever_the_processor(tmp_path: Path, qdq: Any) -> None:
+    b = qdq()
+    conv = b.conv(b.qdq("x", "in"), "conv", (3, 8))
+    path = b.save(tmp_path / "m.onnx", b.qdq(conv, "out", scale=1.0, zero_point=128))
+    x = np.full((2, 3, 8, 8), 255 * 0.02, np.float32)
+    found, written = (OrtSession(path, threads=1, optimized=optimized).run(x) for optimized in (True, False))
+    np.testing.assert_allclose(found, written, atol=1.0)  # a step of the output; saturation is dozens of them
+
+
 def test_optimizations_can_be_switched_off(residual_net: Write, tmp_path: Path) -> None:
     OrtSession(residual_net(), optimized=False, optimized_path=tmp_path / "plain.onnx", threads=1)
     operators = {node.op_type for node in onnx.load(str(tmp_path / "plain.onnx")).graph.node}

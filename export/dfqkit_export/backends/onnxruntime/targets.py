@@ -99,8 +99,9 @@ ONNXRUNTIME = Target(
         "4-bit weights are stored as int8 codes: DequantizeLinear(INT4) in front of Conv is not fused (measured, "
         "1.32).",
         "The final Gemm needs an int32 bias to become QGemm with a float output (measured).",
-        "On x86 without VNNI, u8 x s8 products can saturate: use target onnxruntime-avx2 there, whose weights fill 7 "
-        "bits (ONNX Runtime quantization page).",
+        "On x86 without VNNI, u8 x s8 products saturate (measured on AVX2: a first convolution is 14 dB from what the "
+        "file says): use target onnxruntime-avx2 there, whose weights fill 7 bits, or set session.x64quantprecision "
+        "to 1, as every session of dfqkit and the samples of a bundle do (measured: the bits of the file as written).",
     ),
 )
 
