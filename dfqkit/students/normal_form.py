@@ -5,6 +5,7 @@ What belongs here: the translation of ATen operators, one method an operator fam
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -130,6 +131,7 @@ class Normaliser:
             "cat": self._cat,
             "reshape_as": self._reshape_as,
             "view_as": self._reshape_as,
+            "scaled_dot_product_attention": self._attention,
         }
         functions: dict[str, Callable[..., Any]] = {
             "mul": torch.mul,
@@ -317,6 +319,36 @@ class Normaliser:
         if sizes.count(-1) > 1:
             return self._copy(node)
         return self.graph.call_function(torch.reshape, (self._of(source(node)), sizes))
+
+    def _attention(self, node: fx.Node) -> fx.Node:
+        """Let attention see four axes, all that the exporter writes: those between the first and the last two are one.
+
+        Every axis but the first must be a number; else the operator stays as it is.
+        """
+        given, kwargs = arguments(node), dict(node.kwargs)
+        names = ("query", "key", "value", "attn_mask")
+        shapes = {name: list(given[name].meta["val"].shape) for name in names if given[name] is not None}
+        rank, heads = len(shapes["query"]), shapes["query"][1:-2]
+        numbers = all(
+            isinstance(size, int) for shape in (*shapes.values(), node.meta["val"].shape) for size in shape[1:]
+        )
+        if rank in (2, 4) or not numbers or max(map(len, shapes.values())) > rank:
+            return self._copy(node)
+        four: list[fx.Node | None] = []
+        for name in names:
+            kwargs.pop(name, None)
+            if name not in shapes:
+                four.append(None)
+                continue
+            sizes, value = [1] * (rank - len(shapes[name])) + shapes[name], self._of(given[name])
+            own = sizes[1:-2]
+            if set(own) - {1} and own != heads and (name == "attn_mask" or not given.get("enable_gqa")):
+                value = self.graph.call_function(torch.reshape, (value, [-1, *sizes[1:]]))
+                value = self.graph.call_function(torch.ops.aten.expand.default, (value, [-1, *heads, -1, -1]))
+                own = heads
+            four.append(self.graph.call_function(torch.reshape, (value, [-1, math.prod(own), *sizes[-2:]])))
+        found = self.graph.call_function(node.target, (*four, *self._map(node.args[4:])), kwargs)
+        return self.graph.call_function(torch.reshape, (found, [-1, *node.meta["val"].shape[1:]]))
 
     def _cat(self, node: fx.Node) -> fx.Node:
         parts: Any = node.args[0]

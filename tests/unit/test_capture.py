@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from dfqkit.students.capture import export_graph, float_graph
-from dfqkit.students.nodes import op_name
+from dfqkit.students.nodes import op_name, tensor_shapes
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.images.spec import ImageSpec
 from tests._messages import raises_naming
@@ -297,6 +298,41 @@ def test_the_global_random_state_is_left_alone() -> None:
     before = torch.get_rng_state()
     float_graph(model, IMAGE)
     assert torch.equal(before, torch.get_rng_state())
+
+
+class Windows(nn.Module):
+    """Attention with further axes between the image's and the tokens', or with none."""
+
+    def __init__(self, axes: tuple[int, ...], mask: tuple[int, ...] | None, key_heads: int | None) -> None:
+        super().__init__()
+        self.stem, self.head, self.axes, self.key_heads = conv_bn(3, 8), Head(8), axes, key_heads
+        self.mask = None if mask is None else nn.Buffer(torch.randn(mask, generator=torch.Generator().manual_seed(2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        q = x.reshape(-1, *self.axes)
+        k = q.flip(-1)[:, : self.key_heads]
+        return self.head(x + scaled_dot_product_attention(q, k, 2 * k, self.mask, scale=0.7).reshape(x.shape))
+
+
+@pytest.mark.parametrize(
+    ("axes", "mask", "key_heads"),
+    [
+        ((2, 4, 16, 16), None, None),
+        ((2, 4, 16, 16), (1, 2, 4, 16, 16), None),
+        ((2, 4, 16, 16), (4, 16, 16), None),
+        ((2, 4, 16, 16), (16, 16), None),
+        ((2, 4, 16, 16), None, 1),
+        ((128, 16), (1, 128, 128), None),
+    ],
+)
+def test_attention_has_four_axes_which_files_hold(
+    axes: tuple[int, ...], mask: tuple[int, ...] | None, key_heads: int | None
+) -> None:
+    graph = check(randomise(Windows(axes, mask, key_heads)))
+    attention = next(n for n in graph.graph.nodes if op_name(n.target) == "scaled_dot_product_attention")
+    shapes = tensor_shapes(graph, images(2))
+    assert {len(shapes[node]) for node in attention.all_input_nodes} == {4}
 
 
 def test_op_names() -> None:
