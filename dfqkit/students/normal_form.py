@@ -347,7 +347,8 @@ class Normaliser:
                 value = self.graph.call_function(torch.ops.aten.expand.default, (value, [-1, *heads, -1, -1]))
                 own = heads
             four.append(self.graph.call_function(torch.reshape, (value, [-1, math.prod(own), *sizes[-2:]])))
-        found = self.graph.call_function(node.target, (*four, *self._map(node.args[4:])), kwargs)
+        target: Any = node.target
+        found = self.graph.call_function(target, (*four, *self._map(node.args[4:])), kwargs)
         return self.graph.call_function(torch.reshape, (found, [-1, *node.meta["val"].shape[1:]]))
 
     def _cat(self, node: fx.Node) -> fx.Node:
