@@ -38,6 +38,7 @@ METHODS = {
     "metadata": "dfqkit.synthesis.methods.metadata:MetadataConfig",
     "mixture": "dfqkit.synthesis.methods.mixture:MixtureConfig",
     "noise": "dfqkit.synthesis.methods.noise:NoiseConfig",
+    "procedural": "dfqkit.synthesis.methods.procedural:ProceduralConfig",
     "soft-targets": "dfqkit.synthesis.methods.soft_targets:SoftTargetsConfig",
     "zeroq": "dfqkit.synthesis.methods.zeroq:ZeroQConfig",
     "zskd": "dfqkit.synthesis.methods.zskd:ZSKDConfig",

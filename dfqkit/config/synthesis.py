@@ -54,11 +54,13 @@ class SynthesizerConfig(Section):
             enters the last layer), "student" (one to play against, in the warm-up too), "records" and "images" (files
             that the section names).
         warning: What every report about its images must open with; None for most methods.
+        origin: What images are made from where that is not the teacher; "" for most methods.
     """
 
     implementation: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
     warning: ClassVar[str | None] = None
+    origin: ClassVar[str] = ""
 
     method: str
     low_pass: float | None = Field(
@@ -83,10 +85,14 @@ class SynthesizerConfig(Section):
         """Return what reports about images of this configuration must open with."""
         return () if self.warning is None else (self.warning,)
 
+    def made_from(self) -> str:
+        """Return what images of this configuration are made from, if not from the teacher and real data; else ""."""
+        return self.origin
+
     def real_data(self) -> str | None:
         """Return what real data took part in images of this configuration, its files found, as "similar images".
 
-        `UNKNOWN` where that cannot be told; None where the teacher alone was needed. Methods that read data, or what
+        `UNKNOWN` where that cannot be told; None where there was none. Methods that read data, or what
         was made of data, override this.
         """
         return None

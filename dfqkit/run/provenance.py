@@ -174,13 +174,15 @@ def synthesis(context: Context) -> dict[str, Any]:
     cost = {"synthesis_image_passes": made.get("cost", 0), "game_image_passes": played.get("cost", 0)}
     if trained:
         cost["train_image_passes"] = trained["cost"]
-    real = _resolved(context.recipe).real_data()
+    config = _resolved(context.recipe)
+    real, origin = config.real_data(), config.made_from()
     return {
         "losses": curve,
         "cost": cost,
         "disagreement": played.get("disagreement"),
         "data_free": None if real == UNKNOWN else real is None,
         "real_data": real,
+        **({"made_from": origin} if origin else {}),
     }
 
 

@@ -47,6 +47,7 @@ SMALL: dict[str, dict[str, Any]] = {
         ]
     },
     "noise": {"accept_noise": True},
+    "procedural": {},
     "soft-targets": {"batch": 32, "steps": 6},
     "zeroq": {"batch": 32, "steps": 6},
     "zskd": {"batch": 32, "steps": 6},

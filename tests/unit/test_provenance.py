@@ -110,9 +110,12 @@ IMAGES, NOISE = "{method: images, path: a.npz, share: 1}", "{method: noise, acce
 
 
 class TestRealData:
-    def said(self, section: str) -> tuple[bool | None, str | None]:
+    def document(self, section: str) -> dict[str, Any]:
         context: Any = SimpleNamespace(recipe=recipe_of(section), facts=lambda _stage: {})
-        document = synthesis(context)
+        return synthesis(context)
+
+    def said(self, section: str) -> tuple[bool | None, str | None]:
+        document = self.document(section)
         return document["data_free"], document["real_data"]
 
     @pytest.mark.parametrize(
@@ -121,6 +124,7 @@ class TestRealData:
             ("{method: dfq}", None),
             ("{method: zeroq}", None),
             (NOISE, None),
+            ("{method: procedural}", None),
             ("{method: images, path: a.npz}", "similar images"),
             ("{method: zeroq, start_from: a.npz}", "similar images as a start"),
             ("{method: metadata, records: r.safetensors}", "records of real activations"),
@@ -139,6 +143,26 @@ class TestRealData:
     )
     def test_of_every_kind_of_source(self, section: str, real: str | None) -> None:
         assert self.said(section) == (real is None, real)
+
+    @pytest.mark.parametrize(
+        ("section", "origin"),
+        [
+            ("{method: dfq}", None),
+            ("{method: procedural}", "rules of drawing (no network involved)"),
+            (NOISE, "random numbers (no network involved)"),
+            (
+                "{sources: [{method: dfq}, {method: procedural}]}",
+                "the teacher and rules of drawing (no network involved)",
+            ),
+            ("{sources: [{method: dfq}, {method: zeroq}]}", None),
+        ],
+    )
+    def test_what_else_images_are_made_from_is_named(self, section: str, origin: str | None, tmp_path: Path) -> None:
+        assert self.document(section).get("made_from") == origin
+
+    def test_a_set_names_what_its_method_does(self, tmp_path: Path) -> None:
+        path = write_set(tmp_path / "set", {"real_data": None}, [])
+        assert self.document(f"{{method: bank, path: {path}}}")["made_from"] == "random numbers (no network involved)"
 
     @pytest.mark.parametrize(
         ("facts", "expected"),

@@ -15,7 +15,7 @@ from dfqkit_export.backends import DEFAULT
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.measure.kinds import INTEGER_OPS, Metric
 from dfqkit_export.report import Report
-from dfqkit_export.report.rows import interval_text
+from dfqkit_export.report.rows import interval_text, made_from
 from dfqkit_export.report.verdict import NOT_JUDGED
 from dfqkit_export.sentinel import Sentinel
 from dfqkit_export.tasks import Task
@@ -111,7 +111,8 @@ def _image(manifest: Mapping[str, Any], task: Task) -> str:
 def _provenance(manifest: Mapping[str, Any], report: Report | None) -> list[list[str]]:
     synthesis, told = manifest["synthesis"], report.provenance if report else {}
     real = report.synthesis.get("real_data") if report else None
-    free = {True: "yes: made from the teacher alone", False: "no", None: "not known"}[synthesis["data_free"]]
+    made = made_from(report) if report else "the teacher alone"
+    free = {True: f"yes: made from {made}", False: "no", None: "not known"}[synthesis["data_free"]]
     rows = [
         ["teacher", manifest["teacher"]["name"]],
         ["sha256 of its weights", manifest["teacher"]["sha256"]],

@@ -65,8 +65,9 @@ class Report:
         provenance: What made the file: keys such as recipe, teacher, teacher_sha256, seed, command, device, threads and
             environment; any JSON value.
         synthesis: `losses`, a list of {"round": int, "terms": {name: value}}, each with "member" where there are
-            several, and `cost`, a mapping; `data_free`, whether the images come from the teacher alone, or None where
-            that is not known, and `real_data`, what else took part, in words; any further JSON value.
+            several, and `cost`, a mapping; `data_free`, whether no real image took part, or None where
+            that is not known, `real_data`, which did, and `made_from`, what images were made from where that is not the
+            teacher, both in words; any further JSON value.
         selection: How the kept state was chosen without real data; any JSON value.
         estimate: What the drop on real images is estimated to be without labels, `Estimate.to_dict()`. Empty where not
             asked; reports written before there were estimates have none.

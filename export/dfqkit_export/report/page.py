@@ -20,6 +20,7 @@ from dfqkit_export.report.rows import (
     MetricGroup,
     data_note,
     estimate_sentence,
+    head_note,
     main_subject,
     metric_groups,
     subjects,
@@ -68,11 +69,13 @@ def _warnings(report: Report) -> str:
 
 def _header(report: Report) -> str:
     mark = f'<span aria-hidden="true">{_MARKS[report.verdict]}</span>'
+    note = head_note(report)
+    images = f'<p class="note">{escape(note)}</p>' if note else ""
     badge = f'<span class="badge {report.verdict}">{mark}{report.verdict}</span>'
     return (
         f'<header><p class="eyebrow">{badge}<span>Proof of a quantized network</span></p>'
         f"<h1>{escape(report.title)}</h1>"
-        f'<p class="verdict">{escape(verdict_sentence(report))}</p>{_key_figures(report)}</header>'
+        f'<p class="verdict">{escape(verdict_sentence(report))}</p>{images}{_key_figures(report)}</header>'
     )
 
 

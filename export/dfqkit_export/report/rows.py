@@ -96,13 +96,24 @@ def metric_groups(report: Report) -> list[MetricGroup]:
     return [_group(name, data, n, members, report.floors) for (name, data, n), members in groups.items()]
 
 
+def made_from(report: Report) -> str:
+    """Say what the images of a run without real data were made from."""
+    return str(report.synthesis.get("made_from") or "the teacher alone")
+
+
+def head_note(report: Report) -> str:
+    """Say what the images are where they are not what one expects here, made from the teacher alone; else ""."""
+    usual = report.synthesis.get("data_free") is True and not report.synthesis.get("made_from")
+    return "" if usual else data_note(report)
+
+
 def data_note(report: Report) -> str:
     """Say whether real data took part in making the images; "" where the report does not know of the question."""
     synthesis = report.synthesis
     if "data_free" not in synthesis:
         return ""
     if synthesis["data_free"] is True:
-        return "The images were made from the teacher alone; no real image was involved."
+        return f"The images were made from {made_from(report)}; no real image was involved."
     if synthesis["data_free"] is None:
         return "Whether real data took part in making the images is not known: the set that they are from does not say."
     real = synthesis.get("real_data")

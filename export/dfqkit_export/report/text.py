@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 
 from dfqkit_export.report.document import LayerRow, Report
 from dfqkit_export.report.rows import (
-    data_note,
     estimate_sentence,
     figure,
+    head_note,
     metric_groups,
     subjects,
     timing_caption,
@@ -37,7 +37,7 @@ def render_text(report: Report) -> str:
     """
     warnings = [page(f"WARNING  {warning}" for warning in report.warnings)] if report.warnings else []
     blocks = [*warnings, page([report.title, f"{report.verdict.upper()}  {verdict_sentence(report)}"])]
-    blocks.extend(map(plain, _images(report)))
+    blocks.extend(map(plain, filter(None, [head_note(report)])))
     if report.metrics:
         blocks.append(_table(*_metric_table(report)))
     if report.findings:
@@ -66,7 +66,7 @@ def render_markdown(report: Report) -> str:
     sign = f"{_SIGNS[report.verdict]} {report.verdict}"
     warnings = "\n".join(f"> ⚠️ **Warning.** {_md(warning)}\n>" for warning in report.warnings).removesuffix("\n>")
     blocks = [*filter(None, [warnings]), f"### {_md(report.title)}: {sign}", _md(verdict_sentence(report))]
-    blocks.extend(_md(note) for note in _images(report))
+    blocks.extend(_md(note) for note in filter(None, [head_note(report)]))
     if report.metrics:
         blocks.append(_markdown_table(*_metric_table(report)))
     if report.findings:
@@ -84,12 +84,6 @@ def render_markdown(report: Report) -> str:
     if isinstance(command, str) and command:
         blocks.append(f"Reproduce with `{_md(command.replace('`', ''))}`")
     return "\n\n".join(blocks) + "\n"
-
-
-def _images(report: Report) -> list[str]:
-    """Return what is said of the images: nothing where they are what one expects here."""
-    note = data_note(report)
-    return [note] if note and report.synthesis["data_free"] is not True else []
 
 
 def _metric_table(report: Report) -> tuple[list[str], list[list[str]]]:

@@ -507,6 +507,16 @@ def test_every_rendering_says_whether_real_data_took_part(synthesis: dict[str, A
         assert ("took part" in text) == ("data_free" in synthesis and not free)
 
 
+def test_images_from_no_network_are_named_at_the_head() -> None:
+    synthesis = {"data_free": True, "real_data": None, "made_from": "rules <of> drawing"}
+    report = replace(REPORT, synthesis=synthesis)
+    note = "made from rules &lt;of&gt; drawing; no real image was involved."
+    page = render_html(report)
+    assert note in page[page.index("<h1>") : page.index("</header>")]
+    for text in (render_text(report).replace("<of>", "&lt;of&gt;"), render_markdown(report)):
+        assert text.index(report.title) < text.index(note) < text.index("metric ")
+
+
 def _floored(value: float, floor: float) -> Report:
     metric = Metric(
         name="top1_drop",

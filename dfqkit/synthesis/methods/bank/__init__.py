@@ -61,11 +61,16 @@ class BankConfig(SynthesizerConfig):
         stored, what = self._opened(), f"Image set '{Path(self.path).name}'"
         if stored is None:
             return (f"{what} could not be read again: what it warns of is not known.",)
-        found = stored.facts.get("warnings")
-        if found is None:  # a file names as its source METHOD or METHOD:PART
-            kind = synthesizer_configs().get(stored.source.partition(":")[0])
+        found, kind = stored.facts.get("warnings"), _kind_of(stored)
+        if found is None:
             found = () if kind is None or kind.warning is None else (kind.warning,)
         return tuple(f"{what}: {text}" for text in found)
+
+    def made_from(self) -> str:
+        """Return what the set's method says."""
+        stored = self._opened()
+        kind = None if stored is None else _kind_of(stored)
+        return "" if kind is None else kind.origin
 
     def grading(self) -> Self:
         """Return the same set, the images that do not train."""
@@ -79,3 +84,8 @@ class BankConfig(SynthesizerConfig):
             return StoredBank.open(self.path)
         except ArtefactError:
             return None
+
+
+def _kind_of(stored: StoredBank) -> type[SynthesizerConfig] | None:
+    """Return the section of the method that made a set, which calls its source METHOD or METHOD:PART."""
+    return synthesizer_configs().get(stored.source.partition(":")[0])

@@ -146,6 +146,11 @@ class MixtureConfig(SynthesizerConfig):
                 found[text] = found.get(text, 0.0) + share
         return tuple(f"{100 * share:.3g} % of the images: {text}" for text, share in found.items())
 
+    def made_from(self) -> str:
+        """Return what the sources' images are made from, each once."""
+        found = dict.fromkeys(source.made_from() for source in self.active)
+        return " and ".join(origin or "the teacher" for origin in found) if any(found) else ""
+
     def real_data(self) -> str | None:
         """Return the sources' phrases, each once; `UNKNOWN` only where none is known."""
         told = (source.real_data() for source in self.active)

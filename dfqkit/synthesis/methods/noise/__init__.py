@@ -18,6 +18,7 @@ class NoiseConfig(SynthesizerConfig):
     """Gaussian or uniform noise, a baseline; only with accept_noise: true, and reports warn of it."""
 
     implementation: ClassVar[str] = "dfqkit.synthesis.methods.noise.method:Noise"
+    origin: ClassVar[str] = "random numbers (no network involved)"
     warning: ClassVar[str | None] = (
         "Random noise took the place of images (synthesis method noise). It holds nothing that the network was made "
         "for: the result is a baseline, and what is measured on noise says nothing about real images."
