@@ -16,7 +16,6 @@ from pydantic import (
     Field,
     PrivateAttr,
     ValidationError,
-    ValidationInfo,
     field_serializer,
     field_validator,
     model_validator,
@@ -35,6 +34,7 @@ from dfqkit_export.images.pixels import LAYOUT, RGB, check_pixels
 
 if TYPE_CHECKING:
     from dfqkit_export.images.spec import ImageSpec
+    from dfqkit_export.tasks import Task
 
 #: The version of what a recipe may hold.
 SCHEMA: Literal[1] = 1
@@ -137,7 +137,7 @@ class Recipe(Section):
     why: str = Field(description="One sentence for the catalogue.")
     seed: int = Field(0, ge=0, lt=2**63)
     task: Annotated[AnyTaskSection, Added("0.2.0")] = Field(
-        default_task_section(), description="What the network's outputs mean."
+        default_task_section(), description="What the network's outputs mean; without it they tell, where it is clear."
     )
     teacher: TeacherSection
     image: ImageSection
@@ -162,14 +162,13 @@ class Recipe(Section):
         """Pass over the key by which editors find the schema."""
         return {key: part for key, part in value.items() if key != "$schema"} if isinstance(value, Mapping) else value
 
-    @field_validator("image")
-    @classmethod
-    def _has_classes(cls, value: ImageSection, info: ValidationInfo) -> ImageSection:
-        task = info.data.get("task")
-        if task is not None and value.classes is None and task.task().needs_classes:
-            missing = InitErrorDetails(type="missing", loc=("classes",), input=value)
-            raise ValidationError.from_exception_data(cls.__name__, [missing])
-        return value
+    @model_validator(mode="after")
+    def _has_classes(self) -> Recipe:
+        task = self.named_task()
+        if task is not None and self.image.classes is None and task.needs_classes:
+            missing = InitErrorDetails(type="missing", loc=("image", "classes"), input=self.image)
+            raise ValidationError.from_exception_data(type(self).__name__, [missing])
+        return self
 
     @field_validator(
         "targets",
@@ -206,6 +205,10 @@ class Recipe(Section):
             for bits in (self.quant.bits, *(self.distill.partners if self.distill else ())):
                 self.quant.model_copy(update={"bits": bits}).check(target)
         return self
+
+    def named_task(self) -> Task | None:
+        """Return the task that the recipe names; None where the outputs tell it."""
+        return self.task.task() if "task" in self.model_fields_set else None
 
     @property
     def target(self) -> str:

@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, PydanticUserError, create_model
 from dfqkit.config.section import OneOf, Section
 from dfqkit_export.errors import ArtefactError, RecipeError
 from dfqkit_export.tasks import DEFAULT_NAME, task_names
+from dfqkit_export.tasks.parameters import PARAMETERS
 from dfqkit_export.words import did_you_mean
 
 if TYPE_CHECKING:
@@ -60,11 +61,9 @@ def task_section(name: str) -> type[TaskSection]:
 
 
 def _parameters(name: str) -> dict[str, Any]:
-    """Return the fields of a task that is a dataclass, as pydantic takes them."""
-    from dfqkit_export.tasks.lookup import task_class
-
+    """Return the fields of a task that is a dataclass, as pydantic takes them; own tasks' are read without numpy."""
     try:
-        kind = task_class(name)
+        kind = PARAMETERS.get(name) or _class_of(name)
         types = get_type_hints(kind)
     except (ArtefactError, NameError) as error:
         message = f"Task '{name}': {error}"
@@ -72,6 +71,12 @@ def _parameters(name: str) -> dict[str, Any]:
     if not is_dataclass(kind):
         return {}
     return {item.name: (types[item.name], ... if item.default is MISSING else item.default) for item in fields(kind)}
+
+
+def _class_of(name: str) -> type:
+    from dfqkit_export.tasks.lookup import task_class
+
+    return task_class(name)
 
 
 def default_task_section() -> TaskSection:

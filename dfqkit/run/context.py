@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from dfqkit.config.recipe import Recipe
 from dfqkit.config.synthesis import Demand, SynthesizerConfig
 from dfqkit.images import ImageBank
 from dfqkit.progress import Progress
-from dfqkit.run.binding import bind_data, bind_student
+from dfqkit.run.binding import TEACHER, bind_data, bind_student
 from dfqkit.run.folder import RunFolder
 from dfqkit.run.stage import WHOLE, Part, Stage, named
 from dfqkit.seeds import derive
@@ -36,13 +36,19 @@ from dfqkit.training.loop import Batch, HeldOut
 from dfqkit_export.backends import get_target
 from dfqkit_export.backends.target import Target
 from dfqkit_export.errors import RecipeError, RuntimeUnavailableError
+from dfqkit_export.tasks import task_of
 
 #: File of the smaller float student that is quantized in the teacher's place, where a recipe asks for one.
 FLOAT_STUDENT = "float_student.safetensors"
 
 
-def teacher_of(recipe: Recipe) -> Teacher:
-    """Load and verify the teacher that a recipe names."""
+def teacher_of(recipe: Recipe, known: Mapping[str, Any] | None = None) -> Teacher:
+    """Load and verify the teacher that a recipe names.
+
+    Args:
+        recipe: What names it.
+        known: Its task as it was recognised before, where the recipe names none.
+    """
     section = recipe.teacher
     weights = None if section.weights is None else find_file(section.weights, recipe.directory)
     factory = located(section.factory, lambda name: find_file(name, recipe.directory))
@@ -51,7 +57,7 @@ def teacher_of(recipe: Recipe) -> Teacher:
         recipe.image.spec(),
         weights,
         factory_args=section.args,
-        task=recipe.task.task(),
+        task=recipe.named_task() or (task_of(known) if known else None),
         weights_key=section.weights_key,
     )
 
@@ -126,7 +132,8 @@ class Context:
     @cached_property
     def teacher(self) -> Teacher:
         """The teacher, on the run's device."""
-        return on_device(self.given or teacher_of(self.recipe), self.device)
+        known = self.folder.bound(TEACHER).get("task")
+        return on_device(self.given or teacher_of(self.recipe, known), self.device)
 
     def about(self, part: Part) -> Context:
         """Return the context of one part of a stage; where that is about one target, with the recipe of this target."""

@@ -38,7 +38,7 @@ from dfqkit_export.estimate import estimate_of
 from dfqkit_export.images.labelled import LabelledImages, load_images
 from dfqkit_export.measure import latency
 from dfqkit_export.measure.activations import layer_outputs, layer_tensors
-from dfqkit_export.measure.kinds import SIZE, TOP1, TOP1_DROP, Metric
+from dfqkit_export.measure.kinds import DROPS, SIZE, TOP1, Metric
 from dfqkit_export.measure.metrics import sqnr_db
 from dfqkit_export.onnxfile.model import load_onnx
 from dfqkit_export.report import LayerRow, layer_rows
@@ -230,7 +230,7 @@ def _judged(found: _Graded, context: Context, outputs: dict[str, Outputs], item:
             found.seen.append(seen(task, teacher.image, reference, outputs[subject], data=item.name))
         else:
             measured = task.metrics(reference, outputs[subject], item.labels, subject=subject, data=item.name)
-            found.drops += [metric for metric in measured if metric.name == TOP1_DROP.name]
+            found.drops += [metric for metric in measured if metric.name in DROPS]
 
 
 def compare(task: Task, outputs: dict[str, Outputs], grading: GradingSet) -> list[Metric]:

@@ -83,7 +83,7 @@ def floors_about(recipe: Recipe, measured: Measured) -> list[Floor]:
 
 def evidence_of(context: Context, measured: Measured, floors: Sequence[Floor]) -> Evidence:
     """Return what a run is judged by, beside its floors: that it has none makes no file good."""
-    from dfqkit_export.measure.kinds import STUDENT_AGREEMENT, TOP1, TOP1_DROP
+    from dfqkit_export.measure.kinds import DROPS, STUDENT_AGREEMENT, TOP1
     from dfqkit_export.report.judging import Evidence
 
     doubts = list(context.synthesis.warnings()) if measured.seen else []
@@ -100,7 +100,7 @@ def evidence_of(context: Context, measured: Measured, floors: Sequence[Floor]) -
         layers=measured.layers,
         integer=None if share is None else 100.0 * share,
         estimate=measured.estimate,
-        allowed=max((floor.value for floor in floors if floor.metric == TOP1_DROP.name), default=None),
+        allowed=max((floor.value for floor in floors if floor.metric in DROPS), default=None),
         doubts=doubts,
     )
 

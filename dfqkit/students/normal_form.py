@@ -19,6 +19,7 @@ from dfqkit.students.nodes import op_name, source, tensor_at
 from dfqkit.students.pooling import AveragePool, adaptive_matrix
 from dfqkit.students.user_code import at, place_of_node
 from dfqkit.students.weighted import ONE_AXIS, OPERATORS, arguments, is_layer, make_layer, operands
+from dfqkit.tasks import placed
 from dfqkit_export.errors import TeacherError
 
 _OPS = (
@@ -100,7 +101,7 @@ class Normaliser:
         values = list(node.args[0]) if isinstance(node.args[0], (list, tuple)) else [node.args[0]]
         spec: Any = getattr(getattr(self.source.graph._codegen, "pytree_info", None), "out_spec", None)
         mapping = isinstance(kind := getattr(spec, "type", None), type) and issubclass(kind, dict)
-        keys: list[str] = spec.context if mapping else self.outputs
+        keys: list[str] = spec.context if mapping else placed(self.outputs, len(values))
         if len(values) != len(keys) or not set(self.outputs) <= set(keys):
             message = (
                 f"The model returns {len(values)} tensors{f' ({keys})' if mapping else ''}; needed are "

@@ -9,18 +9,32 @@ from __future__ import annotations
 from functools import cache
 from importlib.metadata import entry_points
 
-from dfqkit.tasks.base import Tensors, TorchTask, named
+from dfqkit.tasks.base import Tensors, TorchTask, found_in, named, placed
 from dfqkit.tasks.classification import TorchClassification
+from dfqkit.tasks.detection import TorchDetection
+from dfqkit.tasks.measured import TorchEmbedding, TorchNumbers, TorchSegmentation
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.tasks import DEFAULT_TASK, Task
 from dfqkit_export.tasks.classification import Classification
+from dfqkit_export.tasks.dense import Dense
+from dfqkit_export.tasks.detection import Detection
+from dfqkit_export.tasks.embedding import Embedding
+from dfqkit_export.tasks.generic import Generic
+from dfqkit_export.tasks.segmentation import Segmentation
 
-__all__ = ["GROUP", "Tensors", "TorchTask", "named", "torch_task"]
+__all__ = ["GROUP", "Tensors", "TorchTask", "found_in", "named", "placed", "torch_task"]
 
 #: Entry point group under which other packages offer the torch part of a task: ``name = "package.module:Class"``.
 GROUP = "dfqkit.torch_tasks"
 
-_TASKS: dict[str, type[TorchTask]] = {Classification.name: TorchClassification}
+_TASKS: dict[str, type[TorchTask]] = {
+    Classification.name: TorchClassification,
+    Segmentation.name: TorchSegmentation,
+    Detection.name: TorchDetection,
+    Embedding.name: TorchEmbedding,
+    Dense.name: TorchNumbers,
+    Generic.name: TorchNumbers,
+}
 
 
 @cache

@@ -6,8 +6,9 @@ What belongs here: naming outputs, and how far two of them are apart. What measu
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +20,45 @@ from dfqkit_export.tasks import Task
 
 #: What a network answers to a batch of images: tensors (N, ...) by the name of the output.
 Tensors = Mapping[str, Tensor]
+
+
+#: Names of what a tuple holds, where nobody gave it others.
+PLACE = re.compile(r"output_(\d+)")
+
+
+def found_in(result: Any) -> dict[str, Tensor]:
+    """Return what a forward returned under the names that it has itself.
+
+    A tensor is called "", what a tuple holds ``output_0``, ``output_1``, ...; what is no tensor is left out of a
+    mapping.
+
+    Raises:
+        ValueError: It is none of these; says what was found.
+    """
+    if isinstance(result, Tensor):
+        return {"": result}
+    if isinstance(result, Mapping):
+        found = {str(name): value for name, value in result.items() if isinstance(value, Tensor)}
+        if found:
+            return found
+    elif isinstance(result, tuple | list) and result and all(isinstance(value, Tensor) for value in result):
+        return {f"output_{place}": value for place, value in enumerate(result)}
+    inside = ", ".join(dict.fromkeys(type(value).__name__ for value in _inside(result)))
+    what = f"a {type(result).__name__}{f' of {inside}' if inside else ''}"
+    message = f"returns {what}; needed is a tensor, or a tuple or mapping of tensors"
+    raise ValueError(message)
+
+
+def _inside(result: Any) -> Iterable[Any]:
+    return result.values() if isinstance(result, Mapping) else result if isinstance(result, tuple | list) else ()
+
+
+def placed(names: Sequence[str], count: int) -> list[str]:
+    """Return what a tuple of ``count`` values calls them: the names in order, or their places where these are names."""
+    places = [PLACE.fullmatch(name) for name in names]
+    if all(place is not None and int(place[1]) < count for place in places):
+        return [f"output_{place}" for place in range(count)]
+    return list(names)
 
 
 def named(result: Any, names: Sequence[str]) -> dict[str, Tensor]:
@@ -35,8 +75,9 @@ def named(result: Any, names: Sequence[str]) -> dict[str, Tensor]:
         result = (result,)
     if isinstance(result, Mapping):
         given = {name: result.get(name) for name in names}
-    elif isinstance(result, tuple | list) and len(result) == len(names):
-        given = dict(zip(names, result, strict=True))
+    elif isinstance(result, tuple | list) and len(places := placed(names, len(result))) == len(result):
+        all_ = dict(zip(places, result, strict=True))
+        given = {name: all_[name] for name in names}
     else:
         message = f"returns a {type(result).__name__}; {_wanted(names)}"
         raise ValueError(message)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import inspect
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,18 @@ from typing import Any
 from torch import nn
 
 from dfqkit.teacher.load import Teacher
+from dfqkit_export.tasks import entry_of
 
 
 def identity_of(teacher: Teacher) -> dict[str, Any]:
-    """Return the sha256 of a teacher's weights and buffers, and of each module of source that its classes come from.
+    """Return the sha256 of a teacher's weights and buffers, of each module of source of its classes, and its task.
 
     Layers of torch itself are left out (its version stands in a run's facts), and so is what has no source. Of a script
     or notebook that is running only the classes count, since the rest of it may change at will.
     """
-    return {"sha256": teacher.sha256, "code": code_of(teacher.model, teacher.factory)}
+    # As JSON holds it, since it is compared with what was read.
+    task = json.loads(json.dumps(entry_of(teacher.task)))
+    return {"sha256": teacher.sha256, "code": code_of(teacher.model, teacher.factory), **task}
 
 
 def code_of(model: nn.Module | None, factory: str | None) -> dict[str, str]:

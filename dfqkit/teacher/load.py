@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 from dfqkit.tasks import TorchTask, torch_task
 from dfqkit.teacher.programs import Program, as_module
 from dfqkit.teacher.sources import USER_CODE_ERRORS, build_model, is_stored, stored_program
-from dfqkit.teacher.verification import listed, verify_outputs, verify_weights
+from dfqkit.teacher.verification import listed, settled, verify_outputs, verify_weights
 from dfqkit.teacher.weight_sets import CHOOSE
 from dfqkit.teacher.weights import load_weights, sha256_of_weights
 from dfqkit_export.errors import TeacherError
@@ -64,7 +64,7 @@ class Teacher:
 
     @classmethod
     def from_module(
-        cls, model: nn.Module | Program, image: ImageSpec, name: str | None = None, *, task: Task = DEFAULT_TASK
+        cls, model: nn.Module | Program, image: ImageSpec, name: str | None = None, *, task: Task | None = None
     ) -> Teacher:
         """Make a teacher from a copy of a module; the module itself is not touched.
 
@@ -73,7 +73,7 @@ class Teacher:
             are taken off, other dtypes become float32. Or what torch.export or TorchScript made of one.
             image: What images it takes.
             name: Short name for reports; the class name if None.
-            task: What its outputs mean.
+            task: What its outputs mean; None: what they are recognised as.
 
         Raises:
             TeacherError: The module cannot be copied or fails a check; the message says which.
@@ -142,7 +142,7 @@ def load_teacher(  # noqa: PLR0913 - each is one entry of a recipe
     *,
     name: str | None = None,
     factory_args: Mapping[str, object] | None = None,
-    task: Task = DEFAULT_TASK,
+    task: Task | None = None,
     weights_key: str | None = None,
 ) -> Teacher:
     """Make, load, freeze and verify a teacher.
@@ -155,7 +155,7 @@ def load_teacher(  # noqa: PLR0913 - each is one entry of a recipe
             benchmarks only.
         name: Short name for reports; the factory's own name if None.
         factory_args: Further keyword arguments for the factory.
-        task: What its outputs mean.
+        task: What its outputs mean; None: what they are recognised as.
         weights_key: Which set of weights, in a file that holds several (`load_weights`).
 
     Raises:
@@ -181,7 +181,7 @@ def _of_stored(
     weights: str | Path | None,
     name: str,
     factory_args: Mapping[str, object] | None,
-    task: Task,
+    task: Task | None,
 ) -> Teacher:
     if weights is not None or factory_args:
         message = f"'{factory}' holds its weights and takes no arguments: leave teacher.weights and teacher.args out."
@@ -245,7 +245,7 @@ def _advice(expected: dict[str, Tensor], missing: list[str], extra: list[str], w
     return "Check that teacher.factory and teacher.args are the architecture this checkpoint was trained with."
 
 
-def _freeze(model: nn.Module, image: ImageSpec, name: str, task: Task, **record: Any) -> Teacher:
+def _freeze(model: nn.Module, image: ImageSpec, name: str, task: Task | None, **record: Any) -> Teacher:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     if not tensors or any(is_lazy(tensor) for tensor in tensors.values()):
         found = "has lazy parameters that were never initialised" if tensors else "has no parameters"
@@ -253,6 +253,10 @@ def _freeze(model: nn.Module, image: ImageSpec, name: str, task: Task, **record:
         raise TeacherError(message)
     model.eval().requires_grad_(False)
     verify_weights(tensors, name)
-    verify_outputs(model, image, name, task)
+    known = settled(model, image, name, task)
+    if task is None and known != DEFAULT_TASK:
+        text = "Teacher '%s' is taken for a network of the task %s. Name that task, or another, where it is not so."
+        _LOG.warning(text, name, known.to_dict())
+    verify_outputs(model, image, name, known)
     state = {key: value for key, value in model.state_dict().items() if isinstance(value, Tensor)}
-    return Teacher(model=model, image=image, name=name, sha256=sha256_of_weights(state), task=task, **record)
+    return Teacher(model=model, image=image, name=name, sha256=sha256_of_weights(state), task=known, **record)

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from dfqkit.students.capture import export_graph
 from dfqkit.students.user_code import at, place_of_node
-from dfqkit.tasks import named
+from dfqkit.tasks import found_in, named
 from dfqkit.teacher.sources import USER_CODE_ERRORS
 from dfqkit_export.errors import ArtefactError, TeacherError
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.tasks import Task
+from dfqkit_export.tasks.recognition import recognise
 from dfqkit_export.words import some
 
 _BATCH_TOLERANCE = 1e-3  # of the largest value: kernels may sum in another order for another batch size
@@ -44,6 +45,29 @@ def verify_weights(tensors: dict[str, Tensor], name: str) -> None:
         raise TeacherError(message)
 
 
+def settled(model: nn.Module, image: ImageSpec, name: str, task: Task | None) -> Task:
+    """Return a frozen model's task, what it leaves open taken from the outputs; the task itself, where none is named.
+
+    Raises:
+        TeacherError: The outputs are not the task's, or of no task that can be told; says what was found.
+    """
+    if task is not None and type(task).fitted is Task.fitted:
+        return task  # it leaves nothing open
+    try:
+        result = found_in(_forward(model, probes(image), image, name))
+        found = {key: value.detach().float().cpu().numpy() for key, value in result.items()}
+        return recognise(found, image).required() if task is None else task.fitted(found, image)
+    except (ValueError, ArtefactError) as error:
+        message = f"Teacher '{name}' {error}. " if isinstance(error, ValueError) else f"Teacher '{name}': {error} "
+        advice = "" if isinstance(error, ArtefactError) else "Wrap it in a module whose forward returns such outputs."
+        raise TeacherError((message + advice).strip()) from error
+
+
+def probes(image: ImageSpec) -> Tensor:
+    """Return two images (2, C, H, W) of random pixels, normalised; the same for the same image specification."""
+    return image.normalize(torch.rand((2, *image.shape), generator=torch.Generator().manual_seed(0)))
+
+
 def verify_outputs(model: nn.Module, image: ImageSpec, name: str, task: Task) -> None:
     """Check that a frozen model maps images to its task's outputs, finite, the same in every batch and each time."""
     try:
@@ -51,7 +75,7 @@ def verify_outputs(model: nn.Module, image: ImageSpec, name: str, task: Task) ->
     except ArtefactError as error:
         message = f"Teacher '{name}': {error}"
         raise TeacherError(message) from error
-    x = image.normalize(torch.rand((2, *image.shape), generator=torch.Generator().manual_seed(0)))
+    x = probes(image)
     outputs = functools.partial(_outputs, model, image=image, name=name, task=task)
     out, again = outputs(x), outputs(x)
     if not all(torch.equal(out[key], again[key]) for key in out):

@@ -52,7 +52,7 @@ MOST_TYPE_IGNORES = 25
 # verdicts, float islands, a gate over the whole graph and limits around foreign files came in, and stored state that is
 # bound to its teacher by hash, pixels that are stated once and filled in from libraries, and constant folding; then
 # sources of images that need no classes, BatchNorm or network.
-MOST_LINES = 43_950
+MOST_LINES = 46_200
 
 FOREIGN_CODE = {"yaml.load", "yaml.unsafe_load", "yaml.full_load", "eval", "exec", "pickle.load", "pickle.loads"}
 # What a reader of files must be told, so that it runs no code of theirs.

@@ -208,7 +208,7 @@ class Wrapped(nn.Module):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("tuple", "returns a tuple; one tensor of logits"),
+        ("tuple", r"output_0 \(N, 10\), output_1 .* Name the task"),
         ("random", "different logits for the same images"),
         ("infinite", "NaN or infinite logits"),
         ("coupled", "other logits alone than in a batch.*every image of a batch alone"),

@@ -25,7 +25,7 @@ from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.inputs import Inputs, model_image, own_batch
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.measure.activations import LayerProbe, layer_scales
-from dfqkit_export.measure.kinds import TOP1_DROP, Metric
+from dfqkit_export.measure.kinds import DROPS, Metric
 from dfqkit_export.onnxfile.canonical.opened import forms, has_integer_operators, opened
 from dfqkit_export.onnxfile.graph import SourceGraph
 from dfqkit_export.onnxfile.model import load_onnx, metadata_in
@@ -173,7 +173,7 @@ def compare_files(
         if inputs.labels is not None:
             labels = inputs.labels[: len(images)]
             drops = task.metrics(first, second, labels, subject=b.runtime, data=inputs.source)
-            labelled = [metric for metric in drops if metric.name == TOP1_DROP.name]
+            labelled = [metric for metric in drops if metric.name in DROPS]
             labelled += task.metrics(None, first, labels, subject="teacher", data=inputs.source)
     return Comparison(
         a=a,

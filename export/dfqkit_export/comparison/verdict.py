@@ -6,7 +6,7 @@ What belongs here: what a comparison lets one say. The rules are `report.judging
 from __future__ import annotations
 
 from dfqkit_export.comparison.files import Comparison
-from dfqkit_export.measure.kinds import AGREEMENT, TOP1, TOP1_DROP
+from dfqkit_export.measure.kinds import AGREEMENT, DROPS, TOP1
 from dfqkit_export.report import Finding, LayerRow
 from dfqkit_export.report.judging import Evidence, Judgement, judge
 
@@ -22,7 +22,7 @@ def judge_comparison(found: Comparison) -> Judgement:
     doubts = ["The images are random numbers, which no network was made for. Give others with --images."]
     return judge(
         Evidence(
-            drops=[metric for metric in found.labelled if metric.name == TOP1_DROP.name],
+            drops=[metric for metric in found.labelled if metric.name in DROPS],
             teacher=[metric for metric in found.labelled if metric.name == TOP1.name],
             classes=found.shown.count,
             seen=[found.shown],

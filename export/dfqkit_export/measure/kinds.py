@@ -1,246 +1,41 @@
-"""Kinds of metrics: what is known of a metric before it is measured, and one measured number of a kind.
+"""Kinds of metrics: what is known of a metric before it is measured.
 
 What belongs here: the table of all metrics, one entry each. Title, unit, decimals, direction and tolerance of a metric
 stand here and nowhere else; tables, floors, the gate, model cards and plots read them. Other packages join the table
-through the entry point group ``dfqkit.metrics`` (``name = "package.module:KIND"``).
+through the entry point group ``dfqkit.metrics`` (``name = "package.module:KIND"``). What a kind is says `metric`.
 """
 
 from __future__ import annotations
 
-import math
-import warnings
-from dataclasses import dataclass, replace
-from functools import cache
-from importlib.metadata import entry_points
-from typing import Literal
+from dataclasses import replace
 
-from dfqkit_export.errors import ArtefactError
+from dfqkit_export.measure.metric import (
+    GROUP,
+    KINDS,
+    Metric,
+    MetricKind,
+    PerImage,
+    Tolerance,
+    find_kind,
+    kind_of_unit,
+    known_kinds,
+    load_plugins,
+    register,
+)
 
-#: Entry point group under which other packages offer kinds.
-GROUP = "dfqkit.metrics"
-#: Kinds by name, in the order in which tables that choose their rows show them.
-KINDS: dict[str, MetricKind] = {}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tolerance:
-    """How far a value may be on the wrong side of a recorded one, unless another tolerance is stated.
-
-    Attributes:
-        absolute: In the metric's unit.
-        relative: A share of the recorded value, added.
-        of_images: The least, as a share of the images.
-        flips: Whether it is no less than what an equally good file would flip of images that were chosen where the
-            file at hand is right.
-    """
-
-    absolute: float = 0.0
-    relative: float = 0.0
-    of_images: float = 0.0
-    flips: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class PerImage:
-    """What each image contributes to a metric, from which the paired standard error of a change follows.
-
-    The values are the task's: `Task.per_image`.
-
-    Attributes:
-        key: Name under which tasks give and baselines keep the values; metrics with the same values share it.
-        binary: Whether the values are yes or no.
-        over: The images that count.
-        total: How values come to the metric: their mean, their sum, or their mean as noise power in dB.
-    """
-
-    key: str
-    binary: bool = False
-    over: Literal["all", "plain", "sensitive"] = "all"
-    total: Literal["mean", "sum", "dB"] = "mean"
-
-
-@dataclass(frozen=True, kw_only=True)
-class MetricKind:
-    """A metric, whatever its value.
-
-    Attributes:
-        name: Its name in files.
-        title: Its name for readers.
-        unit: "%", "points", "nats", "dB", "ms", "bytes", "" for a plain number.
-        decimals: Decimals that readers see; None for significant digits.
-        significant: Significant digits of a metric that spans many orders of magnitude; None for four.
-        higher_is_better: Direction; None for a number that is neither good nor bad.
-        tolerance: How far it may change.
-        per_image: What each image contributes; None for a metric that is not about images, or has no paired error.
-        about: What it is told of: the file alone, images, or images with labels.
-        gated: Whether the gate compares it; False for what is information only.
-        timed: Whether it depends on the machine and on what else runs there.
-        ratio_words: For a metric that is compared as a ratio, how a better and a worse one are called.
-        without_value: What it means that there is no finite value where there was one, for a metric whose best it is.
-        headline: Whether it is among the figures at the head of a report, of which the first of the table are shown.
-        on_card: Whether model cards show it.
-        short: Its name at the head of a narrow column of comparisons of synthesizers; "" where they leave it out.
-    """
-
-    name: str
-    title: str
-    unit: str = ""
-    decimals: int | None = None
-    significant: int | None = None
-    higher_is_better: bool | None
-    tolerance: Tolerance = Tolerance()
-    per_image: PerImage | None = None
-    about: Literal["file", "images", "labels"] = "images"
-    gated: bool = True
-    timed: bool = False
-    ratio_words: tuple[str, str] | None = None
-    without_value: str = ""
-    headline: bool = False
-    on_card: bool = False
-    short: str = ""
-
-    def metric(
-        self,
-        *,
-        subject: str,
-        data: str,
-        value: float | None,
-        n: int,
-        stderr: float | None = None,
-        interval: tuple[float, float] | None = None,
-    ) -> Metric:
-        """Return a measured number of this kind, of which the arguments say what `Metric`'s attributes do."""
-        return Metric(
-            name=self.name,
-            subject=subject,
-            data=data,
-            value=value,
-            unit=self.unit,
-            n=n,
-            stderr=stderr,
-            higher_is_better=self.higher_is_better,
-            low=interval[0] if interval else None,
-            high=interval[1] if interval else None,
-        )
-
-    def tolerance_at(self, value: float | None, n: int, flips: float = 0.0) -> float:
-        """Return the tolerance that a value of n images is recorded with.
-
-        `flips` says how many more images an equally good file may flip.
-        """
-        known = self.tolerance
-        whole = self.unit == "images"
-        least = flips * (1.0 if whole else 100.0 / n) if known.flips and n else 0.0
-        limit = max(known.absolute + known.relative * (value or 0.0), known.of_images * n, least)
-        return float(math.ceil(limit)) if whole else float(f"{limit:.3g}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Metric:
-    """One measured number and what is needed to judge it.
-
-    Attributes:
-        name: What was measured, the name of a `MetricKind`.
-        subject: What it was measured on: "teacher", "student", the name of a runtime, ...
-        data: The images it was measured with, for example "real:cifar10_test" or "synthetic:dfq, seed 7".
-        value: The number; None where the quantity has no finite value (see the function that made it).
-        unit: The kind's.
-        n: How many images (for latency: repetitions) the value rests on.
-        stderr: Standard error of the value, in its unit; None where it has none.
-        higher_is_better: The kind's.
-        low: Lower end of an interval of 95 %, where one is known that holds better than one of standard errors.
-        high: Its upper end.
-    """
-
-    name: str
-    subject: str
-    data: str
-    value: float | None
-    unit: str
-    n: int
-    stderr: float | None = None
-    higher_is_better: bool | None = None
-    low: float | None = None
-    high: float | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse values that JSON cannot hold."""
-        for field in ("value", "stderr", "low", "high"):
-            number = getattr(self, field)
-            if number is not None and not math.isfinite(number):
-                message = (
-                    f"Metric {self.name!r} of {self.subject!r} has the {field} {number}, which is not finite. Use None "
-                    "for a quantity without a finite value, and look for NaN in the model's outputs."
-                )
-                raise ArtefactError(message)
-        if self.n < 0:
-            message = (
-                f"Metric {self.name!r} of {self.subject!r} claims to rest on {self.n} images; n cannot be negative."
-            )
-            raise ArtefactError(message)
-
-    @property
-    def kind(self) -> MetricKind:
-        """Its kind; what it says of itself goes before what is known, as in a file that another version wrote."""
-        known = find_kind(self.name)
-        if known is not None and known.unit == self.unit:
-            return known
-        alike = kind_of_unit(self.unit)
-        made = known or MetricKind(name=self.name, title=self.name, higher_is_better=self.higher_is_better)
-        return replace(
-            made,
-            unit=self.unit,
-            decimals=alike.decimals if alike else None,
-            significant=alike.significant if alike else None,
-            ratio_words=alike.ratio_words if alike else None,
-            gated=alike.gated if alike else True,
-        )
-
-
-def register(kind: MetricKind) -> MetricKind:
-    """Add a kind to the table, and return it so that a constant can name it."""
-    if KINDS.setdefault(kind.name, kind) != kind:
-        message = f"There are two kinds of metrics called {kind.name!r}. Give one of them another name."
-        raise ArtefactError(message)
-    return kind
-
-
-def find_kind(name: str) -> MetricKind | None:
-    """Return the kind of a name, own or from a plugin; None where nobody knows it."""
-    if name not in KINDS:
-        load_plugins()
-    return KINDS.get(name)
-
-
-def known_kinds() -> list[MetricKind]:
-    """Return all kinds, those of plugins last."""
-    load_plugins()
-    return list(KINDS.values())
-
-
-def kind_of_unit(unit: str) -> MetricKind | None:
-    """Return the first kind of the table with a unit, after whose way other numbers in that unit are written."""
-    return next((kind for kind in KINDS.values() if kind.unit == unit), None) if unit else None
-
-
-@cache
-def load_plugins() -> None:
-    """Add the kinds that other packages offer, once; one that cannot be used is named in a warning."""
-    for point in entry_points(group=GROUP):
-        try:
-            kind = point.load()
-            if not isinstance(kind, MetricKind):
-                message = "it is not a dfqkit_export.measure.kinds.MetricKind"
-                raise TypeError(message)
-            register(kind)
-        except Exception as error:  # whatever a foreign module raises; the others' metrics are told all the same
-            warnings.warn(
-                f"Metric {point.name!r} ({point.value}) cannot be used: {error}. Repair or remove the package that "
-                f"offers it under the entry point {GROUP!r}.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-
+__all__ = [
+    "GROUP",
+    "KINDS",
+    "Metric",
+    "MetricKind",
+    "PerImage",
+    "Tolerance",
+    "find_kind",
+    "kind_of_unit",
+    "known_kinds",
+    "load_plugins",
+    "register",
+]
 
 # Tolerances were set from W8A8 files of CIFAR-10 ResNet-20 that were calibrated on images of 16 kinds, 512 sentinel
 # images: files of eight kinds that lose nothing on real images spread over 1.2 points of agreement, a factor of 1.41 in
@@ -291,6 +86,124 @@ LOGIT_SQNR_DB = register(MetricKind(
     tolerance=Tolerance(absolute=1.5), per_image=NOISE, without_value="The logits are the teacher's exactly.",
 ))
 LOGIT_MAX_ABS = register(MetricKind(name="logit_max_abs", title="Logits, largest difference", higher_is_better=False))
+
+LABEL_DROP = register(replace(TOP1_DROP, name="label_drop", title="Points lost beside the labels", short=""))
+#: What a file loses on labelled images, whatever the task: what a verdict rests on where there are any.
+DROPS = frozenset({TOP1_DROP.name, LABEL_DROP.name})
+
+# Tasks other than classification. Their tolerances are what differs between processors, several times over: none was
+# set from files of known loss.
+SQNR_DB = register(MetricKind(
+    name="sqnr_db", title="SQNR of the outputs", unit="dB", decimals=1, higher_is_better=True,
+    tolerance=Tolerance(absolute=1.5), per_image=NOISE, headline=True, on_card=True, short="SQNR dB",
+    without_value="The outputs are the teacher's exactly.",
+))
+COSINE = register(MetricKind(
+    name="vector_cosine", title="Cosine with the teacher's outputs", decimals=4, higher_is_better=True,
+    tolerance=Tolerance(absolute=0.005), headline=True, on_card=True,
+))
+LARGEST_ERROR = register(MetricKind(
+    name="largest_error", title="Largest error, as a share of the output's range", unit="%", decimals=2,
+    higher_is_better=False, tolerance=Tolerance(absolute=0.5, relative=0.5),
+))
+NEIGHBOUR = register(MetricKind(
+    name="neighbour", title="Nearest other image the teacher's", unit="%", decimals=2, higher_is_better=True,
+    tolerance=Tolerance(absolute=3.0), headline=True, on_card=True,
+))
+RETRIEVAL = register(MetricKind(
+    name="retrieval", title="Nearest other image of the same label", unit="%", decimals=2, higher_is_better=True,
+    tolerance=Tolerance(absolute=1.0), about="labels", headline=True, on_card=True,
+))
+PSNR_DB = register(MetricKind(
+    name="psnr_db", title="PSNR beside the teacher", unit="dB", decimals=1, higher_is_better=True,
+    tolerance=Tolerance(absolute=1.5), headline=True, on_card=True,
+))
+RELATIVE_ERROR = register(MetricKind(
+    name="map_relative_error", title="Mean error, as a share of the teacher's mean size", unit="%", decimals=2,
+    higher_is_better=False, tolerance=Tolerance(absolute=0.5, relative=0.2), headline=True, on_card=True,
+))
+TRUE_RELATIVE_ERROR = register(MetricKind(
+    name="map_true_error", title="Mean error beside the labels, as a share of their mean size", unit="%",
+    decimals=2, higher_is_better=False, tolerance=Tolerance(absolute=0.5, relative=0.1), about="labels", on_card=True,
+))
+MASK_IOU = register(MetricKind(
+    name="mask_iou", title="IoU of the masks beside the teacher's, mean over classes", unit="%", decimals=2,
+    higher_is_better=True, tolerance=Tolerance(absolute=1.0), headline=True, on_card=True, short="mask IoU %",
+))
+PIXEL_AGREEMENT = register(MetricKind(
+    name="pixel_agreement", title="Pixels of the teacher's class", unit="%", decimals=2, higher_is_better=True,
+    tolerance=Tolerance(absolute=0.5), on_card=True,
+))
+MASK_TRUE_IOU = register(MetricKind(
+    name="mask_true_iou", title="IoU of the masks beside the labels, mean over classes", unit="%", decimals=2,
+    higher_is_better=True, tolerance=Tolerance(absolute=0.5), about="labels", headline=True, on_card=True,
+))
+AP50 = register(MetricKind(
+    name="ap50", title="AP50 of its boxes beside the teacher's", unit="%", decimals=2, higher_is_better=True,
+    tolerance=Tolerance(absolute=2.0), headline=True, on_card=True, short="AP50 %",
+))
+AP50_CLASSES = register(replace(
+    AP50, name="ap50_classes", title="AP50 beside the teacher, mean over classes", headline=False, short="",
+))
+AP50_WORST = register(replace(
+    AP50, name="ap50_worst", title="AP50 beside the teacher, the worst class of ten boxes or more", headline=False,
+    on_card=False, tolerance=Tolerance(absolute=8.0), short="",
+))
+AP50_SMALL = register(replace(
+    AP50, name="ap50_small", title="AP50 beside the teacher, boxes below 32 x 32", headline=False, on_card=False,
+    tolerance=Tolerance(absolute=4.0), short="",
+))
+AP50_MEDIUM = register(replace(AP50_SMALL, name="ap50_medium", title="AP50 beside the teacher, up to 96 x 96"))
+AP50_LARGE = register(replace(AP50_SMALL, name="ap50_large", title="AP50 beside the teacher, larger boxes"))
+TRUE_AP50 = register(replace(
+    AP50, name="true_ap50", title="AP50 beside the labels", tolerance=Tolerance(absolute=0.5), about="labels", short="",
+))
+TRUE_AP = register(replace(TRUE_AP50, name="true_ap", title="AP beside the labels, mean over IoU 0.5 to 0.95"))
+BOXES_VANISHED = register(MetricKind(
+    name="boxes_vanished", title="Boxes of the teacher that are gone", unit="%", decimals=2, higher_is_better=False,
+    tolerance=Tolerance(absolute=2.0), headline=True, on_card=True,
+))
+BOXES_APPEARED = register(replace(
+    BOXES_VANISHED, name="boxes_appeared", title="Boxes that the teacher has not, in % of its own",
+))
+BOX_IOU = register(MetricKind(
+    name="box_iou", title="IoU of the boxes that both have", unit="%", decimals=2, higher_is_better=True,
+    tolerance=Tolerance(absolute=1.0),
+))
+SCORE_ERROR = register(MetricKind(
+    name="score_error", title="Error of the scores of the boxes that both have", unit="%", decimals=2,
+    higher_is_better=False, tolerance=Tolerance(absolute=1.0),
+))
+POINTS_KEPT = register(MetricKind(
+    name="points_kept", title="Points where the teacher has them", unit="%", decimals=2, higher_is_better=True,
+    tolerance=Tolerance(absolute=1.5), headline=True, on_card=True, short="points %",
+))
+POINT_ERROR = register(MetricKind(
+    name="point_error", title="Distance of the points, in % of the image's longer side", unit="%", decimals=3,
+    higher_is_better=False, tolerance=Tolerance(absolute=0.2, relative=0.3), on_card=True,
+))
+POINTS_RIGHT = register(replace(
+    POINTS_KEPT, name="points_right", title="Points where the labels have them", about="labels", short="",
+))
+LINE_AGREEMENT = register(MetricKind(
+    name="line_agreement", title="Lines of the teacher's text", unit="%", decimals=2, higher_is_better=True,
+    tolerance=Tolerance(absolute=1.5), headline=True, on_card=True, short="lines %",
+))
+CHARACTER_ERROR = register(MetricKind(
+    name="character_error", title="Characters to change for the teacher's text", unit="%", decimals=2,
+    higher_is_better=False, tolerance=Tolerance(absolute=0.5), on_card=True,
+))
+LINE_ACCURACY = register(replace(
+    LINE_AGREEMENT, name="line_accuracy", title="Lines of the right text", about="labels", short="",
+    tolerance=Tolerance(absolute=0.5),
+))
+TRUE_CHARACTER_ERROR = register(replace(
+    CHARACTER_ERROR, name="true_character_error", title="Characters to change for the right text", about="labels",
+))
+LABELS_F1 = register(MetricKind(
+    name="labels_f1", title="F1 of the labels named", unit="%", decimals=2, higher_is_better=True,
+    tolerance=Tolerance(absolute=0.5), about="labels", headline=True, on_card=True,
+))
 INTEGER_OPS = register(MetricKind(
     name="integer_ops", title="Layers in integer kernels", unit="%", decimals=2, higher_is_better=True,
     about="file", headline=True, short="integer ops %",

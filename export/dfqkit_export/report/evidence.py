@@ -13,6 +13,7 @@ import numpy as np
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.tasks import CLASSES, Outputs, Task
+from dfqkit_export.tasks.base import Limits
 
 #: In place of minus infinity, which JSON cannot hold.
 _LEAST_DB = -200.0
@@ -33,7 +34,11 @@ class Seen:
         largest: Share of the images that are in the largest group, in percent.
         count: Groups that there are.
         confidence: How sure the teacher is of its answers, on average, from 0 to 1; None where it does not say.
-        classes: Whether the outputs are numbers of classes, as those were from which the limits come.
+        classes: Whether the outputs are numbers of classes, as those were from which the limits of `judging` come.
+        limits: The task's own, for other outputs.
+        kept: How much of the teacher's answers stays, in percent, where a task measures that; None elsewhere.
+        empty: Share of the images in which the teacher finds nothing, in percent.
+        answer: What an answer is called.
     """
 
     data: str
@@ -46,6 +51,10 @@ class Seen:
     count: int
     confidence: float | None
     classes: bool
+    limits: Limits = Task.limits
+    kept: float | None = None
+    empty: float = 0.0
+    answer: str = Task.answer
 
 
 def seen(task: Task, image: ImageSpec, teacher: Outputs, file: Outputs, *, data: str) -> Seen:
@@ -71,6 +80,10 @@ def seen(task: Task, image: ImageSpec, teacher: Outputs, file: Outputs, *, data:
         count=sorted_by.count,
         confidence=None if sorted_by.confidence is None else float(sorted_by.confidence.mean()),
         classes=CLASSES in task.offers,
+        limits=task.limits,
+        kept=task.kept(teacher, file),
+        empty=0.0 if sorted_by.nothing is None else 100.0 * float(sorted_by.counts[sorted_by.nothing]) / n,
+        answer=task.answer,
     )
 
 

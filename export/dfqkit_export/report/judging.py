@@ -179,6 +179,8 @@ def _by_images(shown: Seen) -> Judgement:
     if shown.n < LEAST_IMAGES:
         reason = f"{shown.n} images of {shown.data} are too few to tell anything; {LEAST_IMAGES} are the least."
         return Judgement(verdict=NOT_JUDGED, reasons=(reason,))
+    if not shown.classes:
+        return _by_limits(shown)
     if shown.classes and (shown.groups < 2 or shown.largest > LARGEST):
         reason = (
             f"The teacher gives one answer to {shown.largest:.0f} % of the images of {shown.data}, so that nearly any "
@@ -213,6 +215,38 @@ def _by_images(shown: Seen) -> Judgement:
     reason = (
         f"{told}, between what good and broken files show ({OK_FIRM:g} % and {OK_DB:g} dB): only labelled images "
         "(validate.data) can tell."
+    )
+    return Judgement(verdict=NOT_JUDGED, reasons=(reason,))
+
+
+def _by_limits(shown: Seen) -> Judgement:
+    """Judge by the limits of the task: of how much of the teacher's answers stays, and of the worst output's error."""
+    if shown.empty > LARGEST:
+        reason = (
+            f"The teacher finds nothing in {shown.empty:.0f} % of the images of {shown.data}, so that nearly any file "
+            "agrees with it there. Check mean and std, make images that show something, or give labelled ones "
+            "(validate.data)."
+        )
+        return Judgement(verdict=NOT_JUDGED, reasons=(reason,))
+    limits, kept = shown.limits, shown.firm_agreement if shown.kept is None else shown.kept
+    power = "no error at all" if shown.signal_db is None else f"an error {shown.signal_db:.1f} dB below the signal"
+    what = "on the surer half of them" if shown.kept is None else "by the task's own measure"
+    told = (
+        f"On {shown.n} images of {shown.data} it gives the teacher's {shown.answer} on {shown.agreement:.1f} %, {what} "
+        f"{kept:.1f} % of the answers stay, with {power} in the worst output"
+    )
+    error = float("inf") if shown.signal_db is None else shown.signal_db
+    if kept < limits.failed and error < limits.failed_db:
+        message = f"{told}: files below {limits.failed:g} % and {limits.failed_db:g} dB are broken."
+        finding = Finding(metric=AGREEMENT.name, subject="file", value=kept, floor=limits.failed, message=message)
+        return Judgement(verdict=FAILED, findings=(finding,))
+    if kept >= limits.ok and error >= limits.ok_db:
+        return Judgement(
+            verdict=OK, reasons=(f"{told}: what this task asks is {limits.ok:g} % and {limits.ok_db:g} dB.",)
+        )
+    reason = (
+        f"{told}. This task asks {limits.ok:g} % and {limits.ok_db:g} dB, and what a file loses that lies below is not "
+        "known: only labelled images (validate.data) can tell."
     )
     return Judgement(verdict=NOT_JUDGED, reasons=(reason,))
 

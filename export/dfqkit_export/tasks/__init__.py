@@ -38,6 +38,11 @@ GROUP = "dfqkit.tasks"
 
 _TASKS = {
     "classification": "dfqkit_export.tasks.classification:Classification",
+    "segmentation": "dfqkit_export.tasks.segmentation:Segmentation",
+    "detection": "dfqkit_export.tasks.detection:Detection",
+    "embedding": "dfqkit_export.tasks.embedding:Embedding",
+    "dense": "dfqkit_export.tasks.dense:Dense",
+    "generic": "dfqkit_export.tasks.generic:Generic",
 }
 
 #: What a recipe or a file is about that does not say.

@@ -52,7 +52,7 @@ class OutputSpec:
 
     def __post_init__(self) -> None:
         """Refuse a name that stored sets use for something else."""
-        if self.name in _NOT_OUTPUTS or not self.name.isidentifier():
+        if not self.name or self.name in _NOT_OUTPUTS or not self.name.isprintable() or " " in self.name:
             message = f"an output cannot be called {self.name!r}"
             raise ValueError(message)
 
@@ -80,6 +80,7 @@ class Groups:
     Attributes:
         of: The group of each image, int64 (N,), from 0 to `count`, exclusive.
         count: Groups that there are, those without an image too; 1 where nothing is sorted.
+        nothing: The group of images in which the network finds nothing (no box, no mask); None where there is no such.
         confidence: How sure the network is of each, float32 (N,); None where it does not say.
         one: What a group is called; "" where nothing is sorted.
         many: The same for several.
@@ -87,6 +88,7 @@ class Groups:
 
     of: NDArray[np.int64]
     count: int = 1
+    nothing: int | None = None
     confidence: NDArray[np.float32] | None = None
     one: str = ""
     many: str = ""
@@ -95,6 +97,23 @@ class Groups:
     def counts(self) -> NDArray[np.int64]:
         """Images of each group, (count,)."""
         return np.bincount(self.of, minlength=self.count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Between which a file is surely good and surely broken, by images without labels.
+
+    Attributes:
+        ok: Percent of the teacher's answers that a good file keeps (`Task.kept`).
+        ok_db: Power of what differs from image to image beside that of a good file's error, in dB.
+        failed: Below this share of the answers a file is broken, where the error is large too.
+        failed_db: The error that is.
+    """
+
+    ok: float
+    ok_db: float
+    failed: float
+    failed_db: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,19 +144,17 @@ class Task(ABC):
     Attributes:
         name: What recipes and files call it.
         title: What such a network is, for people: "image classifier".
-        outputs: In the order in which a network that gives a tuple gives them.
         words: What its outputs are called together: "logits".
         answer: What is the same or another where two of them are compared: "argmax".
-        offers: What synthesizers may need of it: "classes", where outputs are one number a class.
+        limits: Of the surest half's answers and of the error, where no other are known for the task.
         samples: The programs of a bundle.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
-    outputs: ClassVar[tuple[OutputSpec, ...]]
     words: ClassVar[str] = "outputs"
     answer: ClassVar[str] = "answer"
-    offers: ClassVar[frozenset[str]] = frozenset()
+    limits: ClassVar[Limits] = Limits(ok=99.0, ok_db=13.0, failed=90.0, failed_db=4.0)
     samples: ClassVar[Samples] = Samples(
         programs={"python/run.py": f"{__package__}:samples/run.py.txt"},
         languages="Python",
@@ -146,6 +163,16 @@ class Task(ABC):
         note="Small differences between processors are normal: kernels without VNNI and sums in another order move a "
         "number by\na step or two of its scale.",
     )
+
+    @property
+    @abstractmethod
+    def outputs(self) -> tuple[OutputSpec, ...]:
+        """What the network gives, in the order in which one that gives a tuple gives it; may be a class's constant."""
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """What synthesizers may need of it: "classes", where outputs are one number a class."""
+        return frozenset()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -166,6 +193,18 @@ class Task(ABC):
         if self.needs_classes and not image.classes:
             message = f"The task {self.name!r} needs the number of classes. Say it beside shape, mean and std."
             raise ArtefactError(message)
+
+    def fitted(self, found: Outputs, image: ImageSpec) -> Task:
+        """Return the task with what it leaves open (names, shapes) as a network has it; by default as it is.
+
+        Args:
+            found: What the network gives for a few images, by name; of a single tensor without one, "".
+            image: What it was given.
+
+        Raises:
+            ArtefactError: The outputs do not fit; says what was found and what is needed.
+        """
+        return self
 
     def named_in(self, found: Sequence[str]) -> tuple[str, ...]:
         """Return what a file calls this task's outputs: as the task does, or anything, in the task's order.
@@ -268,6 +307,10 @@ class Task(ABC):
             axis=0,
         )
         return total
+
+    def kept(self, reference: Outputs, outputs: Outputs) -> float | None:
+        """Return how much of the reference's answers stays, in percent, where a share of images says too little."""
+        return None
 
     def per_image(self, reference: Outputs, outputs: Outputs) -> dict[str, NDArray[Any]]:
         """Return what each image contributes to metrics, (N,) by the key of `kinds.PerImage`."""

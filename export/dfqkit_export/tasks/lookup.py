@@ -53,10 +53,15 @@ def task_of(entry: Mapping[str, Any] | None) -> Task:
         return DEFAULT_TASK
     kind = task_class(str(entry.get("name")))
     try:
-        return kind(**{key: value for key, value in entry.items() if key != "name"})
+        return kind(**{key: _frozen(value) for key, value in entry.items() if key != "name"})
     except (TypeError, ValueError) as error:
         message = f"Task {kind.name!r} cannot be made of {dict(entry)!s:.200}: {error}."
         raise ArtefactError(message) from error
+
+
+def _frozen(value: Any) -> Any:
+    """Return lists of JSON as the tuples that they were."""
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
 def task_in(metadata: Mapping[str, str]) -> Task:

@@ -1,0 +1,80 @@
+"""Distances of tasks other than classification: errors beside the size of what is imitated.
+
+What belongs here: the torch part of tasks whose outputs are numbers, maps or vectors. Boxes have `detection`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from dfqkit.tasks.base import Tensors, TorchTask
+from dfqkit_export.tasks.embedding import Embedding
+from dfqkit_export.tasks.segmentation import Segmentation
+
+#: In place of a power of 0.
+_LEAST = 1e-12
+
+
+class TorchNumbers(TorchTask):
+    """Any outputs: the mean squared error of each beside its power, summed over the outputs."""
+
+    rule = "error beside the teacher's outputs"
+
+    def distance(self, reference: Tensors, answer: Tensors, temperature: float = 1.0) -> Tensor:
+        """Return the sum over the outputs of the mean squared error as a share of the reference's mean square."""
+        return torch.stack([relative(reference[name], answer[name]) for name in self.task.names]).sum()
+
+
+class TorchEmbedding(TorchTask):
+    """A vector: one less the cosine."""
+
+    rule = "angle from the teacher's vectors"
+
+    def distance(self, reference: Tensors, answer: Tensors, temperature: float = 1.0) -> Tensor:
+        """Return the mean over the images of 1 - cosine."""
+        assert isinstance(self.task, Embedding)
+        wanted, found = (side[self.task.output].flatten(1) for side in (reference, answer))
+        return (1 - F.cosine_similarity(found, wanted, dim=1)).mean()
+
+
+class TorchSegmentation(TorchTask):
+    """A class for each position: the divergence of the predictions there."""
+
+    rule = "KL from the teacher, over all positions"
+
+    def distance(self, reference: Tensors, answer: Tensors, temperature: float = 1.0) -> Tensor:
+        """Return tau^2 KL between the softened predictions, in nats, the mean over images and positions."""
+        task = self.task
+        assert isinstance(task, Segmentation)
+        wanted, found = (as_channels(side[task.output], task) for side in (reference, answer))
+        if wanted.shape[1] == 1:
+            return binary_kl(wanted, found, temperature, probabilities=task.scores == "probabilities").mean()
+        if task.scores == "probabilities":
+            wanted, found = (side.clamp_min(torch.finfo(side.dtype).tiny).log() for side in (wanted, found))
+        wanted, found = (F.log_softmax(side / temperature, 1) for side in (wanted, found))
+        return temperature**2 * (wanted.exp() * (wanted - found)).sum(1).mean()
+
+
+def as_channels(values: Tensor, task: Segmentation) -> Tensor:
+    """Return scores of positions as (N, classes, h, w)."""
+    if values.dim() == 3:
+        return values[:, None]
+    return values.movedim(-1, 1) if task.axis else values
+
+
+def binary_kl(wanted: Tensor, found: Tensor, temperature: float = 1.0, *, probabilities: bool = False) -> Tensor:
+    """Return tau^2 KL between two Bernoulli distributions of each element, in nats, of logits or probabilities."""
+    if probabilities:
+        wanted, found = (torch.logit(side, eps=1e-6) for side in (wanted, found))
+    wanted, found = wanted / temperature, found / temperature
+    likely = torch.sigmoid(wanted)
+    on = F.logsigmoid(wanted) - F.logsigmoid(found)
+    off = F.logsigmoid(-wanted) - F.logsigmoid(-found)
+    return temperature**2 * (likely * on + (1 - likely) * off)
+
+
+def relative(reference: Tensor, answer: Tensor) -> Tensor:
+    """Return the mean squared error as a share of the reference's mean square."""
+    return (answer - reference).square().mean() / reference.square().mean().clamp_min(_LEAST)
