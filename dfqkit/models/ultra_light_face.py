@@ -71,8 +71,8 @@ class ReceptiveFieldBlock(nn.Module):
 class UltraLightFace(nn.Module):
     """Ultra-Light-Fast-Generic-Face-Detector, version RFB, for one image size.
 
-    Source: Linzaer, Ultra-Light-Fast-Generic-Face-Detector-1MB (MIT), version RFB-320; SSD's decoding of boxes. Parameter
-    names follow the checkpoints in circulation.
+    Source: Linzaer, Ultra-Light-Fast-Generic-Face-Detector-1MB (MIT), version RFB-320; SSD's decoding of boxes.
+    Parameter names follow the checkpoints in circulation.
 
     Args:
         size: Height and width of the images, in pixels.
@@ -135,9 +135,7 @@ def priors(size: Sequence[int]) -> Tensor:
     for step, boxes in zip(STEPS, BOX_SIZES, strict=True):
         rows, columns = math.ceil(height / step), math.ceil(width / step)
         for j, i in itertools.product(range(rows), range(columns)):
-            found += [
-                [(i + 0.5) / columns, (j + 0.5) / rows, box / width, box / height] for box in boxes
-            ]
+            found += [[(i + 0.5) / columns, (j + 0.5) / rows, box / width, box / height] for box in boxes]
     return torch.tensor(found).clamp(0, 1)
 
 

@@ -15,9 +15,9 @@ from dfqkit_export.backends.base import Options
 from dfqkit_export.backends.onnxruntime.session import EXACT_PRODUCTS
 from dfqkit_export.backends.opening import realised_precision
 from dfqkit_export.backends.precision import Realised
+from dfqkit_export.backends.processor import saturates, this_processor
 from dfqkit_export.backends.session import Session
 from dfqkit_export.backends.target import Target
-from dfqkit_export.env import environment, saturates
 from dfqkit_export.errors import ArtefactError, RuntimeCrashedError
 from dfqkit_export.measure.kinds import Metric
 from dfqkit_export.measure.metrics import integer_share
@@ -81,7 +81,7 @@ def ask_runtime(path: Path, target: Target) -> Account:
 
 def _saturation(target: Target) -> tuple[str, ...]:
     """Warn where this machine would compute something else in a session that is not told to be exact."""
-    if backend_of(target) is not DEFAULT or target.weights.reduce_range or not saturates(environment()["cpu"]):
+    if backend_of(target) is not DEFAULT or target.weights.reduce_range or not saturates(this_processor()):
         return ()
     return (
         "This processor has no VNNI, and products of 8-bit codes saturate on such ones unless the session sets "

@@ -25,6 +25,7 @@ from dfqkit_export._version import __version__
 from dfqkit_export.backends.target import Target
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.files import write_bytes
+from dfqkit_export.onnxfile.separate import separate_codes
 
 
 def write_float(graph: fx.GraphModule, path: Path, *, metadata: Mapping[str, str], opset: int = 18) -> None:
@@ -51,7 +52,9 @@ def write_qdq(graph: fx.GraphModule, target: Target, path: Path, *, metadata: Ma
     Raises:
         TargetError: When the graph holds a quantizer that the target cannot run.
     """
-    write_model(_exported(graph, with_qdq(graph, target), target.opset), path, metadata=metadata)
+    model = _exported(graph, with_qdq(graph, target), target.opset)
+    separate_codes(model)
+    write_model(model, path, metadata=metadata)
 
 
 def write_model(model: onnx.ModelProto, path: Path, *, metadata: Mapping[str, str]) -> None:

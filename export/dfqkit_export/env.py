@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from dfqkit_export.backends import all_backends
+from dfqkit_export.backends.processor import this_processor
 
 _PACKAGES = ("dfqkit", "numpy", "onnx", "torch", "torchvision", "brevitas")
-# Without VNNI, x86 kernels for uint8 x int8 saturate in int16, so these decide whether two machines agree.
-_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 
 
 def environment() -> dict[str, Any]:
@@ -31,14 +28,9 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: version for name in packages if (version := _version(name)) is not None},
-        "cpu": {**cpu_of(_cpuinfo()), "count": _cpu_count()},
+        "cpu": {**this_processor(), "count": _cpu_count()},
         "threads": {name: os.environ[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name in os.environ},
     }
-
-
-def saturates(cpu: Mapping[str, Any]) -> bool:
-    """Whether the processor (`environment()["cpu"]`) is an x86 whose sums of uint8 x int8 products saturate."""
-    return "avx2" in cpu["flags"] and not any(flag.endswith("vnni") for flag in cpu["flags"])
 
 
 def _version(package: str) -> str | None:
@@ -46,24 +38,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _cpuinfo() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""  # Not Linux.
-
-
-def cpu_of(cpuinfo: str) -> dict[str, Any]:
-    """Read model and flags of the first processor from the text of /proc/cpuinfo."""
-    fields: dict[str, str] = {}
-    for line in cpuinfo.splitlines():
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip().lower(), value.strip())
-    flags = set((fields.get("flags") or fields.get("features") or "").split())
-    model = fields.get("model name") or platform.processor() or platform.machine()
-    return {"model": model, "flags": [flag for flag in _FLAGS if flag in flags]}
 
 
 def _cpu_count() -> int:

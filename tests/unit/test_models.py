@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -39,6 +40,19 @@ def count_right(model: nn.Module, x: Tensor, labels: np.ndarray) -> int:
     with torch.no_grad():
         predicted = torch.cat([model(batch) for batch in x.split(250)]).argmax(1)
     return int((predicted.numpy() == labels).sum())
+
+
+def test_the_face_detector_answers_as_its_onnx_form_does(assets: Path) -> None:
+    model = models.rfb_320().eval()
+    model.load_state_dict(load_file(assets / "rfb320.safetensors"), strict=True)
+    x = torch.randn(1, 3, 240, 320, generator=torch.Generator().manual_seed(0))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(assets / "rfb320.onnx"), options)
+    with torch.no_grad():
+        answers = model(x)
+    for found, wanted in zip(answers, session.run(["scores", "boxes"], {"input": x.numpy()}), strict=True):
+        assert np.abs(found.numpy() - wanted).max() < 1e-5
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)

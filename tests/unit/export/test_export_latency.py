@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dfqkit_export.env import cpu_of, environment, saturates
+from dfqkit_export.backends.processor import cpu_of, saturates
+from dfqkit_export.env import environment
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.measure import latency
 

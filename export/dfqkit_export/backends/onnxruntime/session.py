@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dfqkit_export.backends.processor import saturates, this_processor
 from dfqkit_export.backends.session import FileSession, Images, check_threads, require_one_image
 from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
 from dfqkit_export.onnxfile.model import load_onnx
 from dfqkit_export.onnxfile.parameters import check_parameters
+from dfqkit_export.onnxfile.separate import separate_codes, shares_codes
 from dfqkit_export.onnxfile.skeleton import LARGE, skeleton
 
 _ERRORS_ONLY = 3
@@ -76,10 +78,13 @@ class OrtSession(FileSession):
         self.path = Path(path)
         self.threads = threads
         self.optimized = optimized
-        check_parameters(load_onnx(self.path, weights=False), self.path)
+        known = load_onnx(self.path, weights=False)
+        check_parameters(known, self.path)
         settings = _settings(threads, optimized, optimized_path, profile_prefix)
         content: str | bytes = str(self.path)
-        if lean and self.path.stat().st_size >= _LARGE_FILE:
+        if saturates(this_processor()) and shares_codes(known):
+            content = _separated(self.path)
+        elif lean and self.path.stat().st_size >= _LARGE_FILE:
             content = _left_on_disk(self.path, settings)
         self._session = _inference_session(self.path, content, settings, provider)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
@@ -129,6 +134,13 @@ def _settings(
         options.enable_profiling = True
         options.profile_file_prefix = str(profile_prefix)
     return options
+
+
+def _separated(path: Path) -> bytes:
+    """Return a file in the form that `EXACT_PRODUCTS` can work on."""
+    model = load_onnx(path)
+    separate_codes(model)
+    return bytes(model.SerializeToString())
 
 
 def _left_on_disk(path: Path, settings: Any) -> bytes:
