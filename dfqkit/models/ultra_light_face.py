@@ -46,17 +46,18 @@ class ReceptiveFieldBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         i = width // 8
-        ends = {"dilation": 2, "linear": True}, {"dilation": 3, "linear": True}, {"dilation": 5, "linear": True}
         self.branch0 = nn.Sequential(
-            _Part(width, i, linear=True), _Part(i, 2 * i, 3), _Part(2 * i, 2 * i, 3, **ends[0])
+            _Part(width, i, linear=True), _Part(i, 2 * i, 3), _Part(2 * i, 2 * i, 3, dilation=2, linear=True)
         )
         self.branch1 = nn.Sequential(
-            _Part(width, i, linear=True), _Part(i, 2 * i, 3), _Part(2 * i, 2 * i, 3, **ends[1])
+            _Part(width, i, linear=True), _Part(i, 2 * i, 3), _Part(2 * i, 2 * i, 3, dilation=3, linear=True)
         )
         self.branch2 = nn.Sequential(
-            _Part(width, i, linear=True), _Part(i, 3 * i // 2, 3), _Part(3 * i // 2, 2 * i, 3),
-            _Part(2 * i, 2 * i, 3, **ends[2]),
-        )  # fmt: skip
+            _Part(width, i, linear=True),
+            _Part(i, 3 * i // 2, 3),
+            _Part(3 * i // 2, 2 * i, 3),
+            _Part(2 * i, 2 * i, 3, dilation=5, linear=True),
+        )
         self.ConvLinear = _Part(6 * i, width, linear=True)
         self.shortcut = _Part(width, width, linear=True)
         self.relu = nn.ReLU()
