@@ -20,6 +20,7 @@ import onnx
 from numpy.typing import NDArray
 
 from dfqkit_export.backends import DEFAULT, as_written
+from dfqkit_export.backends.onnxruntime.blocks import block_of
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.backends.opening import realised_precision
 from dfqkit_export.bundle import Bundle, open_bundle
@@ -158,7 +159,7 @@ def measure_subject(subject: Subject, *, threads: int | None = None, optimized: 
     optimized = optimized and not subject.as_written
     # Before the session that stays: two of a large file, or it and its weights, would be too much memory at once.
     try:
-        signature = read_signature(subject.model)
+        signature = read_signature(subject.model, block=block_of(subject.model))
     except Exception:  # of a file that no runtime takes it is the runtime that says what is wrong; else raised
         images = normalized(sentinel.images[:1], subject.bundle.image)
         OrtSession(subject.bundle.model, threads=threads, optimized=optimized, lean=True).run(images)

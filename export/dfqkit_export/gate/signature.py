@@ -137,9 +137,9 @@ def _require_whole(codes: NDArray[np.int32], sketched: Floats, scales: Floats, n
         raise ValueError(message)
 
 
-def read_signature(model: onnx.ModelProto) -> Signature:
-    """Read what is to be kept of a checked model, off its canonical form."""
-    form = canonical(model)
+def read_signature(model: onnx.ModelProto, *, block: int = 0) -> Signature:
+    """Read what is to be kept of a checked model, off its canonical form (`canonical`)."""
+    form = canonical(model, block=block)
     graph = SourceGraph(form)
     nodes = list(graph.layers())
     layers: dict[str, LayerSignature] = {}

@@ -15,7 +15,7 @@ import onnx
 import onnx.inliner
 from onnx import helper
 
-from dfqkit_export.onnxfile.canonical import fused, quantizers, rules, selecting, turning
+from dfqkit_export.onnxfile.canonical import blocked, fused, quantizers, rules, selecting, turning
 from dfqkit_export.onnxfile.canonical.workgraph import Rule, WorkGraph
 from dfqkit_export.onnxfile.graph import OWN_DOMAINS, outer_names
 
@@ -51,12 +51,16 @@ class CanonicalGraph:
     opset: int
 
 
-def canonical(model: onnx.ModelProto) -> CanonicalGraph:
-    """Return the graph of a checked model in canonical form. The model is left as it is, and no large tensor copied."""
+def canonical(model: onnx.ModelProto, *, block: int = 0) -> CanonicalGraph:
+    """Return the graph of a checked model in canonical form. The model is left as it is, and no large tensor copied.
+
+    Of operators on blocks of channels (`blocked`), of ``block`` each, weights are; with 0 they stay as they are.
+    """
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
-    graph = WorkGraph(model.graph, model.opset_import)
+    graph = WorkGraph(model.graph, model.opset_import, block=block)
     store_constants(graph)
+    graph.shapes |= _sizes(graph) if block else {}
     changed = True
     while changed:  # sizes are known of ONNX's own operators: what others stand for comes first
         changed = _rewrite(graph, sized=False)
@@ -102,7 +106,7 @@ def _rewrite(graph: WorkGraph, *, sized: bool) -> bool:
         changed = False
         for node in list(graph.nodes):
             if node.output and graph.resolved(node.output[0]) == node.output[0] not in graph.constants:
-                changed |= any(rule(graph, node) for rule in _rules_of(node, sized=sized))
+                changed |= any(rule(graph, node) for rule in _rules_of(graph, node, sized=sized))
         graph.resolve()
         if sized:
             changed |= _made_one(graph)
@@ -112,9 +116,18 @@ def _rewrite(graph: WorkGraph, *, sized: bool) -> bool:
     return False
 
 
-def _rules_of(node: onnx.NodeProto, *, sized: bool) -> tuple[Rule, ...]:
+def _rules_of(graph: WorkGraph, node: onnx.NodeProto, *, sized: bool) -> tuple[Rule, ...]:
     op = node.op_type
-    first = (*fused.RULES.get(op, ()), fused.own_domain, rules.as_inputs, rules.passed_on, rules.folded)
+    if node.domain == blocked.DOMAIN:
+        return blocked.RULES.get(op, ())
+    first = (
+        *((blocked.each,) if graph.block and op in blocked.EACH else ()),
+        *fused.RULES.get(op, ()),
+        fused.own_domain,
+        rules.as_inputs,
+        rules.passed_on,
+        rules.folded,
+    )
     if not sized or node.domain:
         return first
     if op == "QuantizeLinear":

@@ -32,10 +32,11 @@ class WorkGraph:
         opset: Of ONNX's own operators.
         fixed: Whether the file says how many images are at the input.
         batch: How many; a prime that no other size is likely to be where that is open.
+        block: Channels in a block of maps in blocks; 0 where nobody knows.
     """
 
-    def __init__(self, graph: onnx.GraphProto, opsets: Sequence[onnx.OperatorSetIdProto]) -> None:
-        self.opsets = opsets
+    def __init__(self, graph: onnx.GraphProto, opsets: Sequence[onnx.OperatorSetIdProto], *, block: int = 0) -> None:
+        self.opsets, self.block = opsets, block
         self.opset: int = next((entry.version for entry in opsets if entry.domain in OWN_DOMAINS), 1)
         self.constants: dict[str, onnx.TensorProto] = {tensor.name: tensor for tensor in graph.initializer}
         self.inputs = [value for value in graph.input if value.name not in self.constants]
