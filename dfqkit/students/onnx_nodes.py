@@ -62,7 +62,7 @@ class _QuantizeDequantize(nn.Module):
 
 
 class _IntegerLayer(nn.Module):
-    """A convolution or linear layer whose weights (and bias) are stored as integer codes.
+    """A convolution, transposed or not, or linear layer whose weights (and bias) are stored as integer codes.
 
     ``first`` holds the weights where the layer is another call of one that is written already.
     """
@@ -77,10 +77,13 @@ class _IntegerLayer(nn.Module):
             self.weight_codes, self.weight_scale = nn.Buffer(codes), nn.Buffer(scale)
             self.weight_zero_point = nn.Buffer(torch.zeros_like(scale, dtype=torch.int8))
         self.function: Callable[..., Tensor] = nn.functional.linear
-        self.options = {}
+        self.options, self.axis = {}, 0
         if isinstance(layer, nn.Conv2d):
             self.function = nn.functional.conv2d
             self.options = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
+        if isinstance(layer, nn.ConvTranspose2d):
+            self.function, self.axis = nn.functional.conv_transpose2d, 1
+            self.options = {name: getattr(layer, name) for name in ("stride", "padding", "output_padding", "dilation")}
         bias = layer.bias.detach()
         self.integer_bias = input_scale is not None
         if input_scale is not None:
@@ -92,16 +95,16 @@ class _IntegerLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         holder = self._holder[0]
-        weight = _dequantize(holder.weight_codes, holder.weight_scale, holder.weight_zero_point)
+        weight = _dequantize(holder.weight_codes, holder.weight_scale, holder.weight_zero_point, self.axis)
         if not self.integer_bias:
             return self.function(x, weight, self.bias, **self.options)
         bias = _dequantize(self.bias_codes, self.bias_scale, self.bias_zero_point)
         return self.function(x, weight, bias, **self.options)
 
 
-def _dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+def _dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor, axis: int = 0) -> Tensor:
     inputs = (codes, scale, zero_point)
-    return _symbolic("DequantizeLinear", inputs, {"axis": 0}, dtype=torch.float32, shape=codes.shape, version=None)
+    return _symbolic("DequantizeLinear", inputs, {"axis": axis}, dtype=torch.float32, shape=codes.shape, version=None)
 
 
 def _weight_codes(layer: QuantWeightBiasInputOutputLayer) -> tuple[Tensor, Tensor]:
@@ -110,7 +113,7 @@ def _weight_codes(layer: QuantWeightBiasInputOutputLayer) -> tuple[Tensor, Tenso
         quantized = layer.quant_weight()
         codes = quantized.int(float_datatype=False).to(torch.int8)
         scale = quantized.scale.detach().reshape(-1).clone()
-    channels = codes.shape[0]
+    channels = codes.shape[layer.output_channel_dim]
     return codes.clone(), scale.expand(channels).clone() if scale.numel() == 1 else scale
 
 

@@ -133,6 +133,11 @@ def _quant_layer(
                 layer.in_channels, layer.out_channels, layer.kernel_size, stride=layer.stride, padding=layer.padding,
                 dilation=layer.dilation, groups=layer.groups, **options,
             )  # fmt: skip
+        elif isinstance(layer, nn.ConvTranspose2d):
+            twin = qnn.QuantConvTranspose2d(
+                layer.in_channels, layer.out_channels, layer.kernel_size, stride=layer.stride, padding=layer.padding,
+                output_padding=layer.output_padding, dilation=layer.dilation, **options,
+            )  # fmt: skip
         else:
             twin = qnn.QuantLinear(layer.in_features, layer.out_features, **options)
     with torch.no_grad():

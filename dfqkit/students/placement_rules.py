@@ -47,7 +47,10 @@ class Rules:
         if reason := coarse_input(image, target):
             self.kept |= {node: reason for node in self.nodes if node.op == "placeholder"}
         self.islands = Islands(graph, self.tensors, unbounded, set(self.kept))
-        self.weighted_nodes = [n for n in self.nodes if isinstance(self.module(n), _WEIGHTED)]
+        self.turned = set[fx.Node]()
+        for node in self.nodes:  # in order: signs are told by the layers before
+            self.turned |= {node} if self._turned(node) else set()
+        self.weighted_nodes = [n for n in self.nodes if self.kind(n) == "weighted"]
         self.outputs = tail_of(self.nodes[-1].all_input_nodes, self.modules, self._through_structure)
         self.first = {n for n in self.weighted_nodes if not self._meets_weighted(n, lambda m: m.all_input_nodes)}
         self.last = {n for n in self.weighted_nodes if not self._meets_weighted(n, lambda m: list(m.users))}
@@ -63,7 +66,7 @@ class Rules:
         function = op_name(node.target) if node.op == "call_function" else ""
         if node.op == "placeholder":
             return "input"
-        if isinstance(module, _WEIGHTED):
+        if isinstance(module, _WEIGHTED) or node in self.turned:
             return "weighted"
         if isinstance(module, nn.MaxPool2d):
             return self._kind_of_maximum(node)
@@ -74,6 +77,15 @@ class Rules:
         if function in REGRID:
             return "regrid"
         return "compute" if node.op in ("call_module", "call_function") else "none"
+
+    def _turned(self, node: fx.Node) -> bool:
+        """Whether a node is a transposed convolution that the target computes on codes as its input has them."""
+        layer, rule = self.module(node), self.target.rule("ConvTranspose")
+        if not isinstance(layer, nn.ConvTranspose2d) or rule is None or layer.groups > 1:
+            return False  # with groups, an output channel is no slice of the weights, and has no scale of its own
+        target = self.target
+        space = target.unsigned_activations if self.nonnegative(source(node)) else target.signed_activations
+        return space in rule.activations.value
 
     def _kind_of_maximum(self, node: fx.Node) -> str:
         before = node.args[0]
@@ -219,7 +231,7 @@ class Rules:
 
     def _reads_quantized(self, reader: fx.Node, node: fx.Node) -> bool:
         """Targets that quantize inputs only: those of weighted layers, pooling, and an addition's residual branch."""
-        if isinstance(self.module(reader), _WEIGHTED):
+        if self.kind(reader) == "weighted":
             return True
         if isinstance(self.module(reader), _POOLING):
             return self.islands.holds(node)

@@ -63,7 +63,11 @@ def operators_of(seen: str, told: str) -> tuple[OperatorRule, ...]:
             "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Concat",
             placement="through", activations=activations, source=f"{told}: they commute with Q/DQ",
         ),
-        row("ConvTranspose", placement="float", source=f"{seen}: accepted, computes in float"),
+        row(
+            "ConvTranspose", placement="float",
+            source=f"{seen}: accepted, computes in float; read: NVIDIA/TensorRT #2380: kernels take one scale an input "
+            "channel, never one an output channel",
+        ),
     )  # fmt: skip
 
 
