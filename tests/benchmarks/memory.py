@@ -1,9 +1,9 @@
 """Peak memory of `dfqkit check` on a large model: `python tests/benchmarks/memory.py [--kind conv] [--mb 258]`.
 
-Makes the folder of a run with a model of so many megabytes and 64 sentinel images of 3x64x64, checks it against a
-baseline, and adds up the resident memory of the command and its children (/proc, every 5 ms; pages that a child shares
-with its parent are counted twice). Prints a row for each kind of model; exits with 1 where one takes more than 2.3
-times its file. Linux only; some minutes.
+Makes the folder of a run with a model of so many megabytes and 64 sentinel images of 3x64x64, records it in a baseline,
+checks it against that, once more with a layer's weights changed, and adds up the resident memory of the command and its
+children (/proc, every 5 ms; pages that a child shares with its parent are counted twice). Prints a row for each kind of
+model and step; exits with 1 where one takes more than 2.3 times its file. Linux only; some minutes.
 """
 
 from __future__ import annotations
@@ -149,6 +149,16 @@ def write_run(folder: Path, model: onnx.ModelProto) -> Path:
     return folder
 
 
+def spoil(path: Path) -> None:
+    """Turn the weights of the middle layer around, so that the file regresses and is diagnosed."""
+    model = onnx.load(path)
+    weights = [tensor for tensor in model.graph.initializer if tensor.name.endswith(".w")]
+    chosen = weights[len(weights) // 2]
+    values = numpy_helper.to_array(chosen)
+    chosen.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values[::-1]), chosen.name))
+    onnx.save(model, path)
+
+
 def measured(command: list[str]) -> tuple[int, float, int, str]:
     """Return the peak of all processes in bytes, the seconds, the exit code, and what was said."""
     begun = time.monotonic()
@@ -193,7 +203,10 @@ def main() -> int:
             for step, more in {
                 "record": ["--update-in-ci", "--allow", "a benchmark", "--reason", "a benchmark"],
                 "check": [],
+                "regressed": [],
             }.items():
+                if step == "regressed":
+                    spoil(folder / "model.onnx")
                 peak, seconds, code, said = measured([*command, *more])
                 worst = max(worst, peak / size)
                 row = (

@@ -85,7 +85,7 @@ def explain(measured: Measurement, case: Case, changes: Sequence[Change], *, reg
     preprocessing = preprocessing_changes(subject, case)
     if preprocessing:
         return [*(f"preprocessing: {text}" for text in preprocessing), *found]
-    behind = () if found else _first_distant(subject, case)
+    behind = () if found else _first_distant(measured, case)  # last: it ends the session of the experiments
     found = [*_experiments(measured, subject), *found, *_of_values(changes), *behind]
     return found or list(_of_ranges(changes))
 
@@ -129,12 +129,20 @@ def _value(value: Any) -> str:
     return "not stated" if value is None else str(value)
 
 
-def layer_sketches(subject: Subject) -> dict[str, NDArray[np.float64]]:
-    """Return sketches of what the layers put out on the first sensitive images, normalised as the manifest says."""
+def layer_sketches(measured: Measurement) -> dict[str, NDArray[np.float64]]:
+    """Return sketches of what the layers put out on the first sensitive images, normalised as the manifest says.
+
+    The session in which the file was measured is closed before: two of a large file are too much memory at once.
+    """
+    subject = measured.subject
+    if subject is None:
+        return {}
+    if measured.session is not None:
+        measured.session.close()
     chosen = np.flatnonzero(subject.sentinel.kind == SENSITIVE)[:_IMAGES]
     chosen = chosen if chosen.size else np.arange(min(_IMAGES, len(subject.sentinel)))
     images = normalized(subject.sentinel.images[chosen], subject.bundle.image)
-    outputs = layer_outputs(subject.bundle.model, images, optimized=not subject.as_written)
+    outputs = layer_outputs(subject.bundle.model, images, optimized=not subject.as_written, lean=True)
     return {name: sketch(values) for name, values in outputs.items()}
 
 
@@ -257,13 +265,13 @@ def _of_ranges(changes: Sequence[Change]) -> Iterator[str]:
         )
 
 
-def _first_distant(subject: Subject, case: Case) -> Iterator[str]:
+def _first_distant(measured: Measurement, case: Case) -> Iterator[str]:
     """Yield the first layer whose output is not what it was."""
     base = unpack_sketches({str(k): v for k, v in case.sketches.items()})
     if not base:
         return
     try:
-        found = distances(base, layer_sketches(subject))
+        found = distances(base, layer_sketches(measured))
     except ArtefactError:
         return  # an explanation less; the verdict stands without it
     highest = 0.0

@@ -66,7 +66,7 @@ def record(
         reason="" if verdict == OK else options.reason or before.reason,
         facts=_facts(measured),
         images=measured.images.to_dict() if measured.images is not None else {},
-        sketches=pack_sketches(layer_sketches(measured.subject)) if measured.subject is not None else {},
+        sketches=pack_sketches(layer_sketches(measured)),
         files=dict(measured.files),
     )
 

@@ -16,8 +16,9 @@ import onnx
 from numpy.typing import NDArray
 
 from dfqkit_export.backends import DEFAULT, UNOPTIMIZED, all_backends, get_backend
+from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.backends.opening import open_session
-from dfqkit_export.backends.session import FileSession, batched
+from dfqkit_export.backends.session import FileSession, Session, batched
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.onnxfile.graph import SourceGraph
 from dfqkit_export.onnxfile.model import load_onnx
@@ -29,7 +30,7 @@ class LayerProbe:
     A layer's output is taken after the bias (an Add of a constant), the BatchNormalization and the Relu or Clip that
     follow it and, in a quantized file, after the Q/DQ pair behind that. There a runtime's fusions are disturbed least,
     so that its integer kernels are what is seen. Layers without a name are left out, and those that are not in `layers`
-    where names are given.
+    where names are given. In ONNX Runtime a `lean` one takes less memory for a large file (`OrtSession`).
 
     Attributes:
         tensors: For each layer, in the file's order, the tensor that its output is taken from.
@@ -44,21 +45,24 @@ class LayerProbe:
         runtime: str = DEFAULT.name,
         threads: int | None = None,
         layers: Collection[str] | None = None,
+        lean: bool = False,
     ) -> None:
-        model = load_onnx(path)
+        model = load_onnx(path, weights=not lean)
         graph = SourceGraph(model.graph)
         visible = _visible_tensors(graph)
         self.tensors = {name: visible[name] for name in visible if layers is None or name in layers}
         self.scales = {name: _scale(tensor, graph) for name, tensor in self.tensors.items()}
         self._own = [value.name for value in model.graph.output]
-        present = set(self._own)
-        for tensor in dict.fromkeys(self.tensors.values()):
-            if tensor not in present:
-                model.graph.output.append(onnx.ValueInfoProto(name=tensor))  # whatever type it has
-        with tempfile.TemporaryDirectory(prefix="dfqkit-") as folder:
-            exposed = Path(folder) / "exposed.onnx"
-            onnx.save(model, str(exposed))
-            session = open_session(runtime, exposed, threads=threads)
+        more = [tensor for tensor in dict.fromkeys(self.tensors.values()) if tensor not in self._own]
+        if lean:
+            optimized = runtime == DEFAULT.name
+            session: Session = OrtSession(path, threads=threads, optimized=optimized, lean=True, exposed=more)
+        else:
+            model.graph.output.extend(onnx.ValueInfoProto(name=tensor) for tensor in more)  # whatever type they have
+            with tempfile.TemporaryDirectory(prefix="dfqkit-") as folder:
+                exposed = Path(folder) / "exposed.onnx"
+                onnx.save(model, str(exposed))
+                session = open_session(runtime, exposed, threads=threads)
         if not isinstance(session, FileSession) or not get_backend(runtime).sees_layers:
             able = [name for name, backend in all_backends().items() if backend.sees_layers]
             message = f"Runtime {runtime!r} gives outputs only; layers can be seen in {', '.join(able)}."
@@ -80,6 +84,7 @@ def layer_outputs(
     batch: int = 64,
     threads: int | None = None,
     optimized: bool = True,
+    lean: bool = False,
 ) -> dict[str, NDArray[np.float32]]:
     """Run a file in ONNX Runtime and return the output of each of its layers, as `LayerProbe` sees it.
 
@@ -89,6 +94,7 @@ def layer_outputs(
         batch: Images in one call of the runtime.
         threads: Threads inside one operator; None leaves the choice to the runtime.
         optimized: False executes the file as written, in float.
+        lean: Whether memory is worth more than time (`OrtSession`).
 
     Returns:
         Name of the layer to its output, float32, in the file's order.
@@ -97,7 +103,7 @@ def layer_outputs(
         ArtefactError: The file is not a complete ONNX model, or the images do not fit it.
         RuntimeUnavailableError: onnxruntime is not installed.
     """
-    probe = LayerProbe(path, runtime=(DEFAULT if optimized else UNOPTIMIZED).name, threads=threads)
+    probe = LayerProbe(path, runtime=(DEFAULT if optimized else UNOPTIMIZED).name, threads=threads, lean=lean)
     parts = [probe.run(part)[1] for part in batched(images, batch)]
     return {layer: np.concatenate([part[layer] for part in parts]) for layer in probe.scales}
 

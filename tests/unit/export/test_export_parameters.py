@@ -15,6 +15,7 @@ from dfqkit.cli import main
 from dfqkit_export.backends.onnxruntime import session
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.errors import ArtefactError
+from dfqkit_export.measure.activations import layer_outputs
 from dfqkit_export.onnxfile import skeleton
 from dfqkit_export.onnxfile.model import load_onnx
 from dfqkit_export.onnxfile.parameters import check_parameters
@@ -232,6 +233,21 @@ class TestSkeleton:
         monkeypatch.setattr(session, "_LARGE_FILE", 0)
         monkeypatch.setattr(skeleton, "LARGE", 200)
         np.testing.assert_array_equal(OrtSession(path, lean=True).predict(images), expected)
+
+    def test_layers_seen_without_a_second_copy_of_the_file_are_the_same(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = write_net(QdqBuilder, tmp_path / "net.onnx")
+        images = codes(4).astype(np.float32) / 255
+        expected = {optimized: layer_outputs(path, images, optimized=optimized) for optimized in (True, False)}
+        monkeypatch.setattr(session, "_LARGE_FILE", 0)
+        monkeypatch.setattr(skeleton, "LARGE", 200)
+        monkeypatch.setattr(onnx, "save", None)  # which would need the whole model
+        for optimized, outputs in expected.items():
+            found = layer_outputs(path, images, optimized=optimized, lean=True)
+            assert list(found) == list(outputs)
+            for name, values in outputs.items():
+                np.testing.assert_array_equal(found[name], values)
 
     @pytest.mark.parametrize("keep", [1, 100, -100, -1])
     def test_what_is_cut_off_is_refused(self, keep: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,12 +5,13 @@ What belongs here: loading and running an ONNX file, with settings that make the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from dfqkit_export.backends.processor import saturates, this_processor
@@ -56,6 +57,7 @@ class OrtSession(FileSession):
         profile_prefix: str | Path | None = None,
         provider: str = _CPU,
         lean: bool = False,
+        exposed: Collection[str] = (),
     ) -> None:
         """Load the file, after a look at what runtimes crash of (`check_parameters`).
 
@@ -68,6 +70,7 @@ class OrtSession(FileSession):
             provider: Name of the execution provider that must take the file.
             lean: Whether a large file stays on disk, mapped into memory and not packed anew: 1.2 times its size where
                 it is 2.5, slower, and with other last digits of float sums.
+            exposed: Tensors that become outputs, too, behind the file's own.
 
         Raises:
             RuntimeUnavailableError: onnxruntime is not installed, or the provider could not be loaded.
@@ -86,7 +89,9 @@ class OrtSession(FileSession):
             content = _separated(self.path)
         elif lean and self.path.stat().st_size >= _LARGE_FILE:
             content = _left_on_disk(self.path, settings)
-        self._session = _inference_session(self.path, content, settings, provider)
+        if exposed:
+            content = _with_outputs(content, exposed)
+        self._session: Any = _inference_session(self.path, content, settings, provider)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         told = [(value.name, value.type) for value in inputs]
         require_one_image(self.path, told, len(outputs), float32="tensor(float)")
@@ -103,6 +108,10 @@ class OrtSession(FileSession):
         except _rejections() as error:
             message = f"Model {str(self.path)!r} could not run on images of shape {images.shape}: {error}"
             raise ArtefactError(message) from None
+
+    def close(self) -> None:
+        """Give the runtime's memory back; the session answers nothing any more."""
+        self._session = None
 
     def end_profile(self) -> Path:
         """Stop profiling and return the file of events that was written, for sessions with a `profile_prefix`."""
@@ -155,6 +164,14 @@ def _left_on_disk(path: Path, settings: Any) -> bytes:
         settings.add_session_config_entry(key, value)
     settings.enable_cpu_mem_arena = settings.enable_mem_pattern = False
     return skeleton(path)
+
+
+def _with_outputs(content: str | bytes, tensors: Collection[str]) -> bytes:
+    """Return a model, or that in a file, with more outputs."""
+    model = onnx.ModelProto.FromString(content) if isinstance(content, bytes) else load_onnx(content)
+    model.graph.output.extend(onnx.ValueInfoProto(name=tensor) for tensor in tensors)  # whatever type they have
+    made: bytes = model.SerializeToString()
+    return made
 
 
 def _inference_session(path: Path, content: str | bytes, settings: Any, provider: str) -> Any:
