@@ -53,8 +53,10 @@ class PixelConfig(PoolConfig):
     jitter: int = Field(0, ge=0, description="Circular shift of the batch in every step, up to so many pixels.")
     flip: bool = Field(False, description="Mirror the whole batch in half of the steps.")
     clamp: bool = Field(True, description="Keep pixels within [0, 1] after every step.")
-    start: Literal["normal", "uniform"] = Field(
-        "normal", description="N(0, 1) in the normalised space, clamped as above, or U(0, 1) in pixels."
+    start: Literal["normal", "uniform", "procedural"] = Field(
+        "normal",
+        description="N(0, 1) in the normalised space, clamped as above, U(0, 1) in pixels, or the images that method "
+        "procedural draws (ours: nearer to natural ones than noise is, with the same steps).",
     )
     start_from: str | None = Field(
         None,

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from dfqkit.config.section import Section
+from dfqkit.config.section import Added, Section
 
 #: What `SynthesizerConfig.real_data` says where nothing tells.
 UNKNOWN = "unknown"
@@ -51,8 +51,8 @@ class SynthesizerConfig(Section):
         implementation: The class that does it, as ``module:Class``; imported when it is built.
         needs: What the method cannot do without, of "batchnorm" (layers with running statistics), "classes" (a task
             whose output is one number a class), "linear_head" (a linear layer that gives these), "features" (what
-            enters the last layer), "student" (one to play against, in the warm-up too), "records" and "images" (files
-            that the section names).
+            enters the last layer), "objects" (a task that finds some), "student" (one to play against, in the warm-up
+            too), "records" and "images" (files that the section names).
         warning: What every report about its images must open with; None for most methods.
         origin: What images are made from where that is not the teacher; "" for most methods.
     """
@@ -79,7 +79,11 @@ class SynthesizerConfig(Section):
     @property
     def needed(self) -> frozenset[str]:
         """What this configuration needs; less or more than ``needs`` where options decide."""
-        return self.needs
+        weights = getattr(self, "weights", None)
+        if not isinstance(weights, StatisticsWeights):
+            return self.needs
+        spared = {"classes"} if weights.of_classes and not any(map(weights.counts, weights.of_classes)) else set()
+        return (self.needs - spared) | ({"objects"} if weights.objects else set())
 
     def warnings(self) -> tuple[str, ...]:
         """Return what reports about images of this configuration must open with."""
@@ -132,3 +136,22 @@ class LossWeights(Section):
             )
             raise ValueError(message)
         return self
+
+
+class StatisticsWeights(LossWeights):
+    """Base of the weights of methods on BatchNorm statistics, which any network's outputs can join.
+
+    Attributes:
+        of_classes: Terms about classes: where all are off, a task without classes will do. Empty where a method has
+            none, or cannot do without.
+    """
+
+    of_classes: ClassVar[frozenset[str]] = frozenset()
+
+    objects: Annotated[float, Added("0.2.0")] = Field(
+        0.0, ge=0, description="Objects of all classes and sizes in every image, of a task that finds some. Ours."
+    )
+
+    def counts(self, term: str) -> bool:
+        """Return whether a term has a weight; one that the method sets itself has."""
+        return bool(getattr(self, term) != 0)

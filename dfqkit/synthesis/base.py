@@ -6,14 +6,17 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dfqkit import losses
 from dfqkit.config.synthesis import NO_DEMAND, Demand, SynthesizerConfig
 from dfqkit.tasks.classification import as_logits
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError
+from dfqkit_export.tasks import CLASSES
 
 Losses = dict[str, float]
 
@@ -93,6 +96,29 @@ class Synthesizer(ABC):
         """Draw images (n, C, H, W) to calibrate or train a student on; methods that keep a set draw from it."""
         return self.sample(n)
 
+    def _objects(self, outputs: Any) -> dict[str, Tensor]:
+        """Return the term that asks for objects, where it counts, of what the teacher's model returned."""
+        if not self.weights.get("objects"):
+            return {}
+        task = self.teacher.torch_task
+        answers = task.named(outputs)
+        found = task.objectness(answers)
+        return {} if found is None else {"objects": losses.objects(found, task.object_sizes(answers))}
+
+    def _apart(
+        self, students: Sequence[nn.Module], distance: Callable[[Tensor, Tensor], Tensor], images: Tensor, outputs: Any
+    ) -> Tensor:
+        """Return the mean distance of students from what the teacher's model returned for the same images.
+
+        It is ``distance`` (student's logits, teacher's), for tasks without classes that of the task.
+        """
+        task = self.teacher.torch_task
+        if CLASSES in self.teacher.task.offers:
+            found = [distance(as_logits(student(images)), outputs) for student in students]
+        else:
+            found = [task.distance(task.named(outputs), task.named(student(images))) for student in students]
+        return torch.stack(found).mean()
+
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
         """Everything needed to continue as if never interrupted, the generator's state included."""
@@ -121,10 +147,3 @@ def require_finite(config: SynthesizerConfig, values: Mapping[str, float], where
 def weighted_sum(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """Return the loss that is minimised: every term times the weight of its name."""
     return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-
-
-def mean_over(
-    students: Sequence[nn.Module], distance: Callable[[Tensor, Tensor], Tensor], images: Tensor, logits: Tensor
-) -> Tensor:
-    """Return a distance between students' and teacher's answers to the same images, averaged over the students."""
-    return torch.stack([distance(as_logits(student(images)), logits) for student in students]).mean()

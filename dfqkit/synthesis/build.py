@@ -20,6 +20,7 @@ _IN_WORDS = {
     "classes": "classes to make images of",
     "linear_head": "a linear layer that gives the logits",
     "features": "features in front of its last layer",
+    "objects": "a task that finds objects",
 }
 #: What a teacher can lack; the rest of what methods need, the caller or the recipe supplies.
 TEACHERS_PART = frozenset(_IN_WORDS)
@@ -69,9 +70,13 @@ def require_needs(config: SynthesizerConfig, teacher: Teacher) -> None:
         return
     would_do = [name for name, kind in synthesizer_configs().items() if not (kind.needs & TEACHERS_PART) - offered]
     folded = " (folded into the convolutions, or another normalisation?)" if "batchnorm" in lacking else ""
+    of_classes = getattr(getattr(config, "weights", None), "of_classes", ())
+    terms = {"classes": sorted(of_classes), "objects": ["objects"]}.get(lacking[0], ()) if len(lacking) == 1 else ()
+    off = " and ".join(f"weights.{name}: 0" for name in terms)
     message = (
         f"Synthesizer '{config.method}' needs {' and '.join(_IN_WORDS[name] for name in lacking)}, which teacher "
         f"'{teacher.name}' does not have{folded}. It offers: {', '.join(sorted(offered)) or 'outputs alone'}. Use "
-        f"one of {', '.join(would_do)}{', or the checkpoint before folding' if folded else ''}."
+        f"one of {', '.join(would_do)}{', or the checkpoint before folding' if folded else ''}"
+        f"{f', or set {off} to make do without' if off else ''}."
     )
     raise RecipeError(message)

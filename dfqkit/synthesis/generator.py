@@ -88,7 +88,7 @@ class LatentBatch:
 
     def __init__(self, n: int, latent: int, classes: int, rng: torch.Generator) -> None:
         self.z = torch.randn((n, latent), generator=rng, device=rng.device, requires_grad=True)
-        self.labels = torch.randint(classes, (n,), generator=rng, device=rng.device)
+        self.labels = torch.randint(max(classes, 1), (n,), generator=rng, device=rng.device)
         self.best: dict[str, Tensor] = {}
 
     def keep(self, loss: Tensor, **tensors: Tensor) -> None:

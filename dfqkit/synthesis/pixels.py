@@ -26,6 +26,7 @@ from dfqkit.synthesis.drawing import Deck
 from dfqkit.synthesis.given import first_places
 from dfqkit.synthesis.optimizers import cosine, optimizer_tensors, restore_optimizer, under
 from dfqkit.synthesis.pool import PoolSynthesizer
+from dfqkit.synthesis.scenes import Scenery, draw_scenes
 from dfqkit_export.images.labelled import load_images
 
 _LOG = logging.getLogger(__name__)
@@ -97,6 +98,8 @@ class PixelSynthesizer(PoolSynthesizer):
         return min(max(left, 0), self.config.batch)
 
     def _noise(self, n: int) -> Tensor:
+        if self.config.start == "procedural":
+            return self.teacher.image.normalize(draw_scenes(n, self.teacher.image.shape, self.rng, Scenery()))
         shape = (n, *self.teacher.image.shape)
         if self.config.start == "uniform":
             return self.teacher.image.normalize(torch.rand(shape, generator=self.rng, device=self.device))

@@ -136,6 +136,20 @@ class TorchTask(ABC):
         """Return a network's first output as terms of a loss take it; of a classifier logits."""
         return output
 
+    def objectness(self, outputs: Tensors) -> Tensor | None:
+        """Return the probability of each class at each position, (N, positions, classes); what is left is background.
+
+        With gradient, each within [0, 1], of what is shown: boxes, pixels of regions. None where the task finds none.
+        """
+        return None
+
+    def object_sizes(self, outputs: Tensors) -> Tensor | None:
+        """Return the side of the box at each of these positions, (N, positions), as a share of the image's side.
+
+        With gradient, above 0; None where positions have no size.
+        """
+        return None
+
     def same(self, first: Tensors, second: Tensors) -> Tensor:
         """Return on which images both give the same answer, bool (N,)."""
         both = ({name: value.detach().float().cpu().numpy() for name, value in one.items()} for one in (first, second))

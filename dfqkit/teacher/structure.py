@@ -91,7 +91,7 @@ def last_layer(teacher: Teacher) -> str:
 
 
 def provides(teacher: Teacher) -> frozenset[str]:
-    """Return what it offers of "batchnorm", "classes", "linear_head" and "features"; see `Synthesizer.needs`."""
+    """Return what it offers of what `build.TEACHERS_PART` lists."""
     calls, output = layer_calls(teacher)
     classes = CLASSES in teacher.task.offers
     head = classes and _head_of(calls, output) is not None
@@ -99,6 +99,7 @@ def provides(teacher: Teacher) -> frozenset[str]:
     called = {id(call.layer) for call in calls}
     norms = any(id(layer) in called for layer in batch_norms(teacher.model).values())
     found = {"batchnorm": norms, "linear_head": head, "features": head or last}
+    found["objects"] = teacher.torch_task.objectness(teacher.answers(grey_images(teacher))) is not None
     return teacher.task.offers | {name for name, there in found.items() if there}
 
 

@@ -93,10 +93,13 @@ def opponent(teacher: Teacher) -> fx.GraphModule:
 
 @pytest.fixture(scope="module")
 def files(teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return files_of(teacher, tmp_path_factory.mktemp("files"))
+
+
+def files_of(teacher: Teacher, folder: Path) -> dict[str, str]:
     """What configurations name: similar images, a stored set, activation records."""
     from dfqkit.images import ImageBank
 
-    folder = tmp_path_factory.mktemp("files")
     rng = np.random.default_rng(0)
     channels, height, width = teacher.image.shape
     np.savez(folder / "images.npz", images=rng.integers(0, 256, (64, height, width, channels), dtype=np.uint8))

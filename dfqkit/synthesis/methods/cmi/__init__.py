@@ -30,11 +30,13 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from dfqkit.config.pools import PoolConfig
-from dfqkit.config.synthesis import LossWeights
+from dfqkit.config.synthesis import StatisticsWeights
 
 
-class CMIWeights(LossWeights):
+class CMIWeights(StatisticsWeights):
     """Weights of the loss terms; those of the authors' CIFAR-10 scripts."""
+
+    of_classes: ClassVar[frozenset[str]] = frozenset({"one_hot"})
 
     adversarial: float = Field(0.5, ge=0, description="CMI scripts; no effect without students.")
     bn: float = Field(1.0, ge=0, description="CMI scripts.")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from dfqkit import losses
 from dfqkit.synthesis.augmentation import cropped, shifted, usual_shift
-from dfqkit.synthesis.base import Losses, mean_over, weighted_sum
+from dfqkit.synthesis.base import Losses, weighted_sum
 from dfqkit.synthesis.generator import Generator, LatentBatch
 from dfqkit.synthesis.methods.cmi import CMIConfig
 from dfqkit.synthesis.optimizers import optimizer_tensors, prefixed, restore_optimizer, under
@@ -53,11 +53,12 @@ class CMI(PoolSynthesizer):
             logits, global_ = self._teach(shown)
         terms = {
             "bn": torch.stack(tap.deviations(losses.bn_l2)).sum(),
-            "one_hot": nn.functional.cross_entropy(logits, self.batch.labels),
-            "contrastive": self._contrast(local, global_),
         }
+        if self.weights["one_hot"]:
+            terms["one_hot"] = nn.functional.cross_entropy(logits, self.batch.labels)
+        terms |= {"contrastive": self._contrast(local, global_), **self._objects(logits)}
         if students and self.weights["adversarial"]:
-            terms["adversarial"] = -mean_over(students, losses.agreeing_kl, shown, logits)
+            terms["adversarial"] = -self._apart(students, losses.agreeing_kl, shown, logits)
         loss = weighted_sum(terms, self.weights)
         self.batch.keep(loss, images=images, features=torch.cat([local, global_], 1))
         optimizers = (self.optimizer, self.head_optimizer)
@@ -69,10 +70,10 @@ class CMI(PoolSynthesizer):
             optimizer.step()
         return {name: float(term.detach()) for name, term in terms.items()}
 
-    def _teach(self, views: Tensor) -> tuple[Tensor, Tensor]:
+    def _teach(self, views: Tensor) -> tuple[Any, Tensor]:
         """Logits, and features (N, channels)."""
         with self.layers as layers:
-            logits: Tensor = self.teacher.model(views)
+            logits = self.teacher.model(views)
             entered = [per_image(x.float()) for x in layers.values.values()]
         return logits, torch.cat(entered, 1)
 

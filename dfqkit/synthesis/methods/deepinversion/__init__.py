@@ -29,7 +29,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from dfqkit.config.pools import PixelConfig
-from dfqkit.config.synthesis import LossWeights
+from dfqkit.config.synthesis import StatisticsWeights
 
 _IMAGENET: dict[str, Any] = {
     "batch": 84,
@@ -53,8 +53,10 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 }
 
 
-class DeepInversionWeights(LossWeights):
+class DeepInversionWeights(StatisticsWeights):
     """Weights of the loss terms; the defaults are for CIFAR-10 and its schedule."""
+
+    of_classes: ClassVar[frozenset[str]] = frozenset({"ce"})
 
     ce: float = Field(1.0, ge=0, description="Cross entropy with the assigned labels (authors' scripts).")
     bn: float = Field(10.0, ge=0, description="bn_l2, summed over layers (authors' README; 0.01 for ImageNet).")

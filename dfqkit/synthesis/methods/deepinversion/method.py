@@ -30,14 +30,16 @@ class DeepInversion(PixelSynthesizer):
                 self._require_half_size(stage.shrink)
 
     def _draw(self) -> None:
-        self.labels = self._assigned_labels()
+        if self.weights["ce"]:
+            self.labels = self._assigned_labels()
 
     def _terms(self, images: Tensor, students: Sequence[nn.Module]) -> dict[str, Tensor]:
         with self.tap as tap:
             logits = self.teacher.model(images)
         layers = tap.deviations(losses.bn_l2)
         layers[0] = self.config.first_bn * layers[0]
-        terms = {"ce": nn.functional.cross_entropy(logits, self.labels), "bn": torch.stack(layers).sum()}
+        terms = {"ce": nn.functional.cross_entropy(logits, self.labels)} if self.weights["ce"] else {}
+        terms |= {"bn": torch.stack(layers).sum(), **self._objects(logits)}
         l2 = losses.l2_batch if self.config.l2_over == "batch" else losses.l2_image
         priors = {"tv_l2": losses.tv_l2, "tv_l1": losses.tv_l1, "l2": l2}
         terms |= {name: prior(images) for name, prior in priors.items() if self.weights[name]}

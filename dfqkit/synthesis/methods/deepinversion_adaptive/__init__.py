@@ -30,6 +30,8 @@ from dfqkit.synthesis.methods.deepinversion import DeepInversionFields, DeepInve
 class AdaptiveDeepInversionWeights(DeepInversionWeights):
     """Weights of the loss terms; the defaults are for CIFAR-10 and its schedule."""
 
+    of_classes: ClassVar[frozenset[str]] = frozenset()  # the competition is about them, too
+
     competition: float = Field(
         10.0, ge=0, description="1 - JS in nats. Ours; 0.2 for ImageNet (authors' README), 0 in their CIFAR script."
     )

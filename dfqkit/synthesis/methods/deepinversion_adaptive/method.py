@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from dfqkit import losses
-from dfqkit.synthesis.base import mean_over
 from dfqkit.synthesis.methods.deepinversion.method import DeepInversion
 from dfqkit.synthesis.methods.deepinversion_adaptive import AdaptiveDeepInversionConfig
 
@@ -24,7 +23,7 @@ class AdaptiveDeepInversion(DeepInversion):
         if not students or not self.weights["competition"]:
             return {}
         form = author_competition if self.config.form == "author" else losses.competition
-        return {"competition": mean_over(students, form, images, logits)}
+        return {"competition": self._apart(students, form, images, logits)}
 
 
 def author_competition(student: Tensor, teacher: Tensor, temperature: float = 3.0) -> Tensor:

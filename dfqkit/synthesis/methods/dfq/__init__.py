@@ -26,11 +26,13 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from dfqkit.config.pools import OnlineConfig
-from dfqkit.config.synthesis import LossWeights
+from dfqkit.config.synthesis import StatisticsWeights
 
 
-class DFQWeights(LossWeights):
+class DFQWeights(StatisticsWeights):
     """Weights of the generators' loss terms."""
+
+    of_classes: ClassVar[frozenset[str]] = frozenset({"batch_entropy", "instance_entropy"})
 
     adversarial: float = Field(0.05, ge=0, description="Ours: 1 (paper) took a W4A4 ResNet-20 below plain calibration.")
     bn: float = Field(0.03, ge=0, description="On the sum over channels and layers; the known reproduction has 0.01.")

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from dfqkit import losses
-from dfqkit.synthesis.base import mean_over
 from dfqkit.synthesis.methods.dfq import DFQConfig
 from dfqkit.synthesis.online import OnlineSynthesizer
 from dfqkit.teacher.taps import BatchNormTap
@@ -28,11 +27,9 @@ class DFQ(OnlineSynthesizer):
     def _terms(self, images: Tensor, students: Sequence[nn.Module]) -> dict[str, Tensor]:
         with self.tap as tap:
             logits = self.teacher.model(images)
-            terms = {
-                "bn": torch.stack(tap.deviations(losses.bn_kl)).sum(),
-                "instance_entropy": losses.instance_entropy(logits),
-                "batch_entropy": losses.class_balance(logits),
-            }
+            terms = {"bn": torch.stack(tap.deviations(losses.bn_kl)).sum(), **self._objects(logits)}
+        of_classes = {"instance_entropy": losses.instance_entropy, "batch_entropy": losses.class_balance}
+        terms |= {name: term(logits) for name, term in of_classes.items() if self.weights[name]}
         if students and self.weights["adversarial"]:
-            terms["adversarial"] = -mean_over(students, losses.kd_kl, images, logits)
+            terms["adversarial"] = -self._apart(students, losses.kd_kl, images, logits)
         return terms

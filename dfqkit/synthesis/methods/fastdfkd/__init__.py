@@ -35,11 +35,13 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field
 
 from dfqkit.config.pools import PoolConfig
-from dfqkit.config.synthesis import Demand, LossWeights
+from dfqkit.config.synthesis import Demand, StatisticsWeights
 
 
-class FastDFKDWeights(LossWeights):
+class FastDFKDWeights(StatisticsWeights):
     """Weights of the loss terms."""
+
+    of_classes: ClassVar[frozenset[str]] = frozenset({"one_hot"})
 
     adversarial: float = Field(
         1.1,

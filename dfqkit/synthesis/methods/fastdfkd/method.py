@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dfqkit import losses
 from dfqkit.synthesis.augmentation import shifted, usual_shift
-from dfqkit.synthesis.base import Losses, mean_over, weighted_sum
+from dfqkit.synthesis.base import Losses, weighted_sum
 from dfqkit.synthesis.generator import Generator, LatentBatch
 from dfqkit.synthesis.methods.fastdfkd import FastDFKDConfig
 from dfqkit.synthesis.optimizers import optimizer_tensors, prefixed, restore_optimizer, under
@@ -74,9 +74,11 @@ class FastDFKD(PoolSynthesizer):
             losses.bn_l2(*moments, s.running_mean, s.running_variance)
             for moments, s in zip(mixed, tap.statistics, strict=True)
         ]
-        terms = {"bn": torch.stack(layers).sum(), "one_hot": nn.functional.cross_entropy(logits, self.batch.labels)}
+        terms = {"bn": torch.stack(layers).sum(), **self._objects(logits)}
+        if self.weights["one_hot"]:
+            terms["one_hot"] = nn.functional.cross_entropy(logits, self.batch.labels)
         if students and self.weights["adversarial"] and self.finished >= self.batches:
-            terms["adversarial"] = -mean_over(students, losses.agreeing_kl, shown, logits)
+            terms["adversarial"] = -self._apart(students, losses.agreeing_kl, shown, logits)
         loss = weighted_sum(terms, self.weights)
         self.batch.keep(loss, images=images)
         parameters = list(self.member.parameters())

@@ -27,10 +27,10 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from dfqkit.config.pools import PoolConfig
-from dfqkit.config.synthesis import LossWeights
+from dfqkit.config.synthesis import StatisticsWeights
 
 
-class GENIEWeights(LossWeights):
+class GENIEWeights(StatisticsWeights):
     """Weights of the loss terms."""
 
     bn: float = Field(1.0, ge=0, description="GENIE code.")

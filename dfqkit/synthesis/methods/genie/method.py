@@ -46,11 +46,12 @@ class GENIE(PoolSynthesizer):
     def _step(self, students: Sequence[nn.Module], step: int, steps: int) -> Losses:
         images = self.member(self.z)
         with self.tap as tap, self.swing:
-            self.teacher.model(images)
+            outputs = self.teacher.model(images)
         variance, mean = torch.var_mean(images, (0, 2, 3), correction=0)
         terms = {
             "bn": torch.stack(tap.deviations(losses.bn_std)).sum(),
             "image": losses.bn_std(mean, variance, torch.zeros_like(mean), torch.ones_like(mean)),
+            **self._objects(outputs),
         }
         loss = weighted_sum(terms, self.weights)
         for group in self.optimizer.param_groups:

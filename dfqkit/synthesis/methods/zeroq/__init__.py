@@ -35,10 +35,10 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from dfqkit.config.pools import PixelConfig
-from dfqkit.config.synthesis import LossWeights
+from dfqkit.config.synthesis import StatisticsWeights
 
 
-class ZeroQWeights(LossWeights):
+class ZeroQWeights(StatisticsWeights):
     """Weights of the loss terms; those of labels are off in ZeroQ."""
 
     bn: float = Field(1.0, ge=0, description="BatchNorm statistics; 1 in all of these methods' codes.")
@@ -63,8 +63,11 @@ class ZeroQConfig(PixelConfig):
     statistics: Literal["batch", "image"] = Field(
         "batch", description="Whose mean and deviation are matched; image: every single one's (ZeroQ's code)."
     )
-    bn: Literal["std", "mse", "l2"] = Field(
-        "std", description="std: ZeroQ, GENIE, sum over layers; mse: IntraQ, HAST, mean; l2: DeepInversion, sum."
+    bn: Literal["std", "mse", "l2", "kl"] = Field(
+        "std",
+        description="std: ZeroQ, GENIE, sum over layers; mse: IntraQ, HAST, mean; l2: DeepInversion, sum; kl: that of "
+        "the normal distributions as in DFQ, mean over channels and layers, a thousandth of the layer's mean running "
+        "variance added to both, against dead channels (ours).",
     )
     gamma: float = Field(2.0, ge=0, description="HAST's exponent: 2 for CIFAR, 0.5 for ImageNet.")
     soft_from: float = Field(0.95, ge=0, le=1, description="IntraQ's epsilon: 0.95 for CIFAR-10, 0.6 for CIFAR-100.")
@@ -80,7 +83,7 @@ class ZeroQConfig(PixelConfig):
             message = f"lower ({self.lower}) must not be above upper ({self.upper})"
             raise ValueError(message)
         if self.statistics == "image" and self.bn == "l2":
-            message = "statistics: image goes with bn: std or bn: mse; l2 is a norm over the channels of a batch's"
+            message = "statistics: image goes with bn: std, mse or kl; l2 is a norm over the channels of a batch's"
             raise ValueError(message)
         return self
 
@@ -88,7 +91,7 @@ class ZeroQConfig(PixelConfig):
     def needed(self) -> frozenset[str]:
         """With the margin, also features."""
         weights = self.weights
-        found = set(self.needs)
+        found = set(super().needed)
         if weights.ce or weights.hard_sample or weights.soft_label_error or weights.margin:
             found.add("classes")
         if weights.margin:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,14 @@ from dfqkit.teacher.structure import last_layer
 from dfqkit.teacher.taps import BatchNormTap, LayerTap, per_image
 from dfqkit_export.errors import RecipeError
 
-_FORMS = {"std": losses.bn_std, "mse": losses.bn_mse, "l2": losses.bn_l2}
+
+def _normals(mean: Tensor, variance: Tensor, running_mean: Tensor, running_variance: Tensor) -> Tensor:
+    """Return the mean divergence of the channels' normal distributions."""
+    floor = 1e-3 * running_variance.mean()
+    return losses.bn_kl(mean, variance + floor, running_mean, running_variance + floor) / mean.numel()
+
+
+_FORMS = {"std": losses.bn_std, "mse": losses.bn_mse, "l2": losses.bn_l2, "kl": _normals}
 
 
 class ZeroQ(PixelSynthesizer):
@@ -57,16 +65,21 @@ class ZeroQ(PixelSynthesizer):
     def _terms(self, images: Tensor, students: Sequence[nn.Module]) -> dict[str, Tensor]:
         if self.last is None:
             logits, statistics = self._read_statistics(images)
-            return statistics | self._label_terms(logits)
+            return statistics | self._label_terms(logits) | self._objects(logits)
         with self.last as last:
             logits, statistics = self._read_statistics(images)
             (features,) = last.values.values()
-        return statistics | self._label_terms(logits) | {"margin": self._margin(per_image(features))}
+        return (
+            statistics
+            | self._label_terms(logits)
+            | {"margin": self._margin(per_image(features))}
+            | self._objects(logits)
+        )
 
-    def _read_statistics(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def _read_statistics(self, images: Tensor) -> tuple[Any, dict[str, Tensor]]:
         form = _FORMS[self.config.bn]
         with self.tap as tap:
-            logits: Tensor = self.teacher.model(images)
+            logits = self.teacher.model(images)
             if isinstance(tap, BatchNormTap):
                 layers = tap.deviations(form)
             else:
@@ -78,7 +91,7 @@ class ZeroQ(PixelSynthesizer):
                 ]
                 layers = [form(*layer) for layer in read]
         total = torch.stack(layers).sum()
-        return logits, {"bn": total / len(layers) if self.config.bn == "mse" else total}
+        return logits, {"bn": total / len(layers) if self.config.bn in ("mse", "kl") else total}
 
     def _require_maps(self, tap: LayerTap) -> None:
         with tap:

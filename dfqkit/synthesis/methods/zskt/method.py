@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from dfqkit import losses
-from dfqkit.synthesis.base import Losses, mean_over
+from dfqkit.synthesis.base import Losses
 from dfqkit.synthesis.methods.zskt import ZSKTConfig
 from dfqkit.synthesis.online import OnlineSynthesizer
 from dfqkit_export.errors import RecipeError
@@ -38,4 +38,4 @@ class ZSKT(OnlineSynthesizer):
 
     def _terms(self, images: Tensor, students: Sequence[nn.Module]) -> dict[str, Tensor]:
         logits = self.teacher.model(images)
-        return {"adversarial": -mean_over(students, self.divergence, images, logits)}
+        return {"adversarial": -self._apart(students, self.divergence, images, logits)}
