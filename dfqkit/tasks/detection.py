@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dfqkit.tasks.base import Tensors, TorchTask
 from dfqkit.tasks.measured import binary_kl
-from dfqkit_export.tasks.decoding import positions
+from dfqkit_export.tasks.decoding import positions, priors
 from dfqkit_export.tasks.detection import Detection
 
 #: What a position weighs at which the teacher sees nothing, beside one of which it is sure: there are many more.
@@ -38,6 +38,19 @@ class TorchDetection(TorchTask):
             [self._level(task, reference, answer, level, temperature) for level in range(len(task.boxes))]
         ).mean()
 
+    def objectness(self, outputs: Tensors) -> Tensor:
+        """Return the probability of each class at each position of all levels, level by level."""
+        task = self.task
+        assert isinstance(task, Detection)
+        return torch.cat([_seen(task, outputs, level) for level in range(len(task.boxes))], 1)
+
+    def object_sizes(self, outputs: Tensors) -> Tensor:
+        """Return the root of the share of the image that each of their boxes takes, (N, positions)."""
+        task = self.task
+        assert isinstance(task, Detection)
+        sides = torch.cat([_sides(task, outputs, level) for level in range(len(task.boxes))], 1)
+        return sides.clamp_min(1e-6).prod(-1).sqrt()
+
     def _level(self, task: Detection, reference: Tensors, answer: Tensors, level: int, temperature: float) -> Tensor:
         if task.form == "rows":
             wanted, found = (side[task.boxes[level]] for side in (reference, answer))
@@ -45,31 +58,53 @@ class TorchDetection(TorchTask):
             apart = binary_kl(wanted[..., 4:5], found[..., 4:5], temperature, probabilities=True)
             return _weighted(apart.sum(-1), sure) + _moved(wanted[..., :4], found[..., :4], sure)
         (boxes, scores), (moved, others) = (positions(task, side, level) for side in (reference, answer))
-        sure = _objects(task, scores.detach())
+        sure = _seen(task, reference, level).detach().amax(-1)
         apart = _divergence(task, scores, others, temperature)
         for name in task.objectness[level : level + 1]:
             wanted, found = (side[name].flatten(1) for side in (reference, answer))
             known = task.scores_are == "probabilities"
             apart = apart + binary_kl(wanted, found, temperature, probabilities=known)
-            sure = sure * (wanted.detach() if known else wanted.detach().sigmoid())
         if task.form == "objectness_rows":
             wanted, found = (side[task.boxes[level]][..., 4] for side in (reference, answer))
             apart = apart + binary_kl(wanted, found, temperature, probabilities=True)
-            sure = sure * wanted.detach()
         if task.form != "distributions":
             return _weighted(apart, sure) + _moved(boxes, moved, sure)
         wanted, found = (F.log_softmax(side.unflatten(-1, (4, -1)), -1) for side in (boxes, moved))
         return _weighted(apart, sure) + _weighted((wanted.exp() * (wanted - found)).sum(-1).mean(-1), sure)
 
 
-def _objects(task: Detection, scores: Tensor) -> Tensor:
-    """Return the largest probability of an object at each position, (N, positions)."""
+def _seen(task: Detection, outputs: Tensors, level: int) -> Tensor:
+    """Return the probability of each class but the background at each position of a level, (N, positions, classes)."""
+    if task.form == "rows":  # of one class each, which has no gradient
+        return outputs[task.boxes[level]][..., 4:5]
+    _, scores = positions(task, outputs, level)
     if task.scores_are == "softmax":
         scores = scores.softmax(-1)
     elif task.scores_are == "logits":
         scores = scores.sigmoid()
-    kinds = [kind for kind in range(scores.shape[-1]) if kind != task.background]
-    return scores[..., kinds].amax(-1)
+    for name in task.objectness[level : level + 1]:
+        factor = outputs[name].flatten(1)[..., None]
+        scores = scores * (factor if task.scores_are == "probabilities" else factor.sigmoid())
+    if task.form == "objectness_rows":
+        scores = scores * outputs[task.boxes[level]][..., 4:5]
+    found: Tensor = scores[..., [kind for kind in range(scores.shape[-1]) if kind != task.background]]
+    return found
+
+
+def _sides(task: Detection, outputs: Tensors, level: int) -> Tensor:
+    """Return width and height of the box at each position of a level, (N, positions, 2), as shares of the image's."""
+    image = torch.tensor([task.size[1], task.size[0]], device=outputs[task.boxes[level]].device)
+    values = outputs[task.boxes[level]] if task.form == "rows" else positions(task, outputs, level)[0]
+    if task.of_positions:
+        stride, size = (torch.from_numpy(each).to(values) for each in priors(task, level)[1:])
+        if task.form == "anchors":
+            return (values[..., 2:] * task.variances[1]).exp() * size / image
+        if task.form == "distributions":
+            bins = values.unflatten(-1, (4, -1)).softmax(-1)
+            values = bins @ torch.arange(bins.shape[-1], dtype=bins.dtype, device=bins.device)
+        return (values[..., :2] + values[..., 2:4]) * stride / image
+    sides = values[..., 2:4] - values[..., :2] if task.form in ("corners", "rows") else values[..., 2:4]
+    return sides / image if task.unit == "pixels" else sides
 
 
 def _divergence(task: Detection, wanted: Tensor, found: Tensor, temperature: float) -> Tensor:

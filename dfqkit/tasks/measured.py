@@ -56,6 +56,16 @@ class TorchSegmentation(TorchTask):
         wanted, found = (F.log_softmax(side / temperature, 1) for side in (wanted, found))
         return temperature**2 * (wanted.exp() * (wanted - found)).sum(1).mean()
 
+    def objectness(self, outputs: Tensors) -> Tensor:
+        """Return the probability of each class but the background at each position, (N, positions, classes)."""
+        task = self.task
+        assert isinstance(task, Segmentation)
+        scores = as_channels(outputs[task.output], task)
+        if task.scores == "logits":
+            scores = scores.sigmoid() if scores.shape[1] == 1 else scores.softmax(1)
+        things = [kind for kind in range(scores.shape[1]) if scores.shape[1] == 1 or kind != task.background]
+        return scores[:, things].flatten(2).mT
+
 
 def as_channels(values: Tensor, task: Segmentation) -> Tensor:
     """Return scores of positions as (N, classes, h, w)."""

@@ -57,7 +57,7 @@ def deviation(value: Array, mean: Array, variance: Array, form: str, axes: tuple
     if form == "l2":
         return float(np.linalg.norm(found_mean - mean) + np.linalg.norm(found_variance - variance))
     shift = ((found_mean - mean) ** 2).mean()
-    if form == "kl":
+    if form == "normals":
         floor = 1e-3 * variance.mean()
         shift, ratio = found_mean - mean, (found_variance + floor) / (variance + floor)
         return float(0.5 * (shift**2 / (variance + floor) + ratio - np.log(ratio) - 1).mean())
@@ -68,7 +68,7 @@ def deviation(value: Array, mean: Array, variance: Array, form: str, axes: tuple
 
 @pytest.mark.parametrize(
     ("form", "statistics"),
-    [("l2", "batch"), *((form, statistics) for form in ("std", "mse", "kl") for statistics in ("batch", "image"))],
+    [("l2", "batch"), *((form, statistics) for form in ("std", "mse", "normals") for statistics in ("batch", "image"))],
 )
 def test_statistics_of_layers_and_of_the_input(teacher: Teacher, form: str, statistics: str) -> None:
     x = images(BATCH)
@@ -77,7 +77,7 @@ def test_statistics_of_layers_and_of_the_input(teacher: Teacher, form: str, stat
     norms, *_ = read(teacher, x)
     layers = [deviation(value, mean, variance, form, axes) for value, mean, variance in norms]
     of_input = deviation(x.double().numpy(), np.zeros(3), np.ones(3), form, axes)
-    wanted = {"bn": sum(layers) / (len(layers) if form in ("mse", "kl") else 1), "input": of_input}
+    wanted = {"bn": sum(layers) / (len(layers) if form in ("mse", "normals") else 1), "input": of_input}
     assert found == pytest.approx(wanted, rel=1e-4)
 
 
@@ -205,7 +205,7 @@ def test_resuming_is_bitwise_the_same(teacher: Teacher, stop: int) -> None:
     ("options", "said"),
     [
         ({"lower": 0.9}, "must not be above upper"),
-        ({"statistics": "image", "bn": "l2"}, "goes with bn: std, mse or kl"),
+        ({"statistics": "image", "bn": "l2"}, "goes with bn: std, mse or normals"),
         ({"weights": {"bns": 1}}, "bns"),
         ({"crop": 1.5}, "crop"),
     ],

@@ -166,7 +166,7 @@ def _placed(task: DetectionParameters, level: int, position: Places, values: Flo
         return values
     if task.form in ("centre", "columns", "objectness_rows"):
         return _corners(values[:, :2], values[:, 2:])
-    centre, stride, size = (each[position] for each in _priors(task, level))
+    centre, stride, size = (each[position] for each in priors(task, level))
     if task.form == "anchors":
         first, second = task.variances
         moved = _corners(centre + values[:, :2] * first * size, np.exp(values[:, 2:] * second) * size)
@@ -180,7 +180,7 @@ def _placed(task: DetectionParameters, level: int, position: Places, values: Flo
     return moved / np.array([task.size[1], task.size[0]] * 2, np.float64) if task.unit == "image" else moved
 
 
-def _priors(task: DetectionParameters, level: int) -> tuple[Floats, Floats, Floats]:
+def priors(task: DetectionParameters, level: int) -> tuple[Floats, Floats, Floats]:
     """Return where the positions of one output are (P, 2), in pixels, their strides (P, 1) and anchors' sizes (P, 2).
 
     Positions go row by row, the anchors of each behind each other; of an output of all levels, level by level.

@@ -63,11 +63,11 @@ class ZeroQConfig(PixelConfig):
     statistics: Literal["batch", "image"] = Field(
         "batch", description="Whose mean and deviation are matched; image: every single one's (ZeroQ's code)."
     )
-    bn: Literal["std", "mse", "l2", "kl"] = Field(
+    bn: Literal["std", "mse", "l2", "normals"] = Field(
         "std",
-        description="std: ZeroQ, GENIE, sum over layers; mse: IntraQ, HAST, mean; l2: DeepInversion, sum; kl: that of "
-        "the normal distributions as in DFQ, mean over channels and layers, a thousandth of the layer's mean running "
-        "variance added to both, against dead channels (ours).",
+        description="std: ZeroQ, GENIE, sum over layers; mse: IntraQ, HAST, mean; l2: DeepInversion, sum; "
+        "normals: KL of normal distributions as in DFQ, mean over channels and layers, a thousandth of a layer's mean "
+        "running variance added to both, against dead channels (ours).",
     )
     gamma: float = Field(2.0, ge=0, description="HAST's exponent: 2 for CIFAR, 0.5 for ImageNet.")
     soft_from: float = Field(0.95, ge=0, le=1, description="IntraQ's epsilon: 0.95 for CIFAR-10, 0.6 for CIFAR-100.")
@@ -83,7 +83,7 @@ class ZeroQConfig(PixelConfig):
             message = f"lower ({self.lower}) must not be above upper ({self.upper})"
             raise ValueError(message)
         if self.statistics == "image" and self.bn == "l2":
-            message = "statistics: image goes with bn: std, mse or kl; l2 is a norm over the channels of a batch's"
+            message = "statistics: image goes with bn: std, mse or normals; l2 is a norm over the channels of a batch's"
             raise ValueError(message)
         return self
 

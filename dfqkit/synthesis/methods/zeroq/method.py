@@ -24,7 +24,7 @@ def _normals(mean: Tensor, variance: Tensor, running_mean: Tensor, running_varia
     return losses.bn_kl(mean, variance + floor, running_mean, running_variance + floor) / mean.numel()
 
 
-_FORMS = {"std": losses.bn_std, "mse": losses.bn_mse, "l2": losses.bn_l2, "kl": _normals}
+_FORMS = {"std": losses.bn_std, "mse": losses.bn_mse, "l2": losses.bn_l2, "normals": _normals}
 
 
 class ZeroQ(PixelSynthesizer):
@@ -91,7 +91,7 @@ class ZeroQ(PixelSynthesizer):
                 ]
                 layers = [form(*layer) for layer in read]
         total = torch.stack(layers).sum()
-        return logits, {"bn": total / len(layers) if self.config.bn in ("mse", "kl") else total}
+        return logits, {"bn": total / len(layers) if self.config.bn in ("mse", "normals") else total}
 
     def _require_maps(self, tap: LayerTap) -> None:
         with tap:
