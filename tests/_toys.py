@@ -302,3 +302,51 @@ def _copy(key: tuple[object, ...], make: Callable[[], fx.GraphModule]) -> fx.Gra
     if key not in _MADE:
         _MADE[key] = make()
     return copy.deepcopy(_MADE[key])
+
+
+class TinyTransformer(nn.Module):
+    """Patches, a class token, two blocks of attention with LayerNorm; no BatchNorm anywhere.
+
+    ``kind`` is how attention is written: "softmax" and two products, "fused" in one function, or torch's "module".
+    """
+
+    def __init__(self, image: ImageSpec = IMAGE, kind: str = "softmax", dim: int = 16, patch: int = 4) -> None:
+        super().__init__()
+        channels, height, width = image.shape
+        self.kind, self.heads = kind, 2
+        self.patches = nn.Conv2d(channels, dim, patch, stride=patch)
+        self.token = nn.Parameter(torch.randn(1, 1, dim))
+        self.places = nn.Parameter(torch.randn(1, 1 + height // patch * (width // patch), dim))
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(5))
+        module = kind == "module"
+        self.mixing = nn.ModuleList(
+            nn.MultiheadAttention(dim, 2, batch_first=True) if module else nn.Linear(dim, 3 * dim) for _ in range(2)
+        )
+        self.wide = nn.ModuleList(nn.Linear(dim, 2 * dim) for _ in range(2))
+        self.narrow = nn.ModuleList(nn.Linear(2 * dim, dim) for _ in range(2))
+        self.dropout = nn.Dropout(0.1)
+        self.head = nn.Linear(dim, image.classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).mT
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.places
+        for index in range(2):
+            x = x + self.attention(self.norms[2 * index](x), self.mixing[index])
+            x = x + self.narrow[index](nn.functional.gelu(self.wide[index](self.norms[2 * index + 1](x))))
+        return self.head(self.norms[4](x)[:, 0])
+
+    def attention(self, x: Tensor, mixing: nn.Module) -> Tensor:
+        if self.kind == "module":
+            return mixing(x, x, x, need_weights=False)[0]
+        q, k, v = mixing(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if self.kind == "fused":
+            return nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        weights = self.dropout((q @ k.mT * q.shape[3] ** -0.5).softmax(-1))
+        return (weights @ v).transpose(1, 2).flatten(2)
+
+
+def tiny_transformer(image: ImageSpec = IMAGE, kind: str = "softmax", seed: int = 0) -> Teacher:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = TinyTransformer(image, kind)
+    return Teacher.from_module(model, image, "transformer")

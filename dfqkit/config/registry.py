@@ -39,6 +39,7 @@ METHODS = {
     "mixture": "dfqkit.synthesis.methods.mixture:MixtureConfig",
     "noise": "dfqkit.synthesis.methods.noise:NoiseConfig",
     "procedural": "dfqkit.synthesis.methods.procedural:ProceduralConfig",
+    "psaq": "dfqkit.synthesis.methods.psaq:PSAQConfig",
     "soft-targets": "dfqkit.synthesis.methods.soft_targets:SoftTargetsConfig",
     "zeroq": "dfqkit.synthesis.methods.zeroq:ZeroQConfig",
     "zskd": "dfqkit.synthesis.methods.zskd:ZSKDConfig",

@@ -51,8 +51,8 @@ class SynthesizerConfig(Section):
         implementation: The class that does it, as ``module:Class``; imported when it is built.
         needs: What the method cannot do without, of "batchnorm" (layers with running statistics), "classes" (a task
             whose output is one number a class), "linear_head" (a linear layer that gives these), "features" (what
-            enters the last layer), "objects" (a task that finds some), "student" (one to play against, in the warm-up
-            too), "records" and "images" (files that the section names).
+            enters the last layer), "objects" (a task that finds some), "tokens" (attention between some), "student"
+            (one to play against, in the warm-up too), "records" and "images" (files that the section names).
         warning: What every report about its images must open with; None for most methods.
         origin: What images are made from where that is not the teacher; "" for most methods.
     """
@@ -139,7 +139,7 @@ class LossWeights(Section):
 
 
 class StatisticsWeights(LossWeights):
-    """Base of the weights of methods on BatchNorm statistics, which any network's outputs can join.
+    """Base of the weights of methods on what layers see, which any network's outputs can join.
 
     Attributes:
         of_classes: Terms about classes: where all are off, a task without classes will do. Empty where a method has

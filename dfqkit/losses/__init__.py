@@ -3,7 +3,8 @@
 What belongs here: maths only. No teacher, no modules, no devices. Rooms: `responses` (logits against logits),
 `classes` (what one network's logits say about classes), `batchnorm` (BatchNorm statistics), `priors` (what images
 and features should look like), `features` (features against features), `contrastive` (features against other images'
-features), `objects` (what probabilities of positions show).
+features), `objects` (what probabilities of positions show), `tokens`
+(what attention gives).
 
 Reductions are fixed once: a divergence between distributions is summed over classes and averaged over the batch
 ("per-sample"), in natural logarithms; a BatchNorm term is of one layer, and the caller adds or averages over layers.
@@ -29,6 +30,7 @@ from dfqkit.losses.features import attention, attention_map, fsp, fsp_matrix, hi
 from dfqkit.losses.objects import object_balance, object_confidence, objects, size_spread
 from dfqkit.losses.priors import activation_l1, l2_batch, l2_image, tv_l1, tv_l2
 from dfqkit.losses.responses import agreeing_kl, competition, js_divergence, kd_kl, logit_l1, logit_mse
+from dfqkit.losses.tokens import similarity_entropy
 
 __all__ = [
     "activation_l1",
@@ -59,6 +61,7 @@ __all__ = [
     "objects",
     "pseudo_label",
     "relative_error",
+    "similarity_entropy",
     "size_spread",
     "soft_cross_entropy",
     "soft_label_error",

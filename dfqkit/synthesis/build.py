@@ -21,6 +21,7 @@ _IN_WORDS = {
     "linear_head": "a linear layer that gives the logits",
     "features": "features in front of its last layer",
     "objects": "a task that finds objects",
+    "tokens": "attention between tokens",
 }
 #: What a teacher can lack; the rest of what methods need, the caller or the recipe supplies.
 TEACHERS_PART = frozenset(_IN_WORDS)

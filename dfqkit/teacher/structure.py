@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dfqkit.tasks.classification import as_logits
+from dfqkit.teacher.attention import AttentionTap
 from dfqkit.teacher.load import Teacher
 from dfqkit.teacher.taps import batch_norms
 from dfqkit_export.errors import TeacherError
@@ -99,7 +100,9 @@ def provides(teacher: Teacher) -> frozenset[str]:
     called = {id(call.layer) for call in calls}
     norms = any(id(layer) in called for layer in batch_norms(teacher.model).values())
     found = {"batchnorm": norms, "linear_head": head, "features": head or last}
-    found["objects"] = teacher.torch_task.objectness(teacher.answers(grey_images(teacher))) is not None
+    with AttentionTap() as tap:
+        answers = teacher.answers(grey_images(teacher))
+    found |= {"objects": teacher.torch_task.objectness(answers) is not None, "tokens": bool(tap.tokens)}
     return teacher.task.offers | {name for name, there in found.items() if there}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from dfqkit_export.backends import get_target
 from dfqkit_export.errors import RecipeError
 from dfqkit_export.images.spec import ImageSpec
 from tests._hooks import hooks_on
-from tests._toys import Head
+from tests._toys import Head, tiny_transformer
 
 #: A small configuration of every method.
 SMALL: dict[str, dict[str, Any]] = {
@@ -48,6 +49,7 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "noise": {"accept_noise": True},
     "procedural": {},
+    "psaq": {"batch": 32, "steps": 6},
     "soft-targets": {"batch": 32, "steps": 6},
     "zeroq": {"batch": 32, "steps": 6},
     "zskd": {"batch": 32, "steps": 6},
@@ -55,7 +57,7 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 
 #: The term that must fall on methods that optimise, and what makes them run long enough for it.
-FALLS: dict[str, tuple[str, dict[str, int]]] = {
+FALLS: dict[str, tuple[str, dict[str, Any]]] = {
     "cmi": ("bn", {"steps": 30}),
     "dafl": ("one_hot", {"warmup": 40}),
     "deepinversion": ("bn", {"steps": 30}),
@@ -64,6 +66,7 @@ FALLS: dict[str, tuple[str, dict[str, int]]] = {
     "fastdfkd": ("bn", {"warmup_batches": 12}),
     "genie": ("bn", {"steps": 30}),
     "metadata": ("all", {"steps": 30}),
+    "psaq": ("entropy", {"steps": 40, "weights": {"tv": 0, "one_hot": 0}}),
     "soft-targets": ("kl", {"steps": 40}),
     "zeroq": ("bn", {"steps": 30}),
     "zskd": ("soft_label", {"steps": 40}),
@@ -76,13 +79,26 @@ DEMAND = Demand(training=16, fresh=16, game_rounds=4)
 STORED = ("bank", "images")
 
 
-@pytest.fixture(scope="module")
-def teacher() -> Teacher:
+@functools.cache
+def digits() -> Teacher:
     return teacher_of(load_recipe("digits/dfq-w8a8-ort"))
 
 
+@functools.cache
+def transformer() -> Teacher:
+    return tiny_transformer(digits().image)
+
+
+@pytest.fixture
+def teacher(request: pytest.FixtureRequest) -> Teacher:
+    """One that offers what the method needs."""
+    needs = synthesizer_config(request.node.callspec.params["name"]).needs
+    return transformer() if "tokens" in needs else digits()
+
+
 @pytest.fixture(scope="module")
-def opponent(teacher: Teacher) -> fx.GraphModule:
+def opponent() -> fx.GraphModule:
+    teacher = digits()
     graph = float_graph(teacher.model, teacher.image)
     scheme = QuantConfig.model_validate({"bits": "w4a4"})
     student = build_student(graph, scheme, get_target("onnxruntime"), teacher.image)
@@ -92,8 +108,8 @@ def opponent(teacher: Teacher) -> fx.GraphModule:
 
 
 @pytest.fixture(scope="module")
-def files(teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return files_of(teacher, tmp_path_factory.mktemp("files"))
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return files_of(digits(), tmp_path_factory.mktemp("files"))
 
 
 def files_of(teacher: Teacher, folder: Path) -> dict[str, str]:

@@ -32,7 +32,7 @@ OFF: dict[str, dict[str, float]] = {
     "fastdfkd": {"one_hot": 0},
 }
 #: Methods that are about classes, or logits.
-REFUSED = {"dafl", "deepinversion-adaptive", "metadata", "mixture", "soft-targets", "zskd", "zskt"}
+REFUSED = {"dafl", "deepinversion-adaptive", "metadata", "mixture", "psaq", "soft-targets", "zskd", "zskt"}
 #: Methods with a weight for objects.
 FINDING = {*OFF, "genie", "zeroq"}
 

@@ -68,7 +68,16 @@ def test_own_methods_load_and_say_what_they_need() -> None:
         assert issubclass(implementation(kind), Synthesizer)
         assert kind.model_fields["method"].default == name
         assert kind.summary()
-        assert kind.needs <= {"batchnorm", "classes", "linear_head", "features", "records", "student", "images"}
+        assert kind.needs <= {
+            "batchnorm",
+            "classes",
+            "linear_head",
+            "features",
+            "tokens",
+            "records",
+            "student",
+            "images",
+        }
 
 
 def test_an_unknown_name_comes_with_the_nearest_and_with_all() -> None:
