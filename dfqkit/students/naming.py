@@ -6,7 +6,8 @@ which tensor of its file is which node of it. `onnx_file` writes them, `run.meas
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -16,6 +17,23 @@ from torch import fx
 INPUT = "image"
 
 _QUANTIZERS = "quant."
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileNames:
+    """What a file calls its input and outputs, and which of their axes it leaves open; the int8 file keeps them.
+
+    Attributes:
+        input: Name of the image input.
+        outputs: Names of the outputs, in the file's order.
+        axes: Names of the open axes of each, by place: ``{"x": {0: "N", 2: "height"}}``.
+        opset: The version of ONNX's operators that the file is written in.
+    """
+
+    input: str
+    outputs: tuple[str, ...]
+    axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    opset: int = 0
 
 
 def is_quantizer(node: fx.Node) -> bool:

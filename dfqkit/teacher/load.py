@@ -17,9 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from dfqkit.students.naming import FileNames
 from dfqkit.tasks import TorchTask, torch_task
 from dfqkit.teacher.programs import Program, as_module
-from dfqkit.teacher.sources import USER_CODE_ERRORS, build_model, is_stored, stored_program
+from dfqkit.teacher.sources import (
+    USER_CODE_ERRORS,
+    build_model,
+    is_stored,
+    is_translated,
+    resolve_factory,
+    stored_program,
+)
 from dfqkit.teacher.verification import listed, settled, verify_outputs, verify_weights
 from dfqkit.teacher.weight_sets import CHOOSE
 from dfqkit.teacher.weights import load_weights, sha256_of_weights
@@ -51,6 +59,7 @@ class Teacher:
         factory_args: Keyword arguments that the factory got beside the number of classes.
         weights_source: Name of the weights file, `random` (nothing loaded) or `module` (given by the user).
         task: What its outputs mean.
+        names: What the file that it was read from calls its input and outputs; None of what was no such file.
     """
 
     model: nn.Module
@@ -61,6 +70,7 @@ class Teacher:
     factory_args: Mapping[str, object] = field(default_factory=dict)
     weights_source: str = "module"
     task: Task = DEFAULT_TASK
+    names: FileNames | None = None
 
     @classmethod
     def from_module(
@@ -149,7 +159,7 @@ def load_teacher(  # noqa: PLR0913 - each is one entry of a recipe
 
     Args:
         factory: `torchvision:NAME`, `timm:NAME` or `package.module:factory`; nothing is ever downloaded. Or a file with
-            a whole network, `exported:FILE` or `torchscript:FILE`.
+            a whole network, `exported:FILE`, `torchscript:FILE` or `onnx:FILE`.
         image: What images it takes; its number of classes, where there are any, goes to the factory.
         weights: A `.safetensors`, `.pt` or `.pth` file; None keeps random weights, for tests and
             benchmarks only.
@@ -187,10 +197,14 @@ def _of_stored(
         message = f"'{factory}' holds its weights and takes no arguments: leave teacher.weights and teacher.args out."
         raise TeacherError(message)
     file = Path(factory.partition(":")[2]).name
-    model = as_module(stored_program(factory), image, file).float()
-    return _freeze(
-        model, image, file if name == factory.partition(":")[2] else name, task, factory=factory, weights_source=file
-    )
+    name = file if name == factory.partition(":")[2] else name
+    if is_translated(factory):
+        found: Any = resolve_factory(factory)(image)
+        model, names = found.module, found.names
+        _LOG.info("'%s' computes in torch what the file does: largest relative error %.2g.", name, found.error)
+    else:
+        model, names = as_module(stored_program(factory), image, file).float(), None
+    return _freeze(model, image, name, task, factory=factory, weights_source=file, names=names)
 
 
 def _load_state(model: nn.Module, state: dict[str, Tensor], name: str, source: str) -> None:

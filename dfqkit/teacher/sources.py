@@ -52,6 +52,7 @@ class TeacherSource:
         classes: Keyword argument that takes the number of classes; None to look for one in the signature.
         downloads: Keyword arguments that would fetch weights, which is refused.
         stored: Whether it names a file with a whole network in it, weights and all.
+        translated: Whether its factory takes the `ImageSpec` and gives an `onnx_graph.Imported`.
     """
 
     form: str
@@ -59,6 +60,7 @@ class TeacherSource:
     classes: str | None = None
     downloads: tuple[str, ...] = ()
     stored: bool = False
+    translated: bool = False
 
 
 def resolve_factory(name: str) -> Factory:
@@ -76,6 +78,11 @@ def resolve_factory(name: str) -> Factory:
 def is_stored(name: str) -> bool:
     """Whether a factory string names a file with a whole network in it."""
     return _source(name).stored
+
+
+def is_translated(name: str) -> bool:
+    """Whether a factory string names a file that is translated for images of one size."""
+    return _source(name).translated
 
 
 def located(name: str, find: Callable[[str], object]) -> str:
@@ -178,6 +185,13 @@ def _torchscript(name: str) -> Factory:
     return functools.partial(_stored, name, functools.partial(torch.jit.load, map_location="cpu"))
 
 
+def _onnx(name: str) -> Factory:
+    from dfqkit.teacher.onnx_graph.importing import import_onnx
+
+    translate: Any = import_onnx  # gives a module with its names
+    return functools.partial(translate, name.partition(":")[2])
+
+
 def _stored(name: str, load: Callable[[str], Any]) -> Any:
     path = name.partition(":")[2]
     try:
@@ -202,6 +216,7 @@ _MODULE = TeacherSource(form="package.module:factory", build=_of_module)
 SOURCES = {
     "exported": TeacherSource(form="exported:FILE.pt2", build=_exported, stored=True),
     "torchscript": TeacherSource(form="torchscript:FILE.pt", build=_torchscript, stored=True),
+    "onnx": TeacherSource(form="onnx:FILE.onnx", build=_onnx, stored=True, translated=True),
     "torchvision": _library(form="torchvision:NAME", build=_torchvision),
     "timm": _library(form="timm:NAME", build=_timm),
 }

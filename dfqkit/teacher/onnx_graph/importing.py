@@ -1,0 +1,168 @@
+"""From a file to a module: its operators are translated one after the other, and the result is proven.
+
+What belongs here: the walk over a file's nodes, and the words for a node that nothing here knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import fx
+
+from dfqkit.students.naming import FileNames
+from dfqkit.teacher.onnx_graph import elementwise, layers, recurrent, sampling, shapes
+from dfqkit.teacher.onnx_graph.building import TRIED, Building, Size, Value, known, refuse
+from dfqkit.teacher.onnx_graph.idioms import recognised
+from dfqkit.teacher.onnx_graph.proof import require_equal
+from dfqkit.teacher.onnx_graph.reading import Operator, Source, as_tensor, operators_of, read
+from dfqkit.teacher.onnx_graph.table import OPERATORS
+from dfqkit_export.errors import TeacherError
+from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.words import some
+
+#: The modules that fill the table.
+TRANSLATED_BY = (elementwise, layers, recurrent, sampling, shapes)
+
+_DECODING = {"NonMaxSuppression", "NonZero", "Unique", "Compress", "RoiAlign", "MaxRoiAlign"}
+_CONTROL = {"Loop", "Scan", "SequenceConstruct", "SequenceInsert", "SequenceAt", "ConcatFromSequence"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """A file as a network of torch.
+
+    Attributes:
+        module: Maps normalised images (N, C, H, W) to its output, or to its outputs by name in the file's order.
+        names: What the file calls its input and outputs.
+        error: Of its outputs beside those of the file in its runtime, the largest, relative to the output's largest.
+    """
+
+    module: fx.GraphModule
+    names: FileNames
+    error: float
+
+
+def import_onnx(path: str | Path, image: ImageSpec) -> Imported:
+    """Return a file as a module that computes the same, for any batch size.
+
+    Raises:
+        TeacherError: It is no float network for images, has an operator that is not known here, or the module does not
+            give what the file does; says which node, and what to do.
+    """
+    source = read(path, image)
+    module = translated(source, image)
+    error = require_equal(module, source, image, Path(path).name)
+    return Imported(module=module, names=source.names, error=error)
+
+
+def translated(source: Source, image: ImageSpec) -> fx.GraphModule:
+    """Return a file's operators as a module of torch, not proven yet."""
+    operators = recognised(source.operators, source.constants, source.names.outputs)
+    _require_known(operators)
+    to = Building(image, source.batch)
+    values: dict[str, Value] = {name: known(value, name) for name, value in source.constants.items()}
+    start = to.image
+    values[source.names.input] = to.call(torch.permute, start, (0, 2, 3, 1)) if source.channels_last else start
+    _translate(operators, values, to, set(source.names.outputs))
+    outputs = {name: values[name] for name in source.names.outputs}
+    for name, value in outputs.items():
+        if value.moving != (0,) or value.sizes()[0] != Size(*TRIED):
+            message = (
+                f"Output '{name}' has the shape {value.at(to.batch)} for {to.batch} image(s), in which the first "
+                "axis is not the batch. Export the network with the batch's axis kept in all outputs."
+            )
+            raise TeacherError(message)
+    return to.finish(outputs)
+
+
+def _translate(operators: Sequence[Operator], values: dict[str, Value], to: Building, kept: set[str]) -> None:
+    last = {name: place for place, node in enumerate(operators) for name in _read_by(node)}
+    for place, node in enumerate(operators):
+        if node.kind == "If":
+            _branch(node, values, to)
+        else:
+            _one(node, values, to)
+        for name in _read_by(node):
+            if last[name] == place and name not in kept:
+                values.pop(name, None)  # the examples of a large network are as large as its training
+
+
+def _one(node: Operator, values: dict[str, Value], to: Building) -> None:
+    given = [values[name] if name else None for name in node.inputs]
+    try:
+        made = OPERATORS[node.kind](node, given, to)
+    except TeacherError as error:
+        if node.name in str(error):
+            raise
+        raise refuse(node, str(error), "Give the torch module that the file was made from.") from error
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        shapes_ = ", ".join(str(list(each.examples[0].shape)) for each in given if each is not None)
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise refuse(
+            node,
+            f"cannot be taken over for a batch of {len(to.image.examples[0])} images of {shapes_ or 'nothing'}: "
+            f"{reason[:200].rstrip('.')}",
+            "Where the file was made for one image alone, export it with a free batch size; or simplify it (onnxsim), "
+            "or give the torch module.",
+        ) from error
+    for name, value in zip(node.outputs, made if isinstance(made, tuple) else (made,), strict=False):
+        values[name] = Value(value.examples, value.node, name) if name else value
+
+
+def _branch(node: Operator, values: dict[str, Value], to: Building) -> None:
+    """Translate the branch that a constant condition takes."""
+    condition = values[node.inputs[0]].constant
+    if condition is None:
+        raise refuse(node, "branches on what is in the image", "Give the torch module, or export it without branches.")
+    graph: onnx.GraphProto = node.get("then_branch" if bool(condition.any()) else "else_branch")
+    stored = {each.name: known(as_tensor(numpy_helper.to_array(each)), each.name) for each in graph.initializer}
+    inner = values | stored
+    operators = operators_of(graph, node.opset)
+    _require_known(operators)
+    for each in operators:
+        if each.kind == "If":
+            _branch(each, inner, to)
+        else:
+            _one(each, inner, to)
+    for name, value in zip(node.outputs, graph.output, strict=True):
+        values[name] = inner[value.name]
+
+
+def _read_by(node: Operator) -> set[str]:
+    names = {name for name in node.inputs if name}
+    for value in node.attributes.values():
+        if isinstance(value, onnx.GraphProto):
+            for each in operators_of(value, node.opset):
+                names |= _read_by(each)
+            names |= {each.name for each in value.output}
+    return names
+
+
+def _require_known(operators: Sequence[Operator]) -> None:
+    unknown: Mapping[str, Operator] = {
+        node.kind: node for node in operators if node.kind not in OPERATORS and node.kind != "If"
+    }
+    if not unknown:
+        return
+    node = next(iter(unknown.values()))
+    more = f" (unknown too: {some([kind for kind in unknown if kind != node.kind], 5)})" if len(unknown) > 1 else ""
+    if node.kind in _DECODING:
+        todo = (
+            "It picks from what the network found, which no integer kernel does: cut the file in front of it with "
+            "onnx.utils.extract_model, and do it behind the int8 file."
+        )
+    elif "." in node.kind:
+        todo = "It is of one runtime's own domain: give the file from before it was optimised for that runtime."
+    elif node.kind in _CONTROL:
+        todo = "Loops are not taken over: export the network without them, or give its torch module as the factory."
+    else:
+        todo = (
+            "Simplify the file (onnxsim file.onnx simple.onnx), which folds what is constant; or give the torch module "
+            "that it was made from as teacher.factory: package.module:function."
+        )
+    raise refuse(node, f"is an operator that is not known here{more}", todo)

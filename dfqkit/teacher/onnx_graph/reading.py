@@ -1,0 +1,236 @@
+"""An ONNX file as a list of operators: constants set apart, axes given sizes, what is no float network refused.
+
+What belongs here: everything that is known before an operator is translated. That the file is sane at all is
+`onnxfile.model`'s business, what an operator computes that of the modules beside this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper, numpy_helper
+from torch import Tensor
+
+from dfqkit.students.naming import FileNames
+from dfqkit_export.errors import ArtefactError, TeacherError
+from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.onnxfile.graph import OWN_DOMAINS, opset_of
+from dfqkit_export.onnxfile.model import load_onnx, require_images
+
+_QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+_QUANTIZED_PREFIXES = ("QLinear", "ConvInteger", "MatMulInteger", "QAttention", "QGemm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operator:
+    """One node of a file.
+
+    Attributes:
+        kind: Its ``op_type``, after the domain where that is not ONNX's own.
+        name: Its own name, or its kind and place where it has none.
+        inputs: Names of the tensors it reads; "" for one that is left out.
+        outputs: Names of those it makes; "" for one that nobody wants.
+        attributes: Numbers, lists, text, tensors and graphs, by name.
+        opset: The version of ONNX's operators that the file is written in.
+    """
+
+    kind: str
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    opset: int = 18
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return an attribute, or the default where the file leaves it out."""
+        return self.attributes.get(name, default)
+
+    @property
+    def told(self) -> str:
+        """What it is called in messages."""
+        return f"node '{self.name}' ({self.kind}, opset {self.opset})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A file that is read.
+
+    Attributes:
+        model: The file, its image input with the sizes of ``image.shape``.
+        operators: In order.
+        constants: Initializers by name.
+        names: What it calls its input and outputs.
+        batch: How many images it takes at once; None for any number.
+        channels_last: Whether its images are (N, H, W, C).
+    """
+
+    model: onnx.ModelProto
+    operators: Sequence[Operator]
+    constants: Mapping[str, Tensor]
+    names: FileNames
+    batch: int | None
+    channels_last: bool
+
+
+def read(path: str | Path, image: ImageSpec) -> Source:
+    """Read a float network that takes images.
+
+    Raises:
+        TeacherError: It is quantized, takes something other than one batch of images, or other images than ``image``
+            says; tells what was found and what to do.
+    """
+    try:
+        model = load_onnx(path)
+        where = Path(path).name
+        _require_float(model, where)
+        names = file_names(model)
+        value = _image_input(model)
+        last = _channels_last(value, image)
+        batch = _give_sizes(value, image, where, last=last)
+        if batch is None or batch >= 1:
+            require_images(model, path)
+    except ArtefactError as error:
+        raise TeacherError(str(error)) from error
+    constants = {tensor.name: as_tensor(numpy_helper.to_array(tensor)) for tensor in model.graph.initializer}
+    return Source(
+        model=model,
+        operators=operators_of(model.graph, names.opset),
+        constants=constants,
+        names=names,
+        batch=batch,
+        channels_last=last,
+    )
+
+
+def operators_of(graph: onnx.GraphProto, opset: int) -> list[Operator]:
+    """Return a graph's nodes as operators."""
+    found = []
+    for index, node in enumerate(graph.node):
+        own = node.domain in OWN_DOMAINS
+        found.append(
+            Operator(
+                kind=node.op_type if own else f"{node.domain}.{node.op_type}",
+                name=node.name or f"{node.op_type}[{index}]",
+                inputs=tuple(node.input),
+                outputs=tuple(node.output),
+                attributes={item.name: _attribute(item) for item in node.attribute},
+                opset=opset,
+            )
+        )
+    return found
+
+
+def file_names(model: onnx.ModelProto) -> FileNames:
+    """Return what a file calls its image input and its outputs, in order, and their open axes."""
+    value = _image_input(model)
+    axes: dict[str, Mapping[int, str]] = {}
+    for each in (value, *model.graph.output):
+        sizes = each.type.tensor_type.shape.dim
+        axes[each.name] = {
+            place: size.dim_param or f"{each.name}_{place}"
+            for place, size in enumerate(sizes)
+            if not size.dim_value > 0
+        }
+    outputs = tuple(each.name for each in model.graph.output)
+    return FileNames(input=value.name, outputs=outputs, axes=axes, opset=opset_of(model) or 0)
+
+
+def static_shape(model: onnx.ModelProto) -> tuple[int, int, int] | str:
+    """Return (C, H, W) of the images that a file takes; where it leaves some open, which, in words."""
+    value = _image_input(model)
+    sizes = value.type.tensor_type.shape.dim
+    if len(sizes) != 4:
+        return f"its input '{value.name}' has {len(sizes)} axes"
+    found = [size.dim_value for size in sizes[1:]]
+    still_open = [f"axis {place}" for place, size in enumerate(found, 1) if not size > 0]
+    if still_open:
+        return f"its input '{value.name}' leaves {' and '.join(still_open)} of {_told(value)} open"
+    if found[2] in (1, 3, 4) and found[0] not in (1, 3, 4):
+        found = [found[2], *found[:2]]
+    return found[0], found[1], found[2]
+
+
+def as_tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    """Return an array of a file as a tensor of its own."""
+    return torch.from_numpy(np.array(array, copy=True))
+
+
+def _attribute(item: onnx.AttributeProto) -> Any:
+    value = helper.get_attribute_value(item)
+    if isinstance(value, onnx.TensorProto):
+        return as_tensor(numpy_helper.to_array(value))
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, onnx.GraphProto | int | float):
+        return value
+    return [each.decode("utf-8", "replace") if isinstance(each, bytes) else each for each in value]
+
+
+def _image_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
+    """Return the first input that is no initializer; old exporters list those too."""
+    stored = {tensor.name for tensor in model.graph.initializer}
+    inputs: list[onnx.ValueInfoProto] = [value for value in model.graph.input if value.name not in stored]
+    if not inputs:
+        message = "The file has no input: it is a constant, not a network. Export the network itself."
+        raise ArtefactError(message)
+    return inputs[0]
+
+
+def _require_float(model: onnx.ModelProto, where: str) -> None:
+    kinds = {node.op_type for node in model.graph.node}
+    found = sorted(kind for kind in kinds if kind in _QUANTIZED or kind.startswith(_QUANTIZED_PREFIXES))
+    if found:
+        message = (
+            f"'{where}' is quantized already: it has {', '.join(found)} nodes. A teacher is a float network; give the "
+            "file from before it was quantized."
+        )
+        raise TeacherError(message)
+
+
+def _channels_last(value: onnx.ValueInfoProto, image: ImageSpec) -> bool:
+    sizes = [size.dim_value for size in value.type.tensor_type.shape.dim]
+    if len(sizes) != 4:
+        return False
+    wanted = (image.shape[0], *image.shape[1:])
+    fits = [all(have in (0, want) for have, want in zip(sizes[1:], order, strict=True)) for order in _orders(wanted)]
+    return not fits[0] and fits[1]
+
+
+def _orders(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    channels, height, width = shape
+    return (channels, height, width), (height, width, channels)
+
+
+def _give_sizes(value: onnx.ValueInfoProto, image: ImageSpec, where: str, *, last: bool) -> int | None:
+    """Give the input's open axes the sizes of the image, in place; return its batch size, None for any."""
+    sizes = value.type.tensor_type.shape.dim
+    if len(sizes) != 4:
+        return None  # `require_images` says it
+    wanted = _orders(image.shape)[last]
+    found = [size.dim_value for size in sizes]
+    if any(have > 0 and have != want for have, want in zip(found[1:], wanted, strict=True)):
+        message = (
+            f"'{where}' takes images {_told(value)} in '{value.name}', and image.shape is {list(image.shape)} "
+            "(channels, height, width). Set image.shape to what the file takes; only axes that it leaves open can be "
+            "chosen."
+        )
+        raise TeacherError(message)
+    for size, want in zip(list(sizes)[1:], wanted, strict=True):
+        size.ClearField("dim_param")
+        size.dim_value = want
+    if found[0] > 0:
+        return int(found[0])
+    if not sizes[0].dim_param:  # Paddle writes -1
+        sizes[0].dim_param = "N"
+    return None
+
+
+def _told(value: onnx.ValueInfoProto) -> str:
+    sizes = value.type.tensor_type.shape.dim
+    return f"({', '.join(str(size.dim_value) if size.dim_value > 0 else size.dim_param or '?' for size in sizes)})"
