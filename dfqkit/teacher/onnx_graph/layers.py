@@ -171,7 +171,8 @@ def _group_norm(node: Operator, given: Given, to: Building) -> Value:
 @translates("LRN")
 def _response_norm(node: Operator, given: Given, to: Building) -> Value:
     options = (float(node.get("alpha", 1e-4)), float(node.get("beta", 0.75)), float(node.get("bias", 1.0)))
-    return to.call(F.local_response_norm, needed(node, given, 0), int(node.get("size")), *options)
+    (channels,) = (each for each in node.attributes.values() if isinstance(each, int))  # its window is its only integer
+    return to.call(F.local_response_norm, needed(node, given, 0), channels, *options)
 
 
 @translates("Gemm")

@@ -86,8 +86,7 @@ def _resize(node: Operator, given: Given, to: Building) -> Value:
         raise refuse(node, f"resizes {len(have)} axes by mode '{mode}' and '{way}'", _GIVE_TORCH)
     exact = all(math.isclose(scale, want / size) for size, want, scale in zip(have, sizes, scales, strict=True))
     if exact and (way == "align_corners" or (way in ("half_pixel", "pytorch_half_pixel") and 1 not in sizes)):
-        options = _scaled(have, sizes)
-        return to.call(F.interpolate, x, **options, mode="bilinear", align_corners=way == "align_corners")
+        return to.call(F.interpolate, x, *_by(have, sizes), "bilinear", way == "align_corners")
     for axis, each in enumerate(zip(have, sizes, scales, strict=True)):
         matrix = _linear(each[0], _places(*each, way))
         if axis == 0:
@@ -117,10 +116,10 @@ def _target(node: Operator, given: Given, x: Value) -> tuple[list[int], list[flo
     return [math.floor(size * scale + 1e-6) for size, scale in zip(have[2:], scales, strict=True)], scales
 
 
-def _scaled(have: Sequence[int], sizes: Sequence[int]) -> dict[str, Any]:
-    """Return factors that float32 holds exactly, which serve other sizes too, else the sizes."""
+def _by(have: Sequence[int], sizes: Sequence[int]) -> tuple[tuple[int, ...] | None, tuple[float, ...] | None]:
+    """Return the sizes, or, where float32 holds them exactly, the factors, which serve other sizes too."""
     factors = tuple(want / size for size, want in zip(have, sizes, strict=True))
-    return {"scale_factor": factors} if all(each * 16 % 1 == 0 for each in factors) else {"size": tuple(sizes)}
+    return (None, factors) if all(each * 16 % 1 == 0 for each in factors) else (tuple(sizes), None)
 
 
 def _places(size: int, want: int, scale: float, way: str) -> NDArray[np.float64]:
@@ -150,7 +149,7 @@ def _nearest(x: Value, places: Sequence[NDArray[np.float64]], rounding: str, to:
     sizes = [len(each) for each in index]
     usual = [np.floor(np.arange(want) * (size / want)) for size, want in zip(have, sizes, strict=True)]
     if all(np.array_equal(*pair) for pair in zip(index, usual, strict=True)):
-        return to.call(F.interpolate, x, **_scaled(have, sizes), mode="nearest")
+        return to.call(F.interpolate, x, *_by(have, sizes), "nearest")
     for axis, each in enumerate(index, 2):
         x = to.call(torch.index_select, x, axis, known(torch.from_numpy(each)))
     return x
