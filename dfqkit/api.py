@@ -18,6 +18,7 @@ from dfqkit.config.distill import DistillConfig, DistillWeights
 from dfqkit.config.image_of_model import spec_values
 from dfqkit.config.reading import recipe_from
 from dfqkit.config.recipe import FloorSection, Recipe, TeacherSection
+from dfqkit.config.synthesis import SynthesizerConfig
 from dfqkit.progress import Progress, silent
 from dfqkit.run.execution import execute, run_facts
 from dfqkit.run.export import MODEL
@@ -25,7 +26,10 @@ from dfqkit.run.folder import RunFolder
 from dfqkit.run.stages import STAGES
 from dfqkit.run.validate import REPORT, require_floors
 from dfqkit.synthesis.methods.dfq import DFQConfig
+from dfqkit.synthesis.methods.procedural import ProceduralConfig
+from dfqkit.synthesis.methods.zeroq import ZeroQConfig
 from dfqkit.teacher.load import Teacher
+from dfqkit.teacher.structure import provides
 from dfqkit_export.backends import DEFAULT, DEFAULT_TARGET, backend_of, get_target
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.measure.kinds import INTEGER_OPS, STUDENT_AGREEMENT
@@ -67,22 +71,25 @@ class Result:
         return self.report.verdict
 
 
-def quantize(
+def quantize(  # noqa: PLR0913 - all but the first are named, and have defaults
     model: nn.Module | Teacher,
     *,
     image: ImageSpec | None = None,
     bits: str = "w8a8",
     target: str = DEFAULT_TARGET.name,
+    task: str | Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Result:
-    """Quantize a trained classifier without data and measure the result in the runtime.
+    """Quantize a trained network without data and measure the result in the runtime.
 
     Args:
-        model: A trained classifier, which is copied and left as it is; or a `Teacher`.
+        model: A trained network, which is copied and left as it is; or a `Teacher`.
         image: What images it takes; not needed with a `Teacher`, or a module of timm, which says it itself.
         bits: Weight and activation bits, e.g. ``w8a8``, ``w4a8``, ``w4a4``.
         target: One of `dfqkit list targets`, such as ``onnxruntime``, ``openvino`` or ``tensorrt``.
+        task: What its outputs mean, such as ``"segmentation"`` or ``{"name": "detection", "nms": 0.6}``; by default
+            what they are recognised as.
         out: Folder for the result; a new temporary one by default. A folder that holds the same run continues it.
         options: Further or other recipe sections, e.g. ``{"seed": 1, "distill": {"steps": 600}, "device": "cuda"}``;
             ``device`` and ``progress`` (True shows it) are taken here, all else is the recipe's.
@@ -101,6 +108,7 @@ def quantize(
         >>> result.model, result.report.verdict  # doctest: +SKIP
     """
     chosen = dict(options or {})
+    named = chosen.pop("task", None) if task is None else task
     device, shown = str(chosen.pop("device", "auto")), bool(chosen.pop("progress", False))
     if isinstance(model, Teacher):
         teacher = model
@@ -112,9 +120,8 @@ def quantize(
         if image is None:
             message = "quantize needs image=ImageSpec(shape=..., mean=..., std=..., classes=...) beside a module."
             raise TypeError(message)
-        task = chosen.get("task")
-        entry = {"name": task} if isinstance(task, str) else task
-        teacher = Teacher.from_module(model, image, task=task_of(entry))
+        entry = {"name": named} if isinstance(named, str) else named
+        teacher = Teacher.from_module(model, image, task=task_of(entry) if entry else None)
     recipe = _recipe(teacher, bits, target, chosen)
     require_floors(recipe)
     path = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="dfqkit-"))
@@ -126,6 +133,12 @@ def quantize(
         execute(folder, recipe, STAGES, device=device, progress=progress, teacher=teacher)
     report = Report.from_json((path / REPORT).read_text(encoding="utf-8"))
     return Result(folder=path, model=path / MODEL, report=report)
+
+
+def _usual_source(teacher: Teacher) -> SynthesizerConfig:
+    """Return the first of the usual synthesizers that a teacher has what it takes for; the last takes any."""
+    offered, usual = provides(teacher), (DFQConfig, ZeroQConfig, ProceduralConfig)
+    return next((kind() for kind in usual if kind.needs <= offered), ProceduralConfig())
 
 
 def _recipe(teacher: Teacher, bits: str, target: str, sections: Mapping[str, Any]) -> Recipe:
@@ -141,7 +154,7 @@ def _recipe(teacher: Teacher, bits: str, target: str, sections: Mapping[str, Any
         "image": teacher.image.to_dict(),
         **entry_of(teacher.task),
         "target": target,
-        "synthesis": DFQConfig(),
+        "synthesis": _usual_source(teacher),
         "distill": None if bits == _ENOUGH_BITS else _DISTILL,
         "floors": floors,
     }

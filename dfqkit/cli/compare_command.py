@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from dfqkit.cli.options import Commands, add_command, add_json, document, note, positive, result
+from dfqkit.cli.options import Commands, add_command, add_json, add_task, document, note, positive, result
 
 _DESCRIPTION = (
     "Run two ONNX files, or one file in two runtimes, on the same images, and name the first layer whose outputs part, "
@@ -36,6 +36,7 @@ def add(commands: Commands) -> None:
         "--min-sqnr", type=float, metavar="DB", help="below this a layer has parted, where scales differ (default: 20)"
     )
     parser.add_argument("--threads", type=positive, metavar="N", help="threads of a runtime on the CPU")
+    add_task(parser)
     add_json(parser)
 
 
@@ -65,6 +66,7 @@ def _files(args: argparse.Namespace, *, judged: bool = False) -> int:
     from dfqkit_export.comparison.inputs import read_inputs
     from dfqkit_export.images.inputs import model_image, random_inputs
     from dfqkit_export.onnxfile.model import load_onnx
+    from dfqkit_export.tasks import task_of
 
     model = load_onnx(args.a)
     if args.b is not None and model_image(model) is None:
@@ -80,6 +82,7 @@ def _files(args: argparse.Namespace, *, judged: bool = False) -> int:
         inputs,
         threads=args.threads,
         min_sqnr=MIN_SQNR if args.min_sqnr is None else args.min_sqnr,
+        task=task_of(args.task) if args.task else None,
     )
     if not judged:
         result(document(found.to_dict()) if args.json else render_comparison(found))
@@ -99,7 +102,9 @@ def _files(args: argparse.Namespace, *, judged: bool = False) -> int:
 def _reports(args: argparse.Namespace, reports: list[bool]) -> int:
     if reports != [True, True]:
         args.parser.error("a report is compared with another report: give two, or two .onnx files")
-    unused = [name for name in ("images", "runtime_a", "runtime_b", "min_sqnr") if getattr(args, name) is not None]
+    unused = [
+        name for name in ("images", "runtime_a", "runtime_b", "min_sqnr", "task") if getattr(args, name) is not None
+    ]
     if unused:
         args.parser.error(f"reports were measured already: leave out --{unused[0].replace('_', '-')}")
 

@@ -6,7 +6,17 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from dfqkit.cli.options import Commands, add_command, add_json, add_untrusted, document, note, positive, result
+from dfqkit.cli.options import (
+    Commands,
+    add_command,
+    add_json,
+    add_task,
+    add_untrusted,
+    document,
+    note,
+    positive,
+    result,
+)
 from dfqkit_export.images.pixels import ORDERS, RANGES
 
 if TYPE_CHECKING:
@@ -14,7 +24,8 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = (
     "Of a model (a recipe's teacher, or a factory with the shape of its images and its number of classes): BatchNorm "
-    "statistics, a linear head, operators, whether torch.export captures it and where it breaks, and which "
+    "statistics, a linear head, what its outputs are taken for, operators, whether torch.export captures it and where "
+    "it breaks, and which "
     "synthesizers apply. Of an ONNX file, whoever made it: how it is quantized, what a target would refuse or run "
     "slowly, and, with --runtime, which layers a runtime really computes in integers."
 )
@@ -48,6 +59,7 @@ def add(commands: Commands) -> None:
     text = "largest pixel that mean and std are about (default: 1)"
     model.add_argument("--pixel-range", type=int, choices=RANGES, help=text)
     model.add_argument("--channels", choices=ORDERS, help="order of the colours that it takes (default: RGB)")
+    add_task(model)
     file = parser.add_argument_group("an ONNX file")
     file.add_argument(
         "--target", metavar="NAME", help="what to check it for (default: what it was made for, else onnxruntime)"
@@ -84,6 +96,7 @@ def _check(args: argparse.Namespace) -> None:
     about = {"--shape": args.shape, "--classes": args.classes}
     about |= {"--weights": args.weights, "--weights-key": args.weights_key, "--mean": args.mean, "--std": args.std}
     about |= {"--pixel-range": args.pixel_range, "--channels": args.channels}
+    about |= {"--task": args.task}
     extra = [name for name, value in about.items() if value is not None]
     if args.untrusted and (args.factory or _is_file(args)):
         args.parser.error("--untrusted goes with a RECIPE")
@@ -101,6 +114,7 @@ def _from_factory(args: argparse.Namespace) -> Teacher:
     from dfqkit.teacher.load import load_teacher
     from dfqkit_export.errors import RecipeError
     from dfqkit_export.images.spec import ImageSpec
+    from dfqkit_export.tasks import task_of
 
     given = {"shape": args.shape, "mean": args.mean, "std": args.std, "classes": args.classes}
     given |= {"pixel_range": args.pixel_range, "channels": args.channels}
@@ -108,7 +122,8 @@ def _from_factory(args: argparse.Namespace) -> Teacher:
         image = ImageSpec.from_dict(require_values(args.factory, given))
     except RecipeError as error:
         args.parser.error(str(error))
-    teacher = load_teacher(args.factory, image, args.weights, weights_key=args.weights_key)
+    task = task_of(args.task) if args.task else None
+    teacher = load_teacher(args.factory, image, args.weights, weights_key=args.weights_key, task=task)
     known = [key for key in image_values(args.factory, {}) if given.get(key, "") is None]
     if known:
         note(f"{', '.join(known)} are what the library says of {args.factory}: {image.to_dict()}")

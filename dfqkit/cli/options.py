@@ -108,6 +108,28 @@ def document(facts: Mapping[str, Any]) -> str:
     return json.dumps({"schema": 1, **facts}, indent=2)
 
 
+def add_task(parser: argparse._ActionsContainer) -> None:
+    """Add `--task`."""
+    text = "what the outputs mean, such as segmentation or '{name: detection, nms: 0.6}' (default: what they tell)"
+    parser.add_argument("--task", type=_task, metavar="NAME", help=text)
+
+
+def _task(text: str) -> dict[str, Any]:
+    """Read a task's name, or its section of a recipe on one line."""
+    import yaml
+
+    from dfqkit.config.task import task_section
+    from dfqkit_export.errors import RecipeError
+
+    try:
+        found = yaml.safe_load(text)
+        section = {"name": found} if isinstance(found, str) else found
+        return task_section(str(section["name"])).model_validate(section).model_dump()
+    except (yaml.YAMLError, TypeError, KeyError, ValueError, RecipeError) as error:
+        message = f"takes the name of a task or its section of a recipe, found '{text}': {error}"
+        raise argparse.ArgumentTypeError(message) from None
+
+
 def natural(text: str, least: int = 0) -> int:
     """Read an integer of at least 0, or ``least``."""
     if not text.isdecimal() or int(text) < least:

@@ -138,14 +138,13 @@ _LIBRARIES: dict[str, Callable[[str, str], dict[str, Any]]] = {"timm": _timm, "t
 
 
 def require_values(factory: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a model's image by what is given and, beyond that, what its library says; shape and classes must be."""
+    """Return a model's image by what is given and, beyond that, what its library says; the shape must be."""
     found = image_values(factory, {})
     if _otherwise(given):
         found = {key: value for key, value in found.items() if key not in ("mean", "std")}
     found |= {key: value for key, value in given.items() if value is not None}
-    missing = [key for key in ("shape", "classes") if key not in found]
-    if missing:
-        message = f"Nothing says {' and '.join(missing)} of '{factory}'. Give --shape C,H,W and --classes N."
+    if "shape" not in found:
+        message = f"Nothing says shape of '{factory}'. Give --shape C,H,W and, of a classifier, --classes N."
         raise RecipeError(message)
     channels = found["shape"][0]
     usual = {"mean": (0.0,) * channels, "std": (1.0,) * channels}

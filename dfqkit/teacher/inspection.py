@@ -51,6 +51,7 @@ class TeacherFacts:
         batchnorm_untrained: BatchNorm layers whose running statistics are still the initial mean 0 and variance 1.
         operators: How often each occurs in the captured graph, and those `unsupported`, which stay in float.
         capture_problem: Why and where a run would fail, from the capture to the ONNX file; None if it would not.
+        task: What its outputs mean, with what was taken from them.
         provides: What synthesizers may need of a teacher and this one has; see `structure.provides`.
         synthesizers: For each registered synthesizer, what it needs and this teacher lacks.
     """
@@ -69,6 +70,7 @@ class TeacherFacts:
     operators: Mapping[str, int]
     unsupported: tuple[str, ...]
     capture_problem: str | None
+    task: Mapping[str, Any]
     provides: frozenset[str]
     synthesizers: Mapping[str, tuple[str, ...]]
 
@@ -96,6 +98,7 @@ class TeacherFacts:
             ("layers", f"{self.convolutions} convolutions, {self.linear_layers} linear"),
             ("BatchNorm", self._batchnorm_text()),
             ("linear head", head),
+            ("task", _said(self.task)),
             ("provides", _joined(sorted(self.provides))),
             ("capturable", f"no: {self.capture_problem}" if self.capture_problem else "yes, with any batch size"),
         ]
@@ -150,6 +153,7 @@ def inspect_teacher(teacher: Teacher, operators_of: Operators) -> TeacherFacts:
         operators=operators,
         unsupported=unsupported,
         capture_problem=problem,
+        task=teacher.task.to_dict(),
         provides=offered,
         synthesizers={
             name: tuple(sorted(method.needs - offered - _SUPPLIED)) for name, method in synthesizer_configs().items()
@@ -173,6 +177,13 @@ def _captured(teacher: Teacher, operators_of: Operators) -> tuple[Mapping[str, i
         return *operators_of(teacher.model, teacher.image, teacher.task), None
     except TeacherError as error:
         return {}, (), str(error)
+
+
+def _said(task: Mapping[str, Any]) -> str:
+    """Return a task's name, and in brackets what else is known of it."""
+    known = [f"{key} {value}" for key, value in task.items() if key != "name" and value not in ("", ())]
+    inside = f" ({'; '.join(known)})" if known else ""
+    return f"{task['name']}{inside}".replace("'", "")
 
 
 def _joined(names: Sequence[str]) -> str:

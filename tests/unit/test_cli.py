@@ -157,7 +157,7 @@ class TestUsage:
             ("run --only export . --out x", "leave out --out"),
             ("run --only exprt .", "'export'"),
             ("inspect", "either a RECIPE or --factory"),
-            ("inspect --factory dfqkit.models:digits_cnn", "Give --shape C,H,W and --classes N"),
+            ("inspect --factory dfqkit.models:digits_cnn", "Give --shape C,H,W and, of a classifier, --classes N"),
             (f"inspect {RECIPE} --classes 3", "leave out --classes"),
             ("inspect --factory a:b --shape 3x8", "such as 3,224,224; found '3x8'"),
             ("list models", "'recipes'"),

@@ -32,6 +32,9 @@ from dfqkit_export.onnxfile.model import load_onnx, metadata_in
 from dfqkit_export.report.evidence import Seen, seen
 from dfqkit_export.tasks import DEFAULT_TASK, Outputs, Task, entry_of, task_in
 from dfqkit_export.tasks.answering import answer
+from dfqkit_export.tasks.generic import Generic
+from dfqkit_export.tasks.lookup import METADATA
+from dfqkit_export.tasks.recognition import recognise
 from dfqkit_export.words import some
 
 _BATCH = 32
@@ -114,7 +117,13 @@ class Comparison:
 
 
 def compare_files(
-    a: Side, b: Side, inputs: Inputs, *, threads: int | None = None, min_sqnr: float = MIN_SQNR
+    a: Side,
+    b: Side,
+    inputs: Inputs,
+    *,
+    threads: int | None = None,
+    min_sqnr: float = MIN_SQNR,
+    task: Task | None = None,
 ) -> Comparison:
     """Run both sides on the same images and compare outputs and layers.
 
@@ -128,6 +137,7 @@ def compare_files(
         inputs: At least one image.
         threads: Threads of runtimes on the CPU; None leaves the choice to them.
         min_sqnr: Threshold in dB.
+        task: What the outputs mean; None: what A says of itself, or what they are recognised as.
 
     Raises:
         ArtefactError: A file is damaged, or the images or the outputs do not fit each other.
@@ -135,7 +145,8 @@ def compare_files(
     """
     models = load_onnx(a.path), load_onnx(b.path)
     batch, images = _batches(models, inputs.images)
-    task = task_in(metadata_in(models[0]))
+    notes: list[str] = []
+    task = _task_of(a, models[0], images[:batch], task, notes)
     first, second = (_outputs(side, task, images, batch, threads) for side in (a, b))
     for name in task.names:
         if first[name].shape != second[name].shape:
@@ -147,7 +158,7 @@ def compare_files(
     matching = match_layers(*models)
     blind = [side.runtime for side in (a, b) if not get_backend(side.runtime).sees_layers]
     layers: tuple[LayerDifference, ...] = ()
-    notes = [f"{name} gives outputs only, so that layers cannot be compared there." for name in blind]
+    notes += [f"{name} gives outputs only, so that layers cannot be compared there." for name in blind]
     if not blind:
         with tempfile.TemporaryDirectory(prefix="dfqkit-") as folder:
             sides = [_looked_at(side, model, Path(folder), notes) for side, model in zip((a, b), models, strict=True)]
@@ -193,6 +204,28 @@ def compare_files(
         labelled=tuple(labelled),
         task=task,
     )
+
+
+def _task_of(
+    side: Side, model: onnx.ModelProto, images: NDArray[np.float32], task: Task | None, notes: list[str]
+) -> Task:
+    """Return what the outputs mean: as given, as the file says, or as they look; of a row of numbers, classes."""
+    metadata = metadata_in(model)
+    if task is None and METADATA in metadata:
+        return task_in(metadata)
+    found = open_session(side.runtime, side.path).run_all(images)
+    first = next(iter(found.values()))
+    if task is None and len(found) == 1 and first[0].size == max(first.shape[1:], default=1):
+        return DEFAULT_TASK
+    image = model_image(model) or _image_of(images, first)
+    if task is not None:
+        return task.fitted(found, image)
+    known = recognise(found, image)
+    if known.task is not None:
+        notes.append(f"The outputs are taken for those of the task {known.task.name}: {known.reason}.")
+        return known.task
+    notes.append(f"{known.reason} They are compared as numbers; say what they mean with --task.")
+    return Generic().fitted(found, image)
 
 
 def _image_of(images: NDArray[np.float32], output: NDArray[Any]) -> ImageSpec:
