@@ -83,6 +83,35 @@ class Raw(nn.Module):
         }
 
 
+class Heatmaps(UNet):
+    """A map for each of four points."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+
+
+class Reader(nn.Module):
+    """Logits of 12 classes at 16 steps across the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.head = nn.Sequential(block(3, 8, 2), block(8, 16)), nn.Linear(16, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).mean(2).transpose(1, 2))
+
+
+class YesOrNo(nn.Module):
+    """One probability."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.head = block(3, 8, 2), nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.head(self.features(x).mean((2, 3))))
+
+
 class Pair(nn.Module):
     """Two outputs of no meaning."""
 
@@ -103,6 +132,9 @@ TASKS = {
     "Boxes": "",
     "Raw": "{name: detection, boxes: [reg_8, reg_16], scores: [cls_8, cls_16], form: distributions, strides: [8, 16], "
     "scores_are: logits}",
+    "Heatmaps": "keypoints",
+    "Reader": "sequence",
+    "YesOrNo": "{name: classification, form: binary, scores: probabilities}",
     "Pair": "generic",
 }
 

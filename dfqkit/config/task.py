@@ -50,8 +50,7 @@ def task_section(name: str) -> type[TaskSection]:
         message = f"Unknown task '{name}'.{did_you_mean(name, known)} Known: {', '.join(known)}."
         raise RecipeError(message)
     literal: Any = Literal[name]
-    # The default has no parameters, and recipes are read without numpy.
-    parameters = {} if name == DEFAULT_NAME else _parameters(name)
+    parameters = _parameters(name)
     title = "".join(part.capitalize() for part in name.split("_"))
     try:
         return create_model(f"{title}Section", __base__=TaskSection, name=(literal, name), **parameters)

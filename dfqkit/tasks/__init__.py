@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from dfqkit.tasks.base import Tensors, TorchTask, found_in, named, placed
 from dfqkit.tasks.classification import TorchClassification
 from dfqkit.tasks.detection import TorchDetection
-from dfqkit.tasks.measured import TorchEmbedding, TorchNumbers, TorchSegmentation
+from dfqkit.tasks.measured import TorchEmbedding, TorchKeypoints, TorchNumbers, TorchSegmentation, TorchSequence
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.tasks import DEFAULT_TASK, Task
 from dfqkit_export.tasks.classification import Classification
@@ -20,7 +20,9 @@ from dfqkit_export.tasks.dense import Dense
 from dfqkit_export.tasks.detection import Detection
 from dfqkit_export.tasks.embedding import Embedding
 from dfqkit_export.tasks.generic import Generic
+from dfqkit_export.tasks.keypoints import Keypoints
 from dfqkit_export.tasks.segmentation import Segmentation
+from dfqkit_export.tasks.sequence import Sequence
 
 __all__ = ["GROUP", "Tensors", "TorchTask", "found_in", "named", "placed", "torch_task"]
 
@@ -31,7 +33,9 @@ _TASKS: dict[str, type[TorchTask]] = {
     Classification.name: TorchClassification,
     Segmentation.name: TorchSegmentation,
     Detection.name: TorchDetection,
+    Keypoints.name: TorchKeypoints,
     Embedding.name: TorchEmbedding,
+    Sequence.name: TorchSequence,
     Dense.name: TorchNumbers,
     Generic.name: TorchNumbers,
 }

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from dfqkit.tasks.base import Tensors, TorchTask
 from dfqkit_export.tasks.embedding import Embedding
+from dfqkit_export.tasks.keypoints import Keypoints
 from dfqkit_export.tasks.segmentation import Segmentation
+from dfqkit_export.tasks.sequence import Sequence
 
 #: In place of a power of 0.
 _LEAST = 1e-12
@@ -65,6 +67,51 @@ class TorchSegmentation(TorchTask):
             scores = scores.sigmoid() if scores.shape[1] == 1 else scores.softmax(1)
         things = [kind for kind in range(scores.shape[1]) if scores.shape[1] == 1 or kind != task.background]
         return scores[:, things].flatten(2).mT
+
+
+class TorchKeypoints(TorchTask):
+    """Points: the error of heatmaps where the teacher's are large, or of coordinates."""
+
+    rule = "points from the teacher's"
+
+    def distance(self, reference: Tensors, answer: Tensors, temperature: float = 1.0) -> Tensor:
+        """Return the mean squared error as a share of the reference's mean square.
+
+        Of heatmaps positions weigh as much as the reference's map is above its mean there, and a tenth more.
+        """
+        task = self.task
+        assert isinstance(task, Keypoints)
+        wanted, found = (side[task.output] for side in (reference, answer))
+        if task.form == "coordinates":
+            return relative(wanted, found)
+        known = wanted.detach()
+        above = (known - known.mean((2, 3), keepdim=True)).clamp_min(0)
+        weights = above / above.amax((2, 3), keepdim=True).clamp_min(_LEAST) + 0.1
+        power = (weights * known.square()).mean().clamp_min(_LEAST)
+        return (weights * (found - wanted).square()).mean() / power
+
+
+class TorchSequence(TorchTask):
+    """Text: the divergence of the predictions at each step."""
+
+    rule = "KL from the teacher, over all steps"
+
+    def distance(self, reference: Tensors, answer: Tensors, temperature: float = 1.0) -> Tensor:
+        """Return tau^2 KL between the softened predictions, in nats, the mean over images and steps.
+
+        Of ctc a step weighs as much as it is no blank, and a tenth more: most steps are blanks.
+        """
+        task = self.task
+        assert isinstance(task, Sequence)
+        wanted, found = (side[task.output] for side in (reference, answer))
+        if task.scores == "probabilities":
+            wanted, found = (side.clamp_min(torch.finfo(side.dtype).tiny).log() for side in (wanted, found))
+        weights = torch.ones(wanted.shape[:2], device=wanted.device)
+        if task.form == "ctc":
+            weights = 1.1 - wanted.detach().softmax(-1)[..., task.blank]
+        wanted, found = (F.log_softmax(side / temperature, -1) for side in (wanted, found))
+        apart = (wanted.exp() * (wanted - found)).sum(-1)
+        return temperature**2 * (weights * apart).sum() / weights.sum()
 
 
 def as_channels(values: Tensor, task: Segmentation) -> Tensor:

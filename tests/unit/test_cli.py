@@ -157,6 +157,8 @@ class TestUsage:
             ("run --only export . --out x", "leave out --out"),
             ("run --only exprt .", "'export'"),
             ("inspect", "either a RECIPE or --factory"),
+            ("inspect --factory tests._task_nets:Depth --shape 3,32,32 --task dens", "Did you mean 'dense'?"),
+            (f"inspect {RECIPE} --task dense", "leave out --task"),
             ("inspect --factory dfqkit.models:digits_cnn", "Give --shape C,H,W and, of a classifier, --classes N"),
             (f"inspect {RECIPE} --classes 3", "leave out --classes"),
             ("inspect --factory a:b --shape 3x8", "such as 3,224,224; found '3x8'"),

@@ -125,5 +125,6 @@ def estimate_of(
         reason = f"It was calibrated with classifiers, and this is another network ({task.title})."
         return {"value": None, "low": None, "high": None, "trusted": False, "reason": reason}
     (name,) = task.names
+    reference, outputs = task.shaped(reference), task.shaped(outputs)
     found = estimate_drop(reference[name], outputs[name], synthesizer=synthesizer, teacher_top1=teacher_top1)
     return found.to_dict()

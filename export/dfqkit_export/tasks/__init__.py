@@ -40,7 +40,9 @@ _TASKS = {
     "classification": "dfqkit_export.tasks.classification:Classification",
     "segmentation": "dfqkit_export.tasks.segmentation:Segmentation",
     "detection": "dfqkit_export.tasks.detection:Detection",
+    "keypoints": "dfqkit_export.tasks.keypoints:Keypoints",
     "embedding": "dfqkit_export.tasks.embedding:Embedding",
+    "sequence": "dfqkit_export.tasks.sequence:Sequence",
     "dense": "dfqkit_export.tasks.dense:Dense",
     "generic": "dfqkit_export.tasks.generic:Generic",
 }

@@ -8,6 +8,7 @@ counts.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,11 +16,14 @@ from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.measure import resampling
 from dfqkit_export.measure.intervals import paired_interval
 from dfqkit_export.measure.kinds import (
     AGREEMENT,
     DIVERGES,
     KL,
+    LABEL_DROP,
+    LABELS_F1,
     LOGIT_SQNR_DB,
     STUDENT_AGREEMENT,
     STUDENT_TOP1_GAP,
@@ -31,9 +35,14 @@ from dfqkit_export.measure.kinds import (
 )
 from dfqkit_export.measure.metrics import require_finite, same_shape, share, sqnr_db
 from dfqkit_export.tasks.base import CLASSES, Groups, Labels, Outputs, OutputSpec, Samples, Task
+from dfqkit_export.tasks.measured import choose
+from dfqkit_export.tasks.parameters import ClassificationParameters
 
-#: Name of the one output.
-LOGITS = "logits"
+#: Name of the one output, where nobody named it otherwise.
+LOGITS = ClassificationParameters.output
+
+#: In place of a probability of 0.
+_LEAST = 1e-7
 
 #: By which sums of float32 probabilities may miss 1.
 LARGEST_ROUNDING = 1e-3
@@ -49,17 +58,13 @@ Small differences between processors are normal: kernels without VNNI and sums i
 or two of its scale. Another class is not."""
 
 
-class Classification(Task):
-    """An image belongs to one of a number of classes."""
+class Classification(ClassificationParameters, Task):
+    """An image belongs to one of a number of classes, or has any number of labels."""
 
     name: ClassVar[str] = "classification"
     title: ClassVar[str] = "image classifier"
-    outputs: ClassVar[tuple[OutputSpec, ...]] = (
-        OutputSpec(name=LOGITS, shape=("classes",), meaning="one number a class, the largest for the likeliest"),
-    )
     words: ClassVar[str] = "logits"
     answer: ClassVar[str] = "argmax"
-    offers: ClassVar[frozenset[str]] = frozenset({CLASSES})
     samples: ClassVar[Samples] = Samples(
         programs={
             "python/classify.py": f"{__package__}:samples/classify.py.txt",
@@ -72,27 +77,76 @@ class Classification(Task):
         note=_NOTE,
     )
 
+    @property
+    def outputs(self) -> tuple[OutputSpec, ...]:
+        """One number a class, or one."""
+        meanings = {
+            "classes": "one number a class, the largest for the likeliest",
+            "binary": "one number, the larger the likelier the second of two classes",
+            "labels": "one number a label, each for itself",
+        }
+        return (OutputSpec(name=self.output, shape=self.shape, meaning=meanings[self.form]),)
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """Classes, of which one is right."""
+        return frozenset({CLASSES} if self.form == "classes" else ())
+
+    def fitted(self, found: Outputs, image: ImageSpec) -> Task:
+        """Return the same with the network's name and shape; as it is, where they are the usual ones."""
+        name, sizes = choose(self.name, found, self.output, range(5))
+        shape: tuple[int | str, ...] = sizes
+        if self.form != "binary" and image.classes:
+            if max(sizes, default=0) == math.prod(sizes) == image.classes:
+                place = sizes.index(image.classes)
+                shape = (*sizes[:place], CLASSES, *sizes[place + 1 :])
+            else:
+                shape = (CLASSES,)  # which then does not fit, and is told so
+        elif self.form == "classes":
+            shape = (CLASSES,)
+        return replace(self, output=name, shape=shape)
+
     def told(self, image: ImageSpec) -> str:
         """Return what the output is."""
-        return f"Logits of {image.classes} classes."
+        return f"Logits of {image.classes} classes." if self.form == "classes" else super().told(image)
 
     def shaped(self, outputs: Outputs) -> Outputs:
-        """Return one row of logits an image: some files keep axes of size 1 behind the classes."""
+        """Return one row of logits an image: some files keep axes of size 1 beside the classes."""
         return {name: values.reshape(len(values), -1).astype(np.float32) for name, values in outputs.items()}
+
+    def rows(self, outputs: Outputs) -> NDArray[Any]:
+        """Return logits (N, classes), or (N, labels); of one number those of no and yes.
+
+        Where the threshold is not 0.5, zero is the logit of it.
+        """
+        values = np.asarray(outputs[self.output])
+        values = values.reshape(len(values), -1) if values.ndim != 2 else values
+        if self.form == "classes":
+            return values
+        if self.scores == "probabilities":
+            values = np.clip(values.astype(np.float64), _LEAST, 1 - _LEAST)
+            values = np.log(values) - np.log1p(-values)
+        values = values - math.log(self.threshold / (1 - self.threshold))
+        return values if self.form == "labels" else np.concatenate([np.zeros_like(values), values], 1)
 
     def metrics(
         self, reference: Outputs | None, outputs: Outputs, labels: Labels | None, *, subject: str, data: str
     ) -> list[Metric]:
         """Measure accuracy where labels are there, and agreement, divergence and noise beside the teacher."""
         where: dict[str, Any] = {"subject": subject, "data": data}
-        logits = outputs[LOGITS]
-        found = [] if labels is None else [top1(logits, labels, **where)]
+        logits = self.rows(outputs)
+        several = self.form == "labels"
+        found = [] if labels is None else [f1(logits, labels, **where) if several else top1(logits, labels, **where)]
         if reference is None:
             return found
-        teacher = reference[LOGITS]
+        teacher = self.rows(reference)
         if labels is not None:
-            found.append(paired_drop(teacher, logits, labels, **where))
-        found += [agreement(teacher, logits, **where), kl(teacher, logits, **where)]
+            found.append((f1_drop if several else paired_drop)(teacher, logits, labels, **where))
+        if several:
+            found.append(share(AGREEMENT, self.same_answer(reference, outputs), **where))
+            found.append(resampling.mean(KL, binary_divergence(teacher, logits), **where))
+        else:
+            found += [agreement(teacher, logits, **where), kl(teacher, logits, **where)]
         return [*found, LOGIT_SQNR_DB.metric(value=sqnr_db(teacher, logits), n=len(logits), **where)]
 
     def beside(
@@ -100,40 +154,90 @@ class Classification(Task):
     ) -> list[Metric]:
         """Measure agreement with the student, and how far the two accuracies are apart where labels are there."""
         where: dict[str, Any] = {"subject": subject, "data": data}
-        found = [agreement(student[LOGITS], outputs[LOGITS], kind=STUDENT_AGREEMENT, **where)]
+        if self.form == "labels":
+            return [share(STUDENT_AGREEMENT, self.same_answer(student, outputs), **where)]
+        both = self.rows(student), self.rows(outputs)
+        found = [agreement(*both, kind=STUDENT_AGREEMENT, **where)]
         if labels is None:
             return found
-        ours, theirs = (top1(each[LOGITS], labels, **where).value or 0.0 for each in (student, outputs))
+        ours, theirs = (top1(each, labels, **where).value or 0.0 for each in both)
         return [*found, STUDENT_TOP1_GAP.metric(value=abs(ours - theirs), n=len(labels), **where)]
 
     def per_image(self, reference: Outputs, outputs: Outputs) -> dict[str, NDArray[Any]]:
         """Return what every task does, and the divergence from the reference."""
-        apart = divergence(reference[LOGITS], outputs[LOGITS])
+        both = self.rows(reference), self.rows(outputs)
+        apart = binary_divergence(*both) if self.form == "labels" else divergence(*both)
         return {**super().per_image(reference, outputs), DIVERGES.key: apart}
 
     def margins(self, reference: Outputs, outputs: Outputs) -> NDArray[np.float64]:
-        """Return the number of the reference's class less the largest of the others."""
-        top = reference[LOGITS].argmax(1)
-        rows, others = np.arange(len(top)), outputs[LOGITS].astype(np.float64)
+        """Return the number of the reference's class less the largest of the others; of labels the least."""
+        answers, others = self.rows(reference), self.rows(outputs).astype(np.float64)
+        if self.form == "labels":
+            return np.asarray(np.where(answers > 0, others, -others).min(1))
+        top = answers.argmax(1)
+        rows = np.arange(len(top))
         first = others[rows, top].copy()
         others[rows, top] = -np.inf
         return np.asarray(first - others.max(1))
 
     def same_answer(self, reference: Outputs, outputs: Outputs) -> NDArray[np.bool_]:
-        """Return on which images both name the same class."""
-        return agrees(reference[LOGITS], outputs[LOGITS])
+        """Return on which images both name the same class, or the same labels."""
+        both = self.rows(reference), self.rows(outputs)
+        return np.asarray(((both[0] > 0) == (both[1] > 0)).all(1)) if self.form == "labels" else agrees(*both)
 
     def groups(self, outputs: Outputs, image: ImageSpec) -> Groups:
-        """Return the class of each image, and its probability."""
-        logits = as_logits(outputs[LOGITS])
-        shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
+        """Return the class of each image, and its probability; of labels the likeliest."""
+        logits = self.rows(outputs)
+        if self.form == "labels":
+            odds = 1 / (1 + np.exp(-logits.max(1).astype(np.float64)))
+        else:
+            logits = as_logits(logits)
+            shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
+            odds = 1 / np.exp(shifted).sum(1)
         return Groups(
             of=logits.argmax(1).astype(np.int64),
-            count=image.classes,
-            confidence=(1 / np.exp(shifted).sum(1)).astype(np.float32),
+            count=max(image.classes, logits.shape[1]),
+            confidence=odds.astype(np.float32),
             one="class",
             many="classes",
         )
+
+
+def f1(logits: Logits, labels: Labels, *, subject: str, data: str) -> Metric:
+    """Return the F1 of the labels named, over all images and labels, in percent: 2 right / (named + wanted)."""
+    return resampling.ratio(LABELS_F1, *_named(logits, labels), subject=subject, data=data)
+
+
+def f1_drop(reference: Logits, logits: Logits, labels: Labels, *, subject: str, data: str) -> Metric:
+    """Return by how many points F1 falls from the reference to the subject, its interval over draws of the images."""
+    sides = [_named(each, labels) for each in (reference, logits)]
+    drawn = resampling.draws(len(logits))
+    before, now = (100 * float(above.sum() / max(below.sum(), 1)) for above, below in sides)
+    first, second = (100 * (drawn @ above) / np.maximum(drawn @ below, 1) for above, below in sides)
+    interval = resampling.interval(first - second)
+    return LABEL_DROP.metric(value=before - now, n=len(logits), interval=interval, subject=subject, data=data)
+
+
+def _named(logits: Logits, labels: Labels) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return twice the right labels of each image, and those named and wanted together, (N,) each."""
+    named, wanted = _logits(logits) > 0, np.asarray(labels)
+    if wanted.shape != named.shape or not np.isin(wanted, (0, 1)).all():
+        message = (
+            f"Labels must be {named.shape} of 0 and 1, one for each image and label; found {wanted.dtype} of "
+            f"{wanted.shape}."
+        )
+        raise ArtefactError(message)
+    right = 2.0 * (named & (wanted == 1)).sum(1)
+    return right, named.sum(1) + wanted.sum(1).astype(np.float64)
+
+
+def binary_divergence(reference: NDArray[Any], logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Return KL(reference || logits) of each label's probability, summed over the labels, in nats, (N,)."""
+    first, second = (np.asarray(values, np.float64) for values in (reference, logits))
+    likely = 1 / (1 + np.exp(-first))
+    on, off = np.logaddexp(0, -second) - np.logaddexp(0, -first), np.logaddexp(0, second) - np.logaddexp(0, first)
+    found: NDArray[np.float64] = np.maximum(0.0, likely * on + (1 - likely) * off).sum(1)
+    return found
 
 
 def top1(logits: Logits, labels: Labels, *, subject: str, data: str) -> Metric:

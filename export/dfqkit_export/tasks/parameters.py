@@ -26,6 +26,80 @@ def require_share(value: float, name: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class ClassificationParameters:
+    """Classes of whole images.
+
+    Attributes:
+        output: Name of the output.
+        shape: Of one image's answer: the classes, and axes of size 1 anywhere beside them.
+        form: classes: an image belongs to one. binary: one number, of the second of two. labels: to any number of them.
+        scores: What the numbers are; of form classes, auto tells by their values whether a softmax is inside.
+        threshold: Probability from which on a binary answer is yes, and an image has a label.
+    """
+
+    output: str = "logits"
+    shape: Shape = ("classes",)
+    form: Literal["classes", "binary", "labels"] = "classes"
+    scores: Literal["auto", "logits", "probabilities"] = "auto"
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse parameters that contradict each other."""
+        if not 0 < self.threshold < 1:
+            refuse(self.threshold, "threshold must be between 0 and 1, exclusive")
+        if self.form != "classes" and self.scores == "auto":
+            object.__setattr__(self, "scores", "logits")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class KeypointsParameters:
+    """Places of points.
+
+    Attributes:
+        output: Name of the output.
+        shape: Of one image's answer: (points, h, w) of heatmaps; (points, 2 or more) or (2 x points) of coordinates.
+        size: Height and width of the image, in pixels.
+        form: How points are said: the largest number of a map, or x and y.
+        unit: What coordinates are counted in.
+        same: How far a point may be from where the teacher has it, as a share of the image's longer side.
+    """
+
+    output: str = "points"
+    shape: Shape = ()
+    size: tuple[int, int] = (0, 0)
+    form: Literal["heatmaps", "coordinates"] = "heatmaps"
+    unit: Literal["pixels", "image"] = "pixels"
+    same: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Refuse parameters out of range."""
+        require_share(self.same, "same")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SequenceParameters:
+    """A line of text: a class at each step.
+
+    Attributes:
+        output: Name of the output.
+        shape: Of one image's answer: (steps, classes).
+        form: ctc: equal neighbours are one, blanks are none. attention: a character a step, until the end.
+        scores: What the numbers are.
+        blank: The class that is no character, of ctc.
+        end: The class that ends a line, of attention.
+        alphabet: The characters of the other classes, in order; empty where only classes are compared.
+    """
+
+    output: str = "text"
+    shape: Shape = ()
+    form: Literal["ctc", "attention"] = "ctc"
+    scores: Literal["logits", "probabilities"] = "logits"
+    blank: int = 0
+    end: int = 0
+    alphabet: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class GenericParameters:
     """Outputs of any meaning.
 
@@ -193,9 +267,12 @@ class DetectionParameters:
 
 #: Of which task they are, for recipes.
 PARAMETERS: dict[str, type] = {
+    "classification": ClassificationParameters,
     "segmentation": SegmentationParameters,
     "detection": DetectionParameters,
+    "keypoints": KeypointsParameters,
     "embedding": EmbeddingParameters,
+    "sequence": SequenceParameters,
     "dense": DenseParameters,
     "generic": GenericParameters,
 }

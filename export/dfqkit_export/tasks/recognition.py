@@ -7,7 +7,7 @@ only where no other task has such outputs: a wrong task would be measured withou
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,17 +16,22 @@ from numpy.typing import NDArray
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.tasks.base import Outputs, Task
+from dfqkit_export.tasks.classification import Classification
 from dfqkit_export.tasks.dense import Dense
 from dfqkit_export.tasks.detection import Detection
 from dfqkit_export.tasks.detector_forms import UnclearBoxesError, told
 from dfqkit_export.tasks.embedding import Embedding
 from dfqkit_export.tasks.generic import Generic
+from dfqkit_export.tasks.keypoints import Keypoints
 from dfqkit_export.tasks.lookup import DEFAULT_TASK
 from dfqkit_export.tasks.segmentation import Segmentation
+from dfqkit_export.tasks.sequence import Sequence
 
 _CLASSES = DEFAULT_TASK.name
 #: Axes of an answer that lists boxes, and of one that has a place for each pixel.
 _LISTS, _MAPS = 2, 3
+#: Fewest classes that a line of text is made of: digits and a blank.
+_LETTERS = 11
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +104,11 @@ def _one(outputs: Outputs, image: ImageSpec) -> Recognition | None:
 def _row(outputs: Outputs, values: NDArray[Any], image: ImageSpec) -> Recognition:
     count = values.shape[1] if values.ndim > 1 else 1
     if image.classes and (count > 1 or image.classes != 2):
-        return Recognition(task=DEFAULT_TASK, reason=f"{count} numbers an image, and image.classes says of what")
+        return _fitted(DEFAULT_TASK, outputs, image, f"{count} numbers an image, and image.classes says of what")
+    if image.classes:
+        inside = values.min() >= 0 and values.max() <= 1
+        binary = Classification(form="binary", scores="probabilities" if inside else "logits")
+        return _fitted(binary, outputs, image, "one number an image, of two classes")
     seen = f"The network gives {told(outputs)}"
     if count > 2 and np.allclose(np.linalg.norm(values, axis=1), 1, atol=1e-3) and values.min() < 0:
         return _fitted(Embedding(), outputs, image, f"{count} numbers of length 1 an image")
@@ -116,13 +125,19 @@ def _list(outputs: Outputs, values: NDArray[Any], image: ImageSpec) -> Recogniti
     count, width = values.shape[1:]
     if (count, width) == image.shape[1:]:
         return _unclear_map(outputs)
-    return _detection(outputs, image)
+    if 1 in (count, width):
+        return _row(outputs, values.reshape(len(values), -1), image)
+    found = _detection(outputs, image)
+    if found.task is None and width >= _LETTERS and count < width and _sums_to_one(values, 2):
+        text = Sequence(scores="probabilities")
+        return _fitted(text, outputs, image, f"probabilities of {width} classes at each of {count} steps")
+    return found if found.task is not None else replace(found, candidates=(*found.candidates, Sequence.name))
 
 
 def _map(outputs: Outputs, values: NDArray[Any], image: ImageSpec) -> Recognition:
     channels, height, width = values.shape[1:]
-    if height == width == 1 and channels > 1:
-        return _row(outputs, values[:, :, 0, 0], image)
+    if sorted(values.shape[1:])[1] == 1:
+        return _row(outputs, values.reshape(len(values), -1), image)
     if image.classes and channels == image.classes:
         return _fitted(_segmentation(values), outputs, image, "a map for each class")
     if channels > 1 and _sums_to_one(values, 1):
@@ -143,8 +158,11 @@ def _sums_to_one(values: NDArray[Any], axis: int) -> bool:
 
 
 def _unclear_map(outputs: Outputs) -> Recognition:
-    reason = f"The network gives {told(outputs)}: a map, of classes (then say image.classes), of a mask, or of numbers."
-    return Recognition(task=None, reason=reason, candidates=(Segmentation.name, Dense.name))
+    reason = (
+        f"The network gives {told(outputs)}: a map, of classes (then say image.classes), of a mask, of numbers, or of "
+        "points."
+    )
+    return Recognition(task=None, reason=reason, candidates=(Segmentation.name, Dense.name, Keypoints.name))
 
 
 def _several(outputs: Outputs, image: ImageSpec) -> Recognition | None:
