@@ -108,7 +108,9 @@ class ValidateSection(Section):
     """What the result is measured on."""
 
     data: str | None = Field(
-        None, description="Labelled images: .npz, class folders, .zip with labels.csv, torchvision:NAME:ROOT; or null."
+        None,
+        description="Labelled images: .npz, class folders, .zip with labels.csv, torchvision:NAME:ROOT, "
+        "coco:FILE:FOLDER, masks:FOLDER, text:FILE:FOLDER; or null.",
     )
     resize: int | None = Field(None, ge=1, description="Shorter side, bicubic, before the crop.")
     crop: int | None = Field(None, ge=1, description="Centre crop.")

@@ -37,7 +37,10 @@ def require_harmless(recipe: Recipe) -> None:
     if data is not None and str(data).startswith("torchvision:"):
         _refuse(f"validate.data is '{data}', and torchvision unpickles some data sets; allowed are .npz, .zip, folders")
     start = values["student"]["start"] if values.get("student") else None
-    for name in filter(None, (recipe.teacher.weights, start, data)):
+    from dfqkit_export.images.label_kinds import is_kind  # numpy
+
+    places = str(data).split(":", 2)[1:] if data is not None and is_kind(str(data)) else [data]
+    for name in filter(None, (recipe.teacher.weights, start, *places)):
         _require_near(str(name), recipe)
     recipe.synthesis.resolved(lambda name: _require_near(name, recipe))
 

@@ -34,7 +34,9 @@ from dfqkit.students.onnx_nodes import float_layers
 from dfqkit_export.backends import DEFAULT, backend_of
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.backends.opening import realised_precision
+from dfqkit_export.errors import ArtefactError
 from dfqkit_export.estimate import estimate_of
+from dfqkit_export.images.label_kinds import is_kind, resolved
 from dfqkit_export.images.labelled import LabelledImages, load_images
 from dfqkit_export.measure import latency
 from dfqkit_export.measure.activations import layer_outputs, layer_tensors
@@ -63,7 +65,7 @@ class GradingSet:
     name: str
     count: int
     batches: Callable[[], Iterator[Images]]
-    labels: NDArray[np.int64] | None
+    labels: NDArray[Any] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +131,9 @@ def real_images(recipe: Recipe, *, limit: int | None = None) -> LabelledImages |
     if section.data is None:
         return None
     source: str | Path = section.data
-    if not str(source).startswith("torchvision:"):
+    if is_kind(str(source)):
+        source = resolved(str(source), lambda name: find_file(name, recipe.directory))
+    elif not str(source).startswith("torchvision:"):
         source = find_file(str(source), recipe.directory)
     least = min((bound for bound in (limit, section.limit) if bound is not None), default=None)
     return load_images(source, recipe.image.spec(), resize=section.resize, crop=section.crop, limit=least)
@@ -265,6 +269,8 @@ def _grading_sets(context: Context) -> list[GradingSet]:
     sets = []
     real = real_images(context.recipe)
     if real is not None:
+        if wrong := context.teacher.task.wrong_classes(real.classes):
+            raise ArtefactError(wrong)
         batches = partial(real.batches, spec, size)
         sets.append(GradingSet(name=f"real:{real.name}", count=len(real), batches=batches, labels=real.labels))
     if not context.recipe.bank.grading:

@@ -29,6 +29,7 @@ def _run(context: Context) -> StageResult:
 
     They are chosen here and not at the export, because that is where the images which only judge are used.
     """
+    from dfqkit.run.answers_drawn import drawn_answers
     from dfqkit.run.measuring import measure
     from dfqkit.run.sentinel import write_run_sentinel
     from dfqkit_export.files import write_bytes
@@ -37,7 +38,8 @@ def _run(context: Context) -> StageResult:
     report, page = context.file(REPORT), context.file(PAGE)
     made = report_of(context, measure(context, STAGE.name))
     write_bytes(report, made.to_json().encode())
-    write_bytes(page, render_html(made, sheets=contact_sheets(context.folder.path / "images")).encode())
+    sheets = drawn_answers(context) | contact_sheets(context.folder.path / "images")
+    write_bytes(page, render_html(made, sheets=sheets).encode())
     return StageResult(files=[report.name, page.name, *write_run_sentinel(context)])
 
 

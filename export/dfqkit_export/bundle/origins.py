@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from dfqkit_export.bundle.entries import read_json
 from dfqkit_export.bundle.reading import MANIFEST, Bundle
 from dfqkit_export.errors import ArtefactError, DfqkitError
+from dfqkit_export.images.label_kinds import is_kind, resolved
 from dfqkit_export.images.labelled import load_images
 from dfqkit_export.images.likeness import copied
 from dfqkit_export.sentinel import Sentinel
@@ -171,6 +172,8 @@ def _is_bank(path: str) -> bool:
 
 def _found(run: Bundle, path: str) -> str:
     """Return where a file of a recipe lies: as it is named, beside the recipe, in DFQKIT_ASSETS."""
+    if is_kind(path):
+        return resolved(path, lambda name: Path(_found(run, name)))
     manifest = run.root / MANIFEST
     facts = read_json(manifest).get("facts", {}) if manifest.is_file() else {}
     folders = [facts.get("recipe_dir"), os.environ.get("DFQKIT_ASSETS")]

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterator, Mapping
 from importlib import resources
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +19,7 @@ from dfqkit_export.backends import backend_of, find_target
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.sentinel import Sentinel
-from dfqkit_export.tasks import Task
+from dfqkit_export.tasks import Task, entry_of
 from dfqkit_export.tasks.answering import answer
 
 #: Images of the samples; those that the teacher is surest of, so that runtimes do not differ in their answers.
@@ -36,6 +38,8 @@ def sample_files(session: OrtSession, sentinel: Sentinel, target: str) -> dict[s
     count = len(surest)
     images = sentinel.normalized()[surest]
     files = {f"samples/{place}": _text(resource) for place, resource in task.samples.programs.items()}
+    if entry := entry_of(task):
+        files["samples/task.txt"] = "".join(_words(entry["task"])).encode()
     files["samples/inputs.bin"] = images.astype("<f4").tobytes()
     outputs = answer(session, task, images)
     files |= {_expected(task, name): values.astype("<f4").tobytes() for name, values in outputs.items()}
@@ -44,6 +48,19 @@ def sample_files(session: OrtSession, sentinel: Sentinel, target: str) -> dict[s
     expected = " and ".join(f"`{_expected(task, name).rpartition('/')[2]}`" for name in task.names)
     told = _README.format(count=count, shape=shape, expected=expected, task=task, samples=task.samples)
     return files | {"samples/README.md": told.encode()}
+
+
+def _words(entry: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each parameter of a task, words behind its name; lists of lists have one for each inner one."""
+    for key, value in entry.items():
+        if isinstance(value, tuple) and value and isinstance(value[0], tuple):
+            yield from _words({f"{key}.{place}": _flat(each) for place, each in enumerate(value)})
+        else:
+            yield " ".join([key, *map(str, value if isinstance(value, tuple) else (value,))]).rstrip() + "\n"
+
+
+def _flat(value: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(part for each in value for part in (_flat(each) if isinstance(each, tuple) else (each,)))
 
 
 def sample_places(session: OrtSession, sentinel: Sentinel) -> NDArray[np.int64]:
@@ -62,7 +79,9 @@ def sample_places(session: OrtSession, sentinel: Sentinel) -> NDArray[np.int64]:
 
 
 def _expected(task: Task, output: str) -> str:
-    return "samples/expected.bin" if len(task.names) == 1 else f"samples/expected_{output}.bin"
+    if len(task.names) == 1:
+        return "samples/expected.bin"
+    return f"samples/expected_{re.sub('[^A-Za-z0-9_.-]', '_', output)}.bin"  # as samples/run.py.txt does
 
 
 def _text(resource: str) -> bytes:

@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
+from dfqkit_export.images.label_kinds import hashed, read_kind
 from dfqkit_export.images.preprocess import Preprocess
 from dfqkit_export.images.readers import read_folder, read_npz, read_torchvision, read_zip
 from dfqkit_export.images.spec import ImageSpec
 
 _FORMS = (
     "Allowed are an .npz with uint8 'images' and optional 'labels', a .zip with labels.csv and images, a folder of "
-    "class folders, a folder of images, and torchvision:NAME:ROOT"
+    "class folders, a folder of images, torchvision:NAME:ROOT, coco:FILE:FOLDER, masks:FOLDER and text:FILE:FOLDER"
 )
 
 
@@ -32,15 +33,17 @@ class LabelledImages:
 
     Attributes:
         images: uint8 pixels, shape (N, H, W, C).
-        labels: Class indices int64, shape (N,), or None.
+        labels: Class indices int64, shape (N,); or a label of another kind for each image (`label_kinds`); or None.
         name: Where they come from, short enough for a report.
+        classes: What the source calls its classes, in order; empty where it does not say.
         sha256: Hash over shape, pixels and labels, so that equal content has an equal hash whatever the container.
     """
 
     images: NDArray[np.uint8]
-    labels: NDArray[np.int64] | None
+    labels: NDArray[Any] | None
     name: str
     sha256: str
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -82,7 +85,8 @@ def load_images(
         source: One of: an `.npz` with `images` uint8 (N, H, W, C) or (N, H, W) and optionally `labels`; a `.zip` with
             `labels.csv` (columns filename and label, others ignored; file names with or without their folder); a
             folder of class folders (label = index in sorted order, or the folder's name where all names are integers);
-            a flat folder of images (no labels); `torchvision:NAME:ROOT`, the test split of a data set already in ROOT.
+            a flat folder of images (no labels); `torchvision:NAME:ROOT`, the test split of a data set already in ROOT;
+            or one of `label_kinds.read_kind`, with boxes, masks or text.
         spec: What the images must be after preprocessing.
         resize: Length in pixels that the shorter side is resized to (bicubic), before the crop.
         crop: Side in pixels of the centred square that is cut out.
@@ -99,6 +103,14 @@ def load_images(
         if value is not None and value < 1:
             message = f"Option {option} must be at least 1, found {value}. Leave it out to switch it off."
             raise ArtefactError(message)
+    read = read_kind(str(source), spec, limit)
+    if read is not None:
+        name = str(source).split(":")[1].rpartition("/")[2]
+        if resize is not None or crop is not None:
+            message = f"Pictures of '{source}' get the network's own size, labels with them: leave out resize and crop."
+            raise ArtefactError(message)
+        digest = _digest(read.images, read.labels)
+        return LabelledImages(images=read.images, labels=read.labels, name=name, sha256=digest, classes=read.classes)
     prepare = Preprocess(channels=spec.shape[0], resize=resize, crop=crop)
     images, labels, name = _read(str(source), prepare, limit)
     _check_shape(images.shape[1:], spec, name)
@@ -158,8 +170,9 @@ def _check_labels(labels: NDArray[Any] | None, count: int, classes: int, name: s
         raise ArtefactError(message)
 
 
-def _digest(images: NDArray[np.uint8], labels: NDArray[np.int64] | None) -> str:
+def _digest(images: NDArray[np.uint8], labels: NDArray[Any] | None) -> str:
     digest = hashlib.sha256(f"uint8 {images.shape}".encode())
     digest.update(np.ascontiguousarray(images).data)
-    digest.update(b"no labels" if labels is None else labels.astype("<i8").tobytes())
+    for part in [b"no labels"] if labels is None else hashed(labels):
+        digest.update(part)
     return digest.hexdigest()

@@ -39,12 +39,12 @@ class Preprocess:
 
     def decode(self, file: BinaryIO | Path, name: str) -> NDArray[np.uint8]:
         """Decode one image file and preprocess it to uint8 (H, W, C); errors call it `name`."""
-        pillow = _pillow()
+        library = pillow()
         try:
-            with pillow.open(file) as image:
+            with library.open(file) as image:
                 image.load()
                 return self.convert(image, name)
-        except (OSError, SyntaxError, ValueError, pillow.DecompressionBombError) as error:
+        except (OSError, SyntaxError, ValueError, library.DecompressionBombError) as error:
             message = f"Image {name!r} cannot be decoded ({error}). Replace it or take it out of the set."
             raise ArtefactError(message) from None
 
@@ -64,7 +64,7 @@ class Preprocess:
         if self.resize is not None:
             shorter = min(image.size)
             size = tuple(self.resize if side == shorter else int(self.resize * side / shorter) for side in image.size)
-            image = image.resize(size, _pillow().Resampling.BICUBIC)
+            image = image.resize(size, pillow().Resampling.BICUBIC)
         if self.crop is not None:
             image = _centre_crop(image, self.crop, name)
         pixels: NDArray[np.uint8] = np.array(image, dtype=np.uint8)
@@ -74,7 +74,7 @@ class Preprocess:
         """Preprocess pixels uint8 (H, W, C) that have the right number of channels; errors call them `name`."""
         if not self.active:
             return pixels
-        return self.convert(_pillow().fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), name)
+        return self.convert(pillow().fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels), name)
 
 
 def _centre_crop(image: Any, side: int, name: str) -> Any:
@@ -88,7 +88,8 @@ def _centre_crop(image: Any, side: int, name: str) -> Any:
     return image.crop((left, top, left + side, top + side))
 
 
-def _pillow() -> Any:
+def pillow() -> Any:
+    """Return Pillow's module of images, or say how to install it."""
     try:
         from PIL import Image
     except ImportError:

@@ -15,6 +15,7 @@ from dfqkit_export.lazy import attach
 if TYPE_CHECKING:
     from dfqkit_export.tasks.base import CLASSES, Groups, Labels, Outputs, OutputSpec, Task
     from dfqkit_export.tasks.lookup import DEFAULT_TASK, entry_of, metadata_of, task_in, task_of
+    from dfqkit_export.tasks.marks import Marks
 
 __all__ = [
     "CLASSES",
@@ -23,6 +24,7 @@ __all__ = [
     "GROUP",
     "Groups",
     "Labels",
+    "Marks",
     "OutputSpec",
     "Outputs",
     "Task",
@@ -55,7 +57,9 @@ _LOOKUP = ("DEFAULT_TASK", "entry_of", "metadata_of", "task_in", "task_of")
 
 __getattr__, __dir__ = attach(
     __name__,
-    dict.fromkeys(_BASE, "dfqkit_export.tasks.base") | dict.fromkeys(_LOOKUP, "dfqkit_export.tasks.lookup"),
+    dict.fromkeys(_BASE, "dfqkit_export.tasks.base")
+    | dict.fromkeys(_LOOKUP, "dfqkit_export.tasks.lookup")
+    | {"Marks": "dfqkit_export.tasks.marks"},
 )
 
 

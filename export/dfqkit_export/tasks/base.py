@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.measure.kinds import AGREES, NOISE, Metric
+from dfqkit_export.tasks.marks import Marks
 
 #: What a network answers to a batch of images: arrays (N, ...) by the name of the output.
 Outputs = Mapping[str, NDArray[Any]]
@@ -156,9 +157,16 @@ class Task(ABC):
     answer: ClassVar[str] = "answer"
     limits: ClassVar[Limits] = Limits(ok=99.0, ok_db=13.0, failed=90.0, failed_db=4.0)
     samples: ClassVar[Samples] = Samples(
-        programs={"python/run.py": f"{__package__}:samples/run.py.txt"},
-        languages="Python",
-        use="- Python, with numpy and onnxruntime: `python python/run.py`",
+        programs={
+            "python/run.py": f"{__package__}:samples/run.py.txt",
+            "python/decode.py": f"{__package__}:samples/decode.py.txt",
+            "cpp/main.cpp": f"{__package__}:samples/answers.cpp.txt",
+            "cpp/CMakeLists.txt": f"{__package__}:samples/answers.cmake.txt",
+        },
+        languages="Python, C++",
+        use="- Python, with numpy and onnxruntime: `python python/run.py`, whose `decode.py` makes answers of outputs\n"
+        "- C++, with ONNX Runtime's headers and library (masks and boxes are decoded): `cmake -S cpp -B build "
+        "-DONNXRUNTIME_ROOT=... &&\n  cmake --build build`, then `build/answers ../model.onnx .`",
         same="answer",
         note="Small differences between processors are normal: kernels without VNNI and sums in another order move a "
         "number by\na step or two of its scale.",
@@ -227,6 +235,14 @@ class Task(ABC):
     def shaped(self, outputs: Outputs) -> Outputs:
         """Return outputs of a file that anybody made in the shapes that this task takes; by default as they are."""
         return outputs
+
+    def wrong_classes(self, classes: Sequence[str]) -> str:
+        """Say what is wrong with labels of these classes, as their source calls them; "" where nothing is."""
+        return ""
+
+    def marks(self, outputs: Outputs) -> list[Marks]:
+        """Return what the answer to each image looks like; nothing where it is no picture, by default."""
+        return []
 
     def check(self, outputs: Outputs, image: ImageSpec) -> None:
         """Refuse outputs that this task cannot be measured with: missing, of another shape, or not finite.

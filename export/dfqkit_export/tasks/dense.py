@@ -12,6 +12,7 @@ from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.measure.kinds import PSNR_DB, RELATIVE_ERROR, TRUE_RELATIVE_ERROR, Metric
 from dfqkit_export.measure.resampling import draws, ratio, ratio_db
 from dfqkit_export.tasks.base import Labels, Limits, Outputs, OutputSpec, Task
+from dfqkit_export.tasks.marks import Marks
 from dfqkit_export.tasks.measured import Floats, NumbersTask, choose, output, powers
 from dfqkit_export.tasks.parameters import DenseParameters
 
@@ -33,6 +34,11 @@ class Dense(DenseParameters, NumbersTask):
         """Return the same with the network's name and shape."""
         name, shape = choose(self.name, found, self.output, (3, 2))
         return replace(self, output=name, shape=shape)
+
+    def marks(self, outputs: Outputs) -> list[Marks]:
+        """Return the first map."""
+        values = np.asarray(outputs[self.output], np.float64)
+        return [Marks(field=each[0] if each.ndim > 2 else each) for each in values]
 
     def beside_teacher(self, reference: Outputs, outputs: Outputs, **where: Any) -> list[Metric]:
         """Return PSNR and relative error.

@@ -9,7 +9,7 @@ falls below the threshold in the file is still there, at a lower rank.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -39,8 +39,10 @@ from dfqkit_export.tasks.base import Groups, Labels, Limits, Outputs, OutputSpec
 from dfqkit_export.tasks.boxes import Boxes, Ranked, areas, iou, matched, of_some, ranked
 from dfqkit_export.tasks.decoding import decoded
 from dfqkit_export.tasks.detector_forms import fitted_detection
+from dfqkit_export.tasks.marks import Marks
 from dfqkit_export.tasks.measured import Floats, MeasuredTask
 from dfqkit_export.tasks.parameters import DetectionParameters
+from dfqkit_export.words import some
 
 #: Sides of squares between which boxes are small, medium and large, in pixels, as in COCO.
 _SMALL, _MEDIUM = 32**2, 96**2
@@ -128,6 +130,24 @@ class Detection(DetectionParameters, MeasuredTask):
             confidence[found.image[row]] = found.score[row]
         count = max(self.count + 1, int(of.max(initial=0)) + 1)
         return Groups(of=of, count=count, nothing=0, confidence=confidence, one="kind of object", many="kinds")
+
+    def marks(self, outputs: Outputs) -> list[Marks]:
+        """Return the boxes above the threshold, with class and score."""
+        found = decoded(self, outputs, self.threshold)
+        scale = 1.0 if self.unit == "image" else np.array([self.size[1], self.size[0]] * 2, np.float64)
+        corners = (found.box / scale).tolist()
+        said = [f"{kind} {score:.2f}" for kind, score in zip(found.kind, found.score, strict=True)]
+        each = [(tuple(box), int(kind), text) for box, kind, text in zip(corners, found.kind, said, strict=True)]
+        return [Marks(boxes=tuple(each[found.of_image(place)])) for place in range(found.n)]
+
+    def wrong_classes(self, classes: Sequence[str]) -> str:
+        """Say where labels are of more or fewer classes than the network has."""
+        if not classes or self.form == "rows" or len(classes) == self.count:
+            return ""
+        return (
+            f"The labels are of {len(classes)} classes ({some(list(classes), 5)}); the network has {self.count}, "
+            "without the background. Give a file of the network's own classes, in its order."
+        )
 
     def beside_teacher(self, reference: Outputs, outputs: Outputs, **where: Any) -> list[Metric]:
         """Return AP50 beside the teacher's boxes, by class and size, and which boxes came, went and moved."""

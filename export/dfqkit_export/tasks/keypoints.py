@@ -13,6 +13,7 @@ from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.measure.kinds import POINT_ERROR, POINTS_KEPT, POINTS_RIGHT, Metric
 from dfqkit_export.measure.resampling import draws, mean, ratio
 from dfqkit_export.tasks.base import Labels, Limits, Outputs, OutputSpec, Task
+from dfqkit_export.tasks.marks import Marks
 from dfqkit_export.tasks.measured import Floats, MeasuredTask, choose, output
 from dfqkit_export.tasks.parameters import KeypointsParameters
 
@@ -78,6 +79,11 @@ class Keypoints(KeypointsParameters, MeasuredTask):
     def kept(self, reference: Outputs, outputs: Outputs) -> float | None:
         """Return the share of the points that are near enough, in percent."""
         return 100 * float((self.distances(reference, outputs) <= self.same).mean())
+
+    def marks(self, outputs: Outputs) -> list[Marks]:
+        """Return the points."""
+        shares = self.points(outputs) * max(self.size) / (self.size[1], self.size[0])
+        return [Marks(points=tuple((float(x), float(y)) for x, y in row)) for row in shares]
 
     def beside_teacher(self, reference: Outputs, outputs: Outputs, **where: Any) -> list[Metric]:
         """Return how many points are where the teacher has them, and how far they are from there."""

@@ -14,6 +14,7 @@ from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.measure.kinds import MASK_IOU, MASK_TRUE_IOU, PIXEL_AGREEMENT, Metric, MetricKind
 from dfqkit_export.measure.resampling import draws, interval, mean
 from dfqkit_export.tasks.base import Groups, Labels, Limits, Outputs, OutputSpec, Task
+from dfqkit_export.tasks.marks import Marks
 from dfqkit_export.tasks.measured import Floats, MeasuredTask, choose, output
 from dfqkit_export.tasks.parameters import SegmentationParameters
 
@@ -93,6 +94,11 @@ class Segmentation(SegmentationParameters, MeasuredTask):
         empty = counts[:, background] == masks.shape[1]
         of = np.where(empty, background, things.argmax(1)).astype(np.int64)
         return Groups(of=of, count=self.count, nothing=background, one="class", many="classes")
+
+    def marks(self, outputs: Outputs) -> list[Marks]:
+        """Return the masks, the background as nothing."""
+        nothing = 0 if self.count == 2 else self.background
+        return [Marks(mask=np.where(mask == nothing, 0, mask + (mask < nothing))) for mask in self.masks(outputs)]
 
     def beside_teacher(self, reference: Outputs, outputs: Outputs, **where: Any) -> list[Metric]:
         """Return the IoU of the masks beside the teacher's, and how many positions are of its class."""

@@ -20,6 +20,7 @@ from dfqkit_export.measure.kinds import (
 from dfqkit_export.measure.metrics import share
 from dfqkit_export.measure.resampling import draws, ratio
 from dfqkit_export.tasks.base import Groups, Labels, Limits, Outputs, OutputSpec, Task
+from dfqkit_export.tasks.marks import Marks
 from dfqkit_export.tasks.measured import Floats, MeasuredTask, choose, output
 from dfqkit_export.tasks.parameters import SequenceParameters
 
@@ -113,6 +114,10 @@ class Sequence(SequenceParameters, MeasuredTask):
         """Return which images have no text in them."""
         found = np.array([bool(line) for line in self.lines(outputs)], np.int64)
         return Groups(of=found, count=2, nothing=0, one="kind of line", many="kinds of lines")
+
+    def marks(self, outputs: Outputs) -> list[Marks]:
+        """Return the text."""
+        return [Marks(text=self.text(line)) for line in self.lines(outputs)]
 
     def beside_teacher(self, reference: Outputs, outputs: Outputs, **where: Any) -> list[Metric]:
         """Return on how many images the text is the teacher's, and how many characters must be changed for it."""
