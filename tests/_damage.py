@@ -7,10 +7,13 @@ What belongs here: the places, and the commands that must give the same bytes or
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,8 +21,11 @@ import pytest
 import yaml
 
 from dfqkit.cli import main
-from dfqkit.run import playing
+from dfqkit.config.recipe import Recipe
+from dfqkit.run import execution, playing
 from dfqkit.run.folder import RunFolder
+from dfqkit.run.manifest import read_manifest
+from dfqkit_export.files import sha256_of_file
 from tests._shared import TINY, run
 
 _MOST_LEAVES = 400
@@ -31,6 +37,12 @@ class Place:
 
     name: str
     do: Callable[[Path], object]
+    whole: bool = False  # whether the file is there as before, other in its content alone
+
+    @property
+    def file(self) -> str:
+        """The file, within the folder."""
+        return self.name.partition(":")[0]
 
 
 def interrupted_run(path: Path, stage: str, saves: int, overrides: Sequence[str] = TINY) -> None:
@@ -57,10 +69,10 @@ def places(folder: Path, other: Path) -> Iterator[Place]:
         yield from _of_file(name, file.read_bytes(), other / name)
     manifest = json.loads((folder / "manifest.json").read_text())
     for name, document in _changed(manifest):
-        yield Place(f"manifest.json: {name}", _writes("manifest.json", json.dumps(document).encode()))
+        yield Place(f"manifest.json: {name}", _writes("manifest.json", json.dumps(document).encode()), whole=True)
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     for name, document in _changed(recipe):
-        yield Place(f"recipe.yaml: {name}", _writes("recipe.yaml", yaml.safe_dump(document).encode()))
+        yield Place(f"recipe.yaml: {name}", _writes("recipe.yaml", yaml.safe_dump(document).encode()), whole=True)
 
 
 def _of_file(name: str, data: bytes, foreign: Path) -> Iterator[Place]:
@@ -76,7 +88,7 @@ def _of_file(name: str, data: bytes, foreign: Path) -> Iterator[Place]:
     for place in sorted({0, 7, 8, 20, 90, 200, size // 3, size // 2, size - 2, size - 1}):
         if 0 <= place < size:
             flipped = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
-            yield Place(f"{name}: bit {place}", _writes(name, flipped))
+            yield Place(f"{name}: bit {place}", _writes(name, flipped), whole=True)
     if foreign.is_file() and foreign.read_bytes() != data:
         yield Place(f"{name}: of another run", _writes(name, foreign.read_bytes()))
 
@@ -131,28 +143,67 @@ class Capture(Protocol):
 
 
 class Judge:
-    """Does the commands on damaged copies of a folder and says what is wrong with how they ended."""
+    """Does the commands on damaged copies of a folder and says what is wrong with how they ended.
+
+    What is known is not done again: a command that does not read the file in question, and stages that begin with a
+    recipe, a manifest as read, and files with which they ran before.
+    """
 
     def __init__(self, folder: Path, space: Path, model: bytes, capture: Capture) -> None:
         self.folder, self.space, self.model, self.capture = folder, space, model, capture
         self.bundle: dict[str, bytes] = {}
         self.report = ""
+        self.ended: dict[str, Path] = {}
         if (folder / "report.json").exists():
             _, out, _ = self._do(["report", str(self._copy())])
             self.report = out
             self._do(["bundle", str(self._copy()), "--out", str(space / "whole")])
             self.bundle = _contents(space / "whole")
+        self.read = {command: self._read_by(command) for command in ("report", "bundle")}
 
     def wrong(self, place: Place) -> list[str]:
         """Return what is wrong with how the commands took a damage: tracebacks, other bytes."""
         found = []
         # A check runs in a process of its own, which takes seconds.
-        checked = place.name.partition(":")[0] in ("model.onnx", "sentinel.safetensors", "report.json")
+        checked = place.file in ("model.onnx", "sentinel.safetensors", "report.json")
         for command in ("report", "bundle", "run", *(["check"] if checked else [])):
+            if place.whole and place.file not in self.read.get(command, {place.file}):
+                continue
             folder = self._copy()
             place.do(folder)
-            found += [f"{place.name}, {command}: {text}" for text in self._one(command, folder)]
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(execution, "execute", partial(self._execute, execution.execute))
+                found += [f"{place.name}, {command}: {text}" for text in self._one(command, folder)]
         return found
+
+    def _read_by(self, command: str) -> set[str]:
+        """Return the files of the whole folder that a command reads, or all where nothing tells."""
+        folder = self._copy()
+        files = {path: path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        for path in files:
+            os.utime(path, (1, 2))
+        self._one(command, folder)
+        read = {name for path, name in files.items() if not path.exists() or path.stat().st_atime != 1}
+        return read if "manifest.json" in read else set(files.values())
+
+    def _execute(
+        self, execute: Callable[..., None], folder: RunFolder, recipe: Recipe, stages: Sequence[str], **options: Any
+    ) -> None:
+        """Do stages; where they began with the same before, put what they left there."""
+        files = {
+            path.relative_to(folder.path).as_posix(): sha256_of_file(path) if path.is_file() else "a folder"
+            for path in folder.path.rglob("*")
+            if path.name not in ("manifest.json", "recipe.yaml") and not path.name.startswith(".")
+        }
+        start = [recipe.to_yaml(), str(recipe.directory), read_manifest(folder.path), files, options["device"]]
+        key = hashlib.sha256(json.dumps([*start, list(stages)], sort_keys=True).encode()).hexdigest()
+        if key in self.ended:
+            shutil.copytree(self.ended[key], folder.path, dirs_exist_ok=True)
+            return
+        execute(folder, recipe, stages, **options)
+        self.ended[key] = self.space / "ended" / key
+        shutil.rmtree(self.ended[key], ignore_errors=True)
+        shutil.copytree(folder.path, self.ended[key], ignore=shutil.ignore_patterns(".*", "recipe.yaml"))
 
     def _one(self, command: str, folder: Path) -> list[str]:
         out, stdout = self.space / "bundle", ""
