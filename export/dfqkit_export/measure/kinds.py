@@ -159,6 +159,7 @@ TRUE_AP50 = register(replace(
     AP50, name="true_ap50", title="AP50 beside the labels", tolerance=Tolerance(absolute=0.5), about="labels", short="",
 ))
 TRUE_AP = register(replace(TRUE_AP50, name="true_ap", title="AP beside the labels, mean over IoU 0.5 to 0.95"))
+COCO_AP = register(replace(TRUE_AP, name="coco_ap", title="AP beside the labels, by pycocotools"))
 BOXES_VANISHED = register(MetricKind(
     name="boxes_vanished", title="Boxes of the teacher that are gone", unit="%", decimals=2, higher_is_better=False,
     tolerance=Tolerance(absolute=2.0), headline=True, on_card=True,

@@ -28,6 +28,7 @@ from dfqkit_export.measure.kinds import (
     BOX_IOU,
     BOXES_APPEARED,
     BOXES_VANISHED,
+    COCO_AP,
     SCORE_ERROR,
     TRUE_AP,
     TRUE_AP50,
@@ -37,6 +38,7 @@ from dfqkit_export.measure.kinds import (
 from dfqkit_export.measure.resampling import interval, ratio
 from dfqkit_export.tasks.base import Groups, Labels, Limits, Outputs, OutputSpec, Task
 from dfqkit_export.tasks.boxes import Boxes, Ranked, areas, iou, matched, of_some, ranked
+from dfqkit_export.tasks.coco import coco_precision
 from dfqkit_export.tasks.decoding import decoded
 from dfqkit_export.tasks.detector_forms import fitted_detection
 from dfqkit_export.tasks.marks import Marks
@@ -224,7 +226,9 @@ class Detection(DetectionParameters, MeasuredTask):
             spread = np.mean([one.spread() for one in own.values()], axis=0)
             value = 100 * float(np.mean([value or 0.0 for value in values]))
             metrics.append(TRUE_AP.metric(value=value, n=truth.n, interval=interval(100 * spread), **where))
-        return metrics
+        pixels = self.size[0] * self.size[1] if self.unit == "image" else 1
+        known = coco_precision(truth, found, pixels)
+        return [*metrics, *([] if known is None else [COCO_AP.metric(value=100 * known, n=truth.n, **where)])]
 
     def rightness(self, outputs: Outputs, labels: Labels) -> tuple[float, Floats] | None:
         """Return AP50 beside the labels."""

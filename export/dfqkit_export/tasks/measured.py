@@ -24,6 +24,9 @@ from dfqkit_export.words import did_you_mean
 
 Floats = NDArray[np.float64]
 
+#: Images whose errors are computed at once.
+_TOGETHER = 32
+
 
 class MeasuredTask(Task):
     """A task whose metrics are its own, agreement, and the noise of each output."""
@@ -125,8 +128,13 @@ class NumbersTask(MeasuredTask):
 
 def powers(reference: NDArray[Any], outputs: NDArray[Any]) -> tuple[Floats, Floats]:
     """Return the sums of squares of each image's values and of their errors, (N,) each."""
-    first, second = (np.asarray(values, np.float64).reshape(len(values), -1) for values in (reference, outputs))
-    return np.square(first).sum(1), np.square(first - second).sum(1)
+    signal, noise = np.empty(len(reference)), np.empty(len(reference))
+    for place in range(0, len(reference), _TOGETHER):  # outputs may be too large to be there twice
+        part = slice(place, place + _TOGETHER)
+        first, second = (np.asarray(values[part], np.float64) for values in (reference, outputs))
+        axes = tuple(range(1, first.ndim))
+        signal[part], noise[part] = np.square(first).sum(axes), np.square(first - second).sum(axes)
+    return signal, noise
 
 
 def output(name: str, shape: Shape, meaning: str) -> tuple[OutputSpec, ...]:

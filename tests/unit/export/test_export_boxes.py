@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.tasks.boxes import Boxes, matched, of_some, ranked, suppressed
+from dfqkit_export.tasks.coco import coco_precision
 from dfqkit_export.tasks.decoding import decoded
 from dfqkit_export.tasks.detection import Detection
 from dfqkit_export.tasks.lookup import task_of
@@ -77,6 +78,23 @@ def test_average_precision_is_that_of_its_definition(seed: int) -> None:
     if kept:
         of_one = of_some(*both, matched(*both), both[0].kind == 1, both[1].kind == 1)
         assert of_one.precision() == pytest.approx(brute(kept, [item for item in found if item[1] == 1]), abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_cocos_own_tools_agree_but_for_their_recalls(seed: int) -> None:
+    pytest.importorskip("pycocotools")
+    rng = np.random.default_rng(seed)
+    truth = items(rng, 60, images=12)
+    found = [(image, kind, float(rng.random()), tuple(side + rng.normal(0, 0.6) for side in box))
+             for image, kind, _, box in truth] + items(rng, 20, images=12)  # fmt: skip
+    both = as_boxes(truth, 12), as_boxes(sorted(found, key=lambda item: (item[0], item[1], -item[2])), 12)
+    ours = []
+    for least in np.linspace(0.5, 0.95, 10):
+        pairs = matched(*both, least)
+        ours += [of_some(*both, pairs, both[0].kind == k, both[1].kind == k).precision() or 0.0 for k in (0, 1)]
+    assert coco_precision(*both) == pytest.approx(float(np.mean(ours)), abs=0.02)
+    assert coco_precision(both[0], both[0]) == pytest.approx(1)
+    assert coco_precision(both[0], as_boxes([], 12)) == 0
 
 
 def test_no_box_is_worth_nothing_and_no_truth_has_no_precision() -> None:
@@ -202,6 +220,15 @@ def test_what_the_outputs_do_not_tell_is_asked() -> None:
         task_of({"name": "detection", "floor": 0.9})
     with raises_naming(ArtefactError, "strides"):
         task_of({"name": "detection", "form": "distances", "boxes": ["b"], "scores": ["s"]})
+
+
+def test_boxes_that_are_asked_for_again_are_those_of_the_numbers_that_are_there_now() -> None:
+    task, given = detector(), made_outputs()
+    first = decoded(task, given, 0.5)
+    assert decoded(task, given, 0.5) is first
+    assert decoded(task, given, 0.2) is not first
+    given["scores"] *= np.float32(0.5)
+    assert len(decoded(task, given, 0.5)) < len(first)
 
 
 def test_a_file_like_the_teacher_keeps_all_and_one_that_swaps_coordinates_nothing() -> None:
