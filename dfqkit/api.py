@@ -23,6 +23,7 @@ from dfqkit.progress import Progress, silent
 from dfqkit.run.execution import execute, run_facts
 from dfqkit.run.export import MODEL
 from dfqkit.run.folder import RunFolder
+from dfqkit.run.measuring import real_images, require_labels
 from dfqkit.run.stages import STAGES
 from dfqkit.run.validate import REPORT, require_floors
 from dfqkit.synthesis.methods.dfq import DFQConfig
@@ -39,6 +40,8 @@ from dfqkit_export.tasks import entry_of, task_of
 
 _LOG = logging.getLogger(__name__)
 
+#: Labelled images that are tried before anything is computed.
+_TRIED = 4
 #: The bits for which calibration alone is enough.
 _ENOUGH_BITS = "w8a8"
 
@@ -124,6 +127,7 @@ def quantize(  # noqa: PLR0913 - all but the first are named, and have defaults
         teacher = Teacher.from_module(model, image, task=task_of(entry) if entry else None)
     recipe = _recipe(teacher, bits, target, chosen)
     require_floors(recipe)
+    require_labels(teacher, real_images(recipe, limit=_TRIED))
     path = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="dfqkit-"))
     command = f"dfqkit.quantize(model, image=..., bits={bits!r}, target={target!r})"
     facts = run_facts(recipe, command)

@@ -65,7 +65,7 @@ def begin(args: argparse.Namespace, recipe: Recipe, *, validates: bool) -> Work:
     from dfqkit.run.execution import run_facts
     from dfqkit.run.folder import RunFolder
     from dfqkit.run.manifest import MANIFEST
-    from dfqkit.run.measuring import real_images
+    from dfqkit.run.measuring import real_images, require_labels
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -83,7 +83,7 @@ def begin(args: argparse.Namespace, recipe: Recipe, *, validates: bool) -> Work:
         resolved_synthesis(recipe)
         require_floors(recipe)
         if validates:
-            real_images(recipe, limit=_TRIED)
+            require_labels(teacher, real_images(recipe, limit=_TRIED))
     folder = RunFolder.create(out, recipe_text=recipe.to_yaml(), digest=recipe.digest(), facts=facts)
     return Work(folder=folder, recipe=recipe, teacher=teacher)
 

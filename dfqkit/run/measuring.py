@@ -31,6 +31,7 @@ from dfqkit.students.naming import tensor_names
 from dfqkit.students.nodes import watch
 from dfqkit.students.onnx_file import write_float
 from dfqkit.students.onnx_nodes import float_layers
+from dfqkit.teacher.load import Teacher
 from dfqkit_export.backends import DEFAULT, backend_of
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.backends.opening import realised_precision
@@ -44,7 +45,7 @@ from dfqkit_export.measure.kinds import DROPS, SIZE, TOP1, Metric
 from dfqkit_export.measure.metrics import sqnr_db
 from dfqkit_export.onnxfile.model import load_onnx
 from dfqkit_export.report import LayerRow, layer_rows
-from dfqkit_export.report.evidence import Seen, seen
+from dfqkit_export.report.evidence import Seen, nothing_lost, seen
 from dfqkit_export.tasks import Outputs, Task
 from dfqkit_export.tasks.answering import answer
 
@@ -78,6 +79,7 @@ class Measured:
         estimate: The drop on real images as the synthetic ones tell it (`estimate_of`), where they do.
         drops: Of each runtime, on labelled images, from the network that was quantized: what is judged.
         seen: What images without labels show of each runtime beside that network.
+        doubts: Why labelled images tell nothing, a sentence each.
         kept: Why tensors of the student stay in float, by name: what was measured, and too coarse an input.
         floats: The same of those that rules leave there, and of the layers that read them.
     """
@@ -90,6 +92,7 @@ class Measured:
     estimate: dict[str, Any]
     drops: list[Metric]
     seen: list[Seen]
+    doubts: list[str]
     kept: dict[str, str]
     floats: dict[str, str]
 
@@ -113,6 +116,7 @@ class _Graded:
     estimate: dict[str, Any] = field(default_factory=dict)
     drops: list[Metric] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +141,23 @@ def real_images(recipe: Recipe, *, limit: int | None = None) -> LabelledImages |
         source = find_file(str(source), recipe.directory)
     least = min((bound for bound in (limit, section.limit) if bound is not None), default=None)
     return load_images(source, recipe.image.spec(), resize=section.resize, crop=section.crop, limit=least)
+
+
+def require_labels(teacher: Teacher, images: LabelledImages | None) -> None:
+    """Refuse labels that do not fit the teacher's task or its classes, by a few of the images.
+
+    Raises:
+        ArtefactError: Says what was found and what is needed.
+    """
+    if images is None or images.labels is None:
+        return
+    task = teacher.task
+    if wrong := task.wrong_classes(images.classes):
+        raise ArtefactError(wrong)
+    few = next(images.batches(teacher.image, len(images)))
+    answers = teacher.answers(torch.from_numpy(few).to(teacher.device))
+    outputs = {name: value.float().cpu().numpy() for name, value in answers.items()}
+    task.metrics(None, outputs, images.labels, subject="teacher", data=images.name)
 
 
 def measure(context: Context, shown_as: str) -> Measured:
@@ -171,6 +192,7 @@ def measure(context: Context, shown_as: str) -> Measured:
         estimate=graded.estimate,
         drops=graded.drops,
         seen=graded.seen,
+        doubts=list(dict.fromkeys(graded.doubts)),
         kept=subjects.student.meta["kept"],
         floats=float_layers(subjects.student, left) | subjects.student.meta["floats"],
     )
@@ -234,7 +256,9 @@ def _judged(found: _Graded, context: Context, outputs: dict[str, Outputs], item:
             found.seen.append(seen(task, teacher.image, reference, outputs[subject], data=item.name))
         else:
             measured = task.metrics(reference, outputs[subject], item.labels, subject=subject, data=item.name)
-            found.drops += [metric for metric in measured if metric.name in DROPS]
+            drops = [metric for metric in measured if metric.name in DROPS]
+            found.drops += drops
+            found.doubts += [] if drops else [nothing_lost(item.name)]
 
 
 def compare(task: Task, outputs: dict[str, Outputs], grading: GradingSet) -> list[Metric]:

@@ -88,7 +88,7 @@ def evidence_of(context: Context, measured: Measured, floors: Sequence[Floor]) -
     from dfqkit_export.measure.kinds import DROPS, STUDENT_AGREEMENT, TOP1
     from dfqkit_export.report.judging import Evidence
 
-    doubts = list(context.synthesis.warnings()) if measured.seen else []
+    doubts = [*measured.doubts, *(context.synthesis.warnings() if measured.seen else ())]
     if context.teacher.untrained:
         doubts.append("The teacher has random weights: that a file agrees with it says nothing about a trained one.")
     realised = measured.account.realised

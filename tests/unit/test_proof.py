@@ -15,19 +15,32 @@ from dfqkit.config.quant import QuantConfig
 from dfqkit.config.reading import load_recipe
 from dfqkit.config.recipe import Recipe
 from dfqkit.run.context import resolve_device
-from dfqkit.run.measuring import GradingSet, Measured, _layer_db, compare, compare_layers, real_images, student_layers
+from dfqkit.run.measuring import (
+    GradingSet,
+    Measured,
+    _layer_db,
+    compare,
+    compare_layers,
+    real_images,
+    require_labels,
+    student_layers,
+)
 from dfqkit.run.stages import plan
 from dfqkit.run.target_check import Account
 from dfqkit.run.validate import floors_about
 from dfqkit.students.freezing import freeze
 from dfqkit.students.onnx_file import write_float, write_qdq
 from dfqkit.students.student import build_student, calibrate_student, equalized_graph
+from dfqkit.teacher import Teacher
 from dfqkit_export.backends import get_target
 from dfqkit_export.errors import ArtefactError, RecipeError, RuntimeUnavailableError
+from dfqkit_export.images.labelled import LabelledImages
+from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.measure.kinds import INTEGER_OPS, Metric
 from dfqkit_export.report import LayerRow
 from dfqkit_export.tasks.classification import LOGITS, Classification
 from tests._messages import names, raises_naming
+from tests._task_nets import Boxes
 from tests._toys import IMAGE, images, student, toy_graph
 
 
@@ -275,8 +288,29 @@ def test_only_the_usual_floor_forgives_what_was_left_in_float(left: str, written
     rows = [LayerRow(name=name, op="Conv", precision=kind) for name, kind in (("conv", "float"), ("next", "int8"))]
     measured = Measured(
         metrics=[], layers=tuple(rows), account=Account(subject=""), labelled=False, timing=None, estimate={}, drops=[],
-        seen=[], kept={left: "its 8 bits cost a collapse"} if left else {}, floats={},
+        seen=[],
+            doubts=[], kept={left: "its 8 bits cost a collapse"} if left else {}, floats={},
     )  # fmt: skip
     floor = f"{{metric: {INTEGER_OPS.name}, value: 100.0, unless_kept: {str(not written).lower()}}}"
     recipe = load_recipe("digits/dfq-w8a8-ort", [f"floors=[{floor}]"])
     assert [each.value for each in floors_about(recipe, measured)] == ([100.0] if counts else [])
+
+
+class TestLabelsOfOtherTasks:
+    def teacher(self) -> Teacher:
+        image = ImageSpec(shape=(3, 32, 32), mean=(0.5,) * 3, std=(0.25,) * 3)
+        return Teacher.from_module(Boxes(), image)
+
+    def labelled(self, labels: Any, classes: tuple[str, ...] = ()) -> LabelledImages:
+        pixels = np.zeros((len(labels), 32, 32, 3), np.uint8)
+        return LabelledImages(images=pixels, labels=labels, name="x", sha256="", classes=classes)
+
+    def test_they_are_tried_before_anything_is_computed(self) -> None:
+        boxes = np.empty(2, object)
+        boxes[0] = boxes[1] = np.array([[1, 0, 0, 8, 8.0]])
+        require_labels(self.teacher(), self.labelled(boxes, ("a", "b")))
+        require_labels(self.teacher(), None)
+        with raises_naming(ArtefactError, "3 classes", "a, b, c", "has 2"):
+            require_labels(self.teacher(), self.labelled(boxes, ("a", "b", "c")))
+        with raises_naming(ArtefactError, "detection", "(boxes, 5)", "COCO"):
+            require_labels(self.teacher(), self.labelled(np.array([0, 1])))

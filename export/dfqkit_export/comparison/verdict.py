@@ -8,6 +8,7 @@ from __future__ import annotations
 from dfqkit_export.comparison.files import Comparison
 from dfqkit_export.measure.kinds import AGREEMENT, DROPS, TOP1
 from dfqkit_export.report import Finding, LayerRow
+from dfqkit_export.report.evidence import nothing_lost
 from dfqkit_export.report.judging import Evidence, Judgement, judge
 
 
@@ -19,14 +20,16 @@ def judge_comparison(found: Comparison) -> Judgement:
             Evidence(),
             [Finding(metric=AGREEMENT.name, subject=found.b.runtime, value=None, floor=0.0, message=message)],
         )
-    doubts = ["The images are random numbers, which no network was made for. Give others with --images."]
+    random = ["The images are random numbers, which no network was made for. Give others with --images."]
+    drops = [metric for metric in found.labelled if metric.name in DROPS]
+    doubts = (random if found.random else []) + ([nothing_lost(found.images)] if found.labelled and not drops else [])
     return judge(
         Evidence(
-            drops=[metric for metric in found.labelled if metric.name in DROPS],
+            drops=drops,
             teacher=[metric for metric in found.labelled if metric.name == TOP1.name],
             classes=found.shown.count,
             seen=[found.shown],
             layers=[LayerRow(name=layer.name, op="", sqnr_student_db=layer.sqnr_db) for layer in found.layers],
-            doubts=doubts if found.random else [],
+            doubts=doubts,
         )
     )

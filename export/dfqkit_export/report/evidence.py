@@ -87,6 +87,14 @@ def seen(task: Task, image: ImageSpec, teacher: Outputs, file: Outputs, *, data:
     )
 
 
+def nothing_lost(data: str) -> str:
+    """Say why labelled images tell nothing of a file, where the task measured no loss on them."""
+    return (
+        f"On the labelled images of {data} the teacher itself is hardly right, or they show nothing, so that no loss "
+        "can be seen on them. Check the labels and their classes, mean and std, and the weights."
+    )
+
+
 def _signal_db(teacher: Outputs, file: Outputs, name: str) -> float | None:
     first, second = (np.asarray(side[name], np.float64) for side in (teacher, file))
     error = float(np.square(first - second).sum())

@@ -41,6 +41,8 @@ from dfqkit_export.tasks.parameters import ClassificationParameters
 #: Name of the one output, where nobody named it otherwise.
 LOGITS = ClassificationParameters.output
 
+#: F1 of a teacher's labels, in percent, below which it has nothing to lose.
+_LEAST_F1 = 10.0
 #: In place of a probability of 0.
 _LEAST = 1e-7
 
@@ -140,8 +142,10 @@ class Classification(ClassificationParameters, Task):
         if reference is None:
             return found
         teacher = self.rows(reference)
-        if labels is not None:
-            found.append((f1_drop if several else paired_drop)(teacher, logits, labels, **where))
+        if labels is not None and not several:
+            found.append(paired_drop(teacher, logits, labels, **where))
+        elif labels is not None and (f1(teacher, labels, **where).value or 0.0) >= _LEAST_F1:
+            found.append(f1_drop(teacher, logits, labels, **where))
         if several:
             found.append(share(AGREEMENT, self.same_answer(reference, outputs), **where))
             found.append(resampling.mean(KL, binary_divergence(teacher, logits), **where))

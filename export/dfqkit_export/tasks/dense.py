@@ -23,6 +23,7 @@ class Dense(DenseParameters, NumbersTask):
     name: ClassVar[str] = "dense"
     title: ClassVar[str] = "network that gives maps of numbers"
     words: ClassVar[str] = "maps"
+    least_right: ClassVar[float] = -90.0  # of 100 % error nothing is left
     limits: ClassVar[Limits] = Limits(ok=95.0, ok_db=20.0, failed=50.0, failed_db=8.0)
 
     @property

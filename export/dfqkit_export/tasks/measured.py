@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,13 @@ _TOGETHER = 32
 
 
 class MeasuredTask(Task):
-    """A task whose metrics are its own, agreement, and the noise of each output."""
+    """A task whose metrics are its own, agreement, and the noise of each output.
+
+    Attributes:
+        least_right: How right a teacher must be beside labels, in points, for a loss to be seen (`rightness`).
+    """
+
+    least_right: ClassVar[float] = 10.0
 
     @abstractmethod
     def beside_teacher(self, reference: Outputs, outputs: Outputs, **where: Any) -> list[Metric]:
@@ -70,8 +76,8 @@ class MeasuredTask(Task):
 
     def _lost(self, reference: Outputs, outputs: Outputs, labels: Labels, **where: Any) -> list[Metric]:
         before, now = (self.rightness(side, labels) for side in (reference, outputs))
-        if before is None or now is None:
-            return []
+        if before is None or now is None or before[0] < self.least_right:
+            return []  # a teacher that is not right has nothing to lose
         n = len(outputs[self.names[0]])
         return [LABEL_DROP.metric(value=before[0] - now[0], n=n, interval=interval(before[1] - now[1]), **where)]
 
