@@ -1,4 +1,4 @@
-"""Codes of weights that several nodes read, each given to one of them alone.
+"""Codes of weights that several nodes read, each given to one of them alone, and int8 ones as uint8.
 
 What belongs here: the form of a quantized file that ONNX Runtime can make exact on processors without VNNI. Its
 transformer (`session.x64quantprecision`) writes each int8 tensor anew as uint8, and ends in an error where it meets one
@@ -10,8 +10,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+import numpy as np
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
+
+#: Layers of the domain that the runtime's optimizer writes, and where they have their weights and zero points.
+_OWN = frozenset({("com.microsoft", "QLinearConv"), ("com.microsoft", "QGemm")})
+_WEIGHT, _ZERO_POINT = 3, 5
 
 
 def shares_codes(model: onnx.ModelProto) -> bool:
@@ -56,6 +61,31 @@ def separate_codes(model: onnx.ModelProto) -> None:
                 tensor.CopyFrom(codes[name])
                 tensor.name = node.input[place] = _free(name, taken)
             seen.add(name)
+
+
+def signed_weights(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Return the layers of the runtime's own domain whose weights are int8: its transformer leaves them as they are."""
+    codes = _codes(model.graph)
+    return [
+        node
+        for node in model.graph.node
+        if (node.domain, node.op_type) in _OWN and len(node.input) > _ZERO_POINT and node.input[_WEIGHT] in codes
+    ]
+
+
+def unsign_weights(model: onnx.ModelProto) -> None:
+    """Store the weights of `signed_weights` as uint8, in place: codes and zero points 128 higher, the same numbers."""
+    codes = _codes(model.graph)
+    made: dict[str, str] = {}
+    taken = {tensor.name for tensor in model.graph.initializer} | {n for node in model.graph.node for n in node.output}
+    for node in signed_weights(model):
+        for place in (_WEIGHT, _ZERO_POINT):
+            name = node.input[place]
+            if name in codes and name not in made:
+                made[name] = _free(name, taken)
+                values = numpy_helper.to_array(codes[name]).astype(np.int16) + 128
+                model.graph.initializer.append(numpy_helper.from_array(values.astype(np.uint8), made[name]))
+            node.input[place] = made.get(name, name)
 
 
 def _codes(graph: onnx.GraphProto) -> dict[str, TensorProto]:

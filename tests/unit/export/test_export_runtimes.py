@@ -66,6 +66,18 @@ def test_sums_of_full_products_do_not_saturate_whatever_the_processor(tmp_path: 
     np.testing.assert_allclose(found, written, atol=1.0)  # a step of the output; saturation is dozens of them
 
 
+def test_nor_where_a_runtime_that_was_not_told_so_optimized_the_file(tmp_path: Path, qdq: Any) -> None:
+    b = qdq()
+    path = b.save(tmp_path / "m.onnx", b.qdq(b.conv(b.qdq("x", "in"), "conv", (3, 8)), "out", zero_point=128))
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    x = images(4) * 2 + 3
+    found = OrtSession(tmp_path / "optimized.onnx", threads=1).run(x)
+    np.testing.assert_allclose(found, OrtSession(path, threads=1, optimized=False).run(x), atol=0.02)
+
+
 def test_optimizations_can_be_switched_off(residual_net: Write, tmp_path: Path) -> None:
     OrtSession(residual_net(), optimized=False, optimized_path=tmp_path / "plain.onnx", threads=1)
     operators = {node.op_type for node in onnx.load(str(tmp_path / "plain.onnx")).graph.node}

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from dfqkit_export.backends.onnxruntime import session
 from dfqkit_export.backends.onnxruntime.session import EXACT_PRODUCTS, OrtSession
-from dfqkit_export.onnxfile.separate import separate_codes, shares_codes
+from dfqkit_export.onnxfile.separate import separate_codes, shares_codes, signed_weights, unsign_weights
 
 X = np.random.default_rng(1).normal(size=(1, 8, 4, 4)).astype(np.float32)
 
@@ -82,3 +82,21 @@ def test_a_session_takes_a_file_that_shares_codes(
     path = tmp_path / "model.onnx"
     onnx.save(model, path)
     assert np.allclose(OrtSession(path).run(X), _as_written(model), atol=1e-5)
+
+
+def test_weights_of_the_own_domain_become_unsigned() -> None:
+    names = ["x", "s", "z", "w", "ws", "wz", "s", "z"]
+    nodes = [
+        helper.make_node("QLinearConv", names, [domain or "end"], domain=domain) for domain in ("com.microsoft", "")
+    ]
+    values = {"w": np.array([[[[-128]], [[127]]]], np.int8), "wz": np.array(-3, np.int8)}
+    graph = helper.make_graph(nodes, "g", [], [], [numpy_helper.from_array(v, n) for n, v in values.items()])
+    model = helper.make_model(graph)
+    unsign_weights(model)
+    assert signed_weights(model) == []
+    own, other = model.graph.node
+    assert list(other.input) == names
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for place, name in ((3, "w"), (5, "wz")):
+        assert stored[own.input[place]].dtype == np.uint8
+        np.testing.assert_array_equal(stored[own.input[place]].astype(int) - 128, values[name])

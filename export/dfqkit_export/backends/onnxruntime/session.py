@@ -19,7 +19,7 @@ from dfqkit_export.backends.session import FileSession, Images, check_threads, r
 from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
 from dfqkit_export.onnxfile.model import load_onnx
 from dfqkit_export.onnxfile.parameters import check_parameters
-from dfqkit_export.onnxfile.separate import separate_codes, shares_codes
+from dfqkit_export.onnxfile.separate import separate_codes, shares_codes, signed_weights, unsign_weights
 from dfqkit_export.onnxfile.skeleton import LARGE, skeleton
 
 _ERRORS_ONLY = 3
@@ -85,7 +85,7 @@ class OrtSession(FileSession):
         check_parameters(known, self.path)
         settings = _settings(threads, optimized, optimized_path, profile_prefix)
         content: str | bytes = str(self.path)
-        if saturates(this_processor()) and shares_codes(known):
+        if saturates(this_processor()) and (shares_codes(known) or signed_weights(known)):
             content = _separated(self.path)
         elif lean and self.path.stat().st_size >= _LARGE_FILE:
             content = _left_on_disk(self.path, settings)
@@ -146,9 +146,10 @@ def _settings(
 
 
 def _separated(path: Path) -> bytes:
-    """Return a file in the form that `EXACT_PRODUCTS` can work on."""
+    """Return a file in the form that `EXACT_PRODUCTS` can work on, with uint8 weights where that does not look."""
     model = load_onnx(path)
     separate_codes(model)
+    unsign_weights(model)
     return bytes(model.SerializeToString())
 
 
