@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from dfqkit.config.quant import QuantConfig
-from dfqkit.students.calibration import calibrate, correct_bias
 from dfqkit.students.capture import float_graph
 from dfqkit.students.freezing import freeze
 from dfqkit.students.placement import quantized_graph
@@ -271,10 +270,7 @@ def student(
     def make() -> fx.GraphModule:
         graph = toy_graph(name) if isinstance(name, str) else float_graph(name, IMAGE)
         quantized = quantized_graph(graph, config, get_target(target), IMAGE)
-        batches = [images(16, seed) for seed in (10, 11)]
-        calibrate(quantized, batches, IMAGE, learnable=config.scales == "float")
-        if config.bias_correction:
-            correct_bias(quantized, batches)
+        calibrate_student(quantized, [images(16, seed) for seed in (10, 11)], config, IMAGE)
         if frozen:
             freeze(quantized)
         return quantized

@@ -16,9 +16,10 @@ import torch
 from brevitas.graph.calibrate import bias_correction_mode, calibration_mode
 from torch import Tensor, fx, nn
 
-from dfqkit.students.freezing import even_zero_points, short_mantissa
+from dfqkit.students.freezing import even_zero_points
 from dfqkit.students.nodes import called, source
 from dfqkit.students.quantizers import activation_internals, activation_proxy, zero_point_values
+from dfqkit.students.weight_scales import fix_weight_scales, short_mantissa
 from dfqkit_export.images.spec import ImageSpec
 
 #: Significant bits of the input's scale: rounded up to so few that products with it stay exact (see `freezing`).
@@ -122,6 +123,7 @@ def settle(student: fx.GraphModule, *, learnable: bool) -> None:
         internals = activation_internals(called(node, modules))
         if internals is not None:
             internals.requires_grad_(learnable and source(node).op != "placeholder")
+    fix_weight_scales(student)
 
 
 def correct_bias(student: fx.GraphModule, batches: Sequence[Tensor]) -> None:

@@ -20,6 +20,7 @@ from dfqkit.students.calibration import calibrate, correct_bias, settle
 from dfqkit.students.equalizing import equalize
 from dfqkit.students.measured import collapsing, leave_in_float
 from dfqkit.students.placement import Plan, quantized_graph
+from dfqkit.students.weight_scales import round_weight_scales
 from dfqkit_export.backends.target import Target
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import write_bytes
@@ -55,7 +56,7 @@ def calibrate_student(
     held_out: Sequence[Tensor] = (),
     replan: Replan | None = None,
 ) -> None:
-    """Find ranges and, where the scheme asks for it, correct biases on normalised images (n, C, H, W).
+    """Find ranges, round weight scales and, where the scheme asks for it, correct biases on images (n, C, H, W).
 
     With images ``held_out``, tensors whose 8 bits cost a collapse on them go back to float (`measured.collapsing`), and
     with them what ``replan``, the student's `placement.plan` given such tensors, then leaves in float. They are
@@ -64,11 +65,9 @@ def calibrate_student(
     calibrate(student, batches, image, learnable=config.scales == "float")
     if held_out and replan is not None:
         _keep_in_float(student, held_out, replan)
+    round_weight_scales(student, batches)
     if config.bias_correction:
         correct_bias(student, batches)
-        return
-    with torch.no_grad():
-        student(batches[0])  # weights' scales enter the state with the first quantized pass, and a file needs them
 
 
 def _keep_in_float(student: fx.GraphModule, held_out: Sequence[Tensor], replan: Replan) -> None:
