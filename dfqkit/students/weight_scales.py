@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
+from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer as Layer
 from torch import Tensor, fx, nn
 
 from dfqkit.students.nodes import called
@@ -27,14 +27,12 @@ MOST_BITS = 8
 #: in last layers, whose inputs are averages.
 FLOAT_BITS, SUM_BITS = 24, 23
 #: The most bits of weights whose scales are trained: those of others jump too far from one short number to the next.
-TRAINED_BITS = 4
+TRAINED_BITS = 5
 
 #: Largest bias code. A dead channel (BatchNorm trained to gamma 0) has weights, and so a weight scale, of nearly zero,
 #: in units of which its bias would not fit int32; its scale is raised, at the cost of weights that hardly add to the
 #: bias.
 LARGEST_BIAS = 2**20
-
-Layer = QuantWeightBiasInputOutputLayer
 
 
 def round_weight_scales(student: fx.GraphModule, batches: Sequence[Tensor] = ()) -> None:
@@ -171,7 +169,7 @@ def _better(layer: Layer, low: Tensor, high: Tensor) -> Tensor:
     def error(scale: Tensor) -> Tensor:
         step = scale.unsqueeze(1)
         codes = torch.round(weight / step).clamp(low_code, high_code)
-        lost = (codes * step - weight).square().sum(1)
+        lost: Tensor = (codes * step - weight).square().sum(1)
         return lost if scale.numel() > 1 else lost.sum()
 
     return torch.where(error(low) < error(high), low, high)
