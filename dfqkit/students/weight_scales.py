@@ -163,7 +163,7 @@ def _room(largest: Tensor, input_scale: Tensor, plain: Tensor) -> Tensor:
 
 def _better(layer: Layer, low: Tensor, high: Tensor) -> Tensor:
     """Return of two scales, (C_out,) or (1,), the one that moves the weights less; the larger one cuts none."""
-    weight, low_code = layer.weight.flatten(1), -_largest_code(layer)
+    weight, low_code = layer.weight.transpose(0, layer.output_channel_dim).flatten(1), -_largest_code(layer)
     high_code = 2 ** (int(layer.weight_quant.bit_width()) - 1) - 1
 
     def error(scale: Tensor) -> Tensor:
