@@ -15,7 +15,8 @@ from typing import Any
 from torch import nn
 
 from dfqkit.config.distill import DistillConfig, DistillWeights
-from dfqkit.config.image_of_model import spec_values
+from dfqkit.config.files import find_file
+from dfqkit.config.image_of_model import image_values, spec_values
 from dfqkit.config.reading import recipe_from
 from dfqkit.config.recipe import FloorSection, Recipe, TeacherSection
 from dfqkit.config.synthesis import SynthesizerConfig
@@ -29,16 +30,18 @@ from dfqkit.run.validate import REPORT, require_floors
 from dfqkit.synthesis.methods.dfq import DFQConfig
 from dfqkit.synthesis.methods.procedural import ProceduralConfig
 from dfqkit.synthesis.methods.zeroq import ZeroQConfig
-from dfqkit.teacher.load import Teacher
+from dfqkit.teacher.load import Teacher, load_teacher
+from dfqkit.teacher.sources import located
 from dfqkit.teacher.structure import provides
 from dfqkit_export.backends import DEFAULT, DEFAULT_TARGET, backend_of, get_target
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.measure.kinds import INTEGER_OPS, STUDENT_AGREEMENT
 from dfqkit_export.report import Report
 from dfqkit_export.report.verdict import OK, Verdict
-from dfqkit_export.tasks import entry_of, task_of
+from dfqkit_export.tasks import Task, entry_of, task_of
 
 _LOG = logging.getLogger(__name__)
+_IMAGE = ("shape", "mean", "std")
 
 #: Labelled images that are tried before anything is computed.
 _TRIED = 4
@@ -75,24 +78,30 @@ class Result:
 
 
 def quantize(  # noqa: PLR0913 - all but the first are named, and have defaults
-    model: nn.Module | Teacher,
+    model: nn.Module | Teacher | str,
     *,
     image: ImageSpec | None = None,
     bits: str = "w8a8",
     target: str = DEFAULT_TARGET.name,
     task: str | Mapping[str, Any] | None = None,
+    method: str | None = None,
     out: str | Path | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Result:
     """Quantize a trained network without data and measure the result in the runtime.
 
     Args:
-        model: A trained network, which is copied and left as it is; or a `Teacher`.
-        image: What images it takes; not needed with a `Teacher`, or a module of timm, which says it itself.
+        model: A trained network, which is copied and left as it is; a `Teacher`; or what a recipe calls
+            ``teacher.factory``: ``onnx:FILE``, ``timm:NAME``, ``torchvision:NAME``, ``package.module:factory``, with
+            its weights as ``options={"teacher": {"weights": FILE}}`` where no file holds them already.
+        image: What images it takes; not needed with a `Teacher`, or what says it itself: timm's and torchvision's
+            networks. An ONNX file says its shape alone.
         bits: Weight and activation bits, e.g. ``w8a8``, ``w4a8``, ``w4a4``.
         target: One of `dfqkit list targets`, such as ``onnxruntime``, ``openvino`` or ``tensorrt``.
         task: What its outputs mean, such as ``"segmentation"`` or ``{"name": "detection", "nms": 0.6}``; by default
             what they are recognised as.
+        method: Where images come from: one of `dfqkit list synthesizers`; by default the first of dfq, zeroq and
+            procedural for which the network has what is needed.
         out: Folder for the result; a new temporary one by default. A folder that holds the same run continues it.
         options: Further or other recipe sections, e.g. ``{"seed": 1, "distill": {"steps": 600}, "device": "cuda"}``;
             ``device`` and ``progress`` (True shows it) are taken here, all else is the recipe's.
@@ -115,6 +124,8 @@ def quantize(  # noqa: PLR0913 - all but the first are named, and have defaults
     device, shown = str(chosen.pop("device", "auto")), bool(chosen.pop("progress", False))
     if isinstance(model, Teacher):
         teacher = model
+    elif isinstance(model, str):
+        teacher = _loaded(model, image, chosen, _task(named))
     else:
         known = spec_values(model) if image is None else None
         if known is not None:
@@ -123,13 +134,15 @@ def quantize(  # noqa: PLR0913 - all but the first are named, and have defaults
         if image is None:
             message = "quantize needs image=ImageSpec(shape=..., mean=..., std=..., classes=...) beside a module."
             raise TypeError(message)
-        entry = {"name": named} if isinstance(named, str) else named
-        teacher = Teacher.from_module(model, image, task=task_of(entry) if entry else None)
+        teacher = Teacher.from_module(model, image, task=_task(named))
+    if method is not None:
+        chosen["synthesis"] = {**chosen.get("synthesis", {}), "method": method}
     recipe = _recipe(teacher, bits, target, chosen)
     require_floors(recipe)
     require_labels(teacher, real_images(recipe, limit=_TRIED))
     path = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="dfqkit-"))
-    command = f"dfqkit.quantize(model, image=..., bits={bits!r}, target={target!r})"
+    subject = repr(model) if isinstance(model, str) else "model"
+    command = f"dfqkit.quantize({subject}, image=..., bits={bits!r}, target={target!r})"
     facts = run_facts(recipe, command)
     folder = RunFolder.create(path, recipe_text=recipe.to_yaml(), digest=recipe.digest(), facts=facts)
     progress = Progress() if shown else silent()
@@ -145,20 +158,50 @@ def _usual_source(teacher: Teacher) -> SynthesizerConfig:
     return next((kind() for kind in usual if kind.needs <= offered), ProceduralConfig())
 
 
+def _task(named: str | Mapping[str, Any] | None) -> Task | None:
+    """Return the task that a caller names; None where the outputs are to tell it."""
+    return None if not named else task_of({"name": named} if isinstance(named, str) else named)
+
+
+def _loaded(factory: str, image: ImageSpec | None, chosen: dict[str, Any], task: Task | None) -> Teacher:
+    """Load the teacher that a string names; its section of the recipe goes to the others in ``chosen``."""
+    section = TeacherSection(factory=factory, **chosen.get("teacher", {}))
+    weights = None if section.weights is None else find_file(section.weights, Path.cwd()).resolve()
+    factory = located(factory, lambda name: find_file(name, Path.cwd()).resolve())
+    if image is None:
+        known = image_values(factory, section.args, section.weights)
+        missing = [key for key in _IMAGE if key not in known]
+        if missing:
+            told = f", beside the shape {tuple(known['shape'])} that it says" if "shape" in known else ""
+            message = (
+                f"quantize needs image=ImageSpec(shape=..., mean=..., std=...) with '{factory}': nothing says "
+                f"{', '.join(missing)}{told}. Use what the network was trained with."
+            )
+            raise TypeError(message)
+        image = ImageSpec(**{key: known[key] for key in (*_IMAGE, "classes") if key in known})
+        _LOG.warning("What images '%s' takes is taken from it: %s.", factory, image)
+    stored = section.model_copy(update={"factory": factory, "weights": None if weights is None else str(weights)})
+    chosen["teacher"] = stored.model_dump(exclude_defaults=True)
+    more: dict[str, Any] = {"factory_args": section.args, "weights_key": section.weights_key}
+    return load_teacher(factory, image, weights, task=task, **more)
+
+
 def _recipe(teacher: Teacher, bits: str, target: str, sections: Mapping[str, Any]) -> Recipe:
     """Return a recipe for a teacher that is at hand; its weights' fingerprint stands in for a file name."""
     floors = [FloorSection(metric=STUDENT_AGREEMENT.name, value=99.5)]
     if backend_of(get_target(target)) is DEFAULT:
         floors.append(FloorSection(metric=INTEGER_OPS.name, value=100.0, unless_kept=True))
     factory = teacher.factory or f"module:{teacher.name}"
+    source = sections.get("synthesis") or _usual_source(teacher)
+    method = source.get("method") if isinstance(source, Mapping) else source.method
     usual = {
-        "name": f"{teacher.name}/dfq-{bits}",
+        "name": f"{teacher.name}/{method or DFQConfig().method}-{bits}",
         "why": "made by dfqkit.quantize",
         "teacher": TeacherSection(factory=factory, weights=f"sha256:{teacher.sha256}"),
         "image": teacher.image.to_dict(),
         **entry_of(teacher.task),
         "target": target,
-        "synthesis": _usual_source(teacher),
+        "synthesis": source,
         "distill": None if bits == _ENOUGH_BITS else _DISTILL,
         "floors": floors,
     }

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import Any
 
-from dfqkit_export.errors import RecipeError
+from dfqkit_export.errors import ArtefactError, RecipeError
 
 _LOG = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def image_values(factory: str, args: Mapping[str, Any], weights: object = None) 
     read = _LIBRARIES.get(library)
     try:
         found = {} if read is None else read(model, str(weights or ""))
-    except (ImportError, ValueError, RuntimeError, KeyError, AttributeError):
+    except (ImportError, ValueError, RuntimeError, KeyError, AttributeError, ArtefactError):
         return {}  # making the teacher says what is wrong with the name, or which package is missing
     classes = next((args[key] for key in _CLASS_ARGUMENTS if key in args), found.get("classes"))
     if args.get("in_chans", _COLOURS) != _COLOURS:
@@ -134,7 +134,18 @@ def _torchvision(model: str, weights: str) -> dict[str, Any]:
     }
 
 
-_LIBRARIES: dict[str, Callable[[str, str], dict[str, Any]]] = {"timm": _timm, "torchvision": _torchvision}
+def _onnx(path: str, _: str) -> dict[str, Any]:
+    """Return the shape that a file states; its normalisation stands in no ONNX file."""
+    from dfqkit_export.onnxfile.model import load_onnx
+    from dfqkit_export.onnxfile.shapes import stated_image
+
+    found = stated_image(load_onnx(path, weights=False))
+    return {} if found is None else {"shape": list(found)}
+
+
+_LIBRARIES: dict[str, Callable[[str, str], dict[str, Any]]] = {
+    "timm": _timm, "torchvision": _torchvision, "onnx": _onnx,
+}  # fmt: skip
 
 
 def require_values(factory: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,10 @@ from dfqkit.config.files import allowed_folders, find_file
 from dfqkit.config.recipe import Recipe
 from dfqkit_export.errors import RecipeError
 
+#: Before a file that holds numbers and operators, and no code.
+_FILE = "onnx:"
 #: Factories that make an architecture and do nothing else.
-ALLOWED = ("dfqkit.models:", "torchvision:", "timm:")
+ALLOWED = ("dfqkit.models:", "torchvision:", "timm:", _FILE)
 
 
 def require_harmless(recipe: Recipe) -> None:
@@ -40,7 +42,8 @@ def require_harmless(recipe: Recipe) -> None:
     from dfqkit_export.images.label_kinds import is_kind  # numpy
 
     places = str(data).split(":", 2)[1:] if data is not None and is_kind(str(data)) else [data]
-    for name in filter(None, (recipe.teacher.weights, start, *places)):
+    network = recipe.teacher.factory.partition(_FILE)[2] if recipe.teacher.factory.startswith(_FILE) else None
+    for name in filter(None, (recipe.teacher.weights, start, network, *places)):
         _require_near(str(name), recipe)
     recipe.synthesis.resolved(lambda name: _require_near(name, recipe))
 

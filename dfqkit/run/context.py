@@ -100,7 +100,7 @@ def provisional_student(
     """
     scheme = recipe.quant
     if student is None:
-        graph = float_graph(teacher.model, teacher.image, teacher.task)
+        graph = float_graph(teacher.model, teacher.image, teacher.task, teacher.names)
         student = build_student(graph, scheme, get_target(recipe.targets[0]), teacher.image)
     low, high = teacher.image.bounds()
     shape, rng = (recipe.bank.batch, *teacher.image.shape), derive(recipe.seed, "opponent", device=device)
@@ -161,7 +161,7 @@ class Context:
     @cached_property
     def teacher_graph(self) -> fx.GraphModule:
         """The teacher as a float graph in normal form."""
-        return float_graph(self.teacher.model, self.teacher.image, self.teacher.task)
+        return float_graph(self.teacher.model, self.teacher.image, self.teacher.task, self.teacher.names)
 
     @property
     def teacher_file(self) -> onnx.ModelProto:
@@ -178,7 +178,7 @@ class Context:
             return self.teacher_graph
         student = self.untrained_student()
         load_float_student(student, self.folder.path / FLOAT_STUDENT)
-        return float_graph(student, self.teacher.image, self.teacher.task)
+        return float_graph(student, self.teacher.image, self.teacher.task, self.teacher.names)
 
     def untrained_student(self) -> nn.Module:
         """Return the smaller float student as it starts, in eval mode; there must be such a section."""

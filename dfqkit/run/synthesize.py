@@ -86,7 +86,7 @@ def require_trainable(context: Context) -> None:
     if section is not None:
         student = context.untrained_student()
         student_objective(student, teacher, section, context.rng("train"))
-        graph = float_graph(student, teacher.image, teacher.task)
+        graph = float_graph(student, teacher.image, teacher.task, teacher.names)
         float_model(graph, context.target.opset)
     if config is not None and config.layers is not None:
         measured_pairs(build_student(graph, context.scheme, context.target, teacher.image), config)

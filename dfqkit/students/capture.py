@@ -18,6 +18,7 @@ from dfqkit.students.batches import SIZES, for_any_batch
 from dfqkit.students.constants import fold_constants
 from dfqkit.students.folding import fold_affines
 from dfqkit.students.functional import plain, without_mutation
+from dfqkit.students.naming import FILE_NAMES, FileNames
 from dfqkit.students.normal_form import Normaliser
 from dfqkit.students.rewriting import cancel_permutations
 from dfqkit.students.user_code import at, place_of_error, watched_export
@@ -91,7 +92,9 @@ def _uncapturable(error: Exception) -> str:
     )
 
 
-def float_graph(model: nn.Module, image: ImageSpec, task: Task = DEFAULT_TASK) -> fx.GraphModule:
+def float_graph(
+    model: nn.Module, image: ImageSpec, task: Task = DEFAULT_TASK, names: FileNames | None = None
+) -> fx.GraphModule:
     """Return the model as a plain float `fx.GraphModule` in normal form, BatchNorm folded.
 
     Convolutions and linear layers become modules that keep the names of the parameters they came from; activations and
@@ -100,15 +103,19 @@ def float_graph(model: nn.Module, image: ImageSpec, task: Task = DEFAULT_TASK) -
     `folding.fold_affines`. The result computes the same function as ``model`` in eval mode.
 
     Its parameters are copies: the model itself is not touched. Outputs that are not the task's own are left out; one
-    is returned as it is, several by name.
+    is returned as it is, several by name. ``names`` are those of the file that the network came from, where it has one.
     """
-    return normal_form(export_graph(model, image), model, image, task)
+    return normal_form(export_graph(model, image), model, image, task, names)
 
 
-def normal_form(exported: fx.GraphModule, model: nn.Module, image: ImageSpec, task: Task) -> fx.GraphModule:
+def normal_form(
+    exported: fx.GraphModule, model: nn.Module, image: ImageSpec, task: Task, names: FileNames | None = None
+) -> fx.GraphModule:
     """Return what `export_graph` gave of a model in normal form; see `float_graph`."""
     fold_constants(exported)
     graph = Normaliser(exported, task.names).build()
+    if names is not None:
+        graph.meta[FILE_NAMES] = names
     graph.graph.eliminate_dead_code()  # what nobody reads would count as a reader
     fold_affines(graph)
     cancel_permutations(graph)

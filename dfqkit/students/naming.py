@@ -6,15 +6,17 @@ which tensor of its file is which node of it. `onnx_file` writes them, `run.meas
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
 from torch import fx
 
-#: The file's only input.
+#: The file's only input, where the network came from no file that calls it otherwise.
 INPUT = "image"
+#: Under which a graph's ``meta`` holds the `FileNames` of the file that its network came from.
+FILE_NAMES = "file_names"
 
 _QUANTIZERS = "quant."
 
@@ -34,6 +36,11 @@ class FileNames:
     outputs: tuple[str, ...]
     axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     opset: int = 0
+
+    def of(self, outputs: Sequence[str]) -> tuple[str, ...]:
+        """Return what the file calls a task's outputs: as the task does, or by their order."""
+        known = all(name in self.outputs for name in outputs)
+        return tuple(outputs) if known else self.outputs[: len(outputs)]
 
 
 def is_quantizer(node: fx.Node) -> bool:
@@ -65,7 +72,7 @@ def layer_names(graph: fx.GraphModule) -> dict[fx.Node, str]:
 def pair_names(graph: fx.GraphModule) -> dict[fx.Node, dict[str, str]]:
     """Return what the nodes of each quantizer call, and their outputs, are called in the file, by ONNX operator."""
     tails = {"QuantizeLinear": "quantized", "Clip": "clipped", "DequantizeLinear": "dequantized"}
-    taken = {*layer_names(graph).values(), INPUT, *output_names(graph).values()}
+    taken = {*layer_names(graph).values(), input_name(graph), *output_names(graph).values()}
     named: dict[fx.Node, dict[str, str]] = {}
     for node in filter(is_quantizer, graph.graph.nodes):
         owner, count, names = str(node.target).removeprefix(_QUANTIZERS), 1, dict[str, str]()
@@ -77,19 +84,34 @@ def pair_names(graph: fx.GraphModule) -> dict[fx.Node, dict[str, str]]:
     return named
 
 
+def file_names(graph: fx.GraphModule) -> FileNames:
+    """Return what the graph's file calls its input and its outputs, these in the graph's order."""
+    outputs = next(n for n in graph.graph.nodes if n.op == "output").meta["outputs"]
+    found: FileNames | None = graph.meta.get(FILE_NAMES)
+    return FileNames(input=INPUT, outputs=outputs) if found is None else replace(found, outputs=found.of(outputs))
+
+
+def input_name(graph: fx.GraphModule) -> str:
+    """Return what the graph's file calls its input."""
+    return file_names(graph).input
+
+
 def output_names(graph: fx.GraphModule) -> dict[fx.Node, str]:
     """Return the nodes that the graph returns, each with the name of the file's output."""
     node = next(n for n in graph.graph.nodes if n.op == "output")
     names, returned = node.meta["outputs"], node.args[0]
     values: list[Any] = [returned[name] for name in names] if isinstance(returned, dict) else [returned]
-    return {value: name for value, name in zip(values, names, strict=True) if isinstance(value, fx.Node)}
+    pairs = zip(values, file_names(graph).outputs, strict=True)
+    return {value: name for value, name in pairs if isinstance(value, fx.Node)}
 
 
 def tensor_names(graph: fx.GraphModule) -> dict[fx.Node, str]:
     """Return which tensor of its file holds the value of each node, as far as the file has it at all."""
-    named = {node: f"{name}/output" for node, name in layer_names(graph).items()}
+    outputs = output_names(graph)
+    taken = {input_name(graph), *outputs.values()}
+    named = {node: unique(f"{name}/output", taken) for node, name in layer_names(graph).items()}
     named |= {node: names["DequantizeLinear"] for node, names in pair_names(graph).items()}
-    return named | output_names(graph)
+    return named | outputs
 
 
 def unique(name: str, used: Collection[str]) -> str:

@@ -17,9 +17,9 @@ import onnx
 import torch
 from torch import Tensor, fx, nn
 
-from dfqkit.students.naming import INPUT
+from dfqkit.students.naming import FILE_NAMES, INPUT, file_names
 from dfqkit.students.onnx_errors import untranslatable
-from dfqkit.students.onnx_names import Place, in_scopes, name_graph, places
+from dfqkit.students.onnx_names import Place, in_scopes, name_ends, name_graph, places
 from dfqkit.students.onnx_nodes import with_onnx_pooling, with_qdq
 from dfqkit_export._version import __version__
 from dfqkit_export.backends.target import Target
@@ -69,7 +69,9 @@ def write_model(model: onnx.ModelProto, path: Path, *, metadata: Mapping[str, st
 def _exported(graph: fx.GraphModule, written: fx.GraphModule, opset: int) -> onnx.ModelProto:
     """Return the file of ``written``, which is ``graph`` on the CPU in the exporter's modules."""
     placeholder = next(n for n in graph.graph.nodes if n.op == "placeholder")
-    outputs = next(n for n in graph.graph.nodes if n.op == "output").meta["outputs"]
+    names, own = file_names(graph), graph.meta.get(FILE_NAMES)
+    # Those of another file may be names that the exporter gives as well.
+    outputs = names.outputs if own is None else [f"dfqkit_output_{place}" for place in range(len(names.outputs))]
     example = torch.zeros((2, *placeholder.meta["example_shape"]))
     at_home = example.to(next((p.device for p in graph.parameters()), None))
     known = places(graph, at_home)
@@ -77,6 +79,8 @@ def _exported(graph: fx.GraphModule, written: fx.GraphModule, opset: int) -> onn
         model = _translated(in_scopes(written), example, opset, outputs)
     except Exception as error:
         raise TeacherError(untranslatable(graph, at_home, opset, error, _translated)) from error
+    if own is not None:
+        name_ends(model.graph, names, own.outputs)
     _clean(model, known)
     onnx.checker.check_model(model, full_check=True)
     return model

@@ -7,14 +7,14 @@ from, and the naming of a file's nodes and tensors by it.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import onnx
 from torch import Tensor, fx, nn
 
-from dfqkit.students.naming import layer_names, pair_names, tensor_names, unique
+from dfqkit.students.naming import FileNames, layer_names, pair_names, tensor_names, unique
 from dfqkit.students.nodes import tensor_shapes
 from dfqkit_export.onnxfile.graph import SourceGraph
 
@@ -108,6 +108,27 @@ def name_graph(graph: onnx.GraphProto, known: Sequence[Place]) -> None:
     _rename_tensors(graph, renamed)
 
 
+def name_ends(graph: onnx.GraphProto, names: FileNames, order: Sequence[str]) -> None:
+    """Call the input and the outputs of a graph as another file does, in its order, in place.
+
+    What has one of these names already gets another. The axis of the batch is called as it is there, and is open even
+    where that file takes one image alone.
+    """
+    ends, wanted = [*graph.input, *graph.output], (names.input, *names.outputs)
+    new = {value.name: name for value, name in zip(ends, wanted, strict=True)}
+    used = {*wanted, *_tensors(graph)}
+    for name in sorted(set(wanted).intersection(_tensors(graph)).difference(new)):
+        new[name] = unique(name, used)
+        used.add(new[name])
+    for value in ends:
+        value.name = new[value.name]
+        value.type.tensor_type.shape.dim[0].dim_param = names.axes.get(value.name, {}).get(0, "N")
+    _rename(graph, new)
+    placed = sorted(graph.output, key=lambda value: order.index(value.name))
+    del graph.output[:]
+    graph.output.extend(placed)
+
+
 class _Names:
     """What `name_graph` asks of a file as the exporter left it."""
 
@@ -162,10 +183,14 @@ def _rename_tensors(graph: onnx.GraphProto, renamed: dict[str, str]) -> None:
     for name in sorted(set(new.values()).intersection(_tensors(graph)).difference(new)):
         new[name] = unique(name, used)
         used.add(new[name])
+    _rename(graph, new)
+
+
+def _rename(graph: onnx.GraphProto, new: Mapping[str, str]) -> None:
     for node in graph.node:
         node.input[:] = [new.get(name, name) for name in node.input]
         node.output[:] = [new.get(name, name) for name in node.output]
-    for stored in graph.initializer:
+    for stored in (*graph.initializer, *graph.value_info):
         stored.name = new.get(stored.name, stored.name)
 
 

@@ -22,6 +22,7 @@ from dfqkit_export.errors import ArtefactError, TeacherError
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.onnxfile.graph import OWN_DOMAINS, opset_of
 from dfqkit_export.onnxfile.model import load_onnx, require_images
+from dfqkit_export.onnxfile.shapes import image_input, told_sizes
 
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 _QUANTIZED_PREFIXES = ("QLinear", "ConvInteger", "MatMulInteger", "QAttention", "QGemm")
@@ -90,7 +91,7 @@ def read(path: str | Path, image: ImageSpec) -> Source:
         where = Path(path).name
         _require_float(model, where)
         names = file_names(model)
-        value = _image_input(model)
+        value = image_input(model)
         last = _channels_last(value, image)
         batch = _give_sizes(value, image, where, last=last)
         if batch is None or batch >= 1:
@@ -128,7 +129,7 @@ def operators_of(graph: onnx.GraphProto, opset: int) -> list[Operator]:
 
 def file_names(model: onnx.ModelProto) -> FileNames:
     """Return what a file calls its image input and its outputs, in order, and their open axes."""
-    value = _image_input(model)
+    value = image_input(model)
     axes: dict[str, Mapping[int, str]] = {}
     for each in (value, *model.graph.output):
         sizes = each.type.tensor_type.shape.dim
@@ -139,21 +140,6 @@ def file_names(model: onnx.ModelProto) -> FileNames:
         }
     outputs = tuple(each.name for each in model.graph.output)
     return FileNames(input=value.name, outputs=outputs, axes=axes, opset=opset_of(model) or 0)
-
-
-def static_shape(model: onnx.ModelProto) -> tuple[int, int, int] | str:
-    """Return (C, H, W) of the images that a file takes; where it leaves some open, which, in words."""
-    value = _image_input(model)
-    sizes = value.type.tensor_type.shape.dim
-    if len(sizes) != 4:
-        return f"its input '{value.name}' has {len(sizes)} axes"
-    found = [size.dim_value for size in sizes[1:]]
-    still_open = [f"axis {place}" for place, size in enumerate(found, 1) if not size > 0]
-    if still_open:
-        return f"its input '{value.name}' leaves {' and '.join(still_open)} of {_told(value)} open"
-    if found[2] in (1, 3, 4) and found[0] not in (1, 3, 4):
-        found = [found[2], *found[:2]]
-    return found[0], found[1], found[2]
 
 
 def as_tensor(array: np.ndarray[Any, Any]) -> Tensor:
@@ -170,16 +156,6 @@ def _attribute(item: onnx.AttributeProto) -> Any:
     if isinstance(value, onnx.GraphProto | int | float):
         return value
     return [each.decode("utf-8", "replace") if isinstance(each, bytes) else each for each in value]
-
-
-def _image_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
-    """Return the first input that is no initializer; old exporters list those too."""
-    stored = {tensor.name for tensor in model.graph.initializer}
-    inputs: list[onnx.ValueInfoProto] = [value for value in model.graph.input if value.name not in stored]
-    if not inputs:
-        message = "The file has no input: it is a constant, not a network. Export the network itself."
-        raise ArtefactError(message)
-    return inputs[0]
 
 
 def _require_float(model: onnx.ModelProto, where: str) -> None:
@@ -216,7 +192,7 @@ def _give_sizes(value: onnx.ValueInfoProto, image: ImageSpec, where: str, *, las
     found = [size.dim_value for size in sizes]
     if any(have > 0 and have != want for have, want in zip(found[1:], wanted, strict=True)):
         message = (
-            f"'{where}' takes images {_told(value)} in '{value.name}', and image.shape is {list(image.shape)} "
+            f"'{where}' takes images {told_sizes(value)} in '{value.name}', and image.shape is {list(image.shape)} "
             "(channels, height, width). Set image.shape to what the file takes; only axes that it leaves open can be "
             "chosen."
         )
@@ -229,8 +205,3 @@ def _give_sizes(value: onnx.ValueInfoProto, image: ImageSpec, where: str, *, las
     if not sizes[0].dim_param:  # Paddle writes -1
         sizes[0].dim_param = "N"
     return None
-
-
-def _told(value: onnx.ValueInfoProto) -> str:
-    sizes = value.type.tensor_type.shape.dim
-    return f"({', '.join(str(size.dim_value) if size.dim_value > 0 else size.dim_param or '?' for size in sizes)})"

@@ -12,8 +12,12 @@ from typing import Any
 import onnx
 from onnx import helper
 
+from dfqkit_export.errors import ArtefactError
+
 # Inference looks at the values of small constants only (new shapes, axes); large ones would just be copied.
 _SMALL = 1024
+# Of an image's axes: how many there are, and what tells that channels are last.
+_AXES, _CHANNELS = 3, (1, 3, 4)
 
 
 def inferred_types(model: onnx.ModelProto, *, image: tuple[int, ...] | None = None) -> dict[str, Any]:
@@ -54,3 +58,36 @@ def _take_one_image(graph: onnx.GraphProto, stored: set[str], image: tuple[int, 
             sizes[0].dim_value = 1
     for value in graph.output:
         value.type.tensor_type.ClearField("shape")
+
+
+def image_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
+    """Return the first input that is no initializer; old exporters list those too.
+
+    Raises:
+        ArtefactError: There is none.
+    """
+    stored = {tensor.name for tensor in model.graph.initializer}
+    inputs: list[onnx.ValueInfoProto] = [value for value in model.graph.input if value.name not in stored]
+    if not inputs:
+        message = "The file has no input: it is a constant, not a network. Export the network itself."
+        raise ArtefactError(message)
+    return inputs[0]
+
+
+def told_sizes(value: onnx.ValueInfoProto) -> str:
+    """Return an input's sizes for people, such as ``(N, 3, ?, 320)``."""
+    sizes = value.type.tensor_type.shape.dim
+    return f"({', '.join(str(size.dim_value) if size.dim_value > 0 else size.dim_param or '?' for size in sizes)})"
+
+
+def stated_image(model: onnx.ModelProto) -> tuple[int, int, int] | None:
+    """Return (C, H, W) of the images that a file takes, of which channels may come last; None where it leaves it open.
+
+    Raises:
+        ArtefactError: It takes none.
+    """
+    found = [size.dim_value for size in image_input(model).type.tensor_type.shape.dim][1:]
+    if len(found) != _AXES or min(found) < 1:
+        return None
+    first, middle, last = found
+    return (last, first, middle) if last in _CHANNELS and first not in _CHANNELS else (first, middle, last)
