@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfqkit.cli.options import (
@@ -49,7 +50,8 @@ def add(commands: Commands) -> None:
     model = parser.add_argument_group("a model")
     integers = _several(int, "integers with commas between them, such as 3,224,224")
     numbers = _several(float, "numbers with commas between them, such as 0.485,0.456,0.406")
-    model.add_argument("--factory", help="torchvision:NAME, timm:NAME or package.module:factory, instead of RECIPE")
+    text = "torchvision:NAME, timm:NAME, onnx:FILE or package.module:factory, instead of RECIPE"
+    model.add_argument("--factory", help=text)
     model.add_argument("--shape", type=integers, metavar="C,H,W", help="channels, height and width of an image")
     model.add_argument("--classes", type=positive, metavar="N", help="number of classes")
     model.add_argument("--weights", metavar="FILE", help=".safetensors, .pt or .pth (default: random weights)")
@@ -110,8 +112,10 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _from_factory(args: argparse.Namespace) -> Teacher:
+    from dfqkit.config.files import find_file
     from dfqkit.config.image_of_model import image_values, require_values
     from dfqkit.teacher.load import load_teacher
+    from dfqkit.teacher.sources import located
     from dfqkit_export.errors import RecipeError
     from dfqkit_export.images.spec import ImageSpec
     from dfqkit_export.tasks import task_of
@@ -123,7 +127,8 @@ def _from_factory(args: argparse.Namespace) -> Teacher:
     except RecipeError as error:
         args.parser.error(str(error))
     task = task_of(args.task) if args.task else None
-    teacher = load_teacher(args.factory, image, args.weights, weights_key=args.weights_key, task=task)
+    factory = located(args.factory, lambda name: find_file(name, Path.cwd()))
+    teacher = load_teacher(factory, image, args.weights, weights_key=args.weights_key, task=task)
     known = [key for key in image_values(args.factory, {}) if given.get(key, "") is None]
     if known:
         note(f"{', '.join(known)} are what the library says of {args.factory}: {image.to_dict()}")

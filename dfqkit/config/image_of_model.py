@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
+from dfqkit.config.files import find_file
 from dfqkit_export.errors import ArtefactError, RecipeError
 
 _LOG = logging.getLogger(__name__)
@@ -32,7 +33,8 @@ def filled(recipe: dict[str, Any], name: str) -> None:
     if not missing or not isinstance(teacher.get("args") or {}, dict):
         return
     factory = teacher["factory"]
-    known = image_values(factory, teacher.get("args") or {}, teacher.get("weights"))
+    beside = Path(name).parent if Path(name).is_file() else None
+    known = image_values(factory, teacher.get("args") or {}, teacher.get("weights"), beside)
     if _otherwise(image):
         known = {key: value for key, value in known.items() if key not in ("mean", "std")}
     added = {key: known[key] for key in missing if key in known}
@@ -48,16 +50,21 @@ def filled(recipe: dict[str, Any], name: str) -> None:
     _LOG.warning("Recipe '%s' leaves out what %s knows: %s.", name, factory, told)
 
 
-def image_values(factory: str, args: Mapping[str, Any], weights: object = None) -> dict[str, Any]:
+def image_values(
+    factory: str, args: Mapping[str, Any], weights: object = None, beside: Path | None = None
+) -> dict[str, Any]:
     """Return shape, mean, std, classes, and resize, crop, interpolation, of a library's model; empty of any other.
 
-    ``weights`` is the file of its weights, whose name tells which of several recipes it was trained by.
+    Of a file with a network, its shape where it states one. ``weights`` is the file of a model's weights, whose name
+    tells which of several recipes it was trained by; ``beside`` is the folder in which files are looked up.
     """
     library, _, model = factory.partition(":")
     read = _LIBRARIES.get(library)
     try:
+        if library in _FILES:
+            model = str(find_file(model, beside or Path.cwd()))
         found = {} if read is None else read(model, str(weights or ""))
-    except (ImportError, ValueError, RuntimeError, KeyError, AttributeError, ArtefactError):
+    except (ImportError, ValueError, RuntimeError, KeyError, AttributeError, ArtefactError, RecipeError):
         return {}  # making the teacher says what is wrong with the name, or which package is missing
     classes = next((args[key] for key in _CLASS_ARGUMENTS if key in args), found.get("classes"))
     if args.get("in_chans", _COLOURS) != _COLOURS:
@@ -148,14 +155,25 @@ _LIBRARIES: dict[str, Callable[[str, str], dict[str, Any]]] = {
 }  # fmt: skip
 
 
+#: What names a file, which its own model is in.
+_FILES = frozenset({"onnx"})
+
+
 def require_values(factory: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a model's image by what is given and, beyond that, what its library says; the shape must be."""
+    """Return a model's image by what is given and, beyond that, what its library says; the shape must be.
+
+    Of a file mean and std must be, too.
+    """
     found = image_values(factory, {})
     if _otherwise(given):
         found = {key: value for key, value in found.items() if key not in ("mean", "std")}
     found |= {key: value for key, value in given.items() if value is not None}
-    if "shape" not in found:
-        message = f"Nothing says shape of '{factory}'. Give --shape C,H,W and, of a classifier, --classes N."
+    is_file = factory.partition(":")[0] in _FILES
+    missing = [key for key in _NEEDED[: 3 if is_file else 1] if key not in found]
+    if missing:
+        more = ", --mean M,... and --std S,..., as it was trained" if is_file else ""
+        message = f"Nothing says {' and '.join(missing)} of '{factory}'. "
+        message += f"Give --shape C,H,W{more} and, of a classifier, --classes N."
         raise RecipeError(message)
     channels = found["shape"][0]
     usual = {"mean": (0.0,) * channels, "std": (1.0,) * channels}

@@ -46,7 +46,9 @@ _Spread = Annotated[float, Field(gt=0)]
 class TeacherSection(Section):
     """Which network, and its weights."""
 
-    factory: str = Field(description="torchvision:NAME, timm:NAME or package.module:factory (imported and called).")
+    factory: str = Field(
+        description="torchvision:NAME, timm:NAME, onnx:FILE or package.module:factory (imported and called)."
+    )
     weights: str | None = Field(None, description="State dict (.safetensors, .pt, .pth); null keeps random weights.")
     weights_key: Annotated[str | None, Added("0.2.0")] = Field(
         None, description="Which set of weights, where the file holds several, such as model_ema."

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfqkit.config.files import find_file
 from dfqkit.teacher.identity import code_of, identity_of
+from dfqkit.teacher.sources import is_stored
 from dfqkit_export.errors import RecipeError
 from dfqkit_export.files import sha256_of_file
 from dfqkit_export.images.bank_file import SET_FILE
@@ -71,7 +72,8 @@ def bind_data(context: Context) -> None:
 
 def _weights(recipe: Recipe) -> Path | None:
     try:
-        name = recipe.teacher.weights
+        factory = recipe.teacher.factory
+        name = factory.partition(":")[2] if is_stored(factory) else recipe.teacher.weights
         file = None if name is None else find_file(name, recipe.directory)
     except RecipeError:  # it is gone, or was a module at hand
         return None

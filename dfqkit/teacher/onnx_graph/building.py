@@ -239,8 +239,8 @@ def layer_path(node: Operator) -> str:
     base = _WEIGHT_ENDINGS.sub("", weight)
     if base == weight:
         base = node.name
-    parts = [_identifier(part) for part in re.split(r"[./:]+", base) if part]
-    return ".".join(parts) or node.kind.lower()
+    parts = [_identifier(part).strip("_") for part in re.split(r"[./:]+", base)]
+    return ".".join(filter(None, parts)) or node.kind.lower()
 
 
 def refuse(node: Operator, what: str, todo: str) -> TeacherError:
