@@ -49,6 +49,8 @@ class ClassificationParameters:
             refuse(self.threshold, "threshold must be between 0 and 1, exclusive")
         if self.form != "classes" and self.scores == "auto":
             object.__setattr__(self, "scores", "logits")
+        if self.form == "binary" and self.shape == ClassificationParameters.shape:
+            object.__setattr__(self, "shape", (1,))  # one number needs no number of classes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -136,6 +136,7 @@ def test_one_number_is_of_the_second_of_two_classes() -> None:
     odds = {"logits": 1 / (1 + np.exp(-logits))}
     inside = recognise({"": odds["logits"]}, OF_TWO).required()
     np.testing.assert_allclose(inside.margins(odds, odds), task.margins(given, given), atol=1e-5)
+    assert not Classification(form="binary").needs_classes
     later = Classification(form="binary", shape=(1,), scores="probabilities", threshold=0.6)
     assert later.rows(odds).argmax(1).tolist() == [0, 0, 0, 1]
 
