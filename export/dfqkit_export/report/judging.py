@@ -228,6 +228,12 @@ def _by_limits(shown: Seen) -> Judgement:
             "(validate.data)."
         )
         return Judgement(verdict=NOT_JUDGED, reasons=(reason,))
+    if shown.kept is None and shown.count > 1 and shown.largest > LARGEST:
+        reason = (
+            f"The teacher gives one answer to {shown.largest:.0f} % of the images of {shown.data}, so that nearly any "
+            "file agrees with it there. Check mean and std, make other images, or give labelled ones (validate.data)."
+        )
+        return Judgement(verdict=NOT_JUDGED, reasons=(reason,))
     limits, kept = shown.limits, shown.firm_agreement if shown.kept is None else shown.kept
     power = "no error at all" if shown.signal_db is None else f"an error {shown.signal_db:.1f} dB below the signal"
     what = "on the surer half of them" if shown.kept is None else "by the task's own measure"

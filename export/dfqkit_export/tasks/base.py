@@ -136,6 +136,24 @@ class Samples:
     note: str
 
 
+#: The programs of a bundle, of tasks that have no others.
+SAMPLES = Samples(
+    programs={
+        "python/run.py": f"{__package__}:samples/run.py.txt",
+        "python/decode.py": f"{__package__}:samples/decode.py.txt",
+        "cpp/main.cpp": f"{__package__}:samples/answers.cpp.txt",
+        "cpp/CMakeLists.txt": f"{__package__}:samples/answers.cmake.txt",
+    },
+    languages="Python, C++",
+    use="- Python, with numpy and onnxruntime: `python python/run.py`, whose `decode.py` makes answers of outputs\n"
+    "- C++, with ONNX Runtime's headers and library (masks and boxes are decoded): `cmake -S cpp -B build "
+    "-DONNXRUNTIME_ROOT=... &&\n  cmake --build build`, then `build/answers ../model.onnx .`",
+    same="answer",
+    note="Small differences between processors are normal: kernels without VNNI and sums in another order move a "
+    "number by\na step or two of its scale.",
+)
+
+
 class Task(ABC):
     """What the outputs of a network mean.
 
@@ -148,7 +166,6 @@ class Task(ABC):
         words: What its outputs are called together: "logits".
         answer: What is the same or another where two of them are compared: "argmax".
         limits: Of the surest half's answers and of the error, where no other are known for the task.
-        samples: The programs of a bundle.
     """
 
     name: ClassVar[str]
@@ -156,21 +173,6 @@ class Task(ABC):
     words: ClassVar[str] = "outputs"
     answer: ClassVar[str] = "answer"
     limits: ClassVar[Limits] = Limits(ok=99.0, ok_db=13.0, failed=90.0, failed_db=4.0)
-    samples: ClassVar[Samples] = Samples(
-        programs={
-            "python/run.py": f"{__package__}:samples/run.py.txt",
-            "python/decode.py": f"{__package__}:samples/decode.py.txt",
-            "cpp/main.cpp": f"{__package__}:samples/answers.cpp.txt",
-            "cpp/CMakeLists.txt": f"{__package__}:samples/answers.cmake.txt",
-        },
-        languages="Python, C++",
-        use="- Python, with numpy and onnxruntime: `python python/run.py`, whose `decode.py` makes answers of outputs\n"
-        "- C++, with ONNX Runtime's headers and library (masks and boxes are decoded): `cmake -S cpp -B build "
-        "-DONNXRUNTIME_ROOT=... &&\n  cmake --build build`, then `build/answers ../model.onnx .`",
-        same="answer",
-        note="Small differences between processors are normal: kernels without VNNI and sums in another order move a "
-        "number by\na step or two of its scale.",
-    )
 
     @property
     @abstractmethod
@@ -181,6 +183,11 @@ class Task(ABC):
     def offers(self) -> frozenset[str]:
         """What synthesizers may need of it: "classes", where outputs are one number a class."""
         return frozenset()
+
+    @property
+    def samples(self) -> Samples:
+        """The programs of a bundle."""
+        return SAMPLES
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -60,6 +60,19 @@ Small differences between processors are normal: kernels without VNNI and sums i
 or two of its scale. Another class is not."""
 
 
+_SAMPLES = Samples(
+    programs={
+        "python/classify.py": f"{__package__}:samples/classify.py.txt",
+        "cpp/main.cpp": f"{__package__}:samples/main.cpp.txt",
+        "cpp/CMakeLists.txt": f"{__package__}:samples/CMakeLists.txt",
+    },
+    languages="Python, C++",
+    use=_USE,
+    same="class",
+    note=_NOTE,
+)
+
+
 class Classification(ClassificationParameters, Task):
     """An image belongs to one of a number of classes, or has any number of labels."""
 
@@ -67,17 +80,6 @@ class Classification(ClassificationParameters, Task):
     title: ClassVar[str] = "image classifier"
     words: ClassVar[str] = "logits"
     answer: ClassVar[str] = "argmax"
-    samples: ClassVar[Samples] = Samples(
-        programs={
-            "python/classify.py": f"{__package__}:samples/classify.py.txt",
-            "cpp/main.cpp": f"{__package__}:samples/main.cpp.txt",
-            "cpp/CMakeLists.txt": f"{__package__}:samples/CMakeLists.txt",
-        },
-        languages="Python, C++",
-        use=_USE,
-        same="class",
-        note=_NOTE,
-    )
 
     @property
     def outputs(self) -> tuple[OutputSpec, ...]:
@@ -88,6 +90,12 @@ class Classification(ClassificationParameters, Task):
             "labels": "one number a label, each for itself",
         }
         return (OutputSpec(name=self.output, shape=self.shape, meaning=meanings[self.form]),)
+
+    @property
+    def samples(self) -> Samples:
+        """Programs of their own for a row of classes; of other forms the general ones."""
+        usual = (self.form, self.shape) == ("classes", ClassificationParameters.shape)
+        return _SAMPLES if usual else super().samples
 
     @property
     def offers(self) -> frozenset[str]:

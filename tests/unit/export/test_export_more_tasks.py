@@ -9,6 +9,8 @@ import pytest
 
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.report.evidence import seen
+from dfqkit_export.report.judging import Evidence, judge
 from dfqkit_export.tasks import DEFAULT_TASK, Task, metadata_of, task_of
 from dfqkit_export.tasks.classification import Classification
 from dfqkit_export.tasks.keypoints import Keypoints
@@ -139,6 +141,17 @@ def test_one_number_is_of_the_second_of_two_classes() -> None:
     assert not Classification(form="binary").needs_classes
     later = Classification(form="binary", shape=(1,), scores="probabilities", threshold=0.6)
     assert later.rows(odds).argmax(1).tolist() == [0, 0, 0, 1]
+
+
+def test_one_answer_to_all_images_judges_nothing() -> None:
+    task = Classification(form="binary", shape=(1,))
+    teacher = {"logits": 3 + RNG.random((32, 1))}
+    file = {"logits": teacher["logits"] + 0.001}
+    found = judge(Evidence(seen=[seen(task, OF_TWO, teacher, file, data="made")]))
+    assert found.verdict == "not judged"
+    assert "one answer to 100 %" in found.reasons[0]
+    assert set(task.samples.programs) > {"python/run.py", "python/decode.py"}
+    assert "python/classify.py" in DEFAULT_TASK.samples.programs
 
 
 def test_labels_are_each_for_themselves() -> None:
