@@ -355,6 +355,7 @@ def _one(kind: str, inputs: str = "x", stored: dict[str, Any] | None = None, ops
         _one("Gather", "x i", {"i": [2, 0]}, axis=1),
         _one("Gather", "x i", {"i": np.asarray(-1, np.int64)}, axis=1),
         _one("Gather", "x i", {"i": [[1, 2], [0, 5]]}, axis=3),
+        _one("GatherND", "t i", {"i": [[2, 0], [1, 7]]}),
         _one("DepthToSpace", "t", {"t": 0}, blocksize=2, mode="DCR"),
         _one("DepthToSpace", "t", {"t": 0}, blocksize=2, mode="CRD"),
         _one("SpaceToDepth", blocksize=2),
@@ -374,6 +375,12 @@ def test_operators(tmp_path: Path, kind: str, inputs: str, stored: dict[str, Any
     nodes = [op(kind, inputs, "y", **options)]
     if kind == "DepthToSpace":
         nodes, stored = [op("Concat", "x x x x", "t", axis=1), *nodes], {}
+    if kind == "GatherND":
+        nodes = [
+            op("Transpose", "x", "t", perm=[1, 2, 3, 0]),
+            op(kind, inputs, "p"),
+            op("Transpose", "p", "y", perm=[2, 0, 1]),
+        ]
     module_of(file(tmp_path / "net.onnx", nodes, stored, opset=opset), IMAGE)
 
 

@@ -232,6 +232,16 @@ def _gather_elements(node: Operator, given: Given, to: Building) -> Value:
     return to.call(torch.gather, x, axis, _repeated(index, set(x.moving), to))
 
 
+@translates("GatherND")
+def _gather_places(node: Operator, given: Given, to: Building) -> Value:
+    x, index = needed(node, given, 0), needed(node, given, 1).constant
+    if index is None or node.get("batch_dims", 0):
+        raise refuse(node, "picks by numbers that the image decides", "Give the torch module.")
+    if x.node is not None:
+        whole_batch(node, x, range(index.shape[-1]))
+    return to.call(operator.getitem, x, tuple(known(each.contiguous()) for each in index.unbind(-1)))
+
+
 @translates("Expand")
 def _expand(node: Operator, given: Given, to: Building) -> Value:
     x, wanted = needed(node, given, 0), sizes_in(node, needed(node, given, 1))
