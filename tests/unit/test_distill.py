@@ -126,7 +126,7 @@ def test_calibration_is_kept_where_training_makes_it_worse(average: float) -> No
 
 
 def test_a_training_that_runs_away_ends_with_the_best_state(caplog: pytest.LogCaptureFixture) -> None:
-    loop = distiller(steps=50, judge_every=5, lr=1e37)
+    loop = distiller({"scales": "float"}, steps=50, judge_every=5, lr=1e37)
     start, steps = snapshot(loop.students[0]), 0
     while loop.step < 50:
         terms = loop.run_step()
