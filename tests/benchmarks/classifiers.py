@@ -5,7 +5,8 @@
     python tests/benchmarks/classifiers.py --out runs/classifiers.jsonl --capture-only
 
 For timm 1.0.31, whose modules `classifiers.txt` lists: module, a small classifier, the size of its images (the
-smallest that it takes), and further arguments. Weights are what timm starts with; what starts at 0 is woken. Images
+smallest that it takes), and further arguments. Weights are what timm starts with; what starts at 0 is woken, and where
+logits hardly tell images apart, BatchNorms get the statistics of a few: a signal that dies compares nothing. Images
 come of zeroq with one step where the network has BatchNorm statistics, else of noise, and the row says which. They
 calibrate a W8A8 student by largest weights and percentiles, without correction of biases and without measured floats:
 what decides about files of good accuracy is tried elsewhere, and here only whether there is a file and whether it is
@@ -16,7 +17,8 @@ its student. Compared on noise that calibrated nothing, by distances of logits o
   runtime, and where a quantizer follows, a value at a tie takes the next code: no file is nearer than that;
 - `steps`: where the two part, the student led by the file's own codes: how far a value lies at most from those that
   have the file's code, in steps of its quantizer (and `led`, in the rows, the outputs' distance then);
-- `student`: the student from its teacher.
+- `student`: the student from its teacher;
+- `spread`: the largest difference between images in one logit of the teacher, at least LEAST.
 
 A file is its student where `file` is 0, or at most NEAR, or TIMES the `rounding`, and the class is the same wherever
 the margin is larger; or where, step by step, it does what its student does with the same codes, but for values at a
@@ -46,7 +48,7 @@ from pathlib import Path
 from typing import Any
 
 LIST = Path(__file__).with_suffix(".txt")
-NEEDED, NEAR, TIMES, TIE = 109, 1e-4, 3.0, 0.01
+NEEDED, NEAR, TIMES, TIE, LEAST = 109, 1e-4, 3.0, 0.01, 0.01
 SECONDS, GIGABYTES = 1800, 12
 IMAGES, TRIED = 4, 8  # for calibration, for the comparison
 
@@ -63,6 +65,7 @@ def listed() -> dict[str, tuple[str, int, dict[str, Any]]]:
 def tried(module: str, *, capture_only: bool) -> dict[str, Any]:
     """The row of one network; runs in a process of its own."""
     import timm
+    import torch
 
     from dfqkit.students.capture import float_graph
     from dfqkit.teacher.load import load_teacher
@@ -79,6 +82,10 @@ def tried(module: str, *, capture_only: bool) -> dict[str, Any]:
         image = ImageSpec(shape=(3, size, size), mean=usual.mean, std=usual.std, classes=10)
         teacher = load_teacher(f"timm:{name}", image, factory_args=more)
         waken(teacher.model)
+        noise = torch.randn((TRIED, *image.shape), generator=torch.Generator().manual_seed(1))
+        if spread(teacher.model, noise) < LEAST:
+            settle(teacher.model, noise)
+        found["spread"] = spread(teacher.model, noise)
         found["method"] = "zeroq" if "batchnorm" in provides(teacher) else "noise"
         graph = float_graph(teacher.model, image)
         found["captured"] = round(time.monotonic() - start, 1)
@@ -111,6 +118,30 @@ def waken(model: Any) -> int:
                 continue
             count += 1
     return count
+
+
+def settle(model: Any, images: Any) -> None:
+    """Give every BatchNorm the statistics that it meets on images (n, C, H, W)."""
+    import torch
+    from torch import nn
+
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = None  # the batch's own, not a step towards them
+        norm.reset_running_stats()
+        norm.train()
+    with torch.no_grad():
+        model(images)
+    model.eval()
+
+
+def spread(model: Any, images: Any) -> float:
+    """Return the largest difference between images (n, C, H, W) in one logit, as a share of the range of all."""
+    import torch
+
+    with torch.no_grad():
+        logits = model(images)
+    return float((logits.amax(0) - logits.amin(0)).max() / (logits.max() - logits.min() + 1e-30))
 
 
 def _is_small_constant(values: Any) -> bool:
@@ -296,17 +327,19 @@ def state(row: dict[str, Any], *, capture_only: bool) -> str:
         return "TRACEBACK" if "traceback" in row else "DIED"
     if "refused" in row:
         return "refused" if capture_only or row.get("inspect") else "REFUSED, BUT INSPECT SAYS YES"
+    if not row["spread"] >= LEAST:
+        return "IMAGES ARE NOT TOLD APART"
     return "captured" if capture_only else "holds" if is_same(row) else "FILE IS NOT STUDENT"
 
 
 def table(rows: list[dict[str, Any]], *, capture_only: bool) -> str:
     """The rows as Markdown, and the counts."""
-    titles = "module | model | pixels | target | images | bits | file | rounding | steps | student | s | "
+    titles = "module | model | pixels | target | images | bits | file | rounding | steps | student | spread | s | "
     lines = [f"| {titles}|", "| --- " * titles.count("|") + "|"]
     for row in rows:
         last = (row.get("traceback", "").splitlines() or [""])[-1] or row.get("died", "") or row.get("refused", "")
         told = f"{state(row, capture_only=capture_only)} {last[:300]}".strip()
-        shares = [f"{row[key]:.2g}" if key in row else "" for key in ("file", "rounding", "steps", "student")]
+        shares = [f"{row[key]:.2g}" if key in row else "" for key in ("file", "rounding", "steps", "student", "spread")]
         bits = f"{100 * row['bits']:.0f} %" if "bits" in row else ""
         told_of = [str(row.get(key, "")) for key in ("module", "name", "size", "target", "method")]
         cells = [*told_of, bits, *shares]

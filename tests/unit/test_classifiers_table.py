@@ -15,11 +15,23 @@ from torch import nn
 
 from dfqkit.students.onnx_file import write_qdq
 from dfqkit_export.backends.opening import open_session
-from tests._toys import images, student
-from tests.benchmarks.classifiers import NEAR, TIE, led_by, listed, own_target, page, state, waken
+from tests._toys import Head, images, student
+from tests.benchmarks.classifiers import (
+    LEAST,
+    NEAR,
+    TIE,
+    led_by,
+    listed,
+    own_target,
+    page,
+    settle,
+    spread,
+    state,
+    waken,
+)
 
 FOUND = Path(__file__).parents[2] / "recipes" / "architectures" / "classifiers.json"
-GOOD = {"file": 0.0, "rounding": 0.0, "same_class": True}
+GOOD = {"file": 0.0, "rounding": 0.0, "same_class": True, "spread": 0.1}
 
 
 def test_the_stored_rows_are_of_the_list_and_make_the_stored_page() -> None:
@@ -46,6 +58,7 @@ def test_the_list_has_every_network_once() -> None:
         (GOOD | {"file": 0.1, "steps": 1e-3, "led": 1e-3}, "FILE IS NOT STUDENT"),
         (GOOD | {"file": 0.1, "steps": 0.02, "led": 0.0}, "FILE IS NOT STUDENT"),
         (GOOD | {"same_class": False}, "FILE IS NOT STUDENT"),
+        (GOOD | {"spread": 1e-3}, "IMAGES ARE NOT TOLD APART"),
         (GOOD | {"file": float("nan")}, "FILE IS NOT STUDENT"),
         ({"refused": "TeacherError: no", "inspect": "no"}, "refused"),
         ({"refused": "TeacherError: no", "inspect": ""}, "REFUSED, BUT INSPECT SAYS YES"),
@@ -87,3 +100,16 @@ def test_a_file_that_rounds_otherwise_is_its_student_step_by_step(tmp_path: Path
         assert torch.equal(output, ours) == (steps == 0) == (change == 0)
         assert (steps <= TIE) == same
         assert led <= NEAR * float(ours.max() - ours.min())
+
+
+def test_a_signal_that_dies_in_batchnorms_is_brought_back() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(*[nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)) for _ in range(5)], Head(3)).eval()
+    x = images(8)
+    for weight in (module.weight for module in net.modules() if isinstance(module, nn.Conv2d)):
+        weight.data.mul_(0.1)
+    assert spread(net, x) < LEAST
+    settle(net, x)
+    assert spread(net, x) > LEAST
+    assert not any(module.training for module in net.modules())
