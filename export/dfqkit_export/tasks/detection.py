@@ -63,7 +63,7 @@ class Detection(DetectionParameters, MeasuredTask):
     title: ClassVar[str] = "object detector"
     words: ClassVar[str] = "boxes and scores"
     answer: ClassVar[str] = "boxes"
-    # Files of RFB-320 and NanoDet-m whose AP50 beside the float boxes on real images is known lie on the right side.
+    # Provisional: one file each of RFB-320 and NanoDet-m, whose AP50 on real images is known, lie on the right side.
     limits: ClassVar[Limits] = Limits(ok=90.0, ok_db=8.0, failed=60.0, failed_db=8.0)
 
     @property
