@@ -327,7 +327,7 @@ def state(row: dict[str, Any], *, capture_only: bool) -> str:
         return "TRACEBACK" if "traceback" in row else "DIED"
     if "refused" in row:
         return "refused" if capture_only or row.get("inspect") else "REFUSED, BUT INSPECT SAYS YES"
-    if not row.get("spread", LEAST) >= LEAST:  # rows of before it was looked at have none
+    if not row["spread"] >= LEAST:
         return "IMAGES ARE NOT TOLD APART"
     return "captured" if capture_only else "holds" if is_same(row) else "FILE IS NOT STUDENT"
 
