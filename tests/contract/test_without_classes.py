@@ -108,7 +108,7 @@ def test_the_lists_are_whole() -> None:
     assert {*OFF, *REFUSED} <= set(SMALL) == set(METHODS)
 
 
-@pytest.mark.parametrize("name", FINDING)
+@pytest.mark.parametrize("name", sorted(FINDING))
 def test_objects_are_not_asked_of_a_task_that_finds_none(name: str, made: Any, teacher: Teacher) -> None:
     assert "objects" not in provides(teacher)
     with pytest.raises(RecipeError, match=r"finds objects.*weights.objects: 0"):
