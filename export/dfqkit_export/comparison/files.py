@@ -215,7 +215,8 @@ def _task_of(
         return task_in(metadata)
     found = open_session(side.runtime, side.path).run_all(images)
     first = next(iter(found.values()))
-    if task is None and len(found) == 1 and first[0].size == max(first.shape[1:], default=1):
+    row = first.ndim == 0 or first[0].size == max(first.shape[1:], default=1)
+    if task is None and len(found) == 1 and row:
         return DEFAULT_TASK
     image = model_image(model) or _image_of(images, first)
     if task is not None:
