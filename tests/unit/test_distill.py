@@ -394,7 +394,6 @@ def test_a_batch_is_made_harder_along_the_sign_of_its_gradient(weights: dict[str
     (gradient,) = torch.autograd.grad(loss, batch)
     with torch.no_grad():
         harder = found(batch.detach() + 0.1 * gradient.sign())
-    assert harder[0] > response.detach()
     terms = loop.run_step()
     assert terms["response"] == pytest.approx(float(response.detach() + harder[0]) / 2, rel=1e-3)
     if "feature" in weights:

@@ -362,7 +362,7 @@ class TestConfiguration:
             ([DFQ | {"warm_up": 1}], "synthesis.sources.0.warm_up: unknown key. Did you mean 'warmup'?"),
             (
                 [NOISE, DFQ | {"weights": {"adversary": 1}}],
-                "synthesis.sources.1.weights.adversary: unknown key. Did you mean 'adversarial'? Allowed here: advers",
+                "synthesis.sources.1.weights.adversary: unknown key. Did you mean 'adversarial'? Allowed here: objects",
             ),
         ],
     )

@@ -156,7 +156,7 @@ def test_what_diverges_is_stopped(
     made = method(config(**SIZES), teacher, derive(0))
     made.synthesize([opponent])
     before = [p.detach().clone() for p in made.generators[0].parameters()]
-    name, terms = next(iter(made.weights)), made._terms
+    name, terms = next(name for name, weight in made.weights.items() if weight), made._terms
     made.weights = {**made.weights, name: math.inf}
     with raises_naming(ArtefactError, "gradient", "nan in round 2"):
         made.synthesize([opponent])
