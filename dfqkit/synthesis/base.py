@@ -128,6 +128,27 @@ class Synthesizer(ABC):
         """Restore what `state_dict` returned."""
 
 
+class DrawnSynthesizer(Synthesizer):
+    """A synthesizer that draws images and optimises nothing: its random state is all there is."""
+
+    @property
+    def warmup_rounds(self) -> int:
+        """None: nothing is optimised."""
+        return 0
+
+    def synthesize(self, students: Sequence[nn.Module] = ()) -> Losses:
+        """Nothing to do."""
+        return {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the random state."""
+        return {"rng": self.rng.get_state()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue exactly where `state_dict` was taken."""
+        self.rng.set_state(state["rng"].cpu())
+
+
 def require_finite(config: SynthesizerConfig, values: Mapping[str, float], where: str) -> None:
     """Stop a synthesis that has diverged, before noise or black images come of it; ``where`` says in which step."""
     bad = next((name for name, value in values.items() if not math.isfinite(value)), None)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dfqkit.synthesis.base import Losses, Synthesizer
+from dfqkit.synthesis.base import DrawnSynthesizer
 from dfqkit.synthesis.methods.noise import NoiseConfig
 
 
-class Noise(Synthesizer):
+class Noise(DrawnSynthesizer):
     """Gaussian or uniform noise, a baseline; only with accept_noise: true, and reports warn of it."""
 
     config: NoiseConfig
@@ -22,15 +20,6 @@ class Noise(Synthesizer):
         ends = ends.reshape(2, 1, 1, 1).expand(2, channels, 1, 1)
         self.low, self.high = self.teacher.image.normalize(ends)
 
-    @property
-    def warmup_rounds(self) -> int:
-        """None: nothing is optimised."""
-        return 0
-
-    def synthesize(self, students: Sequence[nn.Module] = ()) -> Losses:
-        """Nothing to do."""
-        return {}
-
     def sample(self, n: int) -> Tensor:
         """Independent noise (n, C, H, W) within the bounds of each channel."""
         shape = (n, *self.teacher.image.shape)
@@ -38,11 +27,3 @@ class Noise(Synthesizer):
             return self.teacher.image.normalize(torch.rand(shape, generator=self.rng, device=self.device))
         drawn = torch.randn(shape, generator=self.rng, device=self.device)
         return torch.clamp(drawn, self.low, self.high)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the random state."""
-        return {"rng": self.rng.get_state()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue exactly where `state_dict` was taken."""
-        self.rng.set_state(state["rng"].cpu())
