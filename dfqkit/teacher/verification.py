@@ -31,11 +31,14 @@ def listed(label: str, names: list[str]) -> str:
 
 
 def verify_weights(tensors: dict[str, Tensor], name: str) -> None:
-    """Check that every parameter and buffer of the teacher called ``name`` is finite."""
+    """Check that every parameter and BatchNorm statistic of the teacher called ``name`` is finite.
+
+    Other buffers may be infinite, as masks of attention and open bounds are, but not NaN.
+    """
     bad = [
         f"{key} ({int(count)} of {tensor.numel()} values)"
         for key, tensor in tensors.items()
-        if (count := (~torch.isfinite(tensor)).sum())
+        if (count := _is_bad(key, tensor).sum())
     ]
     if bad:
         message = (
@@ -43,6 +46,11 @@ def verify_weights(tensors: dict[str, Tensor], name: str) -> None:
             "BatchNorm statistic must be finite. Use a checkpoint from before training diverged."
         )
         raise TeacherError(message)
+
+
+def _is_bad(key: str, tensor: Tensor) -> Tensor:
+    learnt = isinstance(tensor, nn.Parameter) or key.endswith(("running_mean", "running_var"))
+    return ~torch.isfinite(tensor) if learnt else torch.isnan(tensor)
 
 
 def settled(model: nn.Module, image: ImageSpec, name: str, task: Task | None) -> Task:

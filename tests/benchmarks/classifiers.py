@@ -93,8 +93,8 @@ def tried(module: str, *, capture_only: bool) -> dict[str, Any]:
             found |= written(teacher, graph, found["method"])
     except DfqkitError as error:
         found["refused"] = f"{type(error).__name__}: {error}"
-        if teacher is not None and not capture_only:
-            found["inspect"] = inspected(teacher)
+        if not capture_only:  # `inspect` makes the same teacher, and ends with the same words where there is none
+            found["inspect"] = inspected(teacher) if teacher is not None else str(error)
     except Exception:
         found["traceback"] = traceback.format_exc()
     return found | {"seconds": round(time.monotonic() - start, 1)}
@@ -300,10 +300,13 @@ def prepare() -> None:
 
 def in_child(module: str, *, capture_only: bool) -> dict[str, Any]:
     """The same in a process with limits; a death or a timeout is a row too."""
+    import torch
+
     forks = multiprocessing.get_context("fork")
     here, there = forks.Pipe(duplex=False)
 
     def work() -> None:
+        torch.set_num_threads(1)  # alone: the first call after a fork makes torch's pool anew, and autograd's threads race
         gc.disable()  # the process is short; a third of an export would go into collections
         resource.setrlimit(resource.RLIMIT_DATA, (GIGABYTES * 2**30,) * 2)
         there.send(tried(module, capture_only=capture_only))

@@ -75,6 +75,7 @@ class Plan:
 PLANS = {
     "digits": Plan(methods=("images", "zeroq", "metadata", "dfq", "noise"), seeds=(0, 1)),
     "cifar10-resnet20": Plan(methods=("images", "zeroq", "noise"), bits=FEW_BITS, fast=True),
+    "cifar10-resnet32": Plan(methods=("images", "zeroq"), bits=FEW_BITS, faults=1, fast=True),
     "imagenet-fdmobilenet": Plan(methods=("images",), bits=FEW_BITS, limit=300, faults=0, fast=True),
 }
 #: Schemes that must lose, each some fields of `QuantConfig`.

@@ -156,6 +156,14 @@ def test_non_finite_weights_are_named(tmp_path: Path, model: DigitsCnn, key: str
         load_teacher(FACTORY, DIGITS, saved(tmp_path, state))
 
 
+def test_masks_may_be_infinite_but_not_nan(model: DigitsCnn) -> None:
+    model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    Teacher.from_module(model, DIGITS)
+    model.register_buffer("mask", torch.tensor([0.0, torch.nan]))
+    with raises_naming(TeacherError, "NaN or infinite", "mask", "1 of "):
+        Teacher.from_module(model, DIGITS)
+
+
 def test_a_pickle_that_is_not_tensors_is_refused(tmp_path: Path, model: DigitsCnn) -> None:
     torch.save(model, tmp_path / "w.pt")
     with pytest.raises(TeacherError, match=r"other than tensors.*state_dict"):

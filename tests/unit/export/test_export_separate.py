@@ -73,11 +73,13 @@ def test_what_is_separate_stays_as_it_is() -> None:
     assert model.SerializeToString(deterministic=True) == before
 
 
+@pytest.mark.parametrize("saturates", [False, True])
 @pytest.mark.parametrize("shared", SHARED)
 def test_a_session_takes_a_file_that_shares_codes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: dict[str, bool]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: dict[str, bool], saturates: bool
 ) -> None:
-    monkeypatch.setattr(session, "saturates", lambda cpu: True)
+    real = session.saturates(session.this_processor())
+    monkeypatch.setattr(session, "saturates", lambda cpu: saturates or real)
     model = _two_layers(**shared)
     path = tmp_path / "model.onnx"
     onnx.save(model, path)

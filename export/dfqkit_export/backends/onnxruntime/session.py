@@ -134,7 +134,8 @@ def _settings(
     options.log_severity_level = _ERRORS_ONLY
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
-    options.add_session_config_entry(EXACT_PRODUCTS, "1")
+    if saturates(this_processor()):  # elsewhere it changes nothing but memory, and refuses files that share codes
+        options.add_session_config_entry(EXACT_PRODUCTS, "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     if optimized_path is not None:
