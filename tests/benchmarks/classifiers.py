@@ -306,7 +306,7 @@ def in_child(module: str, *, capture_only: bool) -> dict[str, Any]:
     here, there = forks.Pipe(duplex=False)
 
     def work() -> None:
-        torch.set_num_threads(1)  # alone: the first call after a fork makes torch's pool anew, and autograd's threads race
+        torch.set_num_threads(1)  # the first call after a fork makes the pool anew: not for autograd's threads to race
         gc.disable()  # the process is short; a third of an export would go into collections
         resource.setrlimit(resource.RLIMIT_DATA, (GIGABYTES * 2**30,) * 2)
         there.send(tried(module, capture_only=capture_only))

@@ -75,7 +75,7 @@ def test_each_call_has_its_own_bias_on_its_own_grid(halved: bool, bits: str, tmp
         np.testing.assert_array_equal(file.value(bias.input[1]), scales[-1] * file.value(weight.input[1]))
     assert scales[0] != scales[1]
     stored = [i for i in file.graph.initializer if numpy_helper.to_array(i).shape == (40, 40, 3, 3)]
-    # Codes that two layers read are stored once for each: ONNX Runtime's reader of int8 weights ends where they are shared.
+    # Stored once for each call: what makes ONNX Runtime exact without VNNI fails on codes that are shared.
     assert [i.name for i in stored] == ["head.weight_codes", "head.weight_codes_2"]
     np.testing.assert_array_equal(*map(numpy_helper.to_array, stored))
     told = {layer.name: layer.precision for layer in realised_precision(path).layers}
