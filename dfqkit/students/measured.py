@@ -14,7 +14,7 @@ import torch
 from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
 from torch import Tensor, fx, nn
 
-from dfqkit.students.nodes import bypass, called
+from dfqkit.students.nodes import bypass, called, op_name
 from dfqkit.students.quantizers import activation_proxy
 
 #: Images that the measurement takes, at most, and passes over them: enough to find a handful of tensors among hundreds.
@@ -25,8 +25,12 @@ COLLAPSE = 15.0
 #: What leaving tensors in float must gain (dB), and the largest share of them. Where more of them are below, the
 #: network amplifies any noise and no tensor is to blame: in a MobileNetV2 with random weights many lie at 5 to 12 dB.
 GAIN, MOST = 6.0, 0.1
+#: Fewest of the 256 codes of a joined tensor that each of its parts should fill, and what the joined tensor's 8 bits
+#: alone must leave of the outputs where one fills fewer (dB): what this project asks of every output.
+FILLED, ENOUGH = 16, 25.0
 
 _PREFIX = "quant."
+_JOINING = frozenset({"cat", "stack"})
 
 
 def collapsing(student: fx.GraphModule, batches: Sequence[Tensor]) -> dict[str, float]:
@@ -69,6 +73,44 @@ def _collapsing(student: fx.GraphModule, images: Tensor) -> dict[str, float]:
     others = [name for name in names if name.removeprefix(_PREFIX) not in found]
     blamed = not groups and 0 < len(found) <= most and left(others) >= before + GAIN
     return found if blamed else {}
+
+
+def unlike(student: fx.GraphModule, batches: Sequence[Tensor]) -> dict[str, str]:
+    """Return the joined tensors (concatenated, stacked) one grid for which is too coarse for a part, each with why.
+
+    Args:
+        student: Calibrated.
+        batches: As for `collapsing`.
+    """
+    student.eval()
+    images, found = torch.cat(list(batches))[:IMAGES], dict[str, str]()
+    modules, widths = dict(student.named_modules()), dict[fx.Node, float]()
+
+    class Widths(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
+                widths[n] = float(value.amax() - value.amin())
+            return value
+
+    with torch.no_grad(), _float_weights(student):
+        Widths(student).run(images)
+        for node in [n for n in student.graph.nodes if n.op == "call_function" and op_name(n.target) in _JOINING]:
+            name = f"{_PREFIX}{node.name}"
+            if name not in modules or not _is_eight_bits(modules[name]):
+                continue
+            step = float(activation_proxy(modules[name]).scale())
+            parts = {part.name.removeprefix("quant_"): widths.get(part, 0.0) / step for part in node.args[0]}
+            least = min((part for part in parts if parts[part]), key=lambda part: parts[part], default="")
+            if not least or parts[least] >= FILLED:
+                continue
+            left = _sqnr(_outputs(student, images, ()), _outputs(student, images, [name]))
+            if left < ENOUGH:
+                found[node.name] = (
+                    f"one grid for what it joins leaves {max(1, round(parts[least]))} of 256 codes to '{least}', whose "
+                    f"range is that much smaller, and {left:.1f} dB of the outputs"
+                )
+    return found
 
 
 def leave_in_float(student: fx.GraphModule, names: Sequence[str]) -> None:

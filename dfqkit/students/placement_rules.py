@@ -31,6 +31,12 @@ _MODULES: dict[type[nn.Module], str] = {
 #: Fewest codes that a standard deviation of a channel may have. ImageNet's input has 53, with an error of -45 dB; with
 #: 24 it is -38.6 dB, a few dB below what 8 bits cost the rest of a network, with 9 it costs more than all the rest.
 LEAST_CODES = 24.0
+#: What only an answer's form is made of: behind a network's last layers, decoding begins here.
+_DECODING_WORDS = (
+    "cat stack sigmoid hardsigmoid softmax _softmax exp split split_with_sizes chunk unbind select getitem"
+)
+_DECODING = frozenset(f"{_DECODING_WORDS} reshape permute transpose slice".split())
+DECODED = "behind the last layers answers are decoded: tensors of different ranges (boxes, scores) would share a grid"
 
 
 class Rules:
@@ -55,6 +61,7 @@ class Rules:
         self.first = {n for n in self.weighted_nodes if not self._meets_weighted(n, lambda m: m.all_input_nodes)}
         self.last = {n for n in self.weighted_nodes if not self._meets_weighted(n, lambda m: list(m.users))}
         self.last |= self.outputs.intersection(self.weighted_nodes)  # another output may go on from there
+        self.decoded = self._behind_the_last_layers()
 
     def module(self, node: object) -> nn.Module | None:
         """Return the module that a node calls, or None."""
@@ -115,6 +122,22 @@ class Rules:
         while self.moves(node):
             node = source(node)
         return node
+
+    def _behind_the_last_layers(self) -> set[fx.Node]:
+        """Return what makes boxes, scores and points of raw heads: no layer and no matrix product reads it any more.
+
+        It begins with what splits, joins or bounds a head's numbers. What only adds or averages maps is none.
+        """
+        layers = {n for n in self.nodes if self.kind(n) == "weighted" or op_name(n.target) in MATMUL}
+        in_front, behind, found = set[fx.Node](), set[fx.Node](), set[fx.Node]()
+        for node in reversed(self.nodes):
+            in_front |= {node} if layers.union(in_front).intersection(node.users) else set()
+        for node in self.nodes:
+            behind |= {node} if layers.union(behind).intersection(node.all_input_nodes) else set()
+            begins = op_name(node.target) in _DECODING or isinstance(self.module(node), (nn.Sigmoid, nn.Hardsigmoid))
+            if node in behind - in_front - layers and (begins or found.intersection(node.all_input_nodes)):
+                found.add(node)
+        return found
 
     def _meets_weighted(self, node: fx.Node, step: Callable[[fx.Node], list[fx.Node]]) -> bool:
         """Whether another weighted layer lies before or behind: the first and the last one need not be end nodes."""
@@ -192,7 +215,7 @@ class Rules:
             return self._through_structure(source(node)) not in self.kept
         operator = self._onnx_operator(node)
         rule = self.target.rule(operator)
-        if rule is None or not rule.integer or node in self.islands.precise:
+        if rule is None or not rule.integer or node in self.islands.precise or node in self.decoded:
             return False
         operands = [argument for argument in self._operands(node) if argument in self.tensors]
         if len(operands) < len(self._operands(node)):
@@ -225,12 +248,20 @@ class Rules:
         for node in self.nodes:
             rule = self.target.rule(self._onnx_operator(node))
             reason = self.islands.reason(node) if node in self.tensors and node not in self.kept else ""
+            if node in self.decoded and self._joins(node):
+                reason = reason or DECODED
             if rule is not None and rule.integer and reason and not self.wants_quantizer(node):
                 found[node.name] = reason
         return found
 
+    def _joins(self, node: fx.Node) -> bool:
+        operands = self._operands(node)
+        return len(operands) > 1 and all(operand in self.tensors for operand in operands)
+
     def _reads_quantized(self, reader: fx.Node, node: fx.Node) -> bool:
         """Targets that quantize inputs only: those of weighted layers, pooling, and an addition's residual branch."""
+        if reader in self.decoded:
+            return False
         if self.kind(reader) == "weighted":
             return True
         if isinstance(self.module(reader), _POOLING):

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from dfqkit.config.quant import QuantConfig
 from dfqkit.students.calibration import calibrate, correct_bias, settle
 from dfqkit.students.equalizing import equalize
-from dfqkit.students.measured import collapsing, leave_in_float
+from dfqkit.students.measured import collapsing, leave_in_float, unlike
 from dfqkit.students.placement import Plan, quantized_graph
 from dfqkit.students.weight_scales import round_weight_scales
 from dfqkit_export.backends.target import Target
@@ -58,8 +58,8 @@ def calibrate_student(
 ) -> None:
     """Find ranges, round weight scales and, where the scheme asks for it, correct biases on images (n, C, H, W).
 
-    With images ``held_out``, tensors whose 8 bits cost a collapse on them go back to float (`measured.collapsing`), and
-    with them what ``replan``, the student's `placement.plan` given such tensors, then leaves in float. They are
+    With images ``held_out``, tensors whose 8 bits cost a collapse on them go back to float (`measured.collapsing`), so
+    do joined ones of unlike parts (`measured.unlike`), and with them what ``replan``, the student's `placement.plan` given such tensors, then leaves in float. They are
     ``meta["kept"]``, with their reasons.
     """
     calibrate(student, batches, image, learnable=config.scales == "float")
@@ -71,10 +71,10 @@ def calibrate_student(
 
 
 def _keep_in_float(student: fx.GraphModule, held_out: Sequence[Tensor], replan: Replan) -> None:
-    collapsed = collapsing(student, held_out)
-    if not collapsed:
+    wanted = {name: COLLAPSED.format(left) for name, left in collapsing(student, held_out).items()}
+    wanted |= unlike(student, held_out)
+    if not wanted:
         return
-    wanted = {name: COLLAPSED.format(left) for name, left in collapsed.items()}
     decided = replan(student.meta["kept"] | wanted)
     dropped = [name for name, _ in student.get_submodule("quant").named_children() if name not in decided.activations]
     leave_in_float(student, dropped)

@@ -15,7 +15,7 @@ from torch import fx, nn
 from dfqkit.config.quant import QuantConfig
 from dfqkit.students.capture import float_graph
 from dfqkit.students.freezing import freeze
-from dfqkit.students.measured import COLLAPSE, collapsing
+from dfqkit.students.measured import COLLAPSE, collapsing, unlike
 from dfqkit.students.nodes import called, source
 from dfqkit.students.onnx_file import write_qdq
 from dfqkit.students.onnx_nodes import float_layers
@@ -25,9 +25,9 @@ from dfqkit_export.backends import get_target
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.measure.metrics import sqnr_db
-from tests._islands import PLAIN, apart
+from tests._islands import PLAIN, WIDTH, Between, apart
 from tests._messages import raises_naming
-from tests._toys import images
+from tests._toys import images, randomise
 
 QUICK = QuantConfig(weight_range="max", activation_range="percentile")
 TARGET = get_target("onnxruntime")
@@ -126,3 +126,32 @@ def test_the_file_of_such_a_student_computes_what_it_does(tmp_path: Path) -> Non
     with torch.no_grad():
         assert (sqnr_db(student(UNSEEN).numpy(), found) or 200) > 60
         assert (sqnr_db(model(UNSEEN).numpy(), found) or 0) > 27
+
+
+def joined(factor: float) -> nn.Module:
+    """A network that joins two branches, the second so many times smaller, and reads each with half of its channels."""
+    with torch.random.fork_rng(devices=[]):
+        net = randomise(Between(lambda net, x: torch.cat([net.one(x), net.two(x)], 1), 2 * WIDTH))
+    with torch.no_grad():
+        net.two.weight /= factor
+        net.two.bias /= factor
+        net.second.weight[: WIDTH // 2, WIDTH:] = 0
+        net.second.weight[WIDTH // 2 :, :WIDTH] = 0
+        net.second.weight[:, WIDTH:] *= factor
+    return net
+
+
+def test_parts_of_unlike_ranges_do_not_share_a_grid() -> None:
+    model = joined(300.0)
+    assert left(model, made(model, measured=False)[0]) < 20
+    student, _ = made(model)
+    assert left(model, student) > 27
+    assert "cat" in student.meta["dropped"]
+    for word in ("codes", "'two'", "dB"):
+        assert word in student.meta["kept"]["cat"]
+
+
+def test_parts_of_like_ranges_share_one() -> None:
+    student, _ = made(joined(2.0))
+    assert not unlike(student, [UNSEEN])
+    assert not student.meta["kept"]

@@ -10,9 +10,11 @@ import torch
 from torch import fx, nn
 
 from dfqkit.config.quant import QuantConfig
+from dfqkit.students.capture import float_graph
 from dfqkit.students.placement import Plan, plan, quantized_graph
 from dfqkit_export.backends import get_target
 from dfqkit_export.errors import TargetError
+from dfqkit_export.tasks import task_of
 from tests._messages import raises_naming
 from tests._toys import IMAGE, TOYS, images, toy_graph
 
@@ -193,3 +195,50 @@ def test_a_scheme_the_target_cannot_run_is_refused_first() -> None:
     graph = toy_graph("shuffle")
     with raises_naming(TargetError, "4-bit weights", "8 bits"):
         quantized_graph(graph, QuantConfig(bits="w4a8"), limited, IMAGE)
+
+
+class Heads(nn.Module):
+    """Two levels of raw heads, joined, decoded to corners and probabilities, and put into one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine, self.coarse = nn.Conv2d(IMAGE.shape[0], 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1)
+        self.boxes = nn.ModuleList([nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1)])
+        self.scores = nn.ModuleList([nn.Conv2d(8, 3, 1), nn.Conv2d(8, 3, 1)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        fine = torch.relu(self.fine(x))
+        levels = [fine, torch.relu(self.coarse(fine))]
+        boxes = torch.cat([head(level).flatten(2) for head, level in zip(self.boxes, levels, strict=True)], 2)
+        scores = torch.cat([head(level).flatten(2) for head, level in zip(self.scores, levels, strict=True)], 2)
+        first, second = boxes.chunk(2, 1)
+        return torch.cat([first + second, second * torch.sigmoid(first), torch.sigmoid(scores)], 1)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt"])
+def test_raw_heads_are_quantized_and_what_decodes_them_stays_in_float(target: str) -> None:
+    graph = float_graph(Heads().eval(), IMAGE, task_of({"name": "generic", "names": ["all"]}))
+    decided = plan(graph, QuantConfig(bits="w8a8"), get_target(target), IMAGE)
+    heads = {str(n.target): n.name for n in nodes_of(graph, nn.Conv2d)}
+    assert set(decided.weights) == set(heads)
+    quantized = {name for name in decided.activations if "relu" not in name and name != "image"}
+    raw = {name for path, name in heads.items() if "boxes" in path or "scores" in path}
+    assert quantized == (raw if target == "onnxruntime" else set())
+    assert {name for name in decided.floats if name.startswith("cat")} == {"cat", "cat_1", "cat_2"}
+    assert all("decoded" in reason for reason in decided.floats.values())
+
+
+def test_pooling_and_sums_of_maps_behind_the_last_layer_stay_in_integers() -> None:
+    class Trunk(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(IMAGE.shape[0], 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 1, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.one(x))
+            return torch.relu(x + self.two(x)).mean((2, 3))
+
+    graph = float_graph(Trunk().eval(), IMAGE, task_of({"name": "embedding"}))
+    decided = plan(graph, QuantConfig(bits="w8a8"), get_target("onnxruntime"), IMAGE)
+    assert not decided.floats
+    assert {"relu", "relu_1"} <= set(decided.activations)
