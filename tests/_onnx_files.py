@@ -75,7 +75,8 @@ def module_of(path: Path, image: ImageSpec) -> fx.GraphModule:
     x = torch.randn((3, *image.shape), generator=torch.Generator().manual_seed(1))
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     fed = x.permute(0, 2, 3, 1) if source.channels_last else x
-    single = [session.run(None, {source.names.input: np.ascontiguousarray(fed[i : i + 1].numpy())}) for i in range(3)]
+    (given,) = source.names.inputs
+    single = [session.run(None, {given: np.ascontiguousarray(fed[i : i + 1].numpy())}) for i in range(3)]
     for batch in (x, x[:1]):
         found = named(module(batch), source.names.outputs)
         for place, value in enumerate(found.values()):

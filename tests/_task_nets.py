@@ -124,6 +124,16 @@ class Pair(nn.Module):
         return self.head(features.mean((2, 3))), features
 
 
+class Siamese(Embedder):
+    """The vectors of two images."""
+
+    def forward(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return super().forward(left), super().forward(right)
+
+
+#: Inputs of those that take more than one batch of images.
+INPUTS = {"Siamese": "inputs: {left: 3, right: 3}, "}
+
 #: Task of a recipe, by network; "" where the outputs tell it.
 TASKS = {
     "UNet": "{name: segmentation}",
@@ -136,6 +146,7 @@ TASKS = {
     "Reader": "sequence",
     "YesOrNo": "{name: classification, form: binary, scores: probabilities}",
     "Pair": "generic",
+    "Siamese": "generic",
 }
 
 
@@ -149,7 +160,7 @@ why: a task goes the whole way
 {task}
 teacher: {{factory: "tests._task_nets:{network}"}}
 target: onnxruntime-avx2
-image: {{shape: [3, 32, 32], mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}}
+image: {{{INPUTS.get(network, "")}shape: [3, 32, 32], mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]}}
 synthesis: {{method: zeroq, batch: 32, steps: 2}}
 bank: {{calibration: 32, held_out: 16, grading: 32, batch: 16}}
 quant: {{bits: w8a8, weight_range: max, activation_range: percentile}}

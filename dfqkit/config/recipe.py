@@ -56,6 +56,16 @@ class TeacherSection(Section):
     args: Arguments = Field(default_factory=dict, description="Further keyword arguments of the factory.")
 
 
+class SideInput(Section):
+    """An input that is no image: numbers that are held, or drawn for each image."""
+
+    shape: tuple[_Size, ...] = Field(description="Without the axis of the batch; [] is one number an image.")
+    value: float | tuple[float, ...] | None = Field(None, description="What it is held at: one number, or each.")
+    range: tuple[float, float] | None = Field(None, description="Drawn evenly from the first to the second.")
+    dtype: Literal["float32", "int32", "int64"] = Field("float32", description="Type of numbers that are held.")
+    per_image: bool = Field(True, description="Whether its first axis is the batch.")
+
+
 class ImageSection(Section):
     """What images the network takes."""
 
@@ -66,20 +76,36 @@ class ImageSection(Section):
     pixel_range: Annotated[Literal[1, 255], Added("0.2.0")] = Field(1, description="Largest pixel that goes in.")
     channels: Annotated[Literal["RGB", "BGR"], Added("0.2.0")] = Field(RGB, description="Order of the colours.")
     layout: Annotated[Literal["NCHW"], Added("0.2.0")] = Field(LAYOUT, description="Order of the axes.")
+    inputs: Annotated[dict[str, _Size | SideInput], Added("0.2.0")] = Field(
+        default_factory=dict,
+        description="Where there are several, by name, in the order of the network's forward: an image's channels, or "
+        "a side input. Images are stacked by channel: shape, mean and std are of all (or of one, if all are alike).",
+    )
     filled_from: Annotated[str | None, Added("0.2.0")] = Field(
         None, description="Whose facts stand here, where the recipe left some out; written by dfqkit."
     )
 
+    @field_validator("inputs", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        """Take the list of `ImageSpec.to_dict`, too."""
+        if not isinstance(value, list | tuple):
+            return value
+        return {str(each["name"]): each.get("channels") or {k: each[k] for k in each if k != "name"} for each in value}
+
     @model_validator(mode="after")
     def _per_channel(self) -> ImageSection:
-        for name, values in (("mean", self.mean), ("std", self.std)):
+        for name, values in () if self.inputs else (("mean", self.mean), ("std", self.std)):
             if len(values) != self.shape[0]:
                 message = (
                     f"{name} has {len(values)} value(s) but the image has {self.shape[0]} channel(s); give one each"
                 )
                 raise ValueError(message)
         try:
-            check_pixels(self.mean, self.std, self.pixel_range, self.channels, self.layout)
+            if self.inputs:
+                self.spec()
+            else:
+                check_pixels(self.mean, self.std, self.pixel_range, self.channels, self.layout)
         except ArtefactError as error:
             raise ValueError(str(error)) from error
         return self
@@ -88,7 +114,7 @@ class ImageSection(Section):
         """Return the same as an `ImageSpec`."""
         from dfqkit_export.images.spec import ImageSpec  # numpy; not needed to list recipes
 
-        given = self.model_dump(include={"shape", "mean", "std", "pixel_range", "channels", "layout"})
+        given = self.model_dump(include={"shape", "mean", "std", "pixel_range", "channels", "layout", "inputs"})
         return ImageSpec(**given, classes=self.classes or 0)
 
 

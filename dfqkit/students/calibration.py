@@ -17,6 +17,7 @@ from brevitas.graph.calibrate import bias_correction_mode, calibration_mode
 from torch import Tensor, fx, nn
 
 from dfqkit.students.freezing import even_zero_points
+from dfqkit.students.inputs import image_of, is_input
 from dfqkit.students.nodes import called, source
 from dfqkit.students.quantizers import activation_internals, activation_proxy, zero_point_values
 from dfqkit.students.weight_scales import fix_weight_scales, short_mantissa
@@ -122,7 +123,7 @@ def settle(student: fx.GraphModule, *, learnable: bool) -> None:
     for node in student.graph.nodes:
         internals = activation_internals(called(node, modules))
         if internals is not None:
-            internals.requires_grad_(learnable and source(node).op != "placeholder")
+            internals.requires_grad_(learnable and not is_input(source(node)))
     fix_weight_scales(student)
 
 
@@ -138,10 +139,13 @@ def correct_bias(student: fx.GraphModule, batches: Sequence[Tensor]) -> None:
 
 
 def _fix_input_range(student: fx.GraphModule, image: ImageSpec) -> None:
-    placeholder = next(n for n in student.graph.nodes if n.op == "placeholder")
-    if f"quant.{placeholder.name}" not in dict(student.named_modules()):
-        return  # it stays in float
-    quantizer = student.get_submodule(f"quant.{placeholder.name}")
+    for node in filter(is_input, student.graph.nodes):
+        if f"quant.{node.name}" in dict(student.named_modules()):  # else it stays in float
+            _cover(student.get_submodule(f"quant.{node.name}"), image_of(node, image))
+
+
+def _cover(quantizer: nn.Module, image: ImageSpec) -> None:
+    """Let a quantizer hold all that pixels can be."""
     proxy, shift = activation_proxy(quantizer), zero_point_values(quantizer)
     codes = 2 ** int(proxy.bit_width())
     low, high = (min(image.bounds()[0], 0.0), max(image.bounds()[1], 0.0))

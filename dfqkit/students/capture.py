@@ -18,7 +18,8 @@ from dfqkit.students.batches import SIZES, for_any_batch
 from dfqkit.students.constants import fold_constants
 from dfqkit.students.folding import fold_affines
 from dfqkit.students.functional import plain, without_mutation
-from dfqkit.students.naming import FILE_NAMES, FileNames
+from dfqkit.students.inputs import dynamic, gathered, split, unstacked
+from dfqkit.students.naming import FILE_NAMES, IMAGE, FileNames
 from dfqkit.students.normal_form import Normaliser
 from dfqkit.students.rewriting import cancel_permutations
 from dfqkit.students.user_code import at, place_of_error, watched_export
@@ -40,11 +41,10 @@ def export_graph(model: nn.Module, image: ImageSpec) -> fx.GraphModule:
     Raises:
         TeacherError: When the model cannot be captured; says where in the user's code and what to do.
     """
-    dynamic = ({0: torch.export.Dim("N", min=1, max=65536)},)
     # A batch of 1 would make the exporter specialise on it.
-    with _in_eval(model), watched_export(__file__) as constants:
+    with _in_eval(model), unstacked(model), watched_export(__file__) as constants:
         try:
-            return _exported(model, image, 2, dynamic)
+            return _exported(model, image, 2, dynamic(image))
         except TeacherError:
             raise
         except Exception as error:
@@ -59,13 +59,13 @@ def export_graph(model: nn.Module, image: ImageSpec) -> fx.GraphModule:
             raise TeacherError(_uncapturable(error)) from error
 
 
-def _exported(model: nn.Module, image: ImageSpec, batch: int, dynamic: Any) -> fx.GraphModule:
+def _exported(model: nn.Module, image: ImageSpec, batch: int, axes: Any) -> fx.GraphModule:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    example = torch.zeros((batch, *image.shape), device=device)
+    example = split(torch.zeros((batch, *image.shape), device=device), image)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program: Any = without_mutation(torch.export.export(model, (example,), dynamic_shapes=dynamic))
-        return plain(program.module(check_guards=False), device)
+        program: Any = without_mutation(torch.export.export(model, example, dynamic_shapes=axes))
+        return gathered(plain(program.module(check_guards=False), device), image)
 
 
 @contextlib.contextmanager
@@ -114,6 +114,7 @@ def normal_form(
     """Return what `export_graph` gave of a model in normal form; see `float_graph`."""
     fold_constants(exported)
     graph = Normaliser(exported, task.names).build()
+    graph.meta[IMAGE] = image
     if names is not None:
         graph.meta[FILE_NAMES] = names
     graph.graph.eliminate_dead_code()  # what nobody reads would count as a reader

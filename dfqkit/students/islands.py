@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from dfqkit.students.inputs import is_input
 from dfqkit.students.nodes import called, op_name, tensor_at
 
 #: Operators whose values spread over orders of magnitude.
@@ -185,7 +186,7 @@ class Islands:
         """
         found: set[fx.Node] = set()
         for node in reversed(self.graph.graph.nodes):
-            if node not in self.tensors or node.op == "placeholder" or self._written_by_a_layer(node):
+            if node not in self.tensors or is_input(node) or self._written_by_a_layer(node):
                 continue
             readers = [user for user in node.users if user in self.tensors]
             if readers and all(user in found or self._sensitive(user, node) for user in readers):
@@ -251,7 +252,7 @@ def nonnegative(node: object, islands: Islands, moves: Callable[[fx.Node], bool]
     constant = islands.constant(node)
     if constant is not None:
         return _lowest(constant) >= 0
-    if not isinstance(node, fx.Node) or node.op == "placeholder":
+    if not isinstance(node, fx.Node) or is_input(node):
         return False
     module = called(node, islands.modules)
     if module is not None:

@@ -13,26 +13,30 @@ from typing import Any
 
 from torch import fx
 
-#: The file's only input, where the network came from no file that calls it otherwise.
+from dfqkit.students.inputs import is_part
+
+#: The only input of a file, where the network came from no file that calls it otherwise.
 INPUT = "image"
 #: Under which a graph's ``meta`` holds the `FileNames` of the file that its network came from.
 FILE_NAMES = "file_names"
+#: Under which it holds the `ImageSpec` of what its network takes.
+IMAGE = "image"
 
 _QUANTIZERS = "quant."
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileNames:
-    """What a file calls its input and outputs, and which of their axes it leaves open; the int8 file keeps them.
+    """What a file calls its inputs and outputs, and which of their axes it leaves open; the int8 file keeps them.
 
     Attributes:
-        input: Name of the image input.
+        inputs: Names of the inputs, in the file's order.
         outputs: Names of the outputs, in the file's order.
         axes: Names of the open axes of each, by place: ``{"x": {0: "N", 2: "height"}}``.
         opset: The version of ONNX's operators that the file is written in.
     """
 
-    input: str
+    inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     opset: int = 0
@@ -54,7 +58,9 @@ def layer_names(graph: fx.GraphModule) -> dict[fx.Node, str]:
     A module's first call has the module's path, every later one that and a number; a function has its node's name. A
     float graph and the students made of it have the same names at the same places.
     """
-    calls = [n for n in graph.graph.nodes if n.op in ("call_module", "call_function") and not is_quantizer(n)]
+    calls = [
+        n for n in graph.graph.nodes if n.op in ("call_module", "call_function") and not (is_quantizer(n) or is_part(n))
+    ]
     first = {str(n.target): n for n in reversed(calls) if n.op == "call_module"}
     used, named = set(first), dict[fx.Node, str]()
     # A later call's layer must find room there in the student (`placement`).
@@ -72,7 +78,7 @@ def layer_names(graph: fx.GraphModule) -> dict[fx.Node, str]:
 def pair_names(graph: fx.GraphModule) -> dict[fx.Node, dict[str, str]]:
     """Return what the nodes of each quantizer call, and their outputs, are called in the file, by ONNX operator."""
     tails = {"QuantizeLinear": "quantized", "Clip": "clipped", "DequantizeLinear": "dequantized"}
-    taken = {*layer_names(graph).values(), input_name(graph), *output_names(graph).values()}
+    taken = {*layer_names(graph).values(), *file_names(graph).inputs, *output_names(graph).values()}
     named: dict[fx.Node, dict[str, str]] = {}
     for node in filter(is_quantizer, graph.graph.nodes):
         owner, count, names = str(node.target).removeprefix(_QUANTIZERS), 1, dict[str, str]()
@@ -85,15 +91,13 @@ def pair_names(graph: fx.GraphModule) -> dict[fx.Node, dict[str, str]]:
 
 
 def file_names(graph: fx.GraphModule) -> FileNames:
-    """Return what the graph's file calls its input and its outputs, these in the graph's order."""
+    """Return what the graph's file calls its inputs and its outputs, these in the graph's order."""
     outputs = next(n for n in graph.graph.nodes if n.op == "output").meta["outputs"]
     found: FileNames | None = graph.meta.get(FILE_NAMES)
-    return FileNames(input=INPUT, outputs=outputs) if found is None else replace(found, outputs=found.of(outputs))
-
-
-def input_name(graph: fx.GraphModule) -> str:
-    """Return what the graph's file calls its input."""
-    return file_names(graph).input
+    if found is not None:
+        return replace(found, outputs=found.of(outputs))
+    inputs = tuple(entry.name for entry in graph.meta[IMAGE].inputs) if IMAGE in graph.meta else ()
+    return FileNames(inputs=inputs or (INPUT,), outputs=outputs)
 
 
 def output_names(graph: fx.GraphModule) -> dict[fx.Node, str]:
@@ -108,10 +112,10 @@ def output_names(graph: fx.GraphModule) -> dict[fx.Node, str]:
 def tensor_names(graph: fx.GraphModule) -> dict[fx.Node, str]:
     """Return which tensor of its file holds the value of each node, as far as the file has it at all."""
     outputs = output_names(graph)
-    taken = {input_name(graph), *outputs.values()}
+    taken = {*file_names(graph).inputs, *outputs.values()}
     named = {node: unique(f"{name}/output", taken) for node, name in layer_names(graph).items()}
     named |= {node: names["DequantizeLinear"] for node, names in pair_names(graph).items()}
-    return named | outputs
+    return named | {n: str(n.args[1]) for n in graph.graph.nodes if is_part(n)} | outputs
 
 
 def unique(name: str, used: Collection[str]) -> str:

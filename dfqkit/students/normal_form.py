@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from dfqkit.students.folding import Affine, add_submodule
 from dfqkit.students.functional import IDENTITIES
+from dfqkit.students.inputs import is_part
 from dfqkit.students.nodes import op_name, source, tensor_at
 from dfqkit.students.pooling import AveragePool, adaptive_matrix
 from dfqkit.students.user_code import at, place_of_node
@@ -361,7 +362,9 @@ class Normaliser:
     def _copy(self, node: fx.Node) -> fx.Node:
         target = node.target
         if callable(target):
-            return self.graph.call_function(target, self._map(node.args), self._map(node.kwargs))
+            given = (self._map(node.args), self._map(node.kwargs))
+            name = str(node.args[1]) if is_part(node) else None
+            return self.graph.create_node("call_function", target, *given, name=name)
         message = f"Unexpected operator '{target}' ('{node.name}'){at(place_of_node(node))} in the exported graph."
         raise TeacherError(message)
 

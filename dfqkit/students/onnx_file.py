@@ -17,7 +17,8 @@ import onnx
 import torch
 from torch import Tensor, fx, nn
 
-from dfqkit.students.naming import FILE_NAMES, INPUT, file_names
+from dfqkit.students.inputs import dynamic, separated, split
+from dfqkit.students.naming import FILE_NAMES, IMAGE, INPUT, file_names
 from dfqkit.students.onnx_errors import untranslatable
 from dfqkit.students.onnx_names import Place, in_scopes, name_ends, name_graph, places
 from dfqkit.students.onnx_nodes import with_onnx_pooling, with_qdq
@@ -25,7 +26,10 @@ from dfqkit_export._version import __version__
 from dfqkit_export.backends.target import Target
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.files import write_bytes
+from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.onnxfile.separate import separate_codes
+
+_BATCH = torch.export.Dim("N", min=1, max=65536)
 
 
 def write_float(graph: fx.GraphModule, path: Path, *, metadata: Mapping[str, str], opset: int = 18) -> None:
@@ -70,23 +74,40 @@ def _exported(graph: fx.GraphModule, written: fx.GraphModule, opset: int) -> onn
     """Return the file of ``written``, which is ``graph`` on the CPU in the exporter's modules."""
     placeholder = next(n for n in graph.graph.nodes if n.op == "placeholder")
     names, own = file_names(graph), graph.meta.get(FILE_NAMES)
+    image: ImageSpec | None = graph.meta.get(IMAGE)
     # Those of another file may be names that the exporter gives as well.
     outputs = names.outputs if own is None else [f"dfqkit_output_{place}" for place in range(len(names.outputs))]
     example = torch.zeros((2, *placeholder.meta["example_shape"]))
     at_home = example.to(next((p.device for p in graph.parameters()), None))
     known = places(graph, at_home)
     try:
-        model = _translated(in_scopes(written), example, opset, outputs)
+        scoped = in_scopes(written)
+        if image is None or not image.inputs:
+            model = _translated(scoped, example, opset, outputs)
+        else:
+            given = dict(zip((entry.name for entry in image.inputs), split(example, image), strict=True))
+            axes = dict(zip(given, dynamic(image), strict=True))
+            apart = separated(scoped, image, names.inputs)
+            examples = [given[name] for name in names.inputs]
+            model = _translated(apart, examples, opset, outputs, [axes[name] for name in names.inputs])
     except Exception as error:
         raise TeacherError(untranslatable(graph, at_home, opset, error, _translated)) from error
-    if own is not None:
-        name_ends(model.graph, names, own.outputs)
+    if names.inputs != (INPUT,) or own is not None:
+        name_ends(model.graph, names, (own or names).outputs)
     _clean(model, known)
     onnx.checker.check_model(model, full_check=True)
     return model
 
 
-def _translated(module: nn.Module, example: Tensor, opset: int, outputs: Sequence[str]) -> onnx.ModelProto:
+def _translated(
+    module: nn.Module,
+    example: Tensor | Sequence[Tensor],
+    opset: int,
+    outputs: Sequence[str],
+    axes: Sequence[Mapping[int, object]] = ({0: _BATCH},),
+) -> onnx.ModelProto:
+    examples = (example,) if isinstance(example, Tensor) else tuple(example)
+    names = [INPUT] if len(examples) == 1 else [f"dfqkit_input_{place}" for place in range(len(examples))]
     with (
         torch.no_grad(),
         warnings.catch_warnings(),
@@ -97,15 +118,15 @@ def _translated(module: nn.Module, example: Tensor, opset: int, outputs: Sequenc
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             module,
-            (example,),
+            examples,
             dynamo=True,
             opset_version=opset,
             external_data=False,
             optimize=True,
             verbose=False,
-            input_names=[INPUT],
+            input_names=names,
             output_names=list(outputs),
-            dynamic_shapes=({0: torch.export.Dim("N", min=1, max=65536)},),
+            dynamic_shapes=tuple(axes),
         )
     if program is None:
         message = "torch.onnx.export returned nothing. This is a bug: please report it with the model."

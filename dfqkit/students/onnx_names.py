@@ -14,6 +14,7 @@ from typing import Any
 import onnx
 from torch import Tensor, fx, nn
 
+from dfqkit.students.inputs import is_part
 from dfqkit.students.naming import FileNames, layer_names, pair_names, tensor_names, unique
 from dfqkit.students.nodes import tensor_shapes
 from dfqkit_export.onnxfile.graph import SourceGraph
@@ -49,7 +50,7 @@ def places(graph: fx.GraphModule, example: Tensor) -> list[Place]:
 
 
 def _calls(graph: fx.GraphModule) -> list[fx.Node]:
-    return [node for node in graph.graph.nodes if node.op in ("call_module", "call_function")]
+    return [node for node in graph.graph.nodes if node.op in ("call_module", "call_function") and not is_part(node)]
 
 
 class _Scope(nn.Module):
@@ -109,12 +110,12 @@ def name_graph(graph: onnx.GraphProto, known: Sequence[Place]) -> None:
 
 
 def name_ends(graph: onnx.GraphProto, names: FileNames, order: Sequence[str]) -> None:
-    """Call the input and the outputs of a graph as another file does, in its order, in place.
+    """Call the inputs and the outputs of a graph as another file does, in its order, in place.
 
     What has one of these names already gets another. The axis of the batch is called as it is there, and is open even
     where that file takes one image alone.
     """
-    ends, wanted = [*graph.input, *graph.output], (names.input, *names.outputs)
+    ends, wanted = [*graph.input, *graph.output], (*names.inputs, *names.outputs)
     new = {value.name: name for value, name in zip(ends, wanted, strict=True)}
     used = {*wanted, *_tensors(graph)}
     for name in sorted(set(wanted).intersection(_tensors(graph)).difference(new)):
@@ -122,7 +123,9 @@ def name_ends(graph: onnx.GraphProto, names: FileNames, order: Sequence[str]) ->
         used.add(new[name])
     for value in ends:
         value.name = new[value.name]
-        value.type.tensor_type.shape.dim[0].dim_param = names.axes.get(value.name, {}).get(0, "N")
+        sizes = value.type.tensor_type.shape.dim
+        if sizes and (sizes[0].dim_param or value.name in names.outputs):  # some side inputs have no batch
+            sizes[0].dim_param = names.axes.get(value.name, {}).get(0, "N")
     _rename(graph, new)
     placed = sorted(graph.output, key=lambda value: order.index(value.name))
     del graph.output[:]

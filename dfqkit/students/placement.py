@@ -17,6 +17,7 @@ from torch import fx, nn
 
 from dfqkit.config.quant import QuantConfig
 from dfqkit.students.folding import add_submodule
+from dfqkit.students.inputs import is_input
 from dfqkit.students.naming import layer_names
 from dfqkit.students.nodes import call_behind, called, tensor_at
 from dfqkit.students.placement_rules import Rules
@@ -101,7 +102,7 @@ def quantized_graph(graph: fx.GraphModule, config: QuantConfig, target: Target, 
     for name, item in decided.activations.items():
         if item.shares is None:
             # The input's scale only ever multiplies, and ReLU6 ends at 6: other short numbers (see calibration).
-            exact = nodes[name].op != "placeholder" and not isinstance(called(nodes[name], modules), nn.ReLU6)
+            exact = not is_input(nodes[name]) and not isinstance(called(nodes[name], modules), nn.ReLU6)
             kind = activation_quantizer(config, item.bits, target, signed=item.signed, exact_scale=exact)
             quantizers.add_module(name, qnn.QuantIdentity(act_quant=kind, return_quant_tensor=False))
     for name, item in decided.activations.items():

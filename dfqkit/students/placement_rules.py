@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dfqkit.config.quant import QuantConfig
+from dfqkit.students.inputs import image_of, is_input
 from dfqkit.students.islands import MATMUL, Islands, nonnegative
 from dfqkit.students.nodes import REGRID, STRUCTURAL, called, op_name, source, watch
 from dfqkit.students.tail import tail_of
@@ -50,8 +51,9 @@ class Rules:
         self.nodes = list(graph.graph.nodes)
         self.tensors, unbounded = _float_tensors(graph, image)
         self.kept = {node: kept[node.name] for node in self.nodes if node.name in kept}
-        if reason := coarse_input(image, target):
-            self.kept |= {node: reason for node in self.nodes if node.op == "placeholder"}
+        for node in filter(is_input, self.nodes):
+            if reason := coarse_input(image_of(node, image), target):
+                self.kept[node] = reason
         self.islands = Islands(graph, self.tensors, unbounded, set(self.kept))
         self.turned = set[fx.Node]()
         for node in self.nodes:  # in order: signs are told by the layers before
@@ -71,7 +73,7 @@ class Rules:
         """Return what a node is to placement: input, weighted, structural, regrid, compute or none."""
         module = self.module(node)
         function = op_name(node.target) if node.op == "call_function" else ""
-        if node.op == "placeholder":
+        if is_input(node):
             return "input"
         if isinstance(module, _WEIGHTED) or node in self.turned:
             return "weighted"
@@ -224,7 +226,7 @@ class Rules:
             return not (writes or any(each in self.islands.filled or each in self.kept for each in operands))
         if rule.placement.value == "through":
             before = self._through_structure(source(node))
-            return before.op == "placeholder" or self.integer(before)
+            return is_input(before) or self.integer(before)
         return self.islands.holds(node) and all(self.islands.holds(each) for each in operands)
 
     def _onnx_operator(self, node: fx.Node) -> str:

@@ -11,9 +11,11 @@ import torch
 from dfqkit.config.registry import synthesizer_configs
 from dfqkit.config.synthesis import Demand, SynthesizerConfig
 from dfqkit.synthesis.base import Synthesizer
+from dfqkit.synthesis.given import GivenImages
 from dfqkit.teacher.load import Teacher
 from dfqkit.teacher.structure import grey_images, provides
 from dfqkit_export.errors import RecipeError
+from dfqkit_export.images.entries import drawn
 
 _IN_WORDS = {
     "batchnorm": "BatchNorm layers with running statistics",
@@ -40,11 +42,15 @@ def build_synthesizer(
         teacher = replace(teacher, model=copy.deepcopy(teacher.model))
         teacher.model.register_forward_hook(lambda _model, _given, output: teacher.torch_task.for_losses(output))
     made = implementation(type(config))(config, teacher, generator, demand)
-    if config.low_pass is None:
-        return made
-    from dfqkit.synthesis.low_pass import LowPassed
+    if config.low_pass is not None:
+        from dfqkit.synthesis.low_pass import LowPassed
 
-    return LowPassed(made, config.low_pass)
+        made = LowPassed(made, config.low_pass)
+    if drawn(teacher.image.inputs) and not isinstance(made, GivenImages):
+        from dfqkit.synthesis.finishing import SidesDrawn
+
+        made = SidesDrawn(made)
+    return made
 
 
 def implementation(kind: type[SynthesizerConfig]) -> type[Synthesizer]:

@@ -16,13 +16,11 @@ stored image cannot hold it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dfqkit.synthesis.base import Losses, Synthesizer
+from dfqkit.synthesis.base import Synthesizer
+from dfqkit.synthesis.finishing import Finished
 from dfqkit_export.images.spec import ImageSpec
 
 
@@ -43,53 +41,13 @@ def low_passed(images: Tensor, response: Tensor, image: ImageSpec) -> Tensor:
     return image.normalize(plain.clamp(0, 1))
 
 
-class LowPassed(Synthesizer):
-    """Another synthesizer whose images are filtered when they are drawn; all else is its own."""
+class LowPassed(Finished):
+    """Another synthesizer whose images are filtered when they are drawn."""
 
     def __init__(self, made: Synthesizer, low_pass: float) -> None:
-        # Not the base's: a second count of the cost and a second random state would go stale.
-        self.made, self.config = made, made.config
-        self.teacher, self.rng, self.demand, self.device = made.teacher, made.rng, made.demand, made.device
+        super().__init__(made)
         _, height, width = made.teacher.image.shape
         self.response = low_pass_response(height, width, low_pass * min(height, width), made.device)
 
-    def ask(self, fresh: int) -> None:
-        """Ask the synthesizer."""
-        super().ask(fresh)
-        self.made.ask(fresh)
-
-    def __getattr__(self, name: str) -> Any:
-        """Whatever else the synthesizer has."""
-        if name == "made":  # asked for before __init__ has run, as copying does
-            raise AttributeError(name)
-        return getattr(self.made, name)
-
-    @property
-    def warmup_rounds(self) -> int:
-        """Return the synthesizer's."""
-        return self.made.warmup_rounds
-
-    @property
-    def available(self) -> int | None:
-        """Return the synthesizer's."""
-        return self.made.available
-
-    def synthesize(self, students: Sequence[nn.Module] = ()) -> Losses:
-        """Return the synthesizer's round; what it optimises is not filtered."""
-        return self.made.synthesize(students)
-
-    def sample(self, n: int) -> Tensor:
-        """Return the synthesizer's fresh images, filtered."""
-        return low_passed(self.made.sample(n), self.response, self.teacher.image)
-
-    def training_batch(self, n: int) -> Tensor:
-        """Return the synthesizer's training images, filtered."""
-        return low_passed(self.made.training_batch(n), self.response, self.teacher.image)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the synthesizer's."""
-        return self.made.state_dict()
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore the synthesizer."""
-        self.made.load_state_dict(state)
+    def _finish(self, images: Tensor) -> Tensor:
+        return low_passed(images, self.response, self.teacher.image)

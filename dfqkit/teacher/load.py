@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from dfqkit.students.inputs import takes_stacked
 from dfqkit.students.naming import FileNames
 from dfqkit.tasks import TorchTask, torch_task
 from dfqkit.teacher.programs import Program, as_module
@@ -265,7 +266,7 @@ def _freeze(model: nn.Module, image: ImageSpec, name: str, task: Task | None, **
         found = "has lazy parameters that were never initialised" if tensors else "has no parameters"
         message = f"Teacher '{name}' {found}. A trained network is needed: give the model after training."
         raise TeacherError(message)
-    model.eval().requires_grad_(False)
+    takes_stacked(model.eval().requires_grad_(False), image)
     verify_weights(tensors, name)
     known = settled(model, image, name, task)
     if task is None and known != DEFAULT_TASK:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dfqkit.students.capture import export_graph
+from dfqkit.students.inputs import split
 from dfqkit.students.nodes import op_name, tensor_at
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.images.spec import ImageSpec
@@ -63,7 +64,7 @@ def _converted(program: Program, image: ImageSpec, name: str) -> nn.Module:
             script = load(stored, map_location="cpu").eval()
             for parameter in script.parameters():
                 parameter.requires_grad_(False)
-            converted = TS2EPConverter(script, (torch.zeros((2, *image.shape)),), {}).convert()
+            converted = TS2EPConverter(script, split(torch.zeros((2, *image.shape)), image), {}).convert()
             return converted.module(check_guards=False)
     except Exception as error:  # whatever torch's converter stumbles over
         reason = (str(error).strip().splitlines() or ["no message"])[0]

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from dfqkit.config.student import FloatStudentConfig
 from dfqkit.seeds import derive
+from dfqkit.students.inputs import takes_stacked
 from dfqkit.teacher.load import Teacher
 from dfqkit.teacher.sources import USER_CODE_ERRORS, build_model
 from dfqkit.teacher.taps import LayerTap
@@ -60,7 +61,7 @@ def new_float_student(
         )
         raise RecipeError(message) from error
     device = next(iter(teacher.model.state_dict().values())).device
-    model.to(device).eval()
+    takes_stacked(model.to(device).eval(), teacher.image)
     _require_fit(model, config.factory, teacher, device)
     return model
 

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from dfqkit import losses
 from dfqkit.config.distill import LayerPair, ObjectiveConfig
+from dfqkit.students.inputs import is_input
 from dfqkit.students.nodes import call_behind, source
 from dfqkit.tasks import Tensors, TorchTask
 from dfqkit_export.errors import RecipeError
@@ -201,7 +202,7 @@ def _pooled(mine: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 def measuring_points(student: fx.GraphModule) -> list[str]:
     """Return names of the nodes that a student quantizes with a quantizer of their own, the input left out."""
     sources = [(node, source(node)) for node in student.graph.nodes if node.op == "call_module"]
-    return [point.name for node, point in sources if node.target == f"quant.{point.name}" and point.op != "placeholder"]
+    return [point.name for node, point in sources if node.target == f"quant.{point.name}" and not is_input(point)]
 
 
 def reference_graph(graph: fx.GraphModule, points: Sequence[str]) -> fx.GraphModule:

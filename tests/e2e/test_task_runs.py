@@ -15,7 +15,7 @@ from dfqkit.cli import main
 from dfqkit_export.images.stored import StoredBank
 from dfqkit_export.report import Report
 from dfqkit_export.tasks import task_in, task_of
-from tests._task_nets import TASKS, recipe
+from tests._task_nets import INPUTS, TASKS, recipe
 
 pytestmark = pytest.mark.slow
 
@@ -30,6 +30,10 @@ def test_a_network_goes_from_recipe_to_gate(network: str, tmp_path: Path) -> Non
     assert file["student_agreement"] == 100, "the file is the student"
     assert (file.get("sqnr_db") or file.get("logit_sqnr_db") or 0) > 20
     model = onnx.load(run / "model.onnx")
+    if network in INPUTS:
+        assert [value.name for value in model.graph.input] == ["left", "right"]
+        assert file["integer_ops"] == 100
+        assert min(value for name, value in file.items() if name.startswith("sqnr_db:")) >= 25
     task = task_in({entry.key: entry.value for entry in model.metadata_props})
     assert tuple(value.name for value in model.graph.output) == task.names
     stored = StoredBank.open(run / "images" / "grading.safetensors")

@@ -446,7 +446,7 @@ def test_a_file_is_a_teacher_with_layers_and_norms_at_its_own_names(tmp_path: Pa
     assert isinstance(layers["head"], nn.Linear)
     assert (teacher.name, teacher.weights_source) == ("net.onnx", "net.onnx")
     assert teacher.names is not None
-    assert (teacher.names.input, teacher.names.outputs) == ("x", ("scores",))
+    assert (teacher.names.inputs, teacher.names.outputs) == (("x",), ("scores",))
     assert provides(teacher) == {"batchnorm", "classes", "linear_head", "features"}
     graph = float_graph(teacher.model, teacher.image, teacher.task)
     x = torch.randn(3, 3, 8, 8)

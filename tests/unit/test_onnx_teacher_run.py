@@ -96,7 +96,7 @@ def test_a_file_keeps_the_names_and_the_order_of_the_file_that_it_came_from(tmp_
 
 
 def test_names_of_a_task_that_are_not_the_files_go_by_order() -> None:
-    named = FileNames(input="x", outputs=("save/scale_0", "b"), axes={})
+    named = FileNames(inputs=("x",), outputs=("save/scale_0", "b"), axes={})
     assert named.of(("logits",)) == ("save/scale_0",)
     assert named.of(("b", "save/scale_0")) == ("b", "save/scale_0")
 

@@ -67,7 +67,7 @@ def translated(source: Source, image: ImageSpec) -> fx.GraphModule:
     to = Building(image, source.batch)
     values: dict[str, Value] = {name: known(value, name) for name, value in source.constants.items()}
     start = to.image
-    values[source.names.input] = to.call(torch.permute, start, (0, 2, 3, 1)) if source.channels_last else start
+    values[source.names.inputs[0]] = to.call(torch.permute, start, (0, 2, 3, 1)) if source.channels_last else start
     _translate(operators, values, to, set(source.names.outputs))
     outputs = {name: values[name] for name in source.names.outputs}
     for name, value in outputs.items():

@@ -139,7 +139,7 @@ def file_names(model: onnx.ModelProto) -> FileNames:
             if not size.dim_value > 0
         }
     outputs = tuple(each.name for each in model.graph.output)
-    return FileNames(input=value.name, outputs=outputs, axes=axes, opset=opset_of(model) or 0)
+    return FileNames(inputs=(value.name,), outputs=outputs, axes=axes, opset=opset_of(model) or 0)
 
 
 def as_tensor(array: np.ndarray[Any, Any]) -> Tensor:

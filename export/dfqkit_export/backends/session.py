@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
+from dfqkit_export.images.inputs import Entrance
 
 Images = NDArray[np.float32]
 Values = NDArray[np.float32]
@@ -33,19 +34,27 @@ class Session(Protocol):
 
 
 class FileSession(ABC):
-    """What the sessions of all runtimes share: one file with one input, images that must fit it, and named outputs.
+    """What the sessions of all runtimes share: one file that takes images, which must fit it, and named outputs.
 
     Attributes:
         path: The file.
-        input_name: Name of the model's input.
-        input_shape: Shape of the input as the file states it; symbolic sizes are strings or None.
+        entrance: How images go into it.
         output_names: Names of the model's outputs, in the file's order.
     """
 
     path: Path
-    input_name: str
-    input_shape: tuple[int | str | None, ...]
+    entrance: Entrance
     output_names: tuple[str, ...]
+
+    @property
+    def input_name(self) -> str:
+        """Name of the model's first input."""
+        return self.entrance.names[0]
+
+    @property
+    def input_shape(self) -> tuple[int | str | None, ...]:
+        """Shape of the images that it takes; open sizes are None."""
+        return self.entrance.shape
 
     @property
     def output_name(self) -> str:
@@ -100,24 +109,6 @@ class FileSession(ABC):
         if not fits:
             message = f"Model {str(self.path)!r} takes images of shape {expected}, found {images.shape}."
             raise ArtefactError(message)
-
-
-def require_one_image(path: Path, inputs: Sequence[tuple[str, str]], outputs: int, *, float32: str) -> None:
-    """Refuse a model with another signature than one float32 input and at least one output.
-
-    Args:
-        path: The file, for the message.
-        inputs: Name and type of each input, as the runtime tells them.
-        outputs: How many outputs there are.
-        float32: What the runtime calls that type.
-    """
-    if len(inputs) != 1 or not outputs or inputs[0][1] != float32:
-        found = ", ".join(f"{name}: {kind}" for name, kind in inputs)
-        message = (
-            f"Model {str(path)!r} has {len(inputs)} input(s) ({found}) and {outputs} output(s); allowed is "
-            "one float32 input. Export the network alone, with weights as initializers and not as inputs."
-        )
-        raise ArtefactError(message)
 
 
 def check_threads(threads: int | None) -> None:

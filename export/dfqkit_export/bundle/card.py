@@ -102,9 +102,12 @@ def _image(manifest: Mapping[str, Any], task: Task) -> str:
     shape = "x".join(str(size) for size in image.shape)
     order = f", channels {image.channels}" if image.shape[0] == 3 else ""
     divided = " divided by 255" if image.pixel_range == 1 else ""
+    parts = (f"{entry.name} ({entry.told})" for entry in image.inputs)
+    several = f" Of these channels the inputs take: {', '.join(parts)}." if image.inputs else ""
     return escaped(
         f"Float32 images, N x {shape} ({image.layout}{order}): pixels from 0 to 255{divided}, less the mean "
-        f"{list(image.mean)}, divided by the standard deviation {list(image.std)}, by channel. {task.told(image)}"
+        f"{list(image.mean)}, divided by the standard deviation {list(image.std)}, by channel.{several} "
+        f"{task.told(image)}"
     )
 
 

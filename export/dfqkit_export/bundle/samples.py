@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from dfqkit_export.backends import backend_of, find_target
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.errors import ArtefactError
+from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.sentinel import Sentinel
 from dfqkit_export.tasks import Task, entry_of
 from dfqkit_export.tasks.answering import answer
+from dfqkit_export.tasks.base import SAMPLES, Samples
 
 #: Images of the samples; those that the teacher is surest of, so that runtimes do not differ in their answers.
 _IMAGES = 4
@@ -37,17 +39,41 @@ def sample_files(session: OrtSession, sentinel: Sentinel, target: str) -> dict[s
     task, surest = sentinel.task, sample_places(session, sentinel)
     count = len(surest)
     images = sentinel.normalized()[surest]
-    files = {f"samples/{place}": _text(resource) for place, resource in task.samples.programs.items()}
+    programs = programs_of(task, session.entrance.image)
+    files = {f"samples/{place}": _text(resource) for place, resource in programs.programs.items()}
     if entry := entry_of(task):
         files["samples/task.txt"] = "".join(_words(entry["task"])).encode()
-    files["samples/inputs.bin"] = images.astype("<f4").tobytes()
+    given = session.entrance.feed(images)
+    files |= {f"samples/{_given(place)}": _bytes(values) for place, values in enumerate(given.values())}
+    lines = (_line(place, name, values) for place, (name, values) in enumerate(given.items()))
+    files["samples/inputs.txt"] = "".join(lines).encode()
     outputs = answer(session, task, images)
     files |= {_expected(task, name): values.astype("<f4").tobytes() for name, values in outputs.items()}
-    files["samples/trtexec.md"] = _trtexec(session, task, images.shape, target).encode()
-    shape = "x".join(map(str, images.shape))
+    files["samples/trtexec.md"] = _trtexec(session, task, given, target).encode()
     expected = " and ".join(f"`{_expected(task, name).rpartition('/')[2]}`" for name in task.names)
-    told = _README.format(count=count, shape=shape, expected=expected, task=task, samples=task.samples)
+    told = _README.format(count=count, expected=expected, task=task, samples=programs)
     return files | {"samples/README.md": told.encode()}
+
+
+def programs_of(task: Task, image: ImageSpec | None) -> Samples:
+    """Return the programs of a bundle: the task's, or what serves every task where images go in another way."""
+    return SAMPLES if image is not None and image.inputs else task.samples
+
+
+def _given(place: int) -> str:
+    return f"inputs_{place}.bin" if place else "inputs.bin"
+
+
+def _bytes(values: NDArray[Any]) -> bytes:
+    return values.astype(values.dtype.newbyteorder("<")).tobytes()
+
+
+def _line(place: int, name: str, values: NDArray[Any]) -> str:
+    return f"{_given(place)} {values.dtype.name} {_sizes(values.shape) or '-'} {name}\n"
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
 
 
 def _words(entry: Mapping[str, Any]) -> Iterator[str]:
@@ -92,9 +118,9 @@ def _text(resource: str) -> bytes:
 _README = """\
 # Samples
 
-`inputs.bin` holds {count} images, float32, little-endian, {shape}, normalised; {expected} the {task.words} that ONNX
-Runtime gave for them when the bundle was made. Each program runs the model on them, compares, and ends with 0 where
-they agree.
+`inputs.txt` lists what goes into the model for {count} images, a line an input: the file of its little-endian numbers,
+their type and sizes, and its name; float32 images are normalised. {expected} hold the {task.words} that ONNX Runtime
+gave for them when the bundle was made. Each program runs the model on them, compares, and ends with 0 where they agree.
 
 {samples.use}
 - TensorRT: see `trtexec.md`
@@ -103,25 +129,30 @@ they agree.
 """
 
 
-def _trtexec(session: OrtSession, task: Task, shape: tuple[int, ...], target: str) -> str:
+def _trtexec(session: OrtSession, task: Task, given: Mapping[str, NDArray[Any]], target: str) -> str:
     known = find_target(target)
     if known is None or not backend_of(known).trtexec:
         return _NOT_TENSORRT.format(target=target)
     theirs = task.named_in(session.output_names)
-    for name in (session.input_name, *theirs):
+    for name in (*given, *theirs):
         if not _NAME.fullmatch(name):
             message = f"The model has an input or output named {name!r:.80}, which trtexec cannot be told. Rename it."
             raise ArtefactError(message)
-    sizes = "x".join(map(str, shape[1:]))
+    count = len(next(iter(given.values())))
     fixed = isinstance(session.input_shape[0], int)
-    profile = "".join(f" --{kind}Shapes={session.input_name}:{n}x{sizes}" for kind, n in _PROFILE)
+
+    def shapes(n: int) -> str:
+        return ",".join(f"{name}:{_sizes((n, *each.shape[1:]))}" for name, each in given.items() if len(each) == count)
+
+    profile = "".join(f" --{kind}Shapes={shapes(n)}" for kind, n in _PROFILE)
+    loaded = (f"{shlex.quote(name)}:samples/{_given(place)}" for place, name in enumerate(given))
     outputs = (f"{shlex.quote(own)}:{_expected(task, name)}" for name, own in zip(task.names, theirs, strict=True))
     return _TRTEXEC.format(
-        x=shlex.quote(session.input_name),
+        x=",".join(loaded),
         y=",".join(outputs),
         words=task.words,
         same=task.samples.same,
-        run="" if fixed else f" --shapes={session.input_name}:{shape[0]}x{sizes}",
+        run="" if fixed else f" --shapes={shapes(count)}",
         profile="" if fixed else profile,
     )
 
@@ -157,7 +188,7 @@ must
 be the same is the {same}:
 
     trtexec --loadEngine=model.plan{run} \\
-        --loadInputs={x}:samples/inputs.bin --loadRefOutputs={y} --atol=0.5 --rtol=0.05
+        --loadInputs={x} --loadRefOutputs={y} --atol=0.5 --rtol=0.05
 
 `dfqkit inspect model.onnx --target tensorrt` checks the file without a GPU; `layers.json` says which layers run in
 int8.

@@ -14,6 +14,7 @@ from dfqkit_export.bundle.entries import parse_json
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.gate.baseline import Case
 from dfqkit_export.gate.measurement import Subject
+from dfqkit_export.tasks.base import SAMPLES
 from dfqkit_export.words import some
 
 #: The facts of a case under this name.
@@ -102,7 +103,8 @@ def _programs(subject: Subject) -> dict[str, str]:
 def _programs_changed(subject: Subject, before: Any) -> Iterator[str]:
     """Yield programs that are neither this version's nor the recorded ones."""
     programs, kept = _programs(subject), before if isinstance(before, Mapping) else {}
-    own = {f"{_PROGRAMS}{name}": _digest(text) for name, text in subject.sentinel.task.samples.programs.items()}
+    known = {**SAMPLES.programs, **subject.sentinel.task.samples.programs}
+    own = {f"{_PROGRAMS}{name}": _digest(text) for name, text in known.items()}
     strange = [name for name, sha256 in programs.items() if sha256 not in (own.get(name), kept.get(name))]
     gone = sorted(kept.keys() - programs.keys())
     if strange:

@@ -1,7 +1,7 @@
 """The images a tool feeds to a file, and what the file says of them.
 
-What belongs here: `Inputs`, random ones, and the shapes that a file wants. Reading files of images of any kind is
-`comparison.inputs`.
+What belongs here: `Inputs`, random ones, the shapes that a file wants, and `Entrance`, by which they go in. Reading
+files of images of any kind is `comparison.inputs`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.onnxfile.graph import type_name
 from dfqkit_export.onnxfile.model import metadata_in
 
 Floats = NDArray[np.float32]
@@ -39,6 +42,58 @@ class Inputs:
     source: str
     random: bool = False
     labels: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entrance:
+    """How normalised images (n, C, H, W) go into a file: what its inputs are called, and what each takes of them.
+
+    Attributes:
+        names: Names of the file's inputs.
+        shape: Of the images; sizes that the file leaves open are None.
+        image: What the file says that it takes; None of a file of others.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int | None, ...]
+    image: ImageSpec | None = None
+
+    def feed(self, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        """Return the arrays that the file takes, by name."""
+        if self.image is None or not self.image.inputs:
+            return {self.names[0]: np.ascontiguousarray(images, dtype=np.float32)}
+        return {entry.name: np.array(entry.of(images), order="C") for entry in self.image.inputs}
+
+
+def entrance(model: onnx.ModelProto, path: Path) -> Entrance:
+    """Return how images go into a file.
+
+    Raises:
+        ArtefactError: It takes something other than one batch of float32 images, and does not say what.
+    """
+    stored = {tensor.name for tensor in model.graph.initializer}
+    inputs = {value.name: value.type.tensor_type for value in model.graph.input if value.name not in stored}
+    plain = [tensor.elem_type for tensor in inputs.values()] == [onnx.TensorProto.FLOAT]
+    try:
+        image = model_image(model)
+    except ArtefactError:
+        if not plain:
+            raise
+        image = None  # whoever asks for it says what is wrong with it
+    known = () if image is None else tuple(entry.name for entry in image.inputs)
+    if set(known) != set(inputs) if known else not plain:
+        found = ", ".join(f"{name}: {type_name(tensor.elem_type)}" for name, tensor in inputs.items())
+        message = (
+            f"Model {str(path)!r} has {len(inputs)} input(s) ({found}); allowed is one float32 input, or what the "
+            "file's own entry 'dfqkit.image' lists. Export the network alone, with weights as initializers and not as "
+            "inputs."
+        )
+        raise ArtefactError(message)
+    first = next((entry.name for entry in image.inputs if entry.shape is None), "") if image else ""
+    shape = [size.dim_value or None for size in inputs[first or next(iter(inputs))].shape.dim]
+    if first and image is not None:
+        shape[1:] = image.shape
+    return Entrance(names=tuple(inputs), shape=tuple(shape), image=image)
 
 
 def model_image(model: onnx.ModelProto) -> ImageSpec | None:
@@ -73,10 +128,12 @@ def random_inputs(model: onnx.ModelProto, n: int, *, seed: int = 0) -> Inputs:
 
 
 def _image_shape(model: onnx.ModelProto) -> tuple[int, ...]:
+    image = model_image(model)
+    if image is not None and image.inputs:
+        return image.shape
     sizes = _input_sizes(model)[1:]
     if sizes and min(sizes) > 0:
         return sizes
-    image = model_image(model)
     if image is None:
         message = (
             f"The model's input leaves the shape of an image open, found {sizes or 'no shape'}. Give images, where "

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
 
 from dfqkit_export.errors import ArtefactError
+from dfqkit_export.images.entries import Entry, completed, entries_of
 from dfqkit_export.images.pixels import BGR, LAYOUT, RGB, check_pixels
 
 ArrayLike = TypeVar("ArrayLike", bound=Any)
@@ -37,6 +38,10 @@ class ImageSpec:
         pixel_range: Largest pixel before mean and std: 1, or 255 where a network takes 0 to 255.
         channels: Order of the colours that the network takes, ``RGB`` or ``BGR``.
         layout: Order of its axes; ``NCHW`` is the only one.
+        inputs: Where the network takes more than one batch of images: what each of its inputs takes, in the order of
+            its forward, such as ``{"left": 3, "right": 3}`` (channels) or ``{"image": 3, "gain": {"shape": [1],
+            "value": 1.0}}`` (a side input, held; or drawn with ``"range": [0, 2]``). Images are then all stacked by
+            channel, and so are shape, mean and std; those of one image serve all where all have as many channels.
 
     Example:
         >>> ImageSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.25,), classes=10).bounds()
@@ -50,6 +55,7 @@ class ImageSpec:
     pixel_range: int = 1
     channels: str = RGB
     layout: str = LAYOUT
+    inputs: tuple[Entry, ...] = ()
 
     def __post_init__(self) -> None:
         """Coerce lists to tuples, then check every field."""
@@ -62,6 +68,11 @@ class ImageSpec:
                 "least 1, for example (3, 32, 32)."
             )
             raise ArtefactError(message)
+        object.__setattr__(self, "inputs", entries_of(self.inputs))
+        if self.inputs:
+            found = completed(self.inputs, self.shape, self.mean, self.std, self.pixel_range)
+            for name, value in zip(("shape", "mean", "std"), found, strict=True):
+                object.__setattr__(self, name, value)
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != self.shape[0]:
                 message = (
@@ -72,7 +83,10 @@ class ImageSpec:
         if min(self.std) <= 0:
             message = f"Image std {self.std} must be above zero in every channel, because images are divided by it."
             raise ArtefactError(message)
-        check_pixels(self.mean, self.std, self.pixel_range, self.channels, self.layout)
+        for entry in self.inputs or entries_of({"image": self.shape[0]}):
+            if entry.shape is None:
+                part = slice(entry.start, entry.start + entry.channels)
+                check_pixels(self.mean[part], self.std[part], self.pixel_range, self.channels, self.layout)
         if (
             isinstance(self.classes, bool)
             or not isinstance(self.classes, int)
@@ -124,14 +138,21 @@ class ImageSpec:
 
     def plain_moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and deviation per channel of images on [0, 1], in their own order."""
-        step = -1 if self.channels == BGR else 1
-        mean, std = (tuple(value / self.pixel_range for value in values[::step]) for values in (self.mean, self.std))
+        mean, std = (tuple(values[k] / self.pixel_range for k in self._order) for values in (self.mean, self.std))
         return mean, std
+
+    def of(self, entry: Entry) -> ImageSpec:
+        """Return the specification of one input's pixels alone."""
+        part = slice(entry.start, entry.start + entry.channels)
+        size = (entry.channels, *self.shape[1:])
+        return replace(self, shape=size, mean=self.mean[part], std=self.std[part], classes=0, inputs=())
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as lists and numbers that JSON can hold; those with a default only where it is another."""
         usual = {field.name: field.default for field in fields(self) if field.default is not MISSING}
         extra = {name: getattr(self, name) for name, value in usual.items() if getattr(self, name) != value}
+        if self.inputs:
+            extra["inputs"] = [entry.to_dict() for entry in self.inputs]
         return {"shape": list(self.shape), "mean": list(self.mean), "std": list(self.std), **extra}
 
     @classmethod
@@ -155,7 +176,19 @@ class ImageSpec:
     def _reordered(self, x: Any) -> Any:
         if self.channels != BGR:
             return x
-        return np.ascontiguousarray(x[:, ::-1]) if isinstance(x, np.ndarray) else x.flip(1)
+        found = x[:, list(self._order)]
+        return np.ascontiguousarray(found) if isinstance(x, np.ndarray) else found
+
+    @property
+    def _order(self) -> tuple[int, ...]:
+        """Where each channel of the network stands in an image, and the other way round."""
+        order = list(range(self.shape[0]))
+        if self.channels == BGR:
+            for entry in self.inputs or entries_of({"image": self.shape[0]}):
+                if entry.shape is None:
+                    part = slice(entry.start, entry.start + entry.channels)
+                    order[part] = order[part][::-1]
+        return tuple(order)
 
     def _constants(self, x: Any) -> tuple[Any, Any]:
         shape = tuple(getattr(x, "shape", ()))

@@ -162,7 +162,7 @@ class CalibrationReader:
 
     Args:
         images: The set.
-        input_name: Name of the model's input.
+        input_name: Name of the model's input; of several, the set knows them.
         batch: Images in one call, at least 1.
 
     Example:
@@ -184,7 +184,7 @@ class CalibrationReader:
             return None
         batch = self.images.normalized(range(self._next, stop))
         self._next = stop
-        return {self.input_name: batch}
+        return {entry.name: entry.of(batch) for entry in self.images.spec.inputs} or {self.input_name: batch}
 
     def set_range(self, start_index: int, end_index: int) -> None:
         """Go on with the images from one index to another, exclusive."""

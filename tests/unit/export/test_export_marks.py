@@ -152,6 +152,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def told_in_cpp(program: Path, folder: Path, task: Task, outputs: dict[str, np.ndarray]) -> list[str]:
     n = len(next(iter(outputs.values())))
     np.zeros((n, 3), "<f4").tofile(folder / "inputs.bin")
+    (folder / "inputs.txt").write_text(f"inputs.bin float32 {n}x3 x\n", encoding="utf-8")
     lines = [f"x - {n} 3"]
     for name, values in outputs.items():
         file = folder / ("expected.bin" if len(outputs) == 1 else f"expected_{name}.bin")

@@ -10,13 +10,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from dfqkit_export.backends.processor import saturates, this_processor
-from dfqkit_export.backends.session import FileSession, Images, check_threads, require_one_image
+from dfqkit_export.backends.session import FileSession, Images, check_threads
 from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
+from dfqkit_export.images.inputs import entrance
 from dfqkit_export.onnxfile.model import load_onnx
 from dfqkit_export.onnxfile.parameters import check_parameters
 from dfqkit_export.onnxfile.separate import separate_codes, shares_codes, signed_weights, unsign_weights
@@ -40,9 +40,8 @@ class OrtSession(FileSession):
 
     Attributes:
         path: The file.
-        input_name: Name of the model's input.
+        entrance: How images go into it.
         output_names: Names of the model's outputs, in the file's order.
-        input_shape: Shape of the input as the file states it; symbolic sizes are strings or None.
         threads: Threads inside one operator; None leaves the choice to the runtime.
         optimized: Whether graph optimizations are on.
     """
@@ -92,19 +91,14 @@ class OrtSession(FileSession):
         if exposed:
             content = _with_outputs(content, exposed)
         self._session: Any = _inference_session(self.path, content, settings, provider)
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        told = [(value.name, value.type) for value in inputs]
-        require_one_image(self.path, told, len(outputs), float32="tensor(float)")
-        self.input_name: str = inputs[0].name
-        self.output_names = tuple(value.name for value in outputs)
-        self.input_shape: tuple[int | str | None, ...] = tuple(inputs[0].shape)
+        self.entrance = entrance(known, self.path)
+        self.output_names = tuple(value.name for value in self._session.get_outputs())
 
     def outputs(self, images: Images, names: Sequence[str] | None = None) -> list[NDArray[Any]]:
         """Compute several of the model's outputs; see `FileSession.outputs`."""
         self.check(images)
-        feed = {self.input_name: np.ascontiguousarray(images, dtype=np.float32)}
         try:
-            return list(self._session.run(names and list(names), feed))
+            return list(self._session.run(names and list(names), self.entrance.feed(images)))
         except _rejections() as error:
             message = f"Model {str(self.path)!r} could not run on images of shape {images.shape}: {error}"
             raise ArtefactError(message) from None

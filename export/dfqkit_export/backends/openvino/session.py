@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dfqkit_export.backends.session import FileSession, Images, check_threads, require_one_image
+from dfqkit_export.backends.session import FileSession, Images, check_threads
 from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
+from dfqkit_export.images.inputs import entrance
 from dfqkit_export.lazy import install_hint
 from dfqkit_export.onnxfile.model import load_onnx
 from dfqkit_export.onnxfile.parameters import check_parameters
@@ -46,14 +47,9 @@ class OpenVinoSession(FileSession):
         self.path = Path(path)
         self.threads = threads
         self._compiled = _compiled(self.path, threads)
-        inputs, outputs = list(self._compiled.inputs), list(self._compiled.outputs)
-        told = [(value.any_name, value.get_element_type().get_type_name()) for value in inputs]
-        require_one_image(self.path, told, len(outputs), float32="f32")
-        self.input_name: str = inputs[0].any_name
+        self.entrance = entrance(load_onnx(self.path, weights=False), self.path)
+        outputs = list(self._compiled.outputs)
         self.output_names = tuple(value.any_name for value in outputs)
-        self.input_shape = tuple(
-            size.get_length() if size.is_static else None for size in inputs[0].get_partial_shape()
-        )
         self._places = {name: place for place, value in enumerate(outputs) for name in value.names}
         self._request = self._compiled.create_infer_request()
 
@@ -62,7 +58,7 @@ class OpenVinoSession(FileSession):
         self.check(images)
         wanted = self.wanted(names, self._places)
         try:
-            found = self._request.infer([np.ascontiguousarray(images, dtype=np.float32)])
+            found = self._request.infer(self.entrance.feed(images))
         except RuntimeError as error:
             message = f"Model {str(self.path)!r} could not run on images of shape {images.shape}: {_short(error)}"
             raise ArtefactError(message) from None

@@ -30,6 +30,7 @@ from dfqkit_export.backends.tensorrt._engine_build import vendor_module
 from dfqkit_export.backends.tensorrt.engines import Build, build_isolated, check_batches, module_name, require
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import write_bytes
+from dfqkit_export.images.inputs import Entrance
 from dfqkit_export.lazy import install_hint
 
 _MODULE = "tensorrt"
@@ -68,9 +69,9 @@ class EngineSession(FileSession):
                 "and one kind of GPU; build it again from the ONNX file, on this machine."
             )
             raise ArtefactError(message)
-        self.input_name, self.output_names = _ends(trt, self.engine)
-        shape = tuple(self.engine.get_tensor_shape(self.input_name))
-        self.input_shape = tuple(int(size) if size >= 0 else None for size in shape)
+        name, self.output_names = _ends(trt, self.engine)
+        shape = tuple(int(size) if size >= 0 else None for size in self.engine.get_tensor_shape(name))
+        self.entrance = Entrance(names=(name,), shape=shape)
         smallest, _, largest = self.engine.get_tensor_profile_shape(self.input_name, 0)
         self.batches = (int(smallest[0]), int(largest[0]))
 

@@ -13,6 +13,12 @@
 #include <vector>
 
 #define ORTCHAR_T char
+enum ONNXTensorElementDataType {
+  ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
+  ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
+  ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32,
+  ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64
+};
 enum { ORT_LOGGING_LEVEL_WARNING, OrtArenaAllocator, OrtMemTypeDefault };
 
 namespace Ort {
@@ -35,10 +41,6 @@ struct Info {
     return count;
   }
 };
-struct TypeInfo {
-  Info info;
-  Info GetTensorTypeAndShapeInfo() const { return info; }
-};
 struct Name {
   std::string text;
   const char* get() const { return text.c_str(); }
@@ -46,8 +48,13 @@ struct Name {
 struct Value {
   Info info;
   std::vector<float> values;
-  template <class T>
-  static Value CreateTensor(const MemoryInfo&, T*, std::size_t, const std::int64_t*, std::size_t) { return {}; }
+  static Value CreateTensor(const MemoryInfo&, void*, std::size_t bytes, const std::int64_t* sizes, std::size_t axes,
+                            ONNXTensorElementDataType) {
+    Value made;
+    made.info.shape.assign(sizes, sizes + axes);
+    if (bytes != 4 * made.info.GetElementCount()) throw std::runtime_error("other sizes than bytes");
+    return made;
+  }
   Info GetTensorTypeAndShapeInfo() const { return info; }
   template <class T>
   const T* GetTensorData() const { return values.data(); }
@@ -64,12 +71,11 @@ struct Session {
       known.push_back(one);
     }
   }
-  Name GetInputNameAllocated(std::size_t, AllocatorWithDefaultOptions&) const { return {known[0].name}; }
   Name GetOutputNameAllocated(std::size_t i, AllocatorWithDefaultOptions&) const { return {known[i + 1].name}; }
   std::size_t GetOutputCount() const { return known.size() - 1; }
-  TypeInfo GetInputTypeInfo(std::size_t) const { return {{known[0].shape}}; }
-  std::vector<Value> Run(const RunOptions&, const char* const*, const Value*, std::size_t, const char* const*,
-                         std::size_t) const {
+  std::vector<Value> Run(const RunOptions&, const char* const* names, const Value*, std::size_t count,
+                         const char* const*, std::size_t) const {
+    if (count != 1 || known[0].name != names[0]) throw std::runtime_error("another input than the model's");
     std::vector<Value> found;
     for (std::size_t i = 1; i < known.size(); ++i) {
       Value value{{known[i].shape}, {}};

@@ -1,0 +1,128 @@
+"""Networks of several inputs: images stacked by channel outside of them, their own inputs in the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dfqkit
+from dfqkit_export.backends.onnxruntime.session import OrtSession
+from dfqkit_export.errors import ArtefactError, DfqkitError
+from dfqkit_export.images.entries import drawn
+from dfqkit_export.images.stored import StoredBank
+from dfqkit_export.report import Report
+from tests._task_nets import block
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.3, 0.2)
+INPUTS = {
+    "left": 3,
+    "right": 3,
+    "gain": {"shape": [2], "value": [1.0, 2.0]},
+    "noise": {"shape": [4], "range": [-1, 3]},
+    "sizes": {"shape": [], "value": 2, "dtype": "int64", "per_image": False},
+}
+SMALL = {
+    "synthesis": {"steps": 2, "batch": 16},
+    "bank": {"calibration": 16, "held_out": 8, "grading": 16, "batch": 8},
+    "validate": {"latency_repeats": 0},
+}
+
+
+class Sided(nn.Module):
+    """Two images, two numbers that are held, four that are drawn, and one for all images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.beside, self.head = block(3, 8, 2), nn.Linear(6, 8), nn.Linear(8, 5)
+
+    def forward(self, left: Tensor, right: Tensor, gain: Tensor, noise: Tensor, sizes: Tensor) -> Tensor:
+        seen = (self.features(left) - self.features(right)).mean((2, 3))
+        beside = torch.relu(self.beside(torch.cat([gain, noise], 1)))
+        return self.head(torch.relu(seen) + beside) * sizes
+
+
+def spec(**more: Any) -> dfqkit.ImageSpec:
+    return dfqkit.ImageSpec(shape=(3, 16, 16), mean=MEAN, std=STD, **({"inputs": INPUTS} | more))
+
+
+def test_a_specification_of_one_image_is_that_of_all_stacked() -> None:
+    image = spec()
+    assert image.shape == (7, 16, 16)
+    assert image.mean[:6] == MEAN * 2
+    assert dfqkit.ImageSpec.from_dict(image.to_dict()) == image
+    pixels = np.random.default_rng(0).random((2, 7, 16, 16), np.float32)
+    values = {entry.name: entry.of(image.normalize(pixels)) for entry in image.inputs}
+    np.testing.assert_allclose(values["right"][:, 1], (pixels[:, 4] - 0.4) / 0.3, rtol=1e-5)
+    np.testing.assert_allclose(values["noise"], 4 * pixels[:, 6, 0, :4] - 1, atol=1e-5)
+    assert values["gain"].tolist() == [[1, 2]] * 2
+    assert (values["sizes"].shape, values["sizes"].dtype, int(values["sizes"])) == ((), np.int64, 2)
+    bgr = spec(channels="BGR")
+    np.testing.assert_allclose(bgr.denormalize(bgr.normalize(pixels)), pixels, atol=1e-6)
+    np.testing.assert_allclose(bgr.normalize(pixels)[:, 3], (pixels[:, 5] - 0.5) / 0.25, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "told"),
+    [
+        ({"a": 3, "b": 2}, "shape of all images stacked by channel, (5, H, W)"),
+        ({"a": 3, "b": {"shape": [2]}}, "either a value or a range"),
+        ({"a": 3, "b": {"shape": [2], "value": [1, 2, 3]}}, "do not fill"),
+        ({"a": 3, "b": {"shape": [2], "range": [1, 1]}}, "the lower first"),
+        ({"a": 3, "b": {"shape": [2], "range": [0, 1], "dtype": "int64"}}, "float32 where a range"),
+        ({"a": 3, "b": {"shape": [999], "range": [0, 1]}}, "as many numbers as an image has pixels"),
+        ({"b": {"shape": [2], "value": 1}}, "none of them takes an image"),
+        ({"a": "three"}, "must be like|number of channels"),
+    ],
+)
+def test_what_is_no_input_is_refused_in_words(inputs: Any, told: str) -> None:
+    with pytest.raises(ArtefactError) as caught:
+        spec(inputs=inputs)
+    assert any(part in str(caught.value) for part in told.split("|"))
+
+
+def test_a_network_of_images_and_side_inputs_is_quantized_and_its_file_has_its_inputs(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    options = {"image": spec(), "task": "generic", "method": "zeroq", "target": "onnxruntime-avx2"}
+    result = dfqkit.quantize(Sided(), out=tmp_path / "run", options=SMALL, **options)
+    model = onnx.load(result.model)
+    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
+    assert list(types) == list(INPUTS)
+    assert types["sizes"] == onnx.TensorProto.INT64
+    metrics = {(metric.subject, metric.name): metric.value for metric in result.report.metrics}
+    assert metrics["onnxruntime", "student_agreement"] == 100
+    assert metrics["onnxruntime", "integer_ops"] == 100
+    assert metrics["onnxruntime", "sqnr_db"] > 25
+    stored = StoredBank.open(tmp_path / "run" / "images" / "grading.safetensors")
+    images = stored.normalized(range(16))
+    (entry,) = drawn(stored.spec.inputs)
+    noise = entry.of(images)
+    assert -1 <= noise.min() < 0 < 2 < noise.max() <= 3
+    feed = {each.name: each.of(images) for each in stored.spec.inputs}
+    plain = onnxruntime.InferenceSession(tmp_path / "run" / "teacher.onnx", providers=["CPUExecutionProvider"])
+    (found,) = plain.run(None, feed)
+    np.testing.assert_array_equal(found, OrtSession(tmp_path / "run" / "teacher.onnx").run(images))
+    np.testing.assert_allclose(found, next(iter(stored.answers.values())), atol=1e-4)
+    other = plain.run(None, {**feed, "gain": feed["gain"] + 1})[0]
+    assert np.abs(other - found).max() > 1e-3, "a side input that is held stays an input"
+    assert isinstance(result.report, Report)
+
+
+def test_a_network_of_another_number_of_inputs_is_refused_in_words() -> None:
+    with pytest.raises(DfqkitError, match=r"image\.inputs|cannot run"):
+        dfqkit.quantize(Sided(), image=spec(inputs={"left": 3, "right": 3}), task="generic")
+
+
+def test_a_file_of_several_inputs_that_says_nothing_of_them_is_refused(tmp_path: Path) -> None:
+    infos = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", 3, 8, 8]) for name in "xyz"]
+    node = onnx.helper.make_node("Add", ["x", "y"], ["z"])
+    graph = onnx.helper.make_graph([node], "two", infos[:2], infos[2:])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)]), tmp_path / "m.onnx")
+    with pytest.raises(ArtefactError, match=r"2 input\(s\) \(x: float, y: float\)"):
+        OrtSession(tmp_path / "m.onnx")
