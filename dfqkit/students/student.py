@@ -59,8 +59,8 @@ def calibrate_student(
     """Find ranges, round weight scales and, where the scheme asks for it, correct biases on images (n, C, H, W).
 
     With images ``held_out``, tensors whose 8 bits cost a collapse on them go back to float (`measured.collapsing`), so
-    do joined ones of unlike parts (`measured.unlike`), and with them what ``replan``, the student's `placement.plan` given such tensors, then leaves in float. They are
-    ``meta["kept"]``, with their reasons.
+    do joined ones of unlike parts (`measured.unlike`), and with them what ``replan``, the student's `placement.plan`
+    given such tensors, then leaves in float. They are ``meta["kept"]``, with their reasons.
     """
     calibrate(student, batches, image, learnable=config.scales == "float")
     if held_out and replan is not None:
