@@ -6,13 +6,14 @@ What belongs here: what ONNX itself asks of a QDQ file, and the limits that ever
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 import onnx
 from onnx import TensorProto
 
-from dfqkit_export.backends.qdq import QUANTIZED_OPERATORS, QdqGraph
+from dfqkit_export.backends.qdq import MOVES, QUANTIZED_OPERATORS, QdqGraph
 from dfqkit_export.backends.quantized_codes import same_parameters
 from dfqkit_export.backends.rule import Violation, rule, rules_in
 from dfqkit_export.backends.weight_axes import find_wrong_axes
@@ -22,6 +23,11 @@ _SCALE_TYPES = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BF
 _GIVEN = "an input of the graph: every caller would have to bring it, and no kernel can be chosen by it"
 _HOLDS_A_NORM = frozenset({"Conv", "ConvTranspose", "Gemm"})
 _FIRST_IR_WITHOUT_LISTED_INITIALIZERS = 4
+_BYTES = frozenset({TensorProto.INT8, TensorProto.UINT8})
+#: Operators whose values lie within fixed bounds, and how far these are apart.
+_SPANS = {"Sigmoid": 1.0, "Softmax": 1.0, "HardSigmoid": 1.0, "Tanh": 2.0}
+#: Of a grid's 256 codes, the fewest that a tensor joined with others should have: a student's rule is the same.
+_FEWEST_CODES = 16
 
 
 @rule(
@@ -219,6 +225,63 @@ def _find_unfolded_norms(graph: QdqGraph) -> Iterator[Violation]:
                 f"it follows {layer.op_type} {graph.name(layer)!r} and is not folded into it, so that the layer's "
                 "output is no longer what its scales were chosen for, and ONNX Runtime leaves the layer in float",
             )
+
+
+@rule(
+    "W20",
+    "warning",
+    "Tensors of different ranges are joined in float, not on one grid",
+    repair="leave the joining operator and what follows it in float, its inputs quantized each with a scale of its own "
+    "(quantize_static: nodes_to_exclude)",
+)
+def find_shared_grids(graph: QdqGraph) -> Iterator[Violation]:
+    """Yield where tensors of different ranges are joined on one 8-bit grid."""
+    for node in graph.of_type("Concat"):
+        behind = {_step(each, graph) for each in _readers_behind(node, graph) if each.op_type == "QuantizeLinear"}
+        in_front = Counter(_step(graph.operand(tensor).dequantize, graph) for tensor in node.input)
+        shared = behind.union(step for step, count in in_front.items() if count > 1)
+        step = max(filter(None, shared), default=0.0)
+        for tensor in [each for each in node.input if each in graph.activations and step]:
+            width, why = _width(tensor, graph, step)
+            if width < _FEWEST_CODES * step:
+                yield Violation(
+                    graph.name(node),
+                    f"it joins {tensor!r}, whose values span {width:.3g} at most ({why}), with others on one grid of 8 "
+                    f"bits, which spans {255 * step:.3g}: {max(1, round(width / step))} of its 256 codes are left for "
+                    "them, as for scores beside boxes in pixels",
+                )
+                break
+
+
+def _readers_behind(node: onnx.NodeProto, graph: QdqGraph) -> Iterator[onnx.NodeProto]:
+    for reader in graph.readers(node.output[0]):
+        yield from _readers_behind(reader, graph) if reader.op_type in MOVES else (reader,)
+
+
+def _step(node: onnx.NodeProto | None, graph: QdqGraph) -> float | None:
+    """Return the one scale of a Q or DQ of 8 bits; None for any other."""
+    scale = graph.constant(node.input[1]) if node is not None else None
+    if node is None or scale is None or scale.size != 1 or graph.quantized_type(node) not in _BYTES:
+        return None
+    return float(scale.reshape(-1)[0])
+
+
+def _width(tensor: str, graph: QdqGraph, shared: float) -> tuple[float, str]:
+    """Return how far a tensor's values can lie apart, as far as operators and scales but the shared tell; and why."""
+    width, why = math.inf, ""
+    node = graph.producer(tensor)
+    while node is not None and node.op_type in MOVES | {"QuantizeLinear", "DequantizeLinear"}:
+        step = _step(node, graph) if node.op_type not in MOVES else None
+        if step is not None and step != shared and 255 * step < width:
+            width, why = 255 * step, f"scale {step:.3g} of {graph.name(node)}"
+        node = graph.producer(node.input[0])
+    if node is not None and node.op_type in _SPANS and _SPANS[node.op_type] < width:
+        width, why = _SPANS[node.op_type], f"behind {node.op_type} {graph.name(node)}"
+    elif node is not None and node.op_type == "Mul":
+        sides = [_width(name, graph, shared) for name in node.input]
+        if all(side[0] <= 1 for side in sides):
+            width, why = min(width, 1.0), why or f"behind Mul {graph.name(node)}"
+    return width, why
 
 
 RULES = (find_wrong_axes, *rules_in(vars()))

@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dfqkit_export.backends import get_target
+from dfqkit_export.backends.qdq import QdqGraph
+from dfqkit_export.checker.rules_common import find_shared_grids
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.gate.baseline import Case
 from dfqkit_export.gate.change import Change, times
@@ -57,8 +60,16 @@ def causes_of(rows: Sequence[Row], measured: Measurement, case: Case | None, cha
         causes += explain(measured, case, changes, regressed=bool(answers))
     if INTEGER_OPS.name in worse and measured.in_float:
         causes.append(f"integer kernels lost: {some(measured.in_float, _FEW)} run in float")
-    # That a file is broken is no cause: it comes last, behind what broke it.
-    broken = [cause for cause in causes if cause.startswith(f"{VERDICT}: ")]
+    # That a file is broken, or gives nothing to measure, is no cause: it comes last, behind what broke it.
+    last = {
+        VERDICT,
+        *(
+            row.metric
+            for row in failing
+            if row.verdict == "missing" and case is not None and row.metric in case.metrics
+        ),
+    }
+    broken = [cause for cause in causes if cause.partition(": ")[0] in last]
     causes = [cause for cause in causes if cause not in broken]
     if worse and not causes:
         causes.append(f"no single cause: {_unexplained(measured, case)}")
@@ -86,7 +97,7 @@ def explain(measured: Measurement, case: Case, changes: Sequence[Change], *, reg
     if preprocessing:
         return [*(f"preprocessing: {text}" for text in preprocessing), *found]
     behind = () if found else _first_distant(measured, case)  # last: it ends the session of the experiments
-    found = [*_experiments(measured, subject), *found, *_of_values(changes), *behind]
+    found = [*_shared_grids(subject, changes), *_experiments(measured, subject), *found, *_of_values(changes), *behind]
     return found or list(_of_ranges(changes))
 
 
@@ -146,6 +157,13 @@ def layer_sketches(measured: Measurement) -> dict[str, NDArray[np.float64]]:
     return {name: sketch(values) for name, values in outputs.items()}
 
 
+def _shared_grids(subject: Subject, changes: Sequence[Change]) -> Iterator[str]:
+    """Yield where tensors of different ranges share a grid, in a file whose graph is another than it was."""
+    if {"graph", "quantizers"}.intersection(change.kind for change in changes):
+        graph = QdqGraph(subject.model, get_target(subject.bundle.target))
+        yield from (f"one grid: {each.node}: {each.message}" for each in find_shared_grids.find(graph))
+
+
 def _experiments(measured: Measurement, subject: Subject) -> Iterator[str]:
     """Yield what the answers look like, and what they would be with the channels in the other order."""
     if measured.outputs is None or measured.session is None:
@@ -157,8 +175,10 @@ def _experiments(measured: Measurement, subject: Subject) -> Iterator[str]:
     task, teacher = sentinel.task, sentinel.answers
     agreement = 100 * float(task.same_answer(teacher, measured.outputs).mean())
     wanted, given = (task.groups(each, sentinel.spec) for each in (teacher, measured.outputs))
+    told = task.signs(teacher, measured.outputs)
+    yield from told
     swapped = _swapped(wanted.of, given.of)
-    if swapped:
+    if swapped and not told:
         pairs = " and ".join(f"{a} for {b}" for a, b in swapped)
         yield f"{wanted.many} swapped: the file answers {pairs} and the other way round; look at {last}"
     if subject.bundle.image.shape[0] == 3 and not swapped:

@@ -342,6 +342,10 @@ class Task(ABC):
             NOISE.key: self.per_image_error(reference, outputs),
         }
 
+    def signs(self, reference: Outputs, outputs: Outputs) -> list[str]:
+        """Return what all numbers beside the reference's tell of a fault, the surest first; by default nothing."""
+        return []
+
     def groups(self, outputs: Outputs, image: ImageSpec) -> Groups:
         """Return what images are sorted by, on contact sheets and where a choice is spread; by default nothing."""
         return Groups(of=np.zeros(len(outputs[self.names[0]]), np.int64))

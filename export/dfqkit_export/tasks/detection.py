@@ -41,6 +41,7 @@ from dfqkit_export.tasks.boxes import Boxes, Ranked, areas, iou, matched, of_som
 from dfqkit_export.tasks.coco import coco_precision
 from dfqkit_export.tasks.decoding import decoded
 from dfqkit_export.tasks.detector_forms import fitted_detection
+from dfqkit_export.tasks.detector_signs import signs
 from dfqkit_export.tasks.marks import Marks
 from dfqkit_export.tasks.measured import Floats, MeasuredTask
 from dfqkit_export.tasks.parameters import DetectionParameters
@@ -132,6 +133,10 @@ class Detection(DetectionParameters, MeasuredTask):
             confidence[found.image[row]] = found.score[row]
         count = max(self.count + 1, int(of.max(initial=0)) + 1)
         return Groups(of=of, count=count, nothing=0, confidence=confidence, one="kind of object", many="kinds")
+
+    def signs(self, reference: Outputs, outputs: Outputs) -> list[str]:
+        """Return whether columns are exchanged, boxes scaled, a level silent, or scores on a grid of boxes."""
+        return list(signs(self, reference, outputs))
 
     def marks(self, outputs: Outputs) -> list[Marks]:
         """Return the boxes above the threshold, with class and score."""

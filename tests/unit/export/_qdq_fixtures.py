@@ -539,6 +539,26 @@ def make_full_range_of_weights(bad: bool) -> onnx.ModelProto:
     return one_conv(n, n.qdq("x", "in"), weights={"range": (-127, 127) if bad else (-63, 63)})
 
 
+@fixture("W20", "onnxruntime")
+def make_boxes_and_scores_on_one_grid(bad: bool) -> onnx.ModelProto:
+    n = ort()
+    x = n.qdq("x", "in")
+    boxes = n.qdq(n.conv(x, "boxes"), "boxes.out", scale=2.5)
+    scores = n.qdq(n.node("Sigmoid", [n.qdq(n.conv(x, "scores"), "scores.out")], "probability"), "p", scale=1 / 255)
+    joined = n.node("Concat", [boxes, scores], "joined", axis=1)
+    return n.model(n.qdq(joined, "all", scale=2.5) if bad else joined)
+
+
+@fixture("W20", "openvino")
+def make_inputs_of_one_scale(bad: bool) -> onnx.ModelProto:
+    n = ort()
+    x = n.qdq("x", "in")
+    boxes = n.qdq(n.conv(x, "boxes"), "boxes.out", scale=2.5)
+    scores = n.node("Sigmoid", [n.qdq(n.conv(x, "scores"), "scores.out")], "probability")
+    scores = n.qdq(scores, "p", scale=2.5 if bad else 1 / 255)
+    return n.model(n.node("Concat", [boxes, scores], "joined", axis=1))
+
+
 @fixture("V1", "openvino")
 def make_float_weights_for_openvino(bad: bool) -> onnx.ModelProto:
     n = trt()
