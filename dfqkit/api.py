@@ -16,7 +16,7 @@ from torch import nn
 
 from dfqkit.config.distill import DistillConfig, DistillWeights
 from dfqkit.config.files import find_file
-from dfqkit.config.image_of_model import image_values, spec_values
+from dfqkit.config.image_of_model import image_values, open_axes, spec_values
 from dfqkit.config.reading import recipe_from
 from dfqkit.config.recipe import FloorSection, Recipe, TeacherSection
 from dfqkit.config.synthesis import SynthesizerConfig
@@ -175,7 +175,7 @@ def _loaded(factory: str, image: ImageSpec | None, chosen: dict[str, Any], task:
             told = f", beside the shape {tuple(known['shape'])} that it says" if "shape" in known else ""
             message = (
                 f"quantize needs image=ImageSpec(shape=..., mean=..., std=...) with '{factory}': nothing says "
-                f"{', '.join(missing)}{told}. Use what the network was trained with."
+                f"{', '.join(missing)}{told}. Use what the network was trained with.{open_axes(factory)}"
             )
             raise TypeError(message)
         image = ImageSpec(**{key: known[key] for key in (*_IMAGE, "classes") if key in known})

@@ -24,6 +24,9 @@ def filled(recipe: dict[str, Any], name: str) -> None:
     """Complete a recipe's image section, in place, by what its teacher's library says of the model; it is told.
 
     Where images for validation are read from a folder, an archive or a data set, their resize and crop too.
+
+    Raises:
+        RecipeError: The shape is left out, and a file leaves it open as well.
     """
     teacher, image, validation = (recipe.get(key) for key in ("teacher", "image", "validate"))
     image = {} if image is None else image
@@ -38,6 +41,9 @@ def filled(recipe: dict[str, Any], name: str) -> None:
     if _otherwise(image):
         known = {key: value for key, value in known.items() if key not in ("mean", "std")}
     added = {key: known[key] for key in missing if key in known}
+    if "shape" in missing and "shape" not in added and (told := open_axes(factory, beside)):
+        message = f"Recipe '{name}' leaves out image.shape.{told} Set image.shape to [channels, height, width]."
+        raise RecipeError(message)
     if not added:
         return
     recipe["image"] = {**image, **added, "filled_from": f"{factory} ({', '.join(added)})"}
@@ -150,6 +156,25 @@ def _onnx(path: str, _: str) -> dict[str, Any]:
     return {} if found is None else {"shape": list(found)}
 
 
+def open_axes(factory: str, beside: Path | None = None) -> str:
+    """Return a sentence on the axes that an ONNX file leaves open, for whoever chooses them; "" where none is open."""
+    from dfqkit_export.onnxfile.model import load_onnx
+    from dfqkit_export.onnxfile.shapes import image_input, stated_image, told_sizes
+
+    kind, _, path = factory.partition(":")
+    try:
+        model = load_onnx(find_file(path, beside or Path.cwd()), weights=False) if kind in _FILES else None
+        if model is None or stated_image(model) is not None:
+            return ""
+        value = image_input(model)
+    except (ArtefactError, RecipeError):
+        return ""
+    return (
+        f" Its input '{value.name}' is {told_sizes(value)}: choose the size at which images are made and ranges are found, "
+        "that of deployment; the int8 file keeps open axes open."
+    )
+
+
 _LIBRARIES: dict[str, Callable[[str, str], dict[str, Any]]] = {
     "timm": _timm, "torchvision": _torchvision, "onnx": _onnx,
 }  # fmt: skip
@@ -172,7 +197,7 @@ def require_values(factory: str, given: Mapping[str, Any]) -> dict[str, Any]:
     missing = [key for key in _NEEDED[: 3 if is_file else 1] if key not in found]
     if missing:
         more = ", --mean M,... and --std S,..., as it was trained" if is_file else ""
-        message = f"Nothing says {' and '.join(missing)} of '{factory}'. "
+        message = f"Nothing says {' and '.join(missing)} of '{factory}'.{open_axes(factory)} "
         message += f"Give --shape C,H,W{more} and, of a classifier, --classes N."
         raise RecipeError(message)
     channels = found["shape"][0]

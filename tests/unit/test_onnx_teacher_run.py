@@ -110,10 +110,16 @@ def test_what_a_file_does_not_say_is_asked_for(tmp_path: Path) -> None:
         require_values(f"onnx:{path}", {})
     open_path = file(tmp_path / "open.onnx", [op("Relu", "x", "y")], shape=("N", 3, "h", "w"))
     assert image_values(f"onnx:{open_path}", {}) == {}
-    with raises_naming(RecipeError, "shape", "--shape"):
+    with raises_naming(RecipeError, "shape", "--shape", "(N, 3, h, w)", "choose the size"):
         require_values(f"onnx:{open_path}", {"mean": (0.0,) * 3, "std": (1.0,) * 3})
-    with raises_naming(TypeError, "shape, mean, std"):
+    with raises_naming(TypeError, "shape, mean, std", "'x' is (N, 3, h, w)", "choose the size"):
         dfqkit.quantize(f"onnx:{open_path}")
+    text = "schema: 1\nname: t\nwhy: w\ntask: generic\nteacher: {factory: 'onnx:open.onnx'}\n"
+    text += "synthesis: {method: procedural}\nimage: {mean: [0, 0, 0], std: [1, 1, 1]}\n"
+    (tmp_path / "r.yaml").write_text(text, encoding="utf-8")
+    with raises_naming(RecipeError, "leaves out image.shape", "(N, 3, h, w)", "choose the size"):
+        load_recipe(tmp_path / "r.yaml")
+    assert load_recipe(tmp_path / "r.yaml", ["image.shape=[3, 8, 8]"]).image.shape == (3, 8, 8)
 
 
 def test_inspect_takes_a_file_as_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -168,3 +168,48 @@ def test_labels_are_each_for_themselves() -> None:
     assert not task.offers
     with raises_naming(ArtefactError, "0 and 1"):
         values(task, None, file, np.array([1, 2]))
+
+
+def rows_of(*each: object) -> np.ndarray:
+    found = np.empty(len(each), object)
+    found[:] = each
+    return found
+
+
+#: Labels as every kind of source gives them, of four images.
+_LABELS: dict[str, np.ndarray] = {
+    "classes": np.array([0, 1, 1, 0]), "other classes": np.array([7, 9, 8, 7]), "several": RNG.integers(0, 2, (4, 5)),
+    "boxes": rows_of(*[np.array([[1, 2.0, 2, 9, 9]])] * 4), "no boxes": rows_of(*[np.zeros((0, 5))] * 4),
+    "other boxes": rows_of(*[np.array([[6, 2.0, 2, 9, 9]])] * 4),
+    "masks": np.zeros((4, 8, 8), np.uint8), "text": rows_of(*["ab"] * 4), "words": np.array(["ab"] * 4),
+    "numbers": RNG.random(4),
+}  # fmt: skip
+#: Which of them each task takes, what it is told, and what such a network gives.
+_TAKES: dict[str, tuple[set[str], dict[str, Any], dict[str, np.ndarray]]] = {
+    "classification": ({"classes"}, {}, {"logits": RNG.normal(size=(4, 5))}),
+    "segmentation": ({"masks"}, {}, {"mask": RNG.normal(size=(4, 3, 8, 8))}),
+    "detection": (
+        {"boxes", "no boxes"},
+        {},
+        {"b": np.tile([[1.0, 1, 4, 4], [2, 2, 7, 7]], (4, 1, 1)), "s": RNG.random((4, 2, 3))},
+    ),
+    "keypoints": (set(), {}, {"points": RNG.normal(size=(4, 4, 8, 8))}),
+    "embedding": ({"classes", "other classes"}, {}, {"embedding": RNG.normal(size=(4, 12))}),
+    "dense": ({"masks"}, {}, {"map": RNG.normal(size=(4, 1, 8, 8))}),
+    "sequence": ({"text", "words"}, {"alphabet": "abcde"}, {"text": RNG.normal(size=(4, 8, 6))}),
+    "generic": (set(), {}, {"a": RNG.normal(size=(4, 7))}),
+}
+
+
+@pytest.mark.parametrize("name", _TAKES)
+def test_labels_of_another_task_are_refused_with_what_was_found(name: str) -> None:
+    taken, told, given = _TAKES[name]
+    outputs = {key: found.astype(np.float32) for key, found in given.items()}
+    task = task_of({"name": name, **told}).fitted(outputs, OF_FIVE)
+    of_other_classes = {("classification", "other classes"): ("9", "5"), ("detection", "other boxes"): ("6", "3")}
+    for kind, labels in _LABELS.items():
+        if kind in taken:
+            values(task, None, outputs, labels)
+        else:
+            with raises_naming(ArtefactError, *of_other_classes.get((name, kind), (str(labels.dtype),))):
+                values(task, None, outputs, labels)
