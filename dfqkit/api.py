@@ -38,7 +38,7 @@ from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.measure.kinds import INTEGER_OPS, STUDENT_AGREEMENT
 from dfqkit_export.report import Report
 from dfqkit_export.report.verdict import OK, Verdict
-from dfqkit_export.tasks import Task, entry_of, task_of
+from dfqkit_export.tasks import DEFAULT_TASK, Task, entry_of, task_of
 
 _LOG = logging.getLogger(__name__)
 _IMAGE = ("shape", "mean", "std")
@@ -50,6 +50,23 @@ _ENOUGH_BITS = "w8a8"
 
 #: What fewer bits need beyond calibration; after the shipped W4A4 recipe, without a partner.
 _DISTILL = DistillConfig(steps=500, lr=5e-4, weights=DistillWeights(response=0.1, feature=10.0), average=0.98)
+
+#: What suits tasks that find objects. Most of what ranges must hold are the rare peaks that objects are, of which drawn
+#: images have too few: some are pulled until the teacher sees objects, nothing is cut, and channels are made alike.
+_OBJECTS: dict[str, Any] = {
+    "synthesis": {
+        "method": "mixture",
+        "sources": [
+            {"method": "procedural", "share": 0.7},
+            {
+                "method": "zeroq", "share": 0.3, "start": "procedural", "batch": 8, "steps": 50, "lr": 0.05,
+                "decay": "constant", "jitter": 8, "weights": {"bn": 0, "input": 0, "objects": 1},
+            },
+        ],
+    },
+    "quant": {"scales": "float", "activation_range": "percentile", "percentile": 100, "equalize_values": 0.5},
+    "bank": {"calibration": 64, "held_out": 16, "grading": 32, "batch": 16},
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +118,8 @@ def quantize(  # noqa: PLR0913 - all but the first are named, and have defaults
         task: What its outputs mean, such as ``"segmentation"`` or ``{"name": "detection", "nms": 0.6}``; by default
             what they are recognised as.
         method: Where images come from: one of `dfqkit list synthesizers`; by default the first of dfq, zeroq and
-            procedural for which the network has what is needed.
+            procedural for which the network has what is needed, and where a task finds objects, procedural images
+            of which some were pulled until the network sees objects.
         out: Folder for the result; a new temporary one by default. A folder that holds the same run continues it.
         options: Further or other recipe sections, e.g. ``{"seed": 1, "distill": {"steps": 600}, "device": "cuda"}``;
             ``device`` and ``progress`` (True shows it) are taken here, all else is the recipe's.
@@ -188,11 +206,12 @@ def _loaded(factory: str, image: ImageSpec | None, chosen: dict[str, Any], task:
 
 def _recipe(teacher: Teacher, bits: str, target: str, sections: Mapping[str, Any]) -> Recipe:
     """Return a recipe for a teacher that is at hand; its weights' fingerprint stands in for a file name."""
-    floors = [FloorSection(metric=STUDENT_AGREEMENT.name, value=99.5)]
+    of_task = _OBJECTS if teacher.task.name != DEFAULT_TASK.name and "objects" in provides(teacher) else {}
+    floors = [] if of_task else [FloorSection(metric=STUDENT_AGREEMENT.name, value=99.5)]  # float scales round on ties
     if backend_of(get_target(target)) is DEFAULT:
         floors.append(FloorSection(metric=INTEGER_OPS.name, value=100.0, unless_kept=True))
     factory = teacher.factory or f"module:{teacher.name}"
-    source = sections.get("synthesis") or _usual_source(teacher)
+    source = sections.get("synthesis") or of_task.get("synthesis") or _usual_source(teacher)
     method = source.get("method") if isinstance(source, Mapping) else source.method
     usual = {
         "name": f"{teacher.name}/{method or DFQConfig().method}-{bits}",
@@ -205,5 +224,6 @@ def _recipe(teacher: Teacher, bits: str, target: str, sections: Mapping[str, Any
         "distill": None if bits == _ENOUGH_BITS else _DISTILL,
         "floors": floors,
     }
-    quant = {"bits": bits, **sections.get("quant", {})}
+    usual |= {key: value for key, value in of_task.items() if key == "bank"}
+    quant = {"bits": bits, **of_task.get("quant", {}), **sections.get("quant", {})}
     return recipe_from({**usual, **sections, "quant": quant}, "the arguments of dfqkit.quantize")

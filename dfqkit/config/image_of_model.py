@@ -170,7 +170,7 @@ def open_axes(factory: str, beside: Path | None = None) -> str:
     except (ArtefactError, RecipeError):
         return ""
     return (
-        f" Its input '{value.name}' is {told_sizes(value)}: choose the size at which images are made and ranges are found, "
+        f" Its input '{value.name}' is {told_sizes(value)}: choose the size at which images are made and ranges found, "
         "that of deployment; the int8 file keeps open axes open."
     )
 

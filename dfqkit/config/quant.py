@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from dfqkit.config.section import Section
+from dfqkit.config.section import Added, Section
 
 if TYPE_CHECKING:
     from dfqkit_export.backends.target import Target
@@ -64,6 +64,13 @@ class QuantConfig(Section):
     equalize: int = Field(
         0, ge=0, description="Iterations of cross-layer equalization (Nagel et al., 2019); 0 is none."
     )
+    equalize_values: Annotated[float, Added("0.2.0")] = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Exponent by which channels' values are made more alike on the calibration images, weights "
+        "behind them scaled back (after SmoothQuant, Xiao et al., 2023, equation 4); 0 is none, 1 makes all as large.",
+    )
     bias_correction: bool = Field(True, description="Empirical bias correction (Nagel et al., 2019, section 4.2).")
 
     @property
@@ -75,6 +82,11 @@ class QuantConfig(Section):
     def activation_bits(self) -> int:
         """Bits of the tensors that inner convolutions multiply."""
         return int(self.bits[3])
+
+    @property
+    def rescales(self) -> bool:
+        """Whether students have features of another scale than the network that they are made of."""
+        return bool(self.equalize or self.equalize_values)
 
     def check(self, target: Target) -> None:
         """Refuse a scheme that the target cannot run, before any compute is spent."""

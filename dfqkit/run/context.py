@@ -204,7 +204,8 @@ class Context:
     def reference(self, scheme: QuantConfig) -> fx.GraphModule:
         """Return the float graph that a scheme quantizes, with the features of its students (`equalized_graph`)."""
         if scheme not in self._equalized:
-            self._equalized[scheme] = equalized_graph(self.graph, scheme)
+            images = [images for images, _ in self.batches("calibration")] if scheme.equalize_values else ()
+            self._equalized[scheme] = equalized_graph(self.graph, scheme, images)
         return self._equalized[scheme]
 
     def new_student(self, scheme: QuantConfig) -> fx.GraphModule:
@@ -263,8 +264,5 @@ class Context:
         """
         if "student" not in self.synthesis.needed:
             return []
-        if self.recipe.student is None:
-            own = self.new_student(self.scheme)
-        else:
-            own = build_student(self.teacher_graph, self.scheme, self.target, self.teacher.image)
+        own = build_student(self.teacher_graph, self.scheme, self.target, self.teacher.image)
         return [provisional_student(self.recipe, self.teacher, self.device, own)]

@@ -180,7 +180,7 @@ def measure(context: Context, shown_as: str) -> Measured:
         context.file(TEACHER),
         first[:LAYER_IMAGES],
         as_written=_as_written(context),
-        reference=context.reference(context.scheme) if context.scheme.equalize or recipe.student else None,
+        reference=context.reference(context.scheme) if context.scheme.rescales or recipe.student else None,
     )
     left = subjects.student.meta["kept"] | subjects.student.meta["floats"]
     return Measured(

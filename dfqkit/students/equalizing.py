@@ -1,14 +1,17 @@
-"""Cross-layer equalization: layers scaled against each other, so that no channel's weights are much larger than others.
+"""Layers scaled against each other, so that no channel's weights or values are much larger than others.
 
-Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019, section 4.1, for
-groups of layers as Brevitas has it: all whose outputs meet in additions are scaled together, against all that read
-them. Brevitas' own walk ends in a KeyError on functions that it does not know, and scales what a constant is added to.
+Sources: of weights, Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019,
+section 4.1, for groups of layers as Brevitas has it: all whose outputs meet in additions are scaled together, against
+all that read them. Brevitas' own walk ends in a KeyError on functions that it does not know, and scales what a constant
+is added to. Of values, Xiao et al., "SmoothQuant", 2023, equation 4, without its weights: each of ours has a scale for
+every output channel.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,6 +27,8 @@ _HOMOGENEOUS_FUNCTIONS = {"leaky_relu", "max_pool2d", "upsample_nearest2d", "sli
 #: It ends when no factor is further from 1.
 _SETTLED = 0.05
 _LEAST = 1e-9
+#: The least share of the largest channel's values that a channel is taken to have.
+_SMALLEST = 1e-3
 _OUTPUT = "the output"
 
 
@@ -43,18 +48,56 @@ def equalize(graph: fx.GraphModule, iterations: int) -> fx.GraphModule:
     """
     equalized = copy.deepcopy(graph)
     groups = _Groups(equalized)
-    if groups.skipped:
-        _LOG.warning(
-            "%d of %d groups of layers are not equalized, since what lies between passes no scale on: %s%s.",
-            len(groups.skipped), len(groups.skipped) + len(groups.usable), "; ".join(groups.skipped[:3]),
-            "; ..." if groups.skipped[3:] else "",
-        )  # fmt: skip
+    groups.tell()
     with torch.no_grad():
         for _ in range(iterations):
             furthest = max((_step(group) for group in groups.usable), default=0.0)
             if furthest < _SETTLED:
                 break
     return equalized
+
+
+def equalize_values(graph: fx.GraphModule, exponent: float, batches: Sequence[Tensor]) -> fx.GraphModule:
+    """Return a copy of a float graph in normal form, its channels' values made more alike; the function stays the same.
+
+    A channel whose largest value, of all that its group quantizes, is a share r of the tensor's largest is divided by
+    r^exponent, and what reads it multiplied. A tensor has one scale for all of its channels, so that small ones would
+    have a handful of codes; to depthwise layers, which have a scale for each, it costs nothing.
+
+    Args:
+        graph: The float graph, left as it is.
+        exponent: Within (0, 1]; 1 makes all channels as large.
+        batches: Normalised images (n, C, H, W).
+    """
+    equalized = copy.deepcopy(graph)
+    groups = _Groups(equalized)
+    groups.tell()
+    shares: dict[_Channels, Tensor] = {}
+    for node, largest in _largest(equalized, groups.shapes, batches).items():
+        group = groups.of(node)
+        if group in groups.usable and not all(groups.is_activation(reader) for reader in node.users):
+            share = (largest / largest.max().clamp_min(_LEAST)).clamp_min(_SMALLEST)
+            shares[group] = torch.maximum(shares.get(group, share), share)
+    with torch.no_grad():
+        for group, share in shares.items():
+            _scale(group, share**-exponent)
+    return equalized
+
+
+def _largest(
+    graph: fx.GraphModule, nodes: dict[fx.Node, tuple[int, ...]], batches: Sequence[Tensor]
+) -> dict[fx.Node, Tensor]:
+    """Return the largest absolute value of each channel (axis 1), (C,), of some nodes over all images."""
+    found: dict[fx.Node, Tensor] = {}
+
+    def see(node: fx.Node, value: Tensor) -> None:
+        if node in nodes and value.dim() > 1:
+            largest = value.abs().transpose(0, 1).flatten(1).amax(1)
+            found[node] = torch.maximum(found.get(node, largest), largest)
+
+    for batch in batches:
+        watch(graph, batch, see)
+    return found
 
 
 class _Groups:
@@ -73,6 +116,23 @@ class _Groups:
             for group in groups
             if group.sources and group.blocked not in ("", _OUTPUT)
         ]
+
+    def tell(self) -> None:
+        """Log which groups are left as they are."""
+        if self.skipped:
+            _LOG.warning(
+                "%d of %d groups of layers are not equalized, since what lies between passes no scale on: %s%s.",
+                len(self.skipped), len(self.skipped) + len(self.usable), "; ".join(self.skipped[:3]),
+                "; ..." if self.skipped[3:] else "",
+            )  # fmt: skip
+
+    def of(self, node: fx.Node) -> _Channels:
+        """Return the group of a tensor."""
+        return self._of[node]
+
+    def is_activation(self, node: fx.Node) -> bool:
+        """Whether a node is an activation function, which reads no quantized values."""
+        return isinstance(called(node, self.modules), nn.ReLU | nn.LeakyReLU)
 
     def _at(self, key: fx.Node | tuple[str, str]) -> _Channels:
         return self._of.setdefault(key, _Channels())
@@ -153,6 +213,12 @@ def _step(group: _Channels) -> float:
     idle = (outputs <= _LEAST) | (inputs <= _LEAST)
     outputs, inputs = (torch.where(idle, torch.ones_like(one), one) for one in (outputs, inputs))
     factors = torch.pow(inputs, 0.5) / torch.pow(outputs, 0.5)
+    _scale(group, factors)
+    return float((factors - 1).abs().max())
+
+
+def _scale(group: _Channels, factors: Tensor) -> None:
+    """Multiply the channels of a group, (C,), and divide them again where they are read."""
     for layer in group.sources.values():
         weight = tensor_at(layer, "weight")
         weight.mul_(factors.reshape(-1, *[1] * (weight.dim() - 1)))
@@ -161,7 +227,6 @@ def _step(group: _Channels) -> float:
         weight = tensor_at(layer, "weight")
         axis = 0 if _is_depthwise(layer) else 1
         weight.mul_((1 / factors).reshape([-1 if place == axis else 1 for place in range(weight.dim())]))
-    return float((factors - 1).abs().max())
 
 
 def _is_depthwise(layer: nn.Module) -> bool:

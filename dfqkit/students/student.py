@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from dfqkit.config.quant import QuantConfig
 from dfqkit.students.calibration import calibrate, correct_bias, settle
-from dfqkit.students.equalizing import equalize
+from dfqkit.students.equalizing import equalize, equalize_values
 from dfqkit.students.measured import collapsing, leave_in_float, unlike
 from dfqkit.students.placement import Plan, quantized_graph
 from dfqkit.students.weight_scales import round_weight_scales
@@ -39,12 +39,15 @@ def build_student(graph: fx.GraphModule, config: QuantConfig, target: Target, im
     return quantized_graph(equalized_graph(graph, config), config, target, image)
 
 
-def equalized_graph(graph: fx.GraphModule, config: QuantConfig) -> fx.GraphModule:
+def equalized_graph(graph: fx.GraphModule, config: QuantConfig, batches: Sequence[Tensor] = ()) -> fx.GraphModule:
     """Return the float graph that a scheme quantizes, with its students' features: ``graph`` itself, or a copy.
 
-    Equalization (`equalizing`) scales layers against each other without changing the function.
+    Equalization (`equalizing`) scales layers against each other without changing the function; that of values needs
+    images (n, C, H, W), and is left out without any.
     """
-    return equalize(graph, config.equalize) if config.equalize else graph
+    if config.equalize:
+        graph = equalize(graph, config.equalize)
+    return equalize_values(graph, config.equalize_values, batches) if config.equalize_values and batches else graph
 
 
 def calibrate_student(

@@ -131,6 +131,13 @@ def test_asked_for_objects_images_show_more_of_them(name: str, made: Any, teache
     assert last[1] < last[0] - 0.02
 
 
+@pytest.mark.parametrize("torch_part", [Finding], indirect=True)
+def test_objects_alone_need_no_statistics(made: Any, teacher: Teacher) -> None:
+    config, synthesizer = made("zeroq", weights={"bn": 0, "input": 0, "objects": 1}, start="procedural", steps=3)
+    assert config.needed == {"objects"}
+    assert {name for terms in warm(synthesizer, ()) for name in terms} == {"objects"}
+
+
 def test_of_a_teacher_without_anything_only_those_that_need_nothing(tmp_path: Path) -> None:
     image = ImageSpec(shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.5,) * 3, classes=4)
     bare = Teacher.from_module(nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.Softmax(1)), image, "bare")

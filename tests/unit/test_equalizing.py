@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dfqkit.students.capture import float_graph
-from dfqkit.students.equalizing import equalize
+from dfqkit.students.equalizing import equalize, equalize_values
 from tests._toys import IMAGE, Head, images, randomise, toy_graph
 
 Middle = Callable[["Chain", Tensor], Tensor]
@@ -60,12 +60,12 @@ STOPPED: dict[str, Middle] = {
 }
 
 
+@pytest.mark.parametrize("way", ["weights", "values"])
 @pytest.mark.parametrize("middle", [*PASSED.values(), *STOPPED.values()], ids=[*PASSED, *STOPPED])
-def test_the_function_stays(middle: Middle, caplog: pytest.LogCaptureFixture) -> None:
-    graph = float_graph(chain(middle), IMAGE)
+def test_the_function_stays(middle: Middle, way: str, caplog: pytest.LogCaptureFixture) -> None:
+    graph, x = float_graph(chain(middle), IMAGE), images(4)
     with caplog.at_level(logging.WARNING, "dfqkit"):
-        equalized = equalize(graph, 10)
-    x = images(4)
+        equalized = equalize(graph, 10) if way == "weights" else equalize_values(graph, 0.5, [x])
     with torch.no_grad():
         torch.testing.assert_close(equalized(x), graph(x), rtol=1e-4, atol=1e-4)
     spread, before = (ratio(net.get_submodule("first").weight) for net in (equalized, graph))
@@ -74,6 +74,19 @@ def test_the_function_stays(middle: Middle, caplog: pytest.LogCaptureFixture) ->
     else:
         assert spread == before
         assert "first" in caplog.text
+
+
+@pytest.mark.parametrize("exponent", [0.5, 1.0])
+def test_values_are_divided_by_a_power_of_their_share(exponent: float) -> None:
+    model = chain(lambda _, x: torch.relu(x))
+    graph, batches = float_graph(model, IMAGE), [images(4), images(3, seed=1)]
+    before, after = graph.get_submodule("first"), equalize_values(graph, exponent, batches).get_submodule("first")
+    with torch.no_grad():
+        largest = torch.relu(before(torch.cat(batches))).amax((0, 2, 3))
+    share = (largest / largest.max()).clamp_min(1e-3)
+    wanted = before.weight * share.pow(-exponent).reshape(-1, 1, 1, 1)
+    torch.testing.assert_close(after.weight, wanted)
+    torch.testing.assert_close(after.bias, before.bias * share.pow(-exponent))
 
 
 def ratio(weight: Tensor) -> float:

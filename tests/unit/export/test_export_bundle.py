@@ -93,7 +93,8 @@ class TestWriting:
         names = {path.relative_to(made).as_posix() for path in made.rglob("*") if path.is_file()}
         assert names == {
             "MODEL_CARD.md", "labels.txt", "manifest.json", "model.onnx", "recipe.yaml", "report.json",
-            "samples/README.md", "samples/cpp/CMakeLists.txt", CPP, "samples/expected.bin", "samples/inputs.bin", "samples/inputs.txt",
+            "samples/README.md", "samples/cpp/CMakeLists.txt", CPP, "samples/expected.bin", "samples/inputs.bin",
+            "samples/inputs.txt",
             "samples/python/classify.py", "samples/trtexec.md", "sentinel.safetensors",
         }  # fmt: skip
         facts = json.loads((made / "manifest.json").read_text())

@@ -19,7 +19,9 @@ and ``crop``, IntraQ's local object reinforcement: in that share of the steps th
 batch, enlarged. IntraQ is ``bn: mse``, ``input: 0``, ``crop: 0.5``, ``flip: true``, soft_label_error and margin 1; HAST
 with CIFAR-10 is ``bn: mse``, ``input: 0``, ``hard_sample: 10``, ``gamma: 2``.
 
-Needs: BatchNorm with running statistics; with labels also classes, with the margin features in front of the last layer.
+Needs: BatchNorm with running statistics, unless ``bn`` has weight 0 and other terms shape the images (``objects``, of
+which a detector's procedural images have too few); with labels also classes, with the margin features in front of the
+last layer.
 
 Differs from ZeroQ's code: statistics are the batch's, because per-image ones (``statistics: image``) force every image
 to the average and cost diversity; BatchNorm inputs are read where they enter the layer, not paired with convolutions
@@ -89,9 +91,9 @@ class ZeroQConfig(PixelConfig):
 
     @property
     def needed(self) -> frozenset[str]:
-        """With the margin, also features."""
+        """With the margin, also features; BatchNorm only where it counts."""
         weights = self.weights
-        found = set(super().needed)
+        found = set(super().needed) - (set() if weights.bn else {"batchnorm"})
         if weights.ce or weights.hard_sample or weights.soft_label_error or weights.margin:
             found.add("classes")
         if weights.margin:

@@ -39,7 +39,7 @@ class ZeroQ(PixelSynthesizer):
         config, teacher = self.config, self.teacher
         self.tap: BatchNormTap | LayerTap = BatchNormTap(teacher.model)
         self.norms = self.tap.layers
-        if config.statistics == "image":
+        if config.statistics == "image" and self.weights["bn"]:
             self.tap = LayerTap(teacher.model, list(self.norms), "input")
             self._require_maps(self.tap)
         self.last: LayerTap | None = None
@@ -77,6 +77,8 @@ class ZeroQ(PixelSynthesizer):
         )
 
     def _read_statistics(self, images: Tensor) -> tuple[Any, dict[str, Tensor]]:
+        if not self.weights["bn"]:
+            return self.teacher.model(images), {}
         form = _FORMS[self.config.bn]
         with self.tap as tap:
             logits = self.teacher.model(images)
