@@ -18,7 +18,7 @@ from dfqkit_export.tasks.parameters import DetectionParameters
 
 #: Images that are compared, at most.
 _IMAGES = 48
-#: Share of the liveliest position's deviation from which on a position tells anything.
+#: Share of the liveliest position's deviation from which on a silent one tells anything.
 _LIVELY = 0.1
 #: Correlation from which on a column is another's, and how much better it must be than with its own.
 _ALIKE, _BETTER = 0.7, 0.3
@@ -58,7 +58,8 @@ def _boxes(task: DetectionParameters, wanted: Floats, given: Floats, name: str) 
     elif wanted.shape[2] == len(_SIDES):
         forms = [(_SIDES if task.form == "distances" else _CENTRE, wanted, given)]
     elif task.form == "distributions":
-        forms = [(_SIDES, *(each.reshape(*each.shape[:2], 4, -1).argmax(3).astype(float) for each in (wanted, given)))]
+        likeliest = (each.reshape(*each.shape[:2], 4, -1).argmax(3).astype(float) for each in (wanted, given))
+        forms = [(_SIDES, *likeliest)]
     for names, first, second in forms:
         if pairs := _exchanged(first, second):
             swapped = " and ".join(f"{names[a]} for {names[b]}" for a, b in pairs)
@@ -80,14 +81,9 @@ def _deviations(values: Floats) -> Floats:
 
 def _exchanged(wanted: Floats, given: Floats) -> list[tuple[int, int]]:
     """Return pairs of columns of (N, P, numbers) of which each is the teacher's other."""
-    scores = []
-    for values in (wanted, given):
-        moved = values - values.mean(0)
-        spread = _deviations(values)
-        scores.append(np.where(spread > _LIVELY * spread.max(0, initial=1e-12), moved / np.maximum(spread, 1e-12), 0))
-    columns = [each.reshape(-1, each.shape[2]) for each in scores]
-    sizes = [np.sqrt(np.square(each).sum(0)) for each in columns]
-    alike = (columns[1].T @ columns[0]) / np.maximum(np.outer(sizes[1], sizes[0]), 1e-12)
+    first, second = ((each - each.mean(0)).reshape(-1, each.shape[2]) for each in (wanted, given))
+    sizes = np.outer(*(np.sqrt(np.square(each).sum(0)) for each in (second, first)))
+    alike = (second.T @ first) / np.maximum(sizes, 1e-12)
     best = alike.argmax(1)
     return [
         (k, int(other))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,11 @@ def test_one_level_of_several_outputs_is_named_and_rows_in_no_order_tell_nothing
     assert "positions 0 to 3 of 4 in 's16'" in text
     (text,) = task.signs(wanted, {**wanted, "b8": wanted["b8"][..., [0, 3, 2, 1]]})
     assert "'b8' gives top for bottom" in text
+    bins = replace(task, form="distributions", shapes=((16, 32), (4, 32), (16, 3), (4, 3)))
+    raw = {**wanted, "b8": rng.normal(size=(40, 16, 32)), "b16": rng.normal(size=(40, 4, 32))}
+    exchanged = raw["b16"].reshape(40, 4, 4, 8)[:, :, [1, 0, 2, 3]].reshape(40, 4, 32)
+    (text,) = bins.signs(raw, {**raw, "b16": exchanged})
+    assert "'b16' gives left for top" in text
     rows = Detection(boxes=("rows",), form="rows", shapes=((5, 6),), size=(32, 32))
     assert not rows.signs({"rows": rng.random((9, 5, 6))}, {"rows": rng.random((9, 5, 6))})
 
