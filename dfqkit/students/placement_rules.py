@@ -38,6 +38,7 @@ _DECODING_WORDS = (
 )
 _DECODING = frozenset(f"{_DECODING_WORDS} reshape permute transpose slice".split())
 DECODED = "behind the last layers answers are decoded: tensors of different ranges (boxes, scores) would share a grid"
+EXPECTED = "it decodes: it weighs a softmax, which gives the mean of a distribution, with numbers that must be exact"
 
 
 class Rules:
@@ -75,7 +76,7 @@ class Rules:
         function = op_name(node.target) if node.op == "call_function" else ""
         if is_input(node):
             return "input"
-        if isinstance(module, _WEIGHTED) or node in self.turned:
+        if (isinstance(module, _WEIGHTED) or node in self.turned) and not self._expects(node):
             return "weighted"
         if isinstance(module, nn.MaxPool2d):
             return self._kind_of_maximum(node)
@@ -95,6 +96,12 @@ class Rules:
         target = self.target
         space = target.unsigned_activations if self.nonnegative(source(node)) else target.signed_activations
         return space in rule.activations.value
+
+    def _expects(self, node: fx.Node) -> bool:
+        """Whether a layer weighs a softmax, as decoders do that take a distance for the mean of a distribution."""
+        layer = self.module(node)
+        single = isinstance(layer, _WEIGHTED) and len(layer.weight) == 1
+        return single and op_name(self._through_structure(source(node)).target) in ("softmax", "_softmax")
 
     def _kind_of_maximum(self, node: fx.Node) -> str:
         before = node.args[0]
@@ -246,7 +253,7 @@ class Rules:
 
     def floats(self) -> dict[str, str]:
         """Return why each tensor that the target could have in codes stays in float, `kept` ones left out."""
-        found: dict[str, str] = {}
+        found = {node.name: EXPECTED for node in self.nodes if self._expects(node)}
         for node in self.nodes:
             rule = self.target.rule(self._onnx_operator(node))
             reason = self.islands.reason(node) if node in self.tensors and node not in self.kept else ""

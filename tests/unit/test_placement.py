@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from pathlib import Path
 
 import brevitas.nn as qnn
 import pytest
@@ -11,9 +12,15 @@ from torch import fx, nn
 
 from dfqkit.config.quant import QuantConfig
 from dfqkit.students.capture import float_graph
+from dfqkit.students.freezing import freeze
+from dfqkit.students.onnx_file import write_qdq
 from dfqkit.students.placement import Plan, plan, quantized_graph
+from dfqkit.students.student import calibrate_student
 from dfqkit_export.backends import get_target
+from dfqkit_export.backends.onnxruntime.session import OrtSession
+from dfqkit_export.backends.opening import realised_precision
 from dfqkit_export.errors import TargetError
+from dfqkit_export.measure.metrics import sqnr_db
 from dfqkit_export.tasks import task_of
 from tests._messages import raises_naming
 from tests._toys import IMAGE, TOYS, images, toy_graph
@@ -226,6 +233,46 @@ def test_raw_heads_are_quantized_and_what_decodes_them_stays_in_float(target: st
     assert quantized == (raw if target == "onnxruntime" else set())
     assert {name for name in decided.floats if name.startswith("cat")} == {"cat", "cat_1", "cat_2"}
     assert all("decoded" in reason for reason in decided.floats.values())
+
+
+class Distributions(Heads):
+    """Distances as means of distributions, by a convolution with the numbers of the bins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bins = nn.Conv2d(8, 1, 1, bias=False)
+        self.sides = nn.Conv2d(8, 32, 1)
+        with torch.no_grad():
+            self.bins.weight.copy_(torch.arange(8.0).reshape(1, 8, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = torch.relu(self.fine(x))
+        sides = 3 * self.sides(features).flatten(2)
+        sides = sides.reshape(len(x), 4, 8, -1).transpose(1, 2).softmax(1)
+        return torch.cat([self.bins(sides).flatten(1, 2), torch.sigmoid(self.scores[0](features).flatten(2))], 1)
+
+
+def test_means_of_distributions_are_decoded_in_float_and_the_file_computes_them(tmp_path: Path) -> None:
+    model, config, target = (
+        Distributions().eval(),
+        QuantConfig(bits="w8a8", weight_range="max"),
+        get_target("onnxruntime"),
+    )
+    graph = float_graph(model, IMAGE, task_of({"name": "generic", "names": ["all"]}))
+    decided = plan(graph, config, target, IMAGE)
+    assert set(decided.weights) == {"fine", "sides", "scores.0"}
+    assert "weighs a softmax" in decided.floats["bins"]
+    student = quantized_graph(graph, config, target, IMAGE)
+    calibrate_student(student, [images(16)], config, IMAGE)
+    freeze(student)
+    write_qdq(student, target, tmp_path / "model.onnx", metadata={})
+    found = OrtSession(tmp_path / "model.onnx").run(images(4).numpy())
+    with torch.no_grad():
+        assert (sqnr_db(student(images(4)).numpy(), found) or 200) > 60
+        assert (sqnr_db(model(images(4)).numpy(), found) or 0) > 25
+    layers = realised_precision(tmp_path / "model.onnx").layers
+    assert {layer.name.split("/")[0]: layer.precision for layer in layers}["bins"] == "float"
+    assert [layer.precision for layer in layers].count("int8") == 3
 
 
 def test_pooling_and_sums_of_maps_behind_the_last_layer_stay_in_integers() -> None:
