@@ -159,14 +159,14 @@ def _onnx(path: str, _: str) -> dict[str, Any]:
 def open_axes(factory: str, beside: Path | None = None) -> str:
     """Return a sentence on the axes that an ONNX file leaves open, for whoever chooses them; "" where none is open."""
     from dfqkit_export.onnxfile.model import load_onnx
-    from dfqkit_export.onnxfile.shapes import image_input, stated_image, told_sizes
+    from dfqkit_export.onnxfile.shapes import image_inputs, stated_image, told_sizes
 
     kind, _, path = factory.partition(":")
     try:
         model = load_onnx(find_file(path, beside or Path.cwd()), weights=False) if kind in _FILES else None
         if model is None or stated_image(model) is not None:
             return ""
-        value = image_input(model)
+        value = image_inputs(model)[0]
     except (ArtefactError, RecipeError):
         return ""
     return (

@@ -30,7 +30,7 @@ from dfqkit.config.student import FloatStudentConfig
 from dfqkit.config.task import AnyTaskSection, default_task_section
 from dfqkit_export.backends import DEFAULT, DEFAULT_TARGET, get_target
 from dfqkit_export.errors import ArtefactError, RecipeError, TargetError
-from dfqkit_export.images.pixels import LAYOUT, RGB, check_pixels
+from dfqkit_export.images.pixels import FLOAT, LAYOUT, RGB, check_pixels
 
 if TYPE_CHECKING:
     from dfqkit_export.images.spec import ImageSpec
@@ -75,7 +75,10 @@ class ImageSection(Section):
     classes: int | None = Field(None, ge=2, description="How many there are, where the task has classes.")
     pixel_range: Annotated[Literal[1, 255], Added("0.2.0")] = Field(1, description="Largest pixel that goes in.")
     channels: Annotated[Literal["RGB", "BGR"], Added("0.2.0")] = Field(RGB, description="Order of the colours.")
-    layout: Annotated[Literal["NCHW"], Added("0.2.0")] = Field(LAYOUT, description="Order of the axes.")
+    layout: Annotated[Literal["NCHW", "NHWC"], Added("0.2.0")] = Field(LAYOUT, description="Axes that the file takes.")
+    dtype: Annotated[Literal["float32", "uint8"], Added("0.2.0")] = Field(
+        FLOAT, description="What the file takes: float32, normalised; or uint8, pixels that it normalises itself."
+    )
     inputs: Annotated[dict[str, _Size | SideInput], Added("0.2.0")] = Field(
         default_factory=dict,
         description="Where there are several, by name, in the order of the network's forward: an image's channels, or "
@@ -114,8 +117,7 @@ class ImageSection(Section):
         """Return the same as an `ImageSpec`."""
         from dfqkit_export.images.spec import ImageSpec  # numpy; not needed to list recipes
 
-        given = self.model_dump(include={"shape", "mean", "std", "pixel_range", "channels", "layout", "inputs"})
-        return ImageSpec(**given, classes=self.classes or 0)
+        return ImageSpec(**self.model_dump(exclude={"classes", "filled_from"}), classes=self.classes or 0)
 
 
 class BankSection(Section):

@@ -1,8 +1,9 @@
 """Several inputs of a network as one: all images stacked by channel, side inputs beside them.
 
-What belongs here: everything that knows a network takes more than one tensor. A teacher's module is split for by a hook
-(`takes_stacked`), a captured graph has its placeholders gathered into one, and the written file has them apart again;
-between the two, all code sees images (N, C, H, W). What an input takes is `dfqkit_export.images.entries`.
+What belongs here: everything that knows a network takes more than one tensor, or its file other numbers. A teacher's
+module is split for by a hook (`takes_stacked`), a captured graph has its placeholders gathered into one, and the
+written file has them apart again; between the two, all code sees images (N, C, H, W). What an input takes is
+`dfqkit_export.images.entries`.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from dfqkit_export.errors import TeacherError
-from dfqkit_export.images.entries import Entry
+from dfqkit_export.images.entries import Entry, entries_of
+from dfqkit_export.images.pixels import FLOAT, LAYOUT, PIXELS, RGB
 from dfqkit_export.images.spec import ImageSpec
 
 
@@ -93,8 +97,28 @@ def unstacked(model: nn.Module) -> Iterator[None]:
         model._forward_pre_hooks.update(hooks)
 
 
+class _Taken(nn.Module):
+    """What a network takes of what its file takes: pixels on another scale, in another order of axes."""
+
+    def __init__(self, image: ImageSpec) -> None:
+        super().__init__()
+        self.image = replace(image, channels=RGB)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 3, 1, 2) if self.image.layout != LAYOUT else x
+        return self.image.normalize(x.to(torch.float32) / 255) if self.image.dtype == PIXELS else x
+
+
+def of_file(image: ImageSpec, names: Sequence[str]) -> tuple[list[Tensor], list[dict[int, Any]]]:
+    """Return what inputs of a file take of two black images, in the order of its ``names``, and their open axes."""
+    given = image.to_file(np.zeros((2, *image.shape), np.float32))
+    axes = dict(zip(given, dynamic(image), strict=True))
+    order = names if image.inputs else list(given)
+    return [torch.from_numpy(given[name]) for name in order], [axes[name] for name in order]
+
+
 def dynamic(image: ImageSpec) -> tuple[dict[int, Any], ...]:
-    """Return which axes of the inputs, taken apart, `torch.export` is to leave open: the batch's."""
+    """Return which axes of each input `torch.export` is to leave open: the batch's."""
     batch = torch.export.Dim("N", min=1, max=65536)
     return tuple({0: batch} if entry.per_image else {} for entry in image.inputs) or ({0: batch},)
 
@@ -127,26 +151,28 @@ def gathered(graph: fx.GraphModule, image: ImageSpec) -> fx.GraphModule:
         old.replace_all_uses_with(made)
     for old in placeholders:
         nodes.erase_node(old)
-    nodes._codegen = fx.graph.CodeGen()  # the exporter's takes the arguments that were there
-    graph.recompile()
+    told, nodes._codegen = nodes._codegen, fx.graph.CodeGen()  # the exporter's takes the arguments that were there
+    nodes._codegen.pytree_info = told.pytree_info  # type: ignore[attr-defined]  # names of the outputs
     return graph
 
 
 def separated(graph: fx.GraphModule, image: ImageSpec, names: Sequence[str]) -> fx.GraphModule:
-    """Let a graph of stacked images take its inputs apart again, in the order of ``names``, in place."""
-    if not image.inputs:
-        return graph
+    """Let a graph of stacked images take what its file takes, in the order of ``names``, in place."""
     nodes = graph.graph
     stacked = next(node for node in nodes.nodes if node.op == "placeholder")
     parts = {str(node.args[1]): node for node in nodes.nodes if is_part(node)}
-    apart: dict[str, fx.Node] = {}
-    for place, name in enumerate(names):
-        with nodes.inserting_before(stacked):
-            apart[name] = nodes.placeholder(f"dfqkit_input_{place}")
+    entries = {entry.name: entry for entry in image.inputs or entries_of({names[0]: image.shape[0]})}
+    with nodes.inserting_before(stacked):
+        apart = {name: nodes.placeholder(f"dfqkit_input_{place}") for place, name in enumerate(names)}
+    for place, (name, taken) in enumerate(list(apart.items())):
+        if entries[name].shape is None and (image.layout, image.dtype) != (LAYOUT, FLOAT):
+            graph.add_submodule(f"dfqkit_taken_{place}", _Taken(image.of(entries[name])))
+            with nodes.inserting_before(stacked):
+                apart[name] = nodes.call_module(f"dfqkit_taken_{place}", (taken,))
         if name in parts:
             parts[name].replace_all_uses_with(apart[name])
             nodes.erase_node(parts[name])
-    stacked.replace_all_uses_with(next(apart[entry.name] for entry in image.inputs if entry.shape is None))
+    stacked.replace_all_uses_with(next(apart[name] for name, entry in entries.items() if entry.shape is None))
     nodes.erase_node(stacked)
     graph.recompile()
     return graph

@@ -17,7 +17,7 @@ import onnx
 import torch
 from torch import Tensor, fx, nn
 
-from dfqkit.students.inputs import dynamic, separated, split
+from dfqkit.students.inputs import of_file, separated
 from dfqkit.students.naming import FILE_NAMES, IMAGE, INPUT, file_names
 from dfqkit.students.onnx_errors import untranslatable
 from dfqkit.students.onnx_names import Place, in_scopes, name_ends, name_graph, places
@@ -82,14 +82,11 @@ def _exported(graph: fx.GraphModule, written: fx.GraphModule, opset: int) -> onn
     known = places(graph, at_home)
     try:
         scoped = in_scopes(written)
-        if image is None or not image.inputs:
+        if image is None or image.plain:
             model = _translated(scoped, example, opset, outputs)
         else:
-            given = dict(zip((entry.name for entry in image.inputs), split(example, image), strict=True))
-            axes = dict(zip(given, dynamic(image), strict=True))
-            apart = separated(scoped, image, names.inputs)
-            examples = [given[name] for name in names.inputs]
-            model = _translated(apart, examples, opset, outputs, [axes[name] for name in names.inputs])
+            examples, axes = of_file(image, names.inputs)
+            model = _translated(separated(scoped, image, names.inputs), examples, opset, outputs, axes)
     except Exception as error:
         raise TeacherError(untranslatable(graph, at_home, opset, error, _translated)) from error
     if names.inputs != (INPUT,) or own is not None:

@@ -18,6 +18,7 @@ from dfqkit.students.islands import MATMUL, Islands, nonnegative
 from dfqkit.students.nodes import REGRID, STRUCTURAL, called, op_name, source, watch
 from dfqkit.students.tail import tail_of
 from dfqkit_export.backends.target import Target
+from dfqkit_export.images.pixels import PIXELS
 from dfqkit_export.images.spec import ImageSpec
 
 _WEIGHTED = (nn.Conv2d, nn.Linear)
@@ -299,7 +300,8 @@ def coarse_input(image: ImageSpec, target: Target) -> str:
     low, high = image.bounds()
     width = 2 * max(-low, high) if target.signed_activations.symmetric else max(high, 0) - min(low, 0)
     codes = 255 / width
-    if codes >= LEAST_CODES:
+    whole = image.dtype == PIXELS and width <= image.pixel_range / max(image.std)  # every pixel has a code of its own
+    if codes >= LEAST_CODES or whole:
         return ""
     channel = min(range(len(image.std)), key=image.std.__getitem__)
     return (

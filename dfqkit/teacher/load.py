@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from dfqkit.teacher.verification import listed, settled, verify_outputs, verify_
 from dfqkit.teacher.weight_sets import CHOOSE
 from dfqkit.teacher.weights import load_weights, sha256_of_weights
 from dfqkit_export.errors import TeacherError
+from dfqkit_export.images.pixels import FLOAT, LAYOUT
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.tasks import DEFAULT_TASK, Task
 from dfqkit_export.words import nearest
@@ -202,6 +203,10 @@ def _of_stored(
     if is_translated(factory):
         found: Any = resolve_factory(factory)(image)
         model, names = found.module, found.names
+        if not found.taken.plain:  # the int8 file takes what this one does
+            layout = found.taken.layout if found.taken.layout != LAYOUT else image.layout
+            dtype = found.taken.dtype if found.taken.dtype != FLOAT else image.dtype
+            image = replace(image, layout=layout, dtype=dtype)
         _LOG.info("'%s' computes in torch what the file does: largest relative error %.2g.", name, found.error)
     else:
         model, names = as_module(stored_program(factory), image, file).float(), None

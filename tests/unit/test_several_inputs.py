@@ -1,7 +1,9 @@
-"""Networks of several inputs: images stacked by channel outside of them, their own inputs in the file."""
+"""Networks of several inputs, of raw pixels and of other layouts: their files have their own, all else sees images."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 import dfqkit
+from dfqkit.cli import main as cli
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.errors import ArtefactError, DfqkitError
 from dfqkit_export.images.entries import drawn
 from dfqkit_export.images.stored import StoredBank
 from dfqkit_export.report import Report
-from tests._task_nets import block
+from tests._onnx_files import file, op, weights
+from tests._task_nets import Embedder, block
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.3, 0.2)
 INPUTS = {
@@ -33,6 +37,7 @@ SMALL = {
     "bank": {"calibration": 16, "held_out": 8, "grading": 16, "batch": 8},
     "validate": {"latency_repeats": 0},
 }
+SMALL_BANK = {key: value for key, value in SMALL.items() if key != "synthesis"}
 
 
 class Sided(nn.Module):
@@ -75,8 +80,8 @@ def test_a_specification_of_one_image_is_that_of_all_stacked() -> None:
         ({"a": 3, "b": {"shape": [2]}}, "either a value or a range"),
         ({"a": 3, "b": {"shape": [2], "value": [1, 2, 3]}}, "do not fill"),
         ({"a": 3, "b": {"shape": [2], "range": [1, 1]}}, "the lower first"),
-        ({"a": 3, "b": {"shape": [2], "range": [0, 1], "dtype": "int64"}}, "float32 where a range"),
-        ({"a": 3, "b": {"shape": [999], "range": [0, 1]}}, "as many numbers as an image has pixels"),
+        ({"a": 3, "b": {"shape": [2], "range": [0, 1], "dtype": "int64"}}, "what is drawn is float32"),
+        ({"a": 3, "b": {"shape": [999], "range": [0, 1]}}, "At most H x W numbers"),
         ({"b": {"shape": [2], "value": 1}}, "none of them takes an image"),
         ({"a": "three"}, "must be like|number of channels"),
     ],
@@ -126,3 +131,83 @@ def test_a_file_of_several_inputs_that_says_nothing_of_them_is_refused(tmp_path:
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)]), tmp_path / "m.onnx")
     with pytest.raises(ArtefactError, match=r"2 input\(s\) \(x: float, y: float\)"):
         OrtSession(tmp_path / "m.onnx")
+
+
+POOLED = [op("Relu", "c", "r"), op("GlobalAveragePool", "r", "y")]
+FILES: dict[str, tuple[list[Any], dict[str, Any], dict[str, Any]]] = {
+    # inputs of the file (type, sizes), what the specification says, nodes
+    "two": (
+        [op("Conv", "a w", "f"), op("Conv", "b w", "g"), op("Sub", "f g", "d"), op("Mul", "d k", "y")],
+        {"a": (1, ("N", 3, 12, 10)), "b": (1, ("N", 3, "h", "w")), "k": (1, ("N", 4, 1, 1))},
+        {"inputs": {"a": 3, "b": 3, "k": {"shape": [4, 1, 1], "value": 2}}},
+    ),
+    "last": (
+        [op("Transpose", "a", "t", perm=[0, 3, 1, 2]), op("Conv", "t w", "c"), *POOLED],
+        {"a": (1, ("N", 12, 10, 3))},
+        {},
+    ),
+    "pixels": (
+        [op("Cast", "a", "f", to=1), op("Div", "f s", "n"), op("Conv", "n w", "c"), *POOLED],
+        {"a": (2, ("N", 3, 12, 10))},
+        {"mean": (0,) * 3, "std": (1,) * 3, "pixel_range": 255},
+    ),
+}
+
+
+@pytest.mark.parametrize("form", list(FILES))
+def test_a_file_of_other_inputs_is_a_teacher_whose_student_keeps_them(form: str, tmp_path: Path) -> None:
+    nodes, inputs, more = FILES[form]
+    path = file(tmp_path / "net.onnx", nodes, {"w": weights(4, 3, 3, 3), "s": np.float32(64.0)}, shape=("N", 3, 12, 10))
+    model = onnx.load(path)
+    del model.graph.input[:]
+    for name, (kind, sizes) in inputs.items():
+        model.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, sizes))
+    onnx.save(model, path)
+    image = dfqkit.ImageSpec(**({"shape": (3, 12, 10), "mean": MEAN, "std": STD} | more))
+    options = {"task": "generic", "method": "procedural", "target": "onnxruntime-avx2", "options": SMALL_BANK}
+    result = dfqkit.quantize(f"onnx:{path}", image=image, out=tmp_path / "run", **options)
+    made = onnx.load(result.model)
+    found = {value.name: value.type.tensor_type for value in made.graph.input}
+    assert {name: tensor.elem_type for name, tensor in found.items()} == {
+        name: kind for name, (kind, _) in inputs.items()
+    }
+    sizes = [size.dim_value for size in next(iter(found.values())).shape.dim]
+    assert sizes == [0, *next(iter(inputs.values()))[1][1:]]
+    metrics = {(metric.subject, metric.name): metric.value for metric in result.report.metrics}
+    assert metrics["onnxruntime", "student_agreement"] == metrics["onnxruntime", "integer_ops"] == 100
+    assert metrics["onnxruntime", "sqnr_db"] > 25
+
+
+def test_a_file_of_several_inputs_needs_them_named(tmp_path: Path) -> None:
+    path = file(tmp_path / "net.onnx", [op("Add", "x z", "y")], {}, shape=("N", 3, 16, 16))
+    model = onnx.load(path)
+    model.graph.input.append(onnx.helper.make_tensor_value_info("z", 1, ["N", 3, 16, 16]))
+    onnx.save(model, path)
+    with pytest.raises(DfqkitError, match=r"2 inputs: x \(N, 3, 16, 16\), z .* \{left: 3, right: 3\}"):
+        dfqkit.quantize(f"onnx:{path}", image=spec(inputs={}), task="generic")
+    with pytest.raises(DfqkitError, match=r"image\.inputs names left, right"):
+        dfqkit.quantize(f"onnx:{path}", image=spec(inputs={"left": 3, "right": 3}), task="generic")
+    sides = {"x": 3, "z": {"shape": [2], "value": 1}}
+    with pytest.raises(DfqkitError, match=r"float \(N, 3, 16, 16\) in 'z', and image.inputs says float32 \[2\]"):
+        dfqkit.quantize(f"onnx:{path}", image=spec(inputs=sides), task="generic")
+
+
+@pytest.mark.parametrize("more", [{"dtype": "uint8", "layout": "NHWC"}, {"dtype": "uint8", "channels": "BGR"}])
+def test_a_file_takes_raw_pixels_and_gives_what_the_student_does(more: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    image = dfqkit.ImageSpec(shape=(3, 16, 12), mean=MEAN, std=STD, **more)
+    options = {"method": "zeroq", "target": "onnxruntime-avx2", "options": SMALL}
+    result = dfqkit.quantize(Embedder(), image=image, out=tmp_path / "run", **options)
+    metrics = {(metric.subject, metric.name): metric.value for metric in result.report.metrics}
+    assert metrics["onnxruntime", "student_agreement"] == metrics["onnxruntime", "integer_ops"] == 100
+    stored = StoredBank.open(tmp_path / "run" / "images" / "grading.safetensors")
+    codes = stored.take(range(4))[0]
+    pixels = codes if more.get("channels") is None else codes[:, ::-1]
+    pixels = pixels if more.get("layout") is None else pixels.transpose(0, 2, 3, 1)
+    session = onnxruntime.InferenceSession(tmp_path / "run" / "teacher.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"image": np.ascontiguousarray(pixels)})
+    np.testing.assert_allclose(found, stored.answers["embedding"][:4], atol=1e-5)
+    assert cli(["bundle", str(tmp_path / "run"), "--out", str(tmp_path / "bundle")]) == 0
+    program = tmp_path / "bundle" / "samples" / "python" / "run.py"
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

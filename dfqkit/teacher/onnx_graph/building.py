@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dfqkit.students.folding import add_buffer, add_submodule
+from dfqkit.students.inputs import split
 from dfqkit.students.naming import unique
 from dfqkit.teacher.onnx_graph.reading import Operator
 from dfqkit_export.errors import TeacherError
@@ -110,16 +111,25 @@ class Building:
     Args:
         image: What images it takes.
         batch: How many the file takes at once; None for any number.
+        names: Names of its inputs, where the image has none.
+
+    Attributes:
+        inputs: What goes in, by name.
     """
 
-    def __init__(self, image: ImageSpec, batch: int | None) -> None:
+    def __init__(self, image: ImageSpec, batch: int | None, names: Sequence[str] = ("image",)) -> None:
         self.graph, self.root = fx.Graph(), nn.Module()
         self.batch = batch or 1
         self.fixed = batch is not None
         rng = torch.Generator().manual_seed(0)
         images = image.normalize(torch.rand((max(TRIED), *image.shape), generator=rng))
-        self._image = self.graph.placeholder("image")
-        self.image = Value((images[: TRIED[0]], images[: TRIED[1]]), self._image, "image")
+        examples = [split(images[:size], image) for size in TRIED]
+        self.inputs = {
+            name: Value((one, other), self.graph.placeholder(_identifier(f"input_{name}" if image.inputs else "image")))
+            for name, one, other in zip([entry.name for entry in image.inputs] or names, *examples, strict=True)
+        }
+        first = next((entry.name for entry in image.inputs if entry.shape is None), names[0])
+        self._image: Any = self.inputs[first].node
         self._numbers: dict[tuple[int, int], fx.Node] = {}
         self._layers: dict[tuple[Any, ...], str] = {}
         self._paths: set[str] = set()

@@ -14,6 +14,7 @@ import torch
 from onnx import numpy_helper
 from torch import fx
 
+from dfqkit.students.inputs import takes_stacked
 from dfqkit.students.naming import FileNames
 from dfqkit.teacher.onnx_graph import elementwise, layers, recurrent, sampling, shapes
 from dfqkit.teacher.onnx_graph.building import TRIED, Building, Size, Value, known, refuse
@@ -38,12 +39,14 @@ class Imported:
 
     Attributes:
         module: Maps normalised images (N, C, H, W) to its output, or to its outputs by name in the file's order.
-        names: What the file calls its input and outputs.
+        names: What the file calls its inputs and outputs.
+        taken: What images it takes, in its own layout and type.
         error: Of its outputs beside those of the file in its runtime, the largest, relative to the output's largest.
     """
 
     module: fx.GraphModule
     names: FileNames
+    taken: ImageSpec
     error: float
 
 
@@ -56,18 +59,21 @@ def import_onnx(path: str | Path, image: ImageSpec) -> Imported:
     """
     source = read(path, image)
     module = translated(source, image)
+    takes_stacked(module, image)
     error = require_equal(module, source, image, Path(path).name)
-    return Imported(module=module, names=source.names, error=error)
+    return Imported(module=module, names=source.names, taken=source.taken, error=error)
 
 
 def translated(source: Source, image: ImageSpec) -> fx.GraphModule:
     """Return a file's operators as a module of torch, not proven yet."""
     operators = recognised(source.operators, source.constants, source.names.outputs)
     _require_known(operators)
-    to = Building(image, source.batch)
+    to = Building(image, source.batch, source.names.inputs)
     values: dict[str, Value] = {name: known(value, name) for name, value in source.constants.items()}
-    start = to.image
-    values[source.names.inputs[0]] = to.call(torch.permute, start, (0, 2, 3, 1)) if source.channels_last else start
+    sides = {entry.name for entry in image.inputs if entry.shape is not None}
+    for name, start in to.inputs.items():
+        turned = source.channels_last and name not in sides
+        values[name] = to.call(torch.permute, start, (0, 2, 3, 1)) if turned else start
     _translate(operators, values, to, set(source.names.outputs))
     outputs = {name: values[name] for name in source.names.outputs}
     for name, value in outputs.items():
@@ -105,7 +111,7 @@ def _one(node: Operator, values: dict[str, Value], to: Building) -> None:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise refuse(
             node,
-            f"cannot be taken over for a batch of {len(to.image.examples[0])} images of {shapes_ or 'nothing'}: "
+            f"cannot be taken over for a batch of {TRIED[0]} images of {shapes_ or 'nothing'}: "
             f"{reason[:200].rstrip('.')}",
             "Where the file was made for one image alone, export it with a free batch size; or simplify it (onnxsim), "
             "or give the torch module.",

@@ -6,6 +6,7 @@ What belongs here: the images, the comparison and its words. The file runs in a 
 from __future__ import annotations
 
 import copy
+import json
 import tempfile
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from dfqkit.teacher.onnx_graph.reading import Source
 from dfqkit_export.backends import DEFAULT
 from dfqkit_export.backends.isolation import call_isolated, foreign_limits
 from dfqkit_export.errors import DfqkitError, TeacherError
+from dfqkit_export.images.pixels import PIXELS
 from dfqkit_export.images.spec import ImageSpec
 
 #: Largest difference of an output, relative to its largest number: two orders in which float32 is summed.
@@ -37,7 +39,7 @@ def require_equal(module: nn.Module, source: Source, image: ImageSpec, name: str
     Raises:
         TeacherError: An output differs; names it, and the first node that does.
     """
-    images = tried_images(image)
+    images = tried_images(source.taken)
     wanted = answers(source.model, images, source)
     with torch.no_grad():
         found = named(module(images), source.names.outputs)
@@ -69,16 +71,16 @@ def tried_images(image: ImageSpec) -> Tensor:
     strokes = (strokes.repeat_interleave(3, 2)[:, :height, :width] > 0.4).float()
     strokes[:, (torch.arange(height) // 16) % 2 == 1] = 1  # rows of them, as text has
     pictures = [torch.rand(image.shape, generator=rng), ramp, blocks, strokes, torch.tensor(0.6)]
-    return image.normalize(torch.stack([each.expand(image.shape) for each in pictures]))
+    stacked = torch.stack([each.expand(image.shape) for each in pictures])
+    return image.normalize(torch.round(stacked * 255) / 255 if image.dtype == PIXELS else stacked)
 
 
 def answers(model: onnx.ModelProto, images: Tensor, source: Source) -> dict[str, NDArray[np.float32]]:
     """Return what a file gives of images (N, C, H, W), by output."""
     with tempfile.TemporaryDirectory(prefix="dfqkit-") as folder:
         file, given, out = (Path(folder) / each for each in ("file.onnx", "images.npy", "out.npz"))
-        file.write_bytes(_without_inputs(model).SerializeToString())
-        array = images.numpy()
-        np.save(given, np.ascontiguousarray(array.transpose(0, 2, 3, 1)) if source.channels_last else array)
+        file.write_bytes(_told(model, source.taken).SerializeToString())
+        np.save(given, images.numpy())
         request = {"model": str(file), "images": str(given), "out": str(out), "batch": source.batch or 1}
         try:
             call_isolated(
@@ -95,9 +97,11 @@ def answers(model: onnx.ModelProto, images: Tensor, source: Source) -> dict[str,
             return {each: stored[str(place)] for place, each in enumerate(source.names.outputs)}
 
 
-def _without_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model whose initializers are no inputs, which stops a runtime from folding them."""
+def _told(model: onnx.ModelProto, taken: ImageSpec) -> onnx.ModelProto:
+    """Return a model that says what it takes, its initializers no inputs, which stops a runtime from folding them."""
     found = copy.deepcopy(model)
+    del found.metadata_props[:]
+    found.metadata_props.add(key="dfqkit.image", value=json.dumps(taken.to_dict()))
     stored = {tensor.name for tensor in found.graph.initializer}
     kept = [value for value in found.graph.input if value.name not in stored]
     del found.graph.input[:]

@@ -7,7 +7,7 @@ What belongs here: everything that is known before an operator is translated. Th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ from torch import Tensor
 
 from dfqkit.students.naming import FileNames
 from dfqkit_export.errors import ArtefactError, TeacherError
+from dfqkit_export.images.entries import entries_of
+from dfqkit_export.images.pixels import FLOAT, LAST, LAYOUT, PIXELS
 from dfqkit_export.images.spec import ImageSpec
-from dfqkit_export.onnxfile.graph import OWN_DOMAINS, opset_of
+from dfqkit_export.onnxfile.graph import OWN_DOMAINS, opset_of, parameter_inputs, type_name
 from dfqkit_export.onnxfile.model import load_onnx, require_images
-from dfqkit_export.onnxfile.shapes import image_input, told_sizes
+from dfqkit_export.onnxfile.shapes import image_inputs, told_sizes
 
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 _QUANTIZED_PREFIXES = ("QLinear", "ConvInteger", "MatMulInteger", "QAttention", "QGemm")
@@ -68,7 +70,7 @@ class Source:
         constants: Initializers by name.
         names: What it calls its input and outputs.
         batch: How many images it takes at once; None for any number.
-        channels_last: Whether its images are (N, H, W, C).
+        taken: What images it takes, as it takes them: by which names, in which layout and type.
     """
 
     model: onnx.ModelProto
@@ -76,7 +78,12 @@ class Source:
     constants: Mapping[str, Tensor]
     names: FileNames
     batch: int | None
-    channels_last: bool
+    taken: ImageSpec
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether its images are (N, H, W, C)."""
+        return self.taken.layout != LAYOUT
 
 
 def read(path: str | Path, image: ImageSpec) -> Source:
@@ -91,11 +98,7 @@ def read(path: str | Path, image: ImageSpec) -> Source:
         where = Path(path).name
         _require_float(model, where)
         names = file_names(model)
-        value = image_input(model)
-        last = _channels_last(value, image)
-        batch = _give_sizes(value, image, where, last=last)
-        if batch is None or batch >= 1:
-            require_images(model, path)
+        batch, taken = _taken(model, image, path)
     except ArtefactError as error:
         raise TeacherError(str(error)) from error
     constants = {tensor.name: as_tensor(numpy_helper.to_array(tensor)) for tensor in model.graph.initializer}
@@ -105,8 +108,41 @@ def read(path: str | Path, image: ImageSpec) -> Source:
         constants=constants,
         names=names,
         batch=batch,
-        channels_last=last,
+        taken=taken,
     )
+
+
+def _taken(model: onnx.ModelProto, image: ImageSpec, path: str | Path) -> tuple[int | None, ImageSpec]:
+    """Give the inputs of a file their sizes; return its batch, and what it takes: in which layout and type."""
+    values, where = {value.name: value for value in image_inputs(model)}, Path(path).name
+    entries = {entry.name: entry for entry in image.inputs or entries_of({next(iter(values)): image.shape[0]})}
+    if set(values) != set(entries) and (image.inputs or len(values) > 1 + len(parameter_inputs(model.graph))):
+        named = ", ".join(f"{name} {told_sizes(value)}" for name, value in values.items())
+        message = (
+            f"'{where}' has {len(values)} inputs: {named}; image.inputs names {', '.join(entries)}. Say what each "
+            "takes, its channels or that it is no image: {left: 3, right: 3}, or {image: 3, x: {shape: [2], value: 1}}."
+        )
+        raise ArtefactError(message)
+    kinds = {name: type_name(value.type.tensor_type.elem_type) for name, value in values.items()}
+    pixels = {name: image.of(entry) for name, entry in entries.items() if entry.shape is None}
+    last = all(_channels_last(values[name], of) for name, of in pixels.items())
+    (batch, *_) = [_give_sizes(values[name], of, where, last=last) for name, of in pixels.items()]
+    dtype = PIXELS if {kinds[name] for name in pixels} == {PIXELS} else FLOAT
+    if not image.inputs and dtype == FLOAT and (batch is None or batch >= 1):
+        require_images(model, path)
+    for name, entry in entries.items() if image.inputs else ():
+        found = [size.dim_value for size in values[name].type.tensor_type.shape.dim]
+        wanted = found if entry.shape is None else [0] * entry.per_image + list(entry.shape)
+        kind = dtype if entry.shape is None else entry.dtype
+        pairs = zip(wanted, found, strict=False)
+        fits = len(found) == len(wanted) and all(w in (0, f) or f < 1 for w, f in pairs)
+        if not fits or kinds[name] != kind.replace(FLOAT, "float"):
+            message = (
+                f"'{where}' takes {kinds[name]} {told_sizes(values[name])} in '{name}', and image.inputs says "
+                f"{entry.told}. Say what it takes; images are all {FLOAT} or all {PIXELS}."
+            )
+            raise ArtefactError(message)
+    return batch, replace(image, layout=LAST if last else LAYOUT, dtype=dtype)
 
 
 def operators_of(graph: onnx.GraphProto, opset: int) -> list[Operator]:
@@ -128,10 +164,10 @@ def operators_of(graph: onnx.GraphProto, opset: int) -> list[Operator]:
 
 
 def file_names(model: onnx.ModelProto) -> FileNames:
-    """Return what a file calls its image input and its outputs, in order, and their open axes."""
-    value = image_input(model)
+    """Return what a file calls its inputs and its outputs, in order, and their open axes."""
+    inputs = image_inputs(model)
     axes: dict[str, Mapping[int, str]] = {}
-    for each in (value, *model.graph.output):
+    for each in (*inputs, *model.graph.output):
         sizes = each.type.tensor_type.shape.dim
         axes[each.name] = {
             place: size.dim_param or f"{each.name}_{place}"
@@ -139,7 +175,7 @@ def file_names(model: onnx.ModelProto) -> FileNames:
             if not size.dim_value > 0
         }
     outputs = tuple(each.name for each in model.graph.output)
-    return FileNames(inputs=(value.name,), outputs=outputs, axes=axes, opset=opset_of(model) or 0)
+    return FileNames(inputs=tuple(each.name for each in inputs), outputs=outputs, axes=axes, opset=opset_of(model) or 0)
 
 
 def as_tensor(array: np.ndarray[Any, Any]) -> Tensor:

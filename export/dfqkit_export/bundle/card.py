@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dfqkit_export.backends import DEFAULT
+from dfqkit_export.images.pixels import LAYOUT, PIXELS
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.measure.kinds import INTEGER_OPS, Metric
 from dfqkit_export.report import Report
@@ -101,12 +102,15 @@ def _image(manifest: Mapping[str, Any], task: Task) -> str:
     image = ImageSpec.from_dict(manifest["image"])
     shape = "x".join(str(size) for size in image.shape)
     order = f", channels {image.channels}" if image.shape[0] == 3 else ""
+    taken = "Uint8" if image.dtype == PIXELS else "Float32"
+    axes = image.layout if image.layout == LAYOUT else f"as N x H x W x C, {image.layout}"
     divided = " divided by 255" if image.pixel_range == 1 else ""
     parts = (f"{entry.name} ({entry.told})" for entry in image.inputs)
+    inside = " The file does all of this itself." if image.dtype == PIXELS else ""
     several = f" Of these channels the inputs take: {', '.join(parts)}." if image.inputs else ""
     return escaped(
-        f"Float32 images, N x {shape} ({image.layout}{order}): pixels from 0 to 255{divided}, less the mean "
-        f"{list(image.mean)}, divided by the standard deviation {list(image.std)}, by channel.{several} "
+        f"{taken} images, N x {shape} ({axes}{order}): pixels from 0 to 255{divided}, less the mean "
+        f"{list(image.mean)}, divided by the standard deviation {list(image.std)}, by channel.{inside}{several} "
         f"{task.told(image)}"
     )
 

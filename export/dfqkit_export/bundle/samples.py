@@ -57,7 +57,7 @@ def sample_files(session: OrtSession, sentinel: Sentinel, target: str) -> dict[s
 
 def programs_of(task: Task, image: ImageSpec | None) -> Samples:
     """Return the programs of a bundle: the task's, or what serves every task where images go in another way."""
-    return SAMPLES if image is not None and image.inputs else task.samples
+    return SAMPLES if image is not None and not image.plain else task.samples
 
 
 def _given(place: int) -> str:

@@ -86,59 +86,51 @@ def entries_of(given: Any) -> tuple[Entry, ...]:
         given = [{"name": name, **values} for name, values in sides.items()]
     found: list[Entry] = []
     for each in given:
-        if isinstance(each, Entry):
-            each = each.to_dict()  # its place may be another now
-        if not isinstance(each, Mapping) or not set(each) <= set(_KEYS) or not each.get("name"):
-            message = f"Image inputs must be like {_EXAMPLE}, found {each!r:.100}."
+        values = each.to_dict() if isinstance(each, Entry) else each  # its place may be another now
+        if not isinstance(values, Mapping) or not set(values) <= set(_KEYS) or not values.get("name"):
+            message = f"Image inputs must be like {_EXAMPLE}, found {values!r:.100}."
             raise ArtefactError(message)
-        found.append(_entry(each, sum(one.channels for one in found)))
-    twice = next((one.name for one in found if [other.name for other in found].count(one.name) > 1), None)
-    if twice is not None or (found and all(one.shape is not None for one in found)):
-        what = f"'{twice}' is named twice" if twice else "none of them takes an image"
-        message = f"Image inputs {[one.name for one in found]}: {what}. Give them like {_EXAMPLE}."
+        found.append(_entry(values, sum(one.channels for one in found)))
+    names = [one.name for one in found]
+    if len(set(names)) < len(names) or (found and all(one.shape is not None for one in found)):
+        what = "one is named twice" if len(set(names)) < len(names) else "none of them takes an image"
+        message = f"Image inputs {names}: {what}. Give them like {_EXAMPLE}."
         raise ArtefactError(message)
     return tuple(found)
 
 
 def _entry(given: Mapping[str, Any], start: int) -> Entry:
     values: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    count = values.get("channels")
+    if set(values) == {"name", "channels"} and type(count) is int and count >= 1:
+        return Entry(name=str(values["name"]), start=start, channels=count)
     try:
-        for key, kind in (("shape", int), ("range", float)):
-            if key in values:
-                values[key] = tuple(map(kind, values[key]))
+        kinds = (("shape", int), ("range", float))
+        values |= {key: tuple(map(kind, values[key])) for key, kind in kinds if key in values}
         if "value" in values:
             values["value"] = tuple(np.asarray(values["value"], float).ravel().tolist())
+        problem = _problem(values)
     except (TypeError, ValueError):
-        values = {}
-    if "shape" not in values and set(values) == {"name", "channels"} and _is_count(values["channels"]):
-        return Entry(name=str(values["name"]), start=start, channels=values["channels"])
-    problem = _problem(values)
+        problem = "has a shape, a value or a range that is no numbers"
     if problem:
         message = f"Image input {given.get('name')!r:.80} {problem}. Give inputs like {_EXAMPLE}."
         raise ArtefactError(message)
     return Entry(**values, start=start, channels=0 if "value" in values else 1)
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
 def _problem(values: Mapping[str, Any]) -> str:
     """Return what keeps values from being a side input; empty where nothing does."""
-    if "shape" not in values or "channels" in values or ("value" in values) == ("range" in values):
+    held, ends, size = values.get("value"), values.get("range"), math.prod(values.get("shape", ()))
+    if "shape" not in values or "channels" in values or (held is None) == (ends is None):
         return "needs its number of channels, or a shape and either a value or a range"
-    held, ends, size = values.get("value"), values.get("range"), math.prod(values["shape"])
     if size < 1 or (held is not None and len(held) not in (1, size)):
         return f"has the shape {values['shape']}, which {len(held or ())} value(s) do not fill"
-    if held is not None and not all(map(math.isfinite, held)):
-        return "is held at a value that is not finite"
-    if ends is not None and (len(ends) != 2 or not all(map(math.isfinite, ends)) or ends[0] >= ends[1]):
-        return f"has the range {list(ends)}: two finite numbers are needed, the lower first"
-    dtype = values.get("dtype", "float32")
-    if dtype not in TYPES or (ends is not None and dtype != "float32"):
-        return f"has the dtype {dtype!r}: allowed are {', '.join(TYPES)}, and float32 where a range is given"
-    if ends is not None and not values.get("per_image", True):
-        return "is drawn for each image, and cannot be without the axis of the batch"
+    ordered = ends is None or (len(ends) == 2 and ends[0] < ends[1])
+    if not ordered or not all(map(math.isfinite, held or ends or ())):
+        return f"has {held or ends}: finite numbers are needed, of a range two, the lower first"
+    dtype = values.get("dtype", TYPES[0])
+    if dtype not in TYPES or (ends is not None and (dtype != TYPES[0] or not values.get("per_image", True))):
+        return f"has the dtype {dtype!r}: allowed are {', '.join(TYPES)}; what is drawn is {TYPES[0]}, for each image"
     return ""
 
 
@@ -159,35 +151,25 @@ def completed(
         ArtefactError: The channels are not those of the entries, or too few pixels hold the numbers.
     """
     images = [entry for entry in entries if entry.shape is None]
-    total, sides = sum(entry.channels for entry in images), drawn(entries)
-    order = sum(entry.channels for entry in entries)
-    alike = all(entry.channels == shape[0] for entry in images)
+    total, order = (sum(entry.channels for entry in some) for some in (images, entries))
+    most = max((math.prod(entry.shape or ()) for entry in drawn(entries)), default=0)
     if shape[0] == order and len(mean) == len(std) == order:
-        given = None
-    elif (shape[0] == total or alike) and {len(mean), len(std)} <= {total, images[0].channels}:
-        repeats = [total // len(values) for values in (mean, std)]
-        given = (mean * repeats[0], std * repeats[1])
-    else:
+        return shape, mean, std
+    alike = all(entry.channels == shape[0] for entry in images) or shape[0] == total
+    if not alike or not {len(mean), len(std)} <= {total, images[0].channels} or most > math.prod(shape[1:]):
         message = (
             f"Image shape {shape} with mean of {len(mean)} and std of {len(std)} value(s) does not fit the inputs, "
             f"which take {total} channel(s) in all: give the shape of all images stacked by channel, ({total}, H, W), "
-            "and a mean and a std for each of these channels."
+            f"and a mean and a std for each. At most H x W numbers of an input can be drawn (here {most})."
         )
         raise ArtefactError(message)
-    small = next((entry for entry in sides if math.prod(entry.shape or ()) > math.prod(shape[1:])), None)
-    if small is not None:
-        message = f"Image input '{small.name}' is drawn: at most as many numbers as an image has pixels can be."
-        raise ArtefactError(message)
-    if given is None:
-        return shape, mean, std
-    means, stds, place = list[float](), list[float](), 0
+    pairs = iter(zip(mean * (total // len(mean)), std * (total // len(std)), strict=True))
+    found: list[tuple[float, float]] = []
     for entry in entries:
-        if entry.range is not None:
+        if entry.range is None:
+            found += [next(pairs) for _ in range(entry.channels)]
+        else:
             low, high = entry.range
-            means.append(-low * top / (high - low))
-            stds.append(top / (high - low))
-        elif entry.channels:
-            means += given[0][place : place + entry.channels]
-            stds += given[1][place : place + entry.channels]
-            place += entry.channels
-    return (order, *shape[1:]), tuple(means), tuple(stds)
+            found.append((-low * top / (high - low), top / (high - low)))
+    means, stds = zip(*found, strict=True)
+    return (order, *shape[1:]), means, stds

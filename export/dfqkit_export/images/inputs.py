@@ -17,6 +17,7 @@ import onnx
 from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
+from dfqkit_export.images.pixels import PIXELS
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.onnxfile.graph import type_name
 from dfqkit_export.onnxfile.model import metadata_in
@@ -60,9 +61,10 @@ class Entrance:
 
     def feed(self, images: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         """Return the arrays that the file takes, by name."""
-        if self.image is None or not self.image.inputs:
+        if self.image is None or self.image.plain:
             return {self.names[0]: np.ascontiguousarray(images, dtype=np.float32)}
-        return {entry.name: np.array(entry.of(images), order="C") for entry in self.image.inputs}
+        found = self.image.to_file(images)
+        return found if self.image.inputs else {self.names[0]: found[""]}
 
 
 def entrance(model: onnx.ModelProto, path: Path) -> Entrance:
@@ -80,8 +82,12 @@ def entrance(model: onnx.ModelProto, path: Path) -> Entrance:
         if not plain:
             raise
         image = None  # whoever asks for it says what is wrong with it
-    known = () if image is None else tuple(entry.name for entry in image.inputs)
-    if set(known) != set(inputs) if known else not plain:
+    kind = onnx.TensorProto.UINT8 if image is not None and image.dtype == PIXELS else onnx.TensorProto.FLOAT
+    types = {name: tensor.elem_type for name, tensor in inputs.items()}
+    pixels = [entry.name for entry in image.inputs if entry.shape is None] if image else []
+    known = {entry.name for entry in image.inputs} if image else set[str]()
+    fits = list(types.values()) == [kind]
+    if not (set(types) == known and all(types[name] == kind for name in pixels) if known else fits):
         found = ", ".join(f"{name}: {type_name(tensor.elem_type)}" for name, tensor in inputs.items())
         message = (
             f"Model {str(path)!r} has {len(inputs)} input(s) ({found}); allowed is one float32 input, or what the "
@@ -89,9 +95,8 @@ def entrance(model: onnx.ModelProto, path: Path) -> Entrance:
             "inputs."
         )
         raise ArtefactError(message)
-    first = next((entry.name for entry in image.inputs if entry.shape is None), "") if image else ""
-    shape = [size.dim_value or None for size in inputs[first or next(iter(inputs))].shape.dim]
-    if first and image is not None:
+    shape = [size.dim_value or None for size in inputs[pixels[0] if pixels else next(iter(inputs))].shape.dim]
+    if image is not None and not image.plain:
         shape[1:] = image.shape
     return Entrance(names=tuple(inputs), shape=tuple(shape), image=image)
 
@@ -129,7 +134,7 @@ def random_inputs(model: onnx.ModelProto, n: int, *, seed: int = 0) -> Inputs:
 
 def _image_shape(model: onnx.ModelProto) -> tuple[int, ...]:
     image = model_image(model)
-    if image is not None and image.inputs:
+    if image is not None and not image.plain:
         return image.shape
     sizes = _input_sizes(model)[1:]
     if sizes and min(sizes) > 0:

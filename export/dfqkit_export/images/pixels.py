@@ -16,11 +16,18 @@ RGB: Final = "RGB"
 BGR: Final = "BGR"
 #: The orders in which a network may take the colours of an image that has three.
 ORDERS = (RGB, BGR)
-#: The one order of axes in which networks take images: batch, channels, height, width.
+#: The order of axes of images outside of files: batch, channels, height, width.
 LAYOUT: Final = "NCHW"
+#: The orders of axes in which a file may take images, and the types of their numbers.
+LAST: Final = "NHWC"
+LAYOUTS = (LAYOUT, LAST)
+FLOAT: Final = "float32"
+PIXELS: Final = "uint8"
 
 
-def check_pixels(mean: Sequence[float], std: Sequence[float], pixel_range: int, order: str, layout: str) -> None:
+def check_pixels(
+    mean: Sequence[float], std: Sequence[float], pixel_range: int, order: str, layout: str, dtype: str = FLOAT
+) -> None:
     """Refuse a mean and a deviation that cannot be of pixels from 0 to ``pixel_range``, and unknown orders.
 
     Raises:
@@ -29,12 +36,11 @@ def check_pixels(mean: Sequence[float], std: Sequence[float], pixel_range: int, 
     for name, value, allowed in (
         ("pixel_range", pixel_range, RANGES),
         ("channels", order, ORDERS),
-        ("layout", layout, (LAYOUT,)),
+        ("layout", layout, LAYOUTS),
+        ("dtype", dtype, (FLOAT, PIXELS)),
     ):
         if value not in allowed or isinstance(value, bool):
             message = f"Image {name} is {value!r:.40}; allowed: {', '.join(map(str, allowed))}."
-            if name == "layout":
-                message += " Networks that take other axes need a permutation as their first step."
             raise ArtefactError(message)
     if order == BGR and len(mean) != len(BGR):
         message = (

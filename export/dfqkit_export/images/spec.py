@@ -12,14 +12,17 @@ from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.entries import Entry, completed, entries_of
-from dfqkit_export.images.pixels import BGR, LAYOUT, RGB, check_pixels
+from dfqkit_export.images.pixels import BGR, FLOAT, LAYOUT, PIXELS, RGB, check_pixels
 
 ArrayLike = TypeVar("ArrayLike", bound=Any)
 
 _RANK = 4
+#: How the axes (N, C, H, W) lie in each layout.
+_AXES = {"NCHW": (0, 1, 2, 3), "NHWC": (0, 2, 3, 1)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,9 @@ class ImageSpec:
         classes: Number of classes the network tells apart, at least 2; 0 where its task has none.
         pixel_range: Largest pixel before mean and std: 1, or 255 where a network takes 0 to 255.
         channels: Order of the colours that the network takes, ``RGB`` or ``BGR``.
-        layout: Order of its axes; ``NCHW`` is the only one.
+        layout: Order of the axes of what the file takes, ``NCHW`` or ``NHWC``; outside of files it is ``NCHW``.
+        dtype: What the file takes: ``float32``, normalised; or ``uint8``, pixels that it normalises itself, the colours
+            in the network's order.
         inputs: Where the network takes more than one batch of images: what each of its inputs takes, in the order of
             its forward, such as ``{"left": 3, "right": 3}`` (channels) or ``{"image": 3, "gain": {"shape": [1],
             "value": 1.0}}`` (a side input, held; or drawn with ``"range": [0, 2]``). Images are then all stacked by
@@ -55,6 +60,7 @@ class ImageSpec:
     pixel_range: int = 1
     channels: str = RGB
     layout: str = LAYOUT
+    dtype: str = FLOAT
     inputs: tuple[Entry, ...] = ()
 
     def __post_init__(self) -> None:
@@ -86,7 +92,7 @@ class ImageSpec:
         for entry in self.inputs or entries_of({"image": self.shape[0]}):
             if entry.shape is None:
                 part = slice(entry.start, entry.start + entry.channels)
-                check_pixels(self.mean[part], self.std[part], self.pixel_range, self.channels, self.layout)
+                check_pixels(self.mean[part], self.std[part], self.pixel_range, self.channels, self.layout, self.dtype)
         if (
             isinstance(self.classes, bool)
             or not isinstance(self.classes, int)
@@ -129,6 +135,23 @@ class ImageSpec:
         if self.pixel_range != 1:
             plain = plain / self.pixel_range
         return plain
+
+    @property
+    def plain(self) -> bool:
+        """Whether files take its images as they are outside: one float32 array (N, C, H, W), normalised."""
+        return not self.inputs and self.layout == LAYOUT and self.dtype == FLOAT
+
+    def to_file(self, x: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        """Return what the inputs of a file take of normalised images (N, C, H, W), by name; "" where none is named."""
+        mean, std = self._constants(x)
+        pixels = np.rint((x * std + mean) * (255 / self.pixel_range)).clip(0, 255) if self.dtype == PIXELS else x
+        found = {}
+        for entry in self.inputs or entries_of({" ": self.shape[0]}):
+            values = entry.of(x if entry.shape is not None else pixels)
+            if entry.shape is None:
+                values = values.transpose(_AXES[self.layout]).astype(self.dtype)
+            found[entry.name.strip()] = np.array(values, order="C")
+        return found
 
     def bounds(self) -> tuple[float, float]:
         """Return the smallest and the largest value that a normalised image can take, over all channels."""

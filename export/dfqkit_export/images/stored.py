@@ -184,7 +184,7 @@ class CalibrationReader:
             return None
         batch = self.images.normalized(range(self._next, stop))
         self._next = stop
-        return {entry.name: entry.of(batch) for entry in self.images.spec.inputs} or {self.input_name: batch}
+        return {name or self.input_name: values for name, values in self.images.spec.to_file(batch).items()}
 
     def set_range(self, start_index: int, end_index: int) -> None:
         """Go on with the images from one index to another, exclusive."""

@@ -60,8 +60,8 @@ def _take_one_image(graph: onnx.GraphProto, stored: set[str], image: tuple[int, 
         value.type.tensor_type.ClearField("shape")
 
 
-def image_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
-    """Return the first input that is no initializer; old exporters list those too.
+def image_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """Return the inputs that are no initializers; old exporters list those too.
 
     Raises:
         ArtefactError: There is none.
@@ -71,7 +71,7 @@ def image_input(model: onnx.ModelProto) -> onnx.ValueInfoProto:
     if not inputs:
         message = "The file has no input: it is a constant, not a network. Export the network itself."
         raise ArtefactError(message)
-    return inputs[0]
+    return inputs
 
 
 def told_sizes(value: onnx.ValueInfoProto) -> str:
@@ -86,7 +86,7 @@ def stated_image(model: onnx.ModelProto) -> tuple[int, int, int] | None:
     Raises:
         ArtefactError: It takes none.
     """
-    found = [size.dim_value for size in image_input(model).type.tensor_type.shape.dim][1:]
+    found = [size.dim_value for size in image_inputs(model)[0].type.tensor_type.shape.dim][1:]
     if len(found) != _AXES or min(found) < 1:
         return None
     first, middle, last = found

@@ -130,7 +130,8 @@ class TestPixels:
             ({"pixel_range": 65535}, ("65535", "1, 255")),
             ({"pixel_range": True}, ("True", "1, 255")),
             ({"channels": "GBR"}, ("GBR", "RGB, BGR")),
-            ({"layout": "NHWC"}, ("NHWC", "NCHW")),
+            ({"layout": "HWCN"}, ("HWCN", "NCHW, NHWC")),
+            ({"dtype": "int8"}, ("int8", "float32, uint8")),
         ],
     )  # fmt: skip
     def test_what_cannot_be_is_refused_with_what_was_meant(
