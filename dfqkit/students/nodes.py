@@ -67,12 +67,12 @@ def bypass(node: fx.Node, other: fx.Node) -> None:
     node.graph.erase_node(node)
 
 
-def call_behind(node: fx.Node, module: str) -> None:
-    """Let whoever computes with what ``node`` gives read it through a module; outputs give it as it is."""
+def call_behind(node: fx.Node, module: str, *, outputs: bool = False) -> None:
+    """Let whoever computes with what ``node`` gives read it through a module; outputs give it as it is, or so too."""
     with node.graph.inserting_after(node):
         call = node.graph.call_module(module, (node,))
     for user in list(node.users):
-        if user is not call and user.op != "output":
+        if user is not call and (outputs or user.op != "output"):
             user.replace_input_with(node, call)
 
 

@@ -28,11 +28,15 @@ from dfqkit_export.images.spec import ImageSpec
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationPlan:
-    """One activation quantizer; ``shares`` names the node whose quantizer is used again (same scale)."""
+    """One activation quantizer; ``shares`` names the node whose quantizer is used again (same scale).
+
+    ``answers`` says that the graph gives the tensor on the grid too, where it is one of its outputs.
+    """
 
     bits: int
     signed: bool
     shares: str | None = None
+    answers: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +69,10 @@ def plan(
         if shared is not None or rules.wants_quantizer(node):
             origin = node if shared is None else shared
             activations[node.name] = ActivationPlan(
-                bits=rules.bits(origin), signed=not rules.nonnegative(origin), shares=shared.name if shared else None
+                bits=rules.bits(origin),
+                signed=not rules.nonnegative(origin),
+                shares=shared.name if shared else None,
+                answers=node in rules.raw,
             )
     whole = {name: item for name, item in activations.items() if item.shares is None or item.shares in activations}
     weights: dict[str, int] = {}
@@ -106,7 +113,7 @@ def quantized_graph(graph: fx.GraphModule, config: QuantConfig, target: Target, 
             kind = activation_quantizer(config, item.bits, target, signed=item.signed, exact_scale=exact)
             quantizers.add_module(name, qnn.QuantIdentity(act_quant=kind, return_quant_tensor=False))
     for name, item in decided.activations.items():
-        call_behind(nodes[name], f"quant.{item.shares or name}")
+        call_behind(nodes[name], f"quant.{item.shares or name}", outputs=item.answers)
     student.graph.lint()
     student.recompile()
     # Brevitas makes the state of activation quantizers on the CPU, whatever the layers' device.

@@ -6,6 +6,7 @@ TensorRT were seen to fuse. What values a tensor holds is `islands`; the fake-qu
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -51,7 +52,7 @@ class Rules:
         self.modules = dict(graph.named_modules())
         self.config, self.target = config, target
         self.nodes = list(graph.graph.nodes)
-        self.tensors, unbounded = _float_tensors(graph, image)
+        self.tensors, unbounded, maps = _float_tensors(graph, image)
         self.kept = {node: kept[node.name] for node in self.nodes if node.name in kept}
         for node in filter(is_input, self.nodes):
             if reason := coarse_input(image_of(node, image), target):
@@ -66,6 +67,7 @@ class Rules:
         self.last = {n for n in self.weighted_nodes if not self._meets_weighted(n, lambda m: list(m.users))}
         self.last |= self.outputs.intersection(self.weighted_nodes)  # another output may go on from there
         self.decoded = self._behind_the_last_layers()
+        self.raw = self._raw_maps(maps)
 
     def module(self, node: object) -> nn.Module | None:
         """Return the module that a node calls, or None."""
@@ -133,6 +135,18 @@ class Rules:
             node = source(node)
         return node
 
+    def _raw_maps(self, maps: set[fx.Node]) -> set[fx.Node]:
+        """Return the convolutions that give an output its map, where integer kernels must write codes.
+
+        Many numbers in one map are no classes of an image, of which codes make ties; what gives two outputs (scores and
+        distances) would have one grid for both.
+        """
+        if not self.target.quantize_outputs:
+            return set()
+        ends = [tail_of([each], self.modules, self._through_structure) for each in self.nodes[-1].all_input_nodes]
+        counts = Counter(node for tail in ends for node in tail & maps.intersection(self.weighted_nodes))
+        return {node for node, count in counts.items() if count == 1}
+
     def _behind_the_last_layers(self) -> set[fx.Node]:
         """Return what makes boxes, scores and points of raw heads: no layer and no matrix product reads it any more.
 
@@ -179,13 +193,13 @@ class Rules:
         return (self.config.first_last if edge else None) or self.config.weight_bits
 
     def bits(self, node: fx.Node) -> int:
-        """Bits of a node's output: the least that any of its consumers asks for."""
-        asked = []
+        """Bits of a node's output: the least that any of its consumers asks for; 8 of an answer itself."""
+        asked = [8] if node in self.raw else []
         for user in self.consumers(node):
             if self.kind(user) == "weighted" and not getattr(self.module(user), "affine_norm", False):
                 edge = user in self.first or user in self.last
                 asked.append((self.config.first_last if edge else None) or self.config.activation_bits)
-            else:
+            elif user.op != "output" or node not in self.raw:
                 asked.append(self.config.elementwise or self.config.activation_bits)
         return min(asked, default=self.config.activation_bits)
 
@@ -207,7 +221,7 @@ class Rules:
         if node in self.kept or node in self.islands.filled:
             return False
         if node in self.outputs and all(reader.op == "output" or reader in self.outputs for reader in readers):
-            return False  # outputs stay float: with 8-bit logits many of 1000 classes tie
+            return node in self.raw  # other outputs stay float: with 8-bit logits many of 1000 classes tie
         if not readers:
             return False
         if kind == "input":
@@ -311,19 +325,21 @@ def coarse_input(image: ImageSpec, target: Target) -> str:
     )
 
 
-def _float_tensors(graph: fx.GraphModule, image: ImageSpec) -> tuple[set[fx.Node], set[fx.Node]]:
-    """Nodes whose value is a float tensor, and those of them that hold what is not finite.
+def _float_tensors(graph: fx.GraphModule, image: ImageSpec) -> tuple[set[fx.Node], set[fx.Node], set[fx.Node]]:
+    """Nodes whose value is a float tensor, those of them that hold what is not finite, and those that are maps.
 
     The others are sizes, lists and constants.
     """
-    found, unbounded = set[fx.Node](), set[fx.Node]()
+    found, unbounded, maps = set[fx.Node](), set[fx.Node](), set[fx.Node]()
 
     def see(node: fx.Node, value: Tensor) -> None:
         if value.is_floating_point() and node.op != "get_attr":
             found.add(node)
             if not bool(value.isfinite().all()):
                 unbounded.add(node)
+            if value.dim() == 4 and value[0, 0].numel() > 1:
+                maps.add(node)
 
     noise = torch.rand((2, *image.shape), generator=torch.Generator().manual_seed(0))
     watch(graph, image.normalize(noise), see)
-    return found, unbounded
+    return found, unbounded, maps

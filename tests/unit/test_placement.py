@@ -6,6 +6,7 @@ import operator
 from pathlib import Path
 
 import brevitas.nn as qnn
+import numpy as np
 import pytest
 import torch
 from torch import fx, nn
@@ -233,6 +234,46 @@ def test_raw_heads_are_quantized_and_what_decodes_them_stays_in_float(target: st
     assert quantized == (raw if target == "onnxruntime" else set())
     assert {name for name in decided.floats if name.startswith("cat")} == {"cat", "cat_1", "cat_2"}
     assert all("decoded" in reason for reason in decided.floats.values())
+
+
+class Maps(nn.Module):
+    """A map that is an answer, one of which two answers are made, and numbers of the whole image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.own, self.both = nn.Conv2d(IMAGE.shape[0], 8, 3, 2, 1), nn.Conv2d(8, 4, 1), nn.Conv2d(8, 6, 1)
+        self.whole = nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        x = torch.relu(self.body(x))
+        both = self.both(x)
+        return self.own(x), both[:, :4], torch.sigmoid(both[:, 4:]), self.whole(x.mean((2, 3), keepdim=True)).flatten(1)
+
+
+def test_a_map_that_is_an_answer_is_given_in_codes_and_two_that_share_a_layer_are_not(tmp_path: Path) -> None:
+    names, target = ["own", "first", "second", "whole"], get_target("onnxruntime")
+    graph = float_graph(Maps().eval(), IMAGE, task_of({"name": "generic", "names": names}))
+    for bits in ("w8a8", "w4a4"):
+        decided = plan(graph, QuantConfig(bits=bits, elementwise=None), target, IMAGE)
+        answers = [item for item in decided.activations.values() if item.answers]
+        assert [item.bits for item in answers] == [8]
+        assert {"both", "whole"}.isdisjoint(decided.activations)
+    tensorrt = plan(graph, QuantConfig(bits="w8a8"), get_target("tensorrt"), IMAGE)
+    assert not any(item.answers for item in tensorrt.activations.values())
+    student = quantized_graph(graph, config := QuantConfig(bits="w8a8"), target, IMAGE)
+    calibrate_student(student, [images(16)], config, IMAGE)
+    freeze(student)
+    write_qdq(student, target, tmp_path / "model.onnx", metadata={})
+    found = OrtSession(tmp_path / "model.onnx").run_all(images(4).numpy())
+    assert list(found) == names
+    with torch.no_grad():
+        own = student(images(4))["own"].numpy()
+    assert (sqnr_db(own, found["own"]) or 200) > 60
+    assert len(np.unique(found["own"])) <= 256 < len(np.unique(found["first"]))
+    precision = {
+        layer.name.split("/")[0]: layer.precision for layer in realised_precision(tmp_path / "model.onnx").layers
+    }
+    assert (precision["own"], precision["both"]) == ("int8", "float")
 
 
 class Distributions(Heads):
