@@ -33,7 +33,8 @@ def inspect_file(path: str, target: str | None, fix: str | None, runtimes: Seque
     """
     from dfqkit_export.backends import DEFAULT_TARGET, get_backend, get_target
     from dfqkit_export.checker import check_model, fix_file
-    from dfqkit_export.onnxfile.model import load_onnx, require_images
+    from dfqkit_export.images.inputs import entrance
+    from dfqkit_export.onnxfile.model import load_onnx, metadata_in, require_images
     from dfqkit_export.onnxfile.summary import file_facts
 
     for name in runtimes:
@@ -41,7 +42,10 @@ def inspect_file(path: str, target: str | None, fix: str | None, runtimes: Seque
     if target is not None:
         get_target(target)
     model = load_onnx(path)
-    require_images(model, path)
+    if "dfqkit.image" in metadata_in(model):
+        entrance(model, path)
+    else:
+        require_images(model, path)
     facts = file_facts(model)
     chosen = target or facts.metadata.get("dfqkit.target") or DEFAULT_TARGET.name
     quantized = bool(facts.quantized_as)

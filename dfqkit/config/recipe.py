@@ -79,6 +79,9 @@ class ImageSection(Section):
     dtype: Annotated[Literal["float32", "uint8"], Added("0.2.0")] = Field(
         FLOAT, description="What the file takes: float32, normalised; or uint8, pixels that it normalises itself."
     )
+    dynamic: Annotated[bool, Added("0.2.0")] = Field(
+        False, description="Whether the file leaves height and width open; shape is then the size of the run's images."
+    )
     inputs: Annotated[dict[str, _Size | SideInput], Added("0.2.0")] = Field(
         default_factory=dict,
         description="Where there are several, by name, in the order of the network's forward: an image's channels, or "

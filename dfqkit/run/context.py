@@ -21,9 +21,11 @@ from dfqkit.images import ImageBank
 from dfqkit.progress import Progress
 from dfqkit.run.binding import TEACHER, bind_data, bind_student
 from dfqkit.run.folder import RunFolder
+from dfqkit.run.open_sizes import open_axes
 from dfqkit.run.stage import WHOLE, Part, Stage, named
 from dfqkit.seeds import derive
 from dfqkit.students.capture import float_graph
+from dfqkit.students.naming import OPEN_AXES
 from dfqkit.students.onnx_file import float_model
 from dfqkit.students.placement import plan, quantized_graph
 from dfqkit.students.student import Replan, build_student, calibrate_student, equalized_graph, load_student
@@ -161,7 +163,9 @@ class Context:
     @cached_property
     def teacher_graph(self) -> fx.GraphModule:
         """The teacher as a float graph in normal form."""
-        return float_graph(self.teacher.model, self.teacher.image, self.teacher.task, self.teacher.names)
+        graph = float_graph(self.teacher.model, self.teacher.image, self.teacher.task, self.teacher.names)
+        graph.meta[OPEN_AXES] = open_axes(self.teacher, graph, self.target.opset)
+        return graph
 
     @property
     def teacher_file(self) -> onnx.ModelProto:

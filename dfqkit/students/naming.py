@@ -19,6 +19,8 @@ from dfqkit.students.inputs import is_part
 INPUT = "image"
 #: Under which a graph's ``meta`` holds the `FileNames` of the file that its network came from.
 FILE_NAMES = "file_names"
+#: Under which it holds the axes that its file leaves open beside the batch's: their names by place, by input or output.
+OPEN_AXES = "open_axes"
 #: Under which it holds the `ImageSpec` of what its network takes.
 IMAGE = "image"
 

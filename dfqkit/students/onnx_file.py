@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dfqkit.students.inputs import of_file, separated
-from dfqkit.students.naming import FILE_NAMES, IMAGE, INPUT, file_names
+from dfqkit.students.naming import FILE_NAMES, IMAGE, INPUT, OPEN_AXES, file_names
 from dfqkit.students.onnx_errors import untranslatable
 from dfqkit.students.onnx_names import Place, in_scopes, name_ends, name_graph, places
 from dfqkit.students.onnx_nodes import with_onnx_pooling, with_qdq
@@ -34,7 +35,10 @@ _BATCH = torch.export.Dim("N", min=1, max=65536)
 
 def write_float(graph: fx.GraphModule, path: Path, *, metadata: Mapping[str, str], opset: int = 18) -> None:
     """Write a float graph in normal form (the teacher, BatchNorm folded) as ONNX, whole or not at all."""
-    write_model(float_model(graph, opset), path, metadata=metadata)
+    image: ImageSpec | None = graph.meta.get(IMAGE)
+    # Without it no session would know what goes into such a file.
+    told = {} if image is None or image.plain else {"dfqkit.image": json.dumps(image.to_dict(), sort_keys=True)}
+    write_model(float_model(graph, opset), path, metadata=told | dict(metadata))
 
 
 def float_model(graph: fx.GraphModule, opset: int = 18) -> onnx.ModelProto:
@@ -91,6 +95,9 @@ def _exported(graph: fx.GraphModule, written: fx.GraphModule, opset: int) -> onn
         raise TeacherError(untranslatable(graph, at_home, opset, error, _translated)) from error
     if names.inputs != (INPUT,) or own is not None:
         name_ends(model.graph, names, (own or names).outputs)
+    for value in (*model.graph.input, *model.graph.output):
+        for axis, name in graph.meta.get(OPEN_AXES, {}).get(value.name, {}).items():
+            value.type.tensor_type.shape.dim[axis].dim_param = name
     _clean(model, known)
     onnx.checker.check_model(model, full_check=True)
     return model

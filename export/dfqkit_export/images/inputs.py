@@ -67,7 +67,7 @@ class Entrance:
         return found if self.image.inputs else {self.names[0]: found[""]}
 
 
-def entrance(model: onnx.ModelProto, path: Path) -> Entrance:
+def entrance(model: onnx.ModelProto, path: str | Path) -> Entrance:
     """Return how images go into a file.
 
     Raises:
@@ -97,7 +97,8 @@ def entrance(model: onnx.ModelProto, path: Path) -> Entrance:
         raise ArtefactError(message)
     shape = [size.dim_value or None for size in inputs[pixels[0] if pixels else next(iter(inputs))].shape.dim]
     if image is not None and not image.plain:
-        shape[1:] = image.shape
+        sizes = [shape[image.axis(place)] for place in range(len(shape))] if len(shape) == 4 else shape
+        shape = [sizes[0], image.shape[0], *sizes[2:]]
     return Entrance(names=tuple(inputs), shape=tuple(shape), image=image)
 
 

@@ -43,6 +43,8 @@ class ImageSpec:
         layout: Order of the axes of what the file takes, ``NCHW`` or ``NHWC``; outside of files it is ``NCHW``.
         dtype: What the file takes: ``float32``, normalised; or ``uint8``, pixels that it normalises itself, the colours
             in the network's order.
+        dynamic: Whether the file leaves height and width open: those of shape are the size at which images are made and
+            ranges are found. A file of an ``onnx:`` teacher that leaves them open does so by itself.
         inputs: Where the network takes more than one batch of images: what each of its inputs takes, in the order of
             its forward, such as ``{"left": 3, "right": 3}`` (channels) or ``{"image": 3, "gain": {"shape": [1],
             "value": 1.0}}`` (a side input, held; or drawn with ``"range": [0, 2]``). Images are then all stacked by
@@ -61,6 +63,7 @@ class ImageSpec:
     channels: str = RGB
     layout: str = LAYOUT
     dtype: str = FLOAT
+    dynamic: bool = False
     inputs: tuple[Entry, ...] = ()
 
     def __post_init__(self) -> None:
@@ -140,6 +143,10 @@ class ImageSpec:
     def plain(self) -> bool:
         """Whether files take its images as they are outside: one float32 array (N, C, H, W), normalised."""
         return not self.inputs and self.layout == LAYOUT and self.dtype == FLOAT
+
+    def axis(self, of: int) -> int:
+        """Return where a file has an axis of (N, C, H, W)."""
+        return _AXES[self.layout].index(of)
 
     def to_file(self, x: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         """Return what the inputs of a file take of normalised images (N, C, H, W), by name; "" where none is named."""
