@@ -18,12 +18,15 @@ from dfqkit_export.backends.quantized_codes import same_parameters
 from dfqkit_export.backends.rule import Violation, rule, rules_in
 from dfqkit_export.backends.weight_axes import find_wrong_axes
 from dfqkit_export.onnxfile.graph import OWN_DOMAINS, attribute, has_input, type_name
+from dfqkit_export.onnxfile.quantization import quantization_behind, quantization_in_front
 
 _SCALE_TYPES = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16})
 _GIVEN = "an input of the graph: every caller would have to bring it, and no kernel can be chosen by it"
 _HOLDS_A_NORM = frozenset({"Conv", "ConvTranspose", "Gemm"})
 _FIRST_IR_WITHOUT_LISTED_INITIALIZERS = 4
 _BYTES = frozenset({TensorProto.INT8, TensorProto.UINT8})
+_BITS = 8
+_PASSED = MOVES | {"QuantizeLinear", "DequantizeLinear"}
 #: Operators whose values lie within fixed bounds, and how far these are apart.
 _SPANS = {"Sigmoid": 1.0, "Softmax": 1.0, "HardSigmoid": 1.0, "Tanh": 2.0}
 #: Of a grid's 256 codes, the fewest that a tensor joined with others should have: a student's rule is the same.
@@ -254,33 +257,40 @@ def find_shared_grids(graph: QdqGraph) -> Iterator[Violation]:
 
 
 def _readers_behind(node: onnx.NodeProto, graph: QdqGraph) -> Iterator[onnx.NodeProto]:
-    for reader in graph.readers(node.output[0]):
-        yield from _readers_behind(reader, graph) if reader.op_type in MOVES else (reader,)
+    ahead = [node.output[0]]
+    while ahead:
+        for reader in graph.readers(ahead.pop()):
+            if reader.op_type in MOVES:
+                ahead.extend(reader.output)
+            else:
+                yield reader
 
 
 def _step(node: onnx.NodeProto | None, graph: QdqGraph) -> float | None:
-    """Return the one scale of a Q or DQ of 8 bits; None for any other."""
-    scale = graph.constant(node.input[1]) if node is not None else None
-    if node is None or scale is None or scale.size != 1 or graph.quantized_type(node) not in _BYTES:
+    """Return the one scale of a Q or DQ of 8 bits; None for any other, and where codes fill fewer."""
+    if node is None or graph.quantized_type(node) not in _BYTES:
         return None
-    return float(scale.reshape(-1)[0])
+    is_first = node.op_type == "QuantizeLinear"
+    facts = quantization_in_front(graph, node.input[0]) if is_first else quantization_behind(graph, node.output[0])
+    whole = facts is not None and facts.bits == _BITS and facts.granularity == "per_tensor"
+    return facts.scale if facts is not None and whole else None
 
 
 def _width(tensor: str, graph: QdqGraph, shared: float) -> tuple[float, str]:
     """Return how far a tensor's values can lie apart, as far as operators and scales but the shared tell; and why."""
     width, why = math.inf, ""
     node = graph.producer(tensor)
-    while node is not None and node.op_type in MOVES | {"QuantizeLinear", "DequantizeLinear"}:
+    while node is not None and node.op_type in _PASSED:
         step = _step(node, graph) if node.op_type not in MOVES else None
         if step is not None and step != shared and 255 * step < width:
             width, why = 255 * step, f"scale {step:.3g} of {graph.name(node)}"
         node = graph.producer(node.input[0])
     if node is not None and node.op_type in _SPANS and _SPANS[node.op_type] < width:
         width, why = _SPANS[node.op_type], f"behind {node.op_type} {graph.name(node)}"
-    elif node is not None and node.op_type == "Mul":
-        sides = [_width(name, graph, shared) for name in node.input]
-        if all(side[0] <= 1 for side in sides):
-            width, why = min(width, 1.0), why or f"behind Mul {graph.name(node)}"
+    elif node is not None and node.op_type == "Mul":  # an objectness and a score
+        sides = [graph.source(name, _PASSED) for name in node.input]
+        if width > 1 and all(side is not None and _SPANS.get(side.op_type) == 1 for side in sides):
+            width, why = 1.0, f"behind Mul {graph.name(node)}"
     return width, why
 
 

@@ -550,6 +550,16 @@ def make_boxes_and_scores_on_one_grid(bad: bool) -> onnx.ModelProto:
 
 
 @fixture("W20", "openvino")
+def make_products_of_scores_on_a_grid_of_boxes(bad: bool) -> onnx.ModelProto:
+    n = ort()
+    x = n.qdq("x", "in")
+    boxes = n.qdq(n.conv(x, "boxes"), "boxes.out", scale=2.5)
+    sides = [n.node("Sigmoid", [n.conv(x, name)], f"{name}.p") for name in ("objectness", "scores")]
+    joined = n.node("Concat", [boxes, n.node("Mul", sides, "product")], "joined", axis=1)
+    return n.model(n.qdq(joined, "all", scale=2.5) if bad else joined)
+
+
+@fixture("W20", "openvino")
 def make_inputs_of_one_scale(bad: bool) -> onnx.ModelProto:
     n = ort()
     x = n.qdq("x", "in")
