@@ -38,9 +38,10 @@ def open_axes(teacher: Teacher, graph: fx.GraphModule, opset: int) -> dict[str, 
     """
     image, names = teacher.image, file_names(graph)
     told = names.axes.get(_first(image, names.inputs), {})
-    if not image.dynamic and not {image.axis(2), image.axis(3)} <= set(told):
+    more = [size if image.dynamic or image.axis(2 + place) in told else 0 for place, size in enumerate(_MORE)]
+    if not any(more):
         return {}
-    shape = (image.shape[0], image.shape[1] + _MORE[0], image.shape[2] + _MORE[1])
+    shape = (image.shape[0], image.shape[1] + more[0], image.shape[2] + more[1])
     larger = replace(image, shape=shape)
     try:
         other = float_model(float_graph(_at(teacher)(larger), larger, teacher.task, teacher.names), opset)

@@ -16,11 +16,15 @@ from torch import Tensor, nn
 
 import dfqkit
 from dfqkit.cli import main as cli
+from dfqkit.students.capture import float_graph
+from dfqkit.students.onnx_file import float_model
+from dfqkit.teacher.load import Teacher
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.errors import ArtefactError, DfqkitError
 from dfqkit_export.images.entries import drawn
 from dfqkit_export.images.stored import StoredBank
 from dfqkit_export.report import Report
+from dfqkit_export.tasks import task_of
 from tests._onnx_files import file, op, weights
 from tests._task_nets import Embedder, block
 
@@ -117,6 +121,30 @@ def test_a_network_of_images_and_side_inputs_is_quantized_and_its_file_has_its_i
     other = plain.run(None, {**feed, "gain": feed["gain"] + 1})[0]
     assert np.abs(other - found).max() > 1e-3, "a side input that is held stays an input"
     assert isinstance(result.report, Report)
+
+
+class Named(nn.Module):
+    """Two outputs by name, of two inputs of which one is not read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = block(3, 4)
+
+    def forward(self, left: Tensor, right: Tensor) -> dict[str, Tensor]:
+        seen = self.first(right)
+        return {"b": seen.mean((2, 3)), "a": seen.reshape(len(left), -1)}
+
+
+def test_outputs_by_name_and_an_input_that_is_not_read() -> None:
+    image = spec(inputs={"left": 3, "right": 3})
+    teacher = Teacher.from_module(Named(), image, task=task_of({"name": "generic", "names": ("a", "b")}))
+    graph = float_graph(teacher.model, image, teacher.task)
+    written = float_model(graph)
+    assert [value.name for value in written.graph.input] == ["left", "right"]
+    assert [value.name for value in written.graph.output] == ["a", "b"]
+    x = image.normalize(torch.rand(3, 6, 16, 16))
+    for name, value in teacher.answers(x).items():
+        torch.testing.assert_close(graph(x)[name], value, atol=1e-4, rtol=1e-4)
 
 
 def test_a_network_of_another_number_of_inputs_is_refused_in_words() -> None:
