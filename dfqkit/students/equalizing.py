@@ -13,31 +13,39 @@ import copy
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
 
-from dfqkit.students.nodes import called, op_name, tensor_at, watch
+from dfqkit.students.nodes import bypass, called, op_name, source, tensor_at, watch
 
 _LOG = logging.getLogger(__name__)
 _LAYERS = (nn.Conv2d, nn.Linear)
 # f(s x) = s f(x) for each channel and s > 0.
 _HOMOGENEOUS = (nn.ReLU, nn.LeakyReLU, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Identity)
+#: Gates of the value that they multiply, as in hard-swish: they read it as it was before it was scaled.
+_GATES = (nn.Hardsigmoid, nn.Sigmoid)
 _HOMOGENEOUS_FUNCTIONS = {"leaky_relu", "max_pool2d", "upsample_nearest2d", "slice"}
 #: It ends when no factor is further from 1.
 _SETTLED = 0.05
 _LEAST = 1e-9
 #: The least share of the largest channel's values that a channel is taken to have.
 _SMALLEST = 1e-3
-_OUTPUT = "the output"
+_OUTPUT, _PREFIX = "the output", "equalized_"
 
 
 @dataclass(eq=False)
 class _Channels:
-    """Tensors whose channels have one scale; ``blocked`` says why it must stay 1."""
+    """Tensors whose channels have one scale; ``blocked`` says why it must stay 1.
+
+    Constants (1, C, 1, 1) that are added to them are scaled too, those by which gates read them the other way.
+    """
 
     sources: dict[str, nn.Module] = field(default_factory=dict)
     sinks: dict[str, nn.Module] = field(default_factory=dict)
+    added: list[Tensor] = field(default_factory=list)
+    gates: list[Tensor] = field(default_factory=list)
     blocked: str = ""
 
 
@@ -46,7 +54,7 @@ def equalize(graph: fx.GraphModule, iterations: int) -> fx.GraphModule:
 
     What is between layers and is not known to pass a scale on is left as it is, with a word in the log.
     """
-    equalized = copy.deepcopy(graph)
+    equalized = _with_channels_of_constants(graph)
     groups = _Groups(equalized)
     groups.tell()
     with torch.no_grad():
@@ -54,7 +62,7 @@ def equalize(graph: fx.GraphModule, iterations: int) -> fx.GraphModule:
             furthest = max((_step(group) for group in groups.usable), default=0.0)
             if furthest < _SETTLED:
                 break
-    return equalized
+    return _without_ones(equalized)
 
 
 def equalize_values(graph: fx.GraphModule, exponent: float, batches: Sequence[Tensor]) -> fx.GraphModule:
@@ -69,7 +77,7 @@ def equalize_values(graph: fx.GraphModule, exponent: float, batches: Sequence[Te
         exponent: Within (0, 1]; 1 makes all channels as large.
         batches: Normalised images (n, C, H, W).
     """
-    equalized = copy.deepcopy(graph)
+    equalized = _with_channels_of_constants(graph)
     groups = _Groups(equalized)
     groups.tell()
     shares: dict[_Channels, Tensor] = {}
@@ -81,7 +89,47 @@ def equalize_values(graph: fx.GraphModule, exponent: float, batches: Sequence[Te
     with torch.no_grad():
         for group, share in shares.items():
             _scale(group, share**-exponent)
-    return equalized
+    return _without_ones(equalized)
+
+
+def _with_channels_of_constants(original: fx.GraphModule) -> fx.GraphModule:
+    """Return a copy where numbers added to maps are one a channel, and gates of their value read it times ones."""
+    graph = copy.deepcopy(original)
+    modules, shapes = dict(graph.named_modules()), _shapes(graph)
+    for node in list(graph.graph.nodes):
+        if len(shapes.get(node, ())) != 4:
+            continue
+        before = next(iter(node.all_input_nodes), node)
+        gate = isinstance(called(node, modules), _GATES) and all(
+            op_name(user.target) == "mul" and set(user.args) == {before, node} for user in node.users
+        )
+        number = node.args[1] if op_name(node.target) == "add" and len(node.args) == 2 else None
+        if not gate and not isinstance(number, int | float):
+            continue
+        name = f"{_PREFIX}{node.name}"
+        graph.register_buffer(name, torch.full((1, shapes[before][1], 1, 1), 1.0 if gate else number))
+        with graph.graph.inserting_before(node):
+            constant = graph.graph.get_attr(name)
+            value = graph.graph.call_function(torch.mul, (before, constant)) if gate else constant
+        node.args = (value,) if gate else (before, value)
+    graph.recompile()
+    return graph
+
+
+def _without_ones(graph: fx.GraphModule) -> fx.GraphModule:
+    """Take out what gates are multiplied with where it is 1 for all channels, in place."""
+    for node in list(graph.graph.nodes):
+        constant = node.args[1] if op_name(node.target) == "mul" and len(node.args) == 2 else None
+        if _is_ours(constant) and bool((tensor_at(graph, constant.target) == 1).all()):
+            bypass(node, source(node))
+            graph.graph.erase_node(constant)
+            delattr(graph, str(constant.target))
+    graph.recompile()
+    return graph
+
+
+def _is_ours(node: object) -> TypeGuard[fx.Node]:
+    return isinstance(node, fx.Node) and node.op == "get_attr" and str(node.target).startswith(_PREFIX)
 
 
 def _largest(
@@ -104,8 +152,8 @@ class _Groups:
     """The graph's channels in groups, found by walking it once from the input."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
-        self.modules = dict(graph.named_modules())
-        self.shapes = _shapes(graph)
+        self.graph, self.modules = graph, dict(graph.named_modules())
+        self.shapes = {node: shape for node, shape in _shapes(graph).items() if not _is_ours(node)}
         self._of: dict[fx.Node | tuple[str, str], _Channels] = {}
         for node in graph.graph.nodes:
             self._visit(node)
@@ -144,12 +192,23 @@ class _Groups:
             if other is not first:
                 first.sources.update(other.sources)
                 first.sinks.update(other.sinks)
+                first.added += other.added
+                first.gates += other.gates
                 first.blocked = first.blocked or other.blocked
                 self._of.update({item: first for item, group in self._of.items() if group is other})
 
     def _visit(self, node: fx.Node) -> None:
         layer, name = called(node, self.modules), str(node.target)
         reads = [other for other in node.all_input_nodes if other in self.shapes]
+        constant = node.args[1] if len(node.args) > 1 else None
+        if _is_ours(constant):
+            group, ours = self._at(reads[0]), tensor_at(self.graph, constant.target)
+            if op_name(node.target) == "mul":
+                group.gates.append(ours)
+            else:
+                group.added.append(ours)
+                self._join(node, reads[0])
+            return
         if isinstance(layer, _LAYERS):
             # Each call of one layer reads, and gives, the same channels.
             self._join((name, "output"), node)
@@ -179,6 +238,9 @@ class _Groups:
         if node.op == "call_module":
             return isinstance(layer, _HOMOGENEOUS)
         function = op_name(node.target)
+        if function == "mul" and len(reads) == 2 and (gate := self._own_gate(reads)) is not None:
+            reads.remove(gate)
+            return True
         if function == "add":
             return len(node.args) == 2 and all(isinstance(argument, fx.Node) for argument in node.args)
         if function == "mul":
@@ -191,6 +253,14 @@ class _Groups:
         if function in ("flatten", "reshape", "squeeze"):
             return len(self.shapes[node]) == 2 and self.shapes[reads[0]][2:] == (1, 1)
         return function in _HOMOGENEOUS_FUNCTIONS and len(reads) == 1
+
+    def _own_gate(self, reads: list[fx.Node]) -> fx.Node | None:
+        """Return the one of two nodes that is a gate of the other, which it reads times a constant of ours."""
+        for gate, other in (reads, reads[::-1]):
+            scaled = gate.args[0] if isinstance(called(gate, self.modules), _GATES) else None
+            if isinstance(scaled, fx.Node) and scaled.args[0] is other and _is_ours(scaled.args[-1]):
+                return gate
+        return None
 
 
 def _shapes(graph: fx.GraphModule) -> dict[fx.Node, tuple[int, ...]]:
@@ -223,6 +293,10 @@ def _scale(group: _Channels, factors: Tensor) -> None:
         weight = tensor_at(layer, "weight")
         weight.mul_(factors.reshape(-1, *[1] * (weight.dim() - 1)))
         tensor_at(layer, "bias").mul_(factors)
+    for constant in group.added:
+        constant.mul_(factors.reshape(1, -1, 1, 1))
+    for constant in group.gates:
+        constant.div_(factors.reshape(1, -1, 1, 1))
     for layer in group.sinks.values():
         weight = tensor_at(layer, "weight")
         axis = 0 if _is_depthwise(layer) else 1

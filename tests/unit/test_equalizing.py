@@ -46,10 +46,13 @@ PASSED: dict[str, Middle] = {
     "a gate": lambda net, x: net.act(x) * torch.sigmoid(net.gate(functional.adaptive_avg_pool2d(net.act(x), 1))),
     "a factor": lambda net, x: 2 * net.act(x),
     "pools": lambda _, x: functional.avg_pool2d(functional.max_pool2d(torch.relu(x), 2), 2),
+    "a constant": lambda net, x: net.act(x) + 1.5,
+    "hard-swish": lambda _, x: functional.hardswish(x),
+    "swish, a factor and a constant": lambda _, x: 0.2 + 0.7 * functional.silu(x),
     "a grid": lambda _, x: torch.relu(x)[:, :, ::2, ::2],
 }
 STOPPED: dict[str, Middle] = {
-    "a constant": lambda net, x: net.act(x) + 1.5,
+    "a gate of another value": lambda net, x: net.act(x) * torch.sigmoid(x),
     "a square": lambda net, x: net.act(x) * net.act(x),
     "a sigmoid": lambda _, x: torch.sigmoid(x),
     "a cat": lambda net, x: torch.cat([net.act(x)[:, :4], x[:, 4:]], 1),
@@ -74,6 +77,12 @@ def test_the_function_stays(middle: Middle, way: str, caplog: pytest.LogCaptureF
     else:
         assert spread == before
         assert "first" in caplog.text
+
+
+def test_gates_whose_value_is_not_scaled_read_it_as_it_is() -> None:
+    graph = float_graph(chain(lambda net, x: net.tokens(functional.hardswish(functional.max_pool2d(x, 2)))), IMAGE)
+    equalized = equalize(graph, 10)
+    assert [node.name for node in equalized.graph.nodes] == [node.name for node in graph.graph.nodes]
 
 
 @pytest.mark.parametrize("exponent", [0.5, 1.0])
