@@ -323,6 +323,20 @@ class Normaliser:
         return self.graph.call_function(torch.reshape, (self._of(source(node)), sizes))
 
     def _attention(self, node: fx.Node) -> fx.Node:
+        """Write attention as two products with a softmax between them, each of which a target may compute on codes."""
+        given = arguments(node)
+        query, key, value, mask = (given[name] for name in ("query", "key", "value", "attn_mask"))
+        added = mask is None or mask.meta["val"].is_floating_point()
+        if given["is_causal"] or given.get("enable_gqa") or not added:
+            return self._four_axes(node)
+        scale = query.meta["val"].shape[-1] ** -0.5 if given.get("scale") is None else given["scale"]
+        call = self.graph.call_function
+        products = call(torch.matmul, (self._of(query), call(torch.transpose, (self._of(key), -2, -1))))
+        products = call(torch.mul, (products, scale))
+        products = products if mask is None else call(torch.add, (products, self._of(mask)))
+        return call(torch.matmul, (call(torch.softmax, (products, -1)), self._of(value)))
+
+    def _four_axes(self, node: fx.Node) -> fx.Node:
         """Let attention see four axes, all that the exporter writes: those between the first and the last two are one.
 
         Every axis but the first must be a number; else the operator stays as it is.

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from dfqkit.config.quant import QuantConfig
 from dfqkit.students.capture import export_graph, float_graph
-from dfqkit.students.nodes import op_name, tensor_shapes
+from dfqkit.students.nodes import REGRID, STRUCTURAL, op_name, tensor_shapes
+from dfqkit.students.placement import plan
+from dfqkit_export.backends import get_target
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.images.spec import ImageSpec
 from tests._messages import raises_naming
@@ -303,8 +306,11 @@ def test_the_global_random_state_is_left_alone() -> None:
 class Windows(nn.Module):
     """Attention with further axes between the image's and the tokens', or with none."""
 
-    def __init__(self, axes: tuple[int, ...], mask: tuple[int, ...] | None, key_heads: int | None) -> None:
+    def __init__(
+        self, axes: tuple[int, ...], mask: tuple[int, ...] | None, key_heads: int | None, *, causal: bool = False
+    ) -> None:
         super().__init__()
+        self.causal = causal
         self.stem, self.head, self.axes, self.key_heads = conv_bn(3, 8), Head(8), axes, key_heads
         self.mask = None if mask is None else nn.Buffer(torch.randn(mask, generator=torch.Generator().manual_seed(2)))
 
@@ -312,7 +318,8 @@ class Windows(nn.Module):
         x = self.stem(x)
         q = x.reshape(-1, *self.axes)
         k = q.flip(-1)[:, : self.key_heads]
-        return self.head(x + scaled_dot_product_attention(q, k, 2 * k, self.mask, scale=0.7).reshape(x.shape))
+        found = scaled_dot_product_attention(q, k, 2 * k, self.mask, is_causal=self.causal, scale=0.7)
+        return self.head(x + found.reshape(x.shape))
 
 
 @pytest.mark.parametrize(
@@ -326,10 +333,24 @@ class Windows(nn.Module):
         ((128, 16), (1, 128, 128), None),
     ],
 )
-def test_attention_has_four_axes_which_files_hold(
+def test_attention_is_two_products_which_may_be_on_codes(
     axes: tuple[int, ...], mask: tuple[int, ...] | None, key_heads: int | None
 ) -> None:
     graph = check(randomise(Windows(axes, mask, key_heads)))
+    assert [op_name(n.target) for n in graph.graph.nodes].count("matmul") == 2
+    products = [n for n in graph.graph.nodes if n.target is torch.matmul]
+    decided = plan(graph, QuantConfig(), get_target("onnxruntime"), IMAGE)
+    assert {n.name for product in products for n in map(_through_moves, product.all_input_nodes)} <= set(
+        decided.activations
+    )
+
+
+def _through_moves(node: fx.Node) -> fx.Node:
+    return _through_moves(node.all_input_nodes[0]) if op_name(node.target) in STRUCTURAL | REGRID else node
+
+
+def test_attention_that_stays_one_operator_has_four_axes_which_files_hold() -> None:
+    graph = check(randomise(Windows((2, 4, 16, 16), None, None, causal=True)))
     attention = next(n for n in graph.graph.nodes if op_name(n.target) == "scaled_dot_product_attention")
     shapes = tensor_shapes(graph, images(2))
     assert {len(shapes[node]) for node in attention.all_input_nodes} == {4}

@@ -65,7 +65,7 @@ class Tokens(nn.Module):
         q, k, v = self.qkv(x).chunk(3, -1)
         x = x + (0.3 * q @ k.transpose(1, 2)).softmax(-1) @ v
         q, k, v = self.qkv(x).reshape(x.shape[0], -1, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
-        x = x + functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = x + functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2)
         return self.fc(x.mean(1))
 
 
