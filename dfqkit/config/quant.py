@@ -71,6 +71,9 @@ class QuantConfig(Section):
         description="Exponent by which channels' values are made more alike on the calibration images, weights "
         "behind them scaled back (after SmoothQuant, Xiao et al., 2023, equation 4); 0 is none, 1 makes all as large.",
     )
+    in_float: Annotated[tuple[str, ...], Added("0.2.0")] = Field(
+        (), description="Layers and additions, by their names in the report, whose results stay in float."
+    )
     bias_correction: bool = Field(True, description="Empirical bias correction (Nagel et al., 2019, section 4.2).")
 
     @property

@@ -23,7 +23,9 @@ from dfqkit.students.nodes import call_behind, called, tensor_at
 from dfqkit.students.placement_rules import Rules
 from dfqkit.students.quantizers import activation_quantizer, weight_quantizer
 from dfqkit_export.backends.target import Target
+from dfqkit_export.errors import RecipeError
 from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.words import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +63,20 @@ def plan(
     An activation that an inner convolution or linear layer multiplies gets the scheme's activation bits, the input of
     the first and the last layer gets ``first_last`` bits, all others ``elementwise`` bits. What 8 bits cannot hold
     (`islands`) stays in float until a layer reads it, and so do the nodes named in ``kept``, each with its reason.
+
+    Raises:
+        RecipeError: When the scheme names what the graph does not have.
     """
-    rules = Rules(graph, config, target, image, kept or {})
+    nodes = [node for node in graph.graph.nodes if node.op in ("call_module", "call_function")]
+    names = {name: node.name for node in nodes for name in (str(node.target), node.name)}
+    if unknown := [name for name in config.in_float if name not in names]:
+        message = (
+            f"quant.in_float names '{unknown[0]}', which the network does not have.{did_you_mean(unknown[0], names)} "
+            "Names are those of layers and additions in a report."
+        )
+        raise RecipeError(message)
+    asked = {names[name]: "`quant.in_float` names it" for name in config.in_float}
+    rules = Rules(graph, config, target, image, asked | dict(kept or {}))
     activations: dict[str, ActivationPlan] = {}
     for node in graph.graph.nodes:
         shared = rules.shared_source(node)

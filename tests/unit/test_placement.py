@@ -20,7 +20,7 @@ from dfqkit.students.student import calibrate_student
 from dfqkit_export.backends import get_target
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.backends.opening import realised_precision
-from dfqkit_export.errors import TargetError
+from dfqkit_export.errors import RecipeError, TargetError
 from dfqkit_export.measure.metrics import sqnr_db
 from dfqkit_export.tasks import task_of
 from tests._messages import raises_naming
@@ -330,3 +330,14 @@ def test_pooling_and_sums_of_maps_behind_the_last_layer_stay_in_integers() -> No
     decided = plan(graph, QuantConfig(bits="w8a8"), get_target("onnxruntime"), IMAGE)
     assert not decided.floats
     assert {"relu", "relu_1"} <= set(decided.activations)
+
+
+def test_what_a_scheme_names_stays_in_float_and_says_so() -> None:
+    graph, _ = planned("residual")
+    layer, addition = nodes_of(graph, nn.Conv2d)[1], next(n for n in graph.graph.nodes if n.target is torch.add)
+    _, decided = planned("residual", in_float=(str(layer.target), addition.name))
+    assert {layer.name, addition.name} <= set(decided.kept)
+    assert not {layer.name, addition.name} & set(decided.activations)
+    assert all("quant.in_float" in decided.kept[name] for name in (layer.name, addition.name))
+    with raises_naming(RecipeError, "quant.in_float", "'nothing'", "report"):
+        planned("residual", in_float=("nothing",))
