@@ -99,7 +99,7 @@ def unlike(student: fx.GraphModule, batches: Sequence[Tensor]) -> dict[str, str]
             name = f"{_PREFIX}{node.name}"
             if name not in modules or not _is_eight_bits(modules[name]):
                 continue
-            step = float(activation_proxy(modules[name]).scale())
+            step = float(activation_proxy(modules[name]).scale().detach())
             parts = {part.name.removeprefix("quant_"): widths.get(part, 0.0) / step for part in node.args[0]}
             least = min((part for part in parts if parts[part]), key=lambda part: parts[part], default="")
             if not least or parts[least] >= FILLED:

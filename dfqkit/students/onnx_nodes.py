@@ -135,7 +135,7 @@ def _activation_parameters(proxy: Any) -> tuple[Tensor, int, tuple[int, int], bo
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     if signed and proxy.is_narrow_range:
         low += 1
-    return proxy.scale().detach(), round(float(proxy.zero_point())), (low, high), signed
+    return proxy.scale().detach(), round(float(proxy.zero_point().detach())), (low, high), signed
 
 
 def with_onnx_pooling(graph: fx.GraphModule) -> fx.GraphModule:
