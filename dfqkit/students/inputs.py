@@ -105,8 +105,9 @@ class _Taken(nn.Module):
         self.image = replace(image, channels=RGB)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.to(torch.float32)  # first: TensorRT turns no uint8
         x = x.permute(0, 3, 1, 2) if self.image.layout != LAYOUT else x
-        return self.image.normalize(x.to(torch.float32) / 255) if self.image.dtype == PIXELS else x
+        return self.image.normalize(x / 255) if self.image.dtype == PIXELS else x
 
 
 def of_file(image: ImageSpec, names: Sequence[str]) -> tuple[list[Tensor], list[dict[int, Any]]]:
