@@ -25,6 +25,7 @@ from dfqkit_export.backends.tensorrt.engines import check_batches
 from dfqkit_export.backends.tensorrt.session import EngineSession
 from dfqkit_export.backends.tensorrt_rtx import session as rtx_session
 from dfqkit_export.errors import ArtefactError, RuntimeCrashedError, RuntimeUnavailableError, TargetError
+from dfqkit_export.images.spec import ImageSpec
 from tests._messages import raises_naming
 from tests.unit.export._qdq_models import trt
 
@@ -225,6 +226,17 @@ class TestTensorRt:
         onnx.save(model, str(tmp_path / "open.onnx"))
         with raises_naming(ArtefactError, "other than the batch"):
             tensorrt_session.build(tmp_path / "open.onnx")
+
+    def test_open_sizes_are_those_of_the_image_that_the_file_names(self, install: Install, tmp_path: Path) -> None:
+        install("tensorrt", "11.1.0")
+        model = onnx.load(str(net(tmp_path)))
+        model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "H"
+        image = ImageSpec(shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.5,) * 3, dynamic=True)
+        model.metadata_props.add(key="dfqkit.image", value=json.dumps(image.to_dict()))
+        onnx.save(model, str(tmp_path / "open.onnx"))
+        assert build_engine("tensorrt", str(tmp_path / "open.onnx"), str(tmp_path / "plan"), [2, 3, 4])["accepted"]
+        header = json.loads((tmp_path / "plan").read_bytes().partition(b"\n")[0])
+        assert header["profile"] == {"x": [[2, 3, 8, 8], [3, 3, 8, 8], [4, 3, 8, 8]]}
 
     def test_without_the_package_it_says_that_no_extra_brings_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("dfqkit_export.backends.base.find_spec", lambda name: None)

@@ -13,8 +13,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dfqkit_export.backends.precision import with_unique_names
 from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
+from dfqkit_export.images.inputs import model_image
+from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.onnxfile.model import load_onnx
 
 # First and first-too-new version: RTX compiles int8 convolutions since 1.7, TensorRT takes our files since 10.13.
@@ -75,7 +79,7 @@ def build_engine(
     engine = None
     if parsed:
         config = _config(trt, builder, compute_capability)
-        _add_profile(builder, network, config, profile)
+        _add_profile(builder, network, config, profile, model_image(load_onnx(path, weights=False)))
         cache = _read_cache(config, timing_cache)
         sys.stderr.write("The file is parsed; building the engine.\n")
         engine = builder.build_serialized_network(network, config)
@@ -117,10 +121,17 @@ def _config(trt: Any, builder: Any, compute_capability: str | None) -> Any:
     return config
 
 
-def _add_profile(builder: Any, network: Any, config: Any, batches: list[int]) -> None:
-    """Declare the batches of every input whose batch is open; without, the builder refuses the network."""
+def _add_profile(builder: Any, network: Any, config: Any, batches: list[int], image: ImageSpec | None) -> None:
+    """Declare the batches of every input whose batch is open; without, the builder refuses the network.
+
+    Height and width that the file leaves open are those of the image that it names.
+    """
     inputs = [network.get_input(index) for index in range(network.num_inputs)]
     shapes = {value.name: tuple(value.shape) for value in inputs}
+    given = image.to_file(np.zeros((1, *image.shape), np.float32)) if image is not None else {}
+    for name, one in {name or next(iter(shapes)): values.shape for name, values in given.items()}.items():
+        pairs = list(zip(shapes.get(name, ()), one, strict=False))
+        shapes |= {name: (*shapes[name][:1], *(b if a < 0 else a for a, b in pairs[1:]))} if pairs else {}
     for name, shape in shapes.items():
         if any(size < 0 for size in shape[1:]):
             message = (
