@@ -179,8 +179,8 @@ class _Groups:
         return self._of[node]
 
     def is_activation(self, node: fx.Node) -> bool:
-        """Whether a node is an activation function, which reads no quantized values."""
-        return isinstance(called(node, self.modules), nn.ReLU | nn.LeakyReLU)
+        """Whether a node is an activation function that runtimes fuse: it reads no quantized values."""
+        return isinstance(called(node, self.modules), nn.ReLU)
 
     def _at(self, key: fx.Node | tuple[str, str]) -> _Channels:
         return self._of.setdefault(key, _Channels())
