@@ -7,7 +7,7 @@ range, which needs no data at all.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from dfqkit.students.freezing import even_zero_points
 from dfqkit.students.inputs import image_of, is_input
 from dfqkit.students.nodes import called, source
 from dfqkit.students.quantizers import activation_internals, activation_proxy, zero_point_values
+from dfqkit.students.ranges_behind import narrow_ranges
 from dfqkit.students.weight_scales import fix_weight_scales, short_mantissa
 from dfqkit_export.images.spec import ImageSpec
 
@@ -36,7 +37,7 @@ ROOMY_BITS = 8
 RELU6_MANTISSA = 2
 
 
-def calibrate(student: fx.GraphModule, batches: Iterable[Tensor], image: ImageSpec, *, learnable: bool) -> None:
+def calibrate(student: fx.GraphModule, batches: Sequence[Tensor], image: ImageSpec, *, learnable: bool) -> None:
     """Find every activation range from normalised images, then fix the input's from the image specification.
 
     The input's quantizer so never depends on synthetic images. ``learnable`` says whether training may move the
@@ -48,6 +49,8 @@ def calibrate(student: fx.GraphModule, batches: Iterable[Tensor], image: ImageSp
             Dispersed(student).run(batch)
     for quantizer, (low, high) in seen.items():
         _include_zero(quantizer, low, high)
+    if learnable:  # else a range ends at a power of two, whatever is cut
+        narrow_ranges(student, batches)
     _fix_input_range(student, image)
     _end_at_six(student, exact=not learnable)
     settle(student, learnable=learnable)
