@@ -37,9 +37,12 @@ class ZeroQ(PixelSynthesizer):
     def _set_up(self) -> None:
         super()._set_up()
         config, teacher = self.config, self.teacher
-        self.tap: BatchNormTap | LayerTap = BatchNormTap(teacher.model)
-        self.norms = self.tap.layers
-        if config.statistics == "image" and self.weights["bn"]:
+        self.tap: BatchNormTap | LayerTap | None = None
+        self.norms: dict[str, nn.modules.batchnorm._BatchNorm] = {}
+        if self.weights["bn"]:
+            self.tap = BatchNormTap(teacher.model)
+            self.norms = self.tap.layers
+        if self.norms and config.statistics == "image":
             self.tap = LayerTap(teacher.model, list(self.norms), "input")
             self._require_maps(self.tap)
         self.last: LayerTap | None = None
@@ -77,7 +80,7 @@ class ZeroQ(PixelSynthesizer):
         )
 
     def _read_statistics(self, images: Tensor) -> tuple[Any, dict[str, Tensor]]:
-        if not self.weights["bn"]:
+        if self.tap is None:
             return self.teacher.model(images), {}
         form = _FORMS[self.config.bn]
         with self.tap as tap:
