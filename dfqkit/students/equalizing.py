@@ -103,11 +103,12 @@ def _with_channels_of_constants(original: fx.GraphModule) -> fx.GraphModule:
         gate = isinstance(called(node, modules), _GATES) and all(
             op_name(user.target) == "mul" and set(user.args) == {before, node} for user in node.users
         )
-        number = node.args[1] if op_name(node.target) == "add" and len(node.args) == 2 else None
-        if not gate and not isinstance(number, int | float):
+        added = op_name(node.target) == "add" and len(node.args) == 2
+        number = 1.0 if gate else node.args[1] if added else None
+        if not isinstance(number, int | float):
             continue
         name = f"{_PREFIX}{node.name}"
-        graph.register_buffer(name, torch.full((1, shapes[before][1], 1, 1), 1.0 if gate else number))
+        graph.register_buffer(name, torch.full((1, shapes[before][1], 1, 1), float(number)))
         with graph.graph.inserting_before(node):
             constant = graph.graph.get_attr(name)
             value = graph.graph.call_function(torch.mul, (before, constant)) if gate else constant

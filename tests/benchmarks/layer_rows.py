@@ -4,11 +4,11 @@
     python tests/benchmarks/layer_rows.py --out runs/layer_rows --only cifar_resnet56 repvgg_a0
     python tests/benchmarks/layer_rows.py --out runs/layer_rows --only transformers --write FILE.md
 
-Weights are random, BatchNorm statistics as training could have left them, what starts at 0 woken; images are noise, of
-transformers drawn scenes, others than those that calibrated: figures say that a run ends, that layers are compared with
-themselves and what 8 bits cost, nothing about accuracy. Needs timm. Rows are kept in OUT/NAME.json and not computed
-again. Exits with 1 where a run fails, a layer has no SQNR, the runtime is off, or of a transformer a linear layer or a
-convolution is in float or the logits in ONNX Runtime have less than LEAST_DB of the teacher's.
+Weights are random, BatchNorm statistics as training could have left them, what starts at 0 or near it woken; images are
+noise, of transformers drawn scenes, others than those that calibrated: figures say that a run ends, that layers are
+compared with themselves and what 8 bits cost, nothing about accuracy. Needs timm. Rows are kept in OUT/NAME.json
+and not computed again. Exits with 1 where a run fails, a layer has no SQNR, the runtime is off, or of a transformer
+a linear layer or a convolution is in float or the logits in ONNX Runtime have less than LEAST_DB of the teacher's.
 """
 
 from __future__ import annotations
@@ -35,18 +35,23 @@ from tests.benchmarks.classifiers import waken
 NETWORKS = {
     **{f"cifar_resnet{depth}": 32 for depth in (20, 32, 44, 56, 110)},
     "repvgg_a0": 32,
-    "levit_128s": 64,
-    "efficientvit_b0": 64,
     "deit_tiny_patch16_224": 64,
     "swin_tiny_patch4_window7_224": 64,
     "convnext_atto": 64,
     "mobilevit_xxs": 64,
+    "levit_128s": 64,
+    "efficientvit_b0": 64,
 }
 #: Whose layers have all to be in integers, on drawn scenes, with so much of the teacher's logits.
 TRANSFORMERS = [*list(NETWORKS)[-6:]]
 LEAST_DB = 20.0
 #: Where the runtime is the student, it differs by rounding at most.
 LEAST_RUNTIME_DB = 40.0
+SCENES = {
+    "synthesis": {"method": "procedural"},
+    "quant": {"scales": "float", "activation_range": "percentile"},
+    "floors": [],
+}
 NOISE = {"method": "noise", "accept_noise": True}
 OPTIONS = {
     "bank": {"calibration": 32, "held_out": 16, "grading": 32, "batch": 16},
@@ -65,6 +70,9 @@ def network(name: str) -> nn.Module:
         model = timm.create_model(name, pretrained=False, num_classes=10, **sized)
         waken(model)
     with torch.no_grad():
+        for place, parameter in model.named_parameters():  # of the size of what they are added to or joined with
+            if place.endswith(("cls_token", "pos_embed")):
+                parameter.normal_(0.0, 0.3)
         for module in model.modules():
             if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                 for tensor, low, high in (
@@ -82,7 +90,7 @@ def row(name: str, out: Path) -> dict[str, Any]:
     """Run one network: its layers, how many are in integers, what is left in dB, and what is wrong, in words."""
     size, scenes = NETWORKS[name], name in TRANSFORMERS
     image = dfqkit.ImageSpec(shape=(3, size, size), mean=(0.5,) * 3, std=(0.25,) * 3, classes=10)
-    options = {**OPTIONS, "synthesis": {"method": "procedural"} if scenes else NOISE}
+    options = {**OPTIONS, **(SCENES if scenes else {"synthesis": NOISE})}
     try:
         result = dfqkit.quantize(network(name), image=image, bits="w8a8", options=options, out=out / name)
     except dfqkit.DfqkitError as error:
@@ -124,7 +132,7 @@ def page(rows: dict[str, dict[str, Any]]) -> str:
     """Return the stored table."""
     lines = [
         "# Transformers and modern blocks, random weights\n",
-        f"W8A8, procedural images, ONNX Runtime. `tests/benchmarks/{Path(__file__).name}` says more.\n",
+        f"W8A8, float scales, procedural images, ONNX Runtime. `tests/benchmarks/{Path(__file__).name}` says more.\n",
         "| network | pixels | linear layers and convolutions in integers | products of two activations in integers | "
         "SQNR of the logits, dB | in float |",
         "| --- | --- | --- | --- | --- | --- |",
