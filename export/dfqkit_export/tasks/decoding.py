@@ -207,7 +207,7 @@ def _placed(task: DetectionParameters, level: int, position: Places, values: Flo
         moved = _corners(centre + values[:, :2] * first * size, np.exp(values[:, 2:] * second) * size)
     else:
         if task.form == "distributions":
-            bins = values.reshape(len(values), 4, -1)
+            bins = values.reshape(len(values), 4, values.shape[-1] // 4)  # of no box at all, too
             weights = np.exp(bins - bins.max(-1, keepdims=True))
             values = (weights / weights.sum(-1, keepdims=True)) @ np.arange(bins.shape[-1])
         distance = values * stride

@@ -93,6 +93,7 @@ def test_one_level_of_several_outputs_is_named_and_rows_in_no_order_tell_nothing
     exchanged = raw["b16"].reshape(40, 4, 4, 8)[:, :, [1, 0, 2, 3]].reshape(40, 4, 32)
     (text,) = bins.signs(raw, {**raw, "b16": exchanged})
     assert "'b16' gives left for top" in text
+    assert bins.marks({name: np.zeros_like(values) for name, values in raw.items()})[0].boxes == ()
     rows = Detection(boxes=("rows",), form="rows", shapes=((5, 6),), size=(32, 32))
     assert not rows.signs({"rows": rng.random((9, 5, 6))}, {"rows": rng.random((9, 5, 6))})
 
