@@ -67,13 +67,13 @@ def test_both_outputs_are_in_the_files_by_name(out: Path) -> None:
         assert json.loads({entry.key: entry.value for entry in model.metadata_props}["dfqkit.task"]) == {"name": NAME}
 
 
-def test_the_layers_in_front_of_both_outputs_are_compared_and_end_in_float(out: Path) -> None:
+def test_the_layers_in_front_of_both_outputs_are_compared_and_the_map_is_given_in_codes(out: Path) -> None:
     report = Report.from_json((out / "run" / "report.json").read_text(encoding="utf-8"))
     rows = {row.name: row for row in report.layers}
     assert set(rows) == {"first", "second", "pose", "depth"}
     assert all(row.sqnr_student_db is not None for row in rows.values())
     produced = {name: node for node in onnx.load(out / "run" / "model.onnx").graph.node for name in node.output}
-    assert [produced[name].op_type for name in OUTPUTS] == ["Conv", "Gemm"]
+    assert [produced[name].op_type for name in OUTPUTS] == ["DequantizeLinear", "Gemm"]
 
 
 def test_a_stored_set_has_the_answers_by_name(out: Path, said: dict[str, Any]) -> None:

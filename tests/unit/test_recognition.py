@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from dfqkit.config.recipe import ImageSection
 from dfqkit.tasks import found_in, named, torch_task
 from dfqkit.teacher import Teacher
 from dfqkit.teacher.identity import identity_of
@@ -115,11 +116,12 @@ def test_a_teacher_takes_what_its_task_leaves_open_from_its_outputs(network: str
 
     entry: Any = yaml.safe_load(nets.TASKS[network] or "null")
     task = None if entry is None else task_of({"name": entry} if isinstance(entry, str) else entry)
-    teacher = Teacher.from_module(getattr(nets, network)(), IMAGE, task=task)
+    image = ImageSection.model_validate(yaml.safe_load(nets.recipe(network))["image"]).spec()
+    teacher = Teacher.from_module(getattr(nets, network)(), image, task=task)
     assert all(isinstance(size, int) for output in teacher.task.outputs for size in output.shape)
-    answers = teacher.answers(torch.rand((3, 3, 32, 32), generator=torch.Generator().manual_seed(0)))
+    answers = teacher.answers(torch.rand((3, *image.shape), generator=torch.Generator().manual_seed(0)))
     assert tuple(answers) == teacher.task.names
-    teacher.task.check({name: values.numpy() for name, values in answers.items()}, IMAGE)
+    teacher.task.check({name: values.numpy() for name, values in answers.items()}, image)
     assert identity_of(teacher)["task"]["name"] == teacher.task.name
     _distance_is_of_the_answers(teacher.task, answers)
 
