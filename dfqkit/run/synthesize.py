@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from dfqkit.config.pools import PoolConfig
 from dfqkit.run.stage import Plan, Stage, StageResult
 
 if TYPE_CHECKING:
@@ -104,8 +105,20 @@ def _plan(recipe: Recipe) -> Plan:
     return Plan(
         text=f"{_source(config)}; stores {bank.calibration} images for calibration, {bank.held_out} held out, "
         f"{bank.grading} for grading",
-        size=math.prod(recipe.image.shape) * (stored + 2 * getattr(config, "memory", 0)),
+        size=math.prod(recipe.image.shape) * (stored + 2 * _remembered(config, recipe)),
     )
+
+
+def _remembered(config: Any, recipe: Recipe) -> int:
+    """Return how many images a source keeps, at most; one that makes sets keeps no more than are made."""
+    if config.method == "mixture":
+        return sum(_remembered(source, recipe) for source in config.active)
+    memory: int = getattr(config, "memory", 0)
+    if not isinstance(config, PoolConfig):
+        return memory
+    rounds = sum(section.rounds for section in (recipe.student, recipe.distill) if section)
+    wanted = max(recipe.bank.calibration, recipe.bank.training or 0)
+    return min(memory, wanted + (1 + rounds) * config.batch)
 
 
 def _source(config: Any) -> str:

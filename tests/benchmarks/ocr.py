@@ -238,7 +238,8 @@ def page(rows: list[dict[str, Any]]) -> str:
         "# PP-OCR v4, quantized without an image\n",
         f"`tests/benchmarks/{Path(__file__).name}` says what is measured; floats are ONNX Runtime's nodes. A run\n"
         "sees drawn scenes alone; which layers of the reader its recipe leaves in float (`quant.in_float`) was\n"
-        "chosen by a look at 16 rendered lines. Verdicts are of runs without labels, on scenes without text.\n",
+        "chosen by a look at the first 16 of the 1,000 lines. Verdicts are of runs without labels, on scenes without\n"
+        "text.\n",
         "| network | images | measured | float | int8 | quantize_static, 64 rendered images | asked | in integers "
         "| in float | verdict |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
