@@ -85,7 +85,7 @@ def floors_about(recipe: Recipe, measured: Measured) -> list[Floor]:
 
 def evidence_of(context: Context, measured: Measured, floors: Sequence[Floor]) -> Evidence:
     """Return what a run is judged by, beside its floors: that it has none makes no file good."""
-    from dfqkit_export.measure.kinds import DROPS, STUDENT_AGREEMENT, TOP1
+    from dfqkit_export.measure.kinds import DROPS, STUDENT_AGREEMENT, STUDENT_KEPT, TOP1
     from dfqkit_export.report.judging import Evidence
 
     doubts = [*measured.doubts, *(context.synthesis.warnings() if measured.seen else ())]
@@ -97,7 +97,7 @@ def evidence_of(context: Context, measured: Measured, floors: Sequence[Floor]) -
         drops=measured.drops,
         teacher=[metric for metric in measured.metrics if (metric.name, metric.subject) == (TOP1.name, "teacher")],
         classes=context.teacher.image.classes,
-        same=[metric for metric in measured.metrics if metric.name == STUDENT_AGREEMENT.name],
+        same=[m for m in measured.metrics if m.name in (STUDENT_AGREEMENT.name, STUDENT_KEPT.name)],
         seen=measured.seen,
         layers=measured.layers,
         integer=None if share is None else 100.0 * share,

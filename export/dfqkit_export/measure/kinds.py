@@ -73,6 +73,10 @@ STUDENT_AGREEMENT = register(MetricKind(
     name="student_agreement", title="Agreement with the student", unit="%", decimals=2, higher_is_better=True,
     tolerance=Tolerance(absolute=0.1), on_card=True,
 ))
+STUDENT_KEPT = register(MetricKind(
+    name="student_kept", title="Answers of the student that stay", unit="%", decimals=2, higher_is_better=True,
+    tolerance=Tolerance(absolute=2.0), on_card=True,
+))
 STUDENT_TOP1_GAP = register(MetricKind(
     name="student_top1_gap", title="Top-1 gap to the student", unit="points", decimals=2, higher_is_better=False,
     tolerance=Tolerance(absolute=0.05), about="labels",

@@ -17,7 +17,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dfqkit_export.measure.kinds import AGREEMENT, INTEGER_OPS, LOGIT_SQNR_DB, STUDENT_AGREEMENT, TOP1_DROP, Metric
+from dfqkit_export.measure.kinds import (
+    AGREEMENT,
+    INTEGER_OPS,
+    LOGIT_SQNR_DB,
+    STUDENT_AGREEMENT,
+    STUDENT_KEPT,
+    TOP1_DROP,
+    Metric,
+)
 from dfqkit_export.report.document import LayerRow
 from dfqkit_export.report.evidence import Seen
 from dfqkit_export.report.floors import Finding
@@ -104,6 +112,8 @@ def judge(evidence: Evidence, findings: Iterable[Finding] = ()) -> Judgement:
 
 def _of_the_file(evidence: Evidence) -> list[Finding]:
     """Return what does not hold whatever the images say: the file is not the student's, or it is no integer network."""
+    # Of an image of many boxes one is at a threshold: where a task measures what stays of them, that counts.
+    measure = STUDENT_KEPT if any(m.name == STUDENT_KEPT.name for m in evidence.same) else STUDENT_AGREEMENT
     found = [
         Finding(
             metric=metric.name,
@@ -111,13 +121,13 @@ def _of_the_file(evidence: Evidence) -> list[Finding]:
             value=metric.value,
             floor=SAME,
             message=(
-                f"The file is not what was calibrated: {metric.subject} gives the student's answer on "
-                f"{metric.value:.2f} % of {metric.n} images of {metric.data}. The column 'runtime' of the table of "
+                f"The file is not what was calibrated: {metric.subject} keeps {metric.value:.2f} % of the student's "
+                f"answers on {metric.n} images of {metric.data}. The column 'runtime' of the table of "
                 "layers says where they part; report it where no setting of yours explains it."
             ),
         )
         for metric in evidence.same
-        if metric.name == STUDENT_AGREEMENT.name and metric.value is not None and metric.value < SAME
+        if metric.name == measure.name and metric.value is not None and metric.value < SAME
     ]
     if evidence.integer == 0:
         message = (

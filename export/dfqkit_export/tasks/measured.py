@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.measure.kinds import AGREEMENT, LABEL_DROP, SQNR_DB, STUDENT_AGREEMENT, Metric
+from dfqkit_export.measure.kinds import AGREEMENT, LABEL_DROP, SQNR_DB, STUDENT_AGREEMENT, STUDENT_KEPT, Metric
 from dfqkit_export.measure.metrics import share
 from dfqkit_export.measure.resampling import interval, ratio_db
 from dfqkit_export.tasks.base import Labels, Outputs, OutputSpec, Task
@@ -84,8 +84,11 @@ class MeasuredTask(Task):
     def beside(
         self, student: Outputs, outputs: Outputs, labels: Labels | None, *, subject: str, data: str
     ) -> list[Metric]:
-        """Measure on how many images the runtime gives the student's answer."""
-        return [share(STUDENT_AGREEMENT, self.same_answer(student, outputs), subject=subject, data=data)]
+        """Measure on how many images the runtime gives the student's answer, and by `kept` how much of it stays."""
+        where: dict[str, Any] = {"subject": subject, "data": data}
+        same, kept = self.same_answer(student, outputs), self.kept(student, outputs)
+        known = [] if kept is None else [STUDENT_KEPT.metric(value=kept, n=len(same), **where)]
+        return [share(STUDENT_AGREEMENT, same, **where), *known]
 
     def per_image_error(self, reference: Outputs, outputs: Outputs) -> Floats:
         """Return the squared error of each image beside each output's mean power over all images, summed, (N,)."""

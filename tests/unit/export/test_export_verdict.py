@@ -24,7 +24,7 @@ from dfqkit_export.gate import (
     render_text,
 )
 from dfqkit_export.images.spec import ImageSpec
-from dfqkit_export.measure.kinds import STUDENT_AGREEMENT, TOP1, TOP1_DROP
+from dfqkit_export.measure.kinds import STUDENT_AGREEMENT, STUDENT_KEPT, TOP1, TOP1_DROP
 from dfqkit_export.report import Finding, LayerRow, Report
 from dfqkit_export.report.evidence import Seen, seen
 from dfqkit_export.report.judging import BROKEN, LEAST_IMAGES, OK_DB, OK_FIRM, Evidence, judge
@@ -133,6 +133,24 @@ def test_images_that_tell_give_a_verdict() -> None:
         ({"integer": 50.0}, OK),
         ({"same": [STUDENT_AGREEMENT.metric(subject="x", data="d", value=50.0, n=100)]}, FAILED),
         ({"same": [STUDENT_AGREEMENT.metric(subject="x", data="d", value=99.0, n=100)]}, OK),
+        (
+            {
+                "same": [
+                    kind.metric(subject="x", data="d", value=value, n=100)
+                    for kind, value in ((STUDENT_AGREEMENT, 50.0), (STUDENT_KEPT, 99.0))
+                ]
+            },
+            OK,
+        ),
+        (
+            {
+                "same": [
+                    kind.metric(subject="x", data="d", value=value, n=100)
+                    for kind, value in ((STUDENT_AGREEMENT, 99.0), (STUDENT_KEPT, 50.0))
+                ]
+            },
+            FAILED,
+        ),
     ],
 )
 def test_what_else_was_measured_is_heard(more: dict[str, Any], verdict: str) -> None:
