@@ -45,8 +45,8 @@ NETWORKS = {
 #: Whose layers have all to be in integers, on drawn scenes, with so much of the teacher's logits.
 TRANSFORMERS = [*list(NETWORKS)[-6:]]
 LEAST_DB = 20.0
-#: Where the runtime is the student, it differs by rounding at most.
-LEAST_RUNTIME_DB = 40.0
+#: Where the runtime is the student, it differs by rounding at most; float scales round on ties, layer after layer.
+LEAST_RUNTIME_DB = {False: 40.0, True: 25.0}
 SCENES = {
     "synthesis": {"method": "procedural"},
     "quant": {"scales": "float", "activation_range": "percentile"},
@@ -102,7 +102,7 @@ def row(name: str, out: Path) -> dict[str, Any]:
     wrong += [
         f"{layer.name} is {layer.sqnr_runtime_db:.1f} dB from the student in the runtime"
         for layer in layers
-        if layer.sqnr_runtime_db is not None and layer.sqnr_runtime_db < LEAST_RUNTIME_DB
+        if layer.sqnr_runtime_db is not None and layer.sqnr_runtime_db < LEAST_RUNTIME_DB[scenes]
     ]
     if scenes and (found["weighted"][0] < found["weighted"][1] or (found["sqnr_db"] or 0) < LEAST_DB):
         wrong.append(f"{found['weighted']} of linear layers and convolutions in integers, {found['sqnr_db']} dB")
