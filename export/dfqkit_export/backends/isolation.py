@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import json
 import os
 import select
@@ -223,6 +224,7 @@ def _copy(folder: Path, seconds: float) -> str:
 
 def _as_copy(folder: Path) -> None:
     """Be the child, and end without what the parent wants to happen when it ends."""
+    gc.disable()  # garbage may be the parent's sessions, whose ends wait for threads that no copy has
     code = 1
     try:
         faulthandler.disable()

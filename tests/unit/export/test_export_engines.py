@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import shutil
@@ -123,6 +124,11 @@ class TestIsolation:
     def test_a_bug_in_the_child_shows_its_traceback(self) -> None:
         with pytest.raises(UnforeseenError, match=r"(?s)Traceback.*unexpected keyword argument 'colour'"):
             call_isolated("backends.tensorrt.engines:check_batches", {"colour": 1}, **self.ASK)
+
+    def test_a_copy_collects_none_of_its_parents_garbage(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("DFQKIT_CHILD", "fork")
+        assert gc.isenabled()
+        assert call_isolated("gc:isenabled", {}, **self.ASK) is False
 
     def test_what_the_working_folder_holds_is_not_imported(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
