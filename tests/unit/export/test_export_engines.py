@@ -128,7 +128,7 @@ class TestIsolation:
     def test_a_copy_collects_none_of_its_parents_garbage(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("DFQKIT_CHILD", "fork")
         assert gc.isenabled()
-        assert call_isolated("gc:isenabled", {}, **self.ASK) is False
+        assert call_isolated("backends.isolation:gc.isenabled", {}, fresh=False, **self.ASK) is False
 
     def test_what_the_working_folder_holds_is_not_imported(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
