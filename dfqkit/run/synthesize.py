@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from dfqkit.config.pools import PoolConfig
 from dfqkit.run.stage import Plan, Stage, StageResult
 
 if TYPE_CHECKING:
@@ -111,6 +110,8 @@ def _plan(recipe: Recipe) -> Plan:
 
 def _remembered(config: Any, recipe: Recipe) -> int:
     """Return how many images a source keeps, at most; one that makes sets keeps no more than are made."""
+    from dfqkit.config.pools import PoolConfig  # pydantic; not needed to check or compare files
+
     if config.method == "mixture":
         return sum(_remembered(source, recipe) for source in config.active)
     memory: int = getattr(config, "memory", 0)
