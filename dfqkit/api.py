@@ -214,6 +214,7 @@ def _recipe(teacher: Teacher, bits: str, target: str, sections: Mapping[str, Any
     source = sections.get("synthesis") or of_task.get("synthesis") or _usual_source(teacher)
     method = source.get("method") if isinstance(source, Mapping) else source.method
     usual = {
+        **of_task,
         "name": f"{teacher.name}/{method or DFQConfig().method}-{bits}",
         "why": "made by dfqkit.quantize",
         "teacher": TeacherSection(factory=factory, weights=f"sha256:{teacher.sha256}"),
@@ -224,6 +225,5 @@ def _recipe(teacher: Teacher, bits: str, target: str, sections: Mapping[str, Any
         "distill": None if bits == _ENOUGH_BITS else _DISTILL,
         "floors": floors,
     }
-    usual |= {key: value for key, value in of_task.items() if key == "bank"}
     quant = {"bits": bits, **of_task.get("quant", {}), **sections.get("quant", {})}
     return recipe_from({**usual, **sections, "quant": quant}, "the arguments of dfqkit.quantize")
