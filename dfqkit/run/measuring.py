@@ -41,6 +41,7 @@ from dfqkit_export.images.label_kinds import is_kind, resolved
 from dfqkit_export.images.labelled import LabelledImages, load_images
 from dfqkit_export.measure import latency
 from dfqkit_export.measure.activations import layer_outputs, layer_tensors
+from dfqkit_export.measure.breakdown import Breakdown
 from dfqkit_export.measure.kinds import DROPS, SIZE, TOP1, Metric
 from dfqkit_export.measure.metrics import sqnr_db
 from dfqkit_export.onnxfile.model import load_onnx
@@ -80,6 +81,7 @@ class Measured:
         drops: Of each runtime, on labelled images, from the network that was quantized: what is judged.
         seen: What images without labels show of each runtime beside that network.
         doubts: Why labelled images tell nothing, a sentence each.
+        breakdowns: What a metric of each runtime is made of.
         kept: Why tensors of the student stay in float, by name: what was measured, and too coarse an input.
         floats: The same of those that rules leave there, and of the layers that read them.
     """
@@ -93,6 +95,7 @@ class Measured:
     drops: list[Metric]
     seen: list[Seen]
     doubts: list[str]
+    breakdowns: list[Breakdown]
     kept: dict[str, str]
     floats: dict[str, str]
 
@@ -117,6 +120,7 @@ class _Graded:
     drops: list[Metric] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
+    breakdowns: list[Breakdown] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +196,7 @@ def measure(context: Context, shown_as: str) -> Measured:
         estimate=graded.estimate,
         drops=graded.drops,
         seen=graded.seen,
+        breakdowns=graded.breakdowns,
         doubts=list(dict.fromkeys(graded.doubts)),
         kept=subjects.student.meta["kept"],
         floats=float_layers(subjects.student, left) | subjects.student.meta["floats"],
@@ -252,6 +257,8 @@ def _judged(found: _Graded, context: Context, outputs: dict[str, Outputs], item:
     teacher, task = context.teacher, context.teacher.task
     reference = outputs.get("float_student", outputs["teacher"])
     for subject in (name for name in outputs if name not in _NO_RUNTIME):
+        parts = task.breakdown(outputs["teacher"], outputs[subject], subject=subject, data=item.name)
+        found.breakdowns += [] if parts is None else [parts]
         if item.labels is None:
             found.seen.append(seen(task, teacher.image, reference, outputs[subject], data=item.name))
         else:

@@ -60,6 +60,7 @@ def report_of(context: Context, measured: Measured) -> Report:
         findings=judged.findings,
         floors=floors,
         layers=measured.layers,
+        breakdowns=measured.breakdowns,
         precision=account.realised.to_dict() if account.realised else {},
         latency=measured.timing.to_dict() if measured.timing else {},
         provenance=provenance(context, STAGE.name) | in_float(measured.in_float),

@@ -14,6 +14,7 @@ from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from dfqkit_export.errors import ArtefactError
+from dfqkit_export.measure.breakdown import Breakdown
 from dfqkit_export.measure.kinds import Metric
 from dfqkit_export.report.floors import Finding, Floor
 from dfqkit_export.report.verdict import FAILED, NOT_JUDGED, OK, VERDICTS, Verdict
@@ -60,6 +61,7 @@ class Report:
         metrics: All metrics of all subjects.
         findings: Why the verdict is "failed".
         layers: One row a layer, in the model's order.
+        breakdowns: What metrics are made of, part by part. Older reports have none.
         precision: What the runtime really executed: `Realised.to_dict()`. Empty where not asked.
         latency: `Latency.to_dict()`. Empty where not measured.
         provenance: What made the file: keys such as recipe, teacher, teacher_sha256, seed, command, device, threads and
@@ -84,6 +86,7 @@ class Report:
     metrics: Sequence[Metric] = ()
     findings: Sequence[Finding] = ()
     layers: Sequence[LayerRow] = ()
+    breakdowns: Sequence[Breakdown] = ()
     precision: Mapping[str, Any] = field(default_factory=dict)
     latency: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -102,7 +105,7 @@ class Report:
             if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
                 message = f"Report {self.title!r} has the {name} {texts!r}; give a list of texts."
                 raise ArtefactError(message)
-        for name in ("metrics", "findings", "floors", "layers", "warnings", "reasons"):
+        for name in ("metrics", "findings", "floors", "layers", "breakdowns", "warnings", "reasons"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.verdict not in VERDICTS or (self.verdict == FAILED) != bool(self.findings):
             message = (
@@ -153,7 +156,7 @@ class Report:
         _check_json(document, "report")
         del document["schema"]
         document = _completed(document)
-        rows = {"metrics": Metric, "findings": Finding, "floors": Floor, "layers": LayerRow}
+        rows = {"metrics": Metric, "findings": Finding, "floors": Floor, "layers": LayerRow, "breakdowns": Breakdown}
         parsed = {
             key: tuple(_build(rows[key], item, key) for item in _rows(value, key)) if key in rows else value
             for key, value in document.items()
@@ -185,7 +188,7 @@ def layer_rows(
 
 def _completed(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return a document with what older reports have not."""
-    known: dict[str, Any] = {"warnings": [], "estimate": {}, "floors": [], "reasons": [], **document}
+    known: dict[str, Any] = {"warnings": [], "estimate": {}, "floors": [], "reasons": [], "breakdowns": [], **document}
     if isinstance(known.get("metrics"), list):
         ends = dict.fromkeys(("low", "high"))
         known["metrics"] = [ends | row if isinstance(row, dict) else row for row in known["metrics"]]

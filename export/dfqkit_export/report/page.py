@@ -20,6 +20,7 @@ from dfqkit_export.report.rows import (
     MetricGroup,
     data_note,
     estimate_sentence,
+    figure,
     head_note,
     main_subject,
     metric_groups,
@@ -32,6 +33,8 @@ from dfqkit_export.report.verdict import FAILED, NOT_JUDGED, OK, Verdict
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MAX_KEYS = 4
+#: Rows of a breakdown that are shown; the rest is in report.json.
+_MAX_PARTS = 15
 _MARKS: Mapping[Verdict, str] = {OK: "✓", FAILED: "✗", NOT_JUDGED: "?"}
 
 
@@ -48,6 +51,7 @@ def render_html(report: Report, *, sheets: Mapping[str, bytes] | None = None) ->
     sections = (
         _provenance(report),
         _metrics(report),
+        _breakdowns(report),
         _findings(report),
         _estimate(report),
         _precision(report),
@@ -128,6 +132,27 @@ def _metric_row(group: MetricGroup, columns: list[str]) -> str:
     about = " · ".join(part for part in (f"{group.data}, n {group.n}", group.direction) if part)
     name = f'<th scope="row" class="pin">{escape(group.title)}<small>{escape(about)}</small></th>'
     return f"<tr>{name}{''.join(cells)}</tr>"
+
+
+def _breakdowns(report: Report) -> str:
+    found = []
+    for each in report.breakdowns:
+        rows = [
+            f'<tr><th scope="row" class="pin">{escape(str(name))}</th>'
+            + "".join(f'<td class="num">{escape(_part(value))}</td>' for value in values)
+            + "</tr>"
+            for name, *values in each.rows[:_MAX_PARTS]
+        ]
+        header = [(text, "num" if place else "pin") for place, text in enumerate(each.header)]
+        more = len(each.rows) - len(rows)
+        rest = f'<p class="note">and {more} more, in report.json</p>' if more > 0 else ""
+        title = f"{each.title}: {each.subject}, {each.data}"
+        found.append(section(title, table(title, header, rows) + rest, each.note))
+    return "".join(found)
+
+
+def _part(value: str | int | float | None) -> str:
+    return value if isinstance(value, str) else f"{value:.1f}" if isinstance(value, float) else figure(value)
 
 
 def _findings(report: Report) -> str:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.measure.breakdown import Breakdown
 from dfqkit_export.measure.kinds import AGREES, NOISE, Metric
 from dfqkit_export.tasks.marks import Marks
 
@@ -345,6 +346,10 @@ class Task(ABC):
     def signs(self, reference: Outputs, outputs: Outputs) -> list[str]:
         """Return what all numbers beside the reference's tell of a fault, the surest first; by default nothing."""
         return []
+
+    def breakdown(self, reference: Outputs, outputs: Outputs, *, subject: str, data: str) -> Breakdown | None:
+        """Return what a metric beside the teacher is made of, part by part; by default nothing."""
+        return None
 
     def groups(self, outputs: Outputs, image: ImageSpec) -> Groups:
         """Return what images are sorted by, on contact sheets and where a choice is spread; by default nothing."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.measure.breakdown import Breakdown
 from dfqkit_export.measure.kinds import (
     AP50,
     AP50_CLASSES,
@@ -37,7 +38,8 @@ from dfqkit_export.measure.kinds import (
 )
 from dfqkit_export.measure.resampling import interval, ratio
 from dfqkit_export.tasks.base import Groups, Labels, Limits, Outputs, OutputSpec, Task
-from dfqkit_export.tasks.boxes import Boxes, Ranked, areas, iou, matched, of_some, ranked
+from dfqkit_export.tasks.box_parts import SIZES, parts_of_boxes, pixels_of, sized
+from dfqkit_export.tasks.boxes import Boxes, Ranked, iou, matched, of_some, ranked
 from dfqkit_export.tasks.coco import coco_precision
 from dfqkit_export.tasks.decoding import decoded
 from dfqkit_export.tasks.detector_forms import fitted_detection
@@ -47,8 +49,6 @@ from dfqkit_export.tasks.measured import Floats, MeasuredTask
 from dfqkit_export.tasks.parameters import DetectionParameters
 from dfqkit_export.words import some
 
-#: Sides of squares between which boxes are small, medium and large, in pixels, as in COCO.
-_SMALL, _MEDIUM = 32**2, 96**2
 #: Boxes of a class below which its average precision is chance.
 _ENOUGH = 10
 #: Score from which boxes count beside labels.
@@ -168,13 +168,19 @@ class Detection(DetectionParameters, MeasuredTask):
             *self._changes(truth, found.above(self.threshold), where),
         ]
 
+    def breakdown(self, reference: Outputs, outputs: Outputs, *, subject: str, data: str) -> Breakdown | None:
+        """Return AP50 beside the teacher by class and by size, and which boxes crossed the threshold."""
+        return parts_of_boxes(self, reference, outputs, subject=subject, data=data)
+
     def _by_class(self, truth: Boxes, found: Boxes, pairs: Any, where: Mapping[str, Any]) -> list[Metric]:
         kinds, counts = np.unique(truth.kind, return_counts=True)
         if len(kinds) < 2:
             return []
         each = {int(kind): of_some(truth, found, pairs, truth.kind == kind, found.kind == kind) for kind in kinds}
         values = {kind: one.precision() or 0.0 for kind, one in each.items()}
-        spread = np.nanmean([one.spread() for one in each.values()], axis=0)
+        drawn = np.array([one.spread() for one in each.values()])
+        drawn = drawn[:, ~np.isnan(drawn).all(0)]  # of few images, some draws show no box
+        spread = np.nanmean(drawn, axis=0)
         metrics = [
             AP50_CLASSES.metric(
                 value=100 * float(np.mean(list(values.values()))), n=truth.n, interval=interval(100 * spread), **where
@@ -186,12 +192,9 @@ class Detection(DetectionParameters, MeasuredTask):
         return metrics
 
     def _by_size(self, truth: Boxes, found: Boxes, pairs: Any, where: Mapping[str, Any]) -> list[Metric]:
-        pixels = self.size[0] * self.size[1] if self.unit == "image" else 1
-        wanted, own = areas(truth.box) * pixels, areas(found.box) * pixels
-        bounds = {AP50_SMALL: (0, _SMALL), AP50_MEDIUM: (_SMALL, _MEDIUM), AP50_LARGE: (_MEDIUM, np.inf)}
         metrics = []
-        for kind, (low, high) in bounds.items():
-            inside, others = (low <= wanted) & (wanted < high), (low <= own) & (own < high)
+        for kind, bounds in zip((AP50_SMALL, AP50_MEDIUM, AP50_LARGE), SIZES.values(), strict=True):
+            inside, others = (sized(self, boxes, bounds) for boxes in (truth, found))
             if inside.sum() >= _ENOUGH:
                 metrics.append(_precision(kind, of_some(truth, found, pairs, inside, others), **where))
         return metrics
@@ -231,8 +234,7 @@ class Detection(DetectionParameters, MeasuredTask):
             spread = np.mean([one.spread() for one in own.values()], axis=0)
             value = 100 * float(np.mean([value or 0.0 for value in values]))
             metrics.append(TRUE_AP.metric(value=value, n=truth.n, interval=interval(100 * spread), **where))
-        pixels = self.size[0] * self.size[1] if self.unit == "image" else 1
-        known = coco_precision(truth, found, pixels)
+        known = coco_precision(truth, found, pixels_of(self))
         return [*metrics, *([] if known is None else [COCO_AP.metric(value=100 * known, n=truth.n, **where)])]
 
     def rightness(self, outputs: Outputs, labels: Labels) -> tuple[float, Floats] | None:

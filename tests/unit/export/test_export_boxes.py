@@ -97,6 +97,43 @@ def test_cocos_own_tools_agree_but_for_their_recalls(seed: int) -> None:
     assert coco_precision(both[0], as_boxes([], 12)) == 0
 
 
+def rows_of(made: list[Item], n: int) -> dict[str, NDArray[np.float32]]:
+    """Boxes as a network's rows (n, places, 6)."""
+    found = np.zeros((n, 12, 6), np.float32)
+    for place, (image, kind, score, box) in enumerate(made):
+        found[image, place] = [*box, score, kind]
+    return {"rows": found}
+
+
+def test_boxes_are_taken_apart_by_class_and_size_and_those_at_the_threshold_counted() -> None:
+    task = Detection(boxes=("rows",), form="rows", nms=1.0, shapes=((12, 6),), size=(200, 200))
+    small, medium, large = (0, 0, 20, 20), (40, 0, 90, 50), (0, 80, 110, 190)
+    teacher = [(0, 0, 0.9, small), (0, 0, 0.8, medium), (1, 1, 0.7, large), (1, 2, 0.6, small), (2, 1, 0.4, large)]
+    file = [
+        (0, 0, 0.9, small), (0, 0, 0.45, medium),  # one has fallen below the threshold
+        (2, 1, 0.55, large), (1, 3, 0.9, medium),  # one has risen above it, one is from nowhere, two are gone
+    ]  # fmt: skip
+    table = task.breakdown(rows_of(teacher, 3), rows_of(file, 3), subject="file", data="here")
+    assert table is not None
+    found = {str(row[0]): row[1:] for row in table.rows}
+    assert list(found)[3:] == ["class 1", "class 2", "class 3", "class 0"], "the worst first"
+    assert found["class 0"] == (2, 100.0, 1, 1, 0, 0)
+    assert found["class 1"] == (1, 0.0, 1, 0, 1, 1)
+    assert found["class 2"] == (1, 0.0, 1, 0, 0, 0)
+    assert found["class 3"] == (0, None, 0, 0, 1, 0)
+    assert found["small, below 32 x 32"][:3] == (2, 50.0, 1)
+    assert found["large"] == (1, 0.0, 1, 0, 1, 1)
+    for name, kinds in (("class 0", [0]), ("class 1", [1])):
+        kept = [item for item in teacher if item[1] in kinds and item[2] >= 0.5]
+        assert found[name][1] == pytest.approx(100 * brute(kept, [item for item in file if item[1] in kinds]))
+    by_name = {each.name: each.value for each in task.beside_teacher(
+        rows_of(teacher, 3), rows_of(file, 3), subject="file", data="here")}  # fmt: skip
+    assert by_name["boxes_vanished"] == pytest.approx(100 * 3 / 4)
+    assert by_name["boxes_appeared"] == pytest.approx(100 * 2 / 4)
+    nothing = rows_of([], 3)
+    assert task.breakdown(nothing, nothing, subject="file", data="here") is None
+
+
 def test_no_box_is_worth_nothing_and_no_truth_has_no_precision() -> None:
     truth, nothing = as_boxes([(0, 0, 1.0, (0, 0, 4, 4))]), as_boxes([])
     assert ranked(truth, nothing, matched(truth, nothing)).precision() == 0

@@ -13,6 +13,7 @@ import pytest
 
 from dfqkit_export.backends.precision import LayerPrecision
 from dfqkit_export.errors import ArtefactError
+from dfqkit_export.measure.breakdown import Breakdown
 from dfqkit_export.measure.kinds import Metric
 from dfqkit_export.report import Finding, Floor, LayerRow, Report, check_floors, layer_rows
 from dfqkit_export.report.charts import loss_charts
@@ -554,6 +555,28 @@ def test_reports_from_before_floors_and_estimates_can_be_read() -> None:
     del document["floors"], document["estimate"]
     report = Report.from_json(json.dumps(document))
     assert (report.floors, report.estimate) == ((), {})
+
+
+def test_a_metric_taken_apart_is_in_the_json_and_its_worst_rows_on_the_page() -> None:
+    assert '"breakdowns": []' in REPORT.to_json()
+    rows = [(f"class {place}", place, 99.96 - place if place else None) for place in range(18)]
+    part = Breakdown(
+        title="Boxes", note=EVIL, subject="onnxruntime", data="real:test", header=("part", "boxes", "AP50, %"),
+        rows=[[EVIL, 1, None], *rows],
+    )  # fmt: skip
+    report = replace(REPORT, breakdowns=[part])
+    assert Report.from_json(report.to_json()) == report
+    page = render_html(report)
+    assert "<script>alert" not in page
+    assert ">99.0<" in page
+    assert ("class 13<" in page, "class 14<" in page, "and 4 more, in report.json" in page) == (True, False, True)
+    document = json.loads(REPORT.to_json())
+    del document["breakdowns"]
+    assert Report.from_json(json.dumps(document)).breakdowns == ()
+    document = json.loads(report.to_json())
+    document["breakdowns"][0]["rows"][1] = ["class 0"]
+    with pytest.raises(ArtefactError, match="no table"):
+        Report.from_json(json.dumps(document))
 
 
 def test_an_estimate_is_a_sentence_and_a_chart_and_a_refusal_says_why() -> None:
