@@ -14,6 +14,7 @@ from typing import Any
 from torch import fx
 
 from dfqkit.students.inputs import is_part
+from dfqkit.students.onnx_tail import Tail
 
 #: The only input of a file, where the network came from no file that calls it otherwise.
 INPUT = "image"
@@ -36,12 +37,14 @@ class FileNames:
         outputs: Names of the outputs, in the file's order.
         axes: Names of the open axes of each, by place: ``{"x": {0: "N", 2: "height"}}``.
         opset: The version of ONNX's operators that the file is written in.
+        tail: What it does behind its network, which the int8 file does, too; None where it ends with that.
     """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
     opset: int = 0
+    tail: Tail | None = None
 
     def of(self, outputs: Sequence[str]) -> tuple[str, ...]:
         """Return what the file calls a task's outputs: as the task does, or by their order."""

@@ -23,6 +23,7 @@ from dfqkit.students.naming import FILE_NAMES, IMAGE, INPUT, OPEN_AXES, file_nam
 from dfqkit.students.onnx_errors import untranslatable
 from dfqkit.students.onnx_names import Place, in_scopes, name_ends, name_graph, places
 from dfqkit.students.onnx_nodes import with_onnx_pooling, with_qdq
+from dfqkit.students.onnx_tail import joined
 from dfqkit_export._version import __version__
 from dfqkit_export.backends.target import Target
 from dfqkit_export.errors import TeacherError
@@ -99,6 +100,7 @@ def _exported(graph: fx.GraphModule, written: fx.GraphModule, opset: int) -> onn
         for axis, name in graph.meta.get(OPEN_AXES, {}).get(value.name, {}).items():
             value.type.tensor_type.shape.dim[axis].dim_param = name
     _clean(model, known)
+    model = model if names.tail is None else joined(model, names.tail)
     onnx.checker.check_model(model, full_check=True)
     return model
 

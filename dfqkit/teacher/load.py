@@ -36,6 +36,7 @@ from dfqkit_export.errors import TeacherError
 from dfqkit_export.images.pixels import FLOAT, LAYOUT
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.tasks import DEFAULT_TASK, Task
+from dfqkit_export.tasks.detection import Detection
 from dfqkit_export.words import nearest
 
 _LOG = logging.getLogger(__name__)
@@ -203,6 +204,7 @@ def _of_stored(
     if is_translated(factory):
         found: Any = resolve_factory(factory)(image)
         model, names = found.module, found.names
+        task = _told(task, found.detection, name)
         if not found.taken.plain:  # the int8 file takes what this one does
             layout = found.taken.layout if found.taken.layout != LAYOUT else image.layout
             dtype = found.taken.dtype if found.taken.dtype != FLOAT else image.dtype
@@ -211,6 +213,19 @@ def _of_stored(
     else:
         model, names = as_module(stored_program(factory), image, file).float(), None
     return _freeze(model, image, name, task, factory=factory, weights_source=file, names=names)
+
+
+def _told(task: Task | None, detection: Mapping[str, Any], name: str) -> Task | None:
+    """Return a detector's task with what its file says of it, where it ends in the suppression of boxes."""
+    if not detection or not (task is None or (isinstance(task, Detection) and not task.boxes)):
+        return task
+    if task is None:
+        text = "Teacher '%s' is taken for a detector, whose boxes are suppressed in the file: %s."
+        _LOG.warning(text, name, detection)
+    known, default = task or Detection(), Detection()
+    assert isinstance(known, Detection)
+    open_ = {key: value for key, value in detection.items() if getattr(known, key) == getattr(default, key)}
+    return replace(known, **open_)
 
 
 def _load_state(model: nn.Module, state: dict[str, Tensor], name: str, source: str) -> None:

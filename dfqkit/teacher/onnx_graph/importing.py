@@ -6,8 +6,9 @@ What belongs here: the walk over a file's nodes, and the words for a node that n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -19,8 +20,9 @@ from dfqkit.students.naming import FileNames
 from dfqkit.teacher.onnx_graph import elementwise, layers, recurrent, sampling, shapes
 from dfqkit.teacher.onnx_graph.building import TRIED, Building, Size, Value, known, refuse
 from dfqkit.teacher.onnx_graph.idioms import recognised
-from dfqkit.teacher.onnx_graph.proof import require_equal
-from dfqkit.teacher.onnx_graph.reading import Operator, Source, as_tensor, operators_of, read
+from dfqkit.teacher.onnx_graph.picking import detector_of, without_picking
+from dfqkit.teacher.onnx_graph.proof import require_equal, require_tail
+from dfqkit.teacher.onnx_graph.reading import Operator, Source, as_tensor, operators_of, read, read_by
 from dfqkit.teacher.onnx_graph.table import OPERATORS
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.images.spec import ImageSpec
@@ -29,7 +31,6 @@ from dfqkit_export.words import some
 #: The modules that fill the table.
 TRANSLATED_BY = (elementwise, layers, recurrent, sampling, shapes)
 
-_DECODING = {"NonMaxSuppression", "NonZero", "Unique", "Compress", "RoiAlign", "MaxRoiAlign"}
 _CONTROL = {"Loop", "Scan", "SequenceConstruct", "SequenceInsert", "SequenceAt", "ConcatFromSequence"}
 
 
@@ -42,12 +43,14 @@ class Imported:
         names: What the file calls its inputs and outputs.
         taken: What images it takes, in its own layout and type.
         error: Of its outputs beside those of the file in its runtime, the largest, relative to the output's largest.
+        detection: Parameters of a detector, where the file ends in the suppression of boxes.
     """
 
     module: fx.GraphModule
     names: FileNames
     taken: ImageSpec
     error: float
+    detection: Mapping[str, Any] = field(default_factory=dict)
 
 
 def import_onnx(path: str | Path, image: ImageSpec) -> Imported:
@@ -57,11 +60,16 @@ def import_onnx(path: str | Path, image: ImageSpec) -> Imported:
         TeacherError: It is no float network for images, has an operator that is not known here, or the module does not
             give what the file does; says which node, and what to do.
     """
-    source = read(path, image)
+    cut = without_picking(whole := read(path, image))
+    source = cut.source
     module = translated(source, image)
     takes_stacked(module, image)
     error = require_equal(module, source, image, Path(path).name)
-    return Imported(module=module, names=source.names, taken=source.taken, error=error)
+    if source.names.tail is not None:
+        require_tail(whole, source, Path(path).name)
+    return Imported(
+        module=module, names=source.names, taken=source.taken, error=error, detection=detector_of(cut, module, image)
+    )
 
 
 def translated(source: Source, image: ImageSpec) -> fx.GraphModule:
@@ -87,13 +95,13 @@ def translated(source: Source, image: ImageSpec) -> fx.GraphModule:
 
 
 def _translate(operators: Sequence[Operator], values: dict[str, Value], to: Building, kept: set[str]) -> None:
-    last = {name: place for place, node in enumerate(operators) for name in _read_by(node)}
+    last = {name: place for place, node in enumerate(operators) for name in read_by(node)}
     for place, node in enumerate(operators):
         if node.kind == "If":
             _branch(node, values, to)
         else:
             _one(node, values, to)
-        for name in _read_by(node):
+        for name in read_by(node):
             if last[name] == place and name not in kept:
                 values.pop(name, None)  # the examples of a large network are as large as its training
 
@@ -139,16 +147,6 @@ def _branch(node: Operator, values: dict[str, Value], to: Building) -> None:
         values[name] = inner[value.name]
 
 
-def _read_by(node: Operator) -> set[str]:
-    names = {name for name in node.inputs if name}
-    for value in node.attributes.values():
-        if isinstance(value, onnx.GraphProto):
-            for each in operators_of(value, node.opset):
-                names |= _read_by(each)
-            names |= {each.name for each in value.output}
-    return names
-
-
 def _require_known(operators: Sequence[Operator]) -> None:
     unknown: Mapping[str, Operator] = {
         node.kind: node for node in operators if node.kind not in OPERATORS and node.kind != "If"
@@ -157,12 +155,7 @@ def _require_known(operators: Sequence[Operator]) -> None:
         return
     node = next(iter(unknown.values()))
     more = f" (unknown too: {some([kind for kind in unknown if kind != node.kind], 5)})" if len(unknown) > 1 else ""
-    if node.kind in _DECODING:
-        todo = (
-            "It picks from what the network found, which no integer kernel does: cut the file in front of it with "
-            "onnx.utils.extract_model, and do it behind the int8 file."
-        )
-    elif "." in node.kind:
+    if "." in node.kind:
         todo = "It is of one runtime's own domain: give the file from before it was optimised for that runtime."
     elif node.kind in _CONTROL:
         todo = "Loops are not taken over: export the network without them, or give its torch module as the factory."

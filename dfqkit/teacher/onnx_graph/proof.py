@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dfqkit.students.onnx_tail import joined
 from dfqkit.tasks import named
 from dfqkit.teacher.onnx_graph.reading import Source
 from dfqkit_export.backends import DEFAULT
@@ -60,6 +61,25 @@ def require_equal(module: nn.Module, source: Source, image: ImageSpec, name: str
     raise TeacherError(message)
 
 
+def require_tail(whole: Source, front: Source, name: str) -> None:
+    """Run a file, and its network with its tail behind it, operator by operator as written, and compare all outputs.
+
+    Raises:
+        TeacherError: An output differs in a single bit; names it.
+    """
+    assert front.names.tail is not None
+    images = tried_images(whole.taken)
+    model = joined(front.model, front.names.tail)
+    wanted, found = (answers(each, images, whole, as_written=True) for each in (whole.model, model))
+    wrong = [each for each in whole.names.outputs if not np.array_equal(wanted[each], found[each], equal_nan=True)]
+    if wrong:
+        message = (
+            f"'{name}' was cut in front of {front.names.tail.kind}, but both parts together give another '{wrong[0]}' "
+            "than the file. Please report it with the file; meanwhile cut it with onnx.utils.extract_model."
+        )
+        raise TeacherError(message)
+
+
 def tried_images(image: ImageSpec) -> Tensor:
     """Return normalised images (5, C, H, W): noise, a ramp, blocks, dark strokes on white, and one colour."""
     channels, height, width = image.shape
@@ -75,13 +95,19 @@ def tried_images(image: ImageSpec) -> Tensor:
     return image.normalize(torch.round(stacked * 255) / 255 if image.dtype == PIXELS else stacked)
 
 
-def answers(model: onnx.ModelProto, images: Tensor, source: Source) -> dict[str, NDArray[np.float32]]:
-    """Return what a file gives of images (N, C, H, W), by output."""
+def answers(
+    model: onnx.ModelProto, images: Tensor, source: Source, *, as_written: bool = False
+) -> dict[str, NDArray[np.float32]]:
+    """Return what a file gives of images (N, C, H, W), by output.
+
+    ``as_written``: without the runtime's optimizer, each image's numbers in a row, as many as there are.
+    """
     with tempfile.TemporaryDirectory(prefix="dfqkit-") as folder:
         file, given, out = (Path(folder) / each for each in ("file.onnx", "images.npy", "out.npz"))
         file.write_bytes(_told(model, source.taken).SerializeToString())
         np.save(given, images.numpy())
         request = {"model": str(file), "images": str(given), "out": str(out), "batch": source.batch or 1}
+        request |= {"as_written": as_written}
         try:
             call_isolated(
                 "dfqkit.teacher.onnx_graph.reference:answer",

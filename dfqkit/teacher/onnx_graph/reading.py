@@ -163,6 +163,17 @@ def operators_of(graph: onnx.GraphProto, opset: int) -> list[Operator]:
     return found
 
 
+def read_by(node: Operator) -> set[str]:
+    """Return the names of the tensors that an operator reads, those of its branches and loops too."""
+    names = {name for name in node.inputs if name}
+    for value in node.attributes.values():
+        if isinstance(value, onnx.GraphProto):
+            for each in operators_of(value, node.opset):
+                names |= read_by(each)
+            names |= {each.name for each in value.output}
+    return names
+
+
 def file_names(model: onnx.ModelProto) -> FileNames:
     """Return what a file calls its inputs and its outputs, in order, and their open axes."""
     inputs = image_inputs(model)
