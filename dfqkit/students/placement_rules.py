@@ -40,6 +40,7 @@ _DECODING_WORDS = (
 )
 _DECODING = frozenset(f"{_DECODING_WORDS} reshape permute transpose slice".split())
 DECODED = "behind the last layers answers are decoded: tensors of different ranges (boxes, scores) would share a grid"
+PARTED = "it gives two outputs (scores and distances), which would have one grid for both"
 EXPECTED = "it decodes: it weighs a softmax, which gives the mean of a distribution, with numbers that must be exact"
 
 
@@ -67,7 +68,7 @@ class Rules:
         self.last = {n for n in self.weighted_nodes if not self._meets_weighted(n, lambda m: list(m.users))}
         self.last |= self.outputs.intersection(self.weighted_nodes)  # another output may go on from there
         self.decoded = self._behind_the_last_layers()
-        self.raw = self._raw_maps(maps)
+        self.raw, self.parted = self._raw_maps(maps)
 
     def module(self, node: object) -> nn.Module | None:
         """Return the module that a node calls, or None."""
@@ -135,17 +136,18 @@ class Rules:
             node = source(node)
         return node
 
-    def _raw_maps(self, maps: set[fx.Node]) -> set[fx.Node]:
-        """Return the convolutions that give an output its map, where integer kernels must write codes.
+    def _raw_maps(self, maps: set[fx.Node]) -> tuple[set[fx.Node], set[fx.Node]]:
+        """Return the convolutions that give an output its map, where integer kernels must write codes, and the others.
 
         Many numbers in one map are no classes of an image, of which codes make ties; what gives two outputs (scores and
-        distances) would have one grid for both.
+        distances) would have one grid for both, and is one of the others.
         """
         if not self.target.quantize_outputs:
-            return set()
+            return set(), set()
         ends = [tail_of([each], self.modules, self._through_structure) for each in self.nodes[-1].all_input_nodes]
         counts = Counter(node for tail in ends for node in tail & maps.intersection(self.weighted_nodes))
-        return {node for node, count in counts.items() if count == 1}
+        raw = {node for node, count in counts.items() if count == 1}
+        return raw, counts.keys() - raw
 
     def _behind_the_last_layers(self) -> set[fx.Node]:
         """Return what makes boxes, scores and points of raw heads: no layer and no matrix product reads it any more.
@@ -269,6 +271,7 @@ class Rules:
     def floats(self) -> dict[str, str]:
         """Return why each tensor that the target could have in codes stays in float, `kept` ones left out."""
         found = {node.name: EXPECTED for node in self.nodes if self._expects(node)}
+        found |= {node.name: PARTED for node in self.nodes if node in self.parted}
         for node in self.nodes:
             rule = self.target.rule(self._onnx_operator(node))
             reason = self.islands.reason(node) if node in self.tensors and node not in self.kept else ""

@@ -15,6 +15,7 @@ from dfqkit.config.quant import QuantConfig
 from dfqkit.students.capture import float_graph
 from dfqkit.students.freezing import freeze
 from dfqkit.students.onnx_file import write_qdq
+from dfqkit.students.onnx_nodes import float_layers
 from dfqkit.students.placement import Plan, plan, quantized_graph
 from dfqkit.students.student import calibrate_student
 from dfqkit_export.backends import get_target
@@ -258,11 +259,14 @@ def test_a_map_that_is_an_answer_is_given_in_codes_and_two_that_share_a_layer_ar
         answers = [item for item in decided.activations.values() if item.answers]
         assert [item.bits for item in answers] == [8]
         assert {"both", "whole"}.isdisjoint(decided.activations)
+        assert "two outputs" in decided.floats["both"]
+        assert {"own", "whole"}.isdisjoint(decided.floats)
     tensorrt = plan(graph, QuantConfig(bits="w8a8"), get_target("tensorrt"), IMAGE)
     assert not any(item.answers for item in tensorrt.activations.values())
     student = quantized_graph(graph, config := QuantConfig(bits="w8a8"), target, IMAGE)
     calibrate_student(student, [images(16)], config, IMAGE)
     freeze(student)
+    assert "both" in float_layers(student, student.meta["floats"]) | student.meta["floats"]
     write_qdq(student, target, tmp_path / "model.onnx", metadata={})
     found = OrtSession(tmp_path / "model.onnx").run_all(images(4).numpy())
     assert list(found) == names
