@@ -143,7 +143,7 @@ class ValidateSection(Section):
     data: str | None = Field(
         None,
         description="Labelled images: .npz, class folders, .zip with labels.csv, torchvision:NAME:ROOT, "
-        "coco:FILE:FOLDER, masks:FOLDER, text:FILE:FOLDER; or null.",
+        "coco:FILE:FOLDER, points:FILE:FOLDER, masks:FOLDER, text:FILE:FOLDER; or null.",
     )
     resize: int | None = Field(None, ge=1, description="Shorter side, bicubic, before the crop.")
     crop: int | None = Field(None, ge=1, description="Centre crop.")

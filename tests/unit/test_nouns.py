@@ -43,7 +43,8 @@ def test_runtimes_and_targets_are_named_by_their_table_alone() -> None:
 
 
 def test_tasks_are_named_by_their_table_alone() -> None:
-    found = list(offenders(task_names(), "dfqkit_export/tasks/", "dfqkit/tasks/"))
+    of_coco = "dfqkit_export/images/label_kinds.py"  # a field of these files is called like a task
+    found = list(offenders(task_names(), "dfqkit_export/tasks/", "dfqkit/tasks/", of_coco))
     assert not found, "name them through dfqkit_export.tasks:\n" + "\n".join(found)
 
 

@@ -1,4 +1,4 @@
-"""Labelled images that are more than a class: boxes of a COCO file, masks, lines of text.
+"""Labelled images that are more than a class: boxes and points of a COCO file, masks, lines of text.
 
 What belongs here: one reader for each kind, (source, spec, limit) -> `Read`. Pictures are brought to the size that the
 network takes, and labels with them. Every file is foreign input: nothing is unpickled, and names stay in their folder.
@@ -21,6 +21,8 @@ from dfqkit_export.images.readers import spread
 from dfqkit_export.images.spec import ImageSpec
 
 _MAX_BYTES = 512 * 1024 * 1024
+#: How much more than its box a picture of one person shows.
+_MARGIN = 1.25
 _SUFFIXES = (".png", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -38,6 +40,10 @@ def read_kind(source: str, spec: ImageSpec, limit: int | None) -> Read | None:
 
     - ``coco:FILE.json:FOLDER``: an array (boxes, 5) for each picture, its class (the place of its category among those
       of the file, by id) and corners in pixels of the network's image. Crowds are left out.
+    - ``points:FILE.json:FOLDER``: the points (points, 3) of each person, or other thing, of the same kind of file: x
+      and y in pixels of the network's image, and 0 where a point is not labelled. The picture is what is around its
+      box, a quarter more of it and of the network's proportions, black beyond the edges. Crowds and those without a
+      labelled point are left out.
     - ``masks:FOLDER``: ``images/`` and ``masks/`` in it, of equal names; masks are pictures of one channel whose
       numbers are classes, 255 where there is none.
     - ``text:FILE:FOLDER``: lines of a picture's name, a tabulator and its text. Pictures keep their proportions; what
@@ -49,6 +55,7 @@ def read_kind(source: str, spec: ImageSpec, limit: int | None) -> Read | None:
     kind, _, rest = source.partition(":")
     readers: dict[str, Callable[[Path, Path, ImageSpec, int | None], Read]] = {
         "coco": _coco,
+        "points": _points,
         "masks": _masks,
         "text": _text,
     }
@@ -68,7 +75,7 @@ def read_kind(source: str, spec: ImageSpec, limit: int | None) -> Read | None:
 
 def is_kind(source: str) -> bool:
     """Return whether a source names its kind, and files or folders behind it."""
-    return source.partition(":")[0] in ("coco", "masks", "text") and ":" in source
+    return source.partition(":")[0] in ("coco", "points", "masks", "text") and ":" in source
 
 
 def resolved(source: str, find: Callable[[str], Path]) -> str:
@@ -117,6 +124,63 @@ def _coco(file: Path, folder: Path, spec: ImageSpec, limit: int | None) -> Read:
         labels[row] = boxes
     images = np.stack([pixels for pixels, _ in found])
     return Read(images=images, labels=labels, classes=tuple(name for _, name in categories))
+
+
+def _points(file: Path, folder: Path, spec: ImageSpec, limit: int | None) -> Read:
+    document = _document(file)
+    try:
+        names = {int(each["id"]): str(each["file_name"]) for each in document["images"]}
+        found = [
+            (names[int(each["image_id"])], int(each["id"]), each["bbox"], each["keypoints"])
+            for each in document["annotations"]
+            if not each.get("iscrowd") and any(each.get("keypoints", ())[2::3])
+        ]
+        people = [
+            (name, number, np.array(box, np.float64).reshape(4), np.array(points, np.float64).reshape(-1, 3))
+            for name, number, box, points in sorted(found, key=lambda each: each[:2])
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        message = (
+            f"'{file}' is no COCO file of points ({type(error).__name__}: {error}). It needs images (id, file_name) "
+            "and annotations (id, image_id, bbox of x, y, width, height, keypoints of x, y, visibility each)."
+        )
+        raise ArtefactError(message) from None
+    counts = {len(points) for *_, points in people}
+    if len(counts) != 1:
+        what = f"annotations of {' and '.join(map(str, sorted(counts)))} points" if counts else "no labelled points"
+        message = f"'{file}' has {what}. Give a file with at least one annotation, all of as many points."
+        raise ArtefactError(message)
+    chosen = [people[place] for place in spread(len(people), limit)]
+    crops = [_around(folder, name, box, spec) for name, _, box, _ in chosen]
+    labels = np.stack([points for *_, points in chosen])
+    for row, (_, corner, scale) in enumerate(crops):
+        labels[row, :, :2] = (labels[row, :, :2] - corner) * scale
+    return Read(images=np.stack([pixels for pixels, *_ in crops]), labels=labels)
+
+
+def _around(
+    folder: Path, name: str, box: NDArray[np.float64], spec: ImageSpec
+) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.float64]]:
+    """Return what is around a box at the network's size, its upper left corner, and what a pixel became, (x, y) each.
+
+    As networks of one person a picture take it: the box's middle, a quarter more, and as wide as the proportions ask
+    (Xiao et al., ECCV 2018).
+    """
+    channels, height, width = spec.shape
+    with _opened(_inside(folder, name)) as image:
+        inside = box[2:].min() > 0 and (box[:2] < image.size).all() and (box[:2] + box[2:] > 0).all()
+        if not (np.isfinite(box).all() and inside and (box[2:] <= 2 * np.array(image.size)).all()):
+            message = f"A box of picture {name!r}, {box.tolist()}, is not in it ({image.size}). Export the file again."
+            raise ArtefactError(message)
+        across = _MARGIN * max(box[2], box[3] * width / height)
+        wanted = np.array([across, across * height / width])
+        corner = np.round(box[:2] + box[2:] / 2 - wanted / 2)
+        size = np.maximum(1, np.round(wanted))
+        cut = (image.convert("RGB") if image.mode in ("P", "1") else image).crop(
+            (*map(int, corner), *map(int, corner + size))
+        )
+        pixels = Preprocess(channels=channels).convert(_resized(cut, (width, height)), name)
+    return pixels, corner, np.array([width, height]) / size
 
 
 def _document(file: Path) -> Mapping[str, Any]:
@@ -226,7 +290,7 @@ def _opened(file: Path) -> Any:
 def hashed(labels: NDArray[Any]) -> Iterable[bytes]:
     """Return the bytes by which labels of any kind are known."""
     if labels.dtype != object:
-        return [labels.astype("<i8").tobytes()]
+        return [labels.astype("<i8" if labels.dtype.kind in "iu" else "<f8").tobytes()]
     parts = []
     for label in labels:
         text = isinstance(label, str)

@@ -23,7 +23,8 @@ from dfqkit_export.images.spec import ImageSpec
 
 _FORMS = (
     "Allowed are an .npz with uint8 'images' and optional 'labels', a .zip with labels.csv and images, a folder of "
-    "class folders, a folder of images, torchvision:NAME:ROOT, coco:FILE:FOLDER, masks:FOLDER and text:FILE:FOLDER"
+    "class folders, a folder of images, torchvision:NAME:ROOT, coco:FILE:FOLDER, "
+    "points:FILE:FOLDER, masks:FOLDER and text:FILE:FOLDER"
 )
 
 
@@ -33,7 +34,8 @@ class LabelledImages:
 
     Attributes:
         images: uint8 pixels, shape (N, H, W, C).
-        labels: Class indices int64, shape (N,); or a label of another kind for each image (`label_kinds`); or None.
+        labels: Class indices int64, shape (N,); or a label of another kind for each image (`label_kinds`, or an array
+            (N, ...) of numbers that its task reads: masks, points, maps, labels of 0 and 1); or None.
         name: Where they come from, short enough for a report.
         classes: What the source calls its classes, in order; empty where it does not say.
         sha256: Hash over shape, pixels and labels, so that equal content has an equal hash whatever the container.
@@ -82,7 +84,8 @@ def load_images(
     """Read images and labels from a file, a folder or an installed data set.
 
     Args:
-        source: One of: an `.npz` with `images` uint8 (N, H, W, C) or (N, H, W) and optionally `labels`; a `.zip` with
+        source: One of: an `.npz` with `images` uint8 (N, H, W, C) or (N, H, W), of several inputs stacked by channel,
+            and optionally `labels`, class indices or what the task reads (masks, points, maps); a `.zip` with
             `labels.csv` (columns filename and label, others ignored; file names with or without their folder); a
             folder of class folders (label = index in sorted order, or the folder's name where all names are integers);
             a flat folder of images (no labels); `torchvision:NAME:ROOT`, the test split of a data set already in ROOT;
@@ -118,9 +121,7 @@ def load_images(
     return LabelledImages(images=images, labels=labels, name=name, sha256=_digest(images, labels))
 
 
-def _read(
-    source: str, prepare: Preprocess, limit: int | None
-) -> tuple[NDArray[np.uint8], NDArray[np.int64] | None, str]:
+def _read(source: str, prepare: Preprocess, limit: int | None) -> tuple[NDArray[np.uint8], NDArray[Any] | None, str]:
     if source.startswith("torchvision:"):
         return (*read_torchvision(source, prepare, limit), source.split(":")[1])
     path = Path(source)
@@ -154,8 +155,8 @@ def _check_shape(found: tuple[int, ...], spec: ImageSpec, name: str) -> None:
 
 
 def _check_labels(labels: NDArray[Any] | None, count: int, classes: int, name: str) -> None:
-    if labels is None:
-        return
+    if labels is None or (labels.ndim > 1 and len(labels) == count):
+        return  # the task knows what they must be
     if labels.shape != (count,):
         message = (
             f"Data set {name!r} has {count} images but labels of shape {labels.shape}. Give one label for each image."

@@ -24,7 +24,7 @@ from dfqkit_export.images.arrays import UNREADABLE, read_arrays
 from dfqkit_export.images.preprocess import Preprocess
 
 Pixels = NDArray[np.uint8]
-Labelled = tuple[Pixels, NDArray[np.int64] | None]
+Labelled = tuple[Pixels, NDArray[Any] | None]
 
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 # An image or a table in an archive that claims more than this is a decompression bomb.
@@ -51,7 +51,10 @@ def _chosen(items: list[_Item], limit: int | None) -> list[_Item]:
 
 
 def read_npz(path: Path, prepare: Preprocess, limit: int | None) -> Labelled:
-    """Read `images` (N, H, W, C) or (N, H, W) uint8 and optional integer `labels` from an .npz."""
+    """Read `images` (N, H, W, C) or (N, H, W) uint8 and optional `labels` from an .npz.
+
+    Labels are integers (N,), or numbers (N, ...) of any meaning, which are of pixels that no resize or crop moved.
+    """
     try:
         if not zipfile.is_zipfile(path):
             message = "it is not an npz archive"
@@ -63,17 +66,24 @@ def read_npz(path: Path, prepare: Preprocess, limit: int | None) -> Labelled:
         )
         raise ArtefactError(message) from None
     images, labels = _checked_pixels(arrays.get("images"), names, path), arrays.get("labels")
-    if labels is not None and (labels.dtype.kind not in "iu" or labels.shape != (len(images),)):
+    kinds = "iu" if labels is None or labels.ndim < 2 else "iuf"
+    if labels is not None and (labels.dtype.kind not in kinds or labels.shape[:1] != (len(images),)):
         message = (
             f"Array 'labels' in {str(path)!r} is {labels.dtype} of shape {labels.shape}; allowed are integers of shape "
-            f"({len(images)},), one for each image. Store class indices."
+            f"({len(images)},), one for each image, or numbers ({len(images)}, ...). Store class indices, or what the "
+            "task reads: masks, points, maps."
         )
+        raise ArtefactError(message)
+    if labels is not None and labels.ndim > 1 and prepare.active:
+        message = f"Labels in {str(path)!r} are of the pixels that are stored: leave out resize and crop."
         raise ArtefactError(message)
     chosen = spread(len(images), limit)
     images = images[chosen]
     if prepare.active and images.shape[3] == prepare.channels:
         images = _stack(((image, f"[{i}]") for i, image in enumerate(images)), prepare.apply, path.name)
-    return images, None if labels is None else labels[chosen].astype(np.int64)
+    if labels is None:
+        return images, None
+    return images, labels[chosen].astype(np.int64 if labels.dtype.kind in "iu" else np.float64)
 
 
 def read_folder(path: Path, prepare: Preprocess, limit: int | None) -> Labelled:

@@ -11,10 +11,13 @@ import pytest
 from PIL import Image
 
 from dfqkit_export.errors import ArtefactError
+from dfqkit_export.images.entries import entries_of
 from dfqkit_export.images.label_kinds import is_kind, resolved
 from dfqkit_export.images.labelled import load_images
 from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.tasks.dense import Dense
 from dfqkit_export.tasks.detection import Detection
+from dfqkit_export.tasks.keypoints import Keypoints
 from tests._messages import names, raises_naming
 
 SPEC = ImageSpec(shape=(3, 16, 32), mean=(0.5,) * 3, std=(0.25,) * 3)
@@ -111,6 +114,74 @@ def test_lines_of_text_keep_their_proportions(tmp_path: Path, pictures: Path) ->
     lines.write_text("a.png Hello", encoding="utf-8")
     with raises_naming(ArtefactError, "tabulator"):
         load_images(f"text:{lines}:{pictures}", SPEC)
+
+
+def people(tmp_path: Path, **changed: Any) -> Path:
+    marks = [
+        {"id": 9, "image_id": 3, "bbox": [8, 28, 32, 8], "keypoints": [8, 28, 2, 40, 36, 1, 0, 0, 0]},
+        {"id": 4, "image_id": 3, "bbox": [0, 0, 64, 64], "keypoints": [0, 0, 2, 64, 64, 2, 32, 0, 2]},
+        {"id": 5, "image_id": 3, "bbox": [0, 0, 9, 9], "keypoints": [1, 1, 2, 2, 2, 2, 3, 3, 2], "iscrowd": 1},
+        {"id": 6, "image_id": 7, "bbox": [0, 0, 9, 9], "keypoints": [0] * 9},
+    ]
+    return coco(tmp_path, **{"annotations": marks} | changed)
+
+
+def test_points_of_a_coco_file_are_in_pixels_of_what_is_around_each_box(tmp_path: Path, pictures: Path) -> None:
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[28, 8] = pixels[36, 40] = 255  # where the first person's points are
+    Image.fromarray(pixels).save(pictures / "a.png")
+    found = load_images(f"points:{people(tmp_path)}:{pictures}", SPEC)
+    assert found.labels is not None
+    assert (found.labels.shape, found.labels.dtype) == ((2, 3, 3), np.float64), (
+        "a crowd and the unlabelled are left out"
+    )
+    # 64 x 64 in 32 x 16: as wide as 128, a quarter more are 160 x 80 pixels of a picture that begins at (-48, -8).
+    np.testing.assert_allclose(found.labels[0], [[9.6, 1.6, 2], [22.4, 14.4, 2], [16, 1.6, 2]])
+    # 32 x 8: as high as 16, a quarter more are 40 x 20 that begin at (4, 22).
+    np.testing.assert_allclose(found.labels[1, :2], [[3.2, 4.8, 2], [28.8, 11.2, 1]])
+    assert found.labels[1, 2, 2] == 0
+    for x, y, _ in found.labels[1, :2].astype(int):
+        assert found.images[1, y, x].max() > 30, "the points are where the picture shows them"
+    assert found.images[0, :, :8].max() == 0, "black beyond the picture"
+    task = Keypoints(form="coordinates", shape=(3, 2), size=(16, 32), output="points")
+    given = {"points": found.labels[..., :2].copy()}
+    given["points"][0, 0] += 9
+    (right,) = task.beside_labels(given, found.labels, subject="file", data="here")
+    assert right.value == pytest.approx(100 * 4 / 5)
+    more = [{"id": 1, "image_id": 3, "bbox": [0, 0, 9, 9], "keypoints": [1, 1, 2]}]
+    both = json.loads(people(tmp_path).read_text())["annotations"] + more
+    for changed, facts in (
+        ({"annotations": []}, ["no labelled points"]),
+        ({"annotations": both}, ["1 and 3 points"]),
+        ({"annotations": [{"id": 1, "image_id": 3, "keypoints": [1, 1, 2]}]}, ["bbox"]),
+        ({"annotations": [more[0] | {"image_id": 8}]}, ["8"]),
+        ({"annotations": [more[0] | {"bbox": [0, 0, 9e9, 9]}]}, ["a.png", "not in it"]),
+        ({"annotations": [more[0] | {"bbox": [70, 0, 9, 9]}]}, ["a.png", "not in it"]),
+    ):
+        with raises_naming(ArtefactError, *facts):
+            load_images(f"points:{people(tmp_path, **changed)}:{pictures}", SPEC)
+
+
+def test_an_array_of_labels_is_the_tasks_whatever_inputs_the_images_are_for(tmp_path: Path) -> None:
+    pair = ImageSpec(shape=(6, 16, 32), mean=(0.5,) * 6, std=(0.25,) * 6, inputs=entries_of({"left": 3, "right": 3}))
+    stored = {"images": np.zeros((5, 16, 32, 6), np.uint8), "labels": np.random.default_rng(0).random((5, 1, 16, 32))}
+    np.savez(tmp_path / "pairs.npz", **stored)
+    found = load_images(tmp_path / "pairs.npz", pair, limit=3)
+    assert found.labels is not None
+    np.testing.assert_array_equal(found.labels, stored["labels"][[0, 2, 4]])
+    task = Dense(shape=(1, 16, 32))
+    (wrong,) = task.beside_labels({"map": 1.1 * found.labels}, found.labels, subject="file", data="here")
+    assert wrong.value == pytest.approx(10)
+    np.savez(tmp_path / "other.npz", images=stored["images"], labels=stored["labels"] + 0.25)
+    assert load_images(tmp_path / "other.npz", pair).sha256 != load_images(tmp_path / "pairs.npz", pair).sha256
+    with raises_naming(ArtefactError, "resize and crop"):
+        load_images(tmp_path / "pairs.npz", pair, crop=8)
+    np.savez(tmp_path / "few.npz", images=stored["images"], labels=stored["labels"][:4])
+    with raises_naming(ArtefactError, "(4, 1, 16, 32)", "(5, ...)"):
+        load_images(tmp_path / "few.npz", pair)
+    np.savez(tmp_path / "floats.npz", images=stored["images"], labels=np.zeros(5))
+    with raises_naming(ArtefactError, "float64", "class indices"):
+        load_images(tmp_path / "floats.npz", pair)
 
 
 def test_a_source_that_is_not_complete_or_not_there_is_told(tmp_path: Path, pictures: Path) -> None:
