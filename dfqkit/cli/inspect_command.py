@@ -14,6 +14,7 @@ from dfqkit.cli.options import (
     add_task,
     add_untrusted,
     document,
+    inputs,
     note,
     positive,
     result,
@@ -60,6 +61,8 @@ def add(commands: Commands) -> None:
     model.add_argument("--std", type=numbers, metavar="S,...", help="deviation per channel (default: 1)")
     text = "largest pixel that mean and std are about (default: 1)"
     model.add_argument("--pixel-range", type=int, choices=RANGES, help=text)
+    text = "of a network of several inputs, what each takes, such as '{left: 3, right: 3}'"
+    model.add_argument("--inputs", type=inputs, metavar="{NAME: N,...}", help=text)
     model.add_argument("--channels", choices=ORDERS, help="order of the colours that it takes (default: RGB)")
     add_task(model)
     file = parser.add_argument_group("an ONNX file")
@@ -97,7 +100,7 @@ def _check(args: argparse.Namespace) -> None:
         args.parser.error("give either a RECIPE or --factory with --shape and --classes, or a FILE.onnx")
     about = {"--shape": args.shape, "--classes": args.classes}
     about |= {"--weights": args.weights, "--weights-key": args.weights_key, "--mean": args.mean, "--std": args.std}
-    about |= {"--pixel-range": args.pixel_range, "--channels": args.channels}
+    about |= {"--pixel-range": args.pixel_range, "--channels": args.channels, "--inputs": args.inputs}
     about |= {"--task": args.task}
     extra = [name for name, value in about.items() if value is not None]
     if args.untrusted and (args.factory or _is_file(args)):
@@ -121,7 +124,7 @@ def _from_factory(args: argparse.Namespace) -> Teacher:
     from dfqkit_export.tasks import task_of
 
     given = {"shape": args.shape, "mean": args.mean, "std": args.std, "classes": args.classes}
-    given |= {"pixel_range": args.pixel_range, "channels": args.channels}
+    given |= {"pixel_range": args.pixel_range, "channels": args.channels, "inputs": args.inputs}
     try:
         image = ImageSpec.from_dict(require_values(args.factory, given))
     except RecipeError as error:

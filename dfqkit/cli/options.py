@@ -14,6 +14,8 @@ from dfqkit_export.words import clean, page
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from dfqkit_export.images.entries import Entry
+
 #: What a command adds itself to, and what does it.
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 Handler: TypeAlias = "Callable[[argparse.Namespace], int]"
@@ -127,6 +129,20 @@ def _task(text: str) -> dict[str, Any]:
         return task_section(str(section["name"])).model_validate(section).model_dump()
     except (yaml.YAMLError, TypeError, KeyError, ValueError, RecipeError) as error:
         message = f"takes the name of a task or its section of a recipe, found '{text}': {error}"
+        raise argparse.ArgumentTypeError(message) from None
+
+
+def inputs(text: str) -> tuple[Entry, ...]:
+    """Read what the inputs of a network are, as recipes have it."""
+    import yaml
+
+    from dfqkit_export.errors import ArtefactError
+    from dfqkit_export.images.entries import entries_of
+
+    try:
+        return entries_of(yaml.safe_load(text))
+    except (yaml.YAMLError, TypeError, ArtefactError) as error:
+        message = f"takes what a recipe has as image.inputs, such as '{{left: 3, right: 3}}', found '{text}': {error}"
         raise argparse.ArgumentTypeError(message) from None
 
 

@@ -202,5 +202,5 @@ def require_values(factory: str, given: Mapping[str, Any]) -> dict[str, Any]:
         raise RecipeError(message)
     channels = found["shape"][0]
     usual = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
-    keys = ("shape", "mean", "std", "classes", "pixel_range", "channels")
+    keys = ("shape", "mean", "std", "classes", "pixel_range", "channels", "inputs")
     return {key: value for key, value in (usual | found).items() if key in keys}

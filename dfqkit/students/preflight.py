@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from dfqkit.config.quant import QuantConfig
 from dfqkit.students.capture import export_graph, normal_form
+from dfqkit.students.inputs import is_part
 from dfqkit.students.nodes import op_name
 from dfqkit.students.normal_form import SUPPORTED_OPS
 from dfqkit.students.onnx_file import float_model
@@ -39,5 +40,6 @@ def examine(model: nn.Module, image: ImageSpec, task: Task = DEFAULT_TASK) -> tu
 
 def operators(exported: fx.GraphModule) -> tuple[Counter[str], tuple[str, ...]]:
     """Count the operators of a captured graph, and name those that stay in float."""
-    counts = Counter(op_name(node.target) for node in exported.graph.nodes if node.op == "call_function")
+    called = [node for node in exported.graph.nodes if node.op == "call_function" and not is_part(node)]
+    counts = Counter(op_name(node.target) for node in called)
     return counts, tuple(sorted(set(counts) - SUPPORTED_OPS))

@@ -182,7 +182,8 @@ def _forward(model: nn.Module, x: Tensor, image: ImageSpec, name: str) -> Any:
         where = _describe(*entered[-1]) if entered else "It failed before any convolution or linear layer."
         message = (
             f"Teacher '{name}' cannot run on an image of image.shape {image.shape}: {type(error).__name__}: {reason}. "
-            f"{where} Set image.shape (channels, height, width) to what the model was trained with."
+            f"{where} Set image.shape (channels, height, width) to what the model was trained with, and name its "
+            "inputs where it takes several (image.inputs; `dfqkit inspect --inputs`)."
         )
         raise TeacherError(message) from error
     finally:

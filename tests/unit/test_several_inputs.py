@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +151,18 @@ def test_outputs_by_name_and_an_input_that_is_not_read() -> None:
 def test_a_network_of_another_number_of_inputs_is_refused_in_words() -> None:
     with pytest.raises(DfqkitError, match=r"image\.inputs|cannot run"):
         dfqkit.quantize(Sided(), image=spec(inputs={"left": 3, "right": 3}), task="generic")
+
+
+def test_inspect_takes_several_inputs(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["inspect", "--factory", f"{__name__}:Sided", "--shape", "3,16,16", "--classes", "5", "--json"]
+    assert cli([*command, "--inputs", json.dumps(INPUTS)]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["capturable"]
+    assert not {"part", "side"}.intersection(facts["operators"])
+    assert cli(command) == 2
+    assert "--inputs" in capsys.readouterr().err
+    assert cli([*command, "--inputs", "{left: 0}"]) == 2
+    assert "Image input 'left' needs its number of channels" in capsys.readouterr().err
 
 
 def test_a_file_of_several_inputs_that_says_nothing_of_them_is_refused(tmp_path: Path) -> None:

@@ -59,7 +59,18 @@ bank sheet IMAGES --out OUT/sheet.png
 NEEDS = """
 run digits/dfq-w4a4-ort --out OUT/run | synthesize digits/dfq-w4a4-ort --n 2 --out OUT/set
 inspect digits/dfq-w4a4-ort | inspect --factory torchvision:resnet18 --shape 3,32,32 --classes 10
+run OUT/calibrated.yaml --out OUT/run
 record digits/dfq-w4a4-ort --data train.npz --out OUT/r.safetensors | bench digits/dfq-w8a8-ort --out OUT/bench
+"""
+
+
+#: A student that only calibration makes, of a teacher in ONNX.
+CALIBRATED = """
+name: calibrated
+why: nothing trains
+teacher: {factory: "onnx:RUN/teacher.onnx"}
+image: {shape: [1, 8, 8], mean: [0], std: [1], classes: 10}
+synthesis: {method: noise, accept_noise: true}
 """
 
 
@@ -75,6 +86,7 @@ class Light:
         manifest = json.loads((self.run / "manifest.json").read_text())
         manifest["stages"]["validate"] = {**manifest["stages"]["export"], "files": {}}
         (self.run / "manifest.json").write_text(json.dumps(manifest))
+        (folder / "calibrated.yaml").write_text(CALIBRATED.replace("RUN", str(self.run)))
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "export")])}
         self.process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM],
