@@ -45,6 +45,8 @@ FAILED_FIRM, FAILED_DB = 90.0, 4.0
 COLLAPSED_DB = 0.0
 #: Above this share of one answer (percent), the images show one class and its neighbours.
 LARGEST = 90.0
+#: Images in which something must be found: of three boxes or letters, one at the threshold would decide.
+FEWEST_SHOWING = 8
 #: A teacher whose mean probability is less than so many times chance is as unsure as one that was never trained.
 UNSURE = 2.0
 #: A teacher is no better than a guess below this share of the way from chance to perfect.
@@ -114,6 +116,7 @@ def _of_the_file(evidence: Evidence) -> list[Finding]:
     """Return what does not hold whatever the images say: the file is not the student's, or it is no integer network."""
     # Of an image of many boxes one is at a threshold: where a task measures what stays of them, that counts.
     measure = STUDENT_KEPT if any(m.name == STUDENT_KEPT.name for m in evidence.same) else STUDENT_AGREEMENT
+    empty = {shown.data for shown in evidence.seen if _nothing_shown(shown)}  # a letter more or less is no other file
     found = [
         Finding(
             metric=metric.name,
@@ -127,7 +130,7 @@ def _of_the_file(evidence: Evidence) -> list[Finding]:
             ),
         )
         for metric in evidence.same
-        if metric.name == measure.name and metric.value is not None and metric.value < SAME
+        if metric.name == measure.name and metric.data not in empty and metric.value is not None and metric.value < SAME
     ]
     if evidence.integer == 0:
         message = (
@@ -231,12 +234,7 @@ def _by_images(shown: Seen) -> Judgement:
 
 def _by_limits(shown: Seen) -> Judgement:
     """Judge by the limits of the task: of how much of the teacher's answers stays, and of the worst output's error."""
-    if shown.empty > LARGEST:
-        reason = (
-            f"The teacher finds nothing in {shown.empty:.0f} % of the images of {shown.data}, so that nearly any file "
-            "agrees with it there. Check mean and std, make images that show something, or give labelled ones "
-            "(validate.data)."
-        )
+    if reason := _nothing_shown(shown):
         return Judgement(verdict=NOT_JUDGED, reasons=(reason,))
     if shown.kept is None and shown.count > 1 and shown.largest > LARGEST:
         reason = (
@@ -265,6 +263,18 @@ def _by_limits(shown: Seen) -> Judgement:
         "known: only labelled images (validate.data) can tell."
     )
     return Judgement(verdict=NOT_JUDGED, reasons=(reason,))
+
+
+def _nothing_shown(shown: Seen) -> str:
+    """Say that images show too little of what a task finds (boxes, text) for any file to lose some of it."""
+    found = round(shown.n * (1 - shown.empty / 100))
+    if shown.empty <= LARGEST and found >= min(FEWEST_SHOWING, shown.n):
+        return ""
+    return (
+        f"The teacher finds something in {found} of the {shown.n} images of {shown.data}, so that what a file makes of "
+        f"them shows little: {FEWEST_SHOWING} and one in ten are the least. Check mean and std, make images that show "
+        "something, or give labelled ones (validate.data)."
+    )
 
 
 def _collapsed(layers: Sequence[LayerRow]) -> list[str]:

@@ -29,7 +29,10 @@ from dfqkit_export.report import Finding, LayerRow, Report
 from dfqkit_export.report.evidence import Seen, seen
 from dfqkit_export.report.judging import BROKEN, LEAST_IMAGES, OK_DB, OK_FIRM, Evidence, judge
 from dfqkit_export.report.verdict import FAILED, NOT_JUDGED, OK, exit_code, overall
+from dfqkit_export.tasks import DEFAULT_NAME, task_names
 from dfqkit_export.tasks.classification import LOGITS, Classification, paired_drop
+from dfqkit_export.tasks.lookup import task_class
+from dfqkit_export.tasks.segmentation import Segmentation
 from tests._faults import inject
 from tests._gate_toy import make_bundle
 
@@ -110,6 +113,39 @@ def test_what_images_cannot_tell_is_not_judged(shown: tuple[Seen, ...], words: s
     judged = judge(Evidence(seen=shown))
     assert (judged.verdict, judged.findings) == (NOT_JUDGED, ())
     assert words in judged.reasons[0]
+
+
+@pytest.mark.parametrize("spoilt", [0, 1])
+def test_scenes_without_text_show_nothing_whatever_the_file_makes_of_them(spoilt: int) -> None:
+    """A student's letter that the file lacks is all that is kept there, and no other file."""
+    rng = np.random.default_rng(0)
+    task = Segmentation(shape=(1, 16, 16), scores="probabilities")
+    teacher = {"mask": rng.uniform(0, 0.3, (32, 1, 16, 16))}
+    for place in range(2 if spoilt else 6):  # one in ten or so
+        teacher["mask"][place, 0, 3, 3:6] = 0.6
+    file = {"mask": teacher["mask"] + rng.normal(0, 0.002, teacher["mask"].shape)}
+    file["mask"][:6, 0, 3, 3:6] -= 0.2 * spoilt
+    same = task.beside(teacher, file, None, subject="x", data="d")
+    assert (min(metric.value or 0.0 for metric in same) < 90) == bool(spoilt)
+    shown = seen(task, SPEC, teacher, file, data="d")
+    assert shown.kept == (0 if spoilt else 100)
+    judged = judge(Evidence(seen=[shown], same=same))
+    assert judged.verdict == NOT_JUDGED
+    assert f"something in {2 if spoilt else 6} of the 32 images of d" in judged.reasons[0]
+    texts = judge(Evidence(seen=[replace(shown, empty=50.0)], same=same))
+    assert texts.verdict == (FAILED if spoilt else OK)
+
+
+def test_the_readme_tells_the_limits_of_every_task() -> None:
+    text = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("  | `") and " dB" in line]
+    told = {row[0].strip("`"): row[-2:] for row in rows}
+    for name in task_names():
+        if name == DEFAULT_NAME:
+            continue  # it has limits of its own (judging)
+        limits = task_class(name).limits
+        wanted = [f"{limits.ok:g} %, {limits.ok_db:g} dB", f"{limits.failed:g} %, {limits.failed_db:g} dB"]
+        assert told[name] == wanted, name
 
 
 def test_images_that_tell_give_a_verdict() -> None:
