@@ -6,8 +6,10 @@ group. They leave a file that loads and a manifest whose hashes fit.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from dfqkit_export.gate import open_subject
+from dfqkit_export.tasks.detection import Detection
 from tests._faults import seal
 from tests._qdqfile import File
 
@@ -121,6 +124,88 @@ FAULTS: dict[str, tuple[Callable[[File, int], None], tuple[str, ...]]] = {
     "level_zeroed": (level_zeroed, ("level", "same numbers for every image")),
     "one_scale": (one_scale, ("one grid", "scores", "boxes")),
 }
+
+
+def _of_levels(edit: Callable[[File, str, str, int], None]) -> Callable[[File, Detection], None]:
+    """Return an edit of each level's outputs, boxes and scores, of a detector that gives bins of distances there."""
+
+    def inject_(file: File, task: Detection) -> None:
+        for level, (boxes, scores) in enumerate(zip(task.boxes, task.scores, strict=True)):
+            edit(file, boxes, scores, level)
+
+    return inject_
+
+
+def _gathered(file: File, output: str, order: np.ndarray) -> None:
+    file.graph.initializer.append(numpy_helper.from_array(order, f"{output}.order"))
+    _behind(
+        file, output, lambda x: [helper.make_node("Gather", [x, f"{output}.order"], [output], f"{output}_g", axis=-1)]
+    )
+
+
+def _sides_swapped(file: File, boxes: str, scores: str, level: int) -> None:
+    _gathered(file, boxes, np.arange(32).reshape(4, 8)[[1, 0, 2, 3]].ravel())
+
+
+def _rows_permuted(file: File, boxes: str, scores: str, level: int) -> None:
+    """Two classes of the layer that gives scores, and behind them bins, as a converter that sorts rows has it."""
+    (layer,) = heads(file, scores)
+    rows = file.codes_scale(layer)[0].shape[0]
+    _reorder(file, layer, np.array([1, 0, *range(2, rows)]))
+
+
+def strides_scaled(file: File, task: Detection) -> None:
+    """The anchors of a detector that has none: what positions are apart, which its file says beside itself."""
+    said = {entry.key: entry.value for entry in file.model.metadata_props}
+    wrong = replace(task, strides=tuple(1.1 * stride for stride in task.strides))
+    helper.set_model_props(file.model, said | {"dfqkit.task": json.dumps(wrong.to_dict())})
+
+
+def _level_zeroed(file: File, boxes: str, scores: str, level: int) -> None:
+    if level == 1:
+        (layer,) = heads(file, scores)
+        for node in filter(None, (file.weight(layer), file.bias(layer))):
+            file.put(node, 0, np.zeros_like(file.value(node.input[0])))
+
+
+def _joined(file: File, boxes: str, scores: str, level: int) -> None:
+    stored = {"scale": np.float32(40 / 255), "zero": np.uint8(128), "parts": np.array([32, 80])}
+    file.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), f"{boxes}.{k}") for k, v in stored.items())
+    grid = [f"{boxes}.scale", f"{boxes}.zero"]
+    _behind(file, boxes, lambda x: [helper.make_node("Identity", [x], [f"{boxes}.own"], name=f"{boxes}_own")])
+    _behind(
+        file,
+        scores,
+        lambda x: [
+            helper.make_node("Concat", [f"{boxes}.own", x], [f"{boxes}.one"], name=f"{boxes}_join", axis=2),
+            helper.make_node("QuantizeLinear", [f"{boxes}.one", *grid], [f"{boxes}.q"], name=f"{boxes}_Q"),
+            helper.make_node("DequantizeLinear", [f"{boxes}.q", *grid], [f"{boxes}.dq"], name=f"{boxes}_DQ"),
+            helper.make_node("Split", [f"{boxes}.dq", f"{boxes}.parts"], [boxes, scores], name=f"{boxes}_part", axis=2),
+        ],
+    )
+
+
+#: The same of a detector of three levels, distributions and 80 classes, such as NanoDet-m.
+LEVEL_FAULTS: dict[str, tuple[Callable[[File, Detection], None], tuple[str, ...]]] = {
+    "sides_swapped": (_of_levels(_sides_swapped), ("box coordinates swapped", "left", "top")),
+    "class_rows_permuted": (_of_levels(_rows_permuted), ("classes swapped", "0", "1")),
+    "strides_scaled": (strides_scaled, ("strides",)),
+    "level_zeroed": (_of_levels(_level_zeroed), ("level", "same numbers for every image", "814")),
+    "one_scale": (_of_levels(_joined), ("one grid", "scores", "boxes")),
+}
+
+
+def inject_levels(name: str, bundle: Path, out: Path) -> None:
+    """Copy a bundle's folder of such a detector and put one of the faults into the copy's file."""
+    shutil.copytree(bundle, out)
+    with open_subject(bundle) as subject:
+        task = subject.sentinel.task
+    assert isinstance(task, Detection)
+    file = File(onnx.load(str(out / "model.onnx")))
+    LEVEL_FAULTS[name][0](file, task)
+    del file.graph.value_info[:]
+    onnx.save(file.model, str(out / "model.onnx"))
+    seal(out)
 
 
 def inject(name: str, bundle: Path, out: Path) -> None:

@@ -186,17 +186,18 @@ def write_float(path: Path, *, joined: bool = False) -> None:
     onnx.save(graph.model(outputs), path)
 
 
-def quantize(source: Path, out: Path, seed: int = 7, **options: Any) -> None:
-    """Write the int8 file of ONNX Runtime's own quantizer; by default of convolutions alone."""
+def quantize(source: Path, out: Path, seed: int = 7, given: Any = None, **options: Any) -> None:
+    """Write the int8 file of ONNX Runtime's own quantizer, from scenes or normalised images that are given."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self._batches: Iterator[Any] = iter(np.array_split(normalized(scenes(240, seed)[0], SPEC), 4))
+            batches = np.array_split(normalized(scenes(240, seed)[0], SPEC), 4) if given is None else given
+            self._batches: Iterator[Any] = iter(batches)
 
         def get_next(self) -> dict[str, NDArray[np.float32]] | None:
             batch = next(self._batches, None)
-            return None if batch is None else {"image": batch}
+            return None if batch is None else {onnx.load(source).graph.input[0].name: batch}
 
     quantize_static(
         str(source), str(out), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
@@ -212,23 +213,27 @@ def make_bundle(folder: Path, *, seed: int = 7) -> Path:
     quantize(teacher, folder / "model.onnx", seed, op_types_to_quantize=["Conv", "Relu"])
     images = scenes(120, 3)[0]
     outputs = OrtSession(teacher, threads=1).run_all(normalized(images, SPEC))
-    task = task_of({"name": "detection"}).fitted(dict(outputs), SPEC)
+    return bundled(folder, images, outputs, task_of({"name": "detection"}).fitted(dict(outputs), SPEC), SPEC)
+
+
+def bundled(folder: Path, images: NDArray[np.uint8], outputs: Any, task: Any, spec: ImageSpec) -> Path:
+    """Write what lies beside a folder's model.onnx: its metadata, a sentinel set of images, the manifest."""
     model = onnx.load(folder / "model.onnx")
     stated = {
-        "dfqkit.image": json.dumps(SPEC.to_dict()), "dfqkit.task": json.dumps(task.to_dict()),
+        "dfqkit.image": json.dumps(spec.to_dict()), "dfqkit.task": json.dumps(task.to_dict()),
         "dfqkit.synthesizer": "procedural", "dfqkit.teacher_sha256": TEACHER,
     }  # fmt: skip
     helper.set_model_props(model, stated)
     onnx.save(model, folder / "model.onnx")
     sentinel = Sentinel(
-        spec=SPEC, teacher_name="toy", teacher_sha256=TEACHER, images=images, answers=dict(outputs),
+        spec=spec, teacher_name="toy", teacher_sha256=TEACHER, images=images, answers=dict(outputs),
         sources=("squares",), source=np.zeros(len(images), np.int16), task=task,
         kind=(np.arange(len(images)) % 2).astype(np.uint8),
     )  # fmt: skip
     write_sentinel(folder / "sentinel.safetensors", sentinel)
     manifest = {
         "schema": 1, "kind": "dfqkit-bundle", "name": "squares", "target": "onnxruntime", "dfqkit": "0",
-        "image": SPEC.to_dict(), "task": task.to_dict(), "teacher": {"name": "toy", "sha256": TEACHER},
+        "image": spec.to_dict(), "task": task.to_dict(), "teacher": {"name": "toy", "sha256": TEACHER},
         "synthesis": {"method": "procedural", "data_free": True, "noise": False}, "quant": {}, "command": "",
         "files": {
             name: {"sha256": hashlib.sha256((folder / name).read_bytes()).hexdigest(), "bytes": 0}

@@ -100,6 +100,17 @@ class FileSession(ABC):
         """
         return np.concatenate([self.run(part) for part in batched(images, batch)])
 
+    def whole_batches(self, images: Images, batch: int = 64) -> Iterator[Images]:
+        """Cut images (N, C, H, W), at least one, into batches that the file takes, at most `batch` where it takes any.
+
+        A file of a fixed batch gets the last image again where its last batch is short: what it gives beyond N images
+        is to be left out.
+        """
+        fixed = self.input_shape[0] if self.input_shape else None
+        if isinstance(fixed, int) and len(images) % fixed:
+            images = np.concatenate([images, np.repeat(images[-1:], -len(images) % fixed, axis=0)])
+        return batched(images, fixed if isinstance(fixed, int) else batch)
+
     def check(self, images: Images) -> None:
         """Refuse images that do not fit the model's input."""
         expected = self.input_shape

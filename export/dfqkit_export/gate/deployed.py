@@ -6,6 +6,7 @@ What belongs here: what a baseline keeps of it, and where it is another. The nor
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from typing import Any
@@ -14,7 +15,9 @@ from dfqkit_export.bundle.entries import parse_json
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.gate.baseline import Case
 from dfqkit_export.gate.measurement import Subject
+from dfqkit_export.tasks import Task, task_in
 from dfqkit_export.tasks.base import SAMPLES
+from dfqkit_export.tasks.lookup import METADATA
 from dfqkit_export.words import some
 
 #: The facts of a case under this name.
@@ -36,6 +39,7 @@ def deployed_facts(subject: Subject) -> dict[str, Any]:
         "unlisted": list(subject.unlisted),
         "target": subject.bundle.target,
         "task": subject.sentinel.task.name,
+        "parameters": _parameters(subject.sentinel.task),
     }
 
 
@@ -53,12 +57,40 @@ def deployment_changes(subject: Subject | None, case: Case | None) -> list[str]:
         *_programs_changed(subject, before.get("programs")),
         *_unlisted(subject, before.get("unlisted")),
         *_contradictions(subject),
+        *_task_changed(subject, before.get("parameters")),
         *(
             f"the {key} was {before[key]} and is {now}"
             for key, now in (("target", subject.bundle.target), ("task", subject.sentinel.task.name))
             if key in before and before[key] != now
         ),
     ]
+
+
+def _parameters(task: Task) -> dict[str, Any]:
+    """Return a task's parameters as JSON has them."""
+    parameters: dict[str, Any] = json.loads(json.dumps(task.to_dict()))
+    return {name: value for name, value in parameters.items() if name != "name"}
+
+
+def _task_changed(subject: Subject, before: Any) -> Iterator[str]:
+    """Yield where the file says that its outputs are read otherwise than they were measured, or were recorded."""
+    own = subject.sentinel.task
+    now = _parameters(own)
+    try:
+        said = task_in(subject.metadata) if METADATA in subject.metadata else own
+    except ArtefactError as error:
+        yield f"metadata state no task: {str(error).rstrip('.')}"
+        return
+    for stated, where in ((_parameters(said), "the metadata state"), (before, "the baseline has")):
+        if said.name != own.name or not isinstance(stated, Mapping):
+            continue
+        other = [
+            f"{key} {now.get(key)!s:.60}, {where} {stated[key]!s:.60}" for key in stated if stated[key] != now.get(key)
+        ]
+        if other:
+            yield f"the task was measured with {some(other, _SHOWN, '; ')}"
+    if said.name != own.name:
+        yield f"metadata state another task ({said.name}) than was measured ({own.name})"
 
 
 def _labels(subject: Subject) -> tuple[tuple[str, ...] | None, str]:

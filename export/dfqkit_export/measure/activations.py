@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dfqkit_export.backends import DEFAULT, UNOPTIMIZED, all_backends, get_backend
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.backends.opening import open_session
-from dfqkit_export.backends.session import FileSession, Session, batched
+from dfqkit_export.backends.session import FileSession, Session
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.onnxfile.graph import SourceGraph
 from dfqkit_export.onnxfile.model import load_onnx
@@ -36,6 +36,7 @@ class LayerProbe:
         tensors: For each layer, in the file's order, the tensor that its output is taken from.
         scales: For each layer, in the file's order, the scale of the codes that its output was quantized to; None where
             it was not, or not with one scale.
+        batches: Cuts images into batches that the file takes.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class LayerProbe:
             message = f"Runtime {runtime!r} gives outputs only; layers can be seen in {', '.join(able)}."
             raise ArtefactError(message)
         self._session = session
+        self.batches = session.whole_batches
 
     def run(self, images: NDArray[np.float32]) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[np.float32]]]:
         """Run one batch (n, C, H, W), normalised; return the file's own outputs and the layers', both by name."""
@@ -97,14 +99,15 @@ def layer_outputs(
         lean: Whether memory is worth more than time (`OrtSession`).
 
     Returns:
-        Name of the layer to its output, float32, in the file's order.
+        Name of the layer to its output, float32, in the file's order; of a file of a fixed batch that of the last image
+        once more for each that fills the last batch.
 
     Raises:
         ArtefactError: The file is not a complete ONNX model, or the images do not fit it.
         RuntimeUnavailableError: onnxruntime is not installed.
     """
     probe = LayerProbe(path, runtime=(DEFAULT if optimized else UNOPTIMIZED).name, threads=threads, lean=lean)
-    parts = [probe.run(part)[1] for part in batched(images, batch)]
+    parts = [probe.run(part)[1] for part in probe.batches(images, batch)]
     return {layer: np.concatenate([part[layer] for part in parts]) for layer in probe.scales}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dfqkit_export.backends.session import FileSession, Session, batched
+from dfqkit_export.backends.session import FileSession, Session
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.images.stored import StoredBank
 from dfqkit_export.tasks.base import Groups, Task
@@ -24,18 +24,8 @@ def answer(session: Session, task: Task, images: NDArray[np.float32]) -> dict[st
 
 
 def answers(session: FileSession, task: Task, images: NDArray[np.float32], batch: int = 64) -> dict[str, NDArray[Any]]:
-    """Return a file's outputs for any number of images (N, C, H, W), normalised, at least one.
-
-    A file of a fixed batch is fed the last image again where the last batch is short; of others, `batch` images go into
-    one call.
-    """
-    fixed = session.input_shape[0] if session.input_shape else None
-    if isinstance(fixed, int) and len(images) % fixed:
-        padded = np.concatenate([images, np.repeat(images[-1:], -len(images) % fixed, axis=0)])
-    else:
-        padded = images
-    size = fixed if isinstance(fixed, int) else batch
-    parts = [answer(session, task, part) for part in batched(padded, size)]
+    """Return a file's outputs for any number of images (N, C, H, W), normalised, at least one."""
+    parts = [answer(session, task, part) for part in session.whole_batches(images, batch)]
     return {name: np.concatenate([part[name] for part in parts])[: len(images)] for name in task.names}
 
 

@@ -84,8 +84,8 @@ def _highest(found: Boxes) -> NDArray[np.bool_]:
     kept = np.ones(len(found), bool)
     for image in np.flatnonzero(found.counts > MOST):
         there = found.of_image(int(image))
-        least = np.partition(found.score[there], -MOST)[-MOST]
-        kept[there] = found.score[there] >= least
+        # Not all of a score: a silent level gives thousands of equal ones, which would take minutes.
+        kept[there.start + np.argsort(-found.score[there], kind="stable")[MOST:]] = False
     return kept
 
 
@@ -207,12 +207,17 @@ def _placed(task: DetectionParameters, level: int, position: Places, values: Flo
         moved = _corners(centre + values[:, :2] * first * size, np.exp(values[:, 2:] * second) * size)
     else:
         if task.form == "distributions":
-            bins = values.reshape(len(values), 4, values.shape[-1] // 4)  # of no box at all, too
-            weights = np.exp(bins - bins.max(-1, keepdims=True))
-            values = (weights / weights.sum(-1, keepdims=True)) @ np.arange(bins.shape[-1])
+            values = means(values)
         distance = values * stride
         moved = np.concatenate([centre - distance[:, :2], centre + distance[:, 2:]], 1)
     return moved / np.array([task.size[1], task.size[0]] * 2, np.float64) if task.unit == "image" else moved
+
+
+def means(values: Floats) -> Floats:
+    """Return the means (..., 4) of distributions, of logits (..., 4 x bins): distances from four sides, in strides."""
+    bins = values.reshape(*values.shape[:-1], 4, values.shape[-1] // 4)  # of no box at all, too
+    weights = np.exp(bins - bins.max(-1, keepdims=True))
+    return np.asarray((weights / weights.sum(-1, keepdims=True)) @ np.arange(bins.shape[-1]))
 
 
 def priors(task: DetectionParameters, level: int) -> tuple[Floats, Floats, Floats]:

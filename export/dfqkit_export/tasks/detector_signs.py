@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dfqkit_export.tasks.base import Outputs
 from dfqkit_export.tasks.boxes import Floats
-from dfqkit_export.tasks.decoding import positions
+from dfqkit_export.tasks.decoding import means, positions
 from dfqkit_export.tasks.parameters import DetectionParameters
 
 #: Images that are compared, at most.
@@ -58,14 +58,13 @@ def _boxes(task: DetectionParameters, wanted: Floats, given: Floats, name: str) 
     elif wanted.shape[2] == len(_SIDES):
         forms = [(_SIDES if task.form == "distances" else _CENTRE, wanted, given)]
     elif task.form == "distributions":
-        likeliest = (each.reshape(*each.shape[:2], 4, -1).argmax(3).astype(float) for each in (wanted, given))
-        forms = [(_SIDES, *likeliest)]
+        forms = [(_SIDES, means(wanted), means(given))]
     for names, first, second in forms:
         if pairs := _exchanged(first, second):
             swapped = " and ".join(f"{names[a]} for {names[b]}" for a, b in pairs)
             yield f"box coordinates swapped: {name!r} gives {swapped} and the other way round"
             return
-    if task.form in ("corners", "centre", "columns", "objectness_rows"):
+    if task.form != "anchors" and forms:  # beside anchors sizes are logarithms
         yield from _scaled(forms[0][1], forms[0][2], name)
 
 

@@ -132,3 +132,13 @@ def test_a_runtime_that_shows_outputs_only_is_refused(residual_net: Write, monke
     monkeypatch.setattr(activations, "open_session", lambda *_, **__: object())
     with pytest.raises(ArtefactError, match="'tensorrt' gives outputs only"):
         LayerProbe(residual_net(), runtime="tensorrt")
+
+
+def test_a_file_of_a_fixed_batch_is_fed_whole_batches(residual_net: Write, tmp_path: Path) -> None:
+    model = onnx.load(str(residual_net()))
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 2
+    onnx.save(model, tmp_path / "fixed.onnx")
+    found, wanted = (layer_outputs(path, images(5), threads=1) for path in (tmp_path / "fixed.onnx", residual_net()))
+    np.testing.assert_array_equal(found["fc"][:5], wanted["fc"])
+    assert len(found["fc"]) == 6

@@ -12,7 +12,7 @@ from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.tasks.boxes import Boxes, matched, of_some, ranked, suppressed
 from dfqkit_export.tasks.coco import coco_precision
-from dfqkit_export.tasks.decoding import decoded
+from dfqkit_export.tasks.decoding import MOST, decoded
 from dfqkit_export.tasks.detection import Detection
 from dfqkit_export.tasks.lookup import task_of
 from tests._messages import raises_naming
@@ -160,6 +160,15 @@ def one_box(task: Detection, given: dict[str, NDArray[np.float32]]) -> list[floa
 
 def logit(value: float) -> float:
     return float(np.log(value / (1 - value)))
+
+
+def test_equal_scores_everywhere_are_as_many_boxes_as_any_network_gives() -> None:
+    task = Detection(boxes=("b",), scores=("s",), size=(32, 48), nms=1.0)
+    scores = np.full((2, 5000, 1), 0.6)
+    scores[0, 4000:4003] = 0.9
+    found = decoded(task, outputs(b=np.zeros((2, 5000, 4)), s=scores), 0.5)
+    assert found.counts.tolist() == [MOST, MOST]
+    assert (found.score > 0.8).sum() == 3
 
 
 def test_every_form_gives_the_same_box() -> None:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.version_converter
 import pytest
+from onnx import helper
 
+from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.checker import check_file
 from dfqkit_export.gate import Baseline, Options, check_path, open_subject
 from dfqkit_export.gate.measurement import measure_subject
+from dfqkit_export.images.labelled import load_images
+from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.sentinel import normalized
+from dfqkit_export.tasks import task_of
 from tests import _detector_toy
-from tests._detector_faults import FAULTS, inject
-from tests._faults import VARIANTS
+from tests._detector_faults import FAULTS, LEVEL_FAULTS, inject, inject_levels
+from tests._faults import VARIANTS, seal
 from tests._faults import inject as inject_other
+from tests._messages import names
 
 ONE_THREAD = Options(threads=1)
 
@@ -73,6 +84,37 @@ def test_other_faults_are_not_taken_for_those_of_detectors(name: str, bundle: Pa
     assert not [text for text in told(tmp_path / "faulty") if any(word in text for word in words)]
 
 
+def test_a_file_that_says_of_its_boxes_other_than_was_measured_or_recorded_fails(
+    bundle: Path, baseline: Baseline, tmp_path: Path
+) -> None:
+    """What decodes boxes takes the parameters from the file: the outputs are the same, and the boxes are not."""
+    other = tmp_path / "other"
+    shutil.copytree(bundle, other)
+    model = onnx.load(other / "model.onnx")
+    said = {entry.key: entry.value for entry in model.metadata_props}
+    task = json.loads(said["dfqkit.task"])
+    helper.set_model_props(model, said | {"dfqkit.task": json.dumps(task | {"nms": 0.9, "unit": "image"})})
+    onnx.save(model, other / "model.onnx")
+    seal(other)
+    case = check_path(other, baseline, ONE_THREAD)
+    assert case.failed()
+    names(" ".join(case.causes), "nms 0.5", "metadata state 0.9", "unit")
+    helper.set_model_props(model, said | {"dfqkit.task": "{"})
+    onnx.save(model, other / "model.onnx")
+    seal(other)
+    case = check_path(other, baseline, ONE_THREAD)
+    assert case.failed()
+    (entry,) = baseline.cases.values()
+    kept = entry.facts["deployed"]
+    older = replace(entry, facts=entry.facts | {"deployed": kept | {"parameters": kept["parameters"] | {"floor": 0.1}}})
+    case = check_path(bundle, Baseline(cases=dict.fromkeys(baseline.cases, older)), ONE_THREAD)
+    assert case.failed()
+    names(" ".join(case.causes), "floor 0.3", "baseline has 0.1")
+    before = {name: value for name, value in kept.items() if name != "parameters"}
+    older = replace(entry, facts=entry.facts | {"deployed": before})
+    assert not check_path(bundle, Baseline(cases=dict.fromkeys(baseline.cases, older)), ONE_THREAD).failed()
+
+
 def test_one_level_of_several_outputs_is_named_and_rows_in_no_order_tell_nothing() -> None:
     from dfqkit_export.tasks.detection import Detection
 
@@ -93,6 +135,9 @@ def test_one_level_of_several_outputs_is_named_and_rows_in_no_order_tell_nothing
     exchanged = raw["b16"].reshape(40, 4, 4, 8)[:, :, [1, 0, 2, 3]].reshape(40, 4, 32)
     (text,) = bins.signs(raw, {**raw, "b16": exchanged})
     assert "'b16' gives left for top" in text
+    far = {name: values + 1 for name, values in wanted.items()}
+    (text,) = task.signs(far, {**far, "b8": 1.1 * far["b8"]})
+    assert "'b8' they are 1.1 times as wide and 1.1 times as high" in text
     assert bins.marks({name: np.zeros_like(values) for name, values in raw.items()})[0].boxes == ()
     rows = Detection(boxes=("rows",), form="rows", shapes=((5, 6),), size=(32, 32))
     assert not rows.signs({"rows": rng.random((9, 5, 6))}, {"rows": rng.random((9, 5, 6))})
@@ -107,6 +152,47 @@ def test_boxes_and_scores_that_quantize_static_joins_on_one_grid_are_a_problem(t
         assert word in problem.message
     _detector_toy.quantize(tmp_path / "float.onnx", tmp_path / "apart.onnx", nodes_to_exclude=["rows_node"])
     assert "W20" not in {each.rule for each in check_file(tmp_path / "apart.onnx", "onnxruntime").problems}
+
+
+@pytest.mark.slow
+def test_the_faults_of_an_object_detector_of_80_classes_are_caught_and_named(tmp_path: Path) -> None:
+    """NanoDet-m, by ONNX Runtime's own quantizer from 12 real images."""
+    assets = Path(os.environ.get("DFQKIT_ASSETS", "."))
+    if not all((assets / name).is_file() for name in ("nanodet_m.onnx", "imagenet_val1300_227.zip")):
+        pytest.skip("nanodet_m.onnx or imagenet_val1300_227.zip is not in DFQKIT_ASSETS")
+    spec = ImageSpec(
+        shape=(3, 416, 416),
+        mean=(103.53, 116.28, 123.675),
+        std=(57.375, 57.12, 58.395),
+        pixel_range=255,
+        channels="BGR",
+    )
+    source = load_images(assets / "imagenet_val1300_227.zip", spec, resize=416, crop=416, limit=36)
+    pixels = np.ascontiguousarray(source.images.transpose(0, 3, 1, 2))
+    float_file, bundle = tmp_path / "float.onnx", tmp_path / "good"
+    bundle.mkdir()
+    model = onnx.load(assets / "nanodet_m.onnx")
+    stored = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in stored]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    onnx.save(onnx.version_converter.convert_version(model, 13), float_file)
+    session = OrtSession(float_file, threads=1)
+    answered = [session.run_all(normalized(pixels[place : place + 1], spec)) for place in range(len(pixels))]
+    outputs = {name: np.concatenate([one[name] for one in answered]) for name in answered[0]}
+    task = task_of({"name": "detection", "threshold": 0.35, "floor": 0.2, "nms": 0.6}).fitted(outputs, spec)
+    given = [normalized(pixels[place : place + 1], spec) for place in range(12)]
+    _detector_toy.quantize(float_file, bundle / "model.onnx", given=given, op_types_to_quantize=["Conv", "LeakyRelu"])
+    _detector_toy.bundled(bundle, pixels[12:], {name: each[12:] for name, each in outputs.items()}, task, spec)
+    baseline = recorded(bundle)
+    assert not check_path(bundle, baseline, ONE_THREAD).failed()
+    assert not told(bundle)
+    for name, (_, words) in LEVEL_FAULTS.items():
+        inject_levels(name, bundle, tmp_path / name)
+        case = check_path(tmp_path / name, baseline, ONE_THREAD)
+        assert case.failed()
+        assert not case.error
+        assert not [word for word in words if word not in case.causes[0]], (name, case.causes)
 
 
 @pytest.mark.slow
