@@ -16,7 +16,9 @@ from torch import fx, nn
 
 from dfqkit.students.capture import float_graph
 from dfqkit.students.naming import file_names
+from dfqkit.students.nodes import op_name
 from dfqkit.students.onnx_file import float_model
+from dfqkit.students.user_code import at, place_of_node
 from dfqkit.teacher.load import Teacher
 from dfqkit.teacher.sources import is_translated, resolve_factory
 from dfqkit_export.errors import DfqkitError, TeacherError
@@ -44,9 +46,10 @@ def open_axes(teacher: Teacher, graph: fx.GraphModule, opset: int) -> dict[str, 
     shape = (image.shape[0], image.shape[1] + more[0], image.shape[2] + more[1])
     larger = replace(image, shape=shape)
     try:
-        other = float_model(float_graph(_at(teacher)(larger), larger, teacher.task, teacher.names), opset)
+        grown = float_graph(_at(teacher)(larger), larger, teacher.task, teacher.names)
+        other = float_model(grown, opset)
         same = _sizeless(other) == _sizeless(one := float_model(graph, opset))
-        reason = "" if same else "it holds numbers that follow from the size (positions, anchors, shapes of views)"
+        reason = "" if same else _difference(graph, grown)
     except DfqkitError as error:
         reason = str(error)
     if not reason:
@@ -80,6 +83,20 @@ def _sizeless(model: onnx.ModelProto) -> bytes:
         value.type.tensor_type.ClearField("shape")
     written: bytes = found.SerializeToString(deterministic=True)
     return written
+
+
+def _difference(graph: fx.GraphModule, other: fx.GraphModule) -> str:
+    """Say which number follows from the size: an argument of a layer, the first that differs, or a stored one."""
+    for one, two in zip(graph.graph.nodes, other.graph.nodes, strict=False):
+        pairs = zip((*one.args, *one.kwargs.values()), (*two.args, *two.kwargs.values()), strict=False)
+        if one.op == "call_function" and (
+            found := next((each for each in pairs if str(each[0]) != str(each[1])), None)
+        ):
+            name, way = op_name(one.target), ""
+            if name.startswith("upsample"):
+                way = " (give `interpolate` a scale_factor in place of a size)"
+            return f"'{name}'{at(place_of_node(one))} takes {found[1]}, and {found[0]} here{way}"
+    return "it holds numbers that follow from the size (positions, anchors, shapes of views)"
 
 
 def _differing(

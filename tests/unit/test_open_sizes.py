@@ -11,11 +11,18 @@ import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import dfqkit
 from dfqkit.cli import main as cli
+from dfqkit.run.open_sizes import open_axes
+from dfqkit.students.capture import float_graph
+from dfqkit.students.naming import OPEN_AXES
+from dfqkit.students.onnx_file import float_model
+from dfqkit.teacher.load import Teacher
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.errors import TeacherError
+from dfqkit_export.tasks import task_of
 from tests._onnx_files import file, op, weights
 from tests._task_nets import UNet
 
@@ -83,7 +90,48 @@ class Placed(nn.Module):
         return self.first(x) + torch.linspace(0, 1, x.shape[3])
 
 
-@pytest.mark.parametrize(("network", "why"), [(Viewed, "at "), (Placed, "numbers that follow from the size")])
+class Resized(nn.Module):
+    """A small U-Net: what lies deeper is brought to the size of what it is joined with."""
+
+    def __init__(self, **way: Any) -> None:
+        super().__init__()
+        self.first, self.deep, self.last = nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(8, 8, 3, 2, 1), nn.Conv2d(16, 4, 3, 1, 1)
+        self.way = way
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = torch.relu(self.first(x))
+        deep = torch.relu(self.deep(seen))
+        way = self.way or {"size": seen.shape[-2:]}
+        return self.last(torch.cat([seen, functional.interpolate(deep, **way)], 1))
+
+
+def test_a_scale_in_place_of_a_size_is_the_same_network_and_stays_open(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    image = spec(dynamic=True)
+    teacher = Teacher.from_module(Resized(scale_factor=2).eval(), image, task=task_of({"name": "generic"}))
+    graph = float_graph(teacher.model, image, teacher.task)
+    graph.meta[OPEN_AXES] = open_axes(teacher, graph, 17)
+    onnx.save(float_model(graph, 17), tmp_path / "open.onnx")
+    sized = Resized().eval()
+    sized.load_state_dict(teacher.model.state_dict())
+    for size in ((16, 24), LARGER):
+        x = torch.rand(2, 3, *size)
+        np.testing.assert_allclose(
+            OrtSession(tmp_path / "open.onnx").run(x.numpy()), sized(x).detach().numpy(), atol=1e-5
+        )
+
+
+@pytest.mark.parametrize(
+    ("network", "why"),
+    [
+        (Viewed, "at "),
+        (Placed, "numbers that follow from the size"),
+        (
+            Resized,
+            r"'upsample_nearest2d' at .*interpolate\(deep.* takes \[80, 152\], and \[16, 24\] here.*scale_factor",
+        ),
+    ],
+)
 def test_a_network_of_one_size_is_refused_before_anything_is_made(
     network: type[nn.Module], why: str, tmp_path: Path
 ) -> None:
