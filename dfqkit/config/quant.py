@@ -49,10 +49,9 @@ class QuantConfig(Section):
     )
     scales: Literal["power_of_two", "float"] = Field(
         "power_of_two",
-        description="Activation scales. With powers of two every product and sum of the integer network is exact in "
-        "float32, so that torch and the runtime give the same bits; float scales fit ranges closer, but ties round "
-        "differently "
-        "in each runtime and the differences grow from layer to layer.",
+        description="Activation scales. ONNX Runtime's file gives the bits of the measured student with either. With "
+        "powers of two every product and sum of the integer network is exact in float32, so that all runtimes and "
+        "processors do; float scales fit ranges closer, but where a tie rounds depends on the runtime's kernels.",
     )
     weight_range: Literal["max", "mse"] = Field(
         "mse", description="How weight scales start: largest value, or least error."

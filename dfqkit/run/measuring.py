@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from dfqkit.config.files import find_file
 from dfqkit.config.recipe import Recipe
@@ -27,6 +27,7 @@ from dfqkit.run.export import MODEL, TEACHER
 from dfqkit.run.quantize import calibrated_file
 from dfqkit.run.target_check import Account, ask_runtime, own_runtime
 from dfqkit.students.freezing import freeze
+from dfqkit.students.integer_student import IntegerStudent, watch_integers
 from dfqkit.students.naming import tensor_names
 from dfqkit.students.nodes import watch
 from dfqkit.students.onnx_file import write_float
@@ -210,11 +211,12 @@ def _subjects(context: Context) -> _Subjects:
     quantized = OrtSession(model, optimized=not _as_written(context))
     teacher = OrtSession(context.file(TEACHER))
     task, in_torch = context.teacher.task, partial(_torch_outputs, context)
+    ours, bar = (each if _as_written(context) else IntegerStudent(each).run for each in (student, calibrated))
     answers: dict[str, Answer] = {
         "teacher": partial(answer, teacher, task),
-        "student": partial(in_torch, student),
+        "student": partial(in_torch, ours),
         DEFAULT.name: partial(answer, quantized, task),
-        "calibrated": partial(in_torch, calibrated),
+        "calibrated": partial(in_torch, bar),
     }
     if context.recipe.student:  # then the network that was quantized is not the teacher
         answers["float_student"] = partial(in_torch, context.graph)
@@ -225,7 +227,7 @@ def _subjects(context: Context) -> _Subjects:
 
 
 def _as_written(context: Context) -> bool:
-    """Return whether the file must run without ONNX Runtime's optimizer.
+    """Return whether the file must run without ONNX Runtime's optimizer, in float, as the student does then.
 
     It turns float biases into integers, which the runtimes that ask for float ones do not.
     """
@@ -315,7 +317,7 @@ def _grading_sets(context: Context) -> list[GradingSet]:
     return sets
 
 
-def _torch_outputs(context: Context, model: nn.Module, images: Images) -> Outputs:
+def _torch_outputs(context: Context, model: Callable[[Tensor], Any], images: Images) -> Outputs:
     with torch.no_grad():
         outputs = context.teacher.torch_task.named(model(torch.from_numpy(images).to(context.device)))
     return {name: value.float().cpu().numpy() for name, value in outputs.items()}
@@ -348,7 +350,7 @@ def compare_layers(
         model: The file that was written from it.
         teacher: That of the float teacher.
         images: (N, C, H, W), normalised.
-        as_written: Run the file without ONNX Runtime's optimizations.
+        as_written: Run the file without ONNX Runtime's optimizations, and the student in float.
         reference: Takes the place of the teacher where its features are scaled otherwise (`equalized_graph`).
     """
     if reference is not None:
@@ -359,7 +361,7 @@ def compare_layers(
     else:
         real = layer_outputs(teacher, images)
     runtime = layer_outputs(model, images, optimized=not as_written)
-    ours = student_layers(student, model, torch.from_numpy(images).to(next(student.parameters()).device))
+    ours = student_layers(student, model, torch.from_numpy(images), as_written=as_written)
     if not ours.keys() >= runtime.keys():
         ours = layer_outputs(model, images, optimized=False) | ours
     return layer_rows(
@@ -381,7 +383,9 @@ def _layer_db(layer: str, reference: NDArray[np.float32], other: NDArray[np.floa
     return None
 
 
-def student_layers(student: fx.GraphModule, model: Path, images: Tensor) -> dict[str, NDArray[np.float32]]:
+def student_layers(
+    student: fx.GraphModule, model: Path, images: Tensor, *, as_written: bool = False
+) -> dict[str, NDArray[np.float32]]:
     """Return what the student has in place of each layer's output in its file, which the file's names tell."""
     nodes = {tensor: node for node, tensor in tensor_names(student).items()}
     wanted = {layer: nodes[tensor] for layer, tensor in layer_tensors(load_onnx(model)).items() if tensor in nodes}
@@ -392,5 +396,5 @@ def student_layers(student: fx.GraphModule, model: Path, images: Tensor) -> dict
             values[node] = value.float().cpu().numpy()
 
     kept = set(wanted.values())
-    watch(student, images, see)
+    (watch if as_written else watch_integers)(student, images, see)
     return {layer: values[node] for layer, node in wanted.items()}

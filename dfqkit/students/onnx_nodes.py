@@ -72,7 +72,7 @@ class _IntegerLayer(nn.Module):
     ) -> None:
         super().__init__()
         self._holder = (first or self,)  # of the weights, which lie there only
-        codes, scale = _weight_codes(layer)
+        codes, scale = weight_codes(layer)
         if first is None:
             self.weight_codes, self.weight_scale = nn.Buffer(codes), nn.Buffer(scale)
             self.weight_zero_point = nn.Buffer(torch.zeros_like(scale, dtype=torch.int8))
@@ -88,7 +88,7 @@ class _IntegerLayer(nn.Module):
         self.integer_bias = input_scale is not None
         if input_scale is not None:
             bias_scale = input_scale * scale
-            self.bias_codes, self.bias_scale = nn.Buffer(_bias_codes(bias, bias_scale)), nn.Buffer(bias_scale)
+            self.bias_codes, self.bias_scale = nn.Buffer(bias_codes(bias, bias_scale)), nn.Buffer(bias_scale)
             self.bias_zero_point = nn.Buffer(torch.zeros_like(scale, dtype=torch.int32))
         else:
             self.bias = nn.Buffer(bias.clone())
@@ -107,8 +107,8 @@ def _dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor, axis: int = 0)
     return _symbolic("DequantizeLinear", inputs, {"axis": axis}, dtype=torch.float32, shape=codes.shape, version=None)
 
 
-def _weight_codes(layer: QuantWeightBiasInputOutputLayer) -> tuple[Tensor, Tensor]:
-    """Integer codes (int8, the weight's shape) and scales (C_out,) of a Brevitas layer."""
+def weight_codes(layer: QuantWeightBiasInputOutputLayer) -> tuple[Tensor, Tensor]:
+    """Return integer codes (int8, the weight's shape) and scales (C_out,) of a Brevitas layer."""
     with torch.no_grad():
         quantized = layer.quant_weight()
         codes = quantized.int(float_datatype=False).to(torch.int8)
@@ -117,8 +117,8 @@ def _weight_codes(layer: QuantWeightBiasInputOutputLayer) -> tuple[Tensor, Tenso
     return codes.clone(), scale.expand(channels).clone() if scale.numel() == 1 else scale
 
 
-def _bias_codes(bias: Tensor, scale: Tensor) -> Tensor:
-    """int32 codes of a bias (C_out,) on the grid ``scale`` (C_out,) = input scale x weight scale."""
+def bias_codes(bias: Tensor, scale: Tensor) -> Tensor:
+    """Return int32 codes of a bias (C_out,) on the grid ``scale`` (C_out,) = input scale x weight scale."""
     codes = torch.round(bias.double() / scale.double())
     if float(codes.abs().max()) > 2**31 - 1:
         message = (
@@ -129,8 +129,8 @@ def _bias_codes(bias: Tensor, scale: Tensor) -> Tensor:
     return codes.to(torch.int32)
 
 
-def _activation_parameters(proxy: Any) -> tuple[Tensor, int, tuple[int, int], bool]:
-    """Scale, zero point, lowest and highest code, and signedness of a Brevitas activation quantizer."""
+def activation_parameters(proxy: Any) -> tuple[Tensor, int, tuple[int, int], bool]:
+    """Return scale, zero point, lowest and highest code, and signedness of a Brevitas activation quantizer."""
     bits, signed = int(proxy.bit_width()), bool(proxy.is_signed)
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     if signed and proxy.is_narrow_range:
@@ -164,7 +164,7 @@ def with_qdq(graph: fx.GraphModule, target: Target) -> fx.GraphModule:
         proxy = activation_proxy(module)
         if proxy is None or not name.startswith("quant."):
             continue
-        scale, zero_point, bounds, signed = _activation_parameters(proxy)
+        scale, zero_point, bounds, signed = activation_parameters(proxy)
         if signed != space.signed and not (space.signed and bounds[1] <= 127 and zero_point == 0):
             message = (
                 f"Quantizer '{name}' makes {'signed' if signed else 'unsigned'} codes, which target '{target.name}' "
@@ -185,8 +185,8 @@ def input_scales(graph: fx.GraphModule) -> dict[str, Tensor]:
     """
     modules = dict(graph.named_modules())
     layers = (n for n in graph.graph.nodes if isinstance(called(n, modules), QuantWeightBiasInputOutputLayer))
-    scales = {str(node.target): _input_scale(node, modules) for node in layers}
-    return {name: scale for name, scale in scales.items() if scale is not None}
+    proxies = {str(node.target): input_quantizer(node.args[0], modules) for node in layers}
+    return {name: proxy.scale().detach().reshape(()) for name, proxy in proxies.items() if proxy is not None}
 
 
 def float_layers(graph: fx.GraphModule, tensors: Collection[str]) -> dict[str, str]:
@@ -212,20 +212,18 @@ def integer_bias(graph: fx.GraphModule) -> dict[str, Tensor]:
     """Return each quantized layer's bias as int32 will store it, by layer name: float32 (C_out,) on that grid."""
     rounded: dict[str, Tensor] = {}
     for name, scale_in in input_scales(graph).items():
-        scale = scale_in * _weight_codes(graph.get_submodule(name))[1]
+        scale = scale_in * weight_codes(graph.get_submodule(name))[1]
         bias = tensor_at(graph, f"{name}.bias").detach()
-        rounded[name] = _bias_codes(bias, scale).to(scale.dtype) * scale
+        rounded[name] = bias_codes(bias, scale).to(scale.dtype) * scale
     return rounded
 
 
-def _input_scale(node: fx.Node, modules: Mapping[str, nn.Module]) -> Tensor | None:
-    """Scale of the quantizer that a layer's input comes from, through operators that only move values."""
-    before = node.args[0]
+def input_quantizer(before: object, modules: Mapping[str, nn.Module]) -> Any:
+    """Return the quantizer that the values of a node come from, through operators that only move them; None without."""
     while isinstance(before, fx.Node):
         proxy = activation_proxy(called(before, modules))
         if proxy is not None:
-            scale: Tensor = proxy.scale()
-            return scale.detach().reshape(())
+            return proxy
         moves = before.op == "call_function" and op_name(before.target) in STRUCTURAL | REGRID
         if not (moves or isinstance(called(before, modules), nn.MaxPool2d)):
             break

@@ -29,6 +29,7 @@ from torch import Tensor, fx, nn
 from dfqkit.config.quant import QuantConfig
 from dfqkit.students.capture import float_graph
 from dfqkit.students.freezing import freeze
+from dfqkit.students.integer_student import IntegerStudent
 from dfqkit.students.onnx_file import write_qdq
 from dfqkit.students.student import build_student, calibrate_student
 from dfqkit_export.backends import get_backend, get_target
@@ -178,7 +179,7 @@ def row(name: str, options: argparse.Namespace) -> dict[str, Any]:
     paths = {target: options.out / f"{name}-{target}.onnx" for target in ("onnxruntime", "tensorrt")}
     student = exported(graph, "onnxruntime", spec, paths["onnxruntime"])
     images, labels = synthetic_images(spec, options.images, 3)
-    teacher, ours = predict(graph, images), predict(student, images)
+    teacher, ours = predict(graph, images), predict(IntegerStudent(student).run, images)
     theirs = ran("onnxruntime", paths["onnxruntime"], images, options.threads)
     kept = with_margin(ours, teacher)
     found: dict[str, Any] = {

@@ -83,6 +83,21 @@ def test_every_layer_runs_in_integers_and_the_student_is_the_file(finished: Path
     assert same.value == 100
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", ["w8a8", "w4a4"])
+def test_the_student_is_the_file_with_float_scales_too(finished: Path, tmp_path: Path, bits: str) -> None:
+    wanted = tiny("quant.scales=float", f"quant.bits={bits}", "distill=null", "validate.limit=null")
+    continued(finished, tmp_path / "out", wanted, until="synthesize")
+    new_run(tmp_path / "out", wanted)
+    report = Report.from_json((tmp_path / "out" / "report.json").read_text())
+    assert report.layers
+    assert all(row.precision == "int8" and row.sqnr_runtime_db is None for row in report.layers)  # no noise at all
+    values = {(m.data, m.name, m.subject): m.value for m in report.metrics}
+    for data in {data for data, name, _ in values if name == "kl"}:
+        for name in ("kl", "logit_sqnr_db"):  # sums over all logits: the same to the last bit
+            assert values[data, name, "student"] == values[data, name, "onnxruntime"]
+
+
 def test_the_file_is_plain_onnx_with_provenance(finished: Path) -> None:
     model = onnx.load(finished / "model.onnx")
     onnx.checker.check_model(model, full_check=True)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 from torch import fx, nn
 
+from dfqkit.students.integer_student import IntegerStudent
 from dfqkit.students.onnx_file import write_float, write_qdq
 from dfqkit.students.onnx_nodes import integer_bias
 from dfqkit_export.backends import get_target
@@ -20,7 +21,20 @@ from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.backends.opening import realised_precision
 from dfqkit_export.errors import TargetError
 from tests._messages import raises_naming
-from tests._toys import IMAGE, TOYS, Depthwise, Head, Residual, conv_bn, images, randomise, student, toy, toy_graph
+from tests._toys import (
+    IMAGE,
+    TOYS,
+    Depthwise,
+    Head,
+    Residual,
+    TinyTransformer,
+    conv_bn,
+    images,
+    randomise,
+    student,
+    toy,
+    toy_graph,
+)  # fmt: skip
 
 BITS = ("w8a8", "w4a8", "w4a4")
 FAST = ("residual", "depthwise")
@@ -37,6 +51,11 @@ Case = tuple[fx.GraphModule, Path]
 def torch_logits(graph: fx.GraphModule, x: torch.Tensor) -> NDArray[np.float32]:
     with torch.no_grad():
         return graph(x).numpy()
+
+
+def integer_logits(graph: fx.GraphModule, x: torch.Tensor) -> NDArray[np.float32]:
+    with torch.no_grad():
+        return np.asarray(IntegerStudent(graph).run(x))
 
 
 def run(path: Path, x: torch.Tensor, *, optimized: bool = True) -> NDArray[np.float32]:
@@ -169,13 +188,30 @@ def test_metadata_is_sorted(tmp_path: Path) -> None:
     assert [p.key for p in onnx.load(tmp_path / "a.onnx").metadata_props] == ["a", "b"]
 
 
-@pytest.mark.parametrize("name", ["residual", pytest.param("squeeze_excite", marks=SLOW)])
-def test_float_scales_agree_closely(exported: Callable[..., Case], name: str) -> None:
-    graph, path = exported(name, "w8a8", scales="float")
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [case if case.values == ("residual", "w8a8") else pytest.param(*case.values, marks=SLOW) for case in CASES],
+)
+def test_with_any_scales_integer_kernels_agree_bit_for_bit(exported: Callable[..., Case], name: str, bits: str) -> None:
+    graph, path = exported(name, bits, scales="float")
     x = images(48, seed=5)
-    expected = torch_logits(graph, x)
-    # A tie that rounds the other way moves one code of one layer.
-    assert np.linalg.norm(run(path, x) - expected) < 0.01 * np.linalg.norm(expected)
+    found, expected = run(path, x), integer_logits(graph, x)
+    if name in INEXACT:
+        assert np.mean(found == expected) > 0.9
+        assert np.abs(found - expected).max() < 0.1 * expected.std()
+    else:
+        assert np.array_equal(found, expected)
+    fake = torch_logits(graph, x)
+    assert not np.array_equal(found, fake)  # or this test would tell nothing
+    assert np.linalg.norm(found - fake) < 0.01 * np.linalg.norm(fake)
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_integer_kernels_change_nothing_where_scales_are_powers_of_two(
+    exported: Callable[..., Case], name: str
+) -> None:
+    graph, x = exported(name, "w4a4")[0], images(48, seed=5)
+    assert np.array_equal(integer_logits(graph, x), torch_logits(graph, x))
 
 
 class Awkward(nn.Module):
@@ -199,6 +235,32 @@ def test_awkward_numbers_are_still_exact(tmp_path: Path, bits: str) -> None:
     write_qdq(graph, get_target("onnxruntime"), tmp_path / "m.onnx", metadata={})
     x = images(48, seed=5)
     assert np.array_equal(run(tmp_path / "m.onnx", x), torch_logits(graph, x))
+
+
+class Mixed(nn.Module):
+    """Averages at borders and of signed maps, sums and products with a gate, what is read twice, and what is float."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.gate, self.last = conv_bn(3, 8), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3)
+        self.head = Head(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.avg_pool2d(self.stem(x), 3, 1, 1, count_include_pad=False)
+        gate = self.gate(nn.functional.adaptive_avg_pool2d(x, 1))
+        y = (gate + x) * gate
+        y = torch.cat([y, nn.functional.leaky_relu(y, 0.1)], 1)[:, 4:12]
+        return self.head(torch.relu(self.last(y)) + torch.tanh(x[:, :, 2:, 2:]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", [Awkward, Mixed, TinyTransformer])
+def test_other_operators_with_any_scales(tmp_path: Path, model: Callable[[], nn.Module]) -> None:
+    graph = student(randomise(model()), scales="float", weight_range="max", activation_range="percentile")
+    write_qdq(graph, get_target("onnxruntime"), tmp_path / "m.onnx", metadata={})
+    x = images(48, seed=5)
+    found, expected = run(tmp_path / "m.onnx", x), integer_logits(graph, x)
+    assert np.array_equal(found, expected) or (model is not Awkward and np.mean(found == expected) > 0.9)
 
 
 @pytest.mark.parametrize("bits", [pytest.param("w8a8", marks=SLOW), "w4a4"])
