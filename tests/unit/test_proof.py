@@ -289,7 +289,7 @@ def test_only_the_usual_floor_forgives_what_was_left_in_float(left: str, written
     measured = Measured(
         metrics=[], layers=tuple(rows), account=Account(subject=""), labelled=False, timing=None, estimate={}, drops=[],
         seen=[],
-            doubts=[], kept={left: "its 8 bits cost a collapse"} if left else {}, floats={},
+            doubts=[], breakdowns=[], kept={left: "its 8 bits cost a collapse"} if left else {}, floats={},
     )  # fmt: skip
     floor = f"{{metric: {INTEGER_OPS.name}, value: 100.0, unless_kept: {str(not written).lower()}}}"
     recipe = load_recipe("digits/dfq-w8a8-ort", [f"floors=[{floor}]"])
