@@ -207,7 +207,9 @@ def _loaded(factory: str, image: ImageSpec | None, chosen: dict[str, Any], task:
 def _recipe(teacher: Teacher, bits: str, target: str, sections: Mapping[str, Any]) -> Recipe:
     """Return a recipe for a teacher that is at hand; its weights' fingerprint stands in for a file name."""
     of_task = _OBJECTS if teacher.task.name != DEFAULT_TASK.name and "objects" in provides(teacher) else {}
-    floors = [] if of_task else [FloorSection(metric=STUDENT_AGREEMENT.name, value=99.5)]  # float scales round on ties
+    floors = (
+        [] if of_task else [FloorSection(metric=STUDENT_AGREEMENT.name, value=99.5)]
+    )  # behind float operators a tie moves a code
     if backend_of(get_target(target)) is DEFAULT:
         floors.append(FloorSection(metric=INTEGER_OPS.name, value=100.0, unless_kept=True))
     factory = teacher.factory or f"module:{teacher.name}"

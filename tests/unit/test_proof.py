@@ -181,6 +181,17 @@ class TestLayers:
             assert row.sqnr_student_db > 20
             assert row.sqnr_runtime_db is None or row.sqnr_runtime_db > 60
 
+    def test_with_float_scales_no_layer_is_a_bit_from_the_runtime(self, tmp_path: Path) -> None:
+        quantized = student("residual", scales="float", weight_range="max", activation_range="percentile")
+        files = tmp_path / "model.onnx", tmp_path / "teacher.onnx"
+        write_qdq(quantized, get_target("onnxruntime"), files[0], metadata={})
+        write_float(toy_graph("residual"), files[1], metadata={})
+        rows = compare_layers(quantized, *files, images(8).numpy())
+        assert len(rows) == 9
+        assert all(row.precision == "int8" and row.sqnr_runtime_db is None for row in rows)
+        written = compare_layers(quantized, *files, images(8).numpy(), as_written=True)
+        assert all(row.sqnr_runtime_db is None or row.sqnr_runtime_db > 30 for row in written)  # in float, both
+
 
 def test_layers_of_different_shape_have_no_figure_and_masks_no_part_in_it(caplog: pytest.LogCaptureFixture) -> None:
     first, other = np.array([[3.0, 4.0, -np.inf]], np.float32), np.array([[3.0, 3.5, -np.inf]], np.float32)
