@@ -52,7 +52,8 @@ _ENOUGH_BITS = "w8a8"
 _DISTILL = DistillConfig(steps=500, lr=5e-4, weights=DistillWeights(response=0.1, feature=10.0), average=0.98)
 
 #: What suits tasks that find objects. Most of what ranges must hold are the rare peaks that objects are, of which drawn
-#: images have too few: some are pulled until the teacher sees objects, nothing is cut, and channels are made alike.
+#: images have too few: some are pulled until the teacher sees objects, channels are made alike, and what is cut, or
+#: stays in float, is chosen by what that does to the teacher's answers.
 _OBJECTS: dict[str, Any] = {
     "synthesis": {
         "method": "mixture",
@@ -64,7 +65,7 @@ _OBJECTS: dict[str, Any] = {
             },
         ],
     },
-    "quant": {"scales": "float", "activation_range": "percentile", "percentile": 100, "equalize_values": 0.5},
+    "quant": {"scales": "float", "activation_range": "outputs", "equalize_values": 0.5, "costly_in_float": 0.1},
     "bank": {"calibration": 64, "held_out": 16, "grading": 32, "batch": 16},
 }  # fmt: skip
 

@@ -56,7 +56,11 @@ class QuantConfig(Section):
     weight_range: Literal["max", "mse"] = Field(
         "mse", description="How weight scales start: largest value, or least error."
     )
-    activation_range: Literal["percentile", "mse"] = Field("mse", description="How activation ranges are calibrated.")
+    activation_range: Literal["percentile", "mse", "outputs"] = Field(
+        "mse",
+        description="How activation ranges are calibrated: by a share of the values, by their least error, or by the "
+        "least error weighed by what it does to the outputs (after BRECQ, Li et al., 2021, equation 10).",
+    )
     percentile: float = Field(
         99.99, gt=50, le=100, description="Share (in percent) of values a calibrated range holds."
     )
@@ -69,6 +73,13 @@ class QuantConfig(Section):
         le=1,
         description="Exponent by which channels' values are made more alike on the calibration images, weights "
         "behind them scaled back (after SmoothQuant, Xiao et al., 2023, equation 4); 0 is none, 1 makes all as large.",
+    )
+    costly_in_float: Annotated[float, Added("0.2.0")] = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Tensors whose 8 bits do more than this share of what those of all do to the outputs, on images "
+        "held out, stay in float; 1 is none.",
     )
     in_float: Annotated[tuple[str, ...], Added("0.2.0")] = Field(
         (), description="Layers and additions, by their names in the report, whose results stay in float."

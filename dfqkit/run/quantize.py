@@ -29,7 +29,13 @@ def _run(context: Context) -> StageResult:
             # Every member sees the batches in another order and its own half of them once more: another calibration.
             own = batches if index == 0 else [*batches[index % 2 :: 2], *batches[::-1]]
             calibrate_student(
-                student, own, scheme, context.teacher.image, held_out=held_out, replan=context.replan(scheme)
+                student,
+                own,
+                scheme,
+                context.teacher.image,
+                held_out=held_out,
+                replan=context.replan(scheme),
+                distance=context.distance,
             )
             save_student(student, context.file(calibrated_file(index)))
             files.append(context.file(calibrated_file(index)).name)

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from dfqkit.students.freezing import even_zero_points
 from dfqkit.students.inputs import image_of, is_input
 from dfqkit.students.nodes import called, source
-from dfqkit.students.quantizers import activation_internals, activation_proxy, zero_point_values
+from dfqkit.students.quantizers import activation_internals, activation_proxy, set_range, zero_point_values
 from dfqkit.students.ranges_behind import narrow_ranges
 from dfqkit.students.weight_scales import fix_weight_scales, short_mantissa
 from dfqkit_export.images.spec import ImageSpec
@@ -48,7 +48,9 @@ def calibrate(student: fx.GraphModule, batches: Sequence[Tensor], image: ImageSp
         for batch in batches:
             Dispersed(student).run(batch)
     for quantizer, (low, high) in seen.items():
-        _include_zero(quantizer, low, high)
+        if not low <= 0 <= high:
+            # Brevitas takes largest minus smallest value, and a zero point outside of the codes, which cannot be.
+            set_range(quantizer, min(low, 0.0), max(high, 0.0))
     if learnable:  # else a range ends at a power of two, whatever is cut
         narrow_ranges(student, batches)
     _fix_input_range(student, image)
@@ -101,21 +103,6 @@ def _extremes(student: fx.GraphModule) -> Iterator[dict[nn.Module, tuple[float, 
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _include_zero(quantizer: nn.Module, low: float, high: float) -> None:
-    """Set the range of a tensor that lies on one side of 0 to reach from it to 0.
-
-    Brevitas takes the width of such a range as largest minus smallest value, which leaves the tensor itself outside:
-    its zero point cannot lie outside the codes.
-    """
-    if low <= 0 <= high:
-        return
-    scaling = activation_internals(quantizer).scaling_impl
-    with torch.no_grad():
-        width = torch.full_like(scaling.value, max(high, 0.0) - min(low, 0.0))
-        scaling.value.copy_(scaling.restrict_scaling_pre(width))
-        zero_point_values(quantizer).fill_(-min(low, 0.0))
 
 
 def settle(student: fx.GraphModule, *, learnable: bool) -> None:

@@ -51,7 +51,7 @@ def collapsing(student: fx.GraphModule, batches: Sequence[Tensor]) -> dict[str, 
 def _collapsing(student: fx.GraphModule, images: Tensor) -> dict[str, float]:
     modules = dict(student.named_modules())
     calls = (str(node.target) for node in student.graph.nodes if node.op == "call_module")
-    names = [name for name in dict.fromkeys(calls) if name.startswith(_PREFIX) and _is_eight_bits(modules[name])]
+    names = [name for name in dict.fromkeys(calls) if name.startswith(_PREFIX) and is_eight_bits(modules[name])]
     reference = _outputs(student, images, ())
 
     def left(group: Sequence[str]) -> float:
@@ -97,7 +97,7 @@ def unlike(student: fx.GraphModule, batches: Sequence[Tensor]) -> dict[str, str]
         Widths(student).run(images)
         for node in [n for n in student.graph.nodes if n.op == "call_function" and op_name(n.target) in _JOINING]:
             name = f"{_PREFIX}{node.name}"
-            if name not in modules or not _is_eight_bits(modules[name]):
+            if name not in modules or not is_eight_bits(modules[name]):
                 continue
             step = float(activation_proxy(modules[name]).scale().detach())
             parts = {part.name.removeprefix("quant_"): widths.get(part, 0.0) / step for part in node.args[0]}
@@ -126,7 +126,8 @@ def leave_in_float(student: fx.GraphModule, names: Sequence[str]) -> None:
     student.recompile()
 
 
-def _is_eight_bits(module: nn.Module) -> bool:
+def is_eight_bits(module: nn.Module) -> bool:
+    """Return whether a module is an activation quantizer of 8 bits."""
     proxy = activation_proxy(module)
     return proxy is not None and int(proxy.bit_width()) == 8
 

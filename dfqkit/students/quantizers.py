@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from brevitas.core.function_wrapper import CeilSte
 from brevitas.core.quant import IntQuant
 from brevitas.core.scaling.standalone import ParameterFromStatsFromParameterScaling
@@ -66,15 +68,16 @@ def activation_quantizer(config: QuantConfig, bits: int, target: Target, *, sign
         (False, False): (ShiftedUint8ActPerTensorFloat, ShiftedUint8ActPerTensorFloatMSE),
     }[space.signed and (signed or bits == 8), space.symmetric]  # below 8 bits, 0 to 2^b - 1 fits int8 too
     options: dict[str, Any] = {"bit_width": bits, "int_quant": RoundFirst}
-    if config.activation_range == "percentile":
-        options["high_percentile_q"] = config.percentile
+    if config.activation_range != "mse":
+        held = config.percentile if config.activation_range == "percentile" else 100.0  # what is cut is chosen later
+        options["high_percentile_q"] = held
         if not space.symmetric:
             # Brevitas takes no 0: it is the smallest value.
-            options["low_percentile_q"] = max(100 - config.percentile, 1e-6)
+            options["low_percentile_q"] = max(100 - held, 1e-6)
     if config.scales == "power_of_two" and exact_scale:
         options["restrict_scaling_type"] = RestrictValueType.POWER_OF_TWO
         options["restrict_value_float_to_int_impl"] = CeilSte  # rounding down would cut the calibrated range
-    return (plain if config.activation_range == "percentile" else least_error).let(**options)
+    return (least_error if config.activation_range == "mse" else plain).let(**options)
 
 
 def activation_proxy(module: nn.Module | None) -> Any:
@@ -91,3 +94,37 @@ def activation_internals(module: nn.Module | None) -> Any:
 def zero_point_values(module: nn.Module) -> Any:
     """Return the tensor behind an asymmetric quantizer's zero point, scale x zero point; None for any other module."""
     return getattr(getattr(activation_internals(module), "zero_point_impl", None), "value", None)
+
+
+def range_of(module: nn.Module) -> tuple[float, float]:
+    """Return the smallest and the largest value that an activation quantizer gives."""
+    proxy = activation_proxy(module)
+    with torch.no_grad():
+        scale, zero_point, codes = float(proxy.scale()), float(proxy.zero_point()), 2 ** int(proxy.bit_width())
+    lowest = -codes // 2 if proxy.is_signed else 0
+    return (lowest - zero_point) * scale, (lowest + codes - 1 - zero_point) * scale
+
+
+def set_range(module: nn.Module, low: float, high: float) -> None:
+    """Let an activation quantizer reach from ``low`` <= 0 to ``high`` >= 0; a symmetric one to the further of both."""
+    scaling, shift = activation_internals(module).scaling_impl, zero_point_values(module)
+    with torch.no_grad():
+        reach = high - low if shift is not None else max(high, -low)
+        scaling.value.copy_(scaling.restrict_scaling_pre(torch.full_like(scaling.value, reach)))
+        if shift is not None:
+            shift.fill_(-low)
+
+
+def range_state(module: nn.Module) -> list[Tensor]:
+    """Return what an activation quantizer's range is stored as, for `restore_range`."""
+    stored = (activation_internals(module).scaling_impl.value, zero_point_values(module))
+    return [value.detach().clone() for value in stored if value is not None]
+
+
+def restore_range(module: nn.Module, state: Sequence[Tensor]) -> None:
+    """Give an activation quantizer the range back that it had."""
+    with torch.no_grad():
+        for value, stored in zip(
+            (activation_internals(module).scaling_impl.value, zero_point_values(module)), state, strict=False
+        ):
+            value.copy_(stored)

@@ -8,13 +8,12 @@ and a range that holds it all spends half of the codes there.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from dfqkit.students.nodes import called, op_name, watch
-from dfqkit.students.quantizers import activation_internals, activation_proxy, zero_point_values
+from dfqkit.students.quantizers import range_of, set_range, zero_point_values
 
 #: Functions of each value for itself, by the operator's and by the module's name.
 _FUNCTIONS = {"leaky_relu", "leakyrelu", "elu", "gelu", "hardsigmoid", "mish", "sigmoid", "tanh"}
@@ -75,21 +74,11 @@ def _bound(node: fx.Node) -> _Function:
 
 
 def _narrow(quantizer: nn.Module, values: Tensor, function: _Function) -> None:
-    scaling, shift = activation_internals(quantizer).scaling_impl, zero_point_values(quantizer)
+    low, high = range_of(quantizer)
+    tried = [(low * a, high * b) for a in _SHARES for b in _SHARES if low < 0 < high] or [(low, high)]
     with torch.no_grad():
-        wanted = function(values)
-        proxy = activation_proxy(quantizer)
-        scale, zero_point = float(proxy.scale()), float(proxy.zero_point())
-        low, high = -zero_point * scale, (2 ** int(proxy.bit_width()) - 1 - zero_point) * scale
-        tried = [(low * a, high * b) for a in _SHARES for b in _SHARES if low < 0 < high] or [(low, high)]
-        errors = []
-        for start, end in tried:
-            _set(scaling, shift, start, end)
+        wanted, errors = function(values), []
+        for ends in tried:
+            set_range(quantizer, *ends)
             errors.append(float((function(quantizer(values)) - wanted).square().mean()))
-        _set(scaling, shift, *tried[errors.index(min(errors))])
-
-
-def _set(scaling: Any, shift: Tensor, low: float, high: float) -> None:
-    """Let a quantizer reach from low to high."""
-    scaling.value.copy_(scaling.restrict_scaling_pre(torch.full_like(scaling.value, high - low)))
-    shift.fill_(-low)
+    set_range(quantizer, *tried[errors.index(min(errors))])

@@ -20,6 +20,7 @@ from dfqkit.students.calibration import calibrate, correct_bias, settle
 from dfqkit.students.equalizing import equalize, equalize_values
 from dfqkit.students.measured import collapsing, leave_in_float, unlike
 from dfqkit.students.placement import Plan, quantized_graph
+from dfqkit.students.sensitivity import Distance, choose_ranges, costly
 from dfqkit.students.weight_scales import round_weight_scales
 from dfqkit_export.backends.target import Target
 from dfqkit_export.errors import ArtefactError
@@ -30,6 +31,7 @@ from dfqkit_export.images.spec import ImageSpec
 Replan = Callable[[Mapping[str, str]], Plan]
 #: Why a tensor stays in float.
 COLLAPSED = "8 bits of it alone leave {:.1f} dB of the outputs"
+COSTLY = "its 8 bits do {:.0%} of what those of all tensors do to the outputs"
 BESIDE = "what computes it or reads it stays in float"
 _KEPT = "dfqkit.kept_in_float"
 
@@ -50,7 +52,7 @@ def equalized_graph(graph: fx.GraphModule, config: QuantConfig, batches: Sequenc
     return equalize_values(graph, config.equalize_values, batches) if config.equalize_values and batches else graph
 
 
-def calibrate_student(
+def calibrate_student(  # noqa: PLR0913 - what is measured beside is named, and has defaults
     student: fx.GraphModule,
     batches: Sequence[Tensor],
     config: QuantConfig,
@@ -58,12 +60,14 @@ def calibrate_student(
     *,
     held_out: Sequence[Tensor] = (),
     replan: Replan | None = None,
+    distance: Distance | None = None,
 ) -> None:
     """Find ranges, round weight scales and, where the scheme asks for it, correct biases on images (n, C, H, W).
 
     With images ``held_out``, tensors whose 8 bits cost a collapse on them go back to float (`measured.collapsing`), so
     do joined ones of unlike parts (`measured.unlike`), and with them what ``replan``, the student's `placement.plan`
-    given such tensors, then leaves in float. They are ``meta["kept"]``, with their reasons.
+    given such tensors, then leaves in float. They are ``meta["kept"]``, with their reasons. A ``distance`` from what
+    the student imitates is what schemes ask for that choose by the outputs; without one these choose nothing.
     """
     calibrate(student, batches, image, learnable=config.scales == "float")
     if held_out and replan is not None:
@@ -71,18 +75,27 @@ def calibrate_student(
     round_weight_scales(student, batches)
     if config.bias_correction:
         correct_bias(student, batches)
+    if distance is not None and config.activation_range == "outputs":
+        choose_ranges(student, batches, distance)
+    if distance is not None and config.costly_in_float < 1 and held_out and replan is not None:
+        shares = costly(student, held_out, distance, config.costly_in_float)
+        _leave(student, {name: COSTLY.format(share) for name, share in shares.items()}, replan)
 
 
 def _keep_in_float(student: fx.GraphModule, held_out: Sequence[Tensor], replan: Replan) -> None:
     wanted = {name: COLLAPSED.format(left) for name, left in collapsing(student, held_out).items()}
-    wanted |= unlike(student, held_out)
+    _leave(student, wanted | unlike(student, held_out), replan)
+
+
+def _leave(student: fx.GraphModule, wanted: Mapping[str, str], replan: Replan) -> None:
+    """Leave tensors in float, with what ``replan`` leaves there with them, and note why."""
     if not wanted:
         return
-    decided = replan(student.meta["kept"] | wanted)
+    decided = replan({**student.meta["kept"], **wanted})
     dropped = [name for name, _ in student.get_submodule("quant").named_children() if name not in decided.activations]
     leave_in_float(student, dropped)
     kept = decided.kept | {name: wanted.get(name, BESIDE) for name in dropped}
-    student.meta |= {"floats": decided.floats, "kept": kept, "dropped": dropped}
+    student.meta |= {"floats": decided.floats, "kept": kept, "dropped": [*student.meta.get("dropped", ()), *dropped]}
 
 
 def save_student(student: nn.Module, path: Path) -> None:
