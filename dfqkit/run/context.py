@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from dfqkit.config.files import find_file
 from dfqkit.config.quant import QuantConfig
@@ -219,13 +219,6 @@ class Context:
     def replan(self, scheme: QuantConfig) -> Replan:
         """Return how a scheme's students are planned once measured tensors stay in float."""
         return partial(plan, self.reference(scheme), scheme, self.target, self.teacher.image)
-
-    def distance(self, images: Tensor, answer: Any) -> Tensor:
-        """Return how far what a student returns for images is from the float network that is quantized, a scalar."""
-        task = self.teacher.torch_task
-        with torch.no_grad():
-            reference = task.named(self.graph(images))
-        return task.distance(reference, task.named(answer))
 
     def stored_student(self, scheme: QuantConfig, name: str) -> fx.GraphModule:
         """Return the student that a stage of this run left in file ``name``."""

@@ -18,10 +18,12 @@ def calibrated_file(index: int = 0) -> str:
 
 def _run(context: Context) -> StageResult:
     """Find ranges and correct biases on the calibration set; the held-out one shows which tensors stay in float."""
+    from dfqkit.students.sensitivity import Imitated
     from dfqkit.students.student import calibrate_student, save_student
 
     batches = [images for images, _ in context.batches("calibration")]
     held_out = [images for images, _ in context.batches("held_out")]
+    imitated = Imitated(graph=context.graph, task=context.teacher.torch_task)
     files = []
     with context.progress.stage(STAGE.name, total=len(context.schemes)) as bar:
         for index, scheme in enumerate(context.schemes):
@@ -35,7 +37,7 @@ def _run(context: Context) -> StageResult:
                 context.teacher.image,
                 held_out=held_out,
                 replan=context.replan(scheme),
-                distance=context.distance,
+                imitated=imitated,
             )
             save_student(student, context.file(calibrated_file(index)))
             files.append(context.file(calibrated_file(index)).name)

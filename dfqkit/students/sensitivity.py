@@ -9,7 +9,7 @@ large but moves no output weighs nothing so, and the rare peaks that are a detec
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -28,14 +28,14 @@ from dfqkit.students.quantizers import (
     set_range,
     zero_point_values,
 )
-
-#: How far what a student returns for images (n, C, H, W) is from what it imitates: a scalar, the mean over the images.
-Distance = Callable[[Tensor, Any], Tensor]
+from dfqkit.tasks.base import Tensors, TorchTask
 
 #: Shares of both ends of a range that are tried.
 _SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1)
 #: Bins of a histogram over a range of 256 codes.
 _BINS = 2048
+#: How much of the answers (percent) is enough for nothing to be left in float.
+_KEPT = 99.0
 #: By what the ends of one range differ after rounding, at most.
 _SAME = 0.01
 #: Tensors that are cut together, to begin with.
@@ -44,6 +44,26 @@ _TOGETHER = 8
 _LOOKED_AT = 64
 #: Images in a pass with gradients, which keeps every activation.
 _CHUNK = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imitated:
+    """The float graph that students imitate, and the task that says how far their answers are from its own."""
+
+    graph: fx.GraphModule
+    task: TorchTask
+
+    def distance(self, images: Tensor, answer: Any) -> Tensor:
+        """Return how far what a student returns for images (n, C, H, W) is away: a scalar, the mean over the images."""
+        return self.task.distance(self._answers(images), self.task.named(answer))
+
+    def kept(self, images: Tensor, answer: Any) -> float:
+        """Return how much of the answers for images what a student returns keeps, in percent."""
+        return self.task.kept(self._answers(images), self.task.named(answer))
+
+    def _answers(self, images: Tensor) -> Tensors:
+        with torch.no_grad():
+            return self.task.named(self.graph(images))
 
 
 @dataclass(kw_only=True)
@@ -69,7 +89,7 @@ class _Weighted:
         return float(self.squares @ errors.square() + (torch.cat(self.slopes) @ errors).square().sum())
 
 
-def choose_ranges(student: fx.GraphModule, batches: Sequence[Tensor], distance: Distance) -> None:
+def choose_ranges(student: fx.GraphModule, batches: Sequence[Tensor], imitated: Imitated) -> None:
     """Cut calibrated ranges, but the input's, at the shares of their ends that leave the least weighted error.
 
     What is cut far moves outputs further than second order tells: a few tensors at a time are cut, and only where the
@@ -78,16 +98,16 @@ def choose_ranges(student: fx.GraphModule, batches: Sequence[Tensor], distance: 
     Args:
         student: Calibrated so that ranges hold every value.
         batches: Normalised images (n, C, H, W), those that calibrated it.
-        distance: From what it imitates.
+        imitated: What it imitates.
     """
     images = torch.cat(list(batches))[:IMAGES]
-    found = _weighted(student, batches, distance)
+    found = _weighted(student, batches, imitated)
     quantizers = {target: student.get_submodule(target) for target in found}
     cuts = {target: _least(quantizers[target], values) for target, values in found.items()}
 
     def apart() -> float:
         with torch.no_grad():
-            return float(distance(images, student(images)))
+            return float(imitated.distance(images, student(images)))
 
     least, cut = apart(), [target for target, values in found.items() if cuts[target] != (values.low, values.high)]
     groups = [cut[start : start + _TOGETHER] for start in range(0, len(cut), _TOGETHER)]
@@ -121,18 +141,22 @@ def _least(quantizer: nn.Module, values: _Weighted) -> tuple[float, float]:
     return tried[errors.index(min(errors))]
 
 
-def costly(student: fx.GraphModule, batches: Sequence[Tensor], distance: Distance, limit: float) -> dict[str, float]:
+def costly(student: fx.GraphModule, batches: Sequence[Tensor], imitated: Imitated, limit: float) -> dict[str, float]:
     """Return the tensors whose 8 bits do more than a share ``limit`` of the weighted error of all, with their shares.
 
-    No more than `MOST` of them: where many do as much, no tensor is to blame.
+    No more than `MOST` of them: where many do as much, no tensor is to blame. None where the answers are kept as it is.
 
     Args:
         student: Calibrated.
         batches: Normalised images (n, C, H, W) that took no part in the calibration.
-        distance: From what it imitates.
+        imitated: What it imitates.
         limit: Within (0, 1].
     """
-    found = _weighted(student, batches, distance)
+    images = torch.cat(list(batches))[:_LOOKED_AT]
+    with torch.no_grad():
+        if imitated.kept(images, student(images)) >= _KEPT:
+            return {}
+    found = _weighted(student, [images], imitated)
     quantizers = {target: student.get_submodule(target) for target in found}
     errors = {target: values.error(quantizers[target]) for target, values in found.items()}
     whole, most = sum(errors.values()), round(MOST * len(errors))
@@ -140,12 +164,12 @@ def costly(student: fx.GraphModule, batches: Sequence[Tensor], distance: Distanc
     return {t.removeprefix("quant."): errors[t] / whole for t in largest if errors[t] > limit * whole}
 
 
-def _weighted(student: fx.GraphModule, batches: Sequence[Tensor], distance: Distance) -> dict[str, _Weighted]:
+def _weighted(student: fx.GraphModule, batches: Sequence[Tensor], imitated: Imitated) -> dict[str, _Weighted]:
     student.eval()
     found: dict[str, _Weighted] = {}
     for images in torch.split(torch.cat(list(batches))[:_LOOKED_AT], _CHUNK):
         run = _WithGradients(student)
-        torch.autograd.backward(len(images) * distance(images, run.run(images)))
+        torch.autograd.backward(len(images) * imitated.distance(images, run.run(images)))
         for target, (x, quantized) in run.seen.items():
             if quantized.grad is None:
                 continue  # nothing of it reaches an output that the distance looks at

@@ -20,7 +20,7 @@ from dfqkit.students.calibration import calibrate, correct_bias, settle
 from dfqkit.students.equalizing import equalize, equalize_values
 from dfqkit.students.measured import collapsing, leave_in_float, unlike
 from dfqkit.students.placement import Plan, quantized_graph
-from dfqkit.students.sensitivity import Distance, choose_ranges, costly
+from dfqkit.students.sensitivity import Imitated, choose_ranges, costly
 from dfqkit.students.weight_scales import round_weight_scales
 from dfqkit_export.backends.target import Target
 from dfqkit_export.errors import ArtefactError
@@ -60,14 +60,14 @@ def calibrate_student(  # noqa: PLR0913 - what is measured beside is named, and 
     *,
     held_out: Sequence[Tensor] = (),
     replan: Replan | None = None,
-    distance: Distance | None = None,
+    imitated: Imitated | None = None,
 ) -> None:
     """Find ranges, round weight scales and, where the scheme asks for it, correct biases on images (n, C, H, W).
 
     With images ``held_out``, tensors whose 8 bits cost a collapse on them go back to float (`measured.collapsing`), so
     do joined ones of unlike parts (`measured.unlike`), and with them what ``replan``, the student's `placement.plan`
-    given such tensors, then leaves in float. They are ``meta["kept"]``, with their reasons. A ``distance`` from what
-    the student imitates is what schemes ask for that choose by the outputs; without one these choose nothing.
+    given such tensors, then leaves in float. They are ``meta["kept"]``, with their reasons. Schemes that choose by the
+    outputs ask what is ``imitated``; without it they choose nothing.
     """
     calibrate(student, batches, image, learnable=config.scales == "float")
     if held_out and replan is not None:
@@ -75,10 +75,10 @@ def calibrate_student(  # noqa: PLR0913 - what is measured beside is named, and 
     round_weight_scales(student, batches)
     if config.bias_correction:
         correct_bias(student, batches)
-    if distance is not None and config.activation_range == "outputs":
-        choose_ranges(student, batches, distance)
-    if distance is not None and config.costly_in_float < 1 and held_out and replan is not None:
-        shares = costly(student, held_out, distance, config.costly_in_float)
+    if imitated is not None and config.activation_range == "outputs":
+        choose_ranges(student, batches, imitated)
+    if imitated is not None and config.costly_in_float < 1 and held_out and replan is not None:
+        shares = costly(student, held_out, imitated, config.costly_in_float)
         _leave(student, {name: COSTLY.format(share) for name, share in shares.items()}, replan)
 
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dfqkit_export.measure.kinds import AGREEMENT
@@ -97,6 +98,10 @@ def _wanted(names: Sequence[str]) -> str:
     return f"needed are {len(names)} tensors, in this order or by these names: {', '.join(names)}"
 
 
+def _in_numpy(values: Tensors) -> dict[str, NDArray[np.float32]]:
+    return {name: value.detach().float().cpu().numpy() for name, value in values.items()}
+
+
 class TorchTask(ABC):
     """The torch part of a task.
 
@@ -152,8 +157,12 @@ class TorchTask(ABC):
 
     def same(self, first: Tensors, second: Tensors) -> Tensor:
         """Return on which images both give the same answer, bool (N,)."""
-        both = ({name: value.detach().float().cpu().numpy() for name, value in one.items()} for one in (first, second))
-        return torch.from_numpy(np.asarray(self.task.same_answer(*both)))
+        return torch.from_numpy(np.asarray(self.task.same_answer(_in_numpy(first), _in_numpy(second))))
+
+    def kept(self, reference: Tensors, answer: Tensors) -> float:
+        """Return how much of a reference's answers stays, in percent: as the task says, or the share of images."""
+        kept = self.task.kept(_in_numpy(reference), _in_numpy(answer))
+        return 100 * float(self.same(reference, answer).float().mean()) if kept is None else kept
 
     def judged(self, reference: Tensors, answer: Tensors) -> dict[str, float]:
         """Return what is told of a state by the images that choose it, each summed over the batch's images."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -14,9 +15,11 @@ from dfqkit.config.quant import QuantConfig
 from dfqkit.students.capture import float_graph
 from dfqkit.students.placement import plan, quantized_graph
 from dfqkit.students.quantizers import range_of
-from dfqkit.students.sensitivity import choose_ranges, costly
+from dfqkit.students.sensitivity import Imitated, choose_ranges, costly
 from dfqkit.students.student import calibrate_student, load_student, save_student
+from dfqkit.tasks import torch_task
 from dfqkit_export.backends import get_target
+from dfqkit_export.tasks.generic import Generic
 from tests._toys import IMAGE, Head, images, randomise
 
 TARGET = get_target("onnxruntime")
@@ -38,21 +41,16 @@ class Net(nn.Module):
         return self.head(torch.relu(self.second(torch.relu(self.first(x)))))
 
 
-def made(model: nn.Module, config: QuantConfig = WHOLE, **measured: Any) -> tuple[Any, Any]:
-    """A calibrated student, and the distance from its network."""
+def made(model: nn.Module, config: QuantConfig = WHOLE, *, measuring: bool = True, **more: Any) -> tuple[Any, Imitated]:
+    """A calibrated student, and what it imitates."""
+    if more:
+        more["replan"] = partial(plan, float_graph(model, IMAGE), config, TARGET, IMAGE)
     graph = float_graph(model, IMAGE)
-
-    def distance(x: Tensor, answer: Tensor) -> Tensor:
-        with torch.no_grad():
-            reference = graph(x)
-        return (answer - reference).square().mean()
-
+    imitated = Imitated(graph=graph, task=torch_task(Generic(names=("output",))))
     student = quantized_graph(graph, config, TARGET, IMAGE)
-    given = {"distance": distance} if measured.pop("measuring", True) else {}
-    if measured:
-        measured["replan"] = partial(plan, graph, config, TARGET, IMAGE)
-    calibrate_student(student, [images(16, 3)], config, IMAGE, **measured, **given)
-    return student, distance
+    given = {"imitated": imitated} if measuring else {}
+    calibrate_student(student, [images(16, 3)], config, IMAGE, **more, **given)
+    return student, imitated
 
 
 def apart(model: nn.Module, student: nn.Module) -> float:
@@ -88,11 +86,11 @@ def test_a_power_of_two_never_ends_above_six_in_the_place_of_relu6() -> None:
 
 
 def test_choosing_again_changes_nothing_and_leaves_no_gradient() -> None:
-    student, distance = made(Net(1.0))
+    student, imitated = made(Net(1.0))
     before = {name: range_of(module) for name, module in student.quant.named_children()}
     assert all(parameter.grad is None or not parameter.grad.any() for parameter in student.parameters())
     assert before["image"] == pytest.approx(range_of(made(Net(1.0), measuring=False)[0].quant.image))
-    choose_ranges(student, [images(16, 3)], distance)
+    choose_ranges(student, [images(16, 3)], imitated)
     after = {name: range_of(module) for name, module in student.quant.named_children()}
     assert after.keys() == before.keys()
     assert all(after[name][1] <= before[name][1] + 1e-6 for name in before if name != "image")
@@ -100,10 +98,11 @@ def test_choosing_again_changes_nothing_and_leaves_no_gradient() -> None:
 
 def test_the_costly_tensor_is_named_and_stays_in_float(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dfqkit.students.sensitivity.MOST", 0.4)
+    monkeypatch.setattr("dfqkit.students.sensitivity._KEPT", math.inf)
     model = Net(1e-2)
     config = WHOLE.model_copy(update={"activation_range": "percentile", "percentile": 100.0})
-    student, distance = made(model, config)
-    found = costly(student, [images(16, 5)], distance, 0.5)
+    student, imitated = made(model, config)
+    found = costly(student, [images(16, 5)], imitated, 0.5)
     assert list(found) == ["relu"]
     assert 0.5 < found["relu"] <= 1
     kept, _ = made(model, config.model_copy(update={"costly_in_float": 0.5}), held_out=[images(16, 5)])
@@ -116,6 +115,17 @@ def test_the_costly_tensor_is_named_and_stays_in_float(tmp_path: Any, monkeypatc
     assert apart(kept, again) == 0
 
 
-def test_no_more_than_a_share_of_the_tensors_is_to_blame() -> None:
-    student, distance = made(Net(1.0))
-    assert not costly(student, [images(16, 5)], distance, 1e-9)  # four tensors, of which a tenth is none
+def test_no_more_than_a_share_of_the_tensors_is_to_blame(monkeypatch: pytest.MonkeyPatch) -> None:
+    student, imitated = made(Net(1.0))
+    monkeypatch.setattr("dfqkit.students.sensitivity._KEPT", math.inf)
+    assert not costly(student, [images(16, 5)], imitated, 1e-9)  # four tensors, of which a tenth is none
+
+
+def test_where_the_answers_are_kept_nothing_is_left_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    student, imitated = made(Net(1.0))
+    monkeypatch.setattr("dfqkit.students.sensitivity.MOST", 1.0)
+    kept = imitated.kept(images(16, 5), student(images(16, 5)))
+    monkeypatch.setattr("dfqkit.students.sensitivity._KEPT", kept)
+    assert not costly(student, [images(16, 5)], imitated, 1e-9)
+    monkeypatch.setattr("dfqkit.students.sensitivity._KEPT", kept + 1e-6)
+    assert costly(student, [images(16, 5)], imitated, 1e-9)
