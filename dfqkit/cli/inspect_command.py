@@ -51,7 +51,7 @@ def add(commands: Commands) -> None:
     model = parser.add_argument_group("a model")
     integers = _several(int, "integers with commas between them, such as 3,224,224")
     numbers = _several(float, "numbers with commas between them, such as 0.485,0.456,0.406")
-    text = "torchvision:NAME, timm:NAME, onnx:FILE or package.module:factory, instead of RECIPE"
+    text = "torchvision:NAME, timm:NAME, onnx:FILE, FILE.py:factory or package.module:factory, instead of RECIPE"
     model.add_argument("--factory", help=text)
     model.add_argument("--shape", type=integers, metavar="C,H,W", help="channels, height and width of an image")
     model.add_argument("--classes", type=positive, metavar="N", help="number of classes")

@@ -47,7 +47,7 @@ class TeacherSection(Section):
     """Which network, and its weights."""
 
     factory: str = Field(
-        description="torchvision:NAME, timm:NAME, onnx:FILE or package.module:factory (imported and called)."
+        description="torchvision:NAME, timm:NAME, onnx:FILE, or FILE.py:factory or package.module:factory (called)."
     )
     weights: str | None = Field(None, description="State dict (.safetensors, .pt, .pth); null keeps random weights.")
     weights_key: Annotated[str | None, Added("0.2.0")] = Field(

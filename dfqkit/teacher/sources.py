@@ -7,11 +7,15 @@ result is `teacher`'s business.
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
+import importlib.util
 import inspect
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -66,7 +70,8 @@ class TeacherSource:
 def resolve_factory(name: str) -> Factory:
     """Find the callable that makes an architecture, without calling it and without downloading anything.
 
-    It is named by `torchvision:NAME`, `timm:NAME` (needs the extra `dfqkit[timm]`) or `package.module:factory`.
+    It is named by `torchvision:NAME`, `timm:NAME` (needs the extra `dfqkit[timm]`), `FILE.py:factory` or
+    `package.module:factory`, whose module is installed or lies in the working directory.
     """
     source, separator, factory = name.partition(":")
     if not (separator and source and factory):
@@ -88,6 +93,8 @@ def is_translated(name: str) -> bool:
 def located(name: str, find: Callable[[str], object]) -> str:
     """Return a factory string whose file, where it names one, was found by ``find``."""
     source, _, path = name.partition(":")
+    if _source(name) is _FILE:
+        return f"{find(source)}:{path}"
     return f"{source}:{find(path)}" if is_stored(name) else name
 
 
@@ -157,11 +164,12 @@ def _timm(name: str) -> Factory:
 def _of_module(name: str) -> Factory:
     place, _, factory = name.partition(":")
     try:
-        module = importlib.import_module(place)
-    except USER_CODE_ERRORS as error:
+        module = _executed(Path(place)) if _source(name) is _FILE else _imported(place)
+    except (*USER_CODE_ERRORS, SystemExit) as error:  # a script that reads its own arguments exits
         message = (
-            f"Factory '{name}': module '{place}' cannot be imported ({type(error).__name__}: {error}). It "
-            f"must be installed or lie in a folder named in PYTHONPATH. {_forms()}"
+            f"Factory '{name}': module '{place}' cannot be imported ({type(error).__name__}: {error}). It must be "
+            f"installed or lie in the working directory or in a folder named in PYTHONPATH; what only a script does "
+            f"stands behind `if __name__ == '__main__':`. {_forms()}"
         )
         raise TeacherError(message) from error
     found: Factory | None = getattr(module, factory, None)
@@ -175,6 +183,33 @@ def _of_module(name: str) -> Factory:
         )
         raise TeacherError(message)
     return found
+
+
+def _imported(place: str) -> ModuleType:
+    """Import a module, of the working directory where none of its name is installed."""
+    importlib.invalidate_caches()  # the file may be newer than what was seen of its folder
+    if importlib.util.find_spec(place.partition(".")[0]) is None and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    return importlib.import_module(place)
+
+
+def _executed(path: Path) -> ModuleType:
+    """Execute a file as it is now, as a module that finds those beside it, as Python does with a script."""
+    path = path.resolve()
+    name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"  # hides no module of the file's own name
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    beside = str(path.parent)
+    sys.path.insert(0, beside)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(beside)
+        if beside not in sys.path:
+            sys.path.append(beside)  # for what its functions import; what is installed comes first again
+    return module
 
 
 def _exported(name: str) -> Factory:
@@ -211,6 +246,7 @@ _library = functools.partial(
     TeacherSource, classes="num_classes", downloads=("weights", "weights_backbone", "pretrained", "checkpoint_path")
 )
 _MODULE = TeacherSource(form="package.module:factory", build=_of_module)
+_FILE = TeacherSource(form="FILE.py:factory", build=_of_module)
 
 #: All kinds of factory strings by what stands in front of the colon; every other one names a module.
 SOURCES = {
@@ -223,11 +259,12 @@ SOURCES = {
 
 
 def _source(name: str) -> TeacherSource:
-    return SOURCES.get(name.partition(":")[0], _MODULE)
+    place = name.partition(":")[0]
+    return SOURCES.get(place, _FILE if place.endswith(".py") else _MODULE)
 
 
 def _forms() -> str:
-    forms = ", ".join(source.form for source in SOURCES.values())
+    forms = ", ".join(source.form for source in (*SOURCES.values(), _FILE))
     return f"Allowed are {forms} and {_MODULE.form}, for example dfqkit.models:cifar_resnet20."
 
 

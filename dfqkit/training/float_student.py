@@ -23,7 +23,7 @@ from dfqkit.config.student import FloatStudentConfig
 from dfqkit.seeds import derive
 from dfqkit.students.inputs import takes_stacked
 from dfqkit.teacher.load import Teacher
-from dfqkit.teacher.sources import USER_CODE_ERRORS, build_model
+from dfqkit.teacher.sources import USER_CODE_ERRORS, build_model, located
 from dfqkit.teacher.taps import LayerTap
 from dfqkit.teacher.weights import load_weights
 from dfqkit.training.loop import HeldOut, Loop
@@ -37,15 +37,15 @@ def new_float_student(
 ) -> nn.Module:
     """Make a student with random weights, or those of ``start``, in eval mode on the teacher's device.
 
-    The run's seed decides the weights; the global random state stays as it is. ``find`` finds the file that ``start``
-    names.
+    The run's seed decides the weights; the global random state stays as it is. ``find`` finds the files that the
+    section names.
 
     Raises:
         RecipeError: When there is no such network, or it is no student for this teacher.
     """
     number = derive(seed, "float student").initial_seed()
     try:
-        model = build_model(config.factory, teacher.image.classes, config.args, seed=number).float()
+        model = build_model(located(config.factory, find), teacher.image.classes, config.args, seed=number).float()
         state = None if config.start is None else load_weights(find(config.start))
     except TeacherError as error:
         message = f"The recipe's student section: {error}"

@@ -276,6 +276,46 @@ def test_unknown_factories_are_explained(name: str, message: str) -> None:
         resolve_factory(name)
 
 
+_NET = """
+import blocks
+from torch import nn
+def build(num_classes=2):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * blocks.SIZE ** 2, num_classes))
+"""
+
+
+def test_a_file_and_a_module_of_the_working_directory_are_factories(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(Path.cwd()))])
+    (tmp_path / "nets").mkdir()
+    for folder in (tmp_path, tmp_path / "nets"):
+        (folder / "my_net_here.py").write_text(_NET.replace("blocks", f"blocks_{folder.name}"))
+        (folder / f"blocks_{folder.name}.py").write_text("SIZE = 8")
+    monkeypatch.chdir(tmp_path)
+    tiny = ImageSpec(shape=(3, 8, 8), mean=(0.0,) * 3, std=(1.0,) * 3, classes=7)
+    for name in ("my_net_here:build", str(tmp_path / "nets" / "my_net_here.py:build")):
+        assert load_teacher(name, tiny).logits(torch.zeros(1, 3, 8, 8)).shape == (1, 7)
+    file = tmp_path / "nets" / "my_net_here.py"
+    file.write_text("def other(): ...")  # a file is read as it is now, and a module of its name stays
+    with raises_naming(TeacherError, "'build'", "other"):
+        resolve_factory(f"{file}:build")
+    file.write_text("import argparse\nargparse.ArgumentParser().parse_args(['--no'])")
+    with raises_naming(TeacherError, "SystemExit", "__main__"):
+        resolve_factory(f"{file}:build")
+    with raises_naming(TeacherError, "FileNotFoundError", "absent.py", "working directory"):
+        resolve_factory("absent.py:build")
+
+
+def test_what_is_installed_comes_before_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "colorsys.py").write_text("raise RuntimeError")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    assert resolve_factory("colorsys:rgb_to_hsv")
+    assert str(tmp_path) not in sys.path
+
+
 def test_timm_absent_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(MissingExtraError, match=r"pip install '.*\[timm\]'"):

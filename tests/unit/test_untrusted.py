@@ -34,6 +34,7 @@ def test_factories_that_make_networks_are_taken(factory: str, recipe: Path) -> N
     [
         ("teacher.factory=os:system", "'os:system'"),
         ("teacher.factory=dfqkit.models.evil:run", "'dfqkit.models.evil:run'"),
+        ("teacher.factory=my_model.py:build", "'my_model.py:build'"),
         ("teacher.factory=torch.hub:load", "'torch.hub:load'"),
         ("teacher.args={repo: github.com/x}", "teacher.args.repo"),
         ("teacher.args={widths: [1, {a: b}]}", "teacher.args.widths"),
