@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from torch import nn
 
 from dfqkit.config.distill import DistillConfig, DistillWeights
 from dfqkit.config.files import find_file
-from dfqkit.config.image_of_model import image_values, open_axes, spec_values
-from dfqkit.config.reading import recipe_from
+from dfqkit.config.image_of_model import require_values, spec_values
+from dfqkit.config.reading import overridden, parse_recipe, recipe_from
 from dfqkit.config.recipe import FloorSection, Recipe, TeacherSection
 from dfqkit.config.synthesis import SynthesizerConfig
 from dfqkit.progress import Progress, silent
@@ -31,9 +32,10 @@ from dfqkit.synthesis.methods.dfq import DFQConfig
 from dfqkit.synthesis.methods.procedural import ProceduralConfig
 from dfqkit.synthesis.methods.zeroq import ZeroQConfig
 from dfqkit.teacher.load import Teacher, load_teacher
-from dfqkit.teacher.sources import located
+from dfqkit.teacher.sources import is_stored, located
 from dfqkit.teacher.structure import provides
 from dfqkit_export.backends import DEFAULT, DEFAULT_TARGET, backend_of, get_target
+from dfqkit_export.errors import RecipeError, TeacherError
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.measure.kinds import INTEGER_OPS, STUDENT_AGREEMENT
 from dfqkit_export.report import Report
@@ -41,7 +43,8 @@ from dfqkit_export.report.verdict import OK, Verdict
 from dfqkit_export.tasks import DEFAULT_TASK, Task, entry_of, task_of
 
 _LOG = logging.getLogger(__name__)
-_IMAGE = ("shape", "mean", "std")
+#: Sections that the teacher is made of, which is loaded before there is a recipe.
+_TEACHERS = ("teacher", "image", "task")
 
 #: Labelled images that are tried before anything is computed.
 _TRIED = 4
@@ -110,8 +113,9 @@ def quantize(  # noqa: PLR0913 - all but the first are named, and have defaults
 
     Args:
         model: A trained network, which is copied and left as it is; a `Teacher`; or what a recipe calls
-            ``teacher.factory``: ``onnx:FILE``, ``timm:NAME``, ``torchvision:NAME``, ``package.module:factory``, with
-            its weights as ``options={"teacher": {"weights": FILE}}`` where no file holds them already.
+            ``teacher.factory``: ``onnx:FILE``, ``timm:NAME``, ``torchvision:NAME``, ``FILE.py:factory``, with its
+            weights as ``options={"teacher": {"weights": FILE}}`` where no file holds them already
+            (None: it stays as the factory makes it).
         image: What images it takes; not needed with a `Teacher`, or what says it itself: timm's and torchvision's
             networks. An ONNX file says its shape alone.
         bits: Weight and activation bits, e.g. ``w8a8``, ``w4a8``, ``w4a4``.
@@ -139,24 +143,8 @@ def quantize(  # noqa: PLR0913 - all but the first are named, and have defaults
         >>> result.model, result.report.verdict  # doctest: +SKIP
     """
     chosen = dict(options or {})
-    named = chosen.pop("task", None) if task is None else task
     device, shown = str(chosen.pop("device", "auto")), bool(chosen.pop("progress", False))
-    if isinstance(model, Teacher):
-        teacher = model
-    elif isinstance(model, str):
-        teacher = _loaded(model, image, chosen, _task(named))
-    else:
-        known = spec_values(model) if image is None else None
-        if known is not None:
-            image = ImageSpec(**known)
-            _LOG.warning("The module carries what images it takes, and they are taken so: %s.", image)
-        if image is None:
-            message = "quantize needs image=ImageSpec(shape=..., mean=..., std=..., classes=...) beside a module."
-            raise TypeError(message)
-        teacher = Teacher.from_module(model, image, task=_task(named))
-    if method is not None:
-        chosen["synthesis"] = {**chosen.get("synthesis", {}), "method": method}
-    recipe = _recipe(teacher, bits, target, chosen)
+    recipe, teacher = prepare(model, image=image, bits=bits, target=target, task=task, method=method, options=chosen)
     require_floors(recipe)
     require_labels(teacher, real_images(recipe, limit=_TRIED))
     path = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="dfqkit-"))
@@ -171,6 +159,60 @@ def quantize(  # noqa: PLR0913 - all but the first are named, and have defaults
     return Result(folder=path, model=path / MODEL, report=report)
 
 
+def prepare(  # noqa: PLR0913 - those of `quantize`
+    model: nn.Module | Teacher | str,
+    *,
+    image: ImageSpec | Mapping[str, Any] | None,
+    bits: str,
+    target: str,
+    task: str | Mapping[str, Any] | None = None,
+    method: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+) -> tuple[Recipe, Teacher]:
+    """Return the recipe that `quantize` runs, and the teacher, and compute nothing else.
+
+    Args are those of `quantize`, but that of a model which a string names ``image`` may say a part, whose rest the
+    model's library says, and that ``overrides``, each ``section.key=value``, change what the recipe would have.
+
+    Raises:
+        DfqkitError: As of `quantize`.
+    """
+    chosen = dict(options or {})
+    early = overridden({}, [override for override in overrides if _root(override) in _TEACHERS])
+    if "teacher" in early:
+        chosen["teacher"] = {**chosen.get("teacher", {}), **early["teacher"]}
+    if not isinstance(image, ImageSpec):
+        image = {**(image or {}), **early.get("image", {})} or None
+    named = chosen.pop("task", None) if task is None else task
+    named = early.get("task", named)
+    if isinstance(model, Teacher):
+        teacher = model
+    elif isinstance(model, str):
+        teacher = _loaded(model, image, chosen, _task(named))
+    else:
+        known = spec_values(model) if image is None else None
+        if known is not None:
+            image = ImageSpec(**known)
+            _LOG.warning("The module carries what images it takes, and they are taken so: %s.", image)
+        if not isinstance(image, ImageSpec):
+            message = "quantize needs image=ImageSpec(shape=..., mean=..., std=..., classes=...) beside a module."
+            raise TypeError(message)
+        teacher = Teacher.from_module(model, image, task=_task(named))
+    if method is not None:
+        chosen["synthesis"] = {**chosen.get("synthesis", {}), "method": method}
+    recipe = _recipe(teacher, bits, target, chosen)
+    later = [override for override in overrides if _root(override) not in _TEACHERS]
+    if later:
+        recipe = parse_recipe(recipe.to_yaml(), recipe.name, later)
+    return recipe.found_in(Path.cwd()), teacher
+
+
+def _root(override: str) -> str:
+    """Return the section that an override is about."""
+    return override.partition("=")[0].partition(".")[0]
+
+
 def _usual_source(teacher: Teacher) -> SynthesizerConfig:
     """Return the first of the usual synthesizers that a teacher has what it takes for; the last takes any."""
     offered, usual = provides(teacher), (DFQConfig, ZeroQConfig, ProceduralConfig)
@@ -182,23 +224,29 @@ def _task(named: str | Mapping[str, Any] | None) -> Task | None:
     return None if not named else task_of({"name": named} if isinstance(named, str) else named)
 
 
-def _loaded(factory: str, image: ImageSpec | None, chosen: dict[str, Any], task: Task | None) -> Teacher:
+def _loaded(
+    factory: str, image: ImageSpec | Mapping[str, Any] | None, chosen: dict[str, Any], task: Task | None
+) -> Teacher:
     """Load the teacher that a string names; its section of the recipe goes to the others in ``chosen``."""
-    section = TeacherSection(factory=factory, **chosen.get("teacher", {}))
+    try:
+        section = TeacherSection(**{**chosen.get("teacher", {}), "factory": factory})
+    except ValidationError as error:
+        lines = "; ".join(f"teacher.{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise RecipeError(lines) from error
+    if not is_stored(factory) and "weights" not in section.model_fields_set:
+        message = (
+            f"Nothing says which weights '{factory}' has, and nothing is downloaded: they would be random. Give their "
+            f"file: `dfqkit quantize FILE --factory {factory}`, in Python options={{'teacher': {{'weights': FILE}}}}. "
+            "Where the factory loads them itself, or random ones are meant, say so: --no-weights, or None as the file."
+        )
+        raise TeacherError(message)
     weights = None if section.weights is None else find_file(section.weights, Path.cwd()).resolve()
     factory = located(factory, lambda name: find_file(name, Path.cwd()).resolve())
-    if image is None:
-        known = image_values(factory, section.args, section.weights)
-        missing = [key for key in _IMAGE if key not in known]
-        if missing:
-            told = f", beside the shape {tuple(known['shape'])} that it says" if "shape" in known else ""
-            message = (
-                f"quantize needs image=ImageSpec(shape=..., mean=..., std=...) with '{factory}': nothing says "
-                f"{', '.join(missing)}{told}. Use what the network was trained with.{open_axes(factory)}"
-            )
-            raise TypeError(message)
-        image = ImageSpec(**{key: known[key] for key in (*_IMAGE, "classes") if key in known})
-        _LOG.warning("What images '%s' takes is taken from it: %s.", factory, image)
+    if not isinstance(image, ImageSpec):
+        given = {key: value for key, value in (image or {}).items() if value is not None}
+        image = ImageSpec.from_dict(require_values(factory, given, section.args, section.weights))
+        if not {"shape", "mean", "std"} <= given.keys():
+            _LOG.warning("What images '%s' takes is taken from it, where it was not said: %s.", factory, image)
     stored = section.model_copy(update={"factory": factory, "weights": None if weights is None else str(weights)})
     chosen["teacher"] = stored.model_dump(exclude_defaults=True)
     more: dict[str, Any] = {"factory_args": section.args, "weights_key": section.weights_key}

@@ -5,6 +5,7 @@ What belongs here: the top-level parser and `main`. No module of this package im
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import sys
@@ -21,6 +22,7 @@ from dfqkit.cli import (
     inspect_command,
     list_command,
     profile_command,
+    quantize_command,
     recipe_command,
     record_command,
     report_command,
@@ -36,10 +38,12 @@ from dfqkit_export._version import __version__
 __all__ = ["command_line", "main"]
 
 _DESCRIPTION = (
-    "Quantize a trained vision model without its data, and prove it in the runtime. Begin with `dfqkit list recipes` "
-    "and `dfqkit run RECIPE`, or ask `dfqkit inspect` what a model of your own offers."
+    "Quantize a trained vision model without its data, and prove it in the runtime. Begin with `dfqkit quantize` "
+    "and a model of your own, of which `dfqkit inspect` says what it offers, or with `dfqkit list recipes` and `dfqkit "
+    "run RECIPE`."
 )
 _COMMANDS = (
+    quantize_command,
     run_command,
     synthesize_command,
     inspect_command,
@@ -65,9 +69,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def dispatch(argv: Sequence[str] | None, *, own_process: bool = False) -> int:
     """Do what the arguments say; where files of unknown origin are among them, in a process of its own."""
-    args = command_line().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    args = command_line().parse_args(words, argparse.Namespace(words=words))
     if args.foreign(args) and not own_process:
-        return relayed(sys.argv[1:] if argv is None else argv)
+        return relayed(words)
     code: int = args.handler(args)
     return code
 

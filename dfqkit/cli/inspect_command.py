@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfqkit.cli.options import (
     Commands,
     add_command,
+    add_image,
     add_json,
-    add_task,
     add_untrusted,
     document,
-    inputs,
+    image_given,
     note,
-    positive,
     result,
 )
-from dfqkit_export.images.pixels import ORDERS, RANGES
 
 if TYPE_CHECKING:
     from dfqkit.teacher.load import Teacher
@@ -49,22 +46,10 @@ def add(commands: Commands) -> None:
     add_json(parser)
     add_untrusted(parser)
     model = parser.add_argument_group("a model")
-    integers = _several(int, "integers with commas between them, such as 3,224,224")
-    numbers = _several(float, "numbers with commas between them, such as 0.485,0.456,0.406")
     text = "torchvision:NAME, timm:NAME, onnx:FILE, FILE.py:factory or package.module:factory, instead of RECIPE"
     model.add_argument("--factory", help=text)
-    model.add_argument("--shape", type=integers, metavar="C,H,W", help="channels, height and width of an image")
-    model.add_argument("--classes", type=positive, metavar="N", help="number of classes")
     model.add_argument("--weights", metavar="FILE", help=".safetensors, .pt or .pth (default: random weights)")
-    model.add_argument("--weights-key", metavar="KEY", help="which set of weights, where the file holds several")
-    model.add_argument("--mean", type=numbers, metavar="M,...", help="mean per channel (default: 0)")
-    model.add_argument("--std", type=numbers, metavar="S,...", help="deviation per channel (default: 1)")
-    text = "largest pixel that mean and std are about (default: 1)"
-    model.add_argument("--pixel-range", type=int, choices=RANGES, help=text)
-    text = "of a network of several inputs, what each takes, such as '{left: 3, right: 3}'"
-    model.add_argument("--inputs", type=inputs, metavar="{NAME: N,...}", help=text)
-    model.add_argument("--channels", choices=ORDERS, help="order of the colours that it takes (default: RGB)")
-    add_task(model)
+    add_image(model, "0 and 1")
     file = parser.add_argument_group("an ONNX file")
     file.add_argument(
         "--target", metavar="NAME", help="what to check it for (default: what it was made for, else onnxruntime)"
@@ -98,11 +83,8 @@ def _is_file(args: argparse.Namespace) -> bool:
 def _check(args: argparse.Namespace) -> None:
     if bool(args.subject) == bool(args.factory):
         args.parser.error("give either a RECIPE or --factory with --shape and --classes, or a FILE.onnx")
-    about = {"--shape": args.shape, "--classes": args.classes}
-    about |= {"--weights": args.weights, "--weights-key": args.weights_key, "--mean": args.mean, "--std": args.std}
-    about |= {"--pixel-range": args.pixel_range, "--channels": args.channels, "--inputs": args.inputs}
-    about |= {"--task": args.task}
-    extra = [name for name, value in about.items() if value is not None]
+    about = {**image_given(args), "weights": args.weights, "weights_key": args.weights_key, "task": args.task}
+    extra = [f"--{name.replace('_', '-')}" for name, value in about.items() if value is not None]
     if args.untrusted and (args.factory or _is_file(args)):
         args.parser.error("--untrusted goes with a RECIPE")
     if args.subject and extra:
@@ -123,10 +105,9 @@ def _from_factory(args: argparse.Namespace) -> Teacher:
     from dfqkit_export.images.spec import ImageSpec
     from dfqkit_export.tasks import task_of
 
-    given = {"shape": args.shape, "mean": args.mean, "std": args.std, "classes": args.classes}
-    given |= {"pixel_range": args.pixel_range, "channels": args.channels, "inputs": args.inputs}
+    given = image_given(args)
     try:
-        image = ImageSpec.from_dict(require_values(args.factory, given))
+        image = ImageSpec.from_dict(require_values(args.factory, given, usual=True))
     except RecipeError as error:
         args.parser.error(str(error))
     task = task_of(args.task) if args.task else None
@@ -136,14 +117,3 @@ def _from_factory(args: argparse.Namespace) -> Teacher:
     if known:
         note(f"{', '.join(known)} are what the library says of {args.factory}: {image.to_dict()}")
     return teacher
-
-
-def _several(kind: type[int | float], what: str) -> Callable[[str], tuple[int | float, ...]]:
-    def read(text: str) -> tuple[int | float, ...]:
-        try:
-            return tuple(map(kind, text.split(",")))
-        except ValueError:
-            message = f"takes {what}; found '{text}'"
-            raise argparse.ArgumentTypeError(message) from None
-
-    return read

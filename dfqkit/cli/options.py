@@ -9,6 +9,7 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
+from dfqkit_export.images.pixels import ORDERS, RANGES
 from dfqkit_export.words import clean, page
 
 if TYPE_CHECKING:
@@ -116,6 +117,44 @@ def add_task(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--task", type=_task, metavar="NAME", help=text)
 
 
+def add_image(model: argparse._ActionsContainer, otherwise: str) -> None:
+    """Add what says what a network takes and gives, and which set of its weights is meant.
+
+    Mean and std are ``otherwise`` where neither they nor the network's library says them.
+    """
+    integers = _several(int, "integers with commas between them, such as 3,224,224")
+    numbers = _several(float, "numbers with commas between them, such as 0.485,0.456,0.406")
+    model.add_argument("--shape", type=integers, metavar="C,H,W", help="channels, height and width of an image")
+    text = f"mean per channel (default: that of timm's or torchvision's network, else {otherwise} with --std)"
+    model.add_argument("--mean", type=numbers, metavar="M,...", help=text)
+    model.add_argument("--std", type=numbers, metavar="S,...", help="deviation per channel (default: as of --mean)")
+    model.add_argument("--classes", type=positive, metavar="N", help="number of classes")
+    text = "largest pixel that mean and std are about (default: 1)"
+    model.add_argument("--pixel-range", type=int, choices=RANGES, help=text)
+    model.add_argument("--channels", choices=ORDERS, help="order of the colours that it takes (default: RGB)")
+    text = "of a network of several inputs, what each takes, such as '{left: 3, right: 3}'"
+    model.add_argument("--inputs", type=_inputs, metavar="{NAME: N,...}", help=text)
+    add_task(model)
+    model.add_argument("--weights-key", metavar="KEY", help="which set of weights, where the file holds several")
+
+
+def image_given(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what `add_image`'s options say of the images, by the names of `ImageSpec`; None is not said."""
+    names = ("shape", "mean", "std", "classes", "pixel_range", "channels", "inputs")
+    return {name: getattr(args, name) for name in names}
+
+
+def _several(kind: type[int | float], what: str) -> Callable[[str], tuple[int | float, ...]]:
+    def read(text: str) -> tuple[int | float, ...]:
+        try:
+            return tuple(map(kind, text.split(",")))
+        except ValueError:
+            message = f"takes {what}; found '{text}'"
+            raise argparse.ArgumentTypeError(message) from None
+
+    return read
+
+
 def _task(text: str) -> dict[str, Any]:
     """Read a task's name, or its section of a recipe on one line."""
     import yaml
@@ -132,7 +171,7 @@ def _task(text: str) -> dict[str, Any]:
         raise argparse.ArgumentTypeError(message) from None
 
 
-def inputs(text: str) -> tuple[Entry, ...]:
+def _inputs(text: str) -> tuple[Entry, ...]:
     """Read what the inputs of a network are, as recipes have it."""
     import yaml
 

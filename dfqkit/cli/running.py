@@ -53,11 +53,19 @@ class Work:
     teacher: Teacher | None = None
 
 
-def begin(args: argparse.Namespace, recipe: Recipe, *, validates: bool) -> Work:
+def begin(
+    args: argparse.Namespace,
+    recipe: Recipe,
+    *,
+    validates: bool,
+    teacher: Teacher | None = None,
+    command: Sequence[str] = (),
+) -> Work:
     """Make the folder of a run, or continue the same run where it is there already.
 
     What the recipe names is tried first, the images that validate where they are needed: a run that could not end
-    leaves no folder, which would be in the way of the next attempt, and spends no compute.
+    leaves no folder, which would be in the way of the next attempt, and spends no compute. ``teacher`` is the recipe's
+    where it is loaded, and ``command`` what reproduces the run where that is not `dfqkit run`.
     """
     import torch
 
@@ -74,12 +82,11 @@ def begin(args: argparse.Namespace, recipe: Recipe, *, validates: bool) -> Work:
         "device": str(resolve_device(args.device or "auto")),
         "seed": recipe.seed,
         # What reproduces the run, without where its files go and how it is shown.
-        "command": shlex.join(["dfqkit", "run", str(args.recipe), *spelled(args, "overrides", "seed")]),
+        "command": shlex.join(command or ["dfqkit", "run", str(args.recipe), *spelled(args, "overrides", "seed")]),
     }
     out = Path(args.out) if args.out else _default_folder(recipe)
-    teacher = None
     if not (out / MANIFEST).exists():
-        teacher = teacher_of(recipe)
+        teacher = teacher or teacher_of(recipe)
         resolved_synthesis(recipe)
         require_floors(recipe)
         if validates:

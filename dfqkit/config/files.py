@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import shlex
 from importlib.resources import files
 from pathlib import Path
 
 from dfqkit_export.errors import RecipeError
 from dfqkit_export.words import did_you_mean
+
+#: Endings of files with a whole network, and what stands in front of such a file where a factory is named.
+WHOLE = {".onnx": "onnx", ".pt2": "exported"}
+#: Endings of files with the weights of a network.
+CHECKPOINTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 
 
 def library() -> Path:
@@ -27,6 +33,7 @@ def find_recipe(name: str | Path) -> Path:
     path = Path(name)
     for candidate in (path, Path(f"{name}.yaml")):
         if candidate.is_file():
+            _require_no_network(candidate)
             return candidate
     shipped = list_recipes()
     key = str(name).removesuffix(".yaml")
@@ -40,6 +47,22 @@ def find_recipe(name: str | Path) -> Path:
         f"No recipe '{name}': neither a file (looked for {looked}) nor a shipped recipe."
         f"{did_you_mean(key, shipped)} Shipped: {', '.join(shipped)}."
     )
+    raise RecipeError(message)
+
+
+def _require_no_network(path: Path) -> None:
+    """Refuse a file of a network in a recipe's place, and say the command that takes it."""
+    suffix = path.suffix.lower()
+    if suffix not in (*WHOLE, *CHECKPOINTS):
+        return
+    shape = "--shape C,H,W --mean M,... --std S,..."
+    what, more = ("an ONNX file", "--mean M,... --std S,...") if suffix == ".onnx" else ("an exported network", shape)
+    if suffix in CHECKPOINTS:
+        what, more = "a checkpoint", f"--factory my_model.py:build {shape}"
+    message = f"'{path}' is {what}, not a recipe. Quantize it with `dfqkit quantize {shlex.quote(str(path))} {more}`"
+    if suffix in CHECKPOINTS:
+        message += ", where build() in my_model.py makes the network; or --factory timm:NAME or torchvision:NAME"
+    message = f"{message}. Of a classifier add --classes N."
     raise RecipeError(message)
 
 

@@ -18,6 +18,10 @@ _LOG = logging.getLogger(__name__)
 _NEEDED = ("shape", "mean", "std", "classes")
 _CLASS_ARGUMENTS = ("num_classes", "classes")
 _COLOURS = 3
+_FORMS = {"shape": "C,H,W", "mean": "M,...", "std": "S,..."}
+_IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+#: What a library says beside the image: how validation images become one.
+_OF_VALIDATION = ("resize", "crop", "interpolation")
 
 
 def filled(recipe: dict[str, Any], name: str) -> None:
@@ -184,23 +188,45 @@ _LIBRARIES: dict[str, Callable[[str, str], dict[str, Any]]] = {
 _FILES = frozenset({"onnx"})
 
 
-def require_values(factory: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a model's image by what is given and, beyond that, what its library says; the shape must be.
+def require_values(
+    factory: str,
+    given: Mapping[str, Any],
+    args: Mapping[str, Any] | None = None,
+    weights: object = None,
+    *,
+    usual: bool = False,
+) -> dict[str, Any]:
+    """Return what `ImageSpec` takes of a model, by what is given and, beyond that, what its library or file says.
 
-    Of a file mean and std must be, too.
+    Args:
+        factory: The model, and with ``args`` and ``weights`` how it is made (`image_values`).
+        given: What is said already; None counts as not said.
+        args: Further keyword arguments of the factory.
+        weights: File of its weights.
+        usual: Pixels from 0 to 1 are taken where nothing says mean and std; never of a file.
+
+    Raises:
+        RecipeError: The shape, mean or std is missing; says which, and the nearest guess.
     """
-    found = image_values(factory, {})
+    found = image_values(factory, args or {}, weights)
     if _otherwise(given):
         found = {key: value for key, value in found.items() if key not in ("mean", "std")}
     found |= {key: value for key, value in given.items() if value is not None}
-    is_file = factory.partition(":")[0] in _FILES
-    missing = [key for key in _NEEDED[: 3 if is_file else 1] if key not in found]
+    channels = found["shape"][0] if "shape" in found else len(found.get("mean", range(_COLOURS)))
+    usual = usual and factory.partition(":")[0] not in _FILES
+    missing = [key for key in _NEEDED[: 1 if usual else 3] if key not in found]
     if missing:
-        more = ", --mean M,... and --std S,..., as it was trained" if is_file else ""
-        message = f"Nothing says {' and '.join(missing)} of '{factory}'.{open_axes(factory)} "
-        message += f"Give --shape C,H,W{more} and, of a classifier, --classes N."
+        told = f" It says the shape {tuple(found['shape'])}." if "shape" in found and "shape" not in given else ""
+        forms = " and ".join(f"--{key} {_FORMS[key]}" for key in missing)
+        guess = {"shape": (channels, 224, 224), "mean": (0.5,) * channels, "std": (0.5,) * channels}
+        if channels == _COLOURS:
+            guess |= _IMAGENET
+        nearest = " ".join(f"--{key} {','.join(map(str, guess[key]))}" for key in missing)
+        message = (
+            f"Nothing says {' and '.join(missing)} of '{factory}'.{told}{open_axes(factory)} Give {forms}, as it was "
+            "trained, and, of a classifier, --classes N; in Python, image=ImageSpec(...). The nearest guess, usual of "
+            f"networks of photographs: {nearest}"
+        )
         raise RecipeError(message)
-    channels = found["shape"][0]
-    usual = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
-    keys = ("shape", "mean", "std", "classes", "pixel_range", "channels", "inputs")
-    return {key: value for key, value in (usual | found).items() if key in keys}
+    plain = {"mean": (0.0,) * channels, "std": (1.0,) * channels}
+    return {key: value for key, value in (plain | found).items() if key not in _OF_VALIDATION}

@@ -48,8 +48,7 @@ def recipe_from(data: object, where: str, overrides: Sequence[str] = ()) -> Reci
     if not isinstance(data, dict):
         message = f"Recipe '{where}' must be a mapping of sections, found {type(data).__name__}."
         raise RecipeError(message)
-    for override in overrides:
-        _override(data, override)
+    overridden(data, overrides)
     filled(data, where)
     try:
         return Recipe.model_validate(data)
@@ -58,6 +57,13 @@ def recipe_from(data: object, where: str, overrides: Sequence[str] = ()) -> Reci
         lines = [f"Recipe '{where}'{given} is not valid:", *map(_explained, _mistakes(error))]
         message = "\n".join([*lines, "`dfqkit recipe schema` prints everything that a recipe may hold."])
         raise RecipeError(message) from error
+
+
+def overridden(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Set values in a recipe's sections, in place; each is ``section.key=value``, the value typed as in YAML."""
+    for override in overrides:
+        _override(data, override)
+    return data
 
 
 def _override(data: dict[str, Any], override: str) -> None:

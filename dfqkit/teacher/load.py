@@ -179,7 +179,7 @@ def load_teacher(  # noqa: PLR0913 - each is one entry of a recipe
         return _of_stored(factory, image, weights, name, factory_args, task)
     model = build_model(factory, image.classes, factory_args).cpu().float()
     if weights is None:
-        _LOG.warning("Teacher '%s' keeps random weights: no weights file was given.", name)
+        _LOG.warning("Teacher '%s' keeps random weights, unless its factory loads some: no file was given.", name)
     else:
         _load_state(model, load_weights(weights, weights_key), name, Path(weights).name)
     source = _RANDOM if weights is None else Path(weights).name

@@ -41,6 +41,9 @@ USER_CODE_ERRORS: tuple[type[Exception], ...] = (
     ValueError,
 )
 
+#: What a module can raise when it is imported; a script that reads its own arguments exits.
+_IMPORT_ERRORS: tuple[type[BaseException], ...] = (*USER_CODE_ERRORS, SystemExit)
+
 Factory = Callable[..., nn.Module]
 
 _CLASS_ARGUMENTS = ("num_classes", "classes")
@@ -165,7 +168,7 @@ def _of_module(name: str) -> Factory:
     place, _, factory = name.partition(":")
     try:
         module = _executed(Path(place)) if _source(name) is _FILE else _imported(place)
-    except (*USER_CODE_ERRORS, SystemExit) as error:  # a script that reads its own arguments exits
+    except _IMPORT_ERRORS as error:
         message = (
             f"Factory '{name}': module '{place}' cannot be imported ({type(error).__name__}: {error}). It must be "
             f"installed or lie in the working directory or in a folder named in PYTHONPATH; what only a script does "

@@ -19,7 +19,7 @@ from dfqkit_export.words import some
 
 #: What training scripts call the weights; the first that a file has is opened.
 WRAPPERS = ("model_state_dict", "state_dict", "model")
-CHOOSE = "teacher.weights_key (--weights-key of `dfqkit inspect`)"
+CHOOSE = "teacher.weights_key (--weights-key of `dfqkit quantize` and `dfqkit inspect`)"
 
 _DEEPEST = 4
 _SHOWN = 8

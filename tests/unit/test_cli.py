@@ -128,7 +128,7 @@ class TestHelp:
 
     def test_every_argument_of_every_command_is_explained(self) -> None:
         found = list(parsers(cli.command_line()))
-        assert len(found) == 22
+        assert len(found) == 23
         for parser in found:
             assert parser.description, parser.prog
             assert not parser.allow_abbrev
@@ -159,7 +159,10 @@ class TestUsage:
             ("inspect", "either a RECIPE or --factory"),
             ("inspect --factory tests._task_nets:Depth --shape 3,32,32 --task dens", "Did you mean 'dense'?"),
             (f"inspect {RECIPE} --task dense", "leave out --task"),
-            ("inspect --factory dfqkit.models:digits_cnn", "Give --shape C,H,W and, of a classifier, --classes N"),
+            (
+                "inspect --factory dfqkit.models:digits_cnn",
+                "Give --shape C,H,W, as it was trained, and, of a classifier, --classes N",
+            ),
             (f"inspect {RECIPE} --classes 3", "leave out --classes"),
             ("inspect --factory a:b --shape 3x8", "such as 3,224,224; found '3x8'"),
             ("list models", "'recipes'"),

@@ -115,8 +115,8 @@ def _row(outputs: Outputs, values: NDArray[Any], image: ImageSpec) -> Recognitio
     if count == 1:
         return Recognition(task=None, reason=f"{seen}, one number an image.", candidates=(_CLASSES,))
     reason = (
-        f"{seen}. Of a classifier image.classes must say how many classes there are ({count}); a vector whose "
-        "direction counts is an embedding."
+        f"{seen}. Of a classifier image.classes (--classes) must say how many classes there are ({count}); a vector "
+        "whose direction counts is an embedding."
     )
     return Recognition(task=None, reason=reason, candidates=(_CLASSES, Embedding.name))
 

@@ -1,0 +1,140 @@
+"""`dfqkit quantize`: from a checkpoint, or a file with a whole network, to an int8 file and its report."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import time
+from pathlib import Path
+from typing import Any
+
+from dfqkit.cli.options import (
+    Commands,
+    add_command,
+    add_compute_options,
+    add_image,
+    add_overrides,
+    image_given,
+    natural,
+    note,
+    result,
+)
+from dfqkit.cli.running import begin, carry_out, show_reports
+from dfqkit.config.files import CHECKPOINTS, WHOLE
+from dfqkit.run.stages import STAGES, plan
+from dfqkit_export.backends import DEFAULT_TARGET
+
+_DESCRIPTION = (
+    "Quantize a trained network of your own without its data and measure the file in the runtime: dfqkit.quantize as a "
+    "command. What timm and torchvision say of their networks' images needs not be said. The run's folder keeps the "
+    "recipe that was run (recipe.yaml), from which `dfqkit run` goes on. Prints the report; the exit code is 1 where "
+    "the verdict is `failed`."
+)
+_EPILOG = """\
+examples:
+  dfqkit quantize best.pth --factory my_model.py:build --shape 3,32,32 --classes 10 \\
+      --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --out out
+  dfqkit quantize resnet18.pth --factory torchvision:resnet18 --data photos/ --bits w4a8
+  dfqkit quantize model.onnx --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5 --classes 10 --target openvino
+  dfqkit run --resume out                                        continue after an interrupt
+  dfqkit run out/recipe.yaml --set quant.bits=w4a8 --out out2    the same with something changed
+  dfqkit bundle out --out model.zip                              what whoever deploys needs
+"""
+_MODELS = (
+    f"a checkpoint ({', '.join(CHECKPOINTS[:3])}) with --factory; or what holds a whole network: FILE.onnx, FILE.pt2, "
+    "torchscript:FILE.pt; or a factory itself, with --no-weights"
+)
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    text = "make an int8 file of a checkpoint or an ONNX file"
+    parser = add_command(commands, "quantize", _quantize, text, _DESCRIPTION, _EPILOG)
+    parser.add_argument("model", metavar="MODEL", help=_MODELS)
+    text = "what makes the checkpoint's network: FILE.py:function, package.module:function (installed, or of the "
+    text += "working directory), timm:NAME or torchvision:NAME"
+    parser.add_argument("--factory", help=text)
+    text = "take the network as the factory makes it, with weights that it loads itself, or else random ones"
+    parser.add_argument("--no-weights", action="store_true", help=text)
+    add_image(parser.add_argument_group("what it takes and gives"), "asked for")
+    parser.add_argument("--bits", default="w8a8", help="of weights and activations, such as w4a8 (default: w8a8)")
+    text = f"where the file is to run, of `dfqkit list targets` (default: {DEFAULT_TARGET.name})"
+    parser.add_argument("--target", default=DEFAULT_TARGET.name, metavar="NAME", help=text)
+    text = "where images come from, of `dfqkit list synthesizers` (default: the first that the network has enough for)"
+    parser.add_argument("--method", metavar="NAME", help=text)
+    text = "labelled images, which only measure: .npz, class folders, .zip, coco:FILE:FOLDER and others"
+    parser.add_argument("--data", metavar="DATA", help=text)
+    parser.add_argument("--seed", type=natural, metavar="N", help="seed of the run (default: 0)")
+    add_overrides(parser, "set a value of the recipe, such as bank.calibration=256; may be given several times")
+    text = "new or empty folder for everything the run makes (default: runs/MODEL/BITS-TARGET/TIME-HASH)"
+    parser.add_argument("--out", metavar="DIR", help=text)
+    add_compute_options(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and the recipe; write nothing")
+
+
+def _quantize(args: argparse.Namespace) -> int:
+    started = time.monotonic()
+    factory, weights = _factory_and_weights(args)
+    from dfqkit.api import prepare
+
+    teacher: dict[str, Any] = {} if weights is None and not args.no_weights else {"weights": weights}
+    if args.weights_key is not None:
+        teacher["weights_key"] = args.weights_key
+    options: dict[str, Any] = {"name": f"{Path(args.model).stem}/{args.bits}-{args.target}", "teacher": teacher}
+    options["why"] = "made by dfqkit quantize"
+    if args.seed is not None:
+        options["seed"] = args.seed
+    if args.data is not None:
+        options["validate"] = {"data": _found(args.data)}
+    recipe, loaded = prepare(
+        factory,
+        image=image_given(args),
+        bits=args.bits,
+        target=args.target,
+        task=args.task,
+        method=args.method,
+        options=options,
+        overrides=args.overrides,
+    )
+    if args.dry_run:
+        result(plan(recipe))
+        return 0
+    work = begin(args, recipe, validates=True, teacher=loaded, command=["dfqkit", *args.words])
+    path = work.folder.path
+    carry_out(work, STAGES, args, resume=shlex.join(["dfqkit", "run", "--resume", str(path)]))
+    code = show_reports(work, started)
+    note(f"Next: dfqkit bundle {shlex.quote(str(path))} --out model.zip")
+    return code
+
+
+def _factory_and_weights(args: argparse.Namespace) -> tuple[str, str | None]:
+    """Return the factory string that is meant, and the file of its weights where there is one."""
+    model, suffix = args.model, Path(args.model).suffix.lower()
+    is_file = suffix in (*CHECKPOINTS, *WHOLE) and model.partition(":")[0] not in ("torchscript", *WHOLE.values())
+    if is_file and not Path(model).is_file():
+        args.parser.error(f"there is no file '{model}' in {Path.cwd()}")
+    if is_file and suffix in CHECKPOINTS:
+        if args.factory is None:
+            args.parser.error(
+                f"'{model}' is a checkpoint, which holds weights alone: say what makes the network, such as --factory "
+                f"my_model.py:build, timm:NAME or torchvision:NAME. TorchScript is given as torchscript:{model}"
+            )
+        if args.no_weights:
+            args.parser.error(f"--no-weights contradicts '{model}'")
+        return args.factory, model
+    if args.factory is not None:
+        args.parser.error(f"--factory goes with a checkpoint ({', '.join(CHECKPOINTS)}), found '{model}'")
+    if is_file:
+        return f"{WHOLE[suffix]}:{model}", None
+    if ":" not in model:
+        args.parser.error(f"MODEL is {_MODELS}; found '{model}'. A recipe is run with `dfqkit run {model}`")
+    return model, None
+
+
+def _found(data: str) -> str:
+    """Return what names images with its files in full, so that the recipe holds anywhere."""
+    kind, *places = data.split(":")
+    if not places:
+        return str(Path(data).resolve())
+    kept = 1 if kind == "torchvision" else 0  # the name of its data set
+    return ":".join([kind, *places[:kept], *(str(Path(place).resolve()) for place in places[kept:])])
