@@ -18,6 +18,7 @@ from torch import nn
 from dfqkit.config.distill import DistillConfig, DistillWeights
 from dfqkit.config.files import find_file
 from dfqkit.config.image_of_model import require_values, spec_values
+from dfqkit.config.ladder import USUAL, LadderConfig
 from dfqkit.config.reading import overridden, parse_recipe, recipe_from
 from dfqkit.config.recipe import FloorSection, Recipe, TeacherSection
 from dfqkit.config.synthesis import SynthesizerConfig
@@ -50,6 +51,16 @@ _TEACHERS = ("teacher", "image", "task")
 _TRIED = 4
 #: The bits for which calibration alone is enough.
 _ENOUGH_BITS = "w8a8"
+
+#: Side of the largest images (pixels) of which generators make a set in a minute.
+_SMALL = 64
+#: What suits classifiers of larger ones: drawn images, of which some dozens give ranges as good as those of real ones,
+#: and the scheme that is nearest on others, since which one is best differs from network to network.
+_LARGE: dict[str, Any] = {
+    "synthesis": ProceduralConfig(),
+    "quant": {"scales": "float"},
+    "bank": {"calibration": 64, "held_out": 32, "grading": 64, "batch": 16},
+}
 
 #: What fewer bits need beyond calibration; after the shipped W4A4 recipe, without a partner.
 _DISTILL = DistillConfig(steps=500, lr=5e-4, weights=DistillWeights(response=0.1, feature=10.0), average=0.98)
@@ -123,8 +134,10 @@ def quantize(  # noqa: PLR0913 - all but the first are named, and have defaults
         task: What its outputs mean, such as ``"segmentation"`` or ``{"name": "detection", "nms": 0.6}``; by default
             what they are recognised as.
         method: Where images come from: one of `dfqkit list synthesizers`; by default the first of dfq, zeroq and
-            procedural for which the network has what is needed, and where a task finds objects, procedural images
-            of which some were pulled until the network sees objects.
+            procedural for which the network has what is needed. Where a task finds objects, procedural images
+            of which some were pulled until the network sees objects. For w8a8 of a classifier of more than 64
+            pixels, procedural images, and several schemes are tried of which the nearest is kept (``ladder``, for
+            20 minutes).
         out: Folder for the result; a new temporary one by default. A folder that holds the same run continues it.
         options: Further or other recipe sections, e.g. ``{"seed": 1, "distill": {"steps": 600}, "device": "cuda"}``;
             ``device`` and ``progress`` (True shows it) are taken here, all else is the recipe's.
@@ -253,11 +266,20 @@ def _loaded(
     return load_teacher(factory, image, weights, task=task, **more)
 
 
+def _ladder(given: Mapping[str, Any]) -> LadderConfig | None:
+    """Return the usual ladder without what would set otherwise than the caller's ``quant`` section does."""
+    left = tuple(each for each in USUAL if not each.sets.keys() & given.keys())
+    return LadderConfig(candidates=left, max_time=20) if left else None
+
+
 def _recipe(teacher: Teacher, bits: str, target: str, sections: Mapping[str, Any]) -> Recipe:
     """Return a recipe for a teacher that is at hand; its weights' fingerprint stands in for a file name."""
     of_task = _OBJECTS if teacher.task.name != DEFAULT_TASK.name and "objects" in provides(teacher) else {}
+    small = max(teacher.image.shape[1:]) <= _SMALL
+    if teacher.task.name == DEFAULT_TASK.name and bits == _ENOUGH_BITS and not small and "synthesis" not in sections:
+        of_task = _LARGE | {"ladder": _ladder(sections.get("quant", {}))}
     floors = (
-        [] if of_task else [FloorSection(metric=STUDENT_AGREEMENT.name, value=99.5)]
+        [] if of_task is _OBJECTS else [FloorSection(metric=STUDENT_AGREEMENT.name, value=99.5)]
     )  # behind float operators a tie moves a code
     if backend_of(get_target(target)) is DEFAULT:
         floors.append(FloorSection(metric=INTEGER_OPS.name, value=100.0, unless_kept=True))

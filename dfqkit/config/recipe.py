@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -23,6 +24,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails
 
 from dfqkit.config.distill import DistillConfig
+from dfqkit.config.ladder import LadderConfig
 from dfqkit.config.quant import QuantConfig
 from dfqkit.config.registry import AnySynthesis
 from dfqkit.config.section import Added, Arguments, Section
@@ -186,6 +188,9 @@ class Recipe(Section):
     bank: BankSection = BankSection()
     student: FloatStudentConfig | None = None
     quant: QuantConfig = QuantConfig()
+    ladder: Annotated[LadderConfig | None, Added("0.2.0")] = Field(
+        None, description="Other schemes that are tried, of which the nearest to the teacher is kept."
+    )
     distill: DistillConfig | None = None
     validation: Annotated[ValidateSection, Field(alias="validate")] = ValidateSection()
     floors: tuple[FloorSection, ...] = ()
@@ -236,9 +241,10 @@ class Recipe(Section):
         if not self.bank.grading and self.validation.data is None:
             message = "bank.grading is 0 and validate.data is null: nothing would grade the result; set one of them"
             raise ValueError(message)
-        for target in map(get_target, self.targets):
-            for bits in (self.quant.bits, *(self.distill.partners if self.distill else ())):
-                self.quant.model_copy(update={"bits": bits}).check(target)
+        schemes = (self.quant, *(self.ladder.schemes(self.quant).values() if self.ladder else ()))
+        for target, scheme in product(map(get_target, self.targets), schemes):
+            for bits in (scheme.bits, *(self.distill.partners if self.distill else ())):
+                scheme.model_copy(update={"bits": bits}).check(target)
         return self
 
     def named_task(self) -> Task | None:

@@ -18,6 +18,7 @@ def recipe_schema(method: str | None = None) -> dict[str, Any]:
     if method is not None:
         reference = properties["synthesis"]["discriminator"]["mapping"][method]
         properties["synthesis"] = {"$ref": reference}
+        document["$defs"]["LadderConfig"]["properties"]["judge"] = {"type": ["object", "null"]}
         used = _used(properties, definitions)
         document["$defs"] = {name: definition for name, definition in definitions.items() if name in used}
     one, several = properties["target"]["anyOf"]

@@ -42,6 +42,8 @@ from dfqkit_export.tasks import task_of
 
 #: File of the smaller float student that is quantized in the teacher's place, where a recipe asks for one.
 FLOAT_STUDENT = "float_student.safetensors"
+#: The stage that chooses the scheme.
+QUANTIZE = "quantize"
 
 
 def teacher_of(recipe: Recipe, known: Mapping[str, Any] | None = None) -> Teacher:
@@ -128,7 +130,7 @@ class Context:
     given: Teacher | None = None
     stages: Sequence[Stage] = ()
     part: Part = WHOLE
-    _equalized: dict[QuantConfig, fx.GraphModule] = field(default_factory=dict)
+    _equalized: dict[tuple[int, float], fx.GraphModule] = field(default_factory=dict)
     _float_files: dict[int, onnx.ModelProto] = field(default_factory=dict)
 
     @cached_property
@@ -193,24 +195,32 @@ class Context:
 
     @property
     def scheme(self) -> QuantConfig:
-        """The deployed student's scheme."""
-        return self.recipe.quant
+        """The deployed student's scheme: the recipe's or, once its ladder was tried, the candidate that was kept."""
+        ladder, quant = self.recipe.ladder, self.recipe.quant
+        if ladder is None or not self.folder.ended(QUANTIZE):
+            return quant
+        return ladder.schemes(quant)[self.facts(QUANTIZE)["chosen"]]
 
-    @cached_property
+    def ensemble(self, scheme: QuantConfig) -> list[QuantConfig]:
+        """Return the schemes of the ensemble whose deployed student has that scheme, which comes first."""
+        partners = self.recipe.distill.partners if self.recipe.distill else ()
+        schemes = [scheme, *(scheme.model_copy(update={"bits": bits}) for bits in partners)]
+        for each in schemes:
+            each.check(self.target)
+        return schemes
+
+    @property
     def schemes(self) -> list[QuantConfig]:
         """The schemes of the ensemble, the deployed student's first, checked against the target."""
-        partners = self.recipe.distill.partners if self.recipe.distill else ()
-        schemes = [self.scheme, *(self.scheme.model_copy(update={"bits": bits}) for bits in partners)]
-        for scheme in schemes:
-            scheme.check(self.target)
-        return schemes
+        return self.ensemble(self.scheme)
 
     def reference(self, scheme: QuantConfig) -> fx.GraphModule:
         """Return the float graph that a scheme quantizes, with the features of its students (`equalized_graph`)."""
-        if scheme not in self._equalized:
+        key = scheme.equalize, scheme.equalize_values
+        if key not in self._equalized:
             images = [images for images, _ in self.batches("calibration")] if scheme.equalize_values else ()
-            self._equalized[scheme] = equalized_graph(self.graph, scheme, images)
-        return self._equalized[scheme]
+            self._equalized[key] = equalized_graph(self.graph, scheme, images)
+        return self._equalized[key]
 
     def new_student(self, scheme: QuantConfig) -> fx.GraphModule:
         """Return a student that is not calibrated; building one costs no more than copying it."""

@@ -229,6 +229,10 @@ class RunFolder:
         self._complete(stage)["files"][name] = _listing(self.path / name)
         self._write_manifest()
 
+    def ended(self, stage: str) -> bool:
+        """Return whether a stage is listed as complete; whether its files are as it left them, `done` says."""
+        return _is_complete(self._manifest["stages"].get(stage, {}))
+
     def facts(self, stage: str) -> dict[str, Any]:
         """Return what a complete stage found out; an ArtefactError if it is not complete."""
         return dict(self._complete(stage)["facts"])

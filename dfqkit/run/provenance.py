@@ -15,12 +15,13 @@ import torch
 from dfqkit.config.files import find_file
 from dfqkit.config.recipe import Recipe
 from dfqkit.config.synthesis import UNKNOWN, SynthesizerConfig
-from dfqkit.run import distill, synthesize, train
+from dfqkit.run import distill, quantize, synthesize, train
 from dfqkit_export.backends import DEFAULT, DEFAULT_TARGET, backend_of
 from dfqkit_export.backends.target import Target
 from dfqkit_export.env import environment
 from dfqkit_export.errors import RecipeError
 from dfqkit_export.images.stored import StoredBank
+from dfqkit_export.measure.breakdown import Breakdown
 from dfqkit_export.tasks.answering import grouped
 
 if TYPE_CHECKING:
@@ -199,3 +200,32 @@ def selection(context: Context) -> dict[str, Any]:
         "judged": played.get("judged"),
         **({f"held_out_{held_out.many}": held_out.counts.tolist()} if held_out.one else {}),
     }
+
+
+def candidates(context: Context) -> list[Breakdown]:
+    """Return the table of all candidates of the recipe's ladder, in the order in which they are tried; none without."""
+    ladder = context.recipe.ladder
+    if ladder is None:
+        return []
+    facts = context.facts(quantize.STAGE.name)
+    tried = {row["name"]: row for row in facts["tried"]}
+    rows = []
+    for each in ladder.candidates:
+        sets = ", ".join(f"{key}: {value}" for key, value in each.sets.items())
+        row = tried.get(each.name, {"distance": None, "kept": None, "seconds": None})
+        distance = None if row["distance"] is None else f"{row['distance']:.4g}"
+        said = "chosen" if each.name == facts["chosen"] else "" if each.name in tried else "not tried"
+        rows.append([each.name, sets or "nothing", distance, row["kept"], row["seconds"], said])
+    stopped = f" Others were not tried: {facts['stopped']}." if facts["stopped"] else ""
+    rule = context.teacher.torch_task.rule
+    return [
+        Breakdown(
+            title="Candidates",
+            note="What each sets otherwise than the recipe's quant section, and how its student answered images of "
+            f"another kind than those it was fitted on: {rule}, answers kept. The nearest one is the file.{stopped}",
+            subject="student",
+            data=facts["judged_on"],
+            header=["candidate", "sets", "distance", "answers kept, %", "seconds", ""],
+            rows=rows,
+        )
+    ]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dfqkit.run.stage import Plan, Stage, StageResult, each_target
 
 if TYPE_CHECKING:
+    from torch import fx
+
+    from dfqkit.config.quant import QuantConfig
     from dfqkit.config.recipe import Recipe
     from dfqkit.run.context import Context
 
@@ -17,36 +20,45 @@ def calibrated_file(index: int = 0) -> str:
 
 
 def _run(context: Context) -> StageResult:
-    """Find ranges and correct biases on the calibration set; the held-out one shows which tensors stay in float."""
+    """Find ranges and correct biases on the calibration set; the held-out one shows which tensors stay in float.
+
+    Where there is a ladder, its candidates are calibrated in turn, and the nearest one is deployed.
+    """
+    from dfqkit.run.ladder import climb
     from dfqkit.students.sensitivity import Imitated
     from dfqkit.students.student import calibrate_student, save_student
 
     batches = [images for images, _ in context.batches("calibration")]
     held_out = [images for images, _ in context.batches("held_out")]
     imitated = Imitated(graph=context.graph, task=context.teacher.torch_task)
-    files = []
-    with context.progress.stage(STAGE.name, total=len(context.schemes)) as bar:
-        for index, scheme in enumerate(context.schemes):
-            student = context.new_student(scheme)
-            # Every member sees the batches in another order and its own half of them once more: another calibration.
-            own = batches if index == 0 else [*batches[index % 2 :: 2], *batches[::-1]]
-            calibrate_student(
-                student,
-                own,
-                scheme,
-                context.teacher.image,
-                held_out=held_out,
-                replan=context.replan(scheme),
-                imitated=imitated,
-            )
-            save_student(student, context.file(calibrated_file(index)))
-            files.append(context.file(calibrated_file(index)).name)
+
+    def calibrated(scheme: QuantConfig, index: int = 0) -> fx.GraphModule:
+        student = context.new_student(scheme)
+        # Every member sees the batches in another order and its own half of them once more: another calibration.
+        own = batches if index == 0 else [*batches[index % 2 :: 2], *batches[::-1]]
+        more: dict[str, Any] = {"held_out": held_out, "replan": context.replan(scheme), "imitated": imitated}
+        calibrate_student(student, own, scheme, context.teacher.image, **more)
+        return student
+
+    ladder, scheme, facts = context.recipe.ladder, context.recipe.quant, {}
+    if ladder is not None:
+        stage = f"{STAGE.name}.{context.part.name}" if context.part.name else STAGE.name
+        facts = climb(context, ladder, stage, calibrated, context.file(calibrated_file()))
+        scheme = ladder.schemes(scheme)[facts["chosen"]]
+    schemes = context.ensemble(scheme)
+    files = [context.file(calibrated_file(index)) for index in range(len(schemes))]
+    with context.progress.stage(STAGE.name, total=len(schemes)) as bar:
+        for index, member in enumerate(schemes):
+            if index or ladder is None:
+                save_student(calibrated(member, index), files[index])
             bar.advance(1)
-    return StageResult(files=files)
+    return StageResult(files=[file.name for file in files], facts=facts)
 
 
 def _plan(recipe: Recipe) -> Plan:
-    return Plan(text=f"{1 + len(recipe.distill.partners if recipe.distill else ())} student(s)")
+    text = f"{1 + len(recipe.distill.partners if recipe.distill else ())} student(s)"
+    tried = f", the nearest of up to {len(recipe.ladder.candidates)} candidates" if recipe.ladder else ""
+    return Plan(text=text + tried)
 
 
 STAGE = Stage(

@@ -15,7 +15,7 @@ from dfqkit_export.sentinel import SENTINEL_FILE, TeacherFile, candidates_of, ch
 if TYPE_CHECKING:
     from dfqkit.run.context import Context
 
-_USED = ("calibration", "held_out")
+_USED = ("calibration", "held_out", "judging")
 
 
 def write_run_sentinel(context: Context) -> list[str]:

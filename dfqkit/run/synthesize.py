@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
     from dfqkit.config.recipe import Recipe
     from dfqkit.run.context import Context
+    from dfqkit.synthesis.base import Synthesizer
 
 
 def _run(context: Context) -> StageResult:
     """Run the warm-ups; store the images of both synthesizers."""
     from dfqkit.images import ImageBank
+    from dfqkit.run.ladder import judge_of
     from dfqkit.run.playing import WARM, Checkpoints, drawn
     from dfqkit.synthesis.optimizers import under
     from dfqkit.training.stream import frozen
 
     require_trainable(context)
-    sizes = context.recipe.bank
-    makers = {"main": context.new_synthesizer()}
-    if sizes.grading:
-        makers["grading"] = context.new_synthesizer(grading=True)
+    sizes, ladder = context.recipe.bank, context.recipe.ladder
+    makers = _makers(context)
     saved = Checkpoints(context.folder, STAGE.name)
     done = dict.fromkeys(makers, 0)
     curve: list[dict[str, float]] = []
@@ -61,15 +61,32 @@ def _run(context: Context) -> StageResult:
         ("calibration", main.training_batch, sizes.calibration),
         ("held_out", main.sample, sizes.held_out),
         ("grading", makers.get("grading", main).sample, sizes.grading),
+        ("judging", makers.get("judging", main).sample, ladder.images if ladder else 0),
     ):
         if count:
             images = drawn(draw, count, sizes.batch)
-            bank = ImageBank.collect(context.teacher, images, f"{context.synthesis.method}:{name}")
+            bank = ImageBank.collect(
+                context.teacher,
+                images,
+                f"{(judge_of(context) if name == 'judging' else context.synthesis).method}:{name}",
+            )
             files.append(f"images/{name}.safetensors")
             bank.save(context.folder.path / files[-1])
     context.folder.save_state(WARM, main.state_dict(), {})
     facts = {"curve": _thinned(curve), "cost": sum(maker.cost for maker in makers.values())}
     return StageResult(files=[*files, f"state/{WARM}.safetensors"], facts=facts)
+
+
+def _makers(context: Context) -> dict[str, Synthesizer]:
+    """Return the synthesizers of a run: one for training, and one each for what only grades and only judges."""
+    from dfqkit.run.ladder import new_judge
+
+    makers = {"main": context.new_synthesizer()}
+    if context.recipe.bank.grading:
+        makers["grading"] = context.new_synthesizer(grading=True)
+    if context.recipe.ladder is not None:
+        makers["judging"] = new_judge(context, context.recipe.ladder.images)
+    return makers
 
 
 def require_trainable(context: Context) -> None:
@@ -100,10 +117,11 @@ def _thinned(curve: Sequence[dict[str, float]], points: int = 200) -> list[dict[
 def _plan(recipe: Recipe) -> Plan:
     """Return the source with its rounds, and the sets; their bytes, and those of a memory in two checkpoints."""
     bank, config = recipe.bank, recipe.synthesis
-    stored = bank.calibration + bank.held_out + bank.grading
+    judging = recipe.ladder.images if recipe.ladder else 0
+    stored = bank.calibration + bank.held_out + bank.grading + judging
     return Plan(
         text=f"{_source(config)}; stores {bank.calibration} images for calibration, {bank.held_out} held out, "
-        f"{bank.grading} for grading",
+        f"{bank.grading} for grading{f', {judging} to judge candidates' if judging else ''}",
         size=math.prod(recipe.image.shape) * (stored + 2 * _remembered(config, recipe)),
     )
 

@@ -45,7 +45,7 @@ def _run(context: Context) -> StageResult:
 
 def report_of(context: Context, measured: Measured) -> Report:
     """Return the report of a run: what was measured, which floors hold, and what made the file."""
-    from dfqkit.run.provenance import in_float, kept_in_float, provenance, selection, synthesis, warnings_of
+    from dfqkit.run.provenance import candidates, in_float, kept_in_float, provenance, selection, synthesis, warnings_of
     from dfqkit_export.report import Report, check_floors
     from dfqkit_export.report.judging import judge
 
@@ -60,7 +60,7 @@ def report_of(context: Context, measured: Measured) -> Report:
         findings=judged.findings,
         floors=floors,
         layers=measured.layers,
-        breakdowns=measured.breakdowns,
+        breakdowns=[*candidates(context), *measured.breakdowns],
         precision=account.realised.to_dict() if account.realised else {},
         latency=measured.timing.to_dict() if measured.timing else {},
         provenance=provenance(context, STAGE.name) | in_float(measured.in_float),

@@ -1,0 +1,101 @@
+"""The ``ladder`` section: other schemes that are tried, of which the nearest to the teacher is kept.
+
+What belongs here: which candidates there are, and when no more are tried. What trying one means is `run.ladder`.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+from pydantic import Field, field_serializer, field_validator
+
+from dfqkit.config.quant import QuantConfig
+from dfqkit.config.registry import AnySynthesis
+from dfqkit.config.section import Section
+
+
+class Candidate(QuantConfig):
+    """One of the ladder's candidates: what it sets otherwise than the quant section."""
+
+    name: str = Field(description="What the report calls it.")
+
+    @property
+    def sets(self) -> dict[str, Any]:
+        """What it sets, by the keys of the quant section; the rest is as it stands there."""
+        named = (key for key in QuantConfig.model_fields if key in self.model_fields_set)
+        return {key: list(value) if isinstance(value := getattr(self, key), tuple) else value for key in named}
+
+
+#: What is made alike in front of the choice of ranges, by what a name says of it.
+_ALIKE: dict[str, dict[str, Any]] = {
+    "": {}, ", values alike": {"equalize_values": 0.5}, ", layers alike": {"equalize": 20},
+}  # fmt: skip
+#: What is tried, the costliest last and the very costliest not at all: the best differs from network to network.
+USUAL: tuple[Candidate, ...] = tuple(
+    Candidate.model_validate({"name": name + told, "activation_range": name, **sets})
+    for name, (told, sets) in product(("percentile", "outputs", "mse"), _ALIKE.items())
+)[:-1]
+
+
+class LadderConfig(Section):
+    """The ``ladder`` section of a recipe."""
+
+    candidates: tuple[Candidate, ...] = Field(
+        USUAL,
+        min_length=1,
+        description="Each has a name and what it sets otherwise than quant; tried in this order, and of two that are "
+        "as near the first is kept.",
+    )
+    images: int = Field(64, ge=1, description="Images that judge them and take part in nothing else.")
+    judge: AnySynthesis | None = Field(
+        None,
+        description="Where these come from, without files. null: zeroq from drawn images, with few steps, where the "
+        "network has BatchNorm and zeroq does not calibrate; else drawn ones, by other rules than such that do.",
+    )
+    max_time: float | None = Field(
+        None, gt=0, description="Minutes after which no further candidate is begun; the first is always tried."
+    )
+    enough: float | None = Field(
+        None, gt=0, le=100, description="Percent of the answers that one keeps for no further one to be tried."
+    )
+
+    @field_validator("candidates")
+    @classmethod
+    def _apart(cls, value: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
+        names = [each.name for each in value]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            message = f"two are called '{twice}'; give each a name of its own"
+            raise ValueError(message)
+        bits = next((each.name for each in value if "bits" in each.sets), None)
+        if bits is not None:
+            message = f"'{bits}' sets bits, and more of them are always nearer; set them in quant, for all"
+            raise ValueError(message)
+        return value
+
+    @field_validator("judge")
+    @classmethod
+    def _by_itself(cls, value: AnySynthesis | None) -> AnySynthesis | None:
+        files: list[str] = []
+
+        def note(name: str) -> str:
+            files.append(name)
+            return name
+
+        if value is not None:
+            value.resolved(note)
+        if value is not None and (files or value.real_data() is not None):
+            message = f"'{value.method}' takes images or records from files; name a method that makes its own"
+            raise ValueError(message)
+        return value
+
+    @field_serializer("candidates")
+    def _as_given(self, value: tuple[Candidate, ...]) -> list[dict[str, Any]]:
+        return [{"name": each.name, **each.sets} for each in value]
+
+    def schemes(self, quant: QuantConfig) -> dict[str, QuantConfig]:
+        """Return every candidate's scheme by its name, in order; ``quant`` is what they start from."""
+        return {
+            each.name: quant.model_copy(update={k: getattr(each, k) for k in each.sets}) for each in self.candidates
+        }

@@ -1,0 +1,131 @@
+"""Trying the schemes of a recipe's ladder one after the other: the one whose student is nearest to the teacher is kept.
+
+What belongs here: who judges, and the choice. Candidates are told apart by their distance on images of another kind
+than those that they were fitted on, since what fits one kind of made images best is not what fits others best. Each is
+stored once it is measured, so that a run that was killed goes on with the next one and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+from dfqkit.config.ladder import LadderConfig
+from dfqkit.config.quant import QuantConfig
+from dfqkit.config.synthesis import Demand, SynthesizerConfig
+from dfqkit.students.sensitivity import Imitated
+from dfqkit.students.student import save_student
+from dfqkit.synthesis.build import build_synthesizer
+from dfqkit.synthesis.methods.procedural import ProceduralConfig
+from dfqkit.synthesis.methods.zeroq import ZeroQConfig, ZeroQWeights
+from dfqkit.teacher.structure import provides
+from dfqkit_export.files import write_bytes
+
+if TYPE_CHECKING:
+    from dfqkit.run.context import Context
+    from dfqkit.synthesis.base import Synthesizer
+
+#: Drawn images, pulled by few steps to what BatchNorm layers saw.
+_PULLED = ZeroQConfig(
+    start="procedural", batch=32, steps=30, lr=0.03, decay="cosine", bn="normals", weights=ZeroQWeights(input=0)
+)
+#: Images drawn by other rules than the usual ones: fewer and plainer things, smoother and of more contrast.
+_OTHER = ProceduralConfig(leaves=(5, 40), amplitude=(0.05, 0.3), spectrum=(1.0, 2.0), strokes=0, fractals=0)
+
+
+def usual_judge(source: SynthesizerConfig, offered: frozenset[str]) -> SynthesizerConfig:
+    """Return the source of judging images beside a recipe's own, where it names none (see `LadderConfig.judge`)."""
+    if _PULLED.needed <= offered and not isinstance(source, ZeroQConfig):
+        return _PULLED
+    return _OTHER if isinstance(source, ProceduralConfig) else ProceduralConfig()
+
+
+def judge_of(context: Context) -> SynthesizerConfig:
+    """Return the source of the judging images of a run that has a ladder."""
+    assert context.recipe.ladder is not None
+    return context.recipe.ladder.judge or usual_judge(context.synthesis, provides(context.teacher))
+
+
+def new_judge(context: Context, images: int) -> Synthesizer:
+    """Return what makes so many images that judge."""
+    demand = Demand(training=0, fresh=images)
+    return build_synthesizer(judge_of(context), context.teacher, context.rng("judging"), demand)
+
+
+def climb(
+    context: Context,
+    ladder: LadderConfig,
+    stage: str,
+    calibrated: Callable[[QuantConfig], fx.GraphModule],
+    file: Path,
+) -> dict[str, Any]:
+    """Try the candidates, leave the student of the nearest one in ``file``, and return what was found out.
+
+    Args:
+        context: Of the stage's part.
+        ladder: The recipe's section.
+        stage: What the state is stored as.
+        calibrated: Makes the student of a scheme.
+        file: Where the kept one goes, as `save_student` writes it.
+
+    Returns:
+        ``chosen``, a name; ``tried``, a row for each with its name, distance (None where it is not finite), percent of
+        the answers kept and seconds; ``judged_on``, the images; ``stopped``, why others were not tried, or "".
+    """
+    schemes = ladder.schemes(context.recipe.quant)
+    bank = context.bank("judging")
+    batches = [images for images, _ in bank.batches(context.recipe.bank.batch, context.device)]
+    imitated = Imitated(graph=context.graph, task=context.teacher.torch_task)
+    rows: list[dict[str, Any]] = []
+    found = context.folder.load_state(stage)
+    if found is not None:
+        rows += found[1]["tried"]
+        write_bytes(file, found[0]["student"].numpy().tobytes())
+    while not _stopped(ladder, rows) and len(rows) < len(schemes):
+        name = list(schemes)[len(rows)]
+        with context.progress.stage(f"candidate {len(rows) + 1} of {len(schemes)}, {name}", total=1) as bar:
+            start = time.monotonic()
+            student = calibrated(schemes[name])
+            told = _measured(student, batches, imitated)
+            rows.append({"name": name, **told, "seconds": round(time.monotonic() - start, 3)})
+            if nearest(rows) is rows[-1]:
+                save_student(student, file)
+            kept = torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)
+            context.folder.save_state(stage, {"student": kept}, {"tried": rows})
+            bar.advance(1, **{key: math.nan if value is None else value for key, value in told.items()})
+    judged_on = f"{len(bank)} images of {bank.source}"
+    return {"chosen": nearest(rows)["name"], "tried": rows, "judged_on": judged_on, "stopped": _stopped(ladder, rows)}
+
+
+def nearest(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the row of the least distance, the first of several; one that is not finite comes last."""
+    return min(rows, key=lambda row: math.inf if row["distance"] is None else row["distance"])
+
+
+def _stopped(ladder: LadderConfig, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return why no more are tried, by what is stored of those that were: a run that goes on decides as it did."""
+    if not rows or len(rows) == len(ladder.candidates):
+        return ""
+    if ladder.enough is not None and rows[-1]["kept"] >= ladder.enough:
+        return f"'{rows[-1]['name']}' keeps enough of the answers"
+    if ladder.max_time is not None and sum(row["seconds"] for row in rows) >= 60 * ladder.max_time:
+        return f"{ladder.max_time:g} minutes were over"
+    return ""
+
+
+def _measured(student: fx.GraphModule, batches: Sequence[torch.Tensor], imitated: Imitated) -> dict[str, float | None]:
+    """Return how far a student is from what it imitates, and what it keeps of its answers: means over the images."""
+    distance = kept = 0.0
+    with torch.no_grad():
+        for images in batches:
+            answer = student(images)
+            distance += len(images) * float(imitated.distance(images, answer))
+            kept += len(images) * imitated.kept(images, answer)
+    count = sum(map(len, batches))
+    return {"distance": distance / count if math.isfinite(distance) else None, "kept": kept / count}

@@ -1,0 +1,226 @@
+"""The ladder: the nearest of several schemes is kept, all of them are in the report, and a killed run goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import yaml
+
+import dfqkit
+from dfqkit import api
+from dfqkit.config.ladder import USUAL, LadderConfig
+from dfqkit.config.quant import QuantConfig
+from dfqkit.config.reading import parse_recipe, recipe_from
+from dfqkit.config.recipe import Recipe
+from dfqkit.progress import silent
+from dfqkit.run import ladder as climbing
+from dfqkit.run.execution import execute, run_facts
+from dfqkit.run.folder import RunFolder
+from dfqkit.synthesis.methods.noise import NoiseConfig
+from dfqkit.synthesis.methods.procedural import ProceduralConfig
+from dfqkit.synthesis.methods.zeroq import ZeroQConfig
+from dfqkit.teacher.load import Teacher
+from dfqkit_export.errors import RecipeError
+from dfqkit_export.images.stored import StoredBank
+from dfqkit_export.report.page import render_html
+from tests._messages import raises_naming
+from tests._toys import IMAGE, toy
+
+#: The middle one is the nearest: the others cut what a tenth, or nearly a half, of the values are.
+CANDIDATES = [
+    {"name": "cut", "percentile": 90},
+    {"name": "whole", "percentile": 100},
+    {"name": "halved", "percentile": 55},
+]
+OPTIONS: dict[str, Any] = {
+    "synthesis": {"method": "procedural"},
+    "bank": {"calibration": 16, "held_out": 8, "grading": 16, "batch": 8},
+    "quant": {"scales": "float", "activation_range": "percentile"},
+    "validate": {"latency_repeats": 0},
+    "floors": [],
+}
+
+
+LADDER: dict[str, Any] = {
+    "ladder": {"candidates": CANDIDATES, "images": 12}, "distill": {"steps": 2, "partners": ["w4a8"]},
+}  # fmt: skip
+
+
+def quantized(out: Path, **options: Any) -> RunFolder:
+    """Do the stages up to the one that calibrates."""
+    teacher = Teacher.from_module(toy("residual"), IMAGE)
+    recipe = api._recipe(teacher, "w8a8", "onnxruntime", {**OPTIONS, **options})
+    folder = RunFolder.create(out, recipe_text=recipe.to_yaml(), digest=recipe.digest(), facts=run_facts(recipe))
+    with folder:
+        execute(folder, recipe, ["synthesize", "quantize"], device="cpu", progress=silent(), teacher=teacher)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return quantized(tmp_path_factory.mktemp("ladder") / "whole", **LADDER)
+
+
+def test_the_nearest_on_other_images_is_kept_and_is_what_it_is_without_a_ladder(
+    whole: RunFolder, tmp_path: Path
+) -> None:
+    facts = whole.facts("quantize")
+    assert [row["name"] for row in facts["tried"]] == ["cut", "whole", "halved"]
+    assert min(facts["tried"], key=lambda row: row["distance"])["name"] == facts["chosen"] == "whole"
+    judging = StoredBank.open(whole.path / "images" / "judging.safetensors")
+    assert (len(judging), judging.source) == (12, "zeroq:judging")
+    alone = quantized(tmp_path / "alone", quant={**OPTIONS["quant"], "percentile": 100}, distill=LADDER["distill"])
+    for name in ("calibrated.safetensors", "partner1.safetensors"):
+        assert (whole.path / name).read_bytes() == (alone.path / name).read_bytes(), name
+
+
+def test_killed_between_candidates_it_ends_with_the_same_bytes(
+    whole: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    measured, calls = climbing._measured, []
+
+    def twice(*given: Any) -> dict[str, float | None]:
+        calls.append(given)
+        if len(calls) == 3:
+            raise Killed
+        return measured(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(climbing, "_measured", twice)
+        with pytest.raises(Killed):
+            quantized(tmp_path / "killed", **LADDER)
+    (tmp_path / "killed" / "calibrated.safetensors").unlink()  # it is in the state, too
+    calls.clear()
+    monkeypatch.setattr(climbing, "_measured", lambda *given: (calls.append(given), measured(*given))[1])
+    quantized(tmp_path / "killed", **LADDER)
+    assert len(calls) == 1
+    for name in ("calibrated.safetensors", "partner1.safetensors"):
+        assert (tmp_path / "killed" / name).read_bytes() == (whole.path / name).read_bytes(), name
+
+
+def test_the_report_has_a_row_for_each_and_the_file_is_of_the_nearest(tmp_path: Path) -> None:
+    options = {**OPTIONS, "ladder": {"candidates": CANDIDATES[1:], "images": 8, "enough": 1}}
+    done = dfqkit.quantize(toy("residual"), image=IMAGE, out=tmp_path / "out", options=options)
+    facts = RunFolder.open(done.folder).facts("quantize")
+    assert (facts["chosen"], len(facts["tried"])) == ("whole", 1)
+    table = next(each for each in done.report.breakdowns if each.title == "Candidates")
+    first, second = table.rows
+    assert (first[:2], first[-1]) == (("whole", "percentile: 100.0"), "chosen")
+    assert second == ("halved", "percentile: 55.0", None, None, None, "not tried")
+    assert (float(str(first[2])), first[3]) == (
+        pytest.approx(facts["tried"][0]["distance"], rel=1e-3),
+        facts["tried"][0]["kept"],
+    )
+    assert table.data == "8 images of zeroq:judging"
+    assert "'whole' keeps enough" in table.note
+    page = render_html(done.report)
+    assert all(text in page for text in ("Candidates", "percentile: 55.0", "chosen", "not tried"))
+    quant = {entry.key: entry.value for entry in onnx.load(done.model).metadata_props}["dfqkit.quant"]
+    assert json.loads(quant)["percentile"] == 100
+    assert done.report.metric("student_agreement", "onnxruntime").value == 100  # type: ignore[union-attr]
+
+
+def row(name: str, distance: float | None, seconds: float = 1.0, kept: float = 90.0) -> dict[str, Any]:
+    return {"name": name, "distance": distance, "kept": kept, "seconds": seconds}
+
+
+def test_the_first_of_several_as_near_is_kept_and_one_that_is_not_finite_never_before_others() -> None:
+    rows = [row("a", None), row("b", 0.3), row("c", 0.2), row("d", 0.2)]
+    assert climbing.nearest(rows)["name"] == "c"
+    assert climbing.nearest(rows[:1])["name"] == "a"
+
+
+def test_the_clock_stops_it_by_the_seconds_that_are_stored() -> None:
+    config = LadderConfig(max_time=1)
+    assert climbing._stopped(config, []) == ""
+    assert climbing._stopped(config, [row("a", 0.1, 40)]) == ""
+    assert "1 minutes" in climbing._stopped(config, [row("a", 0.1, 40), row("b", 0.1, 21)])
+    assert climbing._stopped(config, [row(each.name, 0.1, 40) for each in USUAL]) == ""  # nothing was left out
+
+
+def test_who_judges_is_of_another_kind() -> None:
+    norms = frozenset({"batchnorm"})
+    assert isinstance(climbing.usual_judge(ProceduralConfig(), norms), ZeroQConfig)
+    assert isinstance(climbing.usual_judge(ZeroQConfig(), norms), ProceduralConfig)
+    assert isinstance(climbing.usual_judge(NoiseConfig(accept_noise=True), frozenset()), ProceduralConfig)
+    assert climbing.usual_judge(ProceduralConfig(), frozenset()) not in (ProceduralConfig(), ZeroQConfig())
+
+
+def recipe(ladder: object, **quant: Any) -> Recipe:
+    text = """
+    schema: 1
+    name: toy
+    why: a scheme is chosen
+    teacher: {factory: "tests._toys:Residual"}
+    image: {shape: [3, 16, 16], mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25], classes: 5}
+    synthesis: {method: procedural}
+    """
+    return recipe_from({**yaml.safe_load(text), "ladder": ladder, "quant": quant}, "toy")
+
+
+def test_candidates_set_what_they_name_and_no_more() -> None:
+    given = recipe(
+        {"candidates": [{"name": "a", "equalize_values": 0.0}, {"name": "b"}]}, equalize_values=0.5, percentile=99
+    )
+    again = parse_recipe(given.to_yaml(), "again")
+    assert again == given
+    assert again.digest() == given.digest()
+    assert again.ladder is not None
+    assert again.ladder.schemes(again.quant) == {
+        "a": QuantConfig(percentile=99), "b": QuantConfig(percentile=99, equalize_values=0.5),
+    }  # fmt: skip
+    usual = recipe({})
+    assert usual.ladder is not None
+    assert usual.ladder.candidates == USUAL
+    assert "ladder" not in recipe(None).to_yaml()
+
+
+@pytest.mark.parametrize(
+    ("ladder", "facts"),
+    [
+        ({"candidates": [{"name": "a", "bits": "w4a8"}]}, ("candidates", "'a'", "bits", "quant")),
+        ({"candidates": [{"name": "a"}, {"name": "a"}]}, ("two", "'a'")),
+        ({"candidates": [{"name": "a", "scale": "float"}]}, ("scale", "scales")),
+        ({"candidates": []}, ("ladder.candidates",)),
+        ({"judge": {"method": "images", "path": "some.npz"}}, ("ladder.judge", "images", "files")),
+        ({"judge": {"method": "bank", "path": "some"}}, ("ladder.judge", "bank", "files")),
+        ({"max_time": 0}, ("ladder.max_time",)),
+    ],
+)
+def test_what_is_no_ladder_is_refused(ladder: object, facts: tuple[str, ...]) -> None:
+    with raises_naming(RecipeError, *facts):
+        recipe(ladder)
+
+
+def default(side: int, sections: dict[str, Any], bits: str = "w8a8") -> Recipe:
+    image = dfqkit.ImageSpec(**{**IMAGE.to_dict(), "shape": (3, side, side)})
+    return api._recipe(Teacher.from_module(toy("residual"), image), bits, "onnxruntime", sections)
+
+
+def test_a_classifier_of_large_images_has_a_ladder_by_default() -> None:
+    large = default(96, {})
+    assert (large.synthesis, large.quant.scales, large.bank.calibration) == (ProceduralConfig(), "float", 64)
+    assert large.ladder is not None
+    assert (large.ladder.candidates, large.ladder.max_time) == (USUAL, 20)
+    pinned = default(96, {"quant": {"equalize": 20}}).ladder
+    assert pinned is not None
+    assert {"equalize"} == {"equalize"} - {key for each in pinned.candidates for key in each.sets}
+    assert default(96, {"quant": {"activation_range": "mse"}}).ladder is None
+    assert default(96, {"ladder": None}).ladder is None
+
+
+@pytest.mark.parametrize(
+    ("side", "sections", "bits"),
+    [(64, {}, "w8a8"), (96, {"synthesis": {"method": "procedural"}}, "w8a8"), (96, {}, "w4a8")],
+)
+def test_others_have_none(side: int, sections: dict[str, Any], bits: str) -> None:
+    found = default(side, sections, bits)
+    assert found.ladder is None
+    assert found.quant == QuantConfig(bits=bits)
