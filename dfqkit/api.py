@@ -157,17 +157,20 @@ def quantize(  # noqa: PLR0913 - all but the first are named, and have defaults
     """
     chosen = dict(options or {})
     device, shown = str(chosen.pop("device", "auto")), bool(chosen.pop("progress", False))
-    recipe, teacher = prepare(model, image=image, bits=bits, target=target, task=task, method=method, options=chosen)
-    require_floors(recipe)
-    require_labels(teacher, real_images(recipe, limit=_TRIED))
-    path = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="dfqkit-"))
-    subject = repr(model) if isinstance(model, str) else "model"
-    command = f"dfqkit.quantize({subject}, image=..., bits={bits!r}, target={target!r})"
-    facts = run_facts(recipe, command)
-    folder = RunFolder.create(path, recipe_text=recipe.to_yaml(), digest=recipe.digest(), facts=facts)
     progress = Progress() if shown else silent()
-    with folder:
-        execute(folder, recipe, STAGES, device=device, progress=progress, teacher=teacher)
+    with progress.alive("dfqkit.quantize: loading the network"):
+        recipe, teacher = prepare(
+            model, image=image, bits=bits, target=target, task=task, method=method, options=chosen
+        )
+        require_floors(recipe)
+        require_labels(teacher, real_images(recipe, limit=_TRIED))
+        path = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="dfqkit-"))
+        subject = repr(model) if isinstance(model, str) else "model"
+        command = f"dfqkit.quantize({subject}, image=..., bits={bits!r}, target={target!r})"
+        facts = run_facts(recipe, command)
+        folder = RunFolder.create(path, recipe_text=recipe.to_yaml(), digest=recipe.digest(), facts=facts)
+        with folder:
+            execute(folder, recipe, STAGES, device=device, progress=progress, teacher=teacher)
     report = Report.from_json((path / REPORT).read_text(encoding="utf-8"))
     return Result(folder=path, model=path / MODEL, report=report)
 

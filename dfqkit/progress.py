@@ -1,5 +1,7 @@
 """Progress on stderr: a bar in a terminal, a line for every ten per cent elsewhere, nothing where it is not wanted.
 
+Elsewhere a line comes at least every `EVERY` seconds, too, between stages as within a long step (`Pulse`).
+
 What belongs here: how progress looks. When there is progress is up to the stages, which get a `Progress` and tell it.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +17,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichDisplay
+
+
+#: Seconds without a line after which one says that work goes on, where there is no terminal.
+EVERY = 15.0
 
 
 class Bar(Protocol):
@@ -42,24 +49,83 @@ class Progress:
         self._clock = clock
 
     @contextmanager
+    def alive(self, text: str) -> Iterator[None]:
+        """Write what begins and, until it has ended, that it goes on (`Pulse`)."""
+        if self.quiet:
+            yield
+            return
+        PULSE.start(text, stream=self._stream)
+        try:
+            yield
+        finally:
+            PULSE.stop()
+
+    @contextmanager
     def stage(self, name: str, *, total: int, start: int = 0) -> Iterator[Bar]:
         """Show a stage to its last step; those up to ``start`` were done before and do not count in the time left."""
         stream = self._stream or sys.stderr
         count = _Count(name, total, start, self._clock)
+        PULSE.doing = count.told
         if self.quiet:
             yield count
-        elif stream.isatty() and os.environ.get("TERM") != "dumb":
+        elif _is_terminal(stream):
             with _display(stream) as display:
                 yield _RichBar(count, display)
         else:
             bar = _PlainBar(count, stream)
             yield bar
             bar.close()
+        PULSE.doing = lambda: f"after {name}"
 
 
 def silent() -> Progress:
     """Return a `Progress` that shows nothing."""
     return Progress(quiet=True)
+
+
+class Pulse:
+    """The sign of life of a process: a line at once, and others where nothing was written for long.
+
+    Attributes:
+        doing: Tells what is being done; a stage sets it.
+    """
+
+    def __init__(self) -> None:
+        self.doing: Callable[[], str] = str
+        self._last = 0.0
+        self._over = threading.Event()
+
+    def start(self, text: str, *, stream: TextIO | None = None, every: float = EVERY) -> None:
+        """Write what begins and, where ``stream`` (stderr) is no terminal, a line after ``every`` seconds without."""
+        self.stop()
+        stream, self._over = stream or sys.stderr, threading.Event()
+        self.doing = lambda: text
+        self.write(text, stream)
+        if not _is_terminal(stream):
+            threading.Thread(target=self._beat, args=(stream, every, self._over), daemon=True).start()
+
+    def stop(self) -> None:
+        """Write no more."""
+        self._over.set()
+
+    def write(self, text: str, stream: TextIO) -> None:
+        """Write a line at once, from which on the silence counts."""
+        self._last = time.monotonic()
+        print(f"{text}\n", end="", file=stream, flush=True)  # in one piece, whatever another thread writes
+
+    def _beat(self, stream: TextIO, every: float, over: threading.Event) -> None:
+        begun = time.monotonic()
+        while not over.wait(max(self._last + every - time.monotonic(), every / 100)):
+            if time.monotonic() - self._last >= every:
+                self.write(f"still at it: {self.doing()} | {duration(time.monotonic() - begun)} so far", stream)
+
+
+#: That of this process.
+PULSE = Pulse()
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def duration(seconds: float) -> str:
@@ -93,6 +159,9 @@ class _Count:
     def percent(self) -> int:
         return min(100, 100 * self.done // self.total)
 
+    def told(self) -> str:
+        return f"{self.name} {self.percent} % ({self.done}/{self.total})"
+
     def terms(self) -> str:
         return ", ".join(f"{name} {float(value):.4g}" for name, value in self._terms.items())
 
@@ -122,9 +191,8 @@ class _PlainBar:
     def _show(self) -> None:
         count = self._count
         self._shown = count.percent
-        text = f"{count.name} {count.percent} % ({count.done}/{count.total})"
-        text = f"{text} {count.terms()}".rstrip()
-        print(" | ".join(part for part in (text, count.time()) if part), file=self._stream, flush=True)
+        text = f"{count.told()} {count.terms()}".rstrip()
+        PULSE.write(" | ".join(part for part in (text, count.time()) if part), self._stream)
 
 
 class _RichBar:

@@ -21,6 +21,7 @@ from dfqkit.cli.options import (
     positive,
     result,
     spelled,
+    starting,
 )
 from dfqkit.cli.outcome import resumable
 
@@ -64,6 +65,7 @@ def add(commands: Commands) -> None:
 
 def _bench(args: argparse.Namespace) -> int:
     started = time.monotonic()
+    starting(args)
     from dfqkit.bench.grid import Grid, contestants
     from dfqkit.cli.running import read_recipe
 

@@ -9,6 +9,7 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
+from dfqkit.progress import PULSE, Progress
 from dfqkit_export.images.pixels import ORDERS, RANGES
 from dfqkit_export.words import clean, page
 
@@ -99,6 +100,12 @@ def add_compute_options(parser: Parser) -> None:
     text = "threads that torch uses (default: torch's own choice; a run that continues keeps its number)"
     parser.add_argument("--threads", type=positive, metavar="N", help=text)
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
+
+
+def starting(args: argparse.Namespace) -> None:
+    """Say that a command begins, before torch is imported, which takes seconds; and from now on that it goes on."""
+    if not Progress(quiet=args.quiet).quiet:
+        PULSE.start(f"{args.parser.prog}: loading torch and the network")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from dfqkit.cli.options import discard_stdout, note
+from dfqkit.progress import PULSE
 from dfqkit_export.errors import DfqkitError
 
 EXIT_CODES = """\
@@ -83,6 +84,8 @@ def guarded(action: Callable[[], int]) -> int:
             return missing.exit_code
         except Exception as error:  # the last resort: every other error is one that nobody foresaw
             return _unforeseen(error)
+        finally:
+            PULSE.stop()
         return code
 
 

@@ -18,6 +18,7 @@ from dfqkit.cli.options import (
     natural,
     note,
     result,
+    starting,
 )
 from dfqkit.cli.running import begin, carry_out, show_reports
 from dfqkit.config.files import CHECKPOINTS, WHOLE
@@ -75,6 +76,7 @@ def add(commands: Commands) -> None:
 def _quantize(args: argparse.Namespace) -> int:
     started = time.monotonic()
     factory, weights = _factory_and_weights(args)
+    starting(args)
     from dfqkit.api import prepare
 
     teacher: dict[str, Any] = {} if weights is None and not args.no_weights else {"weights": weights}

@@ -6,7 +6,16 @@ import argparse
 import os
 from pathlib import Path
 
-from dfqkit.cli.options import Commands, add_command, add_compute_options, add_overrides, note, positive, result
+from dfqkit.cli.options import (
+    Commands,
+    add_command,
+    add_compute_options,
+    add_overrides,
+    note,
+    positive,
+    result,
+    starting,
+)
 from dfqkit.cli.running import chosen_recipe
 
 _DESCRIPTION = (
@@ -45,6 +54,7 @@ def _record(args: argparse.Namespace) -> int:
     if args.data.startswith("torchvision:"):
         args.parser.error("--data takes training images, and torchvision:NAME:ROOT is a test split: give an .npz")
 
+    starting(args)
     import torch
 
     from dfqkit.progress import Progress

@@ -7,7 +7,7 @@ import shlex
 import time
 from pathlib import Path
 
-from dfqkit.cli.options import Commands, add_command, add_compute_options, add_recipe_options, note, result
+from dfqkit.cli.options import Commands, add_command, add_compute_options, add_recipe_options, note, result, starting
 from dfqkit.cli.running import begin, carry_out, chosen_recipe, ending, reopen, show_reports
 from dfqkit.run.stage import only
 from dfqkit.run.stages import STAGES, first, following, plan
@@ -48,6 +48,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.dry_run:
         result(plan(reopen(folder).recipe if folder else chosen_recipe(args)))
         return 0
+    starting(args)
     work = reopen(folder) if folder else begin(args, chosen_recipe(args), validates=not args.only)
     path = work.folder.path
     if args.only:

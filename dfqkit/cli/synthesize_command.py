@@ -7,7 +7,16 @@ import shlex
 import time
 from pathlib import Path
 
-from dfqkit.cli.options import Commands, add_command, add_compute_options, add_recipe_options, note, positive, spelled
+from dfqkit.cli.options import (
+    Commands,
+    add_command,
+    add_compute_options,
+    add_recipe_options,
+    note,
+    positive,
+    spelled,
+    starting,
+)
 from dfqkit.cli.outcome import resumable
 from dfqkit.cli.running import chosen_recipe, ending
 
@@ -32,6 +41,7 @@ def _synthesize(args: argparse.Namespace) -> int:
     started = time.monotonic()
     if Path(args.recipe).is_dir():
         args.parser.error("takes a recipe, not a folder: give its name or its file")
+    starting(args)
     import torch
 
     from dfqkit.progress import Progress

@@ -4,11 +4,12 @@ import io
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from dfqkit.progress import Progress, duration, silent
+from dfqkit.progress import Progress, Pulse, duration, silent
 
 
 class Clock:
@@ -165,3 +166,86 @@ def test_importing_it_imports_neither_rich_nor_torch() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "export")])}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def wait_for(text: str, stream: io.StringIO) -> None:
+    end = time.monotonic() + 20
+    while text not in stream.getvalue():
+        assert time.monotonic() < end, stream.getvalue()
+        time.sleep(0.01)
+
+
+def test_there_is_a_line_after_every_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, pulse = io.StringIO(), Pulse()
+    monkeypatch.setattr("dfqkit.progress.PULSE", pulse)
+    pulse.start("loading", stream=stream, every=0.05)
+    assert stream.getvalue() == "loading\n"
+    wait_for("still at it: loading | ", stream)
+    with Progress(stream=stream).stage("quantize", total=4) as bar:
+        wait_for("still at it: quantize 0 % (0/4) | ", stream)
+        bar.advance(1)
+        wait_for("still at it: quantize 25 % (1/4) | ", stream)
+    wait_for("still at it: after quantize | ", stream)
+    pulse.stop()
+    time.sleep(0.1)  # one line may be on its way
+    before = stream.getvalue()
+    time.sleep(0.2)
+    assert stream.getvalue() == before
+    assert all(line.endswith("so far") or "still" not in line for line in before.splitlines())
+
+
+def test_no_line_comes_where_others_do() -> None:
+    stream, pulse = io.StringIO(), Pulse()
+    pulse.start("loading", stream=stream, every=5.0)
+    for _ in range(20):
+        time.sleep(0.01)
+        pulse.write("a line", stream)
+    pulse.stop()
+    assert "still" not in stream.getvalue()
+
+
+def test_a_terminal_has_its_bar_and_no_such_lines() -> None:
+    stream, pulse = Terminal(), Pulse()
+    pulse.start("loading", stream=stream, every=0.01)
+    time.sleep(0.1)
+    pulse.stop()
+    assert stream.getvalue() == "loading\n"
+
+
+def test_what_python_calls_begins_with_a_line_where_it_is_wanted() -> None:
+    stream = io.StringIO()
+    with Progress(stream=stream).alive("loading"):
+        assert stream.getvalue() == "loading\n"
+    with Progress(stream=stream, quiet=True).alive("loading"):
+        pass
+    assert stream.getvalue() == "loading\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "run digits/dfq-w8a8-ort --out out", "run --resume RUN", "synthesize digits/dfq-w8a8-ort --n 2 --out out",
+        "quantize timm:resnet18 --no-weights", "bench digits/dfq-w8a8-ort --out out",
+        "record digits/dfq-w8a8-ort --data a.npz --out a.safetensors",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_command_says_that_it_begins_before_it_imports_torch(words: str, quiet: bool, tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'torch':\n"
+        "            print('torch is imported', file=sys.stderr)\n"
+        "            sys.exit(7)\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        "from dfqkit.cli import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "export")])}
+    command = [sys.executable, "-c", program, *words.split(), *["-q"] * quiet]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert done.returncode == 7, done.stderr
+    first = [] if quiet else [f"dfqkit {words.split()[0]}: loading torch and the network"]
+    assert done.stderr.splitlines() == [*first, "torch is imported"]
