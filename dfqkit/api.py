@@ -17,7 +17,7 @@ from torch import nn
 
 from dfqkit.config.distill import DistillConfig, DistillWeights
 from dfqkit.config.files import find_file
-from dfqkit.config.image_of_model import require_values, spec_values
+from dfqkit.config.image_of_model import require_values, spec_values, validation_sizes
 from dfqkit.config.ladder import USUAL, LadderConfig
 from dfqkit.config.reading import overridden, parse_recipe, recipe_from
 from dfqkit.config.recipe import FloorSection, Recipe, TeacherSection
@@ -263,6 +263,10 @@ def _loaded(
         image = ImageSpec.from_dict(require_values(factory, given, section.args, section.weights))
         if not {"shape", "mean", "std"} <= given.keys():
             _LOG.warning("What images '%s' takes is taken from it, where it was not said: %s.", factory, image)
+    if "validate" in chosen:
+        validation = chosen["validate"]
+        sizes = validation_sizes(factory, section.args, section.weights, image.shape, validation)
+        chosen["validate"] = {**validation, **sizes}
     stored = section.model_copy(update={"factory": factory, "weights": None if weights is None else str(weights)})
     chosen["teacher"] = stored.model_dump(exclude_defaults=True)
     more: dict[str, Any] = {"factory_args": section.args, "weights_key": section.weights_key}

@@ -6,7 +6,7 @@ What belongs here: reading the library's own facts; nothing is made or downloade
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -84,6 +84,15 @@ def image_values(
         found |= {"shape": [_COLOURS, *([size, size] if isinstance(size, int) else size)]}
         found = {key: value for key, value in found.items() if key not in ("resize", "crop")}
     return found | ({} if classes is None else {"classes": classes})
+
+
+def validation_sizes(
+    factory: str, args: Mapping[str, Any], weights: object, shape: Sequence[int], validation: Mapping[str, Any]
+) -> dict[str, int]:
+    """Return resize and crop of a library's model at its own size, where images for validation may have any size."""
+    known = image_values(factory, args, weights)
+    fits = "resize" in known and tuple(known["shape"]) == tuple(shape) and _has_any_size(validation)
+    return {key: known[key] for key in ("resize", "crop")} if fits else {}
 
 
 def spec_values(model: object) -> dict[str, Any] | None:

@@ -99,14 +99,17 @@ def test_the_recipe_is_that_of_the_arguments_and_holds_anywhere(here: Path, caps
 
 
 def test_the_library_says_what_images_its_network_takes(here: Path, capsys: Output) -> None:
-    words = ["quantize", "torchvision:squeezenet1_1", "--no-weights", "--shape", "3,64,64", "--dry-run"]
+    words = ["quantize", "torchvision:squeezenet1_1", "--no-weights", "--data", "photos", "--dry-run"]
     assert main(words) == 0
+    assert "resize: 256\n  crop: 224\n" in capsys.readouterr().out
+    assert main([*words, "--shape", "3,64,64"]) == 0
     shown = capsys.readouterr()
     recipe = parse_recipe(shown.out.partition("\n\nschema: 1\n")[2].join(["schema: 1\n", ""]), "shown")
     assert recipe.image.spec() == dfqkit.ImageSpec(
         shape=(3, 64, 64), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), classes=1000
     )
     assert recipe.teacher.weights is None
+    assert recipe.validation.model_dump(exclude_defaults=True) == {"data": str(here / "photos")}
 
 
 def test_random_weights_are_taken_only_where_they_are_asked_for(caplog: pytest.LogCaptureFixture) -> None:
