@@ -38,8 +38,8 @@ _BINS = 2048
 _KEPT = 99.0
 #: By what the ends of one range differ after rounding, at most.
 _SAME = 0.01
-#: Tensors that are cut together, to begin with.
-_TOGETHER = 8
+#: Tensors that are cut together, to begin with and at least: each try is a pass.
+_TOGETHER, _FEWEST = 16, 4
 #: Images that are looked at with gradients, at most.
 _LOOKED_AT = 64
 #: Images in a pass with gradients, which keeps every activation.
@@ -122,7 +122,7 @@ def choose_ranges(student: fx.GraphModule, batches: Sequence[Tensor], imitated: 
             continue
         for target, state in before.items():
             restore_range(quantizers[target], state)
-        if len(group) > 1:
+        if len(group) > _FEWEST:
             groups[:0] = [group[: len(group) // 2], group[len(group) // 2 :]]
 
 

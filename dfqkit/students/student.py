@@ -33,6 +33,8 @@ Replan = Callable[[Mapping[str, str]], Plan]
 COLLAPSED = "8 bits of it alone leave {:.1f} dB of the outputs"
 COSTLY = "its 8 bits do {:.0%} of what those of all tensors do to the outputs"
 BESIDE = "what computes it or reads it stays in float"
+#: Times that it is asked which tensors cost most.
+ROUNDS = 3
 _KEPT = "dfqkit.kept_in_float"
 
 
@@ -78,8 +80,11 @@ def calibrate_student(  # noqa: PLR0913 - what is measured beside is named, and 
     if imitated is not None and config.activation_range == "outputs":
         choose_ranges(student, batches, imitated)
     if imitated is not None and config.costly_in_float < 1 and held_out and replan is not None:
-        shares = costly(student, held_out, imitated, config.costly_in_float)
-        _leave(student, {name: COSTLY.format(share) for name, share in shares.items()}, replan)
+        for _ in range(ROUNDS):  # without the worst the others weigh otherwise
+            shares = costly(student, held_out, imitated, config.costly_in_float)
+            if not shares:
+                break
+            _leave(student, {name: COSTLY.format(share) for name, share in shares.items()}, replan)
 
 
 def _keep_in_float(student: fx.GraphModule, held_out: Sequence[Tensor], replan: Replan) -> None:

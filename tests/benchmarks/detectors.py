@@ -102,7 +102,7 @@ def compared(name: str, detector: Detector, folder: Path) -> dict[str, Any]:
     static = folder / "static.onnx"
     if not static.exists():
         prepared = folder / "prepared.onnx"
-        quant_pre_process(str(teacher), str(prepared))
+        quant_pre_process(str(teacher), str(prepared), skip_symbolic_shape=True)
         with_images = list(real(images, 1))[:CALIBRATION]
         quantize_static(
             str(prepared), str(static), Reader(OrtSession(teacher).input_name, with_images),

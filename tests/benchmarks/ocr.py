@@ -37,6 +37,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import dfqkit
 from dfqkit.config.reading import load_recipe
+from dfqkit_export.backends.onnxruntime.session import EXACT_PRODUCTS
 from dfqkit_export.report import Report
 
 #: By network: its file, what is measured, and what the int8 file may lose (det: the least IoU).
@@ -147,6 +148,7 @@ def inputs(
 def opened(path: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
+    options.add_session_config_entry(EXACT_PRODUCTS, "1")  # else x86 without VNNI saturates
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
