@@ -197,7 +197,7 @@ class TestUsage:
         assert main(words.split()) == 2
         out, err = capsys.readouterr()
         assert out == ""
-        assert err.startswith("error: ")
+        assert err.startswith("error: ") or "\nerror: " in err  # behind the line that says what begins
         assert message in err
         assert "Traceback" not in err
         assert list(Path().iterdir()) == []

@@ -115,7 +115,7 @@ def test_one_bad_bundle_costs_no_other_its_result(
 
     monkeypatch.setattr(compare, "measure_subject", crashing)
     if end is sleep:
-        monkeypatch.setenv("DFQKIT_CHILD_SECONDS", "1")
+        monkeypatch.setenv("DFQKIT_CHILD_SECONDS", "6")
     assert main([*command, "--junit-xml", str(tmp_path / "junit.xml")]) == (4 if end is divide else 3)
     suite = ElementTree.parse(tmp_path / "junit.xml").getroot()[0]
     errors = suite.findall("*/error")
@@ -123,7 +123,7 @@ def test_one_bad_bundle_costs_no_other_its_result(
     assert {case.get("classname") for case in suite} >= {"one", "three"}
     names(
         errors[0].get("message") or "",
-        *{die: ("SIGFPE",), divide: ("bug", "ZeroDivisionError"), sleep: ("1 sec",)}[end],
+        *{die: ("SIGFPE",), divide: ("bug", "ZeroDivisionError"), sleep: ("6 sec",)}[end],
     )
 
 
