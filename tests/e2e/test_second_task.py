@@ -113,7 +113,7 @@ def test_the_bundle_checks_itself(out: Path) -> None:
     assert "network that sees scenes" in (bundle / "MODEL_CARD.md").read_text(encoding="utf-8")
     program = [sys.executable, str(bundle / "samples" / "python" / "run.py")]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert all(f"{name} " in done.stdout for name in OUTPUTS)
 
 

@@ -94,7 +94,7 @@ def test_masks_that_are_nearly_everywhere_empty_judge_nothing() -> None:
     empty = {task.names[0]: np.full((20, 1, 8, 12), -3.0)}
     found = judge(Evidence(seen=[seen(task, IMAGE, empty, empty, data="made")]))
     assert found.verdict == "not judged"
-    names(found.reasons[0], "finds nothing", "100 %")
+    names(found.reasons[0], "finds something in 0 of the 20")
 
 
 def test_masks_of_one_thing_are_above_their_threshold() -> None:
