@@ -533,6 +533,7 @@ def make_operator_without_kernel(bad: bool) -> onnx.ModelProto:
     return n.model(n.qdq(h, "out", zero=0))
 
 
+@fixture("V2", "openvino")
 @fixture("O17", "onnxruntime-avx2")
 def make_full_range_of_weights(bad: bool) -> onnx.ModelProto:
     n = ort()

@@ -87,7 +87,7 @@ class Net:
         if scale is None:
             scale = 0.01 if axis is None else np.linspace(0.005, 0.02, shape[axis])
         zero = kw.get("zero", 128 if dtype == np.uint8 else 0)
-        low, high = kw.get("range", (-127, 127))
+        low, high = kw.get("range", (-63, 63))
         codes = (self.rng.integers(low, high + 1, shape) + zero).astype(dtype)
         codes_name = self.const(f"{name}.codes", codes)
         if "clip" in kw:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import onnx
 from onnx import TensorProto
 
@@ -17,6 +16,7 @@ from dfqkit_export.backends.onnxruntime.targets import ONNXRUNTIME_ARM
 from dfqkit_export.backends.qdq import QdqGraph
 from dfqkit_export.backends.quantized_codes import CLIPS_CODES
 from dfqkit_export.backends.rule import Violation, rule, rules_in
+from dfqkit_export.backends.saturation import saturating_weights
 from dfqkit_export.onnxfile.graph import attribute
 
 # ConvTranspose has O14; Pad only moves values, so that float costs it a copy at most, and often not even that.
@@ -122,16 +122,7 @@ def _find_float_operators(graph: QdqGraph) -> Iterator[Violation]:
     repair="quantize with 7-bit weights (reduce_range)",
 )
 def _find_saturating_weights(graph: QdqGraph) -> Iterator[Violation]:
-    if not graph.target.weights.reduce_range:
-        return
-    for layer in graph.weighted():
-        weight = graph.operand(layer.input[1])
-        codes = graph.constant(weight.dequantize.input[0]) if weight.dequantize is not None else None
-        if codes is not None and codes.dtype == np.int8 and int(np.abs(codes.astype(np.int16)).max(initial=0)) > 64:
-            yield Violation(
-                graph.name(layer),
-                "its weights fill 8 bits; without VNNI, sums of uint8 x int8 products saturate at 16 bits",
-            )
+    yield from saturating_weights(graph)
 
 
 @rule("E11", "error", "A bias lies on the grid of its layer's products", repair=REQUANTIZE_BIAS)

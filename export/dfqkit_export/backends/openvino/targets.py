@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dfqkit_export.backends.spaces import S8_ZERO, U8, U8_ZERO, W8, W8_FULL, W8_TENSOR, row
+from dfqkit_export.backends.spaces import S8_ZERO, U8, U8_ZERO, W7, W7_FULL, W7_TENSOR, row
 from dfqkit_export.backends.target import Cell, Target
 
 _SEEN = "measured: OpenVINO 2026.4.1, execution graph on x86 with AVX-512 VNNI"
@@ -12,6 +12,10 @@ _PLUGIN = (
 )
 _LPT = "read: OpenVINO, low precision transformations: a convolution's activations have one scale for all channels"
 _NNCF = "read: NNCF, hardware setup for CPU: int8 weights, symmetric, per channel or per tensor"
+_SATURATES = (
+    "measured: OpenVINO 2026.4.1 held to AVX2 (ONEDNN_MAX_CPU_ISA=AVX2) saturates sums of two u8 x i8 products with "
+    "8-bit codes, and not with 7-bit ones"
+)
 _ACTIVATIONS = (U8, S8_ZERO)
 
 OPENVINO = Target(
@@ -20,7 +24,7 @@ OPENVINO = Target(
     backend="openvino",
     opset=18,
     opsets=Cell(value=(10, 28), source="measured: OpenVINO 2026.4.1 runs a quantized convolution of each in u8"),
-    weights=W8,
+    weights=W7,
     unsigned_activations=U8_ZERO,
     signed_activations=U8,
     bias="float",
@@ -34,22 +38,22 @@ OPENVINO = Target(
     ),
     operators=(
         row(
-            "Conv", placement="inputs", activations=_ACTIVATIONS, weights=(W8_FULL, W8_TENSOR),
+            "Conv", placement="inputs", activations=_ACTIVATIONS, weights=(W7_FULL, W7_TENSOR),
             bias=("float", "int32"),
             source={
                 "": f"{_SEEN}: u8 convolutions, files with int8 activations too, which it rewrites; {_PLUGIN}",
                 "placement": f"{_SEEN}: pairs on the inputs are enough, one on the output that an Add reads is dropped",
-                "weights": f"{_SEEN}; {_NNCF}",
+                "weights": f"{_SEEN}; {_NNCF}; {_SATURATES}",
                 "activations": f"{_SEEN}; {_PLUGIN}; {_LPT}",
                 "bias": f"{_SEEN}: both forms, same numbers",
             },
         ),
         row(
-            "Gemm", "MatMul", placement="inputs", activations=_ACTIVATIONS, weights=(W8_FULL, W8_TENSOR),
-            bias=("float", "int32"), source={"": f"{_SEEN}: u8 or i8", "weights": f"{_SEEN}; {_NNCF}"},
+            "Gemm", "MatMul", placement="inputs", activations=_ACTIVATIONS, weights=(W7_FULL, W7_TENSOR),
+            bias=("float", "int32"), source={"": f"{_SEEN}: u8 or i8", "weights": f"{_SEEN}; {_NNCF}; {_SATURATES}"},
         ),
         row(
-            "ConvTranspose", placement="inputs", activations=(U8_ZERO, S8_ZERO), weights=(W8_FULL, W8_TENSOR),
+            "ConvTranspose", placement="inputs", activations=(U8_ZERO, S8_ZERO), weights=(W7_FULL, W7_TENSOR),
             bias=("float",), source=f"{_SEEN}: u8 and i8 with zero point 0; float with uint8 and zero point 128",
         ),
         row("Add", "Sub", placement="inputs", activations=_ACTIVATIONS, source=_SEEN),
@@ -74,6 +78,9 @@ OPENVINO = Target(
     ),
     domains=frozenset({"com.microsoft"}),
     quirks=(
+        "Weights fill 7 of their 8 bits ([-63, 63]), whatever quant.bits says above 7: without VNNI the kernels add "
+        "two u8 x i8 products in 16 bits, where 8-bit codes saturate, and no setting prevents it. 7-bit codes "
+        "give the file's numbers on both kinds of processor (measured, 2026.4.1, the second held to AVX2).",
         "A Q/DQ pair between a convolution and the Add it feeds is dropped, so its rounding is missing: with pairs "
         "behind every operator results move by a step; with pairs on inputs alone they equal the student's bit for bit "
         "(measured, 2026.4.1, power-of-two scales).",
