@@ -54,7 +54,7 @@ _ENOUGH_BITS = "w8a8"
 
 #: Side of the largest images (pixels) of which generators make a set in a minute.
 _SMALL = 64
-#: What suits classifiers of larger ones: drawn images, of which some dozens give ranges as good as those of real ones,
+#: What suits larger ones: drawn images, of which some dozens give ranges as good as those of real ones,
 #: and the scheme that is nearest on others, since which one is best differs from network to network.
 _LARGE: dict[str, Any] = {
     "synthesis": ProceduralConfig(),
@@ -135,8 +135,8 @@ def quantize(  # noqa: PLR0913 - all but the first are named, and have defaults
             what they are recognised as.
         method: Where images come from: one of `dfqkit list synthesizers`; by default the first of dfq, zeroq and
             procedural for which the network has what is needed. Where a task finds objects, procedural images
-            of which some were pulled until the network sees objects. For w8a8 of a classifier of more than 64
-            pixels, procedural images, and several schemes are tried of which the nearest is kept (``ladder``, for
+            of which some were pulled until the network sees objects. For w8a8 of any other of more than 64 pixels,
+            procedural images, and several schemes are tried of which the nearest is kept (``ladder``, for
             20 minutes).
         out: Folder for the result; a new temporary one by default. A folder that holds the same run continues it.
         options: Further or other recipe sections, e.g. ``{"seed": 1, "distill": {"steps": 600}, "device": "cuda"}``;
@@ -283,7 +283,7 @@ def _recipe(teacher: Teacher, bits: str, target: str, sections: Mapping[str, Any
     """Return a recipe for a teacher that is at hand; its weights' fingerprint stands in for a file name."""
     of_task = _OBJECTS if teacher.task.name != DEFAULT_TASK.name and "objects" in provides(teacher) else {}
     small = max(teacher.image.shape[1:]) <= _SMALL
-    if teacher.task.name == DEFAULT_TASK.name and bits == _ENOUGH_BITS and not small and "synthesis" not in sections:
+    if not of_task and bits == _ENOUGH_BITS and not small and "synthesis" not in sections:
         of_task = _LARGE | {"ladder": _ladder(sections.get("quant", {}))}
     floors = (
         [] if of_task is _OBJECTS else [FloorSection(metric=STUDENT_AGREEMENT.name, value=99.5)]

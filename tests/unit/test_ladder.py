@@ -27,7 +27,9 @@ from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import RecipeError
 from dfqkit_export.images.stored import StoredBank
 from dfqkit_export.report.page import render_html
+from dfqkit_export.tasks import task_of
 from tests._messages import raises_naming
+from tests._task_nets import UNet
 from tests._toys import IMAGE, toy
 
 #: The middle one is the nearest: the others cut what a tenth, or nearly a half, of the values are.
@@ -214,6 +216,13 @@ def test_a_classifier_of_large_images_has_a_ladder_by_default() -> None:
     assert {"equalize"} == {"equalize"} - {key for each in pinned.candidates for key in each.sets}
     assert default(96, {"quant": {"activation_range": "mse"}}).ladder is None
     assert default(96, {"ladder": None}).ladder is None
+
+
+def test_so_has_any_other_task_that_looks_for_no_objects() -> None:
+    image = dfqkit.ImageSpec(shape=(3, 96, 96), mean=IMAGE.mean, std=IMAGE.std)
+    teacher = Teacher.from_module(UNet(), image, task=task_of({"name": "dense"}))
+    large = api._recipe(teacher, "w8a8", "onnxruntime", {})
+    assert (large.synthesis, large.ladder is not None, large.quant.scales) == (ProceduralConfig(), True, "float")
 
 
 @pytest.mark.parametrize(
