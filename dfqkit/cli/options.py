@@ -102,6 +102,17 @@ def add_compute_options(parser: Parser) -> None:
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
 
 
+def add_cluster_options(parser: Parser, part: str) -> None:
+    """Add where parts are done, of which each is a ``part``."""
+    text = (
+        f"make every {part} as a task of Ray (extra 'ray'): on this machine (local), on the cluster that it is part of "
+        "(auto), or on that at an address; threads are then 1 a part unless --threads says more"
+    )
+    parser.add_argument("--cluster", metavar="local|auto|ADDRESS", help=text)
+    text = "parts at a time, at the most (default: as many as there are cores for)"
+    parser.add_argument("--workers", type=positive, metavar="N", help=text)
+
+
 def starting(args: argparse.Namespace) -> None:
     """Say that a command begins, before torch is imported, which takes seconds; and from now on that it goes on."""
     if not Progress(quiet=args.quiet).quiet:

@@ -78,11 +78,7 @@ class BankFolder:
         return int(min(self.request["shard"], self.request["wanted"] - self.n))
 
     def __enter__(self) -> BankFolder:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            message = f"Cannot make the folder '{self.path}': {error.strerror or error}. Choose another with --out."
-            raise ArtefactError(message) from error
+        self._make()
         self._lock.acquire()
         try:
             self._begin()
@@ -93,6 +89,18 @@ class BankFolder:
 
     def __exit__(self, *_: object) -> None:
         self._lock.release(forget=self.finished or not (self.path / SET_FILE).exists())
+
+    def join(self) -> None:
+        """Begin it, or look at what was begun, without keeping others out: for sets of independent shards alone."""
+        self._make()
+        self._begin()
+
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            message = f"Cannot make the folder '{self.path}': {error.strerror or error}. Choose another with --out."
+            raise ArtefactError(message) from error
 
     def _begin(self) -> None:
         if not (self.path / SET_FILE).exists():
@@ -115,7 +123,7 @@ class BankFolder:
             return
         if (self.path / _STATE).exists():
             tensors, values, _, owner = read_checkpoint(self.path / _STATE)
-            require_owner(self.path / _STATE, owner, self._owner)
+            require_owner(self.path / _STATE, owner, self.owner)
             self.state = tensors, values
             self.shards, self.facts["cost"] = values["shards"], values["cost"]
             self._require_shards()
@@ -137,10 +145,11 @@ class BankFolder:
                 "original back, or choose another folder with --out."
             )
             raise ArtefactError(message)
-        other = [key for key, value in self.request.items() if begun.get(key) != value]
+        keys = dict.fromkeys((*self.request, "independent"))  # which only sets of such shards have
+        other = [key for key in keys if begun.get(key) != self.request.get(key)]
         if other:
             shown = "; ".join(
-                f"{key} {_short(begun.get(key))} there, {_short(self.request[key])} here" for key in other
+                f"{key} {_short(begun.get(key))} there, {_short(self.request.get(key))} here" for key in other
             )
             message = f"Folder '{self.path}' holds another set ({shown}). Choose another folder with --out."
             raise ArtefactError(message)
@@ -168,12 +177,18 @@ class BankFolder:
         self.save_state(tensors, values)
         self._write_list({"cost": values["cost"]})
 
+    def take(self, shards: Sequence[Mapping[str, Any]], cost: int) -> None:
+        """List shards that are there, whoever made them."""
+        self.shards = [{key: shard[key] for key in ("name", "n", "sha256")} for shard in shards]
+        self._write_list({"cost": cost})
+
     def save_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Save from where to continue, between shards too."""
-        write_checkpoint(self.path / _STATE, tensors, {**values, "shards": self.shards}, 0.0, self._owner)
+        write_checkpoint(self.path / _STATE, tensors, {**values, "shards": self.shards}, 0.0, self.owner)
 
     @property
-    def _owner(self) -> dict[str, str]:
+    def owner(self) -> dict[str, str]:
+        """Hash of what decides the images, which what belongs to them names."""
         request = json.dumps(self.request, sort_keys=True)
         return {"set": hashlib.sha256(request.encode()).hexdigest()}
 

@@ -5,26 +5,33 @@ readers are warned of. Its folder is `bank_folder`.
 
 A synthesizer is asked for fresh images only, for one shard to begin with. Sources that make images in batches
 (`available` says how many are left) are asked for more and given more rounds whenever they are short; generators are
-trained once and then drawn from.
+trained once and then drawn from. Where shards are to be independent, each is filled in this way, by a synthesizer of
+its own (`bank_parts`).
 """
 
 from __future__ import annotations
 
+import shlex
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from dfqkit.config.reading import parse_recipe
 from dfqkit.config.recipe import Recipe
 from dfqkit.config.synthesis import Demand
 from dfqkit.images.bank import ImageBank
 from dfqkit.progress import Bar, Progress
 from dfqkit.run.bank_folder import BankFolder
+from dfqkit.run.bank_parts import PartFolder, forget_parts, gathered, machines_told, shards_of
 from dfqkit.run.context import on_device, provisional_student, resolve_device, resolved_synthesis, teacher_of
+from dfqkit.run.parts import Executor, InOrder, Job, Tell
 from dfqkit.run.playing import CHECKPOINT_SECONDS, drawn
 from dfqkit.seeds import derive
 from dfqkit.synthesis.base import Synthesizer
@@ -32,7 +39,7 @@ from dfqkit.synthesis.build import build_synthesizer
 from dfqkit.teacher.load import Teacher
 from dfqkit.training.stream import frozen
 from dfqkit_export.env import environment
-from dfqkit_export.errors import ArtefactError
+from dfqkit_export.errors import ArtefactError, RecipeError
 from dfqkit_export.images.stored import StoredBank, image_digest
 from dfqkit_export.tasks import entry_of
 from dfqkit_export.tasks.answering import grouped
@@ -43,11 +50,43 @@ _NAMED = 10  # classes named in a warning
 
 @dataclass(frozen=True, kw_only=True)
 class BankPlan:
-    """How many images a set has, how many lie in one file (and in memory), and the command that makes it again."""
+    """How many images a set has, how many lie in one file (and in memory), and the command that makes it again.
+
+    Attributes:
+        independent: Whether each shard is made from random numbers of its own, so that any process can make any.
+        executor: Where those are made, with as many threads as torch has here.
+    """
 
     n: int
     shard: int = 1024
     command: str = ""
+    independent: bool = False
+    executor: Executor = field(default_factory=InOrder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """What images are made with: loaded once in every process that makes some."""
+
+    recipe: Recipe
+    teacher: Teacher
+    students: list[nn.Module]
+    device: torch.device
+
+    @classmethod
+    def of(cls, recipe: Recipe, teacher: Teacher, device: torch.device) -> _Source:
+        needed = resolved_synthesis(recipe).needed
+        students: list[nn.Module] = [provisional_student(recipe, teacher, device)] if "student" in needed else []
+        return cls(recipe=recipe, teacher=teacher, students=students, device=device)
+
+    def synthesizer(self, fresh: int, *part: int) -> Synthesizer:
+        rng = derive(self.recipe.seed, "synthesis", *part, device=self.device)
+        demand = Demand(training=0, fresh=fresh)
+        return build_synthesizer(resolved_synthesis(self.recipe), self.teacher, rng, demand)
+
+
+#: That of this process, by what its shards share.
+_SOURCES: dict[str, _Source] = {}
 
 
 def make_bank(
@@ -58,9 +97,51 @@ def make_bank(
     The recipe's teacher, image, synthesis and seed decide the images; its quant section only for methods that play
     against a student. ``out`` is a new or empty folder, or that of the same set.
     """
+    source, maker, folder = _begun(recipe, out, plan, device, teacher)
+    told: list[str] = []
+    with folder, frozen(source.students):
+        if not folder.complete and plan.independent:
+            with progress.stage("shards", total=plan.n) as bar:
+                told = _gather(source, folder, plan.executor, bar)
+        elif not folder.complete:
+            Making(folder, maker, source.students, recipe.bank.batch).run(progress)
+        if not folder.finished:
+            folder.finish([*told, *_warnings(StoredBank.open(out), recipe, source.teacher)])
+            forget_parts(out)
+    return StoredBank.open(out)
+
+
+def make_one(recipe: Recipe, out: Path, plan: BankPlan, index: int, *, device: str, progress: Progress) -> int:
+    """Make one independent shard of a set, which other processes may be making, too; return its number of images."""
+    source, _, folder = _begun(recipe, out, plan, device, None)
+    if not 0 <= index < shards_of(folder.request):
+        message = f"This set has no shard {index}: it has {shards_of(folder.request)}, counted from 0."
+        raise RecipeError(message)
+    folder.join()
+    if folder.finished:
+        return int(folder.shards[index]["n"])
+    with progress.stage(f"shard {index}", total=100) as bar:
+        ((_, made),) = InOrder().run(_job(source, folder, [index], size=100), bar)
+    return int(made["n"])
+
+
+def _begun(
+    recipe: Recipe, out: Path, plan: BankPlan, device: str, teacher: Teacher | None
+) -> tuple[_Source, Synthesizer, BankFolder]:
+    """Return what images are made with, a synthesizer of it, and the folder; refuse mistakes before there is one."""
     where = resolve_device(device)
     teacher = on_device(teacher or teacher_of(recipe), where)
-    maker, students = _made(recipe, teacher, where, plan)
+    config = resolved_synthesis(recipe)
+    given = "images" in config.needed
+    if plan.independent and given:
+        message = (
+            f"Source '{config.method}' hands out images that are there already, in one order, so its shards are not "
+            "independent. Leave out --independent, --cluster and --part."
+        )
+        raise RecipeError(message)
+    source = _Source.of(recipe, teacher, where)
+    # Sources of images that are there already take what they are asked for at the start, and no more later.
+    maker = source.synthesizer(plan.n if given else min(plan.n, plan.shard))
     request = {
         "wanted": plan.n,
         "shard": plan.shard,
@@ -72,8 +153,8 @@ def make_bank(
         "seed": recipe.seed,
         "recipe": {"name": recipe.name, "sha256": recipe.digest()},
         "device": str(where),
+        **({"independent": True} if plan.independent else {}),
     }
-    config = resolved_synthesis(recipe)
     facts = {
         "command": plan.command,
         "threads": torch.get_num_threads(),
@@ -81,30 +162,98 @@ def make_bank(
         "real_data": config.real_data(),
         "warnings": list(config.warnings()),  # those of the images themselves come when all are there
     }
-    with BankFolder(out, request, facts) as folder, frozen(students):
-        if not folder.complete:
-            Making(folder, maker, students, recipe.bank.batch).run(progress)
-        if not folder.finished:
-            folder.finish(_warnings(StoredBank.open(out), recipe, teacher))
-    return StoredBank.open(out)
+    return source, maker, BankFolder(out, request, facts)
 
 
-def _made(
-    recipe: Recipe, teacher: Teacher, device: torch.device, plan: BankPlan
-) -> tuple[Synthesizer, list[nn.Module]]:
-    config = resolved_synthesis(recipe)
-    rng = derive(recipe.seed, "synthesis", device=device)
-    needs = config.needed
-    # Sources of images that are there already take what they are asked for at the start, and no more later.
-    fresh = plan.n if "images" in needs else min(plan.n, plan.shard)
-    maker = build_synthesizer(config, teacher, rng, Demand(training=0, fresh=fresh))
-    return maker, [provisional_student(recipe, teacher, device)] if "student" in needs else []
+def _gather(source: _Source, folder: BankFolder, executor: Executor, bar: Bar) -> list[str]:
+    """Have all shards made that are not there, list them, and return what must be said of where they were made."""
+
+    def missing(left: list[int]) -> None:
+        job = _job(source, folder, left)
+        bar.advance(folder.request["wanted"] - job.size)
+        for _ in executor.run(job, bar):
+            pass
+
+    lists = gathered(folder.path, folder.request, folder.owner["set"], missing)
+    folder.take(lists, sum(one["cost"] for one in lists))
+    return machines_told(lists)
+
+
+def _job(source: _Source, folder: BankFolder, indices: Sequence[int], size: int | None = None) -> Job:
+    recipe, request = source.recipe, folder.request
+    owner = folder.owner["set"]
+    common: dict[str, Any] = {
+        "recipe": recipe.to_yaml(),
+        "directory": None if recipe.directory is None else str(recipe.directory.resolve()),
+        "device": str(source.device),
+        "out": str(folder.path.resolve()),
+        "request": request,
+        "owner": owner,
+    }
+    _SOURCES.clear()
+    _SOURCES[owner] = source
+    command = [*shlex.split(folder.facts["command"]), "--out", common["out"], "--part"]
+    return Job(
+        name="shard",
+        function=make_shard,
+        common=common,
+        indices=indices,
+        sizes=[size or min(request["shard"], request["wanted"] - index * request["shard"]) for index in indices],
+        alone=lambda index: shlex.join([*command, str(index)]),
+        threads=torch.get_num_threads(),
+        gpus=float(source.device.type == "cuda"),
+    )
+
+
+def make_shard(common: Mapping[str, Any], index: int, tell: Tell) -> dict[str, Any]:
+    """Make one independent shard in the folder of its set, or continue it; return what its list says."""
+    part = PartFolder(Path(common["out"]), common["request"], index, common["owner"])
+    if part.listed is not None:
+        return part.listed
+    if common["owner"] not in _SOURCES:
+        directory = common["directory"]
+        recipe = parse_recipe(common["recipe"], "the recipe").found_in(Path(directory) if directory else None)
+        device = resolve_device(common["device"])
+        _SOURCES.clear()
+        _SOURCES[common["owner"]] = _Source.of(recipe, on_device(teacher_of(recipe), device), device)
+    source = _SOURCES[common["owner"]]
+    part.load()
+    maker = source.synthesizer(part.next_size, index)
+    with frozen(source.students):
+        Making(part, maker, source.students, source.recipe.bank.batch).run(_Telling(tell))
+    assert part.listed is not None
+    return part.listed
+
+
+class _Telling(Progress):
+    """The progress of one shard, told as a share of its rounds."""
+
+    def __init__(self, tell: Tell) -> None:
+        super().__init__(quiet=True)
+        self.tell = tell
+
+    @contextmanager
+    def stage(self, name: str, *, total: int, start: int = 0) -> Iterator[Bar]:
+        """Tell of the warm-up, which takes the time; what is drawn from it is told when the shard is there."""
+        yield _Share(self.tell, total if name == "synthesize" else 0, start)
+
+
+class _Share:
+    def __init__(self, tell: Tell, total: int, done: int) -> None:
+        self.tell, self.total, self.done = tell, total, done
+
+    def advance(self, steps: int = 1, /, **terms: float) -> None:
+        self.done += steps
+        if self.total:
+            self.tell(0.99 * self.done / self.total, **terms)
 
 
 class Making:
     """The rounds and draws that fill a folder."""
 
-    def __init__(self, folder: BankFolder, maker: Synthesizer, students: Sequence[nn.Module], batch: int) -> None:
+    def __init__(
+        self, folder: BankFolder | PartFolder, maker: Synthesizer, students: Sequence[nn.Module], batch: int
+    ) -> None:
         self.folder, self.maker, self.students, self.batch = folder, maker, students, batch
         self.first_rounds = maker.warmup_rounds
         self.rounds = 0
