@@ -83,7 +83,7 @@ class Teacher:
 
         Args:
             model: Trained network, in any mode: the copy is in eval mode. Wrappers of DataParallel and torch.compile
-            are taken off, other dtypes become float32. Or what torch.export or TorchScript made of one.
+                are taken off, other dtypes become float32. Or what torch.export or TorchScript made of one.
             image: What images it takes.
             name: Short name for reports; the class name if None.
             task: What its outputs mean; None: what they are recognised as.

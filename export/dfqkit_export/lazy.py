@@ -65,7 +65,7 @@ def missing_extra(error: ModuleNotFoundError) -> MissingExtraError | None:
         return None
     return MissingExtraError(
         f"This needs {package}, which is not installed: making students takes the extra 'torch', running and checking "
-        f"files does not. Run {install_hint('torch')} (README.md says how to get torch without CUDA)."
+        f"files does not. Run {install_hint('torch')} (docs/how-to/install.md says how to get torch without CUDA)."
     )
 
 
