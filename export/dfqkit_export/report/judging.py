@@ -53,6 +53,9 @@ UNSURE = 2.0
 SKILL = 0.1
 #: A file that gives another answer than the student that it was written from, on one image in ten, is another network.
 SAME = 90.0
+#: Where most of what it loses of the teacher's answers its student loses, too, they are undecided on these images, and
+#: behind float operators a tie that falls otherwise gives another: of what is lost no more than this share is the file's.
+OWN = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +120,7 @@ def _of_the_file(evidence: Evidence) -> list[Finding]:
     # Of an image of many boxes one is at a threshold: where a task measures what stays of them, that counts.
     measure = STUDENT_KEPT if any(m.name == STUDENT_KEPT.name for m in evidence.same) else STUDENT_AGREEMENT
     empty = {shown.data for shown in evidence.seen if _nothing_shown(shown)}  # a letter more or less is no other file
+    kept = {shown.data: shown.kept for shown in evidence.seen if shown.kept is not None}
     found = [
         Finding(
             metric=metric.name,
@@ -130,7 +134,11 @@ def _of_the_file(evidence: Evidence) -> list[Finding]:
             ),
         )
         for metric in evidence.same
-        if metric.name == measure.name and metric.data not in empty and metric.value is not None and metric.value < SAME
+        if metric.name == measure.name
+        and metric.data not in empty
+        and metric.value is not None
+        and metric.value < SAME
+        and 100.0 - metric.value > OWN * (100.0 - kept.get(metric.data, 100.0))
     ]
     if evidence.integer == 0:
         message = (

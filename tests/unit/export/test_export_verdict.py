@@ -193,6 +193,20 @@ def test_what_else_was_measured_is_heard(more: dict[str, Any], verdict: str) -> 
     assert judge(Evidence(seen=[GOOD], **more)).verdict == verdict
 
 
+@pytest.mark.parametrize(
+    ("of_student", "of_teacher", "verdict"),
+    [
+        (76.0, 45.0, NOT_JUDGED),  # the student loses most of it, too: these images decide nothing
+        (76.0, 60.0, FAILED),
+        (50.0, 45.0, FAILED),  # as far from its student as from the teacher: another file
+    ],
+)
+def test_ties_of_undecided_answers_make_no_other_file(of_student: float, of_teacher: float, verdict: str) -> None:
+    seen = replace(GOOD, classes=False, kept=of_teacher, agreement=of_teacher)
+    same = [STUDENT_KEPT.metric(subject="x", data=GOOD.data, value=of_student, n=100)]
+    assert judge(Evidence(seen=[seen], same=same)).verdict == verdict
+
+
 def test_floors_stand_on_top() -> None:
     finding = Finding(metric=TOP1_DROP.name, subject="s", value=1.0, floor=0.5, message="It is beyond its floor.")
     assert judge(Evidence(drops=[drop(0)]), [finding]).findings == (finding,)
