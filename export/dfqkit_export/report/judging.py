@@ -54,7 +54,7 @@ SKILL = 0.1
 #: A file that gives another answer than the student that it was written from, on one image in ten, is another network.
 SAME = 90.0
 #: Where most of what it loses of the teacher's answers its student loses, too, they are undecided on these images, and
-#: behind float operators a tie that falls otherwise gives another: of what is lost no more than this share is the file's.
+#: behind float operators a tie that falls otherwise gives another: of what is lost at most this share is the file's.
 OWN = 0.5
 
 
