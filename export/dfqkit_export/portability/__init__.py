@@ -1,0 +1,16 @@
+"""The same file on other processors: proven, run under emulation, or not looked at; family of kernels by family.
+
+What belongs here: the families (`families`), how each is reached (`environment`, `emulated`), what is said of them
+without running anything (`bounds`) and by running them (`proving`), and the table (`text`).
+"""
+
+from __future__ import annotations
+
+from dfqkit_export.portability.families import FAMILIES, Family, families, own_family
+from dfqkit_export.portability.proving import EQUAL, PARTS, PROVEN, UNSEEN, Portability, prove
+from dfqkit_export.portability.text import render_portability
+
+__all__ = [
+    "EQUAL", "FAMILIES", "PARTS", "PROVEN", "UNSEEN", "Family", "Portability", "families", "own_family", "prove",
+    "render_portability",
+]  # fmt: skip
