@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
@@ -47,6 +47,16 @@ class Progress:
         self.quiet = quiet or os.environ.get("DFQKIT_PROGRESS") == "0"
         self._stream = stream
         self._clock = clock
+        self._whole: _Whole | None = None
+
+    def expect(self, seconds: Mapping[str, float]) -> None:
+        """Take what the stages of a run are expected to last; bars then say what is left of all of them, too."""
+        self._whole = _Whole(seconds, self._clock)
+
+    def enter(self, stage: str) -> None:
+        """Note that a stage of a run begins, whatever its bars are called."""
+        if self._whole is not None:
+            self._whole.enter(stage)
 
     @contextmanager
     def alive(self, text: str) -> Iterator[None]:
@@ -64,7 +74,7 @@ class Progress:
     def stage(self, name: str, *, total: int, start: int = 0) -> Iterator[Bar]:
         """Show a stage to its last step; those up to ``start`` were done before and do not count in the time left."""
         stream = self._stream or sys.stderr
-        count = _Count(name, total, start, self._clock)
+        count = _Count(name, total, start, self._clock, self._whole)
         PULSE.doing = count.told
         if self.quiet:
             yield count
@@ -142,10 +152,37 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
 
 
+class _Whole:
+    """How far all stages of a run are, by what each was expected to last and what those before it did."""
+
+    def __init__(self, seconds: Mapping[str, float], clock: Callable[[], float]) -> None:
+        self._expected, self._clock = dict(seconds), clock
+        self._stage, self._since, self._begun = "", clock(), clock()
+
+    def enter(self, stage: str) -> None:
+        self._stage, self._since = stage, self._clock()
+
+    def left(self, name: str, share: float) -> float:
+        """Return the seconds left while a bar stands at a share of its total."""
+        names, elapsed = list(self._expected), self._clock() - self._since
+        later = names[names.index(self._stage) + 1 :] if self._stage in names else []
+        expected = self._expected.get(self._stage, 0.0)
+        own = elapsed * (1 / share - 1) if name == self._stage and share > 0 else max(expected - elapsed, 0.0)
+        return own + sum(self._expected[other] for other in later)
+
+    def told(self, name: str, share: float) -> tuple[int, str]:
+        """Return the percent of all that is done, and the time left in words."""
+        left, spent = self.left(name, share), self._clock() - self._begun
+        return round(100 * spent / max(spent + left, 1e-9)), f"{duration(left)} left in all"
+
+
 class _Count:
     """How far a stage is; a bar that shows nothing."""
 
-    def __init__(self, name: str, total: int, start: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, name: str, total: int, start: int, clock: Callable[[], float], whole: _Whole | None = None
+    ) -> None:
+        self.whole = whole
         self.name, self.total, self.start, self.done = name, max(total, 1), start, start
         self._clock = clock
         self._since = clock()
@@ -161,6 +198,10 @@ class _Count:
 
     def told(self) -> str:
         return f"{self.name} {self.percent} % ({self.done}/{self.total})"
+
+    def of_all(self) -> tuple[int, str] | None:
+        """Return the percent of the whole run, and its time left in words; None where nothing was expected."""
+        return None if self.whole is None else self.whole.told(self.name, self.done / self.total)
 
     def terms(self) -> str:
         return ", ".join(f"{name} {float(value):.4g}" for name, value in self._terms.items())
@@ -192,17 +233,23 @@ class _PlainBar:
         count = self._count
         self._shown = count.percent
         text = f"{count.told()} {count.terms()}".rstrip()
-        PULSE.write(" | ".join(part for part in (text, count.time()) if part), self._stream)
+        whole = count.of_all()
+        parts = (text, count.time(), whole[1] if whole else "")
+        PULSE.write(" | ".join(part for part in parts if part), self._stream)
 
 
 class _RichBar:
     def __init__(self, count: _Count, display: RichDisplay) -> None:
         self._count, self._display = count, display
         self._task = display.add_task(count.name, total=count.total, completed=count.start, **self._fields())
+        self._whole = None if count.whole is None else display.add_task("all stages", total=100, time="", terms="")
 
     def advance(self, steps: int = 1, /, **terms: float) -> None:
         self._count.advance(steps, **terms)
         self._display.update(self._task, completed=self._count.done, **self._fields())
+        whole = self._count.of_all()
+        if whole is not None and self._whole is not None:
+            self._display.update(self._whole, completed=whole[0], time=whole[1])
 
     def _fields(self) -> dict[str, Any]:
         return {"terms": self._count.terms(), "time": self._count.time()}

@@ -61,6 +61,7 @@ def add(commands: Commands) -> None:
     add_overrides(parser, "change all recipes")
     add_untrusted(parser)
     add_compute_options(parser)
+    parser.add_argument("--dry-run", action="store_true", help="time a round of every source and say what all takes")
 
 
 def _bench(args: argparse.Namespace) -> int:
@@ -92,10 +93,36 @@ def _bench(args: argparse.Namespace) -> int:
         distill=distill,
         distilled_bits=tuple(dict.fromkeys(args.distill_bits or bits[-1:])) if distill else (),
     )
+    if args.dry_run:
+        result(_planned(grid, args.device or "auto"))
+        return 0
     with resumable(_command(args)):
         _work(grid, args)
     note(f"ok | {time.monotonic() - started:.0f} s | {args.out}")
     return 0
+
+
+def _planned(grid: Grid, device: str) -> list[str]:
+    """Return what a comparison is going to take, source by source; distillation is counted for all of them."""
+    from dfqkit.progress import duration
+    from dfqkit.run import synthesize
+    from dfqkit.run.context import teacher_of
+    from dfqkit.run.forecast import forecast
+    from dfqkit_export.words import table
+
+    seeds, whole = len(grid.seeds), 0.0
+    teacher, rows = teacher_of(next(iter(grid.contestants.values()))), [("source", "minutes")]
+    for name in grid.contestants:
+        made = forecast(grid.synthesis_recipe(name, grid.seeds[0]), teacher, device).seconds[synthesize.STAGE.name]
+        for trial in grid.calibrated() + grid.distilled([name]):
+            if (trial.contestant, trial.seed) == (name, grid.seeds[0]):
+                cell = forecast(grid.recipe(trial), teacher, device)
+                made += cell.total - cell.seconds[synthesize.STAGE.name]
+        rows.append((name, f"{seeds * made / 60:.1f}"))
+        whole += seeds * made
+    cells = len(grid.calibrated()) + len(grid.distilled(list(grid.contestants)))
+    total = f"{cells} trials, about {duration(whole)} on this machine as busy as it is now"
+    return [*table(rows, numbers=True, ruler=True), total]
 
 
 def _work(grid: Grid, args: argparse.Namespace) -> None:

@@ -102,6 +102,12 @@ def add_compute_options(parser: Parser) -> None:
     parser.add_argument("-q", "--quiet", action="store_true", help="show no progress")
 
 
+def add_yes(parser: Parser) -> None:
+    """Add what answers the question that a long run asks at a terminal."""
+    text = "begin a run of more than half an hour without asking, which is done at a terminal alone"
+    parser.add_argument("-y", "--yes", action="store_true", help=text)
+
+
 def add_cluster_options(parser: Parser, part: str) -> None:
     """Add where parts are done, of which each is a ``part``."""
     text = (

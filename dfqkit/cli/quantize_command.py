@@ -14,13 +14,14 @@ from dfqkit.cli.options import (
     add_compute_options,
     add_image,
     add_overrides,
+    add_yes,
     image_given,
     natural,
     note,
     result,
     starting,
 )
-from dfqkit.cli.running import begin, carry_out, show_reports
+from dfqkit.cli.running import announce, begin, carry_out, show_reports
 from dfqkit.config.files import CHECKPOINTS, WHOLE
 from dfqkit.run.stages import STAGES, plan
 from dfqkit_export.backends import DEFAULT_TARGET
@@ -70,6 +71,7 @@ def add(commands: Commands) -> None:
     text = "new or empty folder for everything the run makes (default: runs/MODEL/BITS-TARGET/TIME-HASH)"
     parser.add_argument("--out", metavar="DIR", help=text)
     add_compute_options(parser)
+    add_yes(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and the recipe; write nothing")
 
 
@@ -100,6 +102,7 @@ def _quantize(args: argparse.Namespace) -> int:
     )
     if args.dry_run:
         result(plan(recipe))
+        announce(args, recipe, loaded)
         return 0
     work = begin(args, recipe, validates=True, teacher=loaded, command=["dfqkit", *args.words])
     path = work.folder.path

@@ -6,13 +6,27 @@ import argparse
 import shlex
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dfqkit.cli.options import Commands, add_command, add_compute_options, add_recipe_options, note, result, starting
-from dfqkit.cli.running import begin, carry_out, chosen_recipe, ending, reopen, show_reports
+from dfqkit.cli.options import (
+    Commands,
+    add_command,
+    add_compute_options,
+    add_recipe_options,
+    add_yes,
+    note,
+    result,
+    starting,
+)
+from dfqkit.cli.running import announce, begin, carry_out, chosen_recipe, ending, reopen, show_reports
 from dfqkit.run.stage import only
 from dfqkit.run.stages import STAGES, first, following, plan
 from dfqkit.run.validate import REPORT
+from dfqkit_export.errors import DfqkitError
 from dfqkit_export.words import table
+
+if TYPE_CHECKING:
+    from dfqkit.config.recipe import Recipe
 
 _DESCRIPTION = (
     "Do all stages of a recipe: synthesize images, quantize, distil, export to ONNX, validate in the runtime. Prints "
@@ -31,6 +45,7 @@ def add(commands: Commands) -> None:
     )
     add_recipe_options(parser)
     add_compute_options(parser)
+    add_yes(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and the resolved recipe; write nothing")
     parser.add_argument("--resume", metavar="DIR", help="continue the run in that folder; needs no RECIPE")
     text = f"do one stage of the run in folder RECIPE; of a recipe, its first one ({first()})"
@@ -46,8 +61,7 @@ def _run(args: argparse.Namespace) -> int:
     _check(args)
     folder = args.resume or (args.recipe if args.only and _continues(args) else None)
     if args.dry_run:
-        result(plan(reopen(folder).recipe if folder else chosen_recipe(args)))
-        return 0
+        return _only_planned(args, reopen(folder).recipe if folder else chosen_recipe(args))
     starting(args)
     work = reopen(folder) if folder else begin(args, chosen_recipe(args), validates=not args.only)
     path = work.folder.path
@@ -61,6 +75,17 @@ def _run(args: argparse.Namespace) -> int:
     else:
         carry_out(work, STAGES, args, resume=shlex.join(["dfqkit", "run", "--resume", str(path)]))
     return show_reports(work, started)
+
+
+def _only_planned(args: argparse.Namespace, recipe: Recipe) -> int:
+    """Print the plan, and time one round where the machine has what that takes."""
+    result(plan(recipe))
+    starting(args)
+    try:
+        announce(args, recipe, None)
+    except (DfqkitError, ModuleNotFoundError) as error:
+        note(f"How long it takes cannot be said here: {error}")
+    return 0
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 from dfqkit.cli.options import note, result, spelled
 from dfqkit.cli.outcome import resumable
 from dfqkit.run.validate import REPORT, reports, require_floors
-from dfqkit_export.errors import ArtefactError
+from dfqkit_export.errors import ArtefactError, RecipeError
 from dfqkit_export.report.verdict import exit_code, overall
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from dfqkit.teacher.load import Teacher
     from dfqkit_export.report import Report
 
+#: Seconds of a run before which somebody at a terminal is asked.
+_LONG = 1800.0
 _TRIED = 16  # images that show whether a data set has the right form
 
 
@@ -91,8 +94,31 @@ def begin(
         require_floors(recipe)
         if validates:
             require_labels(teacher, real_images(recipe, limit=_TRIED))
+        args.expected = announce(args, recipe, teacher)
     folder = RunFolder.create(out, recipe_text=recipe.to_yaml(), digest=recipe.digest(), facts=facts)
     return Work(folder=folder, recipe=recipe, teacher=teacher)
+
+
+def announce(args: argparse.Namespace, recipe: Recipe, teacher: Teacher | None) -> dict[str, float] | None:
+    """Say what a run takes before it begins, and ask at a terminal where that is long; return its seconds by stage.
+
+    Where a run that is not seen by anybody is asked for (`--quiet`), nothing is timed.
+    """
+    from dfqkit.run.forecast import forecast
+
+    if args.quiet:
+        return None
+    told = forecast(recipe, teacher, args.device or "auto")
+    for line in told.lines():
+        note(line)
+    if args.dry_run:
+        return told.seconds
+    if told.total > _LONG and not args.yes and sys.stdin.isatty() and sys.stderr.isatty():
+        note("Begin? [y/N] ")
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            message = "Not begun. Give --yes to begin without being asked, or what is cheaper."
+            raise RecipeError(message)
+    return told.seconds
 
 
 def reopen(path: str) -> Work:
@@ -120,7 +146,9 @@ def carry_out(work: Work, stages: Iterable[str], args: argparse.Namespace, *, re
     from dfqkit.run import execution
     from dfqkit.run.stages import require_earlier
 
-    stages = list(stages)
+    stages, progress = list(stages), Progress(quiet=args.quiet)
+    if getattr(args, "expected", None):
+        progress.expect(args.expected)
     with resumable(resume), work.folder:
         require_earlier(work.folder, work.recipe, stages[0])
         execution.execute(
@@ -128,7 +156,7 @@ def carry_out(work: Work, stages: Iterable[str], args: argparse.Namespace, *, re
             work.recipe,
             stages,
             device=_settle(work.folder, args),
-            progress=Progress(quiet=args.quiet),
+            progress=progress,
             teacher=work.teacher,
         )
 

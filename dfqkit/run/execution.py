@@ -61,6 +61,7 @@ def execute(
 def _finish(context: Context, name: str) -> None:
     """Do a stage and list it as complete."""
     stage, folder, recipe = STAGES[name], context.folder, context.recipe
+    context.progress.enter(name)
     folder.begin(name)
     result = StageResult()
     if stage.applies(recipe):

@@ -29,8 +29,8 @@ def _run(context: Context) -> StageResult:
     from dfqkit.training.stream import frozen
 
     require_trainable(context)
-    sizes, ladder = context.recipe.bank, context.recipe.ladder
-    makers = _makers(context)
+    sizes = context.recipe.bank
+    makers = makers_of(context)
     saved = Checkpoints(context.folder, STAGE.name)
     done = dict.fromkeys(makers, 0)
     curve: list[dict[str, float]] = []
@@ -57,12 +57,8 @@ def _run(context: Context) -> StageResult:
                 bar.advance(1, **terms)
                 saved.offer(state)
     main, files = makers["main"], []
-    for name, draw, count in (
-        ("calibration", main.training_batch, sizes.calibration),
-        ("held_out", main.sample, sizes.held_out),
-        ("grading", makers.get("grading", main).sample, sizes.grading),
-        ("judging", makers.get("judging", main).sample, ladder.images if ladder else 0),
-    ):
+    for made_by, name, count in sets_of(context.recipe):
+        draw = main.training_batch if name == "calibration" else makers.get(made_by, main).sample
         if count:
             images = drawn(draw, count, sizes.batch)
             bank = ImageBank.collect(
@@ -77,7 +73,7 @@ def _run(context: Context) -> StageResult:
     return StageResult(files=[*files, f"state/{WARM}.safetensors"], facts=facts)
 
 
-def _makers(context: Context) -> dict[str, Synthesizer]:
+def makers_of(context: Context) -> dict[str, Synthesizer]:
     """Return the synthesizers of a run: one for training, and one each for what only grades and only judges."""
     from dfqkit.run.ladder import new_judge
 
@@ -87,6 +83,13 @@ def _makers(context: Context) -> dict[str, Synthesizer]:
     if context.recipe.ladder is not None:
         makers["judging"] = new_judge(context, context.recipe.ladder.images)
     return makers
+
+
+def sets_of(recipe: Recipe) -> list[tuple[str, str, int]]:
+    """Return from which synthesizer of a run which sets of how many images are drawn, in order."""
+    bank, judging = recipe.bank, recipe.ladder.images if recipe.ladder else 0
+    own = [("main", "calibration", bank.calibration), ("main", "held_out", bank.held_out)]
+    return [*own, ("grading", "grading", bank.grading), ("judging", "judging", judging)]
 
 
 def require_trainable(context: Context) -> None:
