@@ -70,6 +70,11 @@ class Progress:
         finally:
             PULSE.stop()
 
+    def note(self, text: str) -> None:
+        """Write a line between two bars."""
+        if not self.quiet:
+            PULSE.write(text, self._stream or sys.stderr)
+
     @contextmanager
     def stage(self, name: str, *, total: int, start: int = 0) -> Iterator[Bar]:
         """Show a stage to its last step; those up to ``start`` were done before and do not count in the time left."""

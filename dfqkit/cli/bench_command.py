@@ -175,7 +175,7 @@ def _work(grid: Grid, args: argparse.Namespace) -> None:
 
 def _warnings(recipe: Recipe, first: Recipe) -> list[str]:
     """Return what must be known of a contestant's rows."""
-    from dfqkit.run.provenance import warnings_of
+    from dfqkit.run.disclosure import warnings_of
 
     found = list(warnings_of(recipe))
     if recipe.bank.batch != first.bank.batch:

@@ -60,7 +60,7 @@ def _record(args: argparse.Namespace) -> int:
     from dfqkit.progress import Progress
     from dfqkit.records.recording import RecordOptions, record
     from dfqkit.run.context import resolve_device, teacher_of
-    from dfqkit.run.provenance import measured_on
+    from dfqkit.run.disclosure import measured_on
     from dfqkit_export.images.labelled import load_images
 
     if args.threads is not None:

@@ -19,6 +19,8 @@ from torch import fx
 from dfqkit.config.ladder import LadderConfig
 from dfqkit.config.quant import QuantConfig
 from dfqkit.config.synthesis import Demand, SynthesizerConfig
+from dfqkit.run.disclosure import file_metadata
+from dfqkit.students.onnx_file import write_qdq
 from dfqkit.students.sensitivity import Imitated
 from dfqkit.students.student import save_student
 from dfqkit.synthesis.build import build_synthesizer
@@ -64,6 +66,7 @@ def climb(
     stage: str,
     calibrated: Callable[[QuantConfig], fx.GraphModule],
     file: Path,
+    first: Path,
 ) -> dict[str, Any]:
     """Try the candidates, leave the student of the nearest one in ``file``, and return what was found out.
 
@@ -73,6 +76,7 @@ def climb(
         stage: What the state is stored as.
         calibrated: Makes the student of a scheme.
         file: Where the kept one goes, as `save_student` writes it.
+        first: Where the first one goes, as the QDQ file that a run in a hurry can do with.
 
     Returns:
         ``chosen``, a name; ``tried``, a row for each with its name, distance (None where it is not finite), percent of
@@ -92,6 +96,8 @@ def climb(
         with context.progress.stage(f"candidate {len(rows) + 1} of {len(schemes)}, {name}", total=1) as bar:
             start = time.monotonic()
             student = calibrated(schemes[name])
+            if not rows:
+                write_qdq(student, context.target, first, metadata=file_metadata(context, schemes[name]))
             told = _measured(student, batches, imitated)
             rows.append({"name": name, **told, "seconds": round(time.monotonic() - start, 3)})
             if nearest(rows) is rows[-1]:
@@ -99,6 +105,9 @@ def climb(
             kept = torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)
             context.folder.save_state(stage, {"student": kept}, {"tried": rows})
             bar.advance(1, **{key: math.nan if value is None else value for key, value in told.items()})
+        if len(rows) == 1:
+            kept_now = f"it keeps {told['kept']:.1f} % of the teacher's answers on the {len(bank)} images that judge"
+            context.progress.note(f"{first} is a first int8 file: {kept_now}. Further candidates are tried.")
     judged_on = f"{len(bank)} images of {bank.source}"
     return {"chosen": nearest(rows)["name"], "tried": rows, "judged_on": judged_on, "stopped": _stopped(ladder, rows)}
 

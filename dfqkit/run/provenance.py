@@ -5,101 +5,24 @@ What belongs here: facts that are read off the recipe and off what the stages no
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import takewhile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dfqkit.config.files import find_file
-from dfqkit.config.recipe import Recipe
-from dfqkit.config.synthesis import UNKNOWN, SynthesizerConfig
+from dfqkit.config.synthesis import UNKNOWN
 from dfqkit.run import distill, quantize, synthesize, train
+from dfqkit.run.disclosure import resolved, warnings_of
 from dfqkit_export.backends import DEFAULT, DEFAULT_TARGET, backend_of
 from dfqkit_export.backends.target import Target
 from dfqkit_export.env import environment
-from dfqkit_export.errors import RecipeError
 from dfqkit_export.images.stored import StoredBank
 from dfqkit_export.measure.breakdown import Breakdown
 from dfqkit_export.tasks.answering import grouped
 
 if TYPE_CHECKING:
     from dfqkit.run.context import Context
-
-_TORCHVISION = "torchvision:"
-
-
-def warnings_of(recipe: Recipe) -> tuple[str, ...]:
-    """Return what a report on the result must open with: of its sources, and images that both make and measure."""
-    config = _resolved(recipe)
-    found = config.warnings()
-    if any(measured_on(recipe, place) for place in _places(recipe)):
-        found += (
-            f"validate.data is '{recipe.validation.data}', which the synthesis section names too: accuracy was "
-            "measured on images that took part in making the result, so it says little about others.",
-        )
-    return found
-
-
-def measured_on(recipe: Recipe, source: str | Path) -> bool:
-    """Return whether images come from where a recipe measures (``validate.data``), however the two are written.
-
-    A source is a path, or ``torchvision:NAME:ROOT``.
-    """
-    data = recipe.validation.data
-    if data is None:
-        return False
-    if str(source) == data:
-        return True
-    (kind, first), (other, second) = _parted(str(source)), _parted(data)
-    try:
-        if kind:
-            return kind == other and Path(first).samefile(second)
-        return not other and find_file(first, recipe.directory).samefile(find_file(second, recipe.directory))
-    except (RecipeError, OSError):
-        return False  # one of them is not there
-
-
-def _parted(source: str) -> tuple[str, str]:
-    """Name and root of a torchvision data set, or nothing and the path."""
-    kind, _, root = source.removeprefix(_TORCHVISION).partition(":")
-    return (kind, root) if source.startswith(_TORCHVISION) else ("", source)
-
-
-def _resolved(recipe: Recipe) -> SynthesizerConfig:
-    """Return the synthesis section, its files found; a name stays where there is no such file any more."""
-
-    def find(name: str) -> str:
-        try:
-            return str(find_file(name, recipe.directory))
-        except RecipeError:
-            return name
-
-    config = recipe.synthesis
-    return config.resolved(find)
-
-
-def _places(recipe: Recipe) -> list[str]:
-    """Return every file, folder and torchvision data set that the synthesis section names."""
-    named: list[str] = []
-
-    def note(name: str) -> str:
-        named.append(name)
-        return name
-
-    config = recipe.synthesis
-    texts = _texts(config.resolved(note).model_dump())
-    return [*named, *(text for text in texts if text.startswith(_TORCHVISION))]
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Yield every text in nested mappings and sequences."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(item)
 
 
 def provenance(context: Context, until: str) -> dict[str, Any]:
@@ -175,7 +98,7 @@ def synthesis(context: Context) -> dict[str, Any]:
     cost = {"synthesis_image_passes": made.get("cost", 0), "game_image_passes": played.get("cost", 0)}
     if trained:
         cost["train_image_passes"] = trained["cost"]
-    config = _resolved(context.recipe)
+    config = resolved(context.recipe)
     real, origin = config.real_data(), config.made_from()
     return {
         "losses": curve,

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from dfqkit.run.context import Context
 
 
+#: The int8 file of a ladder's first candidate, for whoever does not wait for the others; `model.onnx` replaces it.
+FIRST = "first.onnx"
+
+
 def calibrated_file(index: int = 0) -> str:
     """Return where the ensemble's member lies after calibration; member 0 is the deployed one."""
     return f"partner{index}.safetensors" if index else "calibrated.safetensors"
@@ -43,7 +47,7 @@ def _run(context: Context) -> StageResult:
     ladder, scheme, facts = context.recipe.ladder, context.recipe.quant, {}
     if ladder is not None:
         stage = f"{STAGE.name}.{context.part.name}" if context.part.name else STAGE.name
-        facts = climb(context, ladder, stage, calibrated, context.file(calibrated_file()))
+        facts = climb(context, ladder, stage, calibrated, context.file(calibrated_file()), context.file(FIRST))
         scheme = ladder.schemes(scheme)[facts["chosen"]]
     schemes = context.ensemble(scheme)
     files = [context.file(calibrated_file(index)) for index in range(len(schemes))]

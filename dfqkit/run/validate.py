@@ -45,7 +45,8 @@ def _run(context: Context) -> StageResult:
 
 def report_of(context: Context, measured: Measured) -> Report:
     """Return the report of a run: what was measured, which floors hold, and what made the file."""
-    from dfqkit.run.provenance import candidates, in_float, kept_in_float, provenance, selection, synthesis, warnings_of
+    from dfqkit.run.disclosure import warnings_of
+    from dfqkit.run.provenance import candidates, in_float, kept_in_float, provenance, selection, synthesis
     from dfqkit_export.report import Report, check_floors
     from dfqkit_export.report.judging import judge
 

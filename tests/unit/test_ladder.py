@@ -78,6 +78,10 @@ def test_the_nearest_on_other_images_is_kept_and_is_what_it_is_without_a_ladder(
     alone = quantized(tmp_path / "alone", quant={**OPTIONS["quant"], "percentile": 100}, distill=LADDER["distill"])
     for name in ("calibrated.safetensors", "partner1.safetensors"):
         assert (whole.path / name).read_bytes() == (alone.path / name).read_bytes(), name
+    hurried = onnx.load(whole.path / "first.onnx")  # of the first candidate, for whoever does not wait
+    assert any(node.op_type == "QuantizeLinear" for node in hurried.graph.node)
+    quant = {entry.key: entry.value for entry in hurried.metadata_props}["dfqkit.quant"]
+    assert json.loads(quant)["percentile"] == 90
 
 
 def test_killed_between_candidates_it_ends_with_the_same_bytes(
@@ -126,6 +130,7 @@ def test_the_report_has_a_row_for_each_and_the_file_is_of_the_nearest(tmp_path: 
     assert all(text in page for text in ("Candidates", "percentile: 55.0", "chosen", "not tried"))
     quant = {entry.key: entry.value for entry in onnx.load(done.model).metadata_props}["dfqkit.quant"]
     assert json.loads(quant)["percentile"] == 100
+    assert not (done.folder / "first.onnx").exists()
     assert done.report.metric("student_agreement", "onnxruntime").value == 100  # type: ignore[union-attr]
 
 

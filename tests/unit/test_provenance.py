@@ -14,7 +14,8 @@ from dfqkit.config.reading import load_recipe
 from dfqkit.config.recipe import Recipe
 from dfqkit.images import ImageBank
 from dfqkit.run.bank_folder import BankFolder
-from dfqkit.run.provenance import measured_on, synthesis, warnings_of
+from dfqkit.run.disclosure import measured_on, warnings_of
+from dfqkit.run.provenance import synthesis
 from tests._toys import IMAGE, images, toy_teacher
 
 
