@@ -18,7 +18,7 @@ from torch import nn
 from dfqkit.config.distill import DistillConfig, DistillWeights
 from dfqkit.config.files import find_file
 from dfqkit.config.image_of_model import require_values, spec_values, validation_sizes
-from dfqkit.config.ladder import USUAL, LadderConfig
+from dfqkit.config.ladder import FEW_BITS, USUAL, Candidate, LadderConfig
 from dfqkit.config.reading import overridden, parse_recipe, recipe_from
 from dfqkit.config.recipe import FloorSection, Recipe, TeacherSection
 from dfqkit.config.synthesis import SynthesizerConfig
@@ -31,7 +31,7 @@ from dfqkit.run.stages import STAGES
 from dfqkit.run.validate import REPORT, require_floors
 from dfqkit.synthesis.methods.dfq import DFQConfig
 from dfqkit.synthesis.methods.procedural import ProceduralConfig
-from dfqkit.synthesis.methods.zeroq import ZeroQConfig
+from dfqkit.synthesis.methods.zeroq import ZeroQConfig, ZeroQWeights
 from dfqkit.teacher.load import Teacher, load_teacher
 from dfqkit.teacher.sources import is_stored, located
 from dfqkit.teacher.structure import provides
@@ -60,6 +60,16 @@ _LARGE: dict[str, Any] = {
     "synthesis": ProceduralConfig(),
     "quant": {"scales": "float"},
     "bank": {"calibration": 64, "held_out": 32, "grading": 64, "batch": 16},
+}
+#: What suits them where weights have fewer bits: their codes are chosen together, for which images must be good ones,
+#: drawn and pulled to what BatchNorm layers saw.
+_LARGE_FEW_BITS: dict[str, Any] = {
+    "synthesis": ZeroQConfig(
+        start="procedural", batch=32, steps=50, lr=0.03, decay="cosine", bn="normals", weights=ZeroQWeights(input=0)
+    ),
+    "quant": {"scales": "float", "activation_range": "percentile", "weight_rounding": "gptq"},
+    "bank": {"calibration": 64, "held_out": 32, "grading": 32, "batch": 16},
+    "distill": None,
 }
 
 #: What fewer bits need beyond calibration; after the shipped W4A4 recipe, without a partner.
@@ -137,7 +147,8 @@ def quantize(  # noqa: PLR0913 - all but the first are named, and have defaults
             procedural for which the network has what is needed. Where a task finds objects, procedural images
             of which some were pulled until the network sees objects. For w8a8 of any other of more than 64 pixels,
             procedural images, and several schemes are tried of which the nearest is kept (``ladder``, for
-            20 minutes).
+            20 minutes); for weights of fewer bits, w4a8, a classifier's are pulled to BatchNorm statistics, and codes
+            of a layer are chosen together (``quant.weight_rounding``).
         out: Folder for the result; a new temporary one by default. A folder that holds the same run continues it.
         options: Further or other recipe sections, e.g. ``{"seed": 1, "distill": {"steps": 600}, "device": "cuda"}``;
             ``device`` and ``progress`` (True shows it) are taken here, all else is the recipe's.
@@ -273,18 +284,30 @@ def _loaded(
     return load_teacher(factory, image, weights, task=task, **more)
 
 
-def _ladder(given: Mapping[str, Any]) -> LadderConfig | None:
-    """Return the usual ladder without what would set otherwise than the caller's ``quant`` section does."""
-    left = tuple(each for each in USUAL if not each.sets.keys() & given.keys())
-    return LadderConfig(candidates=left, max_time=20) if left else None
+def _ladder(usual: Sequence[Candidate], given: Mapping[str, Any], minutes: float) -> LadderConfig | None:
+    """Return a ladder without what would set otherwise than the caller's ``quant`` section does."""
+    left = tuple(each for each in usual if not each.sets.keys() & given.keys())
+    return LadderConfig(candidates=left, max_time=minutes) if left else None
+
+
+def _large(teacher: Teacher, bits: str, quant: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sections that suit networks of large images; none where activations have fewer than 8 bits."""
+    if bits == _ENOUGH_BITS:
+        return _LARGE | {"ladder": _ladder(USUAL, quant, 20)}
+    if not bits.endswith(_ENOUGH_BITS[2:]):
+        return {}
+    source = _LARGE_FEW_BITS["synthesis"]
+    pulls = teacher.task.name == DEFAULT_TASK.name and source.needed <= provides(teacher)
+    drawn = {} if pulls else {"synthesis": ProceduralConfig()}
+    return _LARGE_FEW_BITS | drawn | {"ladder": _ladder(FEW_BITS, quant, 10)}
 
 
 def _recipe(teacher: Teacher, bits: str, target: str, sections: Mapping[str, Any]) -> Recipe:
     """Return a recipe for a teacher that is at hand; its weights' fingerprint stands in for a file name."""
     of_task = _OBJECTS if teacher.task.name != DEFAULT_TASK.name and "objects" in provides(teacher) else {}
     small = max(teacher.image.shape[1:]) <= _SMALL
-    if not of_task and bits == _ENOUGH_BITS and not small and "synthesis" not in sections:
-        of_task = _LARGE | {"ladder": _ladder(sections.get("quant", {}))}
+    if not of_task and not small and "synthesis" not in sections:
+        of_task = _large(teacher, bits, sections.get("quant", {}))
     floors = (
         [] if of_task is _OBJECTS else [FloorSection(metric=STUDENT_AGREEMENT.name, value=99.5)]
     )  # behind float operators a tie moves a code
@@ -294,6 +317,7 @@ def _recipe(teacher: Teacher, bits: str, target: str, sections: Mapping[str, Any
     source = sections.get("synthesis") or of_task.get("synthesis") or _usual_source(teacher)
     method = source.get("method") if isinstance(source, Mapping) else source.method
     usual = {
+        "distill": None if bits == _ENOUGH_BITS else _DISTILL,
         **of_task,
         "name": f"{teacher.name}/{method or DFQConfig().method}-{bits}",
         "why": "made by dfqkit.quantize",
@@ -302,7 +326,6 @@ def _recipe(teacher: Teacher, bits: str, target: str, sections: Mapping[str, Any
         **entry_of(teacher.task),
         "target": target,
         "synthesis": source,
-        "distill": None if bits == _ENOUGH_BITS else _DISTILL,
         "floors": floors,
     }
     quant = {"bits": bits, **of_task.get("quant", {}), **sections.get("quant", {})}

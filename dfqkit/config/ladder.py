@@ -36,6 +36,11 @@ USUAL: tuple[Candidate, ...] = tuple(
     Candidate.model_validate({"name": name + told, "activation_range": name, **sets})
     for name, (told, sets) in product(("percentile", "outputs", "mse"), _ALIKE.items())
 )[:-1]
+#: What is tried where codes of weights are chosen together, which takes a minute or some each time.
+FEW_BITS: tuple[Candidate, ...] = tuple(
+    Candidate.model_validate({"name": told.removeprefix(", ") or "as they are", **sets})
+    for told, sets in _ALIKE.items()
+)
 
 
 class LadderConfig(Section):

@@ -56,6 +56,18 @@ class QuantConfig(Section):
     weight_range: Literal["max", "mse"] = Field(
         "mse", description="How weight scales start: largest value, or least error."
     )
+    weight_rounding: Annotated[Literal["nearest", "gptq"], Added("0.2.0")] = Field(
+        "nearest",
+        description="gptq: codes of a layer are chosen together, one layer after the other, for what the float network "
+        "gives there (Frantar et al., 2022, with inputs corrected as in Qronos, Zhang et al., 2025), biases with them.",
+    )
+    eight_bit_share: Annotated[float, Added("0.2.0")] = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="With gptq: of the weights between the first and the last layer, the share that may have 8 bits. "
+        "Layers get them whose rounding moves the answers most per weight, on images held out.",
+    )
     activation_range: Literal["percentile", "mse", "outputs"] = Field(
         "mse",
         description="How activation ranges are calibrated: by a share of the values, by their least error, or by the "

@@ -22,7 +22,7 @@ from dfqkit.config.synthesis import Demand, SynthesizerConfig
 from dfqkit.run.disclosure import file_metadata
 from dfqkit.students.onnx_file import write_qdq
 from dfqkit.students.sensitivity import Imitated
-from dfqkit.students.student import save_student
+from dfqkit.students.student import rounded_layers, save_student
 from dfqkit.synthesis.build import build_synthesizer
 from dfqkit.synthesis.methods.procedural import ProceduralConfig
 from dfqkit.synthesis.methods.zeroq import ZeroQConfig, ZeroQWeights
@@ -64,7 +64,7 @@ def climb(
     context: Context,
     ladder: LadderConfig,
     stage: str,
-    calibrated: Callable[[QuantConfig], fx.GraphModule],
+    calibrated: Callable[[QuantConfig, Callable[[], None]], fx.GraphModule],
     file: Path,
     first: Path,
 ) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def climb(
         context: Of the stage's part.
         ladder: The recipe's section.
         stage: What the state is stored as.
-        calibrated: Makes the student of a scheme.
+        calibrated: Makes the student of a scheme, and calls the other as often as `rounded_layers` says.
         file: Where the kept one goes, as `save_student` writes it.
         first: Where the first one goes, as the QDQ file that a run in a hurry can do with.
 
@@ -93,9 +93,10 @@ def climb(
         write_bytes(file, found[0]["student"].numpy().tobytes())
     while not _stopped(ladder, rows) and len(rows) < len(schemes):
         name = list(schemes)[len(rows)]
-        with context.progress.stage(f"candidate {len(rows) + 1} of {len(schemes)}, {name}", total=1) as bar:
+        steps = 1 + rounded_layers(context.graph, schemes[name])
+        with context.progress.stage(f"candidate {len(rows) + 1} of {len(schemes)}, {name}", total=steps) as bar:
             start = time.monotonic()
-            student = calibrated(schemes[name])
+            student = calibrated(schemes[name], bar.advance)
             if not rows:
                 write_qdq(student, context.target, first, metadata=file_metadata(context, schemes[name]))
             told = _measured(student, batches, imitated)

@@ -21,6 +21,7 @@ from torch import Tensor, fx
 
 from dfqkit.config.files import find_file
 from dfqkit.config.recipe import Recipe
+from dfqkit.run.bits_of_layers import layer_bits
 from dfqkit.run.context import Context
 from dfqkit.run.distill import FINAL
 from dfqkit.run.export import MODEL, TEACHER
@@ -169,8 +170,7 @@ def measure(context: Context, shown_as: str) -> Measured:
     """Run every model of a run, its export complete, on every set of images, and time the files."""
     recipe, model = context.recipe, context.file(MODEL)
     sets, subjects = _grading_sets(context), _subjects(context)
-    graded = _graded(context, sets, subjects.answers, shown_as)
-    found = graded.metrics
+    found = (graded := _graded(context, sets, subjects.answers, shown_as)).metrics
     first = next(sets[0].batches())
     account = ask_runtime(model, context.target)
     timing, repeats = None, recipe.validation.latency_repeats
@@ -197,7 +197,7 @@ def measure(context: Context, shown_as: str) -> Measured:
         estimate=graded.estimate,
         drops=graded.drops,
         seen=graded.seen,
-        breakdowns=graded.breakdowns,
+        breakdowns=[*graded.breakdowns, *layer_bits(subjects.student)],
         doubts=list(dict.fromkeys(graded.doubts)),
         kept=subjects.student.meta["kept"],
         floats=float_layers(subjects.student, left) | subjects.student.meta["floats"],
@@ -264,8 +264,8 @@ def _judged(found: _Graded, context: Context, outputs: dict[str, Outputs], item:
         if item.labels is None:
             found.seen.append(seen(task, teacher.image, reference, outputs[subject], data=item.name))
         else:
-            measured = task.metrics(reference, outputs[subject], item.labels, subject=subject, data=item.name)
-            drops = [metric for metric in measured if metric.name in DROPS]
+            labelled = task.metrics(reference, outputs[subject], item.labels, subject=subject, data=item.name)
+            drops = [metric for metric in labelled if metric.name in DROPS]
             found.drops += drops
             found.doubts += [] if drops else [nothing_lost(item.name)]
 

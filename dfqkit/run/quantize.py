@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from dfqkit.run.stage import Plan, Stage, StageResult, each_target
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import fx
 
     from dfqkit.config.quant import QuantConfig
@@ -30,17 +32,18 @@ def _run(context: Context) -> StageResult:
     """
     from dfqkit.run.ladder import climb
     from dfqkit.students.sensitivity import Imitated
-    from dfqkit.students.student import calibrate_student, save_student
+    from dfqkit.students.student import calibrate_student, rounded_layers, save_student
 
     batches = [images for images, _ in context.batches("calibration")]
     held_out = [images for images, _ in context.batches("held_out")]
     imitated = Imitated(graph=context.graph, task=context.teacher.torch_task)
 
-    def calibrated(scheme: QuantConfig, index: int = 0) -> fx.GraphModule:
+    def calibrated(scheme: QuantConfig, advance: Callable[[], None], index: int = 0) -> fx.GraphModule:
         student = context.new_student(scheme)
         # Every member sees the batches in another order and its own half of them once more: another calibration.
         own = batches if index == 0 else [*batches[index % 2 :: 2], *batches[::-1]]
         more: dict[str, Any] = {"held_out": held_out, "replan": context.replan(scheme), "imitated": imitated}
+        more |= {"reference": context.reference(scheme), "advance": advance}
         calibrate_student(student, own, scheme, context.teacher.image, **more)
         return student
 
@@ -51,10 +54,12 @@ def _run(context: Context) -> StageResult:
         scheme = ladder.schemes(scheme)[facts["chosen"]]
     schemes = context.ensemble(scheme)
     files = [context.file(calibrated_file(index)) for index in range(len(schemes))]
-    with context.progress.stage(STAGE.name, total=len(schemes)) as bar:
-        for index, member in enumerate(schemes):
-            if index or ladder is None:
-                save_student(calibrated(member, index), files[index])
+    new = dict(enumerate(schemes)) if ladder is None else dict(enumerate(schemes[1:], 1))
+    rounded = sum(rounded_layers(context.graph, member) for member in new.values())
+    with context.progress.stage(STAGE.name, total=len(schemes) + rounded) as bar:
+        for index, _ in enumerate(schemes):
+            if index in new:
+                save_student(calibrated(new[index], bar.advance, index), files[index])
             bar.advance(1)
     return StageResult(files=[file.name for file in files], facts=facts)
 

@@ -22,7 +22,7 @@ from dfqkit_export.backends.target import Target
 from dfqkit_export.images.pixels import PIXELS
 from dfqkit_export.images.spec import ImageSpec
 
-_WEIGHTED = (nn.Conv2d, nn.Linear)
+WEIGHTED = (nn.Conv2d, nn.Linear)
 _RELU = (nn.ReLU, nn.ReLU6)
 _POOLING = (nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 #: What runs in integers only where all its tensors come in codes, by the ONNX operator that a target's table names.
@@ -80,7 +80,7 @@ class Rules:
         function = op_name(node.target) if node.op == "call_function" else ""
         if is_input(node):
             return "input"
-        if (isinstance(module, _WEIGHTED) or node in self.turned) and not self._expects(node):
+        if (isinstance(module, WEIGHTED) or node in self.turned) and not self._expects(node):
             return "weighted"
         if isinstance(module, nn.MaxPool2d):
             return self._kind_of_maximum(node)
@@ -104,7 +104,7 @@ class Rules:
     def _expects(self, node: fx.Node) -> bool:
         """Whether a layer weighs a softmax, as decoders do that take a distance for the mean of a distribution."""
         layer = self.module(node)
-        single = isinstance(layer, _WEIGHTED) and len(layer.weight) == 1
+        single = isinstance(layer, WEIGHTED) and len(layer.weight) == 1
         return single and op_name(self._through_structure(source(node)).target) in ("softmax", "_softmax")
 
     def _kind_of_maximum(self, node: fx.Node) -> str:

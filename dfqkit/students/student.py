@@ -6,11 +6,14 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from brevitas import config as brevitas_config
+from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer as Layer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, fx, nn
@@ -18,10 +21,14 @@ from torch import Tensor, fx, nn
 from dfqkit.config.quant import QuantConfig
 from dfqkit.students.calibration import calibrate, correct_bias, settle
 from dfqkit.students.equalizing import equalize, equalize_values
+from dfqkit.students.layerwise import round_by_layers
 from dfqkit.students.measured import collapsing, leave_in_float, unlike
+from dfqkit.students.nodes import called
 from dfqkit.students.placement import Plan, quantized_graph
+from dfqkit.students.placement_rules import WEIGHTED
 from dfqkit.students.sensitivity import Imitated, choose_ranges, costly
 from dfqkit.students.weight_scales import round_weight_scales
+from dfqkit.students.wider_layers import WIDE, LayerBits, layer_bits, widen, wider_layers
 from dfqkit_export.backends.target import Target
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import write_bytes
@@ -35,7 +42,9 @@ COSTLY = "its 8 bits do {:.0%} of what those of all tensors do to the outputs"
 BESIDE = "what computes it or reads it stays in float"
 #: Times that it is asked which tensors cost most.
 ROUNDS = 3
-_KEPT = "dfqkit.kept_in_float"
+_KEPT, _BITS = "dfqkit.kept_in_float", "dfqkit.layer_bits"
+#: Under which a student's ``meta`` holds the `LayerBits` of the layers that could have more bits, if any did.
+LAYER_BITS = "layer_bits"
 
 
 def build_student(graph: fx.GraphModule, config: QuantConfig, target: Target, image: ImageSpec) -> fx.GraphModule:
@@ -63,8 +72,14 @@ def calibrate_student(  # noqa: PLR0913 - what is measured beside is named, and 
     held_out: Sequence[Tensor] = (),
     replan: Replan | None = None,
     imitated: Imitated | None = None,
+    reference: fx.GraphModule | None = None,
+    advance: Callable[[], None] = lambda: None,
 ) -> None:
     """Find ranges, round weight scales and, where the scheme asks for it, correct biases on images (n, C, H, W).
+
+    Schemes that choose codes of weights together (`layerwise`) need the float ``reference`` that the student was built
+    from (`equalized_graph`) and, for layers of more bits, images held out; without it weights are rounded to nearest.
+    ``advance`` is called behind each of those layers, as often as `rounded_layers` says.
 
     With images ``held_out``, tensors whose 8 bits cost a collapse on them go back to float (`measured.collapsing`), so
     do joined ones of unlike parts (`measured.unlike`), and with them what ``replan``, the student's `placement.plan`
@@ -75,7 +90,9 @@ def calibrate_student(  # noqa: PLR0913 - what is measured beside is named, and 
     if held_out and replan is not None:
         _keep_in_float(student, held_out, replan)
     round_weight_scales(student, batches)
-    if config.bias_correction:
+    if config.weight_rounding != "nearest" and reference is not None:
+        _round_weights(student, reference, batches, config, held_out, imitated, advance)
+    elif config.bias_correction:
         correct_bias(student, batches)
     if imitated is not None and config.activation_range == "outputs":
         choose_ranges(student, batches, imitated)
@@ -85,6 +102,45 @@ def calibrate_student(  # noqa: PLR0913 - what is measured beside is named, and 
             if not shares:
                 break
             _leave(student, {name: COSTLY.format(share) for name, share in shares.items()}, replan)
+
+
+def rounded_layers(graph: fx.GraphModule, config: QuantConfig) -> int:
+    """Return how many layers are gone through when the weights of a student of a graph are rounded."""
+    if config.weight_rounding == "nearest":
+        return 0
+    modules = dict(graph.named_modules())
+    calls = sum(isinstance(called(node, modules), WEIGHTED) for node in graph.graph.nodes)
+    return 2 * calls if _widens(config) else calls
+
+
+def _widens(config: QuantConfig) -> bool:
+    return config.eight_bit_share > 0 and config.weight_bits < WIDE
+
+
+def _round_weights(  # noqa: PLR0913 - those of `calibrate_student`
+    student: fx.GraphModule,
+    reference: fx.GraphModule,
+    batches: Sequence[Tensor],
+    config: QuantConfig,
+    held_out: Sequence[Tensor],
+    imitated: Imitated | None,
+    advance: Callable[[], None],
+) -> None:
+    """Choose the codes of all layers and, where some get more bits for what is seen then, choose them once more."""
+    before = snapshot(student)
+    again = partial(round_by_layers, student, reference, batches, scales=config.scales == "float", advance=advance)
+    errors = {name: error for name, error in again().items() if layer_bits(student, name) == config.weight_bits}
+    if not _widens(config) or not errors or imitated is None or not held_out:
+        return
+    layers = wider_layers(reference, held_out, imitated, errors, config.weight_bits, config.eight_bit_share)
+    restore(student, before, config)
+    _widen(student, layers)
+    again()
+
+
+def _widen(student: fx.GraphModule, layers: Sequence[LayerBits]) -> None:
+    widen(student, [each.layer for each in layers if each.bits == WIDE])
+    student.meta[LAYER_BITS] = tuple(layers)
 
 
 def _keep_in_float(student: fx.GraphModule, held_out: Sequence[Tensor], replan: Replan) -> None:
@@ -106,12 +162,16 @@ def _leave(student: fx.GraphModule, wanted: Mapping[str, str], replan: Replan) -
 def save_student(student: nn.Module, path: Path) -> None:
     """Write the tensors of a student, quantized or float; there whole or not at all.
 
-    Tensors that a measurement left in float are noted beside them, with their reasons.
+    Tensors that a measurement left in float are noted beside them, with their reasons, and layers that got more bits.
     """
     meta = getattr(student, "meta", {})
     noted = {name: meta["kept"][name] for name in meta.get("dropped", ())}
-    metadata = {_KEPT: json.dumps(noted, sort_keys=True)} if noted else None
-    write_bytes(path, save({name: value.contiguous().cpu() for name, value in snapshot(student).items()}, metadata))
+    metadata = {_KEPT: json.dumps(noted, sort_keys=True)} if noted else {}
+    if LAYER_BITS in meta:
+        metadata[_BITS] = json.dumps([asdict(each) for each in meta[LAYER_BITS]])
+    write_bytes(
+        path, save({name: value.contiguous().cpu() for name, value in snapshot(student).items()}, metadata or None)
+    )
 
 
 def load_student(student: fx.GraphModule, path: Path, config: QuantConfig) -> None:
@@ -122,7 +182,10 @@ def load_student(student: fx.GraphModule, path: Path, config: QuantConfig) -> No
     """
     try:
         with safe_open(path, framework="pt") as file:
-            noted = _noted(student, (file.metadata() or {}).get(_KEPT, "{}"))
+            found = file.metadata() or {}
+        noted = _noted(student, found.get(_KEPT, "{}"))
+        if _BITS in found:
+            _widen(student, _layer_bits(student, found[_BITS]))
         leave_in_float(student, list(noted))
         restore(student, load_file(path), config)
         student.meta |= {"kept": student.meta.get("kept", {}) | noted, "dropped": list(noted)} if noted else {}
@@ -149,6 +212,20 @@ def _noted(student: fx.GraphModule, text: str) -> dict[str, str]:
         message = f"it names tensors in float that the model has no quantizer for: {text[:200]!r}"
         raise ValueError(message)
     return dict(noted)
+
+
+def _layer_bits(student: fx.GraphModule, text: str) -> list[LayerBits]:
+    """Read which layers of a stored student have more bits than the others."""
+    layers = {name for name, module in student.named_modules() if isinstance(module, Layer)}
+    try:
+        found = [LayerBits(**each) for each in json.loads(text)]
+    except TypeError as error:
+        message = f"what it says of layers' bits is not that: {text[:200]!r}"
+        raise ValueError(message) from error
+    if unknown := [each.layer for each in found if each.layer not in layers]:
+        message = f"it gives bits to '{unknown[0]}', no layer of the model"
+        raise ValueError(message)
+    return found
 
 
 def restore(student: fx.GraphModule, state: dict[str, Tensor], config: QuantConfig) -> None:

@@ -144,7 +144,7 @@ def _round(
         smallest = smallest if scale.numel() > 1 else smallest.max()
         scale = torch.maximum(scale, short_mantissa(smallest / unit, least, rounding=torch.ceil) * unit)
     value = layer.weight_quant.tensor_quant.scaling_impl.value
-    value.copy_((scale * _largest_code(layer)).reshape(value.shape))
+    value.copy_((scale * largest_code(layer)).reshape(value.shape))
 
 
 def _room(largest: Tensor, input_scale: Tensor, plain: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ def _room(largest: Tensor, input_scale: Tensor, plain: Tensor) -> Tensor:
 
 def _better(layer: Layer, low: Tensor, high: Tensor) -> Tensor:
     """Return of two scales, (C_out,) or (1,), the one that moves the weights less; the larger one cuts none."""
-    weight, low_code = layer.weight.transpose(0, layer.output_channel_dim).flatten(1), -_largest_code(layer)
+    weight, low_code = layer.weight.transpose(0, layer.output_channel_dim).flatten(1), -largest_code(layer)
     high_code = 2 ** (int(layer.weight_quant.bit_width()) - 1) - 1
 
     def error(scale: Tensor) -> Tensor:
@@ -175,6 +175,6 @@ def _better(layer: Layer, low: Tensor, high: Tensor) -> Tensor:
     return torch.where(error(low) < error(high), low, high)
 
 
-def _largest_code(layer: Layer) -> int:
+def largest_code(layer: Layer) -> int:
     """Return the quotient of what Brevitas keeps, the largest weight, and the scale."""
     return int(2 ** (int(layer.weight_quant.bit_width()) - 1)) - int(layer.weight_quant.is_narrow_range)

@@ -9,10 +9,11 @@ from typing import Any
 import onnx
 import pytest
 import yaml
+from torch import nn
 
 import dfqkit
 from dfqkit import api
-from dfqkit.config.ladder import USUAL, LadderConfig
+from dfqkit.config.ladder import FEW_BITS, USUAL, LadderConfig
 from dfqkit.config.quant import QuantConfig
 from dfqkit.config.reading import parse_recipe, recipe_from
 from dfqkit.config.recipe import Recipe
@@ -189,6 +190,19 @@ def test_candidates_set_what_they_name_and_no_more() -> None:
     assert "ladder" not in recipe(None).to_yaml()
 
 
+def test_a_candidate_may_choose_codes_together(tmp_path: Path) -> None:
+    candidates = [{"name": "nearest"}, {"name": "together", "weight_rounding": "gptq", "eight_bit_share": 0.3}]
+    more = {"ladder": {"candidates": candidates, "images": 8}, "quant": {**OPTIONS["quant"], "bits": "w3a8"}}
+    done = dfqkit.quantize(toy("residual"), image=IMAGE, out=tmp_path, options={**OPTIONS, **more, "distill": None})
+    assert RunFolder.open(done.folder).facts("quantize")["chosen"] == "together"
+    table = next(each for each in done.report.breakdowns if each.title == "Bits of layers")
+    assert {row[3] for row in table.rows} == {3, 8}
+    assert done.report.metric("student_agreement", "onnxruntime").value == 100  # type: ignore[union-attr]
+    assert "8 bits each" in table.note
+    for each in ("Bits of layers", table.rows[0][0]):
+        assert str(each) in render_html(done.report)
+
+
 @pytest.mark.parametrize(
     ("ladder", "facts"),
     [
@@ -230,9 +244,25 @@ def test_so_has_any_other_task_that_looks_for_no_objects() -> None:
     assert (large.synthesis, large.ladder is not None, large.quant.scales) == (ProceduralConfig(), True, "float")
 
 
+def test_weights_of_few_bits_are_chosen_together_on_pulled_images_by_default() -> None:
+    large = default(96, {}, "w4a8")
+    assert (large.quant.bits, large.quant.weight_rounding, large.distill) == ("w4a8", "gptq", None)
+    assert isinstance(large.synthesis, ZeroQConfig)
+    assert (large.synthesis.start, large.synthesis.bn) == ("procedural", "normals")
+    assert large.ladder is not None
+    assert large.ladder.candidates == FEW_BITS
+    shared = default(96, {"quant": {"eight_bit_share": 0.1, "equalize": 20}}, "w4a8")
+    assert (shared.quant.eight_bit_share, shared.quant.weight_rounding) == (0.1, "gptq")
+    assert shared.ladder is not None
+    assert shared.ladder.candidates == FEW_BITS[:2]
+    plain = nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    without = api._recipe(Teacher.from_module(plain, large.image.spec()), "w4a8", "onnxruntime", {})
+    assert without.synthesis == ProceduralConfig()
+
+
 @pytest.mark.parametrize(
     ("side", "sections", "bits"),
-    [(64, {}, "w8a8"), (96, {"synthesis": {"method": "procedural"}}, "w8a8"), (96, {}, "w4a8")],
+    [(64, {}, "w8a8"), (96, {"synthesis": {"method": "procedural"}}, "w8a8"), (96, {}, "w4a4")],
 )
 def test_others_have_none(side: int, sections: dict[str, Any], bits: str) -> None:
     found = default(side, sections, bits)
