@@ -30,6 +30,8 @@ from dfqkit.synthesis.scenes import Scenery, draw_scenes
 from dfqkit_export.images.labelled import load_images
 
 _LOG = logging.getLogger(__name__)
+#: Side (pixels) up to which a teacher is not faster on images with the channels last.
+_SMALL = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +184,8 @@ class PixelSynthesizer(PoolSynthesizer):
             images = images.roll(shift.tolist(), (2, 3))
         if self.config.flip and float(torch.rand(1, generator=self.rng, device=self.device)) < 0.5:
             images = images.flip(3)
-        return images
+        large = min(images.shape[2:]) > _SMALL
+        return images.contiguous(memory_format=torch.channels_last) if large else images
 
     def _finish(self) -> Tensor:
         return self.best

@@ -34,10 +34,16 @@ def test_values_and_gradients_are_those_of_float64(shape: tuple[int, ...], shift
         assert torch.allclose(a.double(), b, rtol=1e-5, atol=1e-5)
 
 
-def test_channels_last_is_the_same() -> None:
-    x = noise(4, 3, 5, 6)
-    for a, b in zip(channel_moments(x), channel_moments(x.to(memory_format=torch.channels_last)), strict=True):
-        assert torch.allclose(a, b, atol=1e-6)
+@pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (-300.0, 0.01)])
+def test_channels_last_is_the_same(shift: float, scale: float) -> None:
+    plain = noise(4, 3, 5, 6) * scale + shift
+    found = []
+    for function, x in ((channel_moments, plain.to(memory_format=torch.channels_last)), (exact, plain.double())):
+        x = x.requires_grad_(True)
+        mean, variance = function(x)
+        found.append([mean, variance, *torch.autograd.grad((mean + 2 * variance).sum(), x)])
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a.double(), b, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("affine", [True, False])

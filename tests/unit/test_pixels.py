@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections.abc import Sequence
@@ -154,6 +155,15 @@ def test_what_the_teacher_sees_is_shifted_and_mirrored(teacher: Teacher) -> None
         }
     assert {mirrored for *_, mirrored in shifts} == {False, True}
     assert {dy for dy, *_ in shifts} == {dx for _, dx, _ in shifts} == {-2, -1, 0, 1, 2}
+
+
+@pytest.mark.parametrize(("side", "last"), [(64, False), (72, True)])
+def test_large_images_have_their_channels_last(side: int, last: bool) -> None:
+    image = dataclasses.replace(IMAGE, shape=(3, side, side))
+    made = probe(dataclasses.replace(toy_teacher("residual"), image=image))
+    made.synthesize()
+    assert made.seen[-1].is_contiguous(memory_format=torch.channels_last) == last
+    assert torch.equal(made.seen[-1], made.before[-1])
 
 
 @pytest.mark.parametrize("start", ["normal", "uniform", "procedural"])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dfqkit import losses
 from dfqkit.synthesis.methods.zeroq import ZeroQConfig
 from dfqkit.synthesis.pixels import PixelSynthesizer
-from dfqkit.teacher.batchnorm_moments import running_statistics
+from dfqkit.teacher.batchnorm_moments import channel_moments, running_statistics
 from dfqkit.teacher.structure import last_layer
 from dfqkit.teacher.taps import BatchNormTap, LayerTap, per_image
 from dfqkit_export.errors import RecipeError
@@ -116,7 +116,7 @@ class ZeroQ(PixelSynthesizer):
         zero, one = x.new_zeros(channels), x.new_ones(channels)
         if self.config.statistics == "image":
             return {"input": form(*_per_image(x, zero, one))}
-        variance, mean = torch.var_mean(x, dim=(0, 2, 3), correction=0)
+        mean, variance = channel_moments(x)
         return {"input": form(mean, variance, zero, one)}
 
     def _label_terms(self, logits: Tensor) -> dict[str, Tensor]:
