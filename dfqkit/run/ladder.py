@@ -39,6 +39,8 @@ _PULLED = ZeroQConfig(
 )
 #: Images drawn by other rules than the usual ones: fewer and plainer things, smoother and of more contrast.
 _OTHER = ProceduralConfig(leaves=(5, 40), amplitude=(0.05, 0.3), spectrum=(1.0, 2.0), strokes=0, fractals=0)
+#: Times that a candidate with layers in float must be nearer than one without.
+_SLOWER = 2.0
 
 
 def usual_judge(source: SynthesizerConfig, offered: frozenset[str]) -> SynthesizerConfig:
@@ -100,7 +102,8 @@ def climb(
             if not rows:
                 write_qdq(student, context.target, first, metadata=file_metadata(context, schemes[name]))
             told = _measured(student, batches, imitated)
-            rows.append({"name": name, **told, "seconds": round(time.monotonic() - start, 3)})
+            slower = {"slower": True} if ladder.candidates[len(rows)].slower else {}
+            rows.append({"name": name, **told, **slower, "seconds": round(time.monotonic() - start, 3)})
             if nearest(rows) is rows[-1]:
                 save_student(student, file)
             kept = torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)
@@ -114,8 +117,16 @@ def climb(
 
 
 def nearest(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """Return the row of the least distance, the first of several; one that is not finite comes last."""
-    return min(rows, key=lambda row: math.inf if row["distance"] is None else row["distance"])
+    """Return the row of the least distance, the first of several; one that is not finite comes last.
+
+    That of a slower one counts `_SLOWER` times.
+    """
+
+    def counted(row: Mapping[str, Any]) -> float:
+        found: float | None = row["distance"]
+        return math.inf if found is None else found * (_SLOWER if row.get("slower") else 1.0)
+
+    return min(rows, key=counted)
 
 
 def _stopped(ladder: LadderConfig, rows: Sequence[Mapping[str, Any]]) -> str:

@@ -145,6 +145,13 @@ def test_the_first_of_several_as_near_is_kept_and_one_that_is_not_finite_never_b
     assert climbing.nearest(rows[:1])["name"] == "a"
 
 
+def test_one_with_layers_in_float_must_be_twice_as_near() -> None:
+    assert [each.name for each in USUAL if each.slower] == [USUAL[-1].name]
+    for distance, kept in ((0.2, "whole"), (0.1, "whole"), (0.09, "partly")):
+        rows = [row("whole", 0.2), {**row("partly", distance), "slower": True}]
+        assert climbing.nearest(rows)["name"] == kept
+
+
 def test_the_clock_stops_it_by_the_seconds_that_are_stored() -> None:
     config = LadderConfig(max_time=1)
     assert climbing._stopped(config, []) == ""
