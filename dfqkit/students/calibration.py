@@ -19,7 +19,13 @@ from torch import Tensor, fx, nn
 from dfqkit.students.freezing import even_zero_points
 from dfqkit.students.inputs import image_of, is_input
 from dfqkit.students.nodes import called, source
-from dfqkit.students.quantizers import activation_internals, activation_proxy, set_range, zero_point_values
+from dfqkit.students.quantizers import (
+    EndingBehind,
+    activation_internals,
+    activation_proxy,
+    set_range,
+    zero_point_values,
+)
 from dfqkit.students.ranges_behind import narrow_ranges
 from dfqkit.students.weight_scales import fix_weight_scales, short_mantissa
 from dfqkit_export.images.spec import ImageSpec
@@ -188,7 +194,7 @@ def _end_at_six(student: fx.GraphModule, *, exact: bool) -> None:
 def _relu6_to_relu(student: fx.GraphModule) -> None:
     """Make ReLU of ReLU6: the quantizer behind it ends at 6 or below, and the runtime fuses ReLU, but not Clip."""
     for node, _ in _behind_relu6(student):
-        student.set_submodule(str(node.target), nn.ReLU())
+        student.set_submodule(str(node.target), EndingBehind())
 
 
 def _behind_relu6(student: fx.GraphModule) -> list[tuple[fx.Node, nn.Module]]:

@@ -14,8 +14,8 @@ import torch
 from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
 from torch import Tensor, fx, nn
 
-from dfqkit.students.nodes import bypass, called, op_name
-from dfqkit.students.quantizers import activation_proxy
+from dfqkit.students.nodes import bypass, called, op_name, source
+from dfqkit.students.quantizers import EndingBehind, activation_proxy
 
 #: Images that the measurement takes, at most, and passes over them: enough to find a handful of tensors among hundreds.
 IMAGES, PASSES = 16, 64
@@ -115,10 +115,13 @@ def unlike(student: fx.GraphModule, batches: Sequence[Tensor]) -> dict[str, str]
 
 def leave_in_float(student: fx.GraphModule, names: Sequence[str]) -> None:
     """Take the quantizers of some nodes out of a student, in place; what shared them goes without, too."""
-    targets = {f"{_PREFIX}{name}" for name in names}
+    targets, modules = {f"{_PREFIX}{name}" for name in names}, dict(student.named_modules())
     for node in list(student.graph.nodes):
         if node.op == "call_module" and node.target in targets:
-            bypass(node, node.args[0])
+            behind = source(node)
+            if isinstance(called(behind, modules), EndingBehind):
+                student.set_submodule(str(behind.target), nn.ReLU6())
+            bypass(node, behind)
     quantizers = student.get_submodule("quant")
     for name in names:
         delattr(quantizers, name)

@@ -42,6 +42,10 @@ class RoundFirst(IntQuant):
         return clamped
 
 
+class EndingBehind(nn.ReLU):
+    """ReLU in place of ReLU6, where the quantizer behind it ends at 6 or below; it needs that quantizer."""
+
+
 def weight_quantizer(config: QuantConfig, bits: int, target: Target) -> Any:
     """Brevitas weight quantizer class: symmetric, one learnable scale an output channel.
 

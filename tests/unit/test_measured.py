@@ -15,11 +15,12 @@ from torch import fx, nn
 from dfqkit.config.quant import QuantConfig
 from dfqkit.students.capture import float_graph
 from dfqkit.students.freezing import freeze
-from dfqkit.students.measured import COLLAPSE, collapsing, unlike
+from dfqkit.students.measured import COLLAPSE, collapsing, leave_in_float, unlike
 from dfqkit.students.nodes import called, source
 from dfqkit.students.onnx_file import write_qdq
 from dfqkit.students.onnx_nodes import float_layers
 from dfqkit.students.placement import plan, quantized_graph
+from dfqkit.students.quantizers import EndingBehind
 from dfqkit.students.student import calibrate_student, load_student, save_student, snapshot
 from dfqkit_export.backends import get_target
 from dfqkit_export.backends.onnxruntime.session import OrtSession
@@ -49,6 +50,22 @@ def made(
 def left(model: nn.Module, student: nn.Module) -> float:
     with torch.no_grad():
         return sqnr_db(model(UNSEEN).numpy(), student(UNSEEN).numpy()) or 0.0
+
+
+def test_what_a_quantizer_ended_at_six_ends_there_without_it() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.ReLU6(), nn.Conv2d(4, 4, 1), nn.ReLU6(), nn.Conv2d(4, 2, 1)).eval()
+    with torch.no_grad():
+        for each in (model[0], model[2]):
+            each.weight.mul_(20)
+    student = quantized_graph(float_graph(model, PLAIN), QUICK, TARGET, PLAIN)
+    shown = images(32, 7, PLAIN)
+    calibrate_student(student, [shown], QUICK, PLAIN)
+    values = {name: module for name, module in student.named_modules() if isinstance(module, EndingBehind)}
+    assert len(values) == 2
+    before = student(shown)
+    leave_in_float(student, [name for name, _ in student.quant.named_children() if name != "image"][:1])
+    assert sum(isinstance(module, nn.ReLU6) for module in student.modules()) == 1
+    assert sqnr_db(before.detach().numpy(), student(shown).detach().numpy()) > 25
 
 
 def test_a_tensor_whose_grid_a_channel_uses_up_stays_in_float() -> None:
