@@ -90,7 +90,7 @@ class Bench:
         busy: list[Trial] = []
         for trial in trials:
             try:
-                found[trial] = self._trial(trial)
+                found[trial] = self.result(trial)
             except BusyError:
                 busy.append(trial)
                 continue
@@ -104,7 +104,8 @@ class Bench:
             raise BusyError(message)
         return [found[trial] for trial in trials]
 
-    def _trial(self, trial: Trial) -> dict[str, Any]:
+    def result(self, trial: Trial) -> dict[str, Any]:
+        """Return what was measured of a trial, after doing it where it is not done."""
         path = self.out / "cells" / trial.folder
         recipe = self.grid.recipe(trial)
         folder = self._open(path, recipe)
@@ -116,7 +117,7 @@ class Bench:
         return result
 
     def _measure(self, trial: Trial, recipe: Recipe, folder: RunFolder) -> None:
-        source = self._synthesis(trial.contestant, trial.seed)
+        source = self.synthesis(trial.contestant, trial.seed)
         if not folder.done(_MADE):
             folder.adopt(_MADE, source)
         stages = [stage.name for stage in before(validate.STAGE.name)]
@@ -152,7 +153,7 @@ class Bench:
         write_bytes(folder.path / "cell.json", (json.dumps(result, indent=2) + "\n").encode())
         folder.finish(MEASURED, ["cell.json"], {})
 
-    def _synthesis(self, contestant: str, seed: int) -> RunFolder:
+    def synthesis(self, contestant: str, seed: int) -> RunFolder:
         """Return the finished synthesis of a contestant and a seed."""
         recipe = self.grid.synthesis_recipe(contestant, seed)
         folder = self._open(self.out / "synthesis" / contestant / f"s{seed}", recipe)

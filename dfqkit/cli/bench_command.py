@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfqkit.cli.options import (
     Commands,
+    add_cluster_options,
     add_command,
     add_compute_options,
     add_overrides,
@@ -26,8 +27,9 @@ from dfqkit.cli.options import (
 from dfqkit.cli.outcome import resumable
 
 if TYPE_CHECKING:
-    from dfqkit.bench.grid import Grid
+    from dfqkit.bench.grid import Grid, Trial
     from dfqkit.config.recipe import Recipe
+    from dfqkit.run.parts import Executor
 
 _DESCRIPTION = (
     "Compare data sources: every recipe's synthesizer makes images for the same teacher at the same cost, a student of "
@@ -61,6 +63,7 @@ def add(commands: Commands) -> None:
     add_overrides(parser, "change all recipes")
     add_untrusted(parser)
     add_compute_options(parser)
+    add_cluster_options(parser, "synthesis and trial")
     parser.add_argument("--dry-run", action="store_true", help="time a round of every source and say what all takes")
 
 
@@ -69,6 +72,7 @@ def _bench(args: argparse.Namespace) -> int:
     starting(args)
     from dfqkit.bench.grid import Grid, contestants
     from dfqkit.cli.running import read_recipe
+    from dfqkit.run.ray_parts import executor
 
     recipes = contestants(args.recipes, args.overrides, partial(read_recipe, args))
     distill: dict[str, Any] | None = None
@@ -96,8 +100,9 @@ def _bench(args: argparse.Namespace) -> int:
     if args.dry_run:
         result(_planned(grid, args.device or "auto"))
         return 0
-    with resumable(_command(args)):
-        _work(grid, args)
+    where = executor(args.cluster, args.workers)
+    with resumable(shlex.join([_command(args), *spelled(args, "cluster", "workers")])):
+        _work(grid, args, where)
     note(f"ok | {time.monotonic() - started:.0f} s | {args.out}")
     return 0
 
@@ -125,10 +130,11 @@ def _planned(grid: Grid, device: str) -> list[str]:
     return [*table(rows, numbers=True, ruler=True), total]
 
 
-def _work(grid: Grid, args: argparse.Namespace) -> None:
+def _work(grid: Grid, args: argparse.Namespace, executor: Executor) -> None:
     import torch
 
     from dfqkit.bench.page import page
+    from dfqkit.bench.shared import share
     from dfqkit.bench.table import document, markdown, rows
     from dfqkit.bench.trials import Bench
     from dfqkit.progress import Progress
@@ -144,10 +150,16 @@ def _work(grid: Grid, args: argparse.Namespace) -> None:
     bench = Bench.prepare(grid, out, device=device, progress=Progress(quiet=args.quiet))
     tell = (lambda text: None) if args.quiet else note
     first = next(iter(grid.contestants.values()))
-    trials = bench.do(grid.calibrated(), tell)
+
+    def done(trials: list[Trial]) -> list[dict[str, Any]]:
+        if args.cluster:
+            share(bench, trials, executor, _command(args))
+        return bench.do(trials, tell)
+
+    trials = done(grid.calibrated())
     if grid.distill is not None:
         chosen = args.contestants or _best(rows(trials), args.best or len(grid.contestants))
-        trials += bench.do(grid.distilled(chosen), tell)
+        trials += done(grid.distilled(chosen))
     data = document(
         trials,
         real=bench.real_statistics(),
@@ -192,7 +204,7 @@ def _settle(path: Path, args: argparse.Namespace, device: str) -> None:
 
     asked = {"device": None if args.device in (None, "auto") else args.device, "threads": args.threads}
     if not path.exists():
-        begun = {"device": device, "threads": args.threads or torch.get_num_threads()}
+        begun = {"device": device, "threads": args.threads or (1 if args.cluster else torch.get_num_threads())}
         write_bytes(path, json.dumps(begun).encode())
     try:
         begun = json.loads(path.read_text(encoding="utf-8"))

@@ -211,22 +211,21 @@ class OnRay:
             raise RuntimeUnavailableError(message)
         task = ray.remote(_kind)
         share = {"num_cpus": 0, "num_gpus": min(job.gpus, 0.001)}
-        refs = {
-            str(node["NodeManagerHostname"]): task.options(
+        refs = [
+            task.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False), **share
             ).remote(job.gpus > 0)
             for node in able
-        }
-        kinds = {name: ray.get(ref) for name, ref in refs.items()}
-        other = parted(list(kinds.values()))
+        ]
+        kinds: list[dict[str, str]] = ray.get(refs)
+        other = parted(kinds)
         if other:
             message = (
                 f"The machines of the cluster are of several kinds ({other}), on which the same {job.name} has other "
-                f"last digits: {', '.join(kinds)}. Begin on machines of one kind."
+                f"last digits: {', '.join(node['NodeManagerHostname'] for node in able)}. Take machines of one kind."
             )
             raise ArtefactError(message)
-        found: dict[str, str] = next(iter(kinds.values()))
-        return found
+        return kinds[0]
 
 
 def _ended(ray: Any, sending: Iterator[None], pending: dict[Any, int], room: int) -> Iterator[Any]:

@@ -160,7 +160,7 @@ def speed(args: argparse.Namespace) -> dict[str, Any]:
 
 def table(path: Path) -> str:
     """Hash of a comparison's rows, without the seconds that they took."""
-    rows = json.loads(path.read_text())["trials"]
+    rows = json.loads(path.read_text())["cells"]
     return hashlib.sha256(json.dumps([{**row, "seconds": None} for row in rows]).encode()).hexdigest()
 
 

@@ -17,12 +17,14 @@ from dfqkit.bench.grid import Grid, Trial, contestants
 from dfqkit.bench.imagestats import image_statistics
 from dfqkit.bench.page import page
 from dfqkit.bench.plots import cost_plot, drop_plot
+from dfqkit.bench.shared import share
 from dfqkit.bench.table import document, markdown, rows, spread
 from dfqkit.bench.trials import Bench
 from dfqkit.cli import main
 from dfqkit.config.files import list_recipes
 from dfqkit.progress import silent
 from dfqkit.run.folder import RunFolder
+from dfqkit.run.parts import InOrder
 from dfqkit_export.errors import BusyError, RecipeError
 from dfqkit_export.report.svg import nice_step
 from tests._messages import raises_naming
@@ -205,6 +207,8 @@ def test_a_bench_measures_every_trial_once_and_continues(tmp_path: Path, monkeyp
     compared = grid(bits=("w8a8",), seeds=(0,), images=32, passes=256)
     bench = Bench.prepare(compared, tmp_path, device="cpu", progress=silent())
     told: list[str] = []
+    share(bench, compared.calibrated(), InOrder(), "dfqkit bench")  # as workers do it, who have no more than the job
+    assert (tmp_path / "cells" / compared.calibrated()[0].folder / "cell.json").exists()
     first = bench.do(compared.calibrated(), told.append)
     assert len(told) == 1
     assert first[0]["cost"]["synthesis"] == 256
@@ -217,7 +221,7 @@ def test_a_bench_measures_every_trial_once_and_continues(tmp_path: Path, monkeyp
         raise AssertionError
 
     monkeypatch.setattr(Bench, "_measure", forbidden)
-    monkeypatch.setattr(Bench, "_synthesis", forbidden)
+    monkeypatch.setattr(Bench, "synthesis", forbidden)
     assert bench.do(compared.calibrated(), told.append) == first
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from dfqkit.run.bank_making import BankPlan, make_bank, make_one
 from dfqkit.run.bank_parts import PartFolder
 from dfqkit.run.parts import InOrder, Job, Told, machine, parted
 from dfqkit.run.ray_parts import executor
-from dfqkit_export.errors import ArtefactError, MissingExtraError, RecipeError
+from dfqkit_export.errors import ArtefactError, MissingExtraError, RecipeError, RuntimeCrashedError
 from dfqkit_export.images.stored import StoredBank
 from tests.unit.test_bank_making import ADAPTIVE, GENERATOR, MIXED, POOL, Stop, contents, recipe_of, stopping
 
@@ -150,3 +151,49 @@ def test_what_machines_differ_in_is_named() -> None:
     here = machine()
     assert parted([here, here]) == ""
     assert parted([here, here | {"torch": "1.0"}]) == f"torch {torch.__version__} and 1.0"
+
+
+class _Ray:
+    """What `_result` needs of Ray; a reference is what it leads to."""
+
+    class exceptions:  # noqa: N801
+        RayError = ConnectionError
+
+    @staticmethod
+    def get(ref: Any) -> Any:
+        if isinstance(ref, Exception):
+            raise ref
+        return ref
+
+
+def _refuses(_common: Any, index: int, _tell: Any) -> None:
+    logging.getLogger("a.part").warning("it is about to fail")
+    message = f"Image {index} is missing."
+    raise ArtefactError(message)
+
+
+def _breaks(_common: Any, index: int, _tell: Any) -> None:
+    raise ZeroDivisionError(index)
+
+
+def _outcome(job: Job, kind: dict[str, str]) -> dict[str, Any]:
+    given = {"function": job.function, "common": None, "threads": 1, "kind": kind, "gpu": False}
+    return ray_parts._one(given, 3, None)
+
+
+def test_a_part_that_fails_is_named_with_its_log_and_the_command_that_does_it_alone() -> None:
+    def job(function: Any) -> Job:
+        return Job(
+            name="shard", function=function, common=None, indices=[3], sizes=[1], alone=lambda k: f"do {k}", threads=1
+        )
+
+    pattern = r"(?s)Image 3 is missing. \(shard 3, on .*, pid \d+\).*it is about to fail.*by: do 3"
+    with pytest.raises(ArtefactError, match=pattern):
+        ray_parts._result(_Ray, _outcome(job(_refuses), machine()), job(_refuses), 3)
+    with pytest.raises(RuntimeError, match=r"(?s)do 3.*ZeroDivisionError"):
+        ray_parts._result(_Ray, _outcome(job(_breaks), machine()), job(_breaks), 3)
+    with pytest.raises(ArtefactError, match=r"another kind than those that the job began on \(torch 1.0 and "):
+        ray_parts._result(_Ray, _outcome(job(_breaks), machine() | {"torch": "1.0"}), job(_breaks), 3)
+    with pytest.raises(RuntimeCrashedError, match=r"shard 3 was lost \(11 of them\): gone. .* by: do 3"):
+        ray_parts._result(_Ray, ConnectionError("gone."), job(_breaks), 3)
+    assert ray_parts._result(_Ray, {"result": 5}, job(max), 3) == 5
