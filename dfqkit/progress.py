@@ -23,6 +23,16 @@ if TYPE_CHECKING:
 EVERY = 15.0
 
 
+def processes() -> int:
+    """Return how many processes torchrun started to work together; 1 where it started none."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def first_process() -> bool:
+    """Return whether this is the one of them that writes and talks."""
+    return processes() == 1 or os.environ.get("RANK", "0") == "0"
+
+
 class Bar(Protocol):
     """What a stage tells how far it is."""
 
@@ -44,7 +54,7 @@ class Progress:
     def __init__(
         self, *, quiet: bool = False, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.quiet = quiet or os.environ.get("DFQKIT_PROGRESS") == "0"
+        self.quiet = quiet or os.environ.get("DFQKIT_PROGRESS") == "0" or not first_process()
         self._stream = stream
         self._clock = clock
         self._whole: _Whole | None = None

@@ -34,6 +34,7 @@ from dfqkit.cli import (
 from dfqkit.cli.apart import relayed
 from dfqkit.cli.options import Parser
 from dfqkit.cli.outcome import EXIT_CODES, guarded
+from dfqkit.progress import processes
 from dfqkit_export._version import __version__
 
 __all__ = ["command_line", "main"]
@@ -73,6 +74,8 @@ def dispatch(argv: Sequence[str] | None, *, own_process: bool = False) -> int:
     """Do what the arguments say; where files of unknown origin are among them, in a process of its own."""
     words = list(sys.argv[1:] if argv is None else argv)
     args = command_line().parse_args(words, argparse.Namespace(words=words))
+    if processes() > 1 and args.handler is not run_command.run:
+        args.parser.error(f"torchrun started {processes()} processes, which `dfqkit run` alone can share: start one")
     if args.foreign(args) and not own_process:
         return relayed(words)
     code: int = args.handler(args)

@@ -9,7 +9,7 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
-from dfqkit.progress import PULSE, Progress
+from dfqkit.progress import PULSE, Progress, first_process
 from dfqkit_export.images.pixels import ORDERS, RANGES
 from dfqkit_export.words import clean, page
 
@@ -227,6 +227,8 @@ def result(text: str | Iterable[str]) -> None:
 
     A reader that has seen enough (`| head`) does not change how the command ends.
     """
+    if not first_process():
+        return
     try:
         print(clean(text if isinstance(text, str) else page(text)).rstrip("\n"), flush=True)
     except BrokenPipeError:
@@ -239,5 +241,10 @@ def discard_stdout() -> None:
 
 
 def note(text: str) -> None:
-    """Write a line for people to stderr; names in it may be a foreign file's."""
+    """Write a line for people to stderr; names in it may be a foreign file's. Of several processes, one talks.
+
+    All of them say what they died of.
+    """
+    if not first_process() and not text.startswith(("error:", "Traceback")):
+        return
     print(clean(text), file=sys.stderr, flush=True)

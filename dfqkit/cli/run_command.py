@@ -19,6 +19,7 @@ from dfqkit.cli.options import (
     starting,
 )
 from dfqkit.cli.running import announce, begin, carry_out, chosen_recipe, ending, reopen, show_reports
+from dfqkit.progress import first_process, processes
 from dfqkit.run.stage import only
 from dfqkit.run.stages import STAGES, first, following, plan
 from dfqkit.run.validate import REPORT
@@ -37,7 +38,7 @@ _DESCRIPTION = (
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    parser = add_command(commands, "run", _run, "do all stages of a recipe", _DESCRIPTION, _stage_list())
+    parser = add_command(commands, "run", run, "do all stages of a recipe", _DESCRIPTION, _stage_list())
     text = "name of a shipped recipe (`dfqkit list recipes`) or a YAML file; with --only, a run's folder"
     parser.add_argument("recipe", nargs="?", metavar="RECIPE", help=text)
     parser.add_argument(
@@ -56,17 +57,24 @@ def _stage_list() -> str:
     return "\n".join(["stages, in order:", *table([(f"  {name}", stage.help) for name, stage in STAGES.items()])])
 
 
-def _run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> int:
+    """Do what the command says; of several processes that torchrun started, the first shows what came of it."""
     started = time.monotonic()
     _check(args)
     folder = args.resume or (args.recipe if args.only and _continues(args) else None)
     if args.dry_run:
         return _only_planned(args, reopen(folder).recipe if folder else chosen_recipe(args))
+    if processes() > 1 and not folder and not args.out:
+        args.parser.error(
+            "torchrun starts several processes, and again after one is lost: give them one folder with --out"
+        )
     starting(args)
     work = reopen(folder) if folder else begin(args, chosen_recipe(args), validates=not args.only)
     path = work.folder.path
     if args.only:
         carry_out(work, [args.only], args, resume=only(args.only, shlex.quote(str(path))))
+        if not first_process():
+            return 0
         if not (path / REPORT).exists() or following(args.only, work.recipe):
             later = following(args.only, work.recipe)
             note(f"{args.only} is complete." + (f" Next: {only(later, path)}" if later else ""))
@@ -74,7 +82,7 @@ def _run(args: argparse.Namespace) -> int:
             return 0
     else:
         carry_out(work, STAGES, args, resume=shlex.join(["dfqkit", "run", "--resume", str(path)]))
-    return show_reports(work, started)
+    return show_reports(work, started) if first_process() else 0
 
 
 def _only_planned(args: argparse.Namespace, recipe: Recipe) -> int:

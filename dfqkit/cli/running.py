@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import shlex
 import sys
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from dfqkit.cli.options import note, result, spelled
 from dfqkit.cli.outcome import resumable
+from dfqkit.progress import first_process
 from dfqkit.run.validate import REPORT, reports, require_floors
 from dfqkit_export.errors import ArtefactError, RecipeError
 from dfqkit_export.report.verdict import exit_code, overall
@@ -77,9 +79,14 @@ def begin(
     from dfqkit.run.folder import RunFolder
     from dfqkit.run.manifest import MANIFEST
     from dfqkit.run.measuring import real_images, require_labels
+    from dfqkit.training.ranks import Ranks
 
+    ranks = Ranks.joined(args.device or "auto")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
+    if not ranks.first:
+        ranks.wait()
+        return Work(folder=RunFolder.open(args.out), recipe=recipe, teacher=teacher)
     facts = {
         **run_facts(recipe),
         "device": str(resolve_device(args.device or "auto")),
@@ -96,6 +103,7 @@ def begin(
             require_labels(teacher, real_images(recipe, limit=_TRIED))
         args.expected = announce(args, recipe, teacher)
     folder = RunFolder.create(out, recipe_text=recipe.to_yaml(), digest=recipe.digest(), facts=facts)
+    ranks.wait()
     return Work(folder=folder, recipe=recipe, teacher=teacher)
 
 
@@ -149,8 +157,9 @@ def carry_out(work: Work, stages: Iterable[str], args: argparse.Namespace, *, re
     stages, progress = list(stages), Progress(quiet=args.quiet)
     if getattr(args, "expected", None):
         progress.expect(args.expected)
-    with resumable(resume), work.folder:
-        require_earlier(work.folder, work.recipe, stages[0])
+    with resumable(resume), work.folder if first_process() else contextlib.nullcontext():
+        if first_process():
+            require_earlier(work.folder, work.recipe, stages[0])
         execution.execute(
             work.folder,
             work.recipe,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -9,7 +11,9 @@ from torch import Tensor
 from dfqkit.losses._numerics import full
 
 
-def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
+def relative_error(
+    student: Tensor, teacher: Tensor, average: Callable[[Tensor], Tensor] = lambda energy: energy
+) -> Tensor:
     """Squared error of a feature over the feature's own energy, ||s - t||^2 / ||t||^2.
 
     Source: the hint loss of Romero et al., "FitNets: Hints for Thin Deep Nets", 2015, equation 3, without a regressor
@@ -19,11 +23,13 @@ def relative_error(student: Tensor, teacher: Tensor) -> Tensor:
     Args:
         student: Feature (N, ...).
         teacher: Feature of the same shape.
+        average: Returns the mean of the energies of all shares of a batch, of which this is one of equal size: the
+            mean of all shares' errors is then that of the batch.
 
     Returns:
         Scalar, at least 0. Lower is better.
     """
-    energy = full(teacher).square().sum()
+    energy = average(full(teacher).square().sum())
     return (full(student) - full(teacher)).square().sum() / energy.clamp_min(1e-12)
 
 

@@ -35,6 +35,7 @@ from dfqkit.teacher.load import Teacher, load_teacher
 from dfqkit.teacher.sources import located
 from dfqkit.training.float_student import load_float_student, new_float_student
 from dfqkit.training.loop import Batch, HeldOut
+from dfqkit.training.ranks import ALONE, Ranks
 from dfqkit_export.backends import get_target
 from dfqkit_export.backends.target import Target
 from dfqkit_export.errors import RecipeError, RuntimeUnavailableError
@@ -121,6 +122,7 @@ class Context:
         given: A teacher that is loaded already.
         stages: All stages, in order.
         part: The part of a stage that is done.
+        ranks: The processes that train together.
     """
 
     folder: RunFolder
@@ -130,6 +132,7 @@ class Context:
     given: Teacher | None = None
     stages: Sequence[Stage] = ()
     part: Part = WHOLE
+    ranks: Ranks = ALONE
     _equalized: dict[tuple[int, float], fx.GraphModule] = field(default_factory=dict)
     _float_files: dict[int, onnx.ModelProto] = field(default_factory=dict)
 

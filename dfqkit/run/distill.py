@@ -10,6 +10,8 @@ from dfqkit.run.stage import Plan, Stage, StageResult, each_target
 if TYPE_CHECKING:
     from dfqkit.config.recipe import Recipe
     from dfqkit.run.context import Context
+    from dfqkit.synthesis.base import Synthesizer
+    from dfqkit.training.quantized_student import QuantizedStudentTrainer
 
 #: File of the deployed student, finished.
 FINAL = "student.safetensors"
@@ -21,32 +23,51 @@ def _run(context: Context) -> StageResult:
     What is imitated is the float graph that was quantized: the teacher's, or the smaller float student's. What is kept
     is nearest to the teacher in both cases.
     """
-    from dfqkit.run.playing import TRAINED, WARM, found_out, play, saved_synthesizer
+    from dfqkit.run.playing import found_out, play
     from dfqkit.students.freezing import freeze
     from dfqkit.students.student import restore, save_student
-    from dfqkit.training.quantized_student import QuantizedStudentTrainer
-    from dfqkit.training.stream import LiveStream
 
-    students = [context.stored_student(s, calibrated_file(index)) for index, s in enumerate(context.schemes)]
-    config = context.recipe.distill
     facts: dict[str, object] = {"kept": "calibration", "judged": [], "curve": [], "cost": 0, "disagreement": None}
-    if config is not None:
-        main = saved_synthesizer(context, WARM if context.recipe.student is None else TRAINED)
-        before = main.cost
-        stream = LiveStream(main, config, context.rng("augmentation"))
-        trainer = QuantizedStudentTrainer(
-            students, context.schemes, context.reference(context.scheme), stream, context.held_out(), config
-        )
-        start_disagreement = trainer.disagreement()
+    if context.recipe.distill is None:
+        student = context.stored_student(context.scheme, calibrated_file())
+    else:
+        trainer, main = _loop(context)
+        before, start_disagreement = main.cost, trainer.disagreement()
         play(context, STAGE.name, trainer)
         facts = found_out(trainer) | {
             "cost": main.cost - before,
             "disagreement": {"before": start_disagreement, "after": trainer.disagreement()},
         }
-        restore(students[0], trainer.best, context.scheme)
-    freeze(students[0])
-    save_student(students[0], context.file(FINAL))
+        student = trainer.students[0]
+        restore(student, trainer.best, context.scheme)
+    freeze(student)
+    save_student(student, context.file(FINAL))
     return StageResult(files=[context.file(FINAL).name], facts=facts)
+
+
+def _assist(context: Context) -> None:
+    """Take every step together with the first process, which keeps what comes of it."""
+    from dfqkit.run.playing import play
+
+    if context.recipe.distill is not None:
+        play(context, STAGE.name, _loop(context)[0])
+
+
+def _loop(context: Context) -> tuple[QuantizedStudentTrainer, Synthesizer]:
+    from dfqkit.run.playing import TRAINED, WARM, saved_synthesizer
+    from dfqkit.training.quantized_student import QuantizedStudentTrainer
+    from dfqkit.training.stream import LiveStream
+
+    config = context.recipe.distill
+    assert config is not None
+    students = [context.stored_student(s, calibrated_file(index)) for index, s in enumerate(context.schemes)]
+    main = saved_synthesizer(context, WARM if context.recipe.student is None else TRAINED)
+    stream = LiveStream(main, config, context.rng("augmentation"))
+    trainer = QuantizedStudentTrainer(
+        students, context.schemes, context.reference(context.scheme), stream, context.held_out(), config
+    )
+    trainer.spread(context.ranks)
+    return trainer, main
 
 
 def _plan(recipe: Recipe) -> Plan:
@@ -57,5 +78,10 @@ def _plan(recipe: Recipe) -> Plan:
 
 
 STAGE = Stage(
-    name="distill", help="train the student with its teacher's answers", run=_run, plan=_plan, parts=each_target
+    name="distill",
+    help="train the student with its teacher's answers",
+    run=_run,
+    plan=_plan,
+    parts=each_target,
+    assist=_assist,
 )

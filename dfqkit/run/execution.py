@@ -7,6 +7,7 @@ What belongs here: what is the same for every stage. Which ones there are is `st
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,10 +21,13 @@ from dfqkit.run.folder import RunFolder
 from dfqkit.run.stage import StageResult, joined
 from dfqkit.run.stages import STAGES, before, require_earlier
 from dfqkit.teacher.load import Teacher
+from dfqkit.training.ranks import Ranks
 from dfqkit_export.env import environment
 
 #: Room for everything that does not grow with the number of images: students, optimizers, ONNX files, reports.
 _MODEL_SPACE = 256 * 2**20
+#: What the first process says in the place of a stage's number.
+_NO_MORE = -1.0
 
 
 def execute(
@@ -35,7 +39,11 @@ def execute(
     progress: Progress,
     teacher: Teacher | None = None,
 ) -> None:
-    """Run stages in order, but those that are complete; what comes before the first one must be."""
+    """Run stages in order, but those that are complete; what comes before the first one must be.
+
+    Of several processes that torchrun started, the first does that, and the others assist it.
+    """
+    ranks = Ranks.joined(device)
     context = Context(
         folder=folder,
         recipe=recipe,
@@ -43,7 +51,11 @@ def execute(
         progress=progress,
         given=teacher,
         stages=tuple(STAGES.values()),
+        ranks=ranks,
     )
+    if not ranks.first:
+        _assist(context)
+        return
     folder.require_space(_MODEL_SPACE + sum(stage.plan(recipe).size for stage in STAGES.values()))
     stages = list(stages)
     if teacher is not None or not all(map(folder.done, stages)) or weights_changed(folder, recipe):
@@ -56,6 +68,22 @@ def execute(
             if not idle.applies(recipe) and not folder.done(idle.name):
                 _finish(context, idle.name)
         _finish(context, name)
+    with ranks.met():
+        ranks.told(_NO_MORE)
+
+
+def _assist(context: Context) -> None:
+    """Do for the first process what it calls for, from what it has written by then."""
+    stages, ranks = list(STAGES.values()), context.ranks
+    while True:
+        with ranks.met():
+            number = ranks.told(_NO_MORE)
+            if number == _NO_MORE:
+                return
+            stage, part = stages[int(number)], int(ranks.told(0))
+            now = replace(context, folder=RunFolder.open(context.folder.path), _equalized={})
+            assert stage.assist is not None
+            stage.assist(now.about(stage.parts(context.recipe)[part]))
 
 
 def _finish(context: Context, name: str) -> None:
@@ -65,7 +93,16 @@ def _finish(context: Context, name: str) -> None:
     folder.begin(name)
     result = StageResult()
     if stage.applies(recipe):
-        result = joined({part: stage.run(context.about(part)) for part in stage.parts(recipe)})
+        results = {}
+        for index, part in enumerate(stage.parts(recipe)):
+            if stage.assist is None:
+                results[part] = stage.run(context.about(part))
+                continue
+            with context.ranks.met():
+                context.ranks.told(list(STAGES).index(name))
+                context.ranks.told(index)
+                results[part] = stage.run(context.about(part))
+        result = joined(results)
     folder.finish(name, result.files, result.facts)
 
 

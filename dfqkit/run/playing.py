@@ -70,7 +70,8 @@ def play(context: Context, stage: str, loop: Loop[Any, Any]) -> None:
     with context.progress.stage(stage, total=loop.config.steps, start=loop.step) as bar:
         while loop.step < loop.config.steps:
             bar.advance(1, **loop.run_step())
-            saved.offer(loop.state)
+            if context.ranks.first:
+                saved.offer(loop.state)
 
 
 def found_out(loop: Loop[Any, Any]) -> dict[str, object]:

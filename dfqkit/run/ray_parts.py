@@ -246,6 +246,9 @@ def _result(ray: Any, ref: Any, job: Job, index: int) -> Any:
     alone = f"Alone, it is done by: {job.alone(index)}"
     try:
         outcome = ray.get(ref)
+    except ray.exceptions.RayTaskError as error:  # before the part could begin, such as a package that is not there
+        message = f"({job.name} {index}) {alone}\n{error}"
+        raise RuntimeError(message) from error
     except ray.exceptions.RayError as error:
         message = (
             f"Every worker that did {job.name} {index} was lost ({_AGAIN + 1} of them): {str(error).splitlines()[0]} "

@@ -82,6 +82,7 @@ class Stage:
         plan: Says what it is going to do for a recipe.
         applies: Whether it has something to do for a recipe; otherwise it is complete without being run.
         parts: What several processes could share.
+        assist: What further processes that torchrun started do while the first one runs a part; None for nothing.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Stage:
     plan: Callable[[Recipe], Plan]
     applies: Callable[[Recipe], bool] = lambda _: True
     parts: Callable[[Recipe], Sequence[Part]] = lambda _: (WHOLE,)
+    assist: Callable[[Context], None] | None = None
 
 
 def joined(results: Mapping[Part, StageResult]) -> StageResult:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -24,6 +25,7 @@ from dfqkit.synthesis.base import Losses
 from dfqkit.synthesis.optimizers import cosine, optimizer_tensors, restore_optimizer, under
 from dfqkit.tasks import Tensors, TorchTask
 from dfqkit.training.objective import Objective
+from dfqkit.training.ranks import ALONE, Ranks
 from dfqkit.training.stream import LiveStream
 from dfqkit_export.errors import ArtefactError
 
@@ -56,6 +58,18 @@ Config = TypeVar("Config", bound=LoopConfig)
 Model = TypeVar("Model", bound=nn.Module)
 
 
+class _Step(nn.Module):
+    """One student's terms on a batch as a module, whose gradients several processes can average."""
+
+    def __init__(self, loop: Loop[Any, Any], index: int) -> None:
+        super().__init__()
+        self.student, self.objective = loop.students[index], loop.objectives[index]
+        self.terms = partial(loop._terms, index)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return self.terms(images)
+
+
 class Loop(ABC, Generic[Config, Model]):
     """The loop's state: students, the first of which is the one that counts, and the best state seen of it.
 
@@ -80,6 +94,10 @@ class Loop(ABC, Generic[Config, Model]):
     ) -> None:
         self.students, self.objectives, self.optimizers = list(students), list(objectives), list(optimizers)
         self.stream, self.held_out, self.config, self.task = stream, held_out, config, held_out.task
+        self.ranks = ALONE
+        self._steps: list[Callable[[Tensor], dict[str, Tensor]]] = [
+            partial(self._terms, index) for index in range(len(self.students))
+        ]
         self.step = 0
         self.curve: list[dict[str, float]] = []
         self.average = self._snapshot(0) if config.average else {}
@@ -89,6 +107,18 @@ class Loop(ABC, Generic[Config, Model]):
         if not math.isfinite(self.best_score):
             raise ArtefactError(self.not_finite)
         self.judged: list[dict[str, float]] = [{"step": 0, **told}]
+
+    def spread(self, ranks: Ranks) -> None:
+        """Take every step together with other processes, each of which has a loop like this one.
+
+        Raises:
+            RecipeError: When the section asks for what they would compute otherwise than one alone.
+        """
+        ranks.require_shares(self.section, self.config)
+        self.ranks = ranks
+        for objective in self.objectives:
+            objective.average = ranks.average
+        self._steps = [ranks.together(_Step(self, index)) for index in range(len(self.students))]
 
     @abstractmethod
     def _terms(self, index: int, images: Tensor) -> dict[str, Tensor]:
@@ -132,7 +162,8 @@ class Loop(ABC, Generic[Config, Model]):
         return terms
 
     def _give_up(self, terms: Losses) -> Losses:
-        _LOG.warning(
+        _LOG.log(
+            logging.WARNING if self.ranks.first else logging.DEBUG,
             "Distillation diverged in step %d of %d; the best state before it is kept. Lower %s.lr, or the weight of "
             "the adversarial term where the synthesis method has one.",
             self.step,
@@ -145,14 +176,14 @@ class Loop(ABC, Generic[Config, Model]):
     def _train(self, index: int) -> dict[str, float]:
         """Take one optimizer step on a fresh batch; return the loss terms, unweighted."""
         optimizer = self.optimizers[index]
-        images = self.stream.batch(self.config.batch)
-        terms = self._harder_terms(index, images) if self.config.harder else self._terms(index, images)
+        images = self.ranks.share(self.stream.batch(self.config.batch))
+        terms = self._harder_terms(index, images) if self.config.harder else self._steps[index](images)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(self.objectives[index].total(terms))
         for group in optimizer.param_groups:
             group["lr"] = cosine(group["base"], self.step / self.config.steps)
         optimizer.step()
-        return {name: float(term.detach()) for name, term in terms.items()}
+        return self.ranks.mean({name: float(term.detach()) for name, term in terms.items()})
 
     def _harder_terms(self, index: int, images: Tensor) -> dict[str, Tensor]:
         """Means of the terms on a batch x and on x + harder * sign(dL/dx), labelled anew.
@@ -177,12 +208,16 @@ class Loop(ABC, Generic[Config, Model]):
                     self.average[name].lerp_(value, 1 - decay)
 
     def _judge(self) -> None:
-        """Keep the first student's state if it is the nearest to the teacher seen so far."""
+        """Keep the first student's state if it is the nearest to the teacher seen so far; the first process judges."""
+        if not self.ranks.first:
+            if not math.isfinite(self.ranks.told(0.0)):
+                self._give_up({})
+            return
         kept = self._snapshot(0)
         if self.average:
             self._restore(0, self.average)
         told = self.held_out.judge(self.students[0])
-        score = told[self.task.chosen_by]
+        score = self.ranks.told(told[self.task.chosen_by])
         if not math.isfinite(score):
             self._give_up({})
             return

@@ -70,6 +70,8 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.weights, self.task = config, config.weights, task
+        #: Makes the energy of a share of a batch the mean over all shares, where several processes have one each.
+        self.average: Callable[[Tensor], Tensor] = lambda energy: energy
         self.pairs = list(pairs) if config.weights.of_layers else []
         self.projections = nn.ModuleDict()
         self.maps: list[int] = []
@@ -140,7 +142,9 @@ class Objective(nn.Module):
             yield mine, other
 
     def _error(self, mine: Tensor, other: Tensor) -> Tensor:
-        return losses.relative_error(mine, other) if self.config.hint == "relative" else losses.hint(mine, other)
+        if self.config.hint == "mse":
+            return losses.hint(mine, other)
+        return losses.relative_error(mine, other, self.average)
 
     def _relation(self, ours: Features, theirs: Features) -> Tensor:
         both = [self._features(index, ours, theirs) for index in self.maps]

@@ -1,8 +1,9 @@
-"""Work on several processes, measured: python tests/benchmarks/cluster.py {sets,near-zero,speed} [--help].
+"""Work on several processes, measured: python tests/benchmarks/cluster.py {sets,near-zero,speed,torchrun} [--help].
 
 ``sets`` makes one set in order, by 1, 2 and 3 workers of Ray, and with workers killed by SIGKILL at random moments, and
 compares the folders byte by byte. ``near-zero`` does thousands of shards that do next to nothing: what is left is what
-the driver, Ray and the lists cost. ``speed`` takes the time of a command with one worker and with two.
+the driver, Ray and the lists cost. ``speed`` takes the time of a command with one worker and with two. ``torchrun``
+distils with one process and two, and with one of two killed, and compares first losses, kept step and result.
 """
 
 from __future__ import annotations
@@ -164,6 +165,67 @@ def table(path: Path) -> str:
     return hashlib.sha256(json.dumps([{**row, "seconds": None} for row in rows]).encode()).hexdigest()
 
 
+def losses(args: argparse.Namespace) -> None:
+    """Do a run, as one of the processes that torchrun started, and have the first one note every step's terms."""
+    from dfqkit.cli import main as dfqkit_main
+    from dfqkit.training.quantized_student import QuantizedStudentTrainer
+
+    real = QuantizedStudentTrainer.run_step
+
+    def noted(self: QuantizedStudentTrainer) -> dict[str, float]:
+        terms = real(self)
+        if self.ranks.first:
+            with args.terms.open("a") as file:
+                file.write(json.dumps({"step": self.step, **terms}) + "\n")
+        return terms
+
+    QuantizedStudentTrainer.run_step = noted  # type: ignore[method-assign]
+    sys.exit(dfqkit_main(args.command))
+
+
+def torchrun(args: argparse.Namespace) -> dict[str, Any]:
+    """Distil with one process and two, and with one of the two killed."""
+    found: dict[str, Any] = {}
+    for name, world, kill in (("1", 1, False), ("2", 2, False), ("2, one killed", 2, True)):
+        out = args.out / f"torchrun-{world}{'-killed' if kill else ''}"
+        shutil.rmtree(out, ignore_errors=True)
+        terms = out.with_suffix(".jsonl")
+        terms.unlink(missing_ok=True)
+        words = ["run", args.recipe, "--out", str(out), "--threads", "1"]
+        words += [word for override in args.overrides for word in ("--set", override)]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+        command += ["--max-restarts", "1", __file__, "--out", str(args.out), "losses", str(terms), "--", *words]
+        start = time.monotonic()
+        environment = {**os.environ, "DFQKIT_CHECKPOINT_SECONDS": "1"}
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+        while kill and process.poll() is None:
+            time.sleep(0.05)
+            if terms.exists() and terms.read_text().count("\n") >= args.kill_after:
+                workers = [pid for pid, title in children(process.pid) if " losses " in title]
+                os.kill(workers[-1], signal.SIGKILL)
+                kill = False
+        process.wait()
+        facts = json.loads((out / "manifest.json").read_text())["stages"]["distill"]
+        metrics = {metric["name"]: metric for metric in json.loads((out / "report.json").read_text())["metrics"]}
+        found[name] = {
+            "seconds": round(time.monotonic() - start, 1),
+            "distill_seconds": facts["seconds"],
+            "exit": process.returncode,
+            "kept": facts["facts"]["kept"],
+            "student": facts["files"]["student.safetensors"]["sha256"],
+            "top1_drop": [metrics["top1_drop"]["value"], metrics["top1_drop"]["stderr"]],
+            "terms": [json.loads(line) for line in terms.read_text().splitlines()],
+        }
+        print(name, {key: value for key, value in found[name].items() if key != "terms"}, flush=True)
+    apart = [
+        max(abs(one[key] - two[key]) for key in one)
+        for one, two in zip(*(found[n]["terms"] for n in "12"), strict=True)
+    ]
+    for each in found.values():
+        del each["terms"]
+    return {**found, "largest difference of a term in each of the first steps": apart[:10]}
+
+
 def main() -> None:
     """Measure what is asked for and print it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -187,7 +249,17 @@ def main() -> None:
     one.add_argument("--cluster", default="local")
     one.add_argument("command", nargs="+", help="dfqkit's words, without --out, behind --")
     one.set_defaults(measure=speed)
+    one = commands.add_parser("torchrun")
+    one.add_argument("--recipe", default="digits/dfq-w4a4-ort")
+    one.add_argument("--set", dest="overrides", action="append", default=[])
+    one.add_argument("--kill-after", type=int, default=60, help="steps")
+    one.set_defaults(measure=torchrun)
+    one = commands.add_parser("losses")
+    one.add_argument("terms", type=Path)
+    one.add_argument("command", nargs="+")
+    one.set_defaults(measure=losses)
     args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
     print(json.dumps(args.measure(args), indent=1))
 
 

@@ -157,7 +157,7 @@ class _Ray:
     """What `_result` needs of Ray; a reference is what it leads to."""
 
     class exceptions:  # noqa: N801
-        RayError = ConnectionError
+        RayError, RayTaskError = ConnectionError, ImportError
 
     @staticmethod
     def get(ref: Any) -> Any:
@@ -196,4 +196,6 @@ def test_a_part_that_fails_is_named_with_its_log_and_the_command_that_does_it_al
         ray_parts._result(_Ray, _outcome(job(_breaks), machine() | {"torch": "1.0"}), job(_breaks), 3)
     with pytest.raises(RuntimeCrashedError, match=r"shard 3 was lost \(11 of them\): gone. .* by: do 3"):
         ray_parts._result(_Ray, ConnectionError("gone."), job(_breaks), 3)
+    with pytest.raises(RuntimeError, match=r"(?s)\(shard 3\) .* by: do 3.*no module"):
+        ray_parts._result(_Ray, ImportError("no module"), job(_breaks), 3)
     assert ray_parts._result(_Ray, {"result": 5}, job(max), 3) == 5
