@@ -41,7 +41,6 @@ USUAL: tuple[Candidate, ...] = tuple(
         ("outputs, values a little alike", "outputs", {"equalize_values": 0.25}),
         ("outputs, values alike", "outputs", {"equalize_values": 0.5}),
         ("outputs, layers alike", "outputs", {"equalize": 20}),
-        ("outputs, the costliest in float", "outputs", {"equalize_values": 0.25, "costly_in_float": 0.03}),
     )
 )
 #: What is made alike where codes of weights are chosen together, which takes a minute or some each time.
