@@ -81,7 +81,8 @@ def ask_runtime(path: Path, target: Target) -> Account:
 
 def _saturation(target: Target) -> tuple[str, ...]:
     """Warn where this machine would compute something else in a session that is not told to be exact."""
-    if backend_of(target) is not DEFAULT or target.weights.reduce_range or not saturates(this_processor()):
+    fits = target.weights.reduce_range or target.sums_fit
+    if backend_of(target) is not DEFAULT or fits or not saturates(this_processor()):
         return ()
     return (
         "This processor has no VNNI, and products of 8-bit codes saturate on such ones unless the session sets "

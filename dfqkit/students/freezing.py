@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from dfqkit.students.agreeing import agree
 from dfqkit.students.nodes import tensor_at
 from dfqkit.students.onnx_nodes import integer_bias
 from dfqkit.students.quantizers import activation_proxy, zero_point_values
@@ -23,8 +24,9 @@ def freeze(student: fx.GraphModule) -> None:
     """
     student.eval()
     with torch.no_grad():
-        round_weight_scales(student)
         even_zero_points(student)
+        agree(student)
+        round_weight_scales(student)
         for layer, bias in integer_bias(student).items():
             tensor_at(student, f"{layer}.bias").copy_(bias)
     for parameter in student.parameters():

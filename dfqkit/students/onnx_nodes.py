@@ -183,10 +183,23 @@ def input_scales(graph: fx.GraphModule) -> dict[str, Tensor]:
 
     A layer whose input is in float has none, and its bias stays in float, too.
     """
+    return {name: proxy.scale().detach().reshape(()) for name, proxy in _input_proxies(graph).items()}
+
+
+def input_codes(graph: fx.GraphModule) -> dict[str, tuple[int, int]]:
+    """Return the smallest and the largest code that each of these layers reads, as uint8, by layer name."""
+    found = {}
+    for name, proxy in _input_proxies(graph).items():
+        _, _, (low, high), signed = activation_parameters(proxy)
+        found[name] = (low + 128 * signed, high + 128 * signed)
+    return found
+
+
+def _input_proxies(graph: fx.GraphModule) -> dict[str, Any]:
     modules = dict(graph.named_modules())
     layers = (n for n in graph.graph.nodes if isinstance(called(n, modules), QuantWeightBiasInputOutputLayer))
     proxies = {str(node.target): input_quantizer(node.args[0], modules) for node in layers}
-    return {name: proxy.scale().detach().reshape(()) for name, proxy in proxies.items() if proxy is not None}
+    return {name: proxy for name, proxy in proxies.items() if proxy is not None}
 
 
 def float_layers(graph: fx.GraphModule, tensors: Collection[str]) -> dict[str, str]:

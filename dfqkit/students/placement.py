@@ -110,6 +110,7 @@ def quantized_graph(graph: fx.GraphModule, config: QuantConfig, target: Target, 
     decided = plan(graph, config, target, image)
     student = copy.deepcopy(graph)
     student.meta |= {"floats": decided.floats, "kept": decided.kept}
+    student.meta |= {"additions_agree": target.additions_agree, "sums_fit": target.sums_fit}
     names = layer_names(student)
     for name, bits in decided.weights.items():
         layer = student.get_submodule(name)

@@ -46,6 +46,19 @@ class EndingBehind(nn.ReLU):
     """ReLU in place of ReLU6, where the quantizer behind it ends at 6 or below; it needs that quantizer."""
 
 
+class Factor(nn.Module):
+    """What a scale is multiplied with beside the calibrated or trained value: 1, or what `agreeing` needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("factor", torch.ones(()))
+        self.factor: Tensor
+
+    def forward(self, scale: Tensor) -> Tensor:
+        """Return the scale that is used."""
+        return scale * self.factor
+
+
 def weight_quantizer(config: QuantConfig, bits: int, target: Target) -> Any:
     """Brevitas weight quantizer class: symmetric, one learnable scale an output channel.
 
@@ -72,6 +85,8 @@ def activation_quantizer(config: QuantConfig, bits: int, target: Target, *, sign
         (False, False): (ShiftedUint8ActPerTensorFloat, ShiftedUint8ActPerTensorFloatMSE),
     }[space.signed and (signed or bits == 8), space.symmetric]  # below 8 bits, 0 to 2^b - 1 fits int8 too
     options: dict[str, Any] = {"bit_width": bits, "int_quant": RoundFirst}
+    if target.additions_agree:
+        options["restrict_scale_threshold_impl"] = Factor
     if config.activation_range != "mse":
         held = config.percentile if config.activation_range == "percentile" else 100.0  # what is cut is chosen later
         options["high_percentile_q"] = held
@@ -98,6 +113,19 @@ def activation_internals(module: nn.Module | None) -> Any:
 def zero_point_values(module: nn.Module) -> Any:
     """Return the tensor behind an asymmetric quantizer's zero point, scale x zero point; None for any other module."""
     return getattr(getattr(activation_internals(module), "zero_point_impl", None), "value", None)
+
+
+def scale_to(module: nn.Module, scale: float) -> None:
+    """Give an activation quantizer that has a `Factor` another scale, with the zero point that it has."""
+    proxy, shift = activation_proxy(module), zero_point_values(module)
+    with torch.no_grad():
+        zero_point = torch.round(proxy.zero_point())
+        for part in activation_internals(module).scaling_impl.modules():
+            if isinstance(part, Factor):
+                exact = proxy.scale().double() / part.factor.double()
+                part.factor.copy_((scale / exact).reshape(()))
+        if shift is not None:
+            shift.copy_((zero_point * proxy.scale()).reshape(shift.shape))
 
 
 def range_of(module: nn.Module) -> tuple[float, float]:

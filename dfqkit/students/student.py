@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, fx, nn
 
 from dfqkit.config.quant import QuantConfig
+from dfqkit.students.agreeing import agree
 from dfqkit.students.calibration import calibrate, correct_bias, settle
 from dfqkit.students.equalizing import equalize, equalize_values
 from dfqkit.students.layerwise import round_by_layers
@@ -87,6 +88,7 @@ def calibrate_student(  # noqa: PLR0913 - what is measured beside is named, and 
     outputs ask what is ``imitated``; without it they choose nothing.
     """
     calibrate(student, batches, image, learnable=config.scales == "float")
+    agree(student)
     if held_out and replan is not None:
         _keep_in_float(student, held_out, replan)
     round_weight_scales(student, batches)

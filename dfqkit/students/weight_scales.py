@@ -14,8 +14,9 @@ from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer as Layer
 from torch import Tensor, fx, nn
 
 from dfqkit.students.nodes import called
-from dfqkit.students.onnx_nodes import input_scales
+from dfqkit.students.onnx_nodes import input_codes, input_scales, weight_codes
 from dfqkit.students.quantizers import activation_proxy
+from dfqkit_export.backends.saturation import MOST, bound
 
 #: Significant bits of a weight's code and its scale together that are always taken. With activation scales that are
 #: powers of two, the product of integer accumulator and scale then fits float32's 24 bits for accumulators up to 2^20
@@ -28,6 +29,9 @@ MOST_BITS = 8
 FLOAT_BITS, SUM_BITS = 24, 23
 #: The most bits of weights whose scales are trained: those of others jump too far from one short number to the next.
 TRAINED_BITS = 5
+
+#: Times that a scale is made larger before it is left as it is: each time the codes are rounded anew.
+_MOST_STEPS = 16
 
 #: Largest bias code. A dead channel (BatchNorm trained to gamma 0) has weights, and so a weight scale, of nearly zero,
 #: in units of which its bias would not fit int32; its scale is raised, at the cost of weights that hardly add to the
@@ -51,9 +55,14 @@ def round_weight_scales(student: fx.GraphModule, batches: Sequence[Tensor] = ())
     student.eval()
     with torch.no_grad():
         sums, scales, units = _sums(student, batches), input_scales(student), _output_units(student)
+        read = input_codes(student) if student.meta.get("sums_fit") else {}
         for layers in _by_weights(student):
             inputs = {name: scales[name] for name in layers if name in scales}
-            _round(layers, inputs, {name: sums[name] for name in layers if name in sums}, units)
+            short = _round(layers, inputs, {name: sums[name] for name in layers if name in sums}, units)
+            codes = [read[name] for name in layers if name in read]
+            if codes:
+                low, high = min(low for low, _ in codes), max(high for _, high in codes)
+                _fit_sums(next(iter(layers.values())), low, high, short)
 
 
 def fix_weight_scales(student: nn.Module) -> None:
@@ -126,8 +135,8 @@ def _sums(student: fx.GraphModule, batches: Sequence[Tensor]) -> dict[str, Tenso
 
 def _round(
     layers: Mapping[str, Layer], inputs: Mapping[str, Tensor], sums: Mapping[str, Tensor], units: Mapping[str, int]
-) -> None:
-    """Give the weight scale of a layer, in all of its calls, few significant bits."""
+) -> Callable[[Tensor], Tensor]:
+    """Give the weight scale of a layer, in all of its calls, few significant bits; return what makes others so."""
     layer, unit = next(iter(layers.values())), max(units.get(name, 1) for name in layers)
     weight_bits = int(layer.weight_quant.bit_width())
     plain = layer.quant_weight().scale.reshape(-1) / unit
@@ -145,6 +154,32 @@ def _round(
         scale = torch.maximum(scale, short_mantissa(smallest / unit, least, rounding=torch.ceil) * unit)
     value = layer.weight_quant.tensor_quant.scaling_impl.value
     value.copy_((scale * largest_code(layer)).reshape(value.shape))
+    return lambda larger: short_mantissa(larger / unit, bits, rounding=torch.ceil) * unit
+
+
+def _fit_sums(layer: Layer, low: int, high: int, short: Callable[[Tensor], Tensor]) -> None:
+    """Make the weight scale of channels larger in which a sum of two products can leave 16 bits (`saturation`).
+
+    Args:
+        layer: A convolution or a linear layer; depthwise ones add in 32 bits.
+        low: The smallest code that it reads, as uint8.
+        high: The largest.
+        short: Makes scales short, and not smaller.
+    """
+    if (layer.weight.shape[1] == 1 and getattr(layer, "groups", 1) > 1) or layer.output_channel_dim:
+        return
+    value = layer.weight_quant.tensor_quant.scaling_impl.value
+    for _ in range(_MOST_STEPS):
+        codes, scale = weight_codes(layer)
+        found = bound(codes.numpy(), low, high)
+        wide = torch.from_numpy(found.channels > 0)
+        if not wide.any():
+            return
+        past = torch.from_numpy(1 + found.channels / MOST).to(scale).clamp(min=1 + 2.0**-MOST_BITS)
+        larger = torch.where(wide, scale * past, scale)
+        larger = short(larger) if value.numel() > 1 else short(larger.max())
+        larger = torch.where(wide, larger, scale) if value.numel() > 1 else larger
+        value.copy_((larger * largest_code(layer)).reshape(value.shape))
 
 
 def _room(largest: Tensor, input_scale: Tensor, plain: Tensor) -> Tensor:

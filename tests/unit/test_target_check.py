@@ -65,8 +65,9 @@ def test_onnxruntime_answers_for_itself(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     ("target", "saturating", "warned"),
     [
-        ("onnxruntime", True, True),
-        ("onnxruntime", False, False),
+        ("onnxruntime-vnni", True, True),
+        ("onnxruntime-vnni", False, False),
+        ("onnxruntime", True, False),
         ("onnxruntime-avx2", True, False),
         ("tensorrt", True, False),
     ],

@@ -81,7 +81,7 @@ def many_at_six() -> nn.Module:
 
 @pytest.mark.parametrize("name", ["residual", "squeeze_excite", "relu6"])
 def test_scales_take_the_bits_that_sums_leave_them(name: str) -> None:
-    graph = student(many_at_six() if name == "relu6" else name)
+    graph = student(many_at_six() if name == "relu6" else name, target="onnxruntime-vnni")
     scales, fine = input_scales(graph), 0
     sums = largest_sums(graph, images(32, seed=99))  # of none of the images that calibrated
     for layer, weight_scale in weight_scales(graph).items():
@@ -96,7 +96,7 @@ def test_scales_take_the_bits_that_sums_leave_them(name: str) -> None:
 
 
 def test_large_sums_leave_no_more_bits_than_are_always_taken() -> None:
-    graph = student("residual", frozen=False)
+    graph = student("residual", target="onnxruntime-vnni", frozen=False)
     layer = graph.get_submodule("a1.0")
     before = weight_scales(graph)["a1.0"]
     with torch.no_grad():
@@ -116,7 +116,7 @@ def test_what_is_calibrated_ships(bits: str) -> None:
 
 
 def test_the_short_scale_is_the_better_one_of_two() -> None:
-    graph = student("residual", frozen=False)
+    graph = student("residual", target="onnxruntime-vnni", frozen=False)
     layer = graph.get_submodule("a1.0")
     value = layer.weight_quant.tensor_quant.scaling_impl.value
     weight = layer.weight.detach().flatten(1)

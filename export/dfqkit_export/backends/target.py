@@ -138,6 +138,8 @@ class Target:
         domains: Domains beside ONNX's own whose operators come with the runtime.
         pairs_only: What is said of operators that compute on codes by themselves, where it takes Q/DQ pairs alone.
         constant_scales: Why even a scale that nodes compute must be a constant, where it must.
+        additions_agree: Whether scales around additions are such that kernels of all processors give the same codes.
+        sums_fit: Whether no sum of two products of codes may leave 16 bits, so that none saturates without VNNI.
     """
 
     name: str
@@ -160,6 +162,8 @@ class Target:
     domains: frozenset[str] = frozenset()
     pairs_only: str = ""
     constant_scales: str = ""
+    additions_agree: bool = False
+    sums_fit: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a table whose student's types are not among those it says the runtime takes."""

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import onnx
-
 from dfqkit_export.backends import DEFAULT_TARGET
-from dfqkit_export.backends.onnxruntime.kernels import ADDITIONS, Codes, parting_products
+from dfqkit_export.backends.onnxruntime.grids import codes_at, codes_of_two
+from dfqkit_export.backends.onnxruntime.kernels import ADDITIONS, parting_products
 from dfqkit_export.backends.opening import realised_precision
 from dfqkit_export.backends.qdq import QdqGraph
-from dfqkit_export.backends.saturation import bounds, range_read, saturating_pairs, weight_rows
+from dfqkit_export.backends.saturation import bounds, saturating_pairs, weight_rows
 from dfqkit_export.onnxfile.model import load_onnx
 from dfqkit_export.portability.families import Family
 
@@ -59,7 +58,7 @@ class Proof:
             if node.op_type in _EXACT | _MOVE | _LAYERS or not self._graph.activations.intersection(node.input):
                 continue
             if node.op_type == "Mul":
-                codes = self._codes(node)
+                codes = codes_of_two(node, self._graph)
                 if codes is None or parting_products(*codes):
                     yield f"the product {name} rounds differently where operations are fused"
             elif node.op_type == "Concat":
@@ -76,42 +75,15 @@ class Proof:
         for node in self._graph.of_type("Add"):
             if sum(name in self._graph.activations for name in node.input) < 2:
                 continue
-            codes = self._codes(node)
+            codes = codes_of_two(node, self._graph)
             tables = [] if codes is None else [ADDITIONS[kind](*codes) for kind in ("fused", family.addition)]
             if not tables:
                 yield f"the scales of the addition {self._graph.name(node)} are not constant"
             elif count := int((tables[0] != tables[1]).sum()):
                 yield f"the addition {self._graph.name(node)} gives other codes for {count} of {tables[0].size} pairs"
 
-    def _codes(self, node: onnx.NodeProto) -> tuple[Codes, Codes, Codes] | None:
-        """Return the codes of an operator's two inputs and its output; None where they are not known."""
-        return codes_of_two(node, self._graph)
-
     def _grid(self, tensor: str) -> tuple[float, int] | None:
         made = self._graph.operand(tensor).dequantize
         node = made if made is not None else next(iter(self._graph.readers(tensor)), None)
         codes = codes_at(node, self._graph) if node is not None else None
         return (codes.scale, codes.zero) if codes else None
-
-
-def codes_of_two(node: onnx.NodeProto, graph: QdqGraph) -> tuple[Codes, Codes, Codes] | None:
-    """Return the codes of an operator's two inputs and its output; None where they are not known."""
-    read = [graph.operand(name).dequantize for name in node.input[:2]]
-    quantize = next((n for n in graph.readers(graph.fused_outputs(node)[-1]) if n.op_type == "QuantizeLinear"), None)
-    behind = [pair[0] for pair in graph.pair(quantize)] if quantize is not None else []
-    first, second, out = (
-        codes_at(each, graph) if each is not None else None
-        for each in (*read, behind[0] if len(behind) == 1 else quantize)
-    )
-    return None if first is None or second is None or out is None else (first, second, out)
-
-
-def codes_at(node: onnx.NodeProto, graph: QdqGraph) -> Codes | None:
-    """Return the codes that a QuantizeLinear writes or a DequantizeLinear reads, as uint8; None if not known."""
-    scale = graph.constant(node.input[1]) if len(node.input) > 1 else None
-    zero = graph.zero_point(node)
-    if scale is None or scale.size != 1 or zero is None:
-        return None
-    moved = 128 if graph.quantized_type(node) == onnx.TensorProto.INT8 else 0
-    low, high = range_read(node, graph) if node.op_type == "DequantizeLinear" else (0, 255)
-    return Codes(scale=float(scale.reshape(-1)[0]), zero=zero + moved, low=low, high=high)

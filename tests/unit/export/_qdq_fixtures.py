@@ -494,7 +494,7 @@ def make_output_quantized_twice(bad: bool) -> onnx.ModelProto:
     n = ort()
     h = n.conv(n.qdq("x", "in"))
     a = n.qdq(h, "a")
-    return n.model(n.qdq(n.node("Add", [a, n.qdq(h, "b", scale=0.03) if bad else a], "add"), "out"))
+    return n.model(n.qdq(n.node("Add", [a, n.qdq(h, "b", scale=0.04) if bad else a], "add"), "out"))
 
 
 @fixture("O12", "onnxruntime")
@@ -533,7 +533,16 @@ def make_operator_without_kernel(bad: bool) -> onnx.ModelProto:
     return n.model(n.qdq(h, "out", zero=0))
 
 
+@fixture("O18", "onnxruntime")
+def make_ties_of_additions(bad: bool) -> onnx.ModelProto:
+    n = ort()
+    x = n.qdq("x", "in")
+    first, second = (n.qdq(n.conv(x, name), f"{name}.out", scale=0.25) for name in ("one", "two"))
+    return n.model(n.qdq(n.node("Add", [first, second], "add"), "sum", scale=0.5 if bad else 0.501953125))
+
+
 @fixture("V2", "openvino")
+@fixture("O17", "onnxruntime")
 @fixture("O17", "onnxruntime-avx2")
 def make_full_range_of_weights(bad: bool) -> onnx.ModelProto:
     n = ort()

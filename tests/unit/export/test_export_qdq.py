@@ -75,7 +75,7 @@ INEXACT = {"squeeze_excite", "hard_gate", "channels_last"}
 
 @pytest.mark.parametrize(("name", "bits"), CASES)
 def test_torch_and_onnxruntime_agree_bit_for_bit(exported: Callable[..., Case], name: str, bits: str) -> None:
-    graph, path = exported(name, bits)
+    graph, path = exported(name, bits, "onnxruntime-vnni")
     x = images(48, seed=5)
     expected = torch_logits(graph, x)
     for optimized in (True, False):
@@ -210,7 +210,7 @@ def test_with_any_scales_integer_kernels_agree_bit_for_bit(exported: Callable[..
 def test_integer_kernels_change_nothing_where_scales_are_powers_of_two(
     exported: Callable[..., Case], name: str
 ) -> None:
-    graph, x = exported(name, "w4a4")[0], images(48, seed=5)
+    graph, x = exported(name, "w4a4", "onnxruntime-vnni")[0], images(48, seed=5)
     assert np.array_equal(integer_logits(graph, x), torch_logits(graph, x))
 
 

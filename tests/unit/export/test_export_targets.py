@@ -31,6 +31,7 @@ from tests._toys import images, student
 TARGETS = all_targets()
 NAMES = [
     "onnxruntime",
+    "onnxruntime-vnni",
     "onnxruntime-avx2",
     "onnxruntime-arm",
     "onnxruntime-tensorrt",
@@ -221,7 +222,7 @@ class TestText:
     def test_the_summary_has_a_row_a_target(self) -> None:
         rows = summary(TARGETS.values())
         assert [row[0] for row in rows] == NAMES
-        assert rows[5][2:] == (
+        assert rows[6][2:] == (
             "opset 9-25",
             "weights int8 2-8 bit per channel, zero point 0, lowest code unused; activations int8 2-8 bit per tensor, "
             "zero point 0; bias float",
@@ -255,6 +256,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     def write(name: str) -> tuple[fx.GraphModule, Path]:
         target = get_target(name)
         wanted = (target.weights, target.unsigned_activations, target.signed_activations, target.bias)
+        wanted = (*wanted, target.additions_agree, target.sums_fit)
         key = (*wanted, target.quantize_outputs, target.clip_before_quantize, target.opset)
         if key not in made:
             graph = student("residual", "w4a4", name, weight_range="max", bias_correction=False)
@@ -287,7 +289,7 @@ def weight_fits(layer: LayerFacts, spaces: tuple[QuantSpace, ...]) -> bool:
 
 
 # Building a student takes seconds; the other targets share one of these two, or differ in what the slow tests see.
-_FAST = ("onnxruntime", "onnxruntime-arm", "tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt")
+_FAST = ("onnxruntime", "onnxruntime-vnni", "onnxruntime-arm", "tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt")
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ CPU = Backend(
     package="onnxruntime",
     load=lambda path, options: resolve_name(_SESSION)(path, threads=options.threads),
     missing=lambda: not_installed("onnxruntime", _INSTALL),
-    targets=(targets.ONNXRUNTIME, targets.ONNXRUNTIME_AVX2, targets.ONNXRUNTIME_ARM),
+    targets=(targets.ONNXRUNTIME, targets.ONNXRUNTIME_VNNI, targets.ONNXRUNTIME_AVX2, targets.ONNXRUNTIME_ARM),
     executed=lambda path: resolve_name(f"{__name__}.precision:realised_in_onnxruntime")(path),
     rules=lambda: resolve_name(f"{__name__}.rules:RULES"),
     sees_layers=True,

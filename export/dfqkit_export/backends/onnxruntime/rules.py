@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator
 import onnx
 from onnx import TensorProto
 
+from dfqkit_export.backends.onnxruntime.grids import codes_of_two
+from dfqkit_export.backends.onnxruntime.kernels import parting_additions
 from dfqkit_export.backends.onnxruntime.reasons import REQUANTIZE_BIAS, bias_off_grid, float_reasons
 from dfqkit_export.backends.onnxruntime.targets import ONNXRUNTIME_ARM
 from dfqkit_export.backends.qdq import QdqGraph
 from dfqkit_export.backends.quantized_codes import CLIPS_CODES
 from dfqkit_export.backends.rule import Violation, rule, rules_in
-from dfqkit_export.backends.saturation import saturating_weights
+from dfqkit_export.backends.saturation import saturating_pairs
 from dfqkit_export.onnxfile.graph import attribute
 
 # ConvTranspose has O14; Pad only moves values, so that float costs it a copy at most, and often not even that.
@@ -118,11 +120,31 @@ def _find_float_operators(graph: QdqGraph) -> Iterator[Violation]:
 @rule(
     "O17",
     "warning",
-    "Weights leave a bit free where products saturate",
-    repair="quantize with 7-bit weights (reduce_range)",
+    "Sums of two products fit 16 bits",
+    repair="quantize with 7-bit weights (reduce_range), or for a target whose sums of products fit",
 )
 def _find_saturating_weights(graph: QdqGraph) -> Iterator[Violation]:
-    yield from saturating_weights(graph)
+    if graph.target.weights.reduce_range or graph.target.sums_fit:
+        yield from saturating_pairs(graph)
+
+
+@rule(
+    "O18",
+    "warning",
+    "Additions give the same codes on every processor",
+    repair="quantize for a target that chooses scales for that, or judge what `dfqkit prove` finds",
+)
+def _find_parting_additions(graph: QdqGraph) -> Iterator[Violation]:
+    if not graph.target.additions_agree:
+        return
+    for node in graph.of_type("Add"):
+        codes = codes_of_two(node, graph) if sum(name in graph.activations for name in node.input) == 2 else None
+        count = parting_additions(*codes) if codes else 0
+        if codes and count:
+            pairs = (codes[0].high - codes[0].low + 1) * (codes[1].high - codes[1].low + 1)
+            yield Violation(
+                graph.name(node), f"for {count} of {pairs} pairs of codes Arm, SSE and AVX2 do not give the same code"
+            )
 
 
 @rule("E11", "error", "A bias lies on the grid of its layer's products", repair=REQUANTIZE_BIAS)
