@@ -80,8 +80,8 @@ class ImageBank:
         """Normalised images (n, C, H, W) and the teacher's answers, in order."""
         for start in range(0, len(self), size):
             part = slice(start, start + size)
-            answers = {name: values[part].to(device) for name, values in self.answers.items()}
-            yield self.image.normalize(self.images[part].to(device).float() / 255), answers
+            answers = {name: _moved(values[part], device) for name, values in self.answers.items()}
+            yield self.image.normalize(_moved(self.images[part], device).float() / 255), answers
 
     def save(self, path: Path) -> None:
         """Write the bank; there whole or not at all."""
@@ -121,6 +121,13 @@ class ImageBank:
             source=stored.source,
             task=task_of(stored.task),
         )
+
+
+def _moved(values: Tensor, device: torch.device | str) -> Tensor:
+    """Return values on a device; on their way to a GPU they lie in pinned memory, and nobody waits for them."""
+    if torch.device(device).type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 def _joined(stored: StoredBank, shards: list[tuple[Codes, Answers]]) -> tuple[Codes, Answers]:

@@ -27,7 +27,7 @@ from dfqkit.tasks import Tensors, TorchTask
 from dfqkit.training.objective import Objective
 from dfqkit.training.ranks import ALONE, Ranks
 from dfqkit.training.stream import LiveStream
-from dfqkit_export.errors import ArtefactError
+from dfqkit_export.errors import ArtefactError, RecipeError
 
 _LOG = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ class Loop(ABC, Generic[Config, Model]):
     ) -> None:
         self.students, self.objectives, self.optimizers = list(students), list(objectives), list(optimizers)
         self.stream, self.held_out, self.config, self.task = stream, held_out, config, held_out.task
-        self.ranks = ALONE
+        self.ranks, self.pieces = ALONE, 1
         self._steps: list[Callable[[Tensor], dict[str, Tensor]]] = [
             partial(self._terms, index) for index in range(len(self.students))
         ]
@@ -177,13 +177,51 @@ class Loop(ABC, Generic[Config, Model]):
         """Take one optimizer step on a fresh batch; return the loss terms, unweighted."""
         optimizer = self.optimizers[index]
         images = self.ranks.share(self.stream.batch(self.config.batch))
-        terms = self._harder_terms(index, images) if self.config.harder else self._steps[index](images)
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(self.objectives[index].total(terms))
+        terms: dict[str, float] | None = None
+        while terms is None:
+            optimizer.zero_grad(set_to_none=True)
+            try:
+                terms = self._backward(index, images)
+            except torch.OutOfMemoryError as error:
+                self._halve(len(images), error)
         for group in optimizer.param_groups:
             group["lr"] = cosine(group["base"], self.step / self.config.steps)
         optimizer.step()
-        return self.ranks.mean({name: float(term.detach()) for name, term in terms.items()})
+        return self.ranks.mean(terms)
+
+    def _backward(self, index: int, images: Tensor) -> dict[str, float]:
+        """Add up the gradients of a batch, in as many pieces as memory asks for; return the terms' means over them."""
+        found: dict[str, float] = {}
+        for piece in images.chunk(self.pieces):
+            terms = self._harder_terms(index, piece) if self.config.harder else self._steps[index](piece)
+            share = len(piece) / len(images)
+            torch.autograd.backward(share * self.objectives[index].total(terms))
+            for name, term in terms.items():
+                found[name] = found.get(name, 0.0) + share * float(term.detach())
+        return found
+
+    def _halve(self, n: int, error: torch.OutOfMemoryError) -> None:
+        """Take a batch of ``n`` images in twice as many pieces from now on.
+
+        The gradient is the same but for sums' order, and for what is no mean over images: errors of features, which
+        are over the energy of a piece, and BatchNorm of a float student.
+
+        Raises:
+            RecipeError: When a piece would have fewer than two images, or other processes take the step, too.
+        """
+        if self.ranks.world > 1 or n // (2 * self.pieces) < 2:
+            message = (
+                f"Memory does not hold a step on {-(-n // self.pieces)} images ({error}). Lower {self.section}.batch "
+                f"(now {self.config.batch}), start more processes, or use --device cpu."
+            )
+            raise RecipeError(message) from error
+        self.pieces *= 2
+        torch.cuda.empty_cache()  # nothing where there is no GPU
+        _LOG.warning(
+            "Memory does not hold a step on %d images: they are taken in %d pieces from now on, as one batch.",
+            n,
+            self.pieces,
+        )
 
     def _harder_terms(self, index: int, images: Tensor) -> dict[str, Tensor]:
         """Means of the terms on a batch x and on x + harder * sign(dL/dx), labelled anew.
@@ -236,7 +274,13 @@ class Loop(ABC, Generic[Config, Model]):
             tensors |= {f"student.{index}.{name}": value for name, value in self._snapshot(index).items()}
             tensors |= {f"objective.{index}.{name}": value for name, value in objective.state_dict().items()}
             tensors |= {f"optimizer.{index}.{name}": value for name, value in optimizer_tensors(optimizer).items()}
-        values = {"step": self.step, "score": self.best_score, "curve": list(self.curve), "judged": list(self.judged)}
+        values: dict[str, object] = {
+            "step": self.step,
+            "score": self.best_score,
+            "curve": list(self.curve),
+            "judged": list(self.judged),
+        }
+        values["pieces"] = self.pieces
         return {name: value.detach().clone() for name, value in tensors.items()}, values
 
     def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -250,5 +294,5 @@ class Loop(ABC, Generic[Config, Model]):
             self._restore(index, under(tensors, f"student.{index}."))
             objective.load_state_dict(under(tensors, f"objective.{index}."))
             restore_optimizer(optimizer, under(tensors, f"optimizer.{index}."))
-        self.step, self.best_score = values["step"], values["score"]
+        self.step, self.best_score, self.pieces = values["step"], values["score"], values.get("pieces", 1)
         self.curve, self.judged = list(values["curve"]), list(values["judged"])
