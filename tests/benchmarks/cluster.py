@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-SET = ["synthesize", "digits/zeroq-w8a8-ort", "--set", "synthesis.steps=40", "--set", "synthesis.batch=32"]
+SET = ["synthesize", "digits/zeroq-w8a8-ort", "--set", "synthesis.steps=20", "--set", "synthesis.batch=8"]
 
 
 def dfqkit(*words: str) -> list[str]:
@@ -233,7 +233,7 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     one = commands.add_parser("sets")
     one.add_argument("--shards", type=int, default=64)
-    one.add_argument("--shard", type=int, default=32, help="images in each")
+    one.add_argument("--shard", type=int, default=8, help="images in each")
     one.add_argument("--workers", type=int, nargs="*", default=[1, 2, 3])
     one.add_argument("--times", type=int, default=10, help="sets with kills")
     one.add_argument("--kills", type=int, default=1, help="kills in each of them")

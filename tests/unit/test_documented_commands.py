@@ -17,6 +17,7 @@ READ_ALONE = {
     "apt",
     "apt-get",
     "sbatch",
+    "ray",
     "srun",
     "scancel",
     "squeue",
