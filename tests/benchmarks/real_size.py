@@ -57,7 +57,7 @@ def measured(name: str, bits: str, overrides: list[str], *, per_tensor: bool) ->
     from dfqkit.api import prepare
     from dfqkit.progress import Progress
     from dfqkit.run.execution import execute, run_facts
-    from dfqkit.run.export import MODEL
+    from dfqkit.run.export import MODEL, TEACHER
     from dfqkit.run.folder import RunFolder
     from dfqkit.run.stages import before
     from dfqkit.run.validate import STAGE
@@ -92,8 +92,8 @@ def measured(name: str, bits: str, overrides: list[str], *, per_tensor: bool) ->
         images = load_images(assets / DATA, teacher.image, resize=256, crop=224)
         batches, int8 = list(images.batches(teacher.image, 50)), OrtSession(model)
         ours = np.concatenate([int8.run(batch) for batch in batches]).argmax(1)
-        with torch.no_grad():
-            float_ = np.concatenate([teacher.logits(torch.from_numpy(b)).argmax(1).numpy() for b in batches])
+        whole = OrtSession(folder.path / TEACHER)
+        float_ = np.concatenate([whole.run(batch) for batch in batches]).argmax(1)
     labels = np.asarray(images.labels)
     lost = 100.0 * ((float_ == labels).astype(float) - (ours == labels))
     return {
