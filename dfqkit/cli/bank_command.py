@@ -6,7 +6,20 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfqkit.cli.options import Commands, Parser, add_command, add_json, document, note, result
+from dfqkit.cli.options import (
+    Commands,
+    Parser,
+    add_command,
+    add_compute_options,
+    add_json,
+    add_overrides,
+    document,
+    note,
+    positive,
+    result,
+    starting,
+)
+from dfqkit.cli.running import chosen_recipe
 from dfqkit_export.words import table
 
 if TYPE_CHECKING:
@@ -29,6 +42,16 @@ def add(commands: Commands) -> None:
     form.add_argument("--png", type=Path, metavar="FOLDER", help="new folder with CLASS/INDEX.png")
     sheet = _verb(verbs, "sheet", "draw a set's images, one row a class, with the teacher's confidence", _sheet)
     sheet.add_argument("--out", type=Path, metavar="FILE", default=Path("sheet.png"), help="(default: sheet.png)")
+    rank = add_command(verbs, "rank", _rank, "sort sets of images by how near a teacher's BatchNorm layers find them")
+    rank.add_argument("recipe", metavar="RECIPE", help="a recipe, whose teacher, image and validate sections are used")
+    text = "images in any form that validate.data takes; a folder of pictures, an .npz, a .zip"
+    rank.add_argument("images", nargs="+", metavar="IMAGES", help=text)
+    text = "so many of each, evenly spread; all sets have as many, or the smaller ones seem farther (default: 256)"
+    rank.add_argument("--limit", type=positive, default=256, metavar="N", help=text)
+    add_overrides(rank, "change one value of the recipe, such as teacher.weights=FILE; may be given several times")
+    add_json(rank)
+    add_compute_options(rank)
+    rank.set_defaults(seed=None)
 
 
 def _verb(verbs: Commands, name: str, text: str, handler: Any) -> Parser:
@@ -120,6 +143,33 @@ def _sheet(args: argparse.Namespace) -> int:
 
     write_bytes(args.out, contact_sheet(_opened(args)))
     note(f"Wrote {args.out}")
+    return 0
+
+
+def _rank(args: argparse.Namespace) -> int:
+    recipe = chosen_recipe(args)
+    starting(args)
+    import torch
+
+    from dfqkit.run.context import resolve_device, teacher_of
+    from dfqkit.teacher.proxies import batchnorm_distance
+    from dfqkit_export.images.labelled import load_images
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    teacher, device, section = teacher_of(recipe), resolve_device(args.device or "auto"), recipe.validation
+    teacher.model.to(device)
+    found = []
+    for source in args.images:
+        images = load_images(source, teacher.image, resize=section.resize, crop=section.crop, limit=args.limit)
+        batches = (torch.from_numpy(each).to(device) for each in images.batches(teacher.image, recipe.bank.batch))
+        found.append({"images": source, "n": len(images), "distance": batchnorm_distance(teacher, batches)})
+    found.sort(key=lambda row: row["distance"])
+    if args.json:
+        result(document({"teacher": teacher.name, "sets": found}))
+        return 0
+    rows = [(str(row["images"]), str(row["n"]), f"{row['distance']:.4f}") for row in found]
+    result(table([("images, the nearest first", "n", "distance, nats a channel"), *rows]))
     return 0
 
 

@@ -16,7 +16,7 @@ as zero.
 
 from __future__ import annotations
 
-from dfqkit.losses.batchnorm import bn_kl, bn_l2, bn_mse, bn_std
+from dfqkit.losses.batchnorm import bn_kl, bn_l2, bn_mse, bn_normals, bn_std
 from dfqkit.losses.classes import (
     class_balance,
     hard_sample,
@@ -40,6 +40,7 @@ __all__ = [
     "bn_kl",
     "bn_l2",
     "bn_mse",
+    "bn_normals",
     "bn_std",
     "class_balance",
     "competition",

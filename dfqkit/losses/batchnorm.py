@@ -33,6 +33,24 @@ def bn_kl(mean: Tensor, variance: Tensor, running_mean: Tensor, running_variance
     return 0.5 * (shift + ratio - torch.log(ratio) - 1).sum()
 
 
+def bn_normals(mean: Tensor, variance: Tensor, running_mean: Tensor, running_variance: Tensor) -> Tensor:
+    """`bn_kl` a channel, both variances plus 0.1 % of the layer's mean running one, so that dead channels weigh little.
+
+    Source: this project. Averages, where `bn_kl` adds up: layers of many channels weigh as others do.
+
+    Args:
+        mean: Batch mean (C,) of the layer's input.
+        variance: Biased batch variance (C,), at least 0.
+        running_mean: (C,).
+        running_variance: (C,).
+
+    Returns:
+        Scalar in nats, at least 0. Lower is better.
+    """
+    floor = 1e-3 * running_variance.mean()
+    return bn_kl(mean, variance + floor, running_mean, running_variance + floor) / mean.numel()
+
+
 def bn_l2(mean: Tensor, variance: Tensor, running_mean: Tensor, running_variance: Tensor) -> Tensor:
     """||mean - running_mean||_2 + ||variance - running_variance||_2 of one layer: norms, not squared.
 

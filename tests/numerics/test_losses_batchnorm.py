@@ -13,7 +13,7 @@ from torch import Tensor
 from dfqkit import losses
 from tests._arrays import descend, draw
 
-TERMS: list[Callable[..., Tensor]] = [losses.bn_kl, losses.bn_l2, losses.bn_mse, losses.bn_std]
+TERMS: list[Callable[..., Tensor]] = [losses.bn_kl, losses.bn_l2, losses.bn_mse, losses.bn_normals, losses.bn_std]
 
 
 def name(term: Callable[..., Tensor]) -> str:

@@ -17,14 +17,7 @@ from dfqkit.teacher.structure import last_layer
 from dfqkit.teacher.taps import BatchNormTap, LayerTap, per_image
 from dfqkit_export.errors import RecipeError
 
-
-def _normals(mean: Tensor, variance: Tensor, running_mean: Tensor, running_variance: Tensor) -> Tensor:
-    """Return the mean divergence of the channels' normal distributions."""
-    floor = 1e-3 * running_variance.mean()
-    return losses.bn_kl(mean, variance + floor, running_mean, running_variance + floor) / mean.numel()
-
-
-_FORMS = {"std": losses.bn_std, "mse": losses.bn_mse, "l2": losses.bn_l2, "normals": _normals}
+_FORMS = {"std": losses.bn_std, "mse": losses.bn_mse, "l2": losses.bn_l2, "normals": losses.bn_normals}
 
 
 class ZeroQ(PixelSynthesizer):
