@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from dfqkit.run.measuring import real_images, require_labels
 from dfqkit.run.stages import STAGES
 from dfqkit.run.validate import REPORT, require_floors
 from dfqkit.synthesis.methods.dfq import DFQConfig
+from dfqkit.synthesis.methods.images import ImagesConfig
 from dfqkit.synthesis.methods.procedural import ProceduralConfig
 from dfqkit.synthesis.methods.zeroq import ZeroQConfig, ZeroQWeights
 from dfqkit.teacher.load import Teacher, load_teacher
@@ -37,9 +38,12 @@ from dfqkit.teacher.sources import is_stored, located
 from dfqkit.teacher.structure import provides
 from dfqkit_export.backends import DEFAULT, DEFAULT_TARGET, backend_of, get_target
 from dfqkit_export.errors import RecipeError, TeacherError
+from dfqkit_export.images.labelled import load_images
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.measure.kinds import INTEGER_OPS, STUDENT_AGREEMENT
 from dfqkit_export.report import Report
+from dfqkit_export.report.page import render_head
+from dfqkit_export.report.summary import summary
 from dfqkit_export.report.verdict import OK, Verdict
 from dfqkit_export.tasks import DEFAULT_TASK, Task, entry_of, task_of
 
@@ -94,7 +98,7 @@ _OBJECTS: dict[str, Any] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Result:
     """What `quantize` made.
 
@@ -107,6 +111,14 @@ class Result:
     folder: Path
     model: Path
     report: Report
+
+    def __repr__(self) -> str:
+        """Return the report in five lines (`report.summary`)."""
+        return "\n".join(summary(self.report, str(self.folder)))
+
+    def _repr_html_(self) -> str:
+        """Return the head of the report's page, for notebooks."""
+        return render_head(self.report)
 
     @property
     def ok(self) -> bool:
@@ -124,9 +136,14 @@ def quantize(  # noqa: PLR0913 - all but the first are named, and have defaults
     *,
     image: ImageSpec | None = None,
     bits: str = "w8a8",
-    target: str = DEFAULT_TARGET.name,
+    target: str | Sequence[str] = DEFAULT_TARGET.name,
     task: str | Mapping[str, Any] | None = None,
     method: str | None = None,
+    images: str | Path | None = None,
+    validate: str | Path | Mapping[str, Any] | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+    progress: bool = False,
     out: str | Path | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Result:
@@ -140,7 +157,8 @@ def quantize(  # noqa: PLR0913 - all but the first are named, and have defaults
         image: What images it takes; not needed with a `Teacher`, or what says it itself: timm's and torchvision's
             networks. An ONNX file says its shape alone.
         bits: Weight and activation bits, e.g. ``w8a8``, ``w4a8``, ``w4a4``.
-        target: One of `dfqkit list targets`, such as ``onnxruntime``, ``openvino`` or ``tensorrt``.
+        target: One of `dfqkit list targets`, such as ``onnxruntime``, ``openvino`` or ``tensorrt``; or several, of
+            which each gets a file and a report, made of one synthesis.
         task: What its outputs mean, such as ``"segmentation"`` or ``{"name": "detection", "nms": 0.6}``; by default
             what they are recognised as.
         method: Where images come from: one of `dfqkit list synthesizers`; by default the first of dfq, zeroq and
@@ -149,9 +167,15 @@ def quantize(  # noqa: PLR0913 - all but the first are named, and have defaults
             procedural images, and several schemes are tried of which the nearest is kept (``ladder``, for
             20 minutes); for weights of fewer bits, w4a8, a classifier's are pulled to BatchNorm statistics, and codes
             of a layer are chosen together (``quant.weight_rounding``).
+        images: Unlabelled pictures like those that the network is for, which calibrate it: a folder, ``.npz`` or
+            ``.zip``. Where there are fewer than a run needs, drawn images fill up. The result is then not data-free.
+        validate: Labelled images, which only measure, as ``validate.data`` of a recipe, or that section.
+        seed: Of the run; 0 by default.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        progress: Whether to show it.
         out: Folder for the result; a new temporary one by default. A folder that holds the same run continues it.
-        options: Further or other recipe sections, e.g. ``{"seed": 1, "distill": {"steps": 600}, "device": "cuda"}``;
-            ``device`` and ``progress`` (True shows it) are taken here, all else is the recipe's.
+        options: Further or other recipe sections, e.g. ``{"distill": {"steps": 600}}``; what an argument says, too,
+            may stand here.
 
     Returns:
         The file, the report and the folder of both.
@@ -167,11 +191,15 @@ def quantize(  # noqa: PLR0913 - all but the first are named, and have defaults
         >>> result.model, result.report.verdict  # doctest: +SKIP
     """
     chosen = dict(options or {})
-    device, shown = str(chosen.pop("device", "auto")), bool(chosen.pop("progress", False))
-    progress = Progress() if shown else silent()
-    with progress.alive("dfqkit.quantize: loading the network"):
+    device, shown = str(chosen.pop("device", device)), bool(chosen.pop("progress", progress))
+    if seed is not None:
+        chosen["seed"] = seed
+    if validate is not None:
+        chosen["validate"] = dict(validate) if isinstance(validate, Mapping) else {"data": str(validate)}
+    telling = Progress() if shown else silent()
+    with telling.alive("dfqkit.quantize: loading the network"):
         recipe, teacher = prepare(
-            model, image=image, bits=bits, target=target, task=task, method=method, options=chosen
+            model, image=image, bits=bits, target=target, task=task, method=method, images=images, options=chosen
         )
         require_floors(recipe)
         require_labels(teacher, real_images(recipe, limit=_TRIED))
@@ -181,7 +209,7 @@ def quantize(  # noqa: PLR0913 - all but the first are named, and have defaults
         facts = run_facts(recipe, command)
         folder = RunFolder.create(path, recipe_text=recipe.to_yaml(), digest=recipe.digest(), facts=facts)
         with folder:
-            execute(folder, recipe, STAGES, device=device, progress=progress, teacher=teacher)
+            execute(folder, recipe, STAGES, device=device, progress=telling, teacher=teacher)
     report = Report.from_json((path / REPORT).read_text(encoding="utf-8"))
     return Result(folder=path, model=path / MODEL, report=report)
 
@@ -191,9 +219,10 @@ def prepare(  # noqa: PLR0913 - those of `quantize`
     *,
     image: ImageSpec | Mapping[str, Any] | None,
     bits: str,
-    target: str,
+    target: str | Sequence[str],
     task: str | Mapping[str, Any] | None = None,
     method: str | None = None,
+    images: str | Path | None = None,
     options: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
 ) -> tuple[Recipe, Teacher]:
@@ -228,7 +257,9 @@ def prepare(  # noqa: PLR0913 - those of `quantize`
         teacher = Teacher.from_module(model, image, task=_task(named))
     if method is not None:
         chosen["synthesis"] = {**chosen.get("synthesis", {}), "method": method}
-    recipe = _recipe(teacher, bits, target, chosen)
+    chosen = _with_pictures(chosen, images, teacher)
+    targets = [target] if isinstance(target, str) else list(target)
+    recipe = _recipe(teacher, bits, targets, chosen)
     later = [override for override in overrides if _root(override) not in _TEACHERS]
     if later:
         recipe = parse_recipe(recipe.to_yaml(), recipe.name, later)
@@ -244,6 +275,26 @@ def _usual_source(teacher: Teacher) -> SynthesizerConfig:
     """Return the first of the usual synthesizers that a teacher has what it takes for; the last takes any."""
     offered, usual = provides(teacher), (DFQConfig, ZeroQConfig, ProceduralConfig)
     return next((kind() for kind in usual if kind.needs <= offered), ProceduralConfig())
+
+
+def _with_pictures(chosen: dict[str, Any], images: str | Path | None, teacher: Teacher) -> dict[str, Any]:
+    """Return sections by which a user's pictures are a run's images, and drawn ones where these are too few."""
+    if images is None:
+        return chosen
+    if "synthesis" in chosen:
+        message = "The pictures given are the images: leave out the method, and the synthesis section."
+        raise RecipeError(message)
+    bank = _LARGE["bank"]
+    wanted = bank["calibration"] + bank["held_out"] + bank["grading"]
+    height, width = teacher.image.shape[1:]
+    place = str(Path(images).resolve()) if Path(images).exists() else str(images)
+    cut: dict[str, Any] = {"resize": height, "crop": height} if height == width else {}
+    found = len(load_images(place, replace(teacher.image, classes=2**31), limit=wanted, **cut))  # labels do not count
+    pictures = {"method": ImagesConfig.model_fields["method"].default, "path": place, **cut}
+    share = min(1.0, found / wanted)
+    drawn = {"method": ProceduralConfig().method, "share": 1.0 - share}
+    mixed = {"sources": [{**pictures, "share": share}, drawn]}
+    return {"synthesis": pictures if share == 1.0 else mixed, "bank": dict(bank), **chosen}
 
 
 def _task(named: str | Mapping[str, Any] | None) -> Task | None:
@@ -302,7 +353,7 @@ def _large(teacher: Teacher, bits: str, quant: Mapping[str, Any]) -> dict[str, A
     return _LARGE_FEW_BITS | drawn | {"ladder": _ladder(FEW_BITS, quant, 10)}
 
 
-def _recipe(teacher: Teacher, bits: str, target: str, sections: Mapping[str, Any]) -> Recipe:
+def _recipe(teacher: Teacher, bits: str, targets: list[str], sections: Mapping[str, Any]) -> Recipe:
     """Return a recipe for a teacher that is at hand; its weights' fingerprint stands in for a file name."""
     of_task = _OBJECTS if teacher.task.name != DEFAULT_TASK.name and "objects" in provides(teacher) else {}
     small = max(teacher.image.shape[1:]) <= _SMALL
@@ -311,7 +362,7 @@ def _recipe(teacher: Teacher, bits: str, target: str, sections: Mapping[str, Any
     floors = (
         [] if of_task is _OBJECTS else [FloorSection(metric=STUDENT_AGREEMENT.name, value=99.5)]
     )  # behind float operators a tie moves a code
-    if backend_of(get_target(target)) is DEFAULT:
+    if all(backend_of(get_target(target)) is DEFAULT for target in targets):
         floors.append(FloorSection(metric=INTEGER_OPS.name, value=100.0, unless_kept=True))
     factory = teacher.factory or f"module:{teacher.name}"
     source = sections.get("synthesis") or of_task.get("synthesis") or _usual_source(teacher)
@@ -324,7 +375,7 @@ def _recipe(teacher: Teacher, bits: str, target: str, sections: Mapping[str, Any
         "teacher": TeacherSection(factory=factory, weights=f"sha256:{teacher.sha256}"),
         "image": teacher.image.to_dict(),
         **entry_of(teacher.task),
-        "target": target,
+        "target": targets[0] if len(targets) == 1 else targets,
         "synthesis": source,
         "floors": floors,
     }

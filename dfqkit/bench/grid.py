@@ -20,6 +20,7 @@ from dfqkit.config.reading import load_recipe, recipe_from
 from dfqkit.config.recipe import Recipe
 from dfqkit.config.synthesis import Demand
 from dfqkit_export.errors import RecipeError
+from dfqkit_export.files import sha256_of_file
 
 Mode = Literal["calibration", "distilled"]
 
@@ -149,7 +150,7 @@ def _require_comparable(recipes: Sequence[Recipe]) -> None:
 
 
 def _shared(recipe: Recipe) -> dict[str, Any]:
-    """Return what must be the same in all contestants, files by where they are found."""
+    """Return what must be the same in all contestants, files by what is in them, wherever they are found."""
     return {
         "teacher": (recipe.teacher.factory, recipe.teacher.args, _place(recipe.teacher.weights, recipe)),
         "image": recipe.image,
@@ -164,6 +165,7 @@ def _place(name: str | None, recipe: Recipe) -> str | None:
     if name is None or name.startswith("torchvision:"):
         return name
     try:
-        return str(find_file(name, recipe.directory).resolve())
+        found = find_file(name, recipe.directory).resolve()
+        return sha256_of_file(found) if found.is_file() else str(found)
     except RecipeError:
         return name  # it is said where the file is opened

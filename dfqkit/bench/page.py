@@ -17,7 +17,7 @@ _EXTRA = """
 .dot { fill: var(--accent) }
 .seed { fill: none; stroke: var(--quiet); stroke-width: 1 }
 .wide {
-  display: grid; grid-template-columns: repeat(auto-fit,minmax(min(100%,28rem),1fr)); gap: 1rem; margin: 0 0 1rem;
+  display: grid; grid-template-columns: repeat(auto-fit,minmax(min(100%,44rem),1fr)); gap: 1rem; margin: 0 0 1rem;
 }
 """
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
+import shutil
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +19,9 @@ from dfqkit.cli import (
     bench_command,
     bundle_command,
     check_command,
+    ci_command,
     compare_command,
+    completion_command,
     env_command,
     inspect_command,
     list_command,
@@ -32,6 +36,7 @@ from dfqkit.cli import (
     synthesize_command,
 )
 from dfqkit.cli.apart import relayed
+from dfqkit.cli.logs import logged
 from dfqkit.cli.options import Parser
 from dfqkit.cli.outcome import EXIT_CODES, guarded
 from dfqkit.progress import processes
@@ -54,6 +59,7 @@ _COMMANDS = (
     record_command,
     report_command,
     check_command,
+    ci_command,
     compare_command,
     profile_command,
     prove_command,
@@ -61,12 +67,15 @@ _COMMANDS = (
     sentinel_command,
     bank_command,
     bench_command,
+    completion_command,
     env_command,
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command, that of the process without ``argv``, and return its exit code (`dfqkit --help` lists them)."""
+    if sys.stdout.isatty() and "COLUMNS" not in os.environ:  # tables and children know how wide the terminal is
+        os.environ["COLUMNS"] = str(shutil.get_terminal_size().columns)
     return guarded(lambda: dispatch(argv))
 
 
@@ -78,7 +87,8 @@ def dispatch(argv: Sequence[str] | None, *, own_process: bool = False) -> int:
         args.parser.error(f"torchrun started {processes()} processes, which `dfqkit run` alone can share: start one")
     if args.foreign(args) and not own_process:
         return relayed(words)
-    code: int = args.handler(args)
+    with logged(args.log_file, words, verbose=args.verbose):
+        code: int = args.handler(args)
     return code
 
 

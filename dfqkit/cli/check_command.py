@@ -53,6 +53,8 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--markdown", type=Path, metavar="FILE", help="write Markdown; in a GitHub step it goes to the summary as well"
     )
+    text = "add the figures to this table (CSV), by commit, and draw them in a page beside it"
+    parser.add_argument("--history", type=Path, metavar="FILE", help=text)
     assigned: dict[str, Any] = {"type": _assignment, "action": "append", "default": [], "metavar": "METRIC=VALUE"}
     text = "tolerance in the metric's unit instead of the recorded one; may be given several times"
     parser.add_argument("--tolerance", help=text, **assigned)
@@ -105,6 +107,11 @@ def _check(args: argparse.Namespace) -> int:
         note(f"Wrote {args.baseline}")
     result(render_json(outcome) if args.json else render_text(outcome))
     _write_renderings(args, outcome)
+    if args.history is not None:
+        from dfqkit_export.gate.history import current_commit, keep_history
+
+        keep_history(args.history, outcome, current_commit())
+        note(f"Wrote {args.history} and {args.history.with_suffix('.html')}")
     return outcome.exit_code
 
 

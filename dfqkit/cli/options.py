@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import textwrap
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
 from dfqkit.progress import PULSE, Progress, first_process
 from dfqkit_export.images.pixels import ORDERS, RANGES
-from dfqkit_export.words import clean, page
+from dfqkit_export.words import clean, did_you_mean, page, screen, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -41,8 +42,26 @@ class Parser(argparse.ArgumentParser):
         if self.description:
             self.description = textwrap.fill(self.description, width=100)
 
+    def format_help(self) -> str:
+        """Return the help, its lines no longer than those of the screen."""
+        return _on_screen(super().format_help())
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Return the arguments; an option that no command has is refused with the nearest that its own has."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            parser: Parser = getattr(found, "parser", self)
+            option = unknown[0].partition("=")[0]
+            parser.error(
+                f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(option, parser._option_string_actions)}"
+            )
+        return found
+
     def error(self, message: str) -> NoReturn:
-        """End with 2 and say how to get help, without repeating the whole usage."""
+        """End with 2 and say how to get help, without repeating the whole usage; what was mistyped is told."""
+        wrong = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        if wrong:
+            message += did_you_mean(wrong[1], re.findall(r"[\w.-]+", wrong[2]))
         self.exit(2, clean(f"error: {message}\nSee `{self.prog} --help`.\n"))
 
 
@@ -56,6 +75,9 @@ def add_command(
     description = description or f"{text.capitalize()}."
     parser: Parser = commands.add_parser(name, help=text, description=description, epilog=epilog)
     parser.set_defaults(handler=handler, parser=parser, foreign=_own_files)
+    parser.add_argument("--log-file", metavar="FILE", help="write what is said to the end of this file, too")
+    text = "say more: what is otherwise left out, and what libraries tell"
+    parser.add_argument("-v", "--verbose", action="store_true", help=text)
     return parser
 
 
@@ -162,6 +184,13 @@ def add_image(model: argparse._ActionsContainer, otherwise: str) -> None:
     model.add_argument("--weights-key", metavar="KEY", help="which set of weights, where the file holds several")
 
 
+def add_mean_and_std(group: argparse._ActionsContainer, text: str) -> None:
+    """Add `--mean`, explained by ``text``, and `--std`."""
+    numbers = _several(float, "numbers with commas between them, such as 0.485,0.456,0.406")
+    group.add_argument("--mean", type=numbers, metavar="M,...", help=text)
+    group.add_argument("--std", type=numbers, metavar="S,...", help="deviation per channel")
+
+
 def image_given(args: argparse.Namespace) -> dict[str, Any]:
     """Return what `add_image`'s options say of the images, by the names of `ImageSpec`; None is not said."""
     names = ("shape", "mean", "std", "classes", "pixel_range", "channels", "inputs")
@@ -222,15 +251,17 @@ def positive(text: str) -> int:
     return natural(text, 1)
 
 
-def result(text: str | Iterable[str]) -> None:
+def result(text: str | Iterable[str], *, verbatim: bool = False) -> None:
     """Write a result, a text or its lines, to stdout, which carries nothing else; names in it may be a foreign file's.
 
-    A reader that has seen enough (`| head`) does not change how the command ends.
+    Lines are broken where a screen has fewer columns, but those of a document in JSON, or in YAML (``verbatim``). A
+    reader that has seen enough (`| head`) does not change how the command ends.
     """
     if not first_process():
         return
+    told = clean(text if isinstance(text, str) else page(text)).rstrip("\n")
     try:
-        print(clean(text if isinstance(text, str) else page(text)).rstrip("\n"), flush=True)
+        print(told if verbatim or told.startswith(("{", "[")) else _on_screen(told), flush=True)
     except BrokenPipeError:
         discard_stdout()
 
@@ -247,4 +278,11 @@ def note(text: str) -> None:
     """
     if not first_process() and not text.startswith(("error:", "Traceback")):
         return
-    print(clean(text), file=sys.stderr, flush=True)
+    print(_on_screen(clean(text)), file=sys.stderr, flush=True)
+
+
+def _on_screen(text: str) -> str:
+    room = screen()
+    if not room:
+        return text
+    return "\n".join(part for line in text.split("\n") for part in wrapped(line, room, indent="  "))

@@ -13,6 +13,7 @@ from dfqkit.cli.options import (
     add_command,
     add_compute_options,
     add_image,
+    add_json,
     add_overrides,
     add_yes,
     image_given,
@@ -61,9 +62,12 @@ def add(commands: Commands) -> None:
     add_image(parser.add_argument_group("what it takes and gives"), "asked for")
     parser.add_argument("--bits", default="w8a8", help="of weights and activations, such as w4a8 (default: w8a8)")
     text = f"where the file is to run, of `dfqkit list targets` (default: {DEFAULT_TARGET.name})"
-    parser.add_argument("--target", default=DEFAULT_TARGET.name, metavar="NAME", help=text)
+    text += "; several with commas between them: one synthesis, a file and a report each"
+    parser.add_argument("--target", default=DEFAULT_TARGET.name, metavar="NAME,...", help=text)
     text = "where images come from, of `dfqkit list synthesizers` (default: the first that the network has enough for)"
     parser.add_argument("--method", metavar="NAME", help=text)
+    text = "pictures like those that it is for, without labels, which calibrate it; drawn ones where they are too few"
+    parser.add_argument("--images", metavar="DIR", help=text)
     text = "labelled images, which only measure: .npz, class folders, .zip, coco:FILE:FOLDER and others"
     parser.add_argument("--data", metavar="DATA", help=text)
     parser.add_argument("--seed", type=natural, metavar="N", help="seed of the run (default: 0)")
@@ -72,6 +76,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--out", metavar="DIR", help=text)
     add_compute_options(parser)
     add_yes(parser)
+    add_json(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and the recipe; write nothing")
 
 
@@ -94,20 +99,22 @@ def _quantize(args: argparse.Namespace) -> int:
         factory,
         image=image_given(args),
         bits=args.bits,
-        target=args.target,
+        target=args.target.split(","),
         task=args.task,
         method=args.method,
+        images=None if args.images is None else _found(args.images),
         options=options,
         overrides=args.overrides,
     )
     if args.dry_run:
         result(plan(recipe))
+        result(recipe.to_yaml(), verbatim=True)
         announce(args, recipe, loaded)
         return 0
     work = begin(args, recipe, validates=True, teacher=loaded, command=["dfqkit", *args.words])
     path = work.folder.path
     carry_out(work, STAGES, args, resume=shlex.join(["dfqkit", "run", "--resume", str(path)]))
-    code = show_reports(work, started)
+    code = show_reports(work, started, args)
     note(f"Next: dfqkit bundle {shlex.quote(str(path))} --out model.zip")
     return code
 

@@ -42,7 +42,7 @@ def add(commands: Commands) -> None:
 
 
 def _show(args: argparse.Namespace) -> int:
-    result(chosen_recipe(args).to_yaml())
+    result(chosen_recipe(args).to_yaml(), verbatim=True)
     return 0
 
 

@@ -12,6 +12,7 @@ from dfqkit.cli.options import (
     Commands,
     add_command,
     add_compute_options,
+    add_json,
     add_recipe_options,
     add_yes,
     note,
@@ -47,6 +48,7 @@ def add(commands: Commands) -> None:
     add_recipe_options(parser)
     add_compute_options(parser)
     add_yes(parser)
+    add_json(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and the resolved recipe; write nothing")
     parser.add_argument("--resume", metavar="DIR", help="continue the run in that folder; needs no RECIPE")
     text = f"do one stage of the run in folder RECIPE; of a recipe, its first one ({first()})"
@@ -82,12 +84,13 @@ def run(args: argparse.Namespace) -> int:
             return 0
     else:
         carry_out(work, STAGES, args, resume=shlex.join(["dfqkit", "run", "--resume", str(path)]))
-    return show_reports(work, started) if first_process() else 0
+    return show_reports(work, started, args) if first_process() else 0
 
 
 def _only_planned(args: argparse.Namespace, recipe: Recipe) -> int:
     """Print the plan, and time one round where the machine has what that takes."""
     result(plan(recipe))
+    result(recipe.to_yaml(), verbatim=True)
     starting(args)
     try:
         announce(args, recipe, None)

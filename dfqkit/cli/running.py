@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import re
 import shlex
 import sys
@@ -13,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dfqkit.cli.options import note, result, spelled
+from dfqkit.cli.options import document, note, result, spelled
 from dfqkit.cli.outcome import resumable
 from dfqkit.progress import first_process
+from dfqkit.run.export import MODEL
+from dfqkit.run.stage import each_target, named
 from dfqkit.run.validate import REPORT, reports, require_floors
 from dfqkit_export.errors import ArtefactError, RecipeError
 from dfqkit_export.report.verdict import exit_code, overall
@@ -114,7 +117,7 @@ def announce(args: argparse.Namespace, recipe: Recipe, teacher: Teacher | None) 
     """
     from dfqkit.run.forecast import forecast
 
-    if args.quiet:
+    if args.quiet or not first_process():
         return None
     told = forecast(recipe, teacher, args.device or "auto")
     for line in told.lines():
@@ -198,12 +201,21 @@ def read_report(path: Path) -> Report:
         raise ArtefactError(message) from error
 
 
-def show_reports(work: Work, started: float) -> int:
-    """Print a run's reports and, for people, its verdict, time and folder; return the exit code."""
+def show_reports(work: Work, started: float, args: argparse.Namespace) -> int:
+    """Print a run's reports, in five lines each where nobody asks for more; return the exit code of the verdict."""
+    from dfqkit_export.report.summary import summary
     from dfqkit_export.report.text import render_text
+    from dfqkit_export.words import page
 
     found = [read_report(work.folder.path / name) for name in reports(work.recipe)]
-    result("\n\n".join(render_text(report).rstrip() for report in found))
+    if args.json:
+        documents = [json.loads(report.to_json()) for report in found]
+        result(json.dumps(documents[0], indent=2) if len(documents) == 1 else document({"reports": documents}))
+    else:
+        names = [named(MODEL, part) for part in each_target(work.recipe)]
+        place = str(work.folder.path)
+        texts = [page(summary(report, place, name)) for report, name in zip(found, names, strict=True)]
+        result("\n\n".join(render_text(report).rstrip() for report in found) if args.verbose else "\n\n".join(texts))
     verdict = overall(report.verdict for report in found)
     ending(verdict, started, work.folder.path)
     return exit_code(verdict)

@@ -45,7 +45,7 @@ def find_recipe(name: str | Path) -> Path:
     looked = path if path.suffix == ".yaml" else f"{path} and {path}.yaml"
     message = (
         f"No recipe '{name}': neither a file (looked for {looked}) nor a shipped recipe."
-        f"{did_you_mean(key, shipped)} Shipped: {', '.join(shipped)}."
+        f"{did_you_mean(key, shipped, 5, 0.4)} `dfqkit list recipes` shows all {len(shipped)}."
     )
     raise RecipeError(message)
 

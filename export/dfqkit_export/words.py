@@ -6,25 +6,34 @@ What is said with them belongs to whoever says it.
 
 from __future__ import annotations
 
+import os
 import re
+import textwrap
 import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
+from typing import Any
 
 #: What runners of CI jobs obey in a log: GitHub at the start of a line, and Azure's and TeamCity's forms anywhere.
 _COMMAND = re.compile(r"^\s*::|##(?=\[|\w+\[)")
 
+_NO_BREAK = "\u00a0"
+_UNITS = r"\[|%|dB\b|[kMG]?B\b|bytes\b|ms\b|nats\b|points\b|min\b|s\b|h\b"
+#: Spaces within a figure: beside the sign of an error, in an interval, and between a number and its unit.
+_WITHIN = re.compile(rf"(?<=±) | (?=±)|(?<=\d,) (?=-?[\d.]+[x\]])|(?<=[\d\]]) (?={_UNITS})")
 
-def table(rows: Sequence[Sequence[str]], *, numbers: bool = False, ruler: bool = False) -> list[str]:
-    """Lay out rows in columns, each as wide as its longest cell.
+
+def table(rows: Sequence[Sequence[str]], *, numbers: bool = False, ruler: bool = False, indent: int = 0) -> list[str]:
+    """Lay out rows in columns, each as wide as its longest cell; narrower ones where a screen has less room (`screen`).
 
     Args:
         rows: Cells; a shorter row leaves its last columns empty.
         numbers: Whether all columns but the first are aligned to the right.
         ruler: Whether the first row is a heading, with a line under it.
+        indent: Spaces that the caller puts in front of every line.
 
     Returns:
-        A line for each row, without spaces at its end.
+        A line for each row, or several where it was folded, without spaces at its end.
 
     Example:
         >>> table([("layer", "dB"), ("conv1", "9")], numbers=True)
@@ -32,6 +41,13 @@ def table(rows: Sequence[Sequence[str]], *, numbers: bool = False, ruler: bool =
     """
     rows = [[plain(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
+    room = max(screen() - indent, 0)
+    if room and sum(widths) + 2 * (len(widths) - 1) > room:
+        narrow = _narrowed(rows, widths, room)
+        if narrow is None:
+            return _records(rows, room, headed=ruler)
+        rows, widths = _folded(rows, narrow, ruler=ruler), narrow
+        return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows]
     if ruler:
         rows = [rows[0], ["-" * width for width in widths], *rows[1:]]
     return [
@@ -41,6 +57,70 @@ def table(rows: Sequence[Sequence[str]], *, numbers: bool = False, ruler: bool =
         ).rstrip()
         for row in rows
     ]
+
+
+def screen() -> int:
+    """Return the columns that a reader has, which COLUMNS says; 0 where nobody does: a pipe has any number."""
+    told = os.environ.get("COLUMNS", "")
+    return max(int(told), 20) if told.isdecimal() else 0
+
+
+def wrapped(text: str, room: int, *, indent: str = "") -> list[str]:
+    """Break one line at spaces, never within a number, its error, its interval or its unit.
+
+    Example:
+        >>> wrapped("it loses 0.5 points [-0.1, 1.2]", 24)
+        ['it loses', '0.5 points [-0.1, 1.2]']
+    """
+    if len(text) <= room:
+        return [text]
+    lead = re.match(r"\s*", text)[0]  # type: ignore[index]
+    joined = _joined(text[len(lead) :])
+    settings: dict[str, Any] = {"break_on_hyphens": False, "initial_indent": lead, "subsequent_indent": lead + indent}
+    return [line.replace(_NO_BREAK, " ") for line in textwrap.wrap(joined, room, **settings)]
+
+
+def _joined(text: str) -> str:
+    return _WITHIN.sub(_NO_BREAK, text)
+
+
+def _narrowed(rows: Sequence[Sequence[str]], widths: Sequence[int], room: int) -> list[int] | None:
+    """Return widths that fit, the widest columns narrowed first; None where words or numbers would have to break."""
+    columns = list(zip_longest(*rows, fillvalue=""))
+    words = [max((len(w) for cell in column for w in _joined(cell).split(" ")), default=0) for column in columns]
+    least = [min(width, max(word, 12)) for word, width in zip(words, widths, strict=True)]
+    found, spare = list(widths), room - 2 * (len(widths) - 1)
+    while sum(found) > spare:
+        place = max(range(len(found)), key=lambda n: found[n] - least[n])
+        if found[place] <= least[place]:
+            return None
+        found[place] -= 1
+    return found
+
+
+def _folded(rows: Sequence[Sequence[str]], widths: Sequence[int], *, ruler: bool) -> list[list[str]]:
+    """Return rows whose cells fit, a row of several lines for each that did not."""
+    folded: list[list[str]] = []
+    for number, row in enumerate(rows):
+        cells = [wrapped(cell, width) for cell, width in zip(row, widths, strict=False)]
+        folded += [list(line) for line in zip_longest(*cells, fillvalue="")]
+        if ruler and number == 0:
+            folded.append(["-" * width for width in widths])
+    return folded
+
+
+def _records(rows: Sequence[Sequence[str]], room: int, *, headed: bool) -> list[str]:
+    """Return a row as several lines, a cell each behind the name of its column; what is too long for one goes on."""
+    names, body = (list(rows[0]), rows[1:]) if headed else ([], rows)
+    lead = 2 + max(map(len, names[1:]), default=0)
+    lines = []
+    for row in body:
+        lines += wrapped(row[0], room, indent="  ")
+        for number, cell in enumerate(row[1:], 1):
+            if cell.strip():
+                name = f"  {names[number]}".ljust(lead + 2) if names else "  "
+                lines += wrapped(f"{name}{cell}", room, indent=" " * (4 if names else 2))
+    return lines
 
 
 def some(texts: Sequence[str], most: int, separator: str = ", ") -> str:

@@ -25,7 +25,8 @@ def surroundings(folder: Path) -> dict[str, str]:
         program.write_text(f'#!/bin/sh\nexec {sys.executable} {words} "$@"\n', encoding="utf-8")
         program.chmod(0o755)
     kept = {name: value for name, value in os.environ.items() if name not in ("CI", "GITHUB_ACTIONS")}
-    paths = [str(ROOT), str(ROOT / "export"), *filter(None, [kept.get("PYTHONPATH")])]
+    paths = [str(folder / "site"), str(ROOT), str(ROOT / "export"), *filter(None, [kept.get("PYTHONPATH")])]
+    kept |= {"CHECKOUT": str(ROOT), "PIP_TARGET": str(folder / "site"), "PIP_NO_BUILD_ISOLATION": "0"}
     return {**kept, "PATH": f"{programs}:{kept['PATH']}", "PYTHONPATH": os.pathsep.join(paths)}
 
 
@@ -52,6 +53,18 @@ def test_from_a_checkpoint_to_a_bundle(tmp_path: Path) -> None:
     walk("docs/tutorials/own-model.md", tmp_path)
     made = {path.name for path in (tmp_path / "work").iterdir()}
     assert {"runs", "model.zip", "dfqkit-baseline.json"} <= made
+
+
+def test_from_a_file_of_another_tool_to_the_gate(tmp_path: Path) -> None:
+    walk("docs/tutorials/gate-in-github-actions.md", tmp_path)
+    work = tmp_path / "work"
+    assert (work / ".github" / "workflows" / "accuracy.yml").is_file()
+    assert "agreement" in (work / "history.csv").read_text(encoding="utf-8")
+
+
+def test_from_a_method_to_a_comparison(tmp_path: Path) -> None:
+    walk("docs/tutorials/write-a-synthesizer.md", tmp_path)
+    assert "shifted" in (tmp_path / "work" / "runs" / "bench" / "bench.md").read_text(encoding="utf-8")
 
 
 def test_the_site_is_built_strictly(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine (looked for chromium, google-chrome)"),
 ]
 HOSTILE = "<img src=x onerror=\"document.title='broken into'\"><script>document.title='broken into'</script>"
-WIDTHS = (1280, 390)
+WIDTHS = (1280, 768, 390)
 
 
 def _report(title: str, drop: float) -> Report:
@@ -104,6 +104,7 @@ def _observe(page: str, width: int, folder: Path) -> dict[str, object]:
         frame.contentWindow.addEventListener("error", event => seen.errors.push(event.message));
         seen.title = inner.title;
         seen.overflow = root.scrollWidth - root.clientWidth;
+        seen.cut = Math.max(...[...inner.querySelectorAll(".scroll")].map(box => box.scrollWidth - box.clientWidth));
         seen.headings = [...inner.querySelectorAll("h2")].map(h => h.textContent);
         seen.images = [...inner.images].length;
         const table = inner.querySelector("table.sortable"), head = [...table.tHead.rows[0].cells];
@@ -151,6 +152,7 @@ def test_a_page_renders_sorts_and_fits(name: str, width: int, tmp_path: Path) ->
     assert seen["errors"] == []
     assert seen["console"] == []
     assert seen["overflow"] == 0
+    assert seen["cut"] == 0  # no column of a table lies beyond its box
     assert seen["title"] != "broken into"
     assert "Layers" in str(seen["headings"])
     numbers = [float(value) for value in seen["before"]]  # type: ignore[attr-defined]

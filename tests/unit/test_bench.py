@@ -104,7 +104,7 @@ def test_contestants_are_found_by_pattern_and_must_be_comparable() -> None:
         contestants(["digits/dfq-w8a8-ort"], ["validate.data=null"])
 
 
-def test_the_same_words_in_another_folder_are_another_teacher(tmp_path: Path) -> None:
+def test_what_is_in_a_file_counts_and_not_where_it_lies(tmp_path: Path) -> None:
     text = list_recipes()["digits/noise-w8a8-ort"].read_text(encoding="utf-8")
     (tmp_path / "mine.yaml").write_text(text)
     with raises_naming(RecipeError, "digits/noise-w8a8-ort"):
@@ -113,6 +113,8 @@ def test_the_same_words_in_another_folder_are_another_teacher(tmp_path: Path) ->
     for name in ("teacher.safetensors", "test.npz"):
         (tmp_path / name).write_bytes((list_recipes()["digits/noise-w8a8-ort"].parent / name).read_bytes())
     (tmp_path / "mine.yaml").write_text(text)
+    assert set(contestants(["digits/noise-w8a8-ort", str(tmp_path / "mine.yaml")])) == {"noise", "hiss"}
+    (tmp_path / "teacher.safetensors").write_bytes(b"another one")
     with pytest.raises(RecipeError, match="differ in 'teacher'"):
         contestants(["digits/noise-w8a8-ort", str(tmp_path / "mine.yaml")])
     folder = list_recipes()["digits/noise-w8a8-ort"].parent

@@ -24,6 +24,7 @@ from dfqkit import cli
 from dfqkit.cli import main
 from dfqkit.run import execution
 from dfqkit.run.folder import RunFolder
+from dfqkit.run.forecast import Forecast
 from dfqkit.run.stages import STAGES
 from dfqkit_export._version import __version__
 from dfqkit_export.errors import RuntimeUnavailableError
@@ -74,6 +75,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandI
     monkeypatch.chdir(tmp_path)
     fake, threads = StandIn(), torch.get_num_threads()
     monkeypatch.setattr(execution, "execute", fake)
+    monkeypatch.setattr("dfqkit.run.forecast.forecast", lambda *_: Forecast(seconds={}, rounds={}, memory=0, disk=0))
     yield fake
     torch.set_num_threads(threads)
 
@@ -208,7 +210,8 @@ class TestRun:
     def test_report_on_stdout_and_verdict_last_on_stderr(self, capsys: Output, stand_in: StandIn) -> None:
         assert main(["run", RECIPE, "--out", "here", "--device", "cpu"]) == 0
         out, err = capsys.readouterr()
-        assert out.startswith(f"{RECIPE}\nOK")
+        assert out.startswith(f"OK      {RECIPE}: ")
+        assert out.splitlines()[-1].startswith("files   here: ")
         assert re.fullmatch(r"ok \| \d+ s \| here", err.splitlines()[-1])
         wanted, settings = stand_in.calls[0]
         assert wanted == list(STAGES)
@@ -298,7 +301,7 @@ class TestStages:
             wanted.append(words.split()[2])
             words = err.partition("Next: dfqkit ")[2].partition("\n")[0]
             assert (out == "") == bool(words)
-        assert out.startswith(f"{RECIPE}\nOK")
+        assert out.startswith(f"OK      {RECIPE}: ")
         assert wanted == [name for name in STAGES if name != "train"]  # its recipe trains no smaller student
         assert [name for stages, _ in stand_in.calls for name in stages] == wanted
 

@@ -6,7 +6,8 @@ made (`reading`, with `entries`, which refuses what could harm, and `archive` fo
 
 from __future__ import annotations
 
+from dfqkit_export.bundle.foreign import ForeignFile, bundle_foreign
 from dfqkit_export.bundle.reading import KIND, SCHEMA, Bundle, open_bundle
 from dfqkit_export.bundle.writing import Order, write_bundle
 
-__all__ = ["KIND", "SCHEMA", "Bundle", "Order", "open_bundle", "write_bundle"]
+__all__ = ["KIND", "SCHEMA", "Bundle", "ForeignFile", "Order", "bundle_foreign", "open_bundle", "write_bundle"]

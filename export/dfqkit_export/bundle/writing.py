@@ -84,9 +84,6 @@ def write_bundle(order: Order) -> dict[str, int]:
         ArtefactError: The run is not complete or was changed, has no images to check with, or something else is where
             the bundle should go; or real data stands against `Order.synthetic_only`.
     """
-    if order.out.absolute().name and not order.out.is_symlink() and order.out.suffix.lower() != ".zip":
-        _clean(order.out.absolute())
-    _require_free(order.out)
     with open_bundle(order.run) as run:
         if damaged := run.damaged():
             message = (
@@ -94,7 +91,15 @@ def write_bundle(order: Order) -> dict[str, int]:
                 f"and run `dfqkit run --resume {order.run}`, which makes it again."
             )
             raise ArtefactError(message)
-        files = _files(run, order)
+        return write_files(run, order)
+
+
+def write_files(run: Bundle, order: Order) -> dict[str, int]:
+    """Write the bundle of what is opened; see `write_bundle`."""
+    if order.out.absolute().name and not order.out.is_symlink() and order.out.suffix.lower() != ".zip":
+        _clean(order.out.absolute())
+    _require_free(order.out)
+    files = _files(run, order)
     if order.out.suffix.lower() == ".zip":
         write_bytes(order.out, zipped(files))
     else:

@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
+from itertools import zip_longest
 from typing import Any
 from xml.etree import ElementTree
 
@@ -123,12 +124,17 @@ def _case_text(case: CaseOutcome) -> Iterator[str]:
     for cause in case.causes:
         yield f"  cause: {plain(cause)}"
     cells = [(row.metric, *numbers_of(row), row.verdict) for row in case.rows]
-    head, *lines = table([_HEAD, *(tuple(map(plain, row)) for row in cells)])
+    head, *lines = table([_HEAD, *(tuple(map(plain, row)) for row in cells)], indent=2)
+    told = [plain(row.reason) if row.verdict != "ok" else "" for row in case.rows]
+    folded = len(lines) != len(told)  # where a screen is narrow
     yield f"  {head}"
-    for row, line in zip(case.rows, lines, strict=True):
+    for line, reason in zip_longest(lines, [] if folded else told, fillvalue=""):
         yield f"  {line}"
-        if row.reason and row.verdict != "ok":
-            yield f"    {plain(row.reason)}"
+        if reason:
+            yield f"    {reason}"
+    for row, reason in zip(case.rows, told if folded else (), strict=False):
+        if reason:
+            yield f"    {row.metric}: {reason}"
     for note in case.notes:
         yield f"  {plain(note)}"
 

@@ -9,7 +9,6 @@ import math
 import warnings
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.metadata import entry_points
 from typing import Literal
 
 from dfqkit_export.errors import ArtefactError
@@ -234,6 +233,8 @@ def kind_of_unit(unit: str) -> MetricKind | None:
 @cache
 def load_plugins() -> None:
     """Add the kinds that other packages offer, once; one that cannot be used is named in a warning."""
+    from importlib.metadata import entry_points  # slow to load, and not needed for own kinds
+
     for point in entry_points(group=GROUP):
         try:
             kind = point.load()

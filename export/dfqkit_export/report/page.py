@@ -37,6 +37,12 @@ _MAX_KEYS = 4
 _MAX_PARTS = 15
 _MARKS: Mapping[Verdict, str] = {OK: "✓", FAILED: "✗", NOT_JUDGED: "?"}
 
+#: Enough for a notebook's cell, whose page has its own fonts and colours.
+_HEAD_STYLE = (
+    ".dfqkit dl{display:flex;flex-wrap:wrap;gap:1em 2em}.dfqkit dt{font-size:.8em}.dfqkit dd{margin:0;font-size:1.3em}"
+    ".dfqkit small{display:block;font-size:.6em}.dfqkit .badge{font-weight:bold;margin-right:1em}"
+)
+
 
 def render_html(report: Report, *, sheets: Mapping[str, bytes] | None = None) -> str:
     """Return the report as one HTML page.
@@ -64,6 +70,11 @@ def render_html(report: Report, *, sheets: Mapping[str, bytes] | None = None) ->
     body = f"{_warnings(report)}{_header(report)}\n{''.join(part for part in sections if part)}"
     footer = "Made by dfqkit from report.json, which holds the same numbers in full."
     return document(f"{report.title}: {report.verdict}", body, footer)
+
+
+def render_head(report: Report) -> str:
+    """Return what a report's page begins with, verdict and key figures, as HTML that stands by itself in a notebook."""
+    return f"<style>{_HEAD_STYLE}</style><div class='dfqkit'>{_warnings(report)}{_header(report)}</div>"
 
 
 def _warnings(report: Report) -> str:
@@ -125,9 +136,8 @@ def _metric_row(group: MetricGroup, columns: list[str]) -> str:
         if cell is None:
             cells.append('<td class="num"></td>')
             continue
-        error = f' <span class="quiet">{escape(cell.error)}</span>' if cell.error else ""
-        distance = "".join(f"<small>{escape(text)}</small>" for text in (cell.gap, cell.floor) if text)
-        cells.append(f'<td class="num">{escape(cell.number)}{error} {escape(cell.unit)}{distance}</td>')
+        below = "".join(f"<small>{escape(text)}</small>" for text in (cell.error, cell.gap, cell.floor) if text)
+        cells.append(f'<td class="num"><div>{escape(cell.number)} {escape(cell.unit)}{below}</div></td>')
     # Beside the name, not in columns of their own: these would be the first to scroll out of sight.
     about = " · ".join(part for part in (f"{group.data}, n {group.n}", group.direction) if part)
     name = f'<th scope="row" class="pin">{escape(group.title)}<small>{escape(about)}</small></th>'

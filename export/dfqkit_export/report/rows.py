@@ -201,7 +201,7 @@ def verdict_sentence(report: Report) -> str:
     subject = main_subject(report)
     if report.verdict == NOT_JUDGED:
         return f"Not judged. {report.reasons[0]}"
-    parts = [text for text in (_accuracy(report, subject), _integers(report)) if text]
+    parts = [text for text in (_accuracy(report, subject), integers(report)) if text]
     return "All checks hold" + (f": {'; '.join(parts)}." if parts else ".")
 
 
@@ -234,7 +234,8 @@ def _spread(drop: Metric) -> str:
     return f"(standard error {drop.stderr:.2f}) " if drop.stderr is not None else ""
 
 
-def _integers(report: Report) -> str:
+def integers(report: Report) -> str:
+    """Say how many layers ran in integer kernels; "" where nobody asked."""
     integer, floats = report.precision.get("integer"), report.precision.get("float")
     if not isinstance(integer, int) or not isinstance(floats, int):
         return ""

@@ -73,7 +73,9 @@ tbody th { font-weight: 550 }
 td small, th small {
   display: block; color: var(--quiet); font-size: .78rem; font-weight: 400; line-height: 1.4;
 }
-td.wrap, th.wrap { white-space: normal; min-width: 15rem }
+td.num small { white-space: normal }
+td.wrap, th.wrap { white-space: normal; min-width: 12rem; overflow-wrap: anywhere }
+td.pin, th.pin { white-space: normal; overflow-wrap: anywhere; min-width: 8rem }
 td.data { white-space: normal; min-width: 8.5rem; overflow-wrap: anywhere }
 .mono { font-family: var(--mono); font-size: .84em }
 thead button { all: unset; cursor: pointer; color: inherit; border-radius: 3px }
@@ -106,7 +108,8 @@ thead button::after { content: " \\2195"; opacity: .55 }
   background: var(--bad-soft); overflow-wrap: anywhere;
 }
 pre {
-  margin: 0; padding: .9rem 1.1rem; overflow-x: auto; border: 1px solid var(--rule); border-radius: 10px;
+  white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; padding: .9rem 1.1rem;
+  border: 1px solid var(--rule); border-radius: 10px;
   background: var(--soft); font: .82rem/1.6 var(--mono);
 }
 dl.facts {
@@ -146,18 +149,29 @@ footer {
   margin-top: 3.5rem; padding-top: 1rem; border-top: 1px solid var(--rule); color: var(--quiet);
   font-size: .8rem;
 }
+@media screen and (max-width: 56rem) {
+  table.named thead { display: none }
+  table.named, table.named tbody, table.named tr { display: block; width: 100% }
+  table.named tr { padding: .5rem .9rem }
+  table.named tbody tr+tr { border-top: 1px solid var(--rule) }
+  table.named tbody tr+tr>* { border-top: 0 }
+  table.named tr>* {
+    display: flex; justify-content: space-between; gap: 1rem; padding: .15rem 0; min-width: 0; max-width: none;
+    white-space: normal; overflow-wrap: anywhere; text-align: right;
+  }
+  table.named tr>*::before { content: attr(data-h); color: var(--quiet); font-weight: 400; text-align: left }
+  table.named tr>:empty { display: none }
+  table.named tr>th { display: block; text-align: left }
+  table.named tr>th::before { content: none }
+}
 @media (max-width: 40rem) {
-  .bar, tbody th small { display: none }
+  .bar { display: none }
   main { padding: 1.75rem 1rem 3rem }
   .keys { grid-template-columns: 1fr 1fr }
   .keys dd { font-size: 1.25rem }
   th, td { padding: .5rem .7rem }
   dl.facts { grid-template-columns: minmax(0,1fr); gap: 0 }
   dl.facts dd { margin-bottom: .5rem }
-  td.pin, th.pin {
-    position: sticky; left: 0; background: var(--raised); min-width: 7.5rem; max-width: 46vw; white-space: normal;
-  }
-  thead th.pin { background: var(--soft) }
 }
 @media print {
   :root {
@@ -167,9 +181,11 @@ footer {
   }
   body { font-size: 10pt }
   main { max-width: none; padding: 0 }
-  .scroll { overflow: visible }
+  @page { margin: 1.5cm }
+  .scroll { overflow: visible; border: 0 }
+  details::details-content { content-visibility: visible; block-size: auto }
   tr, figure, .findings li { break-inside: avoid }
-  th, td { white-space: normal; padding: .3rem .5rem }
+  th, td { white-space: normal; padding: .3rem .5rem; min-width: 0; overflow-wrap: anywhere }
   thead button::after { content: "" }
   pre { white-space: pre-wrap }
 }
@@ -177,6 +193,12 @@ footer {
 
 # Sorting is a convenience: without script the tables are complete, in the model's order.
 SCRIPT = """
+for (const table of document.querySelectorAll("table")) {
+  const names = [...table.tHead.rows[0].cells].map(head => head.textContent);
+  for (const row of table.tBodies[0].rows) [...row.cells].forEach((cell, i) => cell.dataset.h = names[i]);
+  table.classList.add("named");
+}
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(part => part.open = true));
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
   heads.forEach((head, column) => {
