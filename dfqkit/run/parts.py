@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
-import torch
-
 from dfqkit.progress import Bar
 from dfqkit_export.backends.processor import this_processor
 
@@ -89,6 +87,8 @@ class InOrder:
 
     def run(self, job: Job, bar: Bar) -> Iterator[tuple[int, Any]]:
         """Yield index and result of every part, in order; an error is the part's own."""
+        import torch  # which a process that only hands out parts, or counts them, does without
+
         told = Told(job, bar)
         torch.set_num_threads(job.threads)
         for index in job.indices:
@@ -103,6 +103,8 @@ class InOrder:
 
 def machine(*, gpu: bool = False) -> dict[str, str]:
     """Return what a part's bytes depend on beside its job: processor, instructions that torch uses, torch, GPU."""
+    import torch
+
     from dfqkit_export._version import __version__
 
     found = {
