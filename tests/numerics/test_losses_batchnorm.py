@@ -70,6 +70,14 @@ def test_bn_mse_averages_over_channels() -> None:
     assert float(losses.bn_kl(*tensors(twice))) == pytest.approx(2 * float(losses.bn_kl(*tensors(statistics()))))
 
 
+def test_bn_normals_averages_divergences_over_channels_of_which_dead_ones_weigh_little() -> None:
+    mean, variance, running_mean, running_variance = statistics()
+    floor = 1e-3 * running_variance.mean()
+    old, new = running_variance + floor, variance + floor
+    expected = np.mean(0.5 * ((mean - running_mean) ** 2 / old + new / old - 1 - np.log(new / old)))
+    assert float(losses.bn_normals(*tensors(statistics()))) == pytest.approx(expected, rel=1e-12)
+
+
 @pytest.mark.parametrize("eps", [1e-6, 0.1])
 def test_bn_std_compares_standard_deviations(eps: float) -> None:
     mean, variance, running_mean, running_variance = statistics()
@@ -81,7 +89,7 @@ def test_bn_std_compares_standard_deviations(eps: float) -> None:
     assert (default == float(losses.bn_std(*tensors(statistics()), eps=eps))) == (eps == 1e-6)
 
 
-def test_the_four_forms_differ() -> None:
+def test_the_forms_differ() -> None:
     values = [float(term(*tensors(statistics()))) for term in TERMS]
     assert all(abs(a / b - 1) > 0.05 for i, a in enumerate(values) for b in values[:i]), values
 

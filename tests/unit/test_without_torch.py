@@ -51,6 +51,7 @@ profile RUN/model.onnx --against RUN/teacher.onnx --repeats 2
 sentinel --model RUN/model.onnx --teacher RUN/teacher.onnx --images IMAGES --out OUT/s.safetensors
 bundle RUN --out OUT/b.zip
 check OUT/b.zip --baseline OUT/base.json --update | check OUT/b.zip --baseline OUT/base.json
+prove RUN/model.onnx --on avx-vnni --images IMAGES | ci github --out OUT/ci.yml | completion bash
 report RUN | report RUN RUN --out OUT/two.html
 bank info IMAGES | bank verify IMAGES
 bank export IMAGES --npz OUT/a.npz | bank export IMAGES --png OUT/png
@@ -120,7 +121,9 @@ def test_every_command_works_or_names_the_extra_that_it_needs(light: Light) -> N
     failed = []
     for command in commands(WORKS):
         code, out, err = light(command)
-        if code not in (0, 1) or "Traceback" in err or not out + err:
+        # A processor that nothing here runs, and of which nothing is proven, was not looked at.
+        ended = (0, 1, 3) if command.startswith("prove") else (0, 1)
+        if code not in ended or "Traceback" in err or not out + err:
             failed.append((command, code, err))
     assert failed == []
 
