@@ -107,8 +107,7 @@ def _quantize(args: argparse.Namespace) -> int:
         overrides=args.overrides,
     )
     if args.dry_run:
-        result(plan(recipe))
-        result(recipe.to_yaml(), verbatim=True)
+        result(plan(recipe), verbatim=True)
         announce(args, recipe, loaded)
         return 0
     work = begin(args, recipe, validates=True, teacher=loaded, command=["dfqkit", *args.words])

@@ -89,8 +89,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _only_planned(args: argparse.Namespace, recipe: Recipe) -> int:
     """Print the plan, and time one round where the machine has what that takes."""
-    result(plan(recipe))
-    result(recipe.to_yaml(), verbatim=True)
+    result(plan(recipe), verbatim=True)
     starting(args)
     try:
         announce(args, recipe, None)

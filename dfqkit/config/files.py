@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from dfqkit_export.errors import RecipeError
-from dfqkit_export.words import did_you_mean
+from dfqkit_export.words import did_you_mean, nearest
 
 #: Endings of files with a whole network, and what stands in front of such a file where a factory is named.
 WHOLE = {".onnx": "onnx", ".pt2": "exported"}
@@ -42,10 +42,12 @@ def find_recipe(name: str | Path) -> Path:
     if (path / "manifest.json").is_file():
         message = f"'{name}' is the folder of a run, not a recipe. Continue it with `dfqkit run --resume {name}`."
         raise RecipeError(message)
+    near = nearest(key, shipped, 5, 0.4)[1:]
+    others = f" Others like it: {', '.join(near)}." if near else ""
     looked = path if path.suffix == ".yaml" else f"{path} and {path}.yaml"
     message = (
         f"No recipe '{name}': neither a file (looked for {looked}) nor a shipped recipe."
-        f"{did_you_mean(key, shipped, 5, 0.4)} `dfqkit list recipes` shows all {len(shipped)}."
+        f"{did_you_mean(key, shipped)}{others} `dfqkit list recipes` shows all {len(shipped)}."
     )
     raise RecipeError(message)
 

@@ -53,7 +53,7 @@ def require_earlier(folder: RunFolder, recipe: Recipe, name: str) -> None:
 
 
 def plan(recipe: Recipe) -> str:
-    """Return what `--dry-run` prints: what each stage does; the resolved recipe stands behind it."""
+    """Return what `--dry-run` prints: what each stage does and costs, and the resolved recipe."""
     from dfqkit_export.backends import get_target  # not needed to list the stages
 
     lines = {
@@ -63,4 +63,4 @@ def plan(recipe: Recipe) -> str:
         "": "",
         **{name: stage.plan(recipe).text for name, stage in STAGES.items()},
     }
-    return "\n".join([*table([*lines.items()]), ""])
+    return "\n".join([*table([*lines.items()]), "", recipe.to_yaml()])
