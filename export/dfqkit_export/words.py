@@ -69,8 +69,8 @@ def wrapped(text: str, room: int, *, indent: str = "") -> list[str]:
     """Break one line at spaces, never within a number, its error, its interval or its unit.
 
     Example:
-        >>> wrapped("it loses 0.5 points [-0.1, 1.2]", 24)
-        ['it loses', '0.5 points [-0.1, 1.2]']
+        >>> wrapped("it loses 0.5 [-0.1, 1.2]", 18)
+        ['it loses', '0.5 [-0.1, 1.2]']
     """
     if len(text) <= room:
         return [text]
