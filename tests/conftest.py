@@ -12,9 +12,10 @@ from torch import fx
 
 Case = tuple[fx.GraphModule, Path]
 
-# In a job the gate refuses to approve its own change and writes a job summary. Tests that mean that set these
-# themselves; all others, and the commands that they start, behave as on a desk.
-for _name in ("CI", "GITHUB_STEP_SUMMARY", "GITHUB_ACTIONS"):
+# In a job the gate refuses to approve its own change and writes a job summary, and a screen has a width, which parallel
+# tests inherit. Tests that mean that set these themselves; all others, and the commands that they start, behave as on a
+# desk whose output goes into a file.
+for _name in ("CI", "GITHUB_STEP_SUMMARY", "GITHUB_ACTIONS", "COLUMNS"):
     os.environ.pop(_name, None)
 # A child that is a copy starts at once and has what a test has replaced; nothing of torch is used in it.
 os.environ["DFQKIT_CHILD"] = "fork"

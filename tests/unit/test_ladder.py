@@ -56,7 +56,7 @@ LADDER: dict[str, Any] = {
 def quantized(out: Path, **options: Any) -> RunFolder:
     """Do the stages up to the one that calibrates."""
     teacher = Teacher.from_module(toy("residual"), IMAGE)
-    recipe = api._recipe(teacher, "w8a8", "onnxruntime", {**OPTIONS, **options})
+    recipe = api._recipe(teacher, "w8a8", ["onnxruntime"], {**OPTIONS, **options})
     folder = RunFolder.create(out, recipe_text=recipe.to_yaml(), digest=recipe.digest(), facts=run_facts(recipe))
     with folder:
         execute(folder, recipe, ["synthesize", "quantize"], device="cpu", progress=silent(), teacher=teacher)
@@ -230,7 +230,7 @@ def test_what_is_no_ladder_is_refused(ladder: object, facts: tuple[str, ...]) ->
 
 def default(side: int, sections: dict[str, Any], bits: str = "w8a8") -> Recipe:
     image = dfqkit.ImageSpec(**{**IMAGE.to_dict(), "shape": (3, side, side)})
-    return api._recipe(Teacher.from_module(toy("residual"), image), bits, "onnxruntime", sections)
+    return api._recipe(Teacher.from_module(toy("residual"), image), bits, ["onnxruntime"], sections)
 
 
 def test_a_classifier_of_large_images_has_a_ladder_by_default() -> None:
@@ -248,7 +248,7 @@ def test_a_classifier_of_large_images_has_a_ladder_by_default() -> None:
 def test_so_has_any_other_task_that_looks_for_no_objects() -> None:
     image = dfqkit.ImageSpec(shape=(3, 96, 96), mean=IMAGE.mean, std=IMAGE.std)
     teacher = Teacher.from_module(UNet(), image, task=task_of({"name": "dense"}))
-    large = api._recipe(teacher, "w8a8", "onnxruntime", {})
+    large = api._recipe(teacher, "w8a8", ["onnxruntime"], {})
     assert (large.synthesis, large.ladder is not None, large.quant.scales) == (ProceduralConfig(), True, "float")
 
 
@@ -264,7 +264,7 @@ def test_weights_of_few_bits_are_chosen_together_on_pulled_images_by_default() -
     assert shared.ladder is not None
     assert shared.ladder.candidates == FEW_BITS[:2]
     plain = nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    without = api._recipe(Teacher.from_module(plain, large.image.spec()), "w4a8", "onnxruntime", {})
+    without = api._recipe(Teacher.from_module(plain, large.image.spec()), "w4a8", ["onnxruntime"], {})
     assert without.synthesis == ProceduralConfig()
 
 
