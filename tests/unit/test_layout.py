@@ -16,6 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
+
+from dfqkit_export._version import __version__
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"dfqkit": ROOT / "dfqkit", "dfqkit_export": ROOT / "export" / "dfqkit_export"}
@@ -277,3 +280,11 @@ def test_few_types_are_ignored() -> None:
 def test_the_packages_do_not_grow_unseen() -> None:
     lines = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in MODULES.items()}
     assert sum(lines.values()) <= MOST_LINES
+
+
+def test_the_citation_is_of_this_version_and_licence() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert cited["version"] == __version__
+    assert cited["license"] == project["license"]
+    assert {"cff-version", "message", "title", "authors"} <= cited.keys()
