@@ -12,7 +12,7 @@ from dfqkit.cli.options import Commands, add_command, add_json, add_task, docume
 from dfqkit.progress import Progress
 
 if TYPE_CHECKING:
-    from dfqkit_export.portability import Family
+    from dfqkit_export.comparison.portability import Family
 
 _DESCRIPTION = (
     "Run a file in ONNX Runtime's kernels of other processors, emulated by qemu in user mode, and say for each family "
@@ -44,7 +44,7 @@ def add(commands: Commands) -> None:
 
 
 def _prove(args: argparse.Namespace) -> int:
-    from dfqkit_export.portability import FAMILIES, families
+    from dfqkit_export.comparison.portability import FAMILIES, families
 
     if args.file is None and not args.prepare:
         args.parser.error("give a file, or --prepare")
@@ -58,8 +58,8 @@ def _prove(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace, wanted: Sequence[tuple[Family, str]], named: list[str]) -> None:
+    from dfqkit_export.comparison.portability.environment import cache, prepare
     from dfqkit_export.errors import RuntimeUnavailableError
-    from dfqkit_export.portability.environment import cache, prepare
 
     for family, version in wanted:
         try:
@@ -75,10 +75,10 @@ def _prepare(args: argparse.Namespace, wanted: Sequence[tuple[Family, str]], nam
 def _found(args: argparse.Namespace, wanted: Sequence[tuple[Family, str]], named: list[str]) -> int:
     from dfqkit_export.bundle import open_bundle
     from dfqkit_export.comparison.inputs import read_inputs
+    from dfqkit_export.comparison.portability import PARTS, prove, render_portability
     from dfqkit_export.files import write_bytes
     from dfqkit_export.images.inputs import random_inputs
     from dfqkit_export.onnxfile.model import load_onnx, metadata_in
-    from dfqkit_export.portability import PARTS, prove, render_portability
     from dfqkit_export.sentinel import SENTINEL_FILE
     from dfqkit_export.tasks import task_in, task_of
 

@@ -15,8 +15,8 @@ from dfqkit.students.onnx_nodes import activation_parameters, weight_codes
 from dfqkit.students.quantizers import activation_proxy, scale_to
 from dfqkit_export.backends import get_target
 from dfqkit_export.backends.onnxruntime.session import OrtSession
-from dfqkit_export.portability import FAMILIES
-from dfqkit_export.portability.bounds import Proof
+from dfqkit_export.comparison.portability import FAMILIES
+from dfqkit_export.comparison.portability.bounds import Proof
 from tests._toys import images, student
 
 NAME, FREE = "onnxruntime", "onnxruntime-vnni"

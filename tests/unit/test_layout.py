@@ -38,7 +38,7 @@ ORDER = {
         *("onnxfile", "images"),
         *("backends", "env", "checker", "measure", "tasks", "sentinel"),
         *("report", "estimate", "profiling", "comparison"),
-        *("bundle", "portability", "gate", "pytest_plugin"),
+        *("bundle", "gate", "pytest_plugin"),
     ),
     "dfqkit": (
         *("seeds", "progress", "models"),
@@ -48,7 +48,7 @@ ORDER = {
     ),
 }
 # Names at the top of a package, `py.typed` aside.
-MOST_NAMES = {"dfqkit": 18, "dfqkit_export": 22}
+MOST_NAMES = {"dfqkit": 18, "dfqkit_export": 21}
 # Both packages together.
 MOST_TYPE_IGNORES = 25
 # A change that passes it says why it must. 35,579 before the packages were cut into these rooms, 34,924 after; then

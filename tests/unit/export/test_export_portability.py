@@ -19,8 +19,7 @@ from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.backends.processor import saturates, this_processor
 from dfqkit_export.backends.saturation import LEAST, MOST, bound, met, rows_of_pairs
 from dfqkit_export.comparison.inputs import Inputs
-from dfqkit_export.errors import RuntimeUnavailableError, TargetError
-from dfqkit_export.portability import (
+from dfqkit_export.comparison.portability import (
     EQUAL,
     FAMILIES,
     PARTS,
@@ -32,10 +31,11 @@ from dfqkit_export.portability import (
     prove,
     render_portability,
 )
-from dfqkit_export.portability import environment as environments
-from dfqkit_export.portability.bounds import Proof
-from dfqkit_export.portability.environment import environment_of, prepare
-from dfqkit_export.portability.proving import Place, Row
+from dfqkit_export.comparison.portability import environment as environments
+from dfqkit_export.comparison.portability.bounds import Proof
+from dfqkit_export.comparison.portability.environment import environment_of, prepare
+from dfqkit_export.comparison.portability.proving import Place, Row
+from dfqkit_export.errors import RuntimeUnavailableError, TargetError
 
 Write = Callable[..., Path]
 OWN = own_family()
@@ -155,7 +155,7 @@ def test_an_answer_from_elsewhere_is_compared_layer_by_layer(
 ) -> None:
     """Another file stands for another processor: its first convolution has one other weight."""
     path, real = residual_net(), environments.Environment
-    from dfqkit_export.portability import proving
+    from dfqkit_export.comparison.portability import proving
 
     changed = onnx.load(str(path))
     codes = next(

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from dfqkit_export.backends.saturation import LEAST, MOST, bound, met, rows_of_pairs
+from dfqkit_export.comparison.portability import FAMILIES
+from dfqkit_export.comparison.portability.environment import environment_of
+from dfqkit_export.comparison.portability.proving import _start
 from dfqkit_export.errors import RuntimeUnavailableError
-from dfqkit_export.portability import FAMILIES
-from dfqkit_export.portability.environment import environment_of
-from dfqkit_export.portability.proving import _start
 
 LAYERS, SIZE = 240, 5
 #: (input channels, kernel); 0 for a matrix product.

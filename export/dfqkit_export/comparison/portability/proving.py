@@ -23,15 +23,15 @@ import onnx
 from numpy.typing import NDArray
 
 from dfqkit_export.backends.processor import saturates, this_processor
+from dfqkit_export.comparison.portability import emulated
+from dfqkit_export.comparison.portability.bounds import Proof
+from dfqkit_export.comparison.portability.environment import Environment, environment_of
+from dfqkit_export.comparison.portability.families import Family, own_family
 from dfqkit_export.errors import ArtefactError, RuntimeCrashedError, RuntimeUnavailableError
 from dfqkit_export.files import sha256_of_file
 from dfqkit_export.images.inputs import Inputs, entrance, own_batch
 from dfqkit_export.onnxfile.graph import SourceGraph
 from dfqkit_export.onnxfile.model import load_onnx
-from dfqkit_export.portability import emulated
-from dfqkit_export.portability.bounds import Proof
-from dfqkit_export.portability.environment import Environment, environment_of
-from dfqkit_export.portability.families import Family, own_family
 from dfqkit_export.tasks import DEFAULT_TASK, Task
 
 #: What is found of a family.

@@ -15,8 +15,8 @@ from dfqkit_export.backends.onnxruntime.kernels import ADDITIONS, parting_produc
 from dfqkit_export.backends.opening import realised_precision
 from dfqkit_export.backends.qdq import QdqGraph
 from dfqkit_export.backends.saturation import bounds, saturating_pairs, weight_rows
+from dfqkit_export.comparison.portability.families import Family
 from dfqkit_export.onnxfile.model import load_onnx
-from dfqkit_export.portability.families import Family
 
 #: What only moves codes, or takes the largest.
 _MOVE = frozenset(

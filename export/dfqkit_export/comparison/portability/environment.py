@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dfqkit_export.backends import DEFAULT
+from dfqkit_export.comparison.portability.families import ARM, X86, Family, own_family
 from dfqkit_export.errors import RuntimeUnavailableError
-from dfqkit_export.portability.families import ARM, X86, Family, own_family
 
 _QEMU = {X86: "qemu-x86_64-static", ARM: "qemu-aarch64-static"}
 #: What Python, numpy and ONNX Runtime need of a Debian or Ubuntu for another architecture; apt finds what these need.

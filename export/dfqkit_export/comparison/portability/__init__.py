@@ -6,9 +6,9 @@ without running anything (`bounds`) and by running them (`proving`), and the tab
 
 from __future__ import annotations
 
-from dfqkit_export.portability.families import FAMILIES, Family, families, own_family
-from dfqkit_export.portability.proving import EQUAL, PARTS, PROVEN, UNSEEN, Portability, prove
-from dfqkit_export.portability.text import render_portability
+from dfqkit_export.comparison.portability.families import FAMILIES, Family, families, own_family
+from dfqkit_export.comparison.portability.proving import EQUAL, PARTS, PROVEN, UNSEEN, Portability, prove
+from dfqkit_export.comparison.portability.text import render_portability
 
 __all__ = [
     "EQUAL", "FAMILIES", "PARTS", "PROVEN", "UNSEEN", "Family", "Portability", "families", "own_family", "prove",

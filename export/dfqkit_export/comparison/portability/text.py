@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dfqkit_export.portability.proving import EQUAL, PARTS, PROVEN, Portability, Row
+from dfqkit_export.comparison.portability.proving import EQUAL, PARTS, PROVEN, Portability, Row
 from dfqkit_export.words import some, table
 
 #: Stands wherever the table does.
