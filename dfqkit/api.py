@@ -26,13 +26,14 @@ from dfqkit.progress import Progress, silent
 from dfqkit.run.execution import execute, run_facts
 from dfqkit.run.export import MODEL
 from dfqkit.run.folder import RunFolder
+from dfqkit.run.ladder import PULLED
 from dfqkit.run.measuring import real_images, require_labels
 from dfqkit.run.stages import STAGES
 from dfqkit.run.validate import REPORT, require_floors
 from dfqkit.synthesis.methods.dfq import DFQConfig
 from dfqkit.synthesis.methods.images import ImagesConfig
 from dfqkit.synthesis.methods.procedural import ProceduralConfig
-from dfqkit.synthesis.methods.zeroq import ZeroQConfig, ZeroQWeights
+from dfqkit.synthesis.methods.zeroq import ZeroQConfig
 from dfqkit.teacher.load import Teacher, load_teacher
 from dfqkit.teacher.sources import is_stored, located
 from dfqkit.teacher.structure import provides
@@ -68,9 +69,7 @@ _LARGE: dict[str, Any] = {
 #: What suits them where weights have fewer bits: their codes are chosen together, for which images must be good ones,
 #: drawn and pulled to what BatchNorm layers saw.
 _LARGE_FEW_BITS: dict[str, Any] = {
-    "synthesis": ZeroQConfig(
-        start="procedural", batch=32, steps=50, lr=0.03, decay="cosine", bn="normals", weights=ZeroQWeights(input=0)
-    ),
+    "synthesis": PULLED.model_copy(update={"steps": 50}),
     "quant": {"scales": "float", "activation_range": "percentile", "weight_rounding": "gptq"},
     "bank": {"calibration": 64, "held_out": 32, "grading": 32, "batch": 16},
     "distill": None,

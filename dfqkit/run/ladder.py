@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from dfqkit.synthesis.base import Synthesizer
 
 #: Drawn images, pulled by few steps to what BatchNorm layers saw.
-_PULLED = ZeroQConfig(
+PULLED = ZeroQConfig(
     start="procedural", batch=32, steps=30, lr=0.03, decay="cosine", bn="normals", weights=ZeroQWeights(input=0)
 )
 #: Images drawn by other rules than the usual ones: fewer and plainer things, smoother and of more contrast.
@@ -45,8 +45,8 @@ _SLOWER = 2.0
 
 def usual_judge(source: SynthesizerConfig, offered: frozenset[str]) -> SynthesizerConfig:
     """Return the source of judging images beside a recipe's own, where it names none (see `LadderConfig.judge`)."""
-    if _PULLED.needed <= offered and not isinstance(source, ZeroQConfig):
-        return _PULLED
+    if PULLED.needed <= offered and not isinstance(source, ZeroQConfig):
+        return PULLED
     return _OTHER if isinstance(source, ProceduralConfig) else ProceduralConfig()
 
 
