@@ -30,6 +30,7 @@ from dfqkit_export._version import __version__
 from dfqkit_export.errors import RuntimeUnavailableError
 from dfqkit_export.report import Finding, Report
 from tests._messages import names
+from tests._parsers import parsers
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "export")])}
@@ -83,14 +84,6 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandI
 def dfqkit(*arguments: str, **settings: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "dfqkit", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False, **settings)
-
-
-def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    yield parser
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for inner in action.choices.values():
-                yield from parsers(inner)
 
 
 class TestHelp:

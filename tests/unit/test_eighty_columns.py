@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import pytest
 from dfqkit.cli import command_line, main
 from dfqkit_export.backends import all_targets
 from dfqkit_export.words import table, wrapped
+from tests._parsers import parsers
 from tests._shared import finished_run
 
 WIDTH = 80
@@ -36,14 +35,6 @@ def check(text: str) -> None:
     lines = text.splitlines()
     assert [line for line in lines if len(line) > WIDTH and " " in line.strip()] == []
     assert [line for line in lines if BROKEN.search(line)] == []
-
-
-def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
-    yield parser
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for inner in action.choices.values():
-                yield from parsers(inner)
 
 
 def test_help_of_every_command() -> None:
