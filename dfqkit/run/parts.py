@@ -110,7 +110,7 @@ def machine(*, gpu: bool = False) -> dict[str, str]:
     found = {
         "processor": str(this_processor()["model"]),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # its own type of string would have whoever unpickles it import torch
         "python": platform.python_version(),
         "dfqkit": __version__,
     }
