@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfqkit.cli.options import Commands, add_command, add_json, note, positive, result
+from dfqkit.cli.options import Commands, add_command, add_json, names, note, positive, result
 
 if TYPE_CHECKING:
     from dfqkit_export.gate import Outcome
@@ -65,6 +65,8 @@ def add(commands: Commands) -> None:
     parser.add_argument("--reason", default="", metavar="TEXT", help=text)
     text = "pass a file that cannot be judged here; it is still not called ok"
     parser.add_argument("--allow-not-judged", action="store_true", help=text)
+    text = "families of kernels, as `dfqkit prove --on`, in which each file must compute the same bits on its images"
+    parser.add_argument("--prove", default=(), type=names, metavar="NAMES", help=text)
     parser.add_argument("--threads", type=positive, metavar="N", help="threads inside one operator of the runtime")
     text = "run the graph as written, in float, to tell a kernel from a file"
     parser.add_argument("--no-optimizations", action="store_true", help=text)
@@ -99,6 +101,7 @@ def _check(args: argparse.Namespace) -> int:
             update=update,
             reason=args.reason.strip(),
             allow_not_judged=args.allow_not_judged,
+            prove=args.prove,
         ),
     )
     entries = {case.name: case.entry for case in outcome.cases if case.entry is not None}

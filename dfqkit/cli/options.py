@@ -193,8 +193,13 @@ def add_mean_and_std(group: argparse._ActionsContainer, text: str) -> None:
 
 def image_given(args: argparse.Namespace) -> dict[str, Any]:
     """Return what `add_image`'s options say of the images, by the names of `ImageSpec`; None is not said."""
-    names = ("shape", "mean", "std", "classes", "pixel_range", "channels", "inputs")
-    return {name: getattr(args, name) for name in names}
+    given = ("shape", "mean", "std", "classes", "pixel_range", "channels", "inputs")
+    return {name: getattr(args, name) for name in given}
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Read names with commas between them."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _several(kind: type[int | float], what: str) -> Callable[[str], tuple[int | float, ...]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dfqkit.cli.options import Commands, add_command, note, result
+from dfqkit.cli.prove_command import with_proof
 from dfqkit.cli.running import read_report, report_in
 from dfqkit.run.validate import STAGE
 from dfqkit_export.errors import ArtefactError
@@ -51,7 +52,7 @@ def _alone(given: Path, out: Path | None) -> Path:
     from dfqkit_export.report.text import render_text
 
     file = report_in(given)
-    report, folder, beside = _read(file), file.parent, file.with_suffix(".html")
+    report, folder, beside = with_proof(_read(file), file), file.parent, file.with_suffix(".html")
     page = render_html(report, sheets=_sheets(folder)).encode()
     run = _run_of(folder) if out is None else None
     if run is not None:

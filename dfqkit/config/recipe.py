@@ -151,6 +151,10 @@ class ValidateSection(Section):
     crop: int | None = Field(None, ge=1, description="Centre crop.")
     limit: int | None = Field(None, ge=1, description="Only so many images, evenly spread.")
     latency_repeats: int = Field(30, ge=0, description="Timed runs of each file, interleaved; 0 measures none.")
+    prove: Annotated[tuple[str, ...], Added("0.2.0")] = Field(
+        (),
+        description="Families of kernels, as `dfqkit prove` names them, in which bits are compared: metric portable.",
+    )
 
 
 class FloorSection(Section):

@@ -26,7 +26,7 @@ from dfqkit.run.context import Context
 from dfqkit.run.distill import FINAL
 from dfqkit.run.export import MODEL, TEACHER
 from dfqkit.run.quantize import calibrated_file
-from dfqkit.run.target_check import Account, ask_runtime, own_runtime
+from dfqkit.run.target_check import Account, ask_runtime, kernels_elsewhere, own_runtime
 from dfqkit.students.freezing import freeze
 from dfqkit.students.integer_student import IntegerStudent, watch_integers
 from dfqkit.students.naming import tensor_names
@@ -171,13 +171,13 @@ def measure(context: Context, shown_as: str) -> Measured:
     recipe, model = context.recipe, context.file(MODEL)
     sets, subjects = _grading_sets(context), _subjects(context)
     found = (graded := _graded(context, sets, subjects.answers, shown_as)).metrics
-    first = next(sets[0].batches())
-    account = ask_runtime(model, context.target)
+    first, account = next(sets[0].batches()), ask_runtime(model, context.target)
+    portable, tables = kernels_elsewhere(model, recipe.validation.prove, first, sets[0].name, context.teacher.task)
     timing, repeats = None, recipe.validation.latency_repeats
     if repeats and backend_of(context.target) is DEFAULT:
         sessions = {"teacher": subjects.teacher, DEFAULT.name: subjects.quantized}
         timing = latency.measure_latency(sessions, first[:1], repeats=repeats, reference="teacher")
-    found += [*_sizes(context), *account.metrics()]
+    found += [*_sizes(context), *account.metrics(), *portable]
     found += timing.metrics(data="1x" + "x".join(map(str, recipe.image.shape))) if timing else []
     rows = compare_layers(
         subjects.student,
@@ -197,7 +197,7 @@ def measure(context: Context, shown_as: str) -> Measured:
         estimate=graded.estimate,
         drops=graded.drops,
         seen=graded.seen,
-        breakdowns=[*graded.breakdowns, *layer_bits(subjects.student)],
+        breakdowns=[*graded.breakdowns, *tables, *layer_bits(subjects.student)],
         doubts=list(dict.fromkeys(graded.doubts)),
         kept=subjects.student.meta["kept"],
         floats=float_layers(subjects.student, left) | subjects.student.meta["floats"],

@@ -6,9 +6,12 @@ or crashes. What the runtime answers is read in `dfqkit_export.backends`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dfqkit_export.backends import DEFAULT, backend_of, witness_for
 from dfqkit_export.backends.base import Options
@@ -18,10 +21,14 @@ from dfqkit_export.backends.precision import Realised
 from dfqkit_export.backends.processor import saturates, this_processor
 from dfqkit_export.backends.session import Session
 from dfqkit_export.backends.target import Target
+from dfqkit_export.comparison.portability import families, portability_table, prove
 from dfqkit_export.errors import ArtefactError, RuntimeCrashedError
+from dfqkit_export.images.inputs import Inputs
+from dfqkit_export.measure.breakdown import Breakdown
 from dfqkit_export.measure.kinds import Metric
 from dfqkit_export.measure.metrics import integer_share
 from dfqkit_export.report import Finding, Floor, LayerRow
+from dfqkit_export.tasks import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,3 +107,14 @@ def own_runtime(path: Path, target: Target) -> Session | None:
         return backend.load(path, Options())
     except (ArtefactError, RuntimeCrashedError):
         return None  # `ask_runtime` makes a finding of it
+
+
+def kernels_elsewhere(
+    path: Path, names: Sequence[str], images: NDArray[np.float32], source: str, task: Task
+) -> tuple[list[Metric], list[Breakdown]]:
+    """Return what the families of kernels that a recipe names compute of the file, beside this machine."""
+    if not names:
+        return [], []
+    inputs = Inputs(images=images, source=source)
+    found = prove(path, inputs, [(family, "") for family in families(names)], task=task)
+    return [found.metric()], [portability_table(found)]

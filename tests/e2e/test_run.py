@@ -155,6 +155,20 @@ def test_floors_decide_verdict_and_exit_code(finished: Path, tmp_path: Path) -> 
     assert report.findings[0].metric == "agreement"
 
 
+def test_a_floor_can_ask_for_the_bits_of_other_processors(finished: Path, tmp_path: Path) -> None:
+    floor = "floors=[{metric: portable, value: 100}]"
+    wanted = tiny("validate.prove=[avx-vnni,avx512-vnni]", "validate.limit=16", floor)
+    folder = continued(finished, tmp_path / "out", wanted, until="export")
+    code = main(["run", "--resume", str(folder.path), "-q", "--device", "cpu"])
+    report = Report.from_json((folder.path / "report.json").read_text())
+    (table,) = (each for each in report.breakdowns if each.title == "Kernels of other processors")
+    assert [row[0] for row in table.rows] == ["x86, AVX-VNNI", "x86, AVX-512 VNNI"]
+    share = report.metric("portable", "onnxruntime")
+    assert share is not None
+    assert share.value == 50 * sum("equal" in str(row[1]).split(",")[0].split(";")[0] for row in table.rows)
+    assert (code == 1) == (share.value < 100) == any(each.metric == "portable" for each in report.findings)
+
+
 WRECK = ("quant.bits=w2a2", "quant.first_last=null", "quant.elementwise=null", "distill=null")
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dfqkit_export.comparison.portability import families
 from dfqkit_export.env import environment
 from dfqkit_export.errors import ArtefactError, DfqkitError, RuntimeUnavailableError
 from dfqkit_export.gate.apart import check_apart
@@ -28,6 +29,7 @@ from dfqkit_export.gate.filerows import STANDING, file_metrics, file_rows, with_
 from dfqkit_export.gate.graph_diff import compare_signatures
 from dfqkit_export.gate.judged import VERDICT, estimated, verdict_rows
 from dfqkit_export.gate.measurement import Measurement, measure_report, measure_subject, open_subject
+from dfqkit_export.gate.portable import portability_rows
 from dfqkit_export.gate.recording import changes_of, record
 from dfqkit_export.gate.verdicts import FAILING, CaseOutcome, Options, Outcome, judge, order
 from dfqkit_export.measure.kinds import Metric
@@ -53,6 +55,7 @@ def check(paths: Sequence[str | Path], baseline: Baseline, options: Options | No
         RuntimeUnavailableError: onnxruntime is not installed.
     """
     options = options or Options()
+    families(options.prove)  # an unknown one, before anything runs
     outcomes = [check_apart(path, baseline, options) for path in paths]
     names = [outcome.name for outcome in outcomes]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -117,6 +120,7 @@ def check_case(measured: Measurement, case: Case | None, options: Options | None
     rows = judge(found, case, images=measured.images, tolerances=options.tolerances, unmeasured=measured.unmeasured)
     rows = [
         *file_rows(measured, case, recording=options.update, allow=options.allow),
+        *portability_rows(measured, options.prove),
         *verdict_rows(measured, case, options),
         *with_reasons(rows, changes, measured, case),
     ]

@@ -17,6 +17,7 @@ from dfqkit_export.gate.deployed import deployment_changes
 from dfqkit_export.gate.diagnosis import preprocessing_changes
 from dfqkit_export.gate.judged import VERDICT
 from dfqkit_export.gate.measurement import Measurement
+from dfqkit_export.gate.portable import ROWS
 from dfqkit_export.gate.signature import Signature
 from dfqkit_export.gate.verdicts import FAILING, Row
 from dfqkit_export.measure.kinds import PREPROCESSING, STRUCTURE, Metric
@@ -25,7 +26,7 @@ from dfqkit_export.words import some
 #: Rows that are there only where something is wrong.
 ORIGIN, FILES, FLOOR, BESIDE = "origin", "files", "floor of the report", "beside the model"
 #: Rows that an update does not make good.
-STANDING = frozenset({ORIGIN, FILES, FLOOR, VERDICT, PREPROCESSING.name})
+STANDING = frozenset({ORIGIN, FILES, FLOOR, VERDICT, PREPROCESSING.name, *ROWS.values()})
 _SHOWN = 6
 _NOISE = "noise"
 

@@ -125,7 +125,7 @@ def _case_text(case: CaseOutcome) -> Iterator[str]:
         yield f"  cause: {plain(cause)}"
     cells = [(row.metric, *numbers_of(row), row.verdict) for row in case.rows]
     head, *lines = table([_HEAD, *(tuple(map(plain, row)) for row in cells)], indent=2)
-    told = [plain(row.reason) if row.verdict != "ok" else "" for row in case.rows]
+    told = [plain(row.reason) for row in case.rows]
     folded = len(lines) != len(told)  # where a screen is narrow
     yield f"  {head}"
     for line, reason in zip_longest(lines, [] if folded else told, fillvalue=""):

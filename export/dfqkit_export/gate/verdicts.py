@@ -86,6 +86,7 @@ class Options:
         update: Whether to make a new baseline of what is measured.
         reason: Why an update records a file whose verdict is not ok; "" refuses it.
         allow_not_judged: Whether a file passes that nothing here can judge.
+        prove: Families of kernels (`comparison.portability`) in which the file must compute the same bits.
     """
 
     strict: bool = False
@@ -97,6 +98,7 @@ class Options:
     update: bool = False
     reason: str = ""
     allow_not_judged: bool = False
+    prove: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -213,6 +213,10 @@ INTEGER_OPS = register(MetricKind(
     name="integer_ops", title="Layers in integer kernels", unit="%", decimals=2, higher_is_better=True,
     about="file", headline=True, short="integer ops %",
 ))
+PORTABLE = register(MetricKind(
+    name="portable", title="Kernel families with the same bits", unit="%", decimals=0, higher_is_better=True,
+    about="file",
+))
 LATENCY = register(MetricKind(
     name="latency", title="Latency, median", unit="ms", decimals=3, higher_is_better=False,
     about="file", gated=False, timed=True,

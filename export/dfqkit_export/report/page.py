@@ -149,16 +149,21 @@ def _breakdowns(report: Report) -> str:
     for each in report.breakdowns:
         rows = [
             f'<tr><th scope="row" class="pin">{escape(str(name))}</th>'
-            + "".join(f'<td class="num">{escape(_part(value))}</td>' for value in values)
+            + "".join(f'<td class="{_class(value)}">{escape(_part(value))}</td>' for value in values)
             + "</tr>"
             for name, *values in each.rows[:_MAX_PARTS]
         ]
-        header = [(text, "num" if place else "pin") for place, text in enumerate(each.header)]
+        kinds = map(_class, (each.rows or [each.header])[0][1:])
+        header = list(zip(each.header, ("pin", *kinds), strict=True))
         more = len(each.rows) - len(rows)
         rest = f'<p class="note">and {more} more, in report.json</p>' if more > 0 else ""
         title = f"{each.title}: {each.subject}, {each.data}"
         found.append(section(title, table(title, header, rows) + rest, each.note))
     return "".join(found)
+
+
+def _class(value: str | int | float | None) -> str:
+    return "wrap" if isinstance(value, str) and " " in value else "num"
 
 
 def _part(value: str | int | float | None) -> str:

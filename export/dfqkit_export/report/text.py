@@ -51,6 +51,12 @@ def render_text(report: Report) -> str:
         blocks.append(f"{title}\n" + _table(_LAYER_HEADER, [_layer_cells(layer) for layer in layers]))
         reasons = [f"  {layer.name}: {layer.detail}" for layer in layers if layer.detail]
         blocks.extend([page(["Why float", *reasons])] if reasons else [])
+    for each in report.breakdowns:
+        rows = [[cell for cell in row if isinstance(cell, str)] for row in each.rows]
+        if all(len(row) == len(each.header) for row in rows):  # a table of words is no matter of columns of numbers
+            blocks.append(
+                f"{plain(each.title)}: {plain(each.data)}. {plain(each.note)}\n" + _table(list(each.header), rows)
+            )
     timings = [[name, *cells] for name, cells in timing_rows(report)]
     if timings:
         blocks.append(f"{plain(timing_caption(report))}\n" + _table(_TIMING_HEADER, timings))

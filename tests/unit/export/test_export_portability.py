@@ -138,6 +138,23 @@ class TestProof:
         assert any("runs in float" in why for why in proof.against(FAMILIES["sse"]))
 
 
+@pytest.mark.parametrize("op", ["Pad", "Exp"])
+def test_a_float_operator_that_only_moves_values_keeps_nothing_from_a_proof(tmp_path: Path, op: str) -> None:
+    extra = [numpy_helper.from_array(np.int64([0, 0, 1, 1]), "pads"), numpy_helper.from_array(np.float32(0.5), "s")]
+    extra += [numpy_helper.from_array(np.uint8(3), "z")]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "s", "z"], ["xd"]),
+        helper.make_node(op, ["xd", "pads"][: 2 if op == "Pad" else 1], ["p"], name="moved"),
+        helper.make_node("QuantizeLinear", ["p", "s", "z"], ["pq"]),
+        helper.make_node("DequantizeLinear", ["pq", "s", "z"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, None]) for name in "xy"]
+    graph = helper.make_graph(nodes, "pad", ends[:1], ends[1:], extra)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    assert bool(Proof(tmp_path / "m.onnx").open) == (op != "Pad")
+
+
 @pytest.mark.skipif(OWN is None or saturates(this_processor()), reason="this processor's sums of products saturate")
 def test_the_own_family_is_run_and_equal(residual_net: Write) -> None:
     assert OWN is not None

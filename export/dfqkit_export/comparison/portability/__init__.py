@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dfqkit_export.comparison.portability.families import FAMILIES, Family, families, own_family
 from dfqkit_export.comparison.portability.proving import EQUAL, PARTS, PROVEN, UNSEEN, Portability, prove
-from dfqkit_export.comparison.portability.text import render_portability
+from dfqkit_export.comparison.portability.text import portability_table, render_portability, said
 
 __all__ = [
-    "EQUAL", "FAMILIES", "PARTS", "PROVEN", "UNSEEN", "Family", "Portability", "families", "own_family", "prove",
-    "render_portability",
+    "EQUAL", "FAMILIES", "PARTS", "PROVEN", "UNSEEN", "Family", "Portability", "families", "own_family",
+    "portability_table", "prove", "render_portability", "said",
 ]  # fmt: skip

@@ -40,6 +40,8 @@ class Family:
     newest: str = ""
 
 
+#: AVX without AVX2 and FMA has no integer kernels of its own, and numpy 2.4 uses it at import whatever there is (seen).
+_NO_AVX2 = "SandyBridge"
 #: 1.28 to 1.32 for aarch64 end in a segmentation fault when qemu 7.2 imports them (measured).
 _ARM_VERSION = "1.27.0"
 
@@ -51,7 +53,7 @@ FAMILIES = {
         Family(
             name="avx2", title="x86, AVX2, no VNNI", machine=X86, cpu="Haswell", saturates=True, addition="fused"
         ),
-        Family(name="sse", title="x86, SSE4.1", machine=X86, cpu="Nehalem", addition="plain"),
+        Family(name="sse", title="x86, SSE4.1", machine=X86, cpu=_NO_AVX2, addition="plain"),
         Family(
             name="neon", title="Arm, NEON", machine=ARM, cpu="cortex-a72", addition="fixed", newest=_ARM_VERSION
         ),

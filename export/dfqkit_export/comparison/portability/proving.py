@@ -22,6 +22,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from dfqkit_export.backends import DEFAULT
 from dfqkit_export.backends.processor import saturates, this_processor
 from dfqkit_export.comparison.portability import emulated
 from dfqkit_export.comparison.portability.bounds import Proof
@@ -30,6 +31,7 @@ from dfqkit_export.comparison.portability.families import Family, own_family
 from dfqkit_export.errors import ArtefactError, RuntimeCrashedError, RuntimeUnavailableError
 from dfqkit_export.files import sha256_of_file
 from dfqkit_export.images.inputs import Inputs, entrance, own_batch
+from dfqkit_export.measure.kinds import PORTABLE, Metric
 from dfqkit_export.onnxfile.graph import SourceGraph
 from dfqkit_export.onnxfile.model import load_onnx
 from dfqkit_export.tasks import DEFAULT_TASK, Task
@@ -119,6 +121,12 @@ class Portability:
     def worse(self, names: Sequence[str]) -> list[Row]:
         """Return the rows of families that part, and of those named that were not looked at."""
         return [row for row in self.rows if row.verdict == PARTS or (row.verdict == UNSEEN and row.family in names)]
+
+    def metric(self) -> Metric:
+        """Return the share of the families that compute the same bits; of one that was not looked at nobody knows."""
+        same = sum(row.verdict in (PROVEN, EQUAL) for row in self.rows)
+        value = 100.0 * same / len(self.rows) if self.rows else None
+        return PORTABLE.metric(subject=DEFAULT.name, data=self.images, value=value, n=len(self.rows))
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON can hold it."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dfqkit_export.comparison.portability.proving import EQUAL, PARTS, PROVEN, Portability, Row
+from dfqkit_export.measure.breakdown import Breakdown
 from dfqkit_export.words import some, table
 
 #: Stands wherever the table does.
 NUMBERS_ONLY = "Emulation shows numbers, never speed."
 _REASONS = 2
+_HEADER = ("kernels", "what was found", "ONNX Runtime", "run by")
 
 
 def render_portability(found: Portability) -> str:
     """Return the table as text."""
-    rows = [("kernels", "what was found", "ONNX Runtime", "run by"), *(cells(row) for row in found.rows)]
+    rows = [_HEADER, *(cells(row) for row in found.rows)]
     lines = [
         f"{found.file} on {found.n} images of {found.images}, beside {found.reference}.",
         NUMBERS_ONLY,
@@ -22,6 +24,18 @@ def render_portability(found: Portability) -> str:
     for row in found.rows:
         lines += [f"{row.title}: {text}" for text in remarks(row)]
     return "\n".join(lines)
+
+
+def portability_table(found: Portability) -> Breakdown:
+    """Return the table as a report holds it; why nothing ran stands where else what ran it does."""
+    return Breakdown(
+        title="Kernels of other processors",
+        note=f"Bits of all outputs beside {found.reference}. {NUMBERS_ONLY}",
+        subject=found.file,
+        data=f"{found.n} images of {found.images}",
+        header=_HEADER,
+        rows=[(*cells(row)[:3], row.how or some(row.why, 1, "; ")) for row in found.rows],
+    )
 
 
 def cells(row: Row) -> tuple[str, str, str, str]:
