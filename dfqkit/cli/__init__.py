@@ -23,6 +23,7 @@ from dfqkit.cli import (
     compare_command,
     completion_command,
     env_command,
+    init_command,
     inspect_command,
     list_command,
     profile_command,
@@ -51,6 +52,7 @@ _DESCRIPTION = (
 )
 _COMMANDS = (
     quantize_command,
+    init_command,
     run_command,
     synthesize_command,
     inspect_command,

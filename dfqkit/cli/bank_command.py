@@ -11,13 +11,12 @@ from dfqkit.cli.options import (
     Parser,
     add_command,
     add_compute_options,
-    add_json,
     add_overrides,
-    document,
     note,
     positive,
-    result,
+    show,
     starting,
+    wrote,
 )
 from dfqkit.cli.running import chosen_recipe
 from dfqkit_export.words import table
@@ -33,8 +32,7 @@ def add(commands: Commands) -> None:
     text = "look into a stored set of images, verify or export it"
     parser: Parser = commands.add_parser("bank", help=text, description=f"{text.capitalize()}.")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    info = _verb(verbs, "info", "say what is in a set", _info)
-    add_json(info)
+    _verb(verbs, "info", "say what is in a set", _info)
     _verb(verbs, "verify", "hash every file of a set and compare with its list", _verify)
     export = _verb(verbs, "export", "write a set's images in another form", _export)
     form = export.add_mutually_exclusive_group(required=True)
@@ -49,7 +47,6 @@ def add(commands: Commands) -> None:
     text = "so many of each, evenly spread; all sets have as many, or the smaller ones seem farther (default: 256)"
     rank.add_argument("--limit", type=positive, default=256, metavar="N", help=text)
     add_overrides(rank, "change one value of the recipe, such as teacher.weights=FILE; may be given several times")
-    add_json(rank)
     add_compute_options(rank)
     rank.set_defaults(seed=None)
 
@@ -62,10 +59,8 @@ def _verb(verbs: Commands, name: str, text: str, handler: Any) -> Parser:
 
 def _info(args: argparse.Namespace) -> int:
     facts = described(_opened(args))
-    if args.json:
-        result(document(facts))
-        return 0
-    result(table([(name.replace("_", " "), _shown(value)) for name, value in facts.items() if value is not None]))
+    rows = [(name.replace("_", " "), _shown(value)) for name, value in facts.items() if value is not None]
+    show(args, facts, table(rows))
     return 0
 
 
@@ -113,7 +108,8 @@ def _verify(args: argparse.Namespace) -> int:
     images.verify()
     unfinished = "" if images.complete else f" (unfinished: {images.wanted} were asked for)"
     what = "as they were written" if images.facts else "readable; a lone file has no list to compare with"
-    result(f"ok: {len(images)} images in {len(images.shards)} file(s), {what}{unfinished}")
+    text = f"ok: {len(images)} images in {len(images.shards)} file(s), {what}{unfinished}"
+    show(args, {"images": len(images), "files": len(images.shards), "complete": images.complete}, text)
     return 0
 
 
@@ -133,7 +129,8 @@ def _export(args: argparse.Namespace) -> int:
                 f"{missing} of {groups.count} {groups.many} have no images and no folder: a folder's name is its "
                 f"{groups.one}, not its place among the folders."
             )
-    note(f"Wrote {len(images)} images to {args.npz or args.png}")
+    out = str(args.npz or args.png)
+    wrote(args, {"path": out, "images": len(images)}, f"Wrote {len(images)} images to {out}")
     return 0
 
 
@@ -142,7 +139,7 @@ def _sheet(args: argparse.Namespace) -> int:
     from dfqkit_export.files import write_bytes
 
     write_bytes(args.out, contact_sheet(_opened(args)))
-    note(f"Wrote {args.out}")
+    wrote(args, {"path": str(args.out)}, f"Wrote {args.out}")
     return 0
 
 
@@ -165,11 +162,9 @@ def _rank(args: argparse.Namespace) -> int:
         batches = (torch.from_numpy(each).to(device) for each in images.batches(teacher.image, recipe.bank.batch))
         found.append({"images": source, "n": len(images), "distance": batchnorm_distance(teacher, batches)})
     found.sort(key=lambda row: row["distance"])
-    if args.json:
-        result(document({"teacher": teacher.name, "sets": found}))
-        return 0
     rows = [(str(row["images"]), str(row["n"]), f"{row['distance']:.4f}") for row in found]
-    result(table([("images, the nearest first", "n", "distance, nats a channel"), *rows]))
+    rows.insert(0, ("images, the nearest first", "n", "distance, nats a channel"))
+    show(args, {"teacher": teacher.name, "sets": found}, table(rows))
     return 0
 
 

@@ -20,7 +20,7 @@ from dfqkit.cli.options import (
     natural,
     note,
     positive,
-    result,
+    show,
     spelled,
     starting,
 )
@@ -98,7 +98,8 @@ def _bench(args: argparse.Namespace) -> int:
         distilled_bits=tuple(dict.fromkeys(args.distill_bits or bits[-1:])) if distill else (),
     )
     if args.dry_run:
-        result(_planned(grid, args.device or "auto"))
+        seconds, told = _planned(grid, args.device or "auto")
+        show(args, {"seconds": seconds}, told)
         return 0
     where = executor(args.cluster, args.workers)
     with resumable(shlex.join([_command(args), *spelled(args, "cluster", "workers")])):
@@ -107,27 +108,26 @@ def _bench(args: argparse.Namespace) -> int:
     return 0
 
 
-def _planned(grid: Grid, device: str) -> list[str]:
-    """Return what a comparison is going to take, source by source; distillation is counted for all of them."""
+def _planned(grid: Grid, device: str) -> tuple[dict[str, float], list[str]]:
+    """Return a comparison's seconds by source, and what tells it; distillation is counted for all of them."""
     from dfqkit.progress import duration
     from dfqkit.run import synthesize
     from dfqkit.run.context import teacher_of
     from dfqkit.run.forecast import forecast
     from dfqkit_export.words import table
 
-    seeds, whole = len(grid.seeds), 0.0
-    teacher, rows = teacher_of(next(iter(grid.contestants.values()))), [("source", "minutes")]
+    teacher, seconds = teacher_of(next(iter(grid.contestants.values()))), {}
     for name in grid.contestants:
         made = forecast(grid.synthesis_recipe(name, grid.seeds[0]), teacher, device).seconds[synthesize.STAGE.name]
         for trial in grid.calibrated() + grid.distilled([name]):
             if (trial.contestant, trial.seed) == (name, grid.seeds[0]):
                 cell = forecast(grid.recipe(trial), teacher, device)
                 made += cell.total - cell.seconds[synthesize.STAGE.name]
-        rows.append((name, f"{seeds * made / 60:.1f}"))
-        whole += seeds * made
+        seconds[name] = len(grid.seeds) * made
     cells = len(grid.calibrated()) + len(grid.distilled(list(grid.contestants)))
-    total = f"{cells} trials, about {duration(whole)} on this machine as busy as it is now"
-    return [*table(rows, numbers=True, ruler=True), total]
+    total = f"{cells} trials, about {duration(sum(seconds.values()))} on this machine as busy as it is now"
+    rows = [("source", "minutes"), *((name, f"{spent / 60:.1f}") for name, spent in seconds.items())]
+    return seconds, [*table(rows, numbers=True, ruler=True), total]
 
 
 def _work(grid: Grid, args: argparse.Namespace, executor: Executor) -> None:
@@ -182,7 +182,7 @@ def _work(grid: Grid, args: argparse.Namespace, executor: Executor) -> None:
     write_bytes(out / "bench.json", (json.dumps(data, indent=1) + "\n").encode())
     write_bytes(out / "bench.md", text.encode())
     write_bytes(out / "bench.html", page(data).encode())
-    result(text)
+    show(args, data, text)
 
 
 def _warnings(recipe: Recipe, first: Recipe) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dfqkit.cli.options import Commands, add_command, add_mean_and_std, note, result
+from dfqkit.cli.options import Commands, add_command, add_mean_and_std, note, show
 from dfqkit_export.words import table
 
 _DESCRIPTION = (
@@ -69,6 +69,6 @@ def _bundle(args: argparse.Namespace) -> int:
         files = bundle_foreign(ForeignFile(model=args.run, mean=mean, std=std, **given), order)
     else:
         files = write_bundle(order)
-    result(table([(name, f"{size:,}") for name, size in files.items()]))
+    show(args, {"path": str(out), "bytes": files}, table([(name, f"{size:,}") for name, size in files.items()]))
     note(f"Wrote {out}")
     return 0

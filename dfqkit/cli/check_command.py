@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfqkit.cli.options import Commands, add_command, add_json, names, note, positive, result
+from dfqkit.cli.options import Commands, add_command, names, note, positive, result
 
 if TYPE_CHECKING:
     from dfqkit_export.gate import Outcome
@@ -48,7 +48,6 @@ def add(commands: Commands) -> None:
     parser.add_argument("--update", action="store_true", help="record what is measured, and list what that changes")
     parser.add_argument("--update-in-ci", action="store_true", help="the same even where CI is set")
     parser.add_argument("--strict", action="store_true", help="fail on improved, new, unmeasured and unused, too")
-    add_json(parser)
     parser.add_argument("--junit-xml", type=Path, metavar="FILE", help="write JUnit XML, a test for each metric")
     parser.add_argument(
         "--markdown", type=Path, metavar="FILE", help="write Markdown; in a GitHub step it goes to the summary as well"

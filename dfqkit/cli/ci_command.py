@@ -6,18 +6,13 @@ import argparse
 import re
 from pathlib import Path
 
-from dfqkit.cli.options import Commands, add_command, note, result
+from dfqkit.cli.options import Commands, add_command, document, note, result, wrote
 from dfqkit_export._version import __version__
 
 _DESCRIPTION = (
     "Write the workflow file that checks a committed bundle against its committed baseline at every change, without "
     "torch, data or a GPU. It is a file of your own from then on: read it, and commit it."
 )
-_EPILOG = """\
-examples:
-  dfqkit ci github --bundle models/classifier.zip
-  dfqkit ci gitlab --bundle models/classifier.zip --out -
-"""
 _FILES = {
     "github": ("github-actions.yml", ".github/workflows/accuracy.yml"),
     "gitlab": ("gitlab-ci.yml", ".gitlab-ci.yml"),
@@ -28,7 +23,7 @@ _BUNDLE, _WHEEL, _TESTS = "models/classifier.zip", f"models/dfqkit-{__version__}
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    parser = add_command(commands, "ci", _ci, "write the workflow that checks a bundle", _DESCRIPTION, _EPILOG)
+    parser = add_command(commands, "ci", _ci, "write the workflow that checks a bundle", _DESCRIPTION)
     parser.add_argument("service", choices=tuple(_FILES), help="which CI runs it")
     parser.add_argument("--bundle", default=_BUNDLE, metavar="FILE", help=f"the bundle, in the repository ({_BUNDLE})")
     text = f"what pip installs dfqkit from, such as a wheel in the repository ({_WHEEL})"
@@ -50,16 +45,17 @@ def _ci(args: argparse.Namespace) -> int:
     text = text.replace(_BUNDLE, args.bundle).replace(_WHEEL, args.dfqkit)
     text = _without_tests(text) if args.tests is None else text.replace(_TESTS, args.tests)
     if args.out == "-":
-        result(text, verbatim=True)
+        result(document({"workflow": text}) if args.json else text, verbatim=True)
         return 0
     out = Path(args.out or usual)
     if out.exists():
         message = f"'{out}' is there already. Print the workflow with --out - and add it by hand, or name another file."
         raise ArtefactError(message)
     write_bytes(out, text.encode())
-    note(
+    told = (
         f"Wrote {out}. It checks {args.bundle} against dfqkit-baseline.json with what is installed from {args.dfqkit}."
     )
+    wrote(args, {"path": str(out)}, told)
     if not Path(args.bundle).exists():
         note(f"{args.bundle} is not there yet: `dfqkit bundle` makes it, `dfqkit check ... --update` the baseline.")
     return 0

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from dfqkit.cli.options import Commands, add_command, add_json, add_task, document, note, positive, result
+from dfqkit.cli.options import Commands, add_command, add_task, document, note, positive, result
 
 _DESCRIPTION = (
     "Run two ONNX files, or one file in two runtimes, on the same images, and name the first layer whose outputs part, "
@@ -37,7 +37,6 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--threads", type=positive, metavar="N", help="threads of a runtime on the CPU")
     add_task(parser)
-    add_json(parser)
 
 
 def _compare(args: argparse.Namespace) -> int:

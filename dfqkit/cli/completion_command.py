@@ -8,18 +8,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from dfqkit.cli.options import Commands, Parser, add_command, result
+from dfqkit.cli.options import Commands, Parser, add_command, document, result
 
 _DESCRIPTION = (
     "Print a script that completes commands, options, and the names of recipes, targets and methods. Write it again "
     "after an upgrade, or when a plugin is installed."
 )
-_EPILOG = """\
-examples:
-  eval "$(dfqkit completion bash)"            in ~/.bashrc
-  eval "$(dfqkit completion zsh)"             in ~/.zshrc, behind compinit
-  dfqkit completion fish > ~/.config/fish/completions/dfqkit.fish
-"""
 _BASH = """\
 _dfqkit() {{
   local word="${{COMP_WORDS[COMP_CWORD]}}" before="${{COMP_WORDS[COMP_CWORD-1]}}" place="" i words
@@ -42,7 +36,7 @@ complete -o filenames -F _dfqkit dfqkit
 def add(commands: Commands) -> None:
     """Add the command."""
     text = "print a script that completes commands in a shell"
-    parser = add_command(commands, "completion", _completion, text, _DESCRIPTION, _EPILOG)
+    parser = add_command(commands, "completion", _completion, text, _DESCRIPTION)
     parser.set_defaults(all=commands)
     parser.add_argument("shell", choices=("bash", "zsh", "fish"), help="of which shell")
 
@@ -51,7 +45,8 @@ def _completion(args: argparse.Namespace) -> int:
     names: dict[str, Parser] = args.all.choices
     found = {"": {"": [*names, "--help", "--version"]}}
     found |= {place: words for name, parser in names.items() for place, words in _places(parser, name)}
-    result(_fish(found) if args.shell == "fish" else _bash(found, zsh=args.shell == "zsh"), verbatim=True)
+    script = _fish(found) if args.shell == "fish" else _bash(found, zsh=args.shell == "zsh")
+    result(document({"script": script}) if args.json else script, verbatim=True)
     return 0
 
 

@@ -6,20 +6,19 @@ import argparse
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dfqkit.cli.options import Commands, add_command, add_json, document, result
+from dfqkit.cli.options import Commands, add_command, show
 from dfqkit_export.words import table
 
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    parser = add_command(
+    add_command(
         commands,
         "env",
         _env,
         "print versions and machine, for a bug report",
         "Print the versions and the facts about this machine that results depend on.",
     )
-    add_json(parser)
 
 
 def _env(args: argparse.Namespace) -> int:
@@ -27,7 +26,7 @@ def _env(args: argparse.Namespace) -> int:
     from dfqkit_export.env import environment
 
     facts = {"dfqkit": __version__, **environment()}
-    result(document(facts) if args.json else table([*_rows(facts)]))
+    show(args, facts, table([*_rows(facts)]))
     return 0
 
 

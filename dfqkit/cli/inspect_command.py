@@ -10,12 +10,10 @@ from dfqkit.cli.options import (
     Commands,
     add_command,
     add_image,
-    add_json,
     add_untrusted,
-    document,
     image_given,
     note,
-    result,
+    show,
 )
 
 if TYPE_CHECKING:
@@ -43,7 +41,6 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "subject", nargs="?", metavar="RECIPE|FILE", help="a recipe, whose teacher is inspected, or a file FILE.onnx"
     )
-    add_json(parser)
     add_untrusted(parser)
     model = parser.add_argument_group("a model")
     text = "torchvision:NAME, timm:NAME, onnx:FILE, FILE.py:factory or package.module:factory, instead of RECIPE"
@@ -72,7 +69,7 @@ def _inspect(args: argparse.Namespace) -> int:
 
     teacher = _from_factory(args) if args.factory else teacher_of(read_recipe(args, args.subject))
     facts = inspect_teacher(teacher, examine)
-    result(document(facts.to_dict()) if args.json else facts.render_text())
+    show(args, facts.to_dict(), facts.render_text())
     return 0
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
-from dfqkit.cli.options import Commands, add_command, result
+from dfqkit.cli.options import Commands, add_command, show
 from dfqkit_export.words import table
 
 _DESCRIPTION = (
@@ -17,8 +19,9 @@ _DESCRIPTION = (
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    parser = add_command(commands, "list", _list, "list recipes, synthesizers, targets or runtimes", _DESCRIPTION)
-    parser.add_argument("what", choices=("recipes", "synthesizers", "targets", "runtimes"), help="what to list")
+    text = "list recipes, synthesizers, targets or runtimes"
+    parser = add_command(commands, "list", _list, text, _DESCRIPTION)
+    parser.add_argument("what", choices=tuple(_LISTS), help="what to list")
     parser.add_argument("name", nargs="?", metavar="NAME", help="a target, to print everything known about it")
 
 
@@ -26,10 +29,15 @@ def _list(args: argparse.Namespace) -> int:
     if args.name is not None and args.what != "targets":
         args.parser.error(f"NAME goes with targets; leave out '{args.name}'")
     if args.name is not None:
-        result(_target(args.name))
+        from dfqkit_export.backends import get_target
+        from dfqkit_export.backends.target_text import render_target
+
+        target = get_target(args.name)
+        show(args, {"target": dataclasses.asdict(target)}, render_target(target))
         return 0
-    rows = {"recipes": _recipes, "synthesizers": _synthesizers, "targets": _targets, "runtimes": _runtimes}
-    result(table(rows[args.what]()))
+    reading, columns = _LISTS[args.what]
+    rows = reading()
+    show(args, {args.what: [dict(zip(columns, row, strict=True)) for row in rows]}, table(rows))
     return 0
 
 
@@ -65,15 +73,17 @@ def _targets() -> list[tuple[str, ...]]:
     return summary(all_targets().values())
 
 
-def _target(name: str) -> str:
-    from dfqkit_export.backends import get_target
-    from dfqkit_export.backends.target_text import render_target
-
-    return render_target(get_target(name))
-
-
 def _runtimes() -> list[tuple[str, ...]]:
     from dfqkit_export.backends import all_backends
 
     missing = {name: backend.missing() for name, backend in all_backends().items()}
     return [(name, "missing" if reason else "available", reason) for name, reason in missing.items()]
+
+
+#: What there is to list: what reads the rows, and what their columns are called in a document.
+_LISTS: dict[str, tuple[Callable[[], list[tuple[str, ...]]], tuple[str, ...]]] = {
+    "recipes": (_recipes, ("name", "why")),
+    "synthesizers": (_synthesizers, ("name", "needs", "summary")),
+    "targets": (_targets, ("name", "title", "opsets", "student")),
+    "runtimes": (_runtimes, ("name", "state", "missing")),
+}

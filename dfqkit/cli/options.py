@@ -10,6 +10,7 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
 
+from dfqkit.cli.examples import EXAMPLES
 from dfqkit.progress import PULSE, Progress, first_process
 from dfqkit_export.images.pixels import ORDERS, RANGES
 from dfqkit_export.words import clean, did_you_mean, page, screen, wrapped
@@ -39,6 +40,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"allow_abbrev": False, "formatter_class": _Formatter, **settings})
+        words = "\n".join(f"  dfqkit {line}" for line in EXAMPLES[self.prog.partition(" ")[2]])
+        self.epilog = "\n\n".join(filter(None, [f"examples:\n{words}", self.epilog]))
         if self.description:
             self.description = textwrap.fill(self.description, width=100)
 
@@ -74,6 +77,7 @@ def add_command(
     """
     description = description or f"{text.capitalize()}."
     parser: Parser = commands.add_parser(name, help=text, description=description, epilog=epilog)
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
     parser.set_defaults(handler=handler, parser=parser, foreign=_own_files)
     parser.add_argument("--log-file", metavar="FILE", help="write what is said to the end of this file, too")
     text = "say more: what is otherwise left out, and what libraries tell"
@@ -147,14 +151,9 @@ def starting(args: argparse.Namespace) -> None:
         PULSE.start(f"{args.parser.prog}: loading torch and the network")
 
 
-def add_json(parser: argparse.ArgumentParser) -> None:
-    """Add `--json`."""
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
-
-
 def document(facts: Mapping[str, Any]) -> str:
     """Return the JSON document that `--json` prints."""
-    return json.dumps({"schema": 1, **facts}, indent=2)
+    return json.dumps({"schema": 1, **facts}, indent=2, default=sorted)  # of sets
 
 
 def add_task(parser: argparse._ActionsContainer) -> None:
@@ -269,6 +268,18 @@ def result(text: str | Iterable[str], *, verbatim: bool = False) -> None:
         print(told if verbatim or told.startswith(("{", "[")) else _on_screen(told), flush=True)
     except BrokenPipeError:
         discard_stdout()
+
+
+def show(args: argparse.Namespace, facts: Mapping[str, Any], text: str | Iterable[str]) -> None:
+    """Write a result as text, or, where `--json` is given, the facts that it tells."""
+    result(document(facts) if args.json else text)
+
+
+def wrote(args: argparse.Namespace, facts: Mapping[str, Any], text: str) -> None:
+    """Say what was written, to people, and to programs where `--json` is given."""
+    note(text)
+    if args.json:
+        result(document(facts))
 
 
 def discard_stdout() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dfqkit.cli.options import Commands, add_command, add_json, document, note, positive, result
+from dfqkit.cli.options import Commands, add_command, note, positive, show
 
 _DESCRIPTION = (
     "Time a quantized file and a float one in turns, in one or several runtimes, with the spread of the timings, the "
@@ -28,7 +28,6 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--repeats", type=positive, default=50, metavar="N", help="timed calls of each file (default: 50)"
     )
-    add_json(parser)
 
 
 def _profile(args: argparse.Namespace) -> int:
@@ -43,7 +42,7 @@ def _profile(args: argparse.Namespace) -> int:
         threads=args.threads,
         repeats=args.repeats,
     )
-    result(document(found.to_dict()) if args.json else render_profile(found))
+    show(args, found.to_dict(), render_profile(found))
     if args.json:
         for warning in found.warnings:
             note(f"warning: {warning}")

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dfqkit.cli.options import Commands, add_command, add_json, add_task, document, names, note, positive, result
+from dfqkit.cli.options import Commands, add_command, add_task, names, note, positive, show
 from dfqkit.progress import Progress
 from dfqkit_export.errors import ArtefactError
 
@@ -43,7 +43,6 @@ def add(commands: Commands) -> None:
     parser.add_argument("--runtime", default=(), type=names, metavar="VERSIONS", help=text)
     parser.add_argument("--prepare", action="store_true", help="get what is missing for the families first")
     add_task(parser)
-    add_json(parser)
 
 
 def _prove(args: argparse.Namespace) -> int:
@@ -93,7 +92,7 @@ def _found(args: argparse.Namespace, wanted: Sequence[tuple[Family, str]], named
             inputs = read_inputs(images, loaded, args.limit)
         task = task_of(args.task) if args.task else task_in(metadata_in(loaded))
         found = prove(model, inputs, wanted, task=task, begins=note)
-        result(document(found.to_dict()) if args.json else render_portability(found))
+        show(args, found.to_dict(), render_portability(found))
         if keep:
             kept = {**found.to_dict(), "table": asdict(portability_table(found))}
             write_bytes(args.file / _KEPT, json.dumps(kept, indent=1).encode())

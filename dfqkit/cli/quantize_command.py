@@ -6,26 +6,29 @@ import argparse
 import shlex
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dfqkit.cli.options import (
     Commands,
+    Parser,
     add_command,
     add_compute_options,
     add_image,
-    add_json,
     add_overrides,
     add_yes,
     image_given,
     natural,
     note,
-    result,
     starting,
 )
-from dfqkit.cli.running import announce, begin, carry_out, show_reports
+from dfqkit.cli.running import begin, carry_out, only_planned, show_reports
 from dfqkit.config.files import CHECKPOINTS, WHOLE
-from dfqkit.run.stages import STAGES, plan
+from dfqkit.run.stages import STAGES
 from dfqkit_export.backends import DEFAULT_TARGET
+
+if TYPE_CHECKING:
+    from dfqkit.config.recipe import Recipe
+    from dfqkit.teacher.load import Teacher
 
 _DESCRIPTION = (
     "Quantize a trained network of your own without its data and measure the file in the runtime: dfqkit.quantize as a "
@@ -33,17 +36,10 @@ _DESCRIPTION = (
     "recipe that was run (recipe.yaml), from which `dfqkit run` goes on. Prints the report; the exit code is 1 where "
     "the verdict is `failed`."
 )
-_EPILOG = """\
-examples:
-  dfqkit quantize best.pth --factory my_model.py:build --shape 3,32,32 --classes 10 \\
-      --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --out out
-  dfqkit quantize resnet18.pth --factory torchvision:resnet18 --data photos/ --bits w4a8
-  dfqkit quantize model.onnx --mean 0.5,0.5,0.5 --std 0.5,0.5,0.5 --classes 10 --target openvino
-  dfqkit run --resume out                                        continue after an interrupt
-  dfqkit run out/recipe.yaml --set quant.bits=w4a8 --out out2    the same with something changed
-  dfqkit bundle out --out model.zip                              what whoever deploys needs
-"""
-_MODELS = (
+#: The bits that a file has where nobody says others.
+BITS = "w8a8"
+#: What may be given as a model.
+MODELS = (
     f"a checkpoint ({', '.join(CHECKPOINTS[:3])}) with --factory; or what holds a whole network: FILE.onnx, FILE.pt2, "
     "torchscript:FILE.pt; or a factory itself, with --no-weights"
 )
@@ -52,15 +48,25 @@ _MODELS = (
 def add(commands: Commands) -> None:
     """Add the command."""
     text = "make an int8 file of a checkpoint or an ONNX file"
-    parser = add_command(commands, "quantize", _quantize, text, _DESCRIPTION, _EPILOG)
-    parser.add_argument("model", metavar="MODEL", help=_MODELS)
+    parser = add_command(commands, "quantize", _quantize, text, _DESCRIPTION)
+    parser.add_argument("model", metavar="MODEL", help=MODELS)
+    add_recipe_arguments(parser)
+    text = "new or empty folder for everything the run makes (default: runs/MODEL/BITS-TARGET/TIME-HASH)"
+    parser.add_argument("--out", metavar="DIR", help=text)
+    add_compute_options(parser)
+    add_yes(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and the recipe; write nothing")
+
+
+def add_recipe_arguments(parser: Parser) -> None:
+    """Add the options of which, beside `model`, `recipe_of` makes a recipe."""
     text = "what makes the checkpoint's network: FILE.py:function, package.module:function (installed, or of the "
     text += "working directory), timm:NAME or torchvision:NAME"
     parser.add_argument("--factory", help=text)
     text = "take the network as the factory makes it, with weights that it loads itself, or else random ones"
     parser.add_argument("--no-weights", action="store_true", help=text)
     add_image(parser.add_argument_group("what it takes and gives"), "asked for")
-    parser.add_argument("--bits", default="w8a8", help="of weights and activations, such as w4a8 (default: w8a8)")
+    parser.add_argument("--bits", default=BITS, help=f"of weights and activations, such as w4a8 (default: {BITS})")
     text = f"where the file is to run, of `dfqkit list targets` (default: {DEFAULT_TARGET.name})"
     text += "; several with commas between them: one synthesis, a file and a report each"
     parser.add_argument("--target", default=DEFAULT_TARGET.name, metavar="NAME,...", help=text)
@@ -72,17 +78,24 @@ def add(commands: Commands) -> None:
     parser.add_argument("--data", metavar="DATA", help=text)
     parser.add_argument("--seed", type=natural, metavar="N", help="seed of the run (default: 0)")
     add_overrides(parser, "set a value of the recipe, such as bank.calibration=256; may be given several times")
-    text = "new or empty folder for everything the run makes (default: runs/MODEL/BITS-TARGET/TIME-HASH)"
-    parser.add_argument("--out", metavar="DIR", help=text)
-    add_compute_options(parser)
-    add_yes(parser)
-    add_json(parser)
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and the recipe; write nothing")
 
 
 def _quantize(args: argparse.Namespace) -> int:
     started = time.monotonic()
-    factory, weights = _factory_and_weights(args)
+    recipe, loaded = recipe_of(args)
+    if args.dry_run:
+        return only_planned(args, recipe, loaded)
+    work = begin(args, recipe, validates=True, teacher=loaded, command=["dfqkit", *args.words])
+    path = work.folder.path
+    carry_out(work, STAGES, args, resume=shlex.join(["dfqkit", "run", "--resume", str(path)]))
+    code = show_reports(work, started, args)
+    note(f"Next: dfqkit bundle {shlex.quote(str(path))} --out model.zip")
+    return code
+
+
+def recipe_of(args: argparse.Namespace) -> tuple[Recipe, Teacher]:
+    """Return the recipe that the arguments ask for, and its teacher, which is loaded."""
+    factory, weights = factory_and_weights(args)
     starting(args)
     from dfqkit.api import prepare
 
@@ -95,7 +108,7 @@ def _quantize(args: argparse.Namespace) -> int:
         options["seed"] = args.seed
     if args.data is not None:
         options["validate"] = {"data": _found(args.data)}
-    recipe, loaded = prepare(
+    return prepare(
         factory,
         image=image_given(args),
         bits=args.bits,
@@ -106,19 +119,9 @@ def _quantize(args: argparse.Namespace) -> int:
         options=options,
         overrides=args.overrides,
     )
-    if args.dry_run:
-        result(plan(recipe), verbatim=True)
-        announce(args, recipe, loaded)
-        return 0
-    work = begin(args, recipe, validates=True, teacher=loaded, command=["dfqkit", *args.words])
-    path = work.folder.path
-    carry_out(work, STAGES, args, resume=shlex.join(["dfqkit", "run", "--resume", str(path)]))
-    code = show_reports(work, started, args)
-    note(f"Next: dfqkit bundle {shlex.quote(str(path))} --out model.zip")
-    return code
 
 
-def _factory_and_weights(args: argparse.Namespace) -> tuple[str, str | None]:
+def factory_and_weights(args: argparse.Namespace) -> tuple[str, str | None]:
     """Return the factory string that is meant, and the file of its weights where there is one."""
     model, suffix = args.model, Path(args.model).suffix.lower()
     is_file = suffix in (*CHECKPOINTS, *WHOLE) and model.partition(":")[0] not in ("torchscript", *WHOLE.values())
@@ -138,7 +141,7 @@ def _factory_and_weights(args: argparse.Namespace) -> tuple[str, str | None]:
     if is_file:
         return f"{WHOLE[suffix]}:{model}", None
     if ":" not in model:
-        args.parser.error(f"MODEL is {_MODELS}; found '{model}'. A recipe is run with `dfqkit run {model}`")
+        args.parser.error(f"MODEL is {MODELS}; found '{model}'. A recipe is run with `dfqkit run {model}`")
     return model, None
 
 

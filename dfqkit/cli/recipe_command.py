@@ -42,7 +42,11 @@ def add(commands: Commands) -> None:
 
 
 def _show(args: argparse.Namespace) -> int:
-    result(chosen_recipe(args).to_yaml(), verbatim=True)
+    recipe = chosen_recipe(args)
+    if args.json:
+        result(json.dumps(recipe.model_dump(mode="json", by_alias=True), indent=2))
+    else:
+        result(recipe.to_yaml(), verbatim=True)
     return 0
 
 

@@ -13,7 +13,7 @@ from dfqkit.cli.options import (
     add_overrides,
     note,
     positive,
-    result,
+    show,
     starting,
 )
 from dfqkit.cli.running import chosen_recipe
@@ -27,7 +27,8 @@ _DESCRIPTION = (
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    parser = add_command(commands, "record", _record, "record activations where the data still is", _DESCRIPTION)
+    text = "record activations where the data still is"
+    parser = add_command(commands, "record", _record, text, _DESCRIPTION)
     parser.add_argument("recipe", metavar="RECIPE", help="a recipe, whose teacher and image sections are used")
     parser.add_argument(
         "--data",
@@ -78,9 +79,11 @@ def _record(args: argparse.Namespace) -> int:
         records = record(teacher, images, options, per_class=args.per_class, advance=bar.advance)
     size = records.save(out)
     least, most = int(records.counts.min()), int(records.counts.max())
-    result(
+    show(
+        args,
+        {"path": str(out), "layers": len(records.layers), "pairs": len(records.pairs), "bytes": size},
         f"{out}: {len(records.layers)} layers and {len(records.pairs)} pairs of '{teacher.name}', {least} to {most} "
-        f"images of each of {len(records.counts)} classes, {size / 1000:.0f} kB"
+        f"images of each of {len(records.counts)} classes, {size / 1000:.0f} kB",
     )
     return 0
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dfqkit.cli.options import Commands, add_command, note, result
+from dfqkit.cli.options import Commands, add_command, note, result, wrote
 from dfqkit.cli.prove_command import with_proof
 from dfqkit.cli.running import read_report, report_in
 from dfqkit.run.validate import STAGE
@@ -25,7 +25,8 @@ _DESCRIPTION = (
 
 def add(commands: Commands) -> None:
     """Add the command."""
-    parser = add_command(commands, "report", _report, "render a run's report again, or two side by side", _DESCRIPTION)
+    text = "render a run's report again, or two side by side"
+    parser = add_command(commands, "report", _report, text, _DESCRIPTION)
     parser.add_argument("report", type=Path, metavar="DIR|FILE", help="a folder with a report.json, or such a file")
     parser.add_argument(
         "other", type=Path, nargs="?", metavar="DIR|FILE", help="a second one, to be compared with the first"
@@ -36,8 +37,8 @@ def add(commands: Commands) -> None:
 
 
 def _report(args: argparse.Namespace) -> int:
-    page = _alone(args.report, args.out) if args.other is None else _beside(args.report, args.other, args.out)
-    note(f"Wrote {page}")
+    page, facts = _alone(args) if args.other is None else _beside(args.report, args.other, args.out)
+    wrote(args, {**facts, "page": str(page)}, f"Wrote {page}")
     if args.open:
         import webbrowser
 
@@ -46,12 +47,12 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
-def _alone(given: Path, out: Path | None) -> Path:
+def _alone(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     from dfqkit_export.files import write_bytes
     from dfqkit_export.report.page import render_html
     from dfqkit_export.report.text import render_text
 
-    file = report_in(given)
+    file, out = report_in(args.report), args.out
     report, folder, beside = with_proof(_read(file), file), file.parent, file.with_suffix(".html")
     page = render_html(report, sheets=_sheets(folder)).encode()
     run = _run_of(folder) if out is None else None
@@ -60,18 +61,20 @@ def _alone(given: Path, out: Path | None) -> Path:
             run.rewrite(STAGE.name, beside.name, page)
     else:
         write_bytes(out or beside, page)
-    result(render_text(report))
-    return out or beside
+    if not args.json:
+        result(render_text(report))
+    return out or beside, json.loads(report.to_json())
 
 
-def _beside(first: Path, second: Path, out: Path | None) -> Path:
+def _beside(first: Path, second: Path, out: Path | None) -> tuple[Path, dict[str, Any]]:
+    from dfqkit_export.comparison import compare_reports
     from dfqkit_export.files import write_bytes
     from dfqkit_export.report.side_by_side import render_side_by_side
 
     out = out or Path("comparison.html")
     reports = [_read(report_in(path)) for path in (first, second)]
     write_bytes(out, render_side_by_side(*reports).encode())
-    return out
+    return out, compare_reports(*reports).to_dict()
 
 
 def _read(file: Path) -> Report:

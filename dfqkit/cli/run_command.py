@@ -6,29 +6,22 @@ import argparse
 import shlex
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dfqkit.cli.options import (
     Commands,
     add_command,
     add_compute_options,
-    add_json,
     add_recipe_options,
     add_yes,
     note,
-    result,
     starting,
 )
-from dfqkit.cli.running import announce, begin, carry_out, chosen_recipe, ending, reopen, show_reports
+from dfqkit.cli.running import begin, carry_out, chosen_recipe, ending, only_planned, reopen, show_reports
 from dfqkit.progress import first_process, processes
 from dfqkit.run.stage import only
-from dfqkit.run.stages import STAGES, first, following, plan
+from dfqkit.run.stages import STAGES, first, following
 from dfqkit.run.validate import REPORT
-from dfqkit_export.errors import DfqkitError
 from dfqkit_export.words import table
-
-if TYPE_CHECKING:
-    from dfqkit.config.recipe import Recipe
 
 _DESCRIPTION = (
     "Do all stages of a recipe: synthesize images, quantize, distil, export to ONNX, validate in the runtime. Prints "
@@ -48,7 +41,6 @@ def add(commands: Commands) -> None:
     add_recipe_options(parser)
     add_compute_options(parser)
     add_yes(parser)
-    add_json(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and the resolved recipe; write nothing")
     parser.add_argument("--resume", metavar="DIR", help="continue the run in that folder; needs no RECIPE")
     text = f"do one stage of the run in folder RECIPE; of a recipe, its first one ({first()})"
@@ -65,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args)
     folder = args.resume or (args.recipe if args.only and _continues(args) else None)
     if args.dry_run:
-        return _only_planned(args, reopen(folder).recipe if folder else chosen_recipe(args))
+        return only_planned(args, reopen(folder).recipe if folder else chosen_recipe(args))
     if processes() > 1 and not folder and not args.out:
         args.parser.error(
             "torchrun starts several processes, and again after one is lost: give them one folder with --out"
@@ -85,17 +77,6 @@ def run(args: argparse.Namespace) -> int:
     else:
         carry_out(work, STAGES, args, resume=shlex.join(["dfqkit", "run", "--resume", str(path)]))
     return show_reports(work, started, args) if first_process() else 0
-
-
-def _only_planned(args: argparse.Namespace, recipe: Recipe) -> int:
-    """Print the plan, and time one round where the machine has what that takes."""
-    result(plan(recipe), verbatim=True)
-    starting(args)
-    try:
-        announce(args, recipe, None)
-    except (DfqkitError, ModuleNotFoundError) as error:
-        note(f"How long it takes cannot be said here: {error}")
-    return 0
 
 
 def _check(args: argparse.Namespace) -> None:

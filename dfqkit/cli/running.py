@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dfqkit.cli.options import document, note, result, spelled
+from dfqkit.cli.options import document, note, result, spelled, starting
 from dfqkit.cli.outcome import resumable
 from dfqkit.progress import first_process
 from dfqkit.run.export import MODEL
 from dfqkit.run.stage import each_target, named
+from dfqkit.run.stages import STAGES, plan
 from dfqkit.run.validate import REPORT, reports, require_floors
-from dfqkit_export.errors import ArtefactError, RecipeError
+from dfqkit_export.errors import ArtefactError, DfqkitError, RecipeError
 from dfqkit_export.report.verdict import exit_code, overall
 
 if TYPE_CHECKING:
@@ -130,6 +131,25 @@ def announce(args: argparse.Namespace, recipe: Recipe, teacher: Teacher | None) 
             message = "Not begun. Give --yes to begin without being asked, or what is cheaper."
             raise RecipeError(message)
     return told.seconds
+
+
+def only_planned(args: argparse.Namespace, recipe: Recipe, teacher: Teacher | None = None) -> int:
+    """Print the plan, and time one round where the machine has what that takes."""
+    if not args.json:
+        result(plan(recipe), verbatim=True)
+    seconds = None
+    try:
+        if teacher is None:
+            starting(args)
+        seconds = announce(args, recipe, teacher)
+    except (DfqkitError, ModuleNotFoundError) as error:
+        note(f"How long it takes cannot be said here: {error}")
+    if args.json:
+        stages = {name: stage.plan(recipe).text for name, stage in STAGES.items()}
+        result(
+            document({"stages": stages, "seconds": seconds, "recipe": recipe.model_dump(mode="json", by_alias=True)})
+        )
+    return 0
 
 
 def reopen(path: str) -> Work:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dfqkit.cli.options import Commands, add_command, natural, note, positive, result
+from dfqkit.cli.options import Commands, add_command, natural, note, positive, show
 from dfqkit_export.words import table
 
 _DESCRIPTION = (
@@ -65,7 +65,9 @@ def _sentinel(args: argparse.Namespace) -> int:
         ("sources", ", ".join(sentinel.sources)),
         *_power(sentinel.power),
     ]
-    result(table(rows))
+    facts: dict[str, Any] = {"candidates": len(candidates.images), "sensitive": int(sentinel.sensitive.sum())}
+    facts |= {"at_random": int(sentinel.plain.sum()), "sources": list(sentinel.sources), "power": sentinel.power}
+    show(args, {"path": str(args.out), **facts}, table(rows))
     note(f"Wrote {args.out} ({args.out.stat().st_size:,} bytes)")
     return 0
 

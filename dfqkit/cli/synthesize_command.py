@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dfqkit.cli.bank_command import described
 from dfqkit.cli.options import (
     Commands,
     add_cluster_options,
@@ -19,6 +20,7 @@ from dfqkit.cli.options import (
     positive,
     spelled,
     starting,
+    wrote,
 )
 from dfqkit.cli.outcome import resumable
 from dfqkit.cli.running import chosen_recipe, ending
@@ -76,12 +78,14 @@ def _synthesize(args: argparse.Namespace) -> int:
     with resumable(shlex.join([*command, *spelled(args, "part", "cluster", "workers"), "--out", str(out)])):
         if args.part is not None:
             made = make_one(chosen_recipe(args), out, plan, args.part, **given)
-            note(f"File {args.part} has {made} images. Complete the set: {shlex.join([*command, '--out', str(out)])}")
+            told = f"File {args.part} has {made} images. Complete the set: {shlex.join([*command, '--out', str(out)])}"
+            wrote(args, {"path": str(out), "part": args.part, "images": made}, told)
             ending("ok", started, out)
             return 0
         images = make_bank(chosen_recipe(args), out, plan, **given)
     for warning in images.facts["warnings"]:
         note(f"warning: {warning}")
-    note(f"The set has {len(images)} images in {len(images.shards)} file(s). Look into it: dfqkit bank info {out}")
+    told = f"The set has {len(images)} images in {len(images.shards)} file(s). Look into it: dfqkit bank info {out}"
+    wrote(args, {"path": str(out), **described(images)}, told)
     ending("ok", started, out)
     return 0

@@ -197,6 +197,18 @@ _LIBRARIES: dict[str, Callable[[str, str], dict[str, Any]]] = {
 _FILES = frozenset({"onnx"})
 
 
+def nearest(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return shape, mean and std by what is known of them, and else what is usual of networks of photographs."""
+    channels = _channels(found)
+    usual = {"mean": (0.5,) * channels, "std": (0.5,) * channels} | (_IMAGENET if channels == _COLOURS else {})
+    known = {key: value for key, value in found.items() if value is not None}
+    return {"shape": (channels, 224, 224)} | usual | known
+
+
+def _channels(found: Mapping[str, Any]) -> int:
+    return int(found["shape"][0]) if found.get("shape") else len(found.get("mean") or range(_COLOURS))
+
+
 def require_values(
     factory: str,
     given: Mapping[str, Any],
@@ -221,20 +233,18 @@ def require_values(
     if _otherwise(given):
         found = {key: value for key, value in found.items() if key not in ("mean", "std")}
     found |= {key: value for key, value in given.items() if value is not None}
-    channels = found["shape"][0] if "shape" in found else len(found.get("mean", range(_COLOURS)))
+    channels = _channels(found)
     usual = usual and factory.partition(":")[0] not in _FILES
     missing = [key for key in _NEEDED[: 1 if usual else 3] if key not in found]
     if missing:
         told = f" It says the shape {tuple(found['shape'])}." if "shape" in found and "shape" not in given else ""
         forms = " and ".join(f"--{key} {_FORMS[key]}" for key in missing)
-        guess = {"shape": (channels, 224, 224), "mean": (0.5,) * channels, "std": (0.5,) * channels}
-        if channels == _COLOURS:
-            guess |= _IMAGENET
-        nearest = " ".join(f"--{key} {','.join(map(str, guess[key]))}" for key in missing)
+        guess = nearest(found)
+        told_guess = " ".join(f"--{key} {','.join(map(str, guess[key]))}" for key in missing)
         message = (
             f"Nothing says {' and '.join(missing)} of '{factory}'.{told}{open_axes(factory)} Give {forms}, as it was "
             "trained, and, of a classifier, --classes N; in Python, image=ImageSpec(...). The nearest guess, usual of "
-            f"networks of photographs: {nearest}"
+            f"networks of photographs: {told_guess}"
         )
         raise RecipeError(message)
     plain = {"mean": (0.0,) * channels, "std": (1.0,) * channels}

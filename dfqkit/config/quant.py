@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _PATTERN = "^w[2-8]a[2-8]$"
 
 
-def _checked(value: object) -> object:
+def checked_bits(value: object) -> object:
     """Refuse what is no pair of bit widths, in words instead of by a pattern."""
     if isinstance(value, str) and not re.fullmatch(_PATTERN, value):
         message = f"'{value}' must be w<weights>a<activations> with 2 to 8 bits each, such as w8a8, w4a8 or w4a4"
@@ -24,7 +24,7 @@ def _checked(value: object) -> object:
 
 
 #: Bits of weights and of activations.
-Bits = Annotated[str, Field(pattern=_PATTERN), BeforeValidator(_checked)]
+Bits = Annotated[str, Field(pattern=_PATTERN), BeforeValidator(checked_bits)]
 
 
 class QuantConfig(Section):

@@ -123,7 +123,7 @@ class TestHelp:
 
     def test_every_argument_of_every_command_is_explained(self) -> None:
         found = list(parsers(cli.command_line()))
-        assert len(found) == 27
+        assert len(found) == 28
         for parser in found:
             assert parser.description, parser.prog
             assert not parser.allow_abbrev

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,9 +11,12 @@ from pathlib import Path
 import pytest
 
 from dfqkit.api import Result
-from dfqkit.cli import main
+from dfqkit.cli import command_line, main
+from dfqkit.cli.examples import EXAMPLES
 from dfqkit_export.report import Report
 from tests._messages import names
+from tests._parsers import parsers
+from tests._shared import finished_run
 
 
 def completed(script: str, *words: str) -> list[str]:
@@ -66,3 +71,48 @@ def test_a_result_is_shown_in_five_lines(tmp_path: Path) -> None:
     assert repr(result).splitlines()[0] == "NOT JUDGED net <b>: Noise tells nothing."
     assert len(repr(result).splitlines()) <= 5
     assert "net &lt;b&gt;" in result._repr_html_()
+
+
+def test_every_help_has_examples_that_can_be_typed() -> None:
+    assert set(EXAMPLES) == {parser.prog.partition(" ")[2] for parser in parsers(command_line())}
+    for parser in parsers(command_line()):
+        name = parser.prog.partition(" ")[2]
+        text = parser.format_help()
+        for line in EXAMPLES[name]:
+            assert f"  dfqkit {line}" in text
+            words = shlex.split(line.replace("\\\n", " "), comments=True)
+            args = command_line().parse_args(words[: words.index(">")] if ">" in words else words)
+            assert args.parser.prog.startswith(parser.prog), "an example is of its own command"
+
+
+def test_every_command_takes_json() -> None:
+    without = [
+        one.prog for one in parsers(command_line()) if one.get_default("handler") and "--json" not in one.format_usage()
+    ]
+    assert without == []
+
+
+RESULTS = (
+    "list recipes", "list synthesizers", "list targets", "list targets tensorrt", "list runtimes", "env",
+    "recipe show digits/dfq-w8a8-ort", "recipe schema", "completion bash", "inspect RUN/model.onnx", "report RUN",
+    "report RUN RUN --out RUN/../comparison.html", "compare RUN RUN", "profile RUN/model.onnx --repeats 2",
+    "bundle RUN --out RUN/../bundle.zip", "check RUN/report.json --baseline RUN/../none.json --update-in-ci",
+    "run --resume RUN", "run digits/dfq-w8a8-ort --dry-run --quiet",
+    "ci github --out -", "ci gitlab --out RUN/../ci.yml",
+    "bank info RUN/images/calibration.safetensors", "bank verify RUN/images/calibration.safetensors",
+    "bank export RUN/images/calibration.safetensors --npz RUN/../images.npz",
+    "bank sheet RUN/images/calibration.safetensors --out RUN/../sheet.png",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("json") / "run"
+    shutil.copytree(finished_run(tmp_path_factory), folder)
+    return folder
+
+
+@pytest.mark.parametrize("words", RESULTS)
+def test_json_is_one_document(words: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words.replace("RUN", str(run)).split(), "--json"]) in (0, 1)
+    assert isinstance(json.loads(capsys.readouterr().out), dict)
