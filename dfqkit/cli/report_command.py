@@ -68,8 +68,8 @@ def _alone(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
 
 def _beside(first: Path, second: Path, out: Path | None) -> tuple[Path, dict[str, Any]]:
     from dfqkit_export.comparison import compare_reports
+    from dfqkit_export.comparison.side_by_side import render_side_by_side
     from dfqkit_export.files import write_bytes
-    from dfqkit_export.report.side_by_side import render_side_by_side
 
     out = out or Path("comparison.html")
     reports = [_read(report_in(path)) for path in (first, second)]

@@ -2,7 +2,7 @@
 
 What belongs here: minutes by stage, memory, room on disk, and what would be cheaper. Nothing that is made here is kept:
 a run computes the same bytes whether it was told or not. How long students take beside the network in float was
-measured on finished runs of the digits teacher (`_PASSES`), so what is said of their stages is rougher.
+measured on finished runs (`_PASSES`, `_LAYER`), so what is said of their stages is rougher.
 """
 
 from __future__ import annotations
@@ -42,7 +42,11 @@ _DRAWN = ProceduralConfig().method
 _TIMED = 3.0
 #: What an image costs in a stage, as so many passes of the float network over it in batches: of a candidate of a ladder
 #: and of a student without one, of a step of distillation and each of its students, of what is measured.
-_PASSES = {"candidate": 60.0, "calibrate": 35.0, "step": 7.5, "train": 4.0, "validate": 35.0}
+_PASSES = {"candidate": 10.0, "calibrate": 35.0, "step": 7.5, "train": 4.0, "validate": 15.0}
+#: Seconds that each layer with weights costs beside, on a core that nobody else uses: modules are called, ranges tried,
+#: nodes written. With the passes of a candidate and of validation, fitted to default runs of three networks (a text
+#: classifier, ResNet-18, MobileNetV1; docs/real-size.md).
+_LAYER = {"candidate": 0.35, "export": 0.1, "validate": 0.15}
 #: Seconds that a stage takes whatever the network is: capturing, writing files, opening sessions.
 _FIXED = {"synthesize": 2.0, "quantize": 2.0, "export": 2.0, "validate": 3.0}
 _LONG = 600.0
@@ -117,17 +121,25 @@ def forecast(recipe: Recipe, teacher: Teacher | None = None, device: str = "auto
                 stages=tuple(STAGES.values()),
             )
             sources = _sources(context)
+            begun = time.perf_counter(), time.thread_time()
             one = _pass_over_an_image(context)
-    return _told(recipe, sources, one)
+            wall, own = time.perf_counter() - begun[0], time.thread_time() - begun[1]
+            layers = sum(value.dim() > 1 for value in context.teacher.model.parameters())
+    busy = max(wall / own, 1.0) if where.type == "cpu" and own > 0 else 1.0  # others compute here, too
+    return _told(recipe, sources, one, layers * busy)
 
 
-def _told(recipe: Recipe, sources: float, one: float) -> Forecast:
-    """Return the forecast, by the seconds of making images and those of one image in the float network."""
+def _told(recipe: Recipe, sources: float, one: float, layers: float = 0.0) -> Forecast:
+    """Return the forecast, by the seconds of making images and those of one image in the float network.
+
+    ``layers`` are those that have weights, each counted as many times as a busy machine takes longer than a quiet one.
+    """
     bank, ladder, steps, student = recipe.bank, recipe.ladder, recipe.distill, recipe.student
     images, held = bank.calibration, bank.held_out
     members = 1 + (len(steps.partners) if steps else 0)
     targets = len(recipe.targets)
-    rung = _PASSES["candidate"] * one * (images + held + (ladder.images if ladder else 0))
+    rung = _LAYER["candidate"] * layers
+    rung += _PASSES["candidate"] * one * (images + held + (ladder.images if ladder else 0))
     seconds = {"synthesize": _FIXED["synthesize"] + sources}
     most = {}
     if student is not None:
@@ -140,10 +152,11 @@ def _told(recipe: Recipe, sources: float, one: float) -> Forecast:
         seconds["quantize"] = most["quantize"]
     if steps is not None:
         seconds["distill"] = targets * steps.steps * steps.batch * one * _PASSES["step"] * members
-    seconds["export"] = _FIXED["export"] * targets
+    seconds["export"] = targets * (_FIXED["export"] + _LAYER["export"] * layers)
     limit = recipe.validation.limit or 0
     measured = bank.grading + (limit if recipe.validation.data else 0)
-    seconds["validate"] = targets * (_FIXED["validate"] + measured * one * _PASSES["validate"])
+    fixed = _FIXED["validate"] + _LAYER["validate"] * layers
+    seconds["validate"] = targets * (fixed + measured * one * _PASSES["validate"])
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     plans = {name: stage.plan(recipe) for name, stage in STAGES.items()}
     return Forecast(

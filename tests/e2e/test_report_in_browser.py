@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from dfqkit_export.comparison.side_by_side import render_side_by_side
 from dfqkit_export.measure.kinds import Metric
 from dfqkit_export.report import Finding, Floor, LayerRow, Report
 from dfqkit_export.report.page import render_html
-from dfqkit_export.report.side_by_side import render_side_by_side
 
 BROWSER = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (found := shutil.which(name))),

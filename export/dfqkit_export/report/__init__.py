@@ -1,7 +1,7 @@
 """Reports: what was measured about one exported file, and how people get to read it.
 
 What belongs here: `document`, the JSON that is the truth, `floors` that it is held against, and its renderings as text
-and Markdown (`text`) and as a page (`page` and `side_by_side`, with `rows`, `charts`, `svg`, `markup` and `style`).
+and Markdown (`text`) and as a page (`page`, with `rows`, `charts`, `svg`, `markup` and `style`).
 """
 
 from __future__ import annotations

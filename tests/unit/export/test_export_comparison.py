@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -354,17 +355,28 @@ class TestReports:
         )
         assert [metric.change for metric in found.metrics] == [change]
 
+    def test_what_matters_comes_first_and_a_thousandth_of_a_decibel_is_not_worse(self) -> None:
+        a = [self.metric("sqnr_db", 30.0), self.metric("size", 10.0), self.metric("sqnr_db:y", 30.0)]
+        a += [self.metric("top1", 90.0, stderr=0.5), self.metric("agreement", 99.0), self.metric("top5", 99.0)]
+        by = {"sqnr_db": -0.001, "size": 0.0, "sqnr_db:y": -3.0, "top1": -0.5, "agreement": -1.0, "top5": 1.0}
+        b = [replace(metric, value=metric.value + by[metric.name]) for metric in a]
+        found = compare_reports(Report(title="one", metrics=a), Report(title="two", metrics=b))
+        assert [(metric.name, metric.change) for metric in found.metrics] == [
+            ("sqnr_db:y", "worse"), ("agreement", "worse"), ("top5", "better"), ("top1", "noise"),
+            ("sqnr_db", "negligible"), ("size", "same"),
+        ]  # fmt: skip
+
     def test_metrics_of_one_report_only_are_kept(self) -> None:
         found = compare_reports(
             Report(title="one", metrics=[self.metric("a", 1.0), self.metric("both", 2.0, stderr=0.3)]),
             Report(title="two", metrics=[self.metric("both", 4.0, stderr=0.4), self.metric("b", 3.0)]),
         )
         assert [(m.name, m.change) for m in found.metrics] == [
-            ("a", "only in A"),
             ("both", "better"),
+            ("a", "only in A"),
             ("b", "only in B"),
         ]
-        assert found.metrics[1].noise == pytest.approx(1.0)
+        assert found.metrics[0].noise == pytest.approx(1.0)
         text = render_differences(found)
         assert "+2 (2 s.e. 1)" in text
         assert "one: ok" in text

@@ -13,6 +13,7 @@ import pytest
 
 from dfqkit_export.bundle.writing import Order, write_bundle
 from dfqkit_export.comparison import compare_reports, render_differences
+from dfqkit_export.comparison.side_by_side import render_side_by_side
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.gate import (
     Baseline,
@@ -31,7 +32,6 @@ from dfqkit_export.measure import kinds
 from dfqkit_export.measure.kinds import KINDS, Metric, MetricKind, find_kind, known_kinds, register
 from dfqkit_export.report import Floor, Report, check_floors
 from dfqkit_export.report.page import render_html
-from dfqkit_export.report.side_by_side import render_side_by_side
 from dfqkit_export.report.text import render_markdown, render_text
 from tests.unit.export._bundles import list_run, write_run
 from tests.unit.export.conftest import QdqBuilder
@@ -108,7 +108,7 @@ def test_two_reports_beside_each_other_say_which_is_better(ring: MetricKind) -> 
     assert "Error of the rings" in page
     assert "+0.500 px ± 0.014" in page
     assert "worse" in page
-    (_, change) = compare_reports(first, second).metrics
+    (change, _) = compare_reports(first, second).metrics
     assert change.change == "worse"
     assert "ring_error" in render_differences(compare_reports(first, second))
 

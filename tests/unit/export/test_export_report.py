@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from dfqkit_export.backends.precision import LayerPrecision
+from dfqkit_export.comparison.side_by_side import render_side_by_side
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.measure.breakdown import Breakdown
 from dfqkit_export.measure.kinds import Metric
@@ -19,7 +20,6 @@ from dfqkit_export.report import Finding, Floor, LayerRow, Report, check_floors,
 from dfqkit_export.report.charts import loss_charts
 from dfqkit_export.report.page import render_html
 from dfqkit_export.report.rows import figure, metric_groups, verdict_sentence
-from dfqkit_export.report.side_by_side import render_side_by_side
 from dfqkit_export.report.text import render_markdown, render_text
 
 EVIL = "<script>alert(1)</script>\"'&|`"

@@ -10,10 +10,14 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
+from dfqkit_export.comparison.reports import SIGMAS, MetricDifference, compare_reports
 from dfqkit_export.measure.kinds import Metric
 from dfqkit_export.report.document import LayerRow, Report
 from dfqkit_export.report.markup import document, section, table
 from dfqkit_export.report.rows import MISSING, difference_figure, figure, interval_text, title_of, verdict_sentence
+
+#: Words for what became of a metric, where those of `Trend` do not say enough.
+_WORDS = {"noise": "within two standard errors", "changed": "", "negligible": "hardly any"}
 
 
 def render_side_by_side(first: Report, second: Report) -> str:
@@ -33,28 +37,30 @@ def _header(first: Report, second: Report) -> str:
 
 
 def _metrics(first: Report, second: Report) -> str:
-    before, after = _by_key(first), _by_key(second)
-    rows = [_metric_row(before.get(key), after.get(key)) for key in {**before, **after}]
+    before, after = ({(m.name, m.subject, m.data): m for m in report.metrics} for report in (first, second))
+    rows = []
+    for found in compare_reports(first, second).metrics:
+        key = (found.name, found.subject, found.data)
+        rows.append(_metric_row(found, before.get(key), after.get(key)))
     header = [("metric", "pin"), ("A", "num"), ("B", "num"), ("B - A", "num"), ("change", "wrap")]
     note = (
-        "B minus A, with the standard error of two separate measurements; on the same images the true one is smaller."
+        "What is worse comes first, then what is better. B minus A, with the standard error of two separate "
+        "measurements; on the same images the true one is smaller."
     )
     return section("Metrics", table("Metrics", header, rows) if rows else "", note)
 
 
-def _by_key(report: Report) -> dict[tuple[str, str, str], Metric]:
-    return {(metric.name, metric.subject, metric.data): metric for metric in report.metrics}
-
-
-def _metric_row(before: Metric | None, after: Metric | None) -> str:
+def _metric_row(found: MetricDifference, before: Metric | None, after: Metric | None) -> str:
     known = before or after
-    if known is None:
-        return ""
-    about = f"{known.subject} · {known.data}, n {known.n}"
-    name = f'<th scope="row" class="pin">{escape(title_of(known.name))}<small>{escape(about)}</small></th>'
+    about = "" if known is None else f"{known.subject} · {known.data}, n {known.n}"
+    name = f'<th scope="row" class="pin">{escape(title_of(found.name))}<small>{escape(about)}</small></th>'
     values = "".join(f'<td class="num">{escape(_value(metric))}</td>' for metric in (before, after))
-    difference, word = _change(before, after)
-    return f'<tr>{name}{values}<td class="num">{escape(difference)}</td><td class="wrap">{escape(word)}</td></tr>'
+    apart = ""
+    if known is not None and found.a is not None and found.b is not None:
+        spread = f" ± {found.noise / SIGMAS:.2g}" if found.noise is not None and found.a != found.b else ""
+        apart = f"{'+' if found.b > found.a else ''}{difference_figure(found.b - found.a, known)}{spread}"
+    word = _WORDS.get(found.change, found.change)
+    return f'<tr>{name}{values}<td class="num">{escape(apart)}</td><td class="wrap">{escape(word)}</td></tr>'
 
 
 def _value(metric: Metric | None) -> str:
@@ -62,26 +68,6 @@ def _value(metric: Metric | None) -> str:
         return MISSING
     error = interval_text(metric) or (f"± {metric.stderr:.2g}" if metric.stderr is not None else "")
     return f"{figure(metric.value, metric.unit, metric.kind)} {error}".rstrip()
-
-
-def _change(before: Metric | None, after: Metric | None) -> tuple[str, str]:
-    """Return the difference with its error as text, and a word for it."""
-    if before is None or after is None:
-        return "", "only in B" if before is None else "only in A"
-    if before.value is None or after.value is None:
-        return "", ""
-    difference = after.value - before.value
-    errors = [metric.stderr for metric in (before, after) if metric.stderr is not None]
-    spread = sum(value * value for value in errors) ** 0.5
-    error = f" ± {spread:.2g}" if errors else ""
-    shown = difference_figure(difference, before)
-    if difference == 0:
-        return shown, "same"
-    text = f"{'+' if difference > 0 else ''}{shown}{error}"
-    if before.higher_is_better is None:
-        return text, ""
-    word = "better" if (difference > 0) == before.higher_is_better else "worse"
-    return text, f"{word}, within two standard errors" if abs(difference) < 2 * spread else word
 
 
 def _layers(first: Report, second: Report) -> str:
