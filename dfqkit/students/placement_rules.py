@@ -195,7 +195,7 @@ class Rules:
         return (self.config.first_last if edge else None) or self.config.weight_bits
 
     def bits(self, node: fx.Node) -> int:
-        """Bits of a node's output: the least that any of its consumers asks for; 8 of an answer itself."""
+        """Bits of a node's output: the least that a consumer asks for and the target has; 8 of an answer itself."""
         asked = [8] if node in self.raw else []
         for user in self.consumers(node):
             if self.kind(user) == "weighted" and not getattr(self.module(user), "affine_norm", False):
@@ -203,7 +203,7 @@ class Rules:
                 asked.append((self.config.first_last if edge else None) or self.config.activation_bits)
             elif user.op != "output" or node not in self.raw:
                 asked.append(self.config.elementwise or self.config.activation_bits)
-        return min(asked, default=self.config.activation_bits)
+        return max(min(asked, default=self.config.activation_bits), min(self.target.signed_activations.bits))
 
     def shared_source(self, node: fx.Node) -> fx.Node | None:
         """Return the node whose quantizer serves again behind an operator that only moves values."""

@@ -49,6 +49,7 @@ _OURS = {
         onnxruntime.UNOPTIMIZED,
         onnxruntime.CUDA,
         onnxruntime.TENSORRT,
+        onnxruntime.QNN,
         openvino.OPENVINO,
         tensorrt.TENSORRT,
         tensorrt_rtx.TENSORRT_RTX,

@@ -504,6 +504,12 @@ def make_clip_inside_the_range(bad: bool) -> onnx.ModelProto:
     return n.model(n.qdq(h, "out", zero=0, scale=0.03 if bad else 6 / 256))
 
 
+@fixture("N1", "onnxruntime-qnn")
+def make_codes_of_four_bits(bad: bool) -> onnx.ModelProto:
+    n = ort()
+    return one_conv(n, n.qdq("x", "in", zero=0, clip=(0, 15) if bad else None))
+
+
 @fixture("O13", "onnxruntime")
 def make_channel_scales_of_activations(bad: bool) -> onnx.ModelProto:
     n = ort()

@@ -35,6 +35,7 @@ NAMES = [
     "onnxruntime-avx2",
     "onnxruntime-arm",
     "onnxruntime-tensorrt",
+    "onnxruntime-qnn",
     "openvino",
     "tensorrt",
     "tensorrt-rtx",
@@ -222,7 +223,7 @@ class TestText:
     def test_the_summary_has_a_row_a_target(self) -> None:
         rows = summary(TARGETS.values())
         assert [row[0] for row in rows] == NAMES
-        assert rows[6][2:] == (
+        assert rows[7][2:] == (
             "opset 9-25",
             "weights int8 2-8 bit per channel, zero point 0, lowest code unused; activations int8 2-8 bit per tensor, "
             "zero point 0; bias float",

@@ -9,7 +9,7 @@ from dfqkit_export.backends import tensorrt
 from dfqkit_export.backends.base import Backend, not_installed
 from dfqkit_export.backends.onnxruntime import targets
 
-__all__ = ["CPU", "CUDA", "TENSORRT", "UNOPTIMIZED"]
+__all__ = ["CPU", "CUDA", "QNN", "TENSORRT", "UNOPTIMIZED"]
 
 _INSTALL = "run pip install onnxruntime"
 _INSTALL_GPU = "run pip install onnxruntime-gpu"
@@ -72,4 +72,16 @@ TENSORRT = Backend(
     rules=tensorrt.TENSORRT.rules,
     on_cpu=False,
     trtexec=True,
+)
+
+#: Its package for x86-64 has the NPU's compiler, and emulates the NPU.
+QNN = Backend(
+    name="onnxruntime-qnn",
+    title="ONNX Runtime (QNN provider)",
+    package="onnxruntime-qnn",
+    load=lambda path, options: resolve_name(f"{__name__}.qnn:QnnSession")(path),
+    missing=lambda: CPU.missing() or not_installed("onnxruntime_qnn", extra="qnn"),
+    targets=(targets.ONNXRUNTIME_QNN,),
+    executed=lambda path: resolve_name(f"{__name__}.qnn:realised_in_qnn")(path),
+    rules=lambda: resolve_name(f"{__name__}.qnn:RULES"),
 )

@@ -99,7 +99,7 @@ class OrtSession(FileSession):
         self.check(images)
         try:
             return list(self._session.run(names and list(names), self.entrance.feed(images)))
-        except _rejections() as error:
+        except rejections() as error:
             message = f"Model {str(self.path)!r} could not run on images of shape {images.shape}: {error}"
             raise ArtefactError(message) from None
 
@@ -174,7 +174,7 @@ def _inference_session(path: Path, content: str | bytes, settings: Any, provider
     onnxruntime = _onnxruntime()
     try:
         session = onnxruntime.InferenceSession(content, settings, providers=list(dict.fromkeys((provider, _CPU))))
-    except _rejections() as error:
+    except rejections() as error:
         message = f"Model {str(path)!r} is not accepted by ONNX Runtime: {error} Is the file a complete ONNX model?"
         raise ArtefactError(message) from None
     # A provider whose libraries are missing is replaced by the CPU with no more than a log line.
@@ -196,7 +196,8 @@ def _onnxruntime() -> Any:
         raise RuntimeUnavailableError(message) from None
 
 
-def _rejections() -> tuple[type[Exception], ...]:
+def rejections() -> tuple[type[Exception], ...]:
+    """Return what ONNX Runtime raises where it does not take a file."""
     # onnxruntime's exceptions share no base class of their own.
     state = import_module("onnxruntime.capi.onnxruntime_pybind11_state")
     names = ("EPFail", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoSuchFile", "NotImplemented")

@@ -1,4 +1,4 @@
-"""ONNX Runtime: its CPU provider on every CPU, x86 with VNNI, without, and Arm, and its TensorRT provider."""
+"""ONNX Runtime: its CPU provider on every CPU, x86 with VNNI, without, and Arm, and its TensorRT and QNN providers."""
 
 from __future__ import annotations
 
@@ -157,6 +157,59 @@ ONNXRUNTIME_ARM = dataclasses.replace(
         "Additions have scales with which Arm's fixed point and x86 give the same codes: the student computes x86's.",
         "Measured in emulation alone (qemu, 1.27): dfqkit prove.",
     ),
+)  # fmt: skip
+
+_QNN = "measured: onnxruntime-qnn 2.7.0 with ONNX Runtime 1.32, its HTP compiler on x86-64, one operator a graph"
+_GRIDS = f"{_QNN}: in integers where both pairs have the same scale, else in float"
+_U8_WHOLE = tuple(dataclasses.replace(space, bits=(8,)) for space in (U8, S8))
+
+ONNXRUNTIME_QNN = dataclasses.replace(
+    ONNXRUNTIME,
+    name="onnxruntime-qnn",
+    title="ONNX Runtime (QNN provider, Qualcomm NPU)",
+    backend="onnxruntime-qnn",
+    opsets=Cell(value=(13, 23), source=f"{_QNN}: a convolution of opset 13, 18, 21, 22 and 23 in u8"),
+    unsigned_activations=dataclasses.replace(U8_ZERO, bits=(8,)),
+    signed_activations=_U8_WHOLE[0],
+    operators=(
+        row(
+            "Conv", placement="around", activations=_U8_WHOLE, weights=(*_WEIGHTS, W8_UNSIGNED),
+            bias=("int32", "float"), source={"": f"{_QNN}: Conv2d and DepthWiseConv2d in u8 x s8; without Q/DQ behind "
+            "it, or where Relu does not vanish in them, in float"},
+        ),
+        row(
+            "Gemm", placement="inputs", activations=_U8_WHOLE, weights=_WEIGHTS, bias=("int32", "float"),
+            source=f"{_QNN}: FullyConnected in u8 x s8; with a float output refused (3110), and then QGemm on the CPU",
+        ),
+        row("MatMul", placement="around", activations=_U8_WHOLE, weights=_WEIGHTS, source=_QNN),
+        row(
+            "Add", "Sub", "Mul", "Div", "Concat", "AveragePool", "GlobalAveragePool", "ReduceMean",
+            placement="around", activations=_U8_WHOLE, source=_QNN,
+        ),
+        row(
+            "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Gelu", "Elu", "LeakyRelu", "Softmax",
+            placement="around", activations=_U8_WHOLE, source=_QNN,
+        ),
+        row("ConvTranspose", placement="around", activations=_U8_WHOLE, weights=_WEIGHTS, source=_QNN),
+        row("Relu", "Clip", placement="through", activations=_U8_WHOLE, source=f"{_QNN}, alone and behind Conv"),
+        row("Slice", "Pad", "Transpose", "DepthToSpace", placement="through", activations=_U8_WHOLE, source=_QNN),
+        row(
+            "MaxPool", "Reshape", "Flatten", "Squeeze", "Resize", placement="through", activations=_U8_WHOLE,
+            source=_GRIDS,
+        ),
+        row("LayerNormalization", placement="float", source=f"{_QNN}: float32 beside Dequantize and Quantize"),
+    ),
+    quirks=(
+        "Activations have 8 bits: a Clip on codes, or a float Clip inside the range of a Q, ends what is fused, and "
+        "the session is refused (measured with W4A4). Weights of 4 bits are stored as int8 codes.",
+        "Shapes are fixed: dfqkit's sessions run one image a call, and so must others (free_dimension_override).",
+        "A last Gemm with a float output is left to the CPU provider, which runs QGemm (measured): logits of 8 bits "
+        "tie. Input images are quantized there, too.",
+        "Measured by the vendor's compiler and its emulation on x86-64, on no NPU; emulated codes differ from ONNX "
+        "Runtime's by roundings.",
+    ),
+    additions_agree=False,
+    sums_fit=False,
 )  # fmt: skip
 
 ONNXRUNTIME_TENSORRT = dataclasses.replace(

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -166,28 +167,26 @@ def prove(
     """
     begins(f"proving {path.name}: what it computes on this machine")
     with tempfile.TemporaryDirectory(prefix="dfqkit-") as name:
-        case = _Case(path, inputs, Path(name))
         native = own_family() or Family(name="", title="this machine", machine="", cpu="", addition="")
         careful = saturates(this_processor())
-        reference = case.run(Environment(command=(sys.executable,), how="on this machine"), exact=careful)
+        case = _Case(path, inputs, Path(name), exact=careful)
         proof = Proof(path)
         rows = []
         for family, version in wanted:
             begins(f"proving {path.name}: {family.title} {version}".rstrip())
-            rows.append(_row(case, family, version, reference, proof, task))
+            rows.append(_row(case, family, version, proof.against(family), task))
     note = ", session.x64quantprecision 1" if careful else ""
     return Portability(
         file=path.name,
         sha256=sha256_of_file(path),
         images=inputs.source,
         n=len(inputs.images),
-        reference=f"ONNX Runtime {reference.version} on this machine ({native.title}{note})",
+        reference=f"ONNX Runtime {case.reference.version} on this machine ({native.title}{note})",
         rows=tuple(rows),
     )
 
 
-def _row(case: _Case, family: Family, version: str, reference: _Answers, proof: Proof, task: Task) -> Row:
-    against = proof.against(family)
+def _row(case: _Case, family: Family, version: str, against: Sequence[str], task: Task) -> Row:
     row = Row(family=family.name, title=family.title, verdict=UNSEEN if against else PROVEN, why=tuple(against))
     begun = time.monotonic()
     try:
@@ -195,26 +194,29 @@ def _row(case: _Case, family: Family, version: str, reference: _Answers, proof: 
         found = case.run(environment)
     except (RuntimeUnavailableError, RuntimeCrashedError) as error:
         return replace(row, why=(str(error).rstrip("."), *against), seconds=time.monotonic() - begun)
-    bits, largest, flips = case.compared(found, reference, task)
+    bits, largest, flips = case.compared(found, task)
     row = replace(row, version=found.version, how=environment.how, n=case.n, bits=bits, largest=largest, flips=flips)
     if row.bits == 1.0:
         return replace(row, verdict=EQUAL if against else PROVEN, seconds=time.monotonic() - begun)
     exact = ""
     if family.saturates:
         try:
-            other = case.run(environment, exact=True, lay_open=False)
-            same = case.compared(other, reference, task)[0] == 1.0
+            other = case.run(environment, exact=True)
+            same = case.compared(other, task)[0] == 1.0
             exact = EQUAL if same else PARTS
         except RuntimeCrashedError:
             exact = UNSEEN
-    first = case.first(found, reference)
+    try:
+        first = case.first(case.run(environment, lay_open=True))
+    except RuntimeCrashedError:
+        first = None
     return replace(row, verdict=PARTS, exact=exact, first=first, seconds=time.monotonic() - begun)
 
 
 class _Case:
-    """A file with the images it is run on, laid out for `emulated` in a folder."""
+    """A file with the images it is run on, laid out for `emulated` in a folder, and what this machine answers."""
 
-    def __init__(self, path: Path, inputs: Inputs, folder: Path) -> None:
+    def __init__(self, path: Path, inputs: Inputs, folder: Path, *, exact: bool) -> None:
         self.n = len(inputs.images)
         self._path, self._folder = path.resolve(), folder
         model = load_onnx(path)
@@ -234,8 +236,15 @@ class _Case:
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._makers if name not in self._named)
         onnx.save(model, str(self._exposed), save_as_external_data=model.ByteSize() > 2**30)
         self._open = len(self._batches)
+        self._here = partial(self.run, Environment(command=(sys.executable,), how="on this machine"), exact=exact)
+        self.reference = self._here()
 
-    def run(self, environment: Environment, *, exact: bool = False, lay_open: bool = True) -> _Answers:
+    @cached_property
+    def _codes_here(self) -> _Answers:
+        """What this machine answers laid open, which is only asked where a family parts."""
+        return self._here(lay_open=True)
+
+    def run(self, environment: Environment, *, exact: bool = False, lay_open: bool = False) -> _Answers:
         """Run the file somewhere.
 
         Raises:
@@ -276,13 +285,13 @@ class _Case:
                 parts.append([stored[str(place)] for place in range(width)])
         return [np.concatenate(column)[: self.n] for column in zip(*parts, strict=True)]
 
-    def compared(self, found: _Answers, reference: _Answers, task: Task) -> tuple[float, float, int]:
-        """Return what a `Row` says of outputs beside the reference's: `bits`, `largest` and `flips`."""
-        same = [_same(a, b) for a, b in zip(found.outputs, reference.outputs, strict=True)]
+    def compared(self, found: _Answers, task: Task) -> tuple[float, float, int]:
+        """Return what a `Row` says of outputs beside this machine's: `bits`, `largest` and `flips`."""
+        same = [_same(a, b) for a, b in zip(found.outputs, self.reference.outputs, strict=True)]
         numbers = sum(part.size for part in same)
         differ = [
             float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max(initial=0.0))
-            for a, b in zip(found.outputs, reference.outputs, strict=True)
+            for a, b in zip(found.outputs, self.reference.outputs, strict=True)
         ]
         names = task.named_in(tuple(self._named))
         both = [
@@ -290,13 +299,14 @@ class _Case:
                 ours: dict(zip(self._named, one.outputs, strict=True))[theirs]
                 for ours, theirs in zip(task.names, names, strict=True)
             }
-            for one in (reference, found)
+            for one in (self.reference, found)
         ]
         flips = int((~task.same_answer(*both)).sum())
         return sum(int(part.sum()) for part in same) / max(numbers, 1), max(differ), flips
 
-    def first(self, found: _Answers, reference: _Answers) -> Place | None:
+    def first(self, found: _Answers) -> Place | None:
         """Return where codes part first; None where laying them open changed what is computed."""
+        reference = self._codes_here
         if not (found.undisturbed and reference.undisturbed):
             return None
         for tensor, (name, op) in self._makers.items():
