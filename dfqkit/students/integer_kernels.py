@@ -1,9 +1,9 @@
 """What ONNX Runtime's integer kernels compute: exact sums of codes, then float32 operations in the runtime's order.
 
-What belongs here: one formula an operator, in torch. ``rint`` rounds half to even; every ``*``, ``/`` and ``+`` of a
-formula rounds to float32. Operators that are not here (Concat, LeakyRelu, Relu, MaxPool) are those of the values
-between DequantizeLinear and QuantizeLinear, as the student has them. Only additions depend on the processor: one
-without AVX2 parts from this formula on ties.
+What belongs here: one formula an operator, in torch; those of two tensors of codes stand where other processors' do, in
+`dfqkit_export.backends.onnxruntime.kernels`. ``rint`` rounds half to even; every ``*``, ``/`` and ``+`` rounds to
+float32. Operators that are not here (Concat, LeakyRelu, Relu, MaxPool) are those of the values between DequantizeLinear
+and QuantizeLinear, as the student has them. Additions depend on the processor: one without AVX2 may part on ties.
 
 Source: ONNX Runtime 1.32, core/mlas/lib: quantize.cpp, qlmul.cpp, qlgavgpool.cpp, intrinsics/avx2/qladd_avx2.cpp;
 contrib_ops/cpu/quantization/qlinear_pool.cc.
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from dfqkit_export.backends.onnxruntime.kernels import Codes, Table, add_fused, mul_plain
 
 #: Takes values, each on its grid; gives codes of the output's grid, beyond its ends too, or values where it has none.
 Kernel = Callable[..., Tensor]
@@ -48,10 +50,6 @@ class Grid:
     def values(self, codes: Tensor) -> Tensor:
         """Return what codes stand for, those beyond an end moved there: Clip and DequantizeLinear."""
         return (codes.clamp(self.low, self.high) - self.zero) * self.scale
-
-    def all_codes(self) -> Tensor:
-        """Return the codes in order."""
-        return torch.arange(self.low, self.high + 1, dtype=torch.float32, device=self.scale.device)
 
 
 def _requantized(sums: Tensor, factor: Tensor, out: Grid | None) -> Tensor:
@@ -117,45 +115,23 @@ def average(pool: nn.AvgPool2d, out: Grid) -> Kernel:
 
 
 def addition(first: Grid, second: Grid, out: Grid) -> Kernel:
-    """QLinearAdd: rint(fma(a, p, fma(b, q, o))), p and q being the inputs' scales over the output's.
-
-    o is c's zero point - fma(p, a's zero point, q * b's).
-    """
-    p, q = first.scale / out.scale, second.scale / out.scale
-    zeros = [torch.full_like(p, grid.zero) for grid in (first, second, out)]
-    offset = zeros[2] - fma(p, zeros[0], q * zeros[1])
-    a, b = first.all_codes()[:, None], second.all_codes()
-    return _looked_up(torch.round(fma(a, p, fma(b, q, offset))), first, second)
+    """QLinearAdd, as x86 with AVX2 computes it for each pair of codes."""
+    return _looked_up(add_fused, first, second, out)
 
 
 def product(first: Grid, second: Grid, out: Grid) -> Kernel:
-    """QLinearMul: rint(((a - a's zero point) * (b - b's)) * ((a's scale * b's) / c's) + c's zero point)."""
-    a, b = first.all_codes()[:, None] - first.zero, second.all_codes() - second.zero
-    return _looked_up(torch.round(a * b * (first.scale * second.scale / out.scale) + out.zero), first, second)
+    """QLinearMul, as x86 computes it for each pair of codes."""
+    return _looked_up(mul_plain, first, second, out)
 
 
-def _looked_up(table: Tensor, first: Grid, second: Grid) -> Kernel:
+def _looked_up(formula: Callable[..., Table], first: Grid, second: Grid, out: Grid) -> Kernel:
     """Return the kernel that finds what two codes give in a table of all pairs."""
-    flat, width = table.flatten(), table.shape[1]
+    grids = (first, second, out)
+    table = formula(*(Codes(scale=float(g.scale), zero=g.zero, low=g.low, high=g.high) for g in grids))
+    flat, width = torch.from_numpy(table).to(first.scale).flatten(), table.shape[1]
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         row, column = first.steps(x) + (first.zero - first.low), second.steps(y) + (second.zero - second.low)
         return flat[(row * width + column).int()]
 
     return kernel
-
-
-def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """Return a * b + c of float32 tensors, rounded once.
-
-    The product is exact in float64. The sum is rounded to odd there, so that rounding it again rounds as once does.
-    Source: Boldo, Melquiond, 2008, "Emulation of a FMA and correctly rounded sums: proved algorithms using rounding to
-    odd".
-    """
-    exact, term = a.double() * b.double(), c.double()
-    total = exact + term
-    back = total - exact
-    error = (exact - (total - back)) + (term - back)
-    bits = total.view(torch.int64)
-    away = torch.where((error > 0) == (total > 0), 1, -1)  # where the exact sum lies beyond, seen from 0
-    return torch.where((error != 0) & (bits % 2 == 0), bits + away, bits).view(torch.float64).float()

@@ -36,8 +36,8 @@ def file(tmp_path: Path) -> Path:
 
 def test_without_the_package_it_says_how_to_install_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime_qnn", None)
-    with pytest.raises(RuntimeUnavailableError, match="qnn"):
-        qnn.QnnSession(file)
+    with pytest.raises(RuntimeUnavailableError, match="onnxruntime_qnn is not installed"):
+        qnn.realised_in_qnn(file)
 
 
 def test_layers_are_read_from_the_graph_and_from_the_profile(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def test_layers_are_read_from_the_graph_and_from_the_profile(file: Path, monkeyp
         "fc": ["QGemm", True], "conv": ["Conv2d", True], "norm": ["LayerNorm", False],
         "Quantize_1": ["Quantize", False],
     }  # fmt: skip
-    monkeypatch.setattr(qnn, "_qnn", lambda: None)
+    monkeypatch.setattr(qnn, "onnxruntime", SimpleNamespace(QNN=SimpleNamespace(require=lambda: None)))
     monkeypatch.setattr(qnn, "call_isolated", lambda *_, **__: found)
     seen = qnn.realised_in_qnn(file)
     assert [(layer.name, layer.precision) for layer in seen.layers] == [("conv", "int8")]

@@ -22,6 +22,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from dfqkit_export.backends import onnxruntime
 from dfqkit_export.backends.isolation import call_isolated
 from dfqkit_export.backends.onnxruntime.rules import RULES as CPU_RULES
 from dfqkit_export.backends.onnxruntime.session import rejections
@@ -29,9 +30,8 @@ from dfqkit_export.backends.precision import LayerPrecision, Realised, layer_tol
 from dfqkit_export.backends.qdq import QdqGraph
 from dfqkit_export.backends.rule import Violation, rule, rules_in
 from dfqkit_export.backends.session import FileSession, Images, batched
-from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
+from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.inputs import entrance, own_batch
-from dfqkit_export.lazy import install_hint
 from dfqkit_export.onnxfile.graph import SourceGraph
 from dfqkit_export.onnxfile.model import load_onnx
 from dfqkit_export.onnxfile.parameters import check_parameters
@@ -64,13 +64,13 @@ class QnnSession(FileSession):
         check_parameters(known, self.path)
         self._batch = own_batch(known) or 1
         self.entrance = entrance(known, self.path)
-        runtime, qnn = import_module("onnxruntime"), _qnn()
+        onnxruntime.QNN.require()
+        runtime, qnn = import_module("onnxruntime"), import_module("onnxruntime_qnn")
         settings = runtime.SessionOptions()
         settings.log_severity_level = 4
-        for value in known.graph.input:
-            for size in value.type.tensor_type.shape.dim[:1]:
-                if size.dim_param:
-                    settings.add_free_dimension_override_by_name(size.dim_param, 1)
+        sizes = [size for value in known.graph.input for size in value.type.tensor_type.shape.dim[:1]]
+        for name in {size.dim_param for size in sizes} - {""}:
+            settings.add_free_dimension_override_by_name(name, 1)
         options = {"backend_path": qnn.get_qnn_htp_path()}
         if kept is not None:
             settings.enable_profiling, settings.profile_file_prefix = True, str(kept / "profile")
@@ -100,7 +100,7 @@ def realised_in_qnn(path: str | Path) -> Realised:
     A layer counts as integer where QNN's operator reads and writes 8-bit codes, or where it is left to the CPU provider
     and an integer kernel runs it there.
     """
-    _qnn()
+    onnxruntime.QNN.require()
     source = load_onnx(path)
     with tempfile.TemporaryDirectory(prefix="dfqkit-") as folder:
         named = with_unique_names(source, Path(path), Path(folder))
@@ -118,31 +118,25 @@ def realised_in_qnn(path: str | Path) -> Realised:
 
 def compiled(path: str) -> dict[str, list[Any]]:
     """Return what QNN and the CPU provider run, by the file's nodes: operator, and whether it computes on codes."""
-    with tempfile.TemporaryDirectory(prefix="dfqkit-") as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory(prefix="dfqkit-") as kept:
+        folder = Path(kept)
         session = QnnSession(path, kept=folder)
         shape = [size if isinstance(size, int) else session._batch for size in session.input_shape]
         session.outputs(np.zeros(shape, np.float32))
         profile = json.loads(Path(session._session.end_profiling()).read_text(encoding="utf-8"))
         session._session = None  # now the graph is written
-        on_cpu = {
-            event["name"].removesuffix("_kernel_time"): str(event["args"]["op_name"])
-            for event in profile
-            if event.get("cat") == "Node" and event["args"].get("provider") != _PROVIDER
-        }
-        found = {_TOKEN.sub("", node): [kind, kind.startswith(("Q", "Dequantize"))] for node, kind in on_cpu.items()}
+        found: dict[str, list[Any]] = {}
+        for event in profile:
+            if event.get("cat") == "Node" and event["args"].get("provider") != _PROVIDER:
+                kind = str(event["args"]["op_name"])
+                name = _TOKEN.sub("", event["name"].removesuffix("_kernel_time"))
+                found[name] = [kind, kind.startswith(("Q", "Dequantize"))]
         for file in folder.glob(f"{_PROVIDER}*.json"):
-            graph = json.loads(file.read_text(encoding="utf-8")).get("graph")
-            if graph is not None:
-                found |= dict(_nodes(graph))
+            graph = json.loads(file.read_text(encoding="utf-8")).get("graph", {})
+            for name, node in graph.get("nodes", {}).items():
+                ends = [graph["tensors"].get(tensor, {}) for tensor in (node["input_names"][0], *node["output_names"])]
+                found[_TOKEN.sub("", name)] = [node["type"], all(end.get("data_type") in _CODES for end in ends)]
         return found
-
-
-def _nodes(graph: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
-    types = {name: tensor["data_type"] for name, tensor in graph["tensors"].items()}
-    for name, node in graph["nodes"].items():
-        data = [types.get(tensor) for tensor in (*node["input_names"][:1], *node["output_names"])]
-        yield _TOKEN.sub("", name), [node["type"], all(kind in _CODES for kind in data)]
 
 
 def _layer(node: onnx.NodeProto, found: Mapping[str, list[Any]]) -> LayerPrecision:
@@ -166,14 +160,6 @@ def _find_clipped_codes(graph: QdqGraph) -> Iterator[Violation]:
 
 
 RULES = (*CPU_RULES, *rules_in(vars()))
-
-
-def _qnn() -> Any:
-    try:
-        return import_module("onnxruntime_qnn")
-    except ImportError:
-        message = f"Running files in QNN needs onnxruntime-qnn, which is not installed. Run {install_hint('qnn')}."
-        raise RuntimeUnavailableError(message) from None
 
 
 def _devices(runtime: Any) -> list[Any]:

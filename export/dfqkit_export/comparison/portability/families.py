@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from dfqkit_export.backends.processor import saturates, this_processor
 from dfqkit_export.errors import TargetError
@@ -43,28 +44,17 @@ class Family:
 #: AVX without AVX2 and FMA has no integer kernels of its own, and numpy 2.4 uses it at import whatever there is (seen).
 _NO_AVX2 = "SandyBridge"
 #: 1.28 to 1.32 for aarch64 end in a segmentation fault when qemu 7.2 imports them (measured).
-_ARM_VERSION = "1.27.0"
+_ARM: dict[str, Any] = {"machine": ARM, "addition": "fixed", "newest": "1.27.0"}
 
 FAMILIES = {
     family.name: family
     for family in (
         Family(name="avx512-vnni", title="x86, AVX-512 VNNI", machine=X86, cpu="", addition="fused"),
         Family(name="avx-vnni", title="x86, AVX-VNNI", machine=X86, cpu="", addition="fused"),
-        Family(
-            name="avx2", title="x86, AVX2, no VNNI", machine=X86, cpu="Haswell", saturates=True, addition="fused"
-        ),
+        Family(name="avx2", title="x86, AVX2, no VNNI", machine=X86, cpu="Haswell", addition="fused", saturates=True),
         Family(name="sse", title="x86, SSE4.1", machine=X86, cpu=_NO_AVX2, addition="plain"),
-        Family(
-            name="neon", title="Arm, NEON", machine=ARM, cpu="cortex-a72", addition="fixed", newest=_ARM_VERSION
-        ),
-        Family(
-            name="neon-dot",
-            title="Arm, NEON, dot product",
-            machine=ARM,
-            cpu="max,sve=off,sme=off",
-            addition="fixed",
-            newest=_ARM_VERSION,
-        ),
+        Family(name="neon", title="Arm, NEON", cpu="cortex-a72", **_ARM),
+        Family(name="neon-dot", title="Arm, NEON, dot product", cpu="max,sve=off,sme=off", **_ARM),
     )
 }  # fmt: skip
 
