@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from dfqkit.cli import command_line
 from dfqkit.config.files import list_recipes
-from tests._documented import CI, PARSED, ROOT, TIERS, Command, commands, pages
+from tests._documented import _BLOCK, CI, PARSED, ROOT, TIERS, Command, commands, pages
 
 ALL = [command for page in pages() for command in commands(page)]
 #: What nothing but reading can check here: installing with a system's tools, and clusters.
@@ -33,7 +34,8 @@ READ_ALONE = {
 def parts(command: Command) -> list[list[str]]:
     """The commands that one line of a shell consists of."""
     found: list[list[str]] = [[]]
-    for word in shlex.split(command.text.replace("\\\n", " "), comments=True):
+    text = re.sub(r'"\$\w+"', "1", command.text) if command.script else command.text
+    for word in shlex.split(text.replace("\\\n", " "), comments=True):
         if word in ("&&", "|", "||", ";"):
             found.append([])
         elif word == ">":
@@ -51,6 +53,22 @@ def test_every_command_is_in_one_tier() -> None:
 def test_only_what_cannot_be_run_is_read_alone() -> None:
     read = [one for one in ALL if one.tier == PARSED]
     assert [one.text for one in read if not READ_ALONE & set(one.words)] == []
+
+
+def test_scripts_of_a_queue_are_run_by_a_test_of_their_page() -> None:
+    scripts = {(one.page, one.script) for one in ALL if one.script}
+    test = (ROOT / "tests" / "e2e" / "test_clusters_page.py").read_text(encoding="utf-8")
+    assert {page for page, _ in scripts} == {"docs/clusters.md"}
+    assert [script for _, script in scripts if f'submitted("{script}"' not in test] == []
+
+
+def test_no_block_of_shell_is_overlooked() -> None:
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        blocks = [found for found in re.findall(r"^ *(`{3,}|~{3,})(.*)$", text, re.M)[::2] if "sh" in found[1]]
+        counted = [found for found in blocks if re.fullmatch(r'(sh|bash)( title="[\w.]+")?', found[1])]
+        assert blocks == counted
+        assert len(blocks) == len(_BLOCK.findall(text)), page
 
 
 @pytest.mark.parametrize("command", ALL, ids=lambda one: f"{one.page}: {one.text[:60]}")
