@@ -66,8 +66,8 @@ _LARGE: dict[str, Any] = {
     "quant": {"scales": "float"},
     "bank": {"calibration": 64, "held_out": 32, "grading": 64, "batch": 16},
 }
-#: What suits them where weights have fewer bits: their codes are chosen together, for which images must be good ones,
-#: drawn and pulled to what BatchNorm layers saw.
+#: What suits them where weights have fewer bits, or one scale a layer: their codes are chosen together, for which
+#: images must be good ones, drawn and pulled to what BatchNorm layers saw.
 _LARGE_FEW_BITS: dict[str, Any] = {
     "synthesis": PULLED.model_copy(update={"steps": 50}),
     "quant": {"scales": "float", "activation_range": "percentile", "weight_rounding": "gptq"},
@@ -258,8 +258,9 @@ def prepare(  # noqa: PLR0913 - those of `quantize`
         chosen["synthesis"] = {**chosen.get("synthesis", {}), "method": method}
     chosen = _with_pictures(chosen, images, teacher)
     targets = [target] if isinstance(target, str) else list(target)
-    recipe = _recipe(teacher, bits, targets, chosen)
     later = [override for override in overrides if _root(override) not in _TEACHERS]
+    asked = overridden({}, [override for override in later if _root(override) == "quant"])
+    recipe = _recipe(teacher, bits, targets, chosen, {**chosen.get("quant", {}), **asked.get("quant", {})})
     if later:
         recipe = parse_recipe(recipe.to_yaml(), recipe.name, later)
     return recipe.found_in(Path.cwd()), teacher
@@ -342,7 +343,7 @@ def _ladder(usual: Sequence[Candidate], given: Mapping[str, Any], minutes: float
 
 def _large(teacher: Teacher, bits: str, quant: Mapping[str, Any]) -> dict[str, Any]:
     """Return the sections that suit networks of large images; none where activations have fewer than 8 bits."""
-    if bits == _ENOUGH_BITS:
+    if bits == _ENOUGH_BITS and quant.get("weight_granularity") != "per_tensor":
         return _LARGE | {"ladder": _ladder(USUAL, quant, 20)}
     if not bits.endswith(_ENOUGH_BITS[2:]):
         return {}
@@ -352,12 +353,17 @@ def _large(teacher: Teacher, bits: str, quant: Mapping[str, Any]) -> dict[str, A
     return _LARGE_FEW_BITS | drawn | {"ladder": _ladder(FEW_BITS, quant, 10)}
 
 
-def _recipe(teacher: Teacher, bits: str, targets: list[str], sections: Mapping[str, Any]) -> Recipe:
-    """Return a recipe for a teacher that is at hand; its weights' fingerprint stands in for a file name."""
+def _recipe(
+    teacher: Teacher, bits: str, targets: list[str], sections: Mapping[str, Any], quant: Mapping[str, Any]
+) -> Recipe:
+    """Return a recipe for a teacher that is at hand; its weights' fingerprint stands in for a file name.
+
+    ``quant`` is what the scheme must have, whatever suits the network.
+    """
     of_task = _OBJECTS if teacher.task.name != DEFAULT_TASK.name and "objects" in provides(teacher) else {}
     small = max(teacher.image.shape[1:]) <= _SMALL
     if not of_task and not small and "synthesis" not in sections:
-        of_task = _large(teacher, bits, sections.get("quant", {}))
+        of_task = _large(teacher, bits, quant)
     floors = (
         [] if of_task is _OBJECTS else [FloorSection(metric=STUDENT_AGREEMENT.name, value=99.5)]
     )  # behind float operators a tie moves a code
@@ -378,5 +384,5 @@ def _recipe(teacher: Teacher, bits: str, targets: list[str], sections: Mapping[s
         "synthesis": source,
         "floors": floors,
     }
-    quant = {"bits": bits, **of_task.get("quant", {}), **sections.get("quant", {})}
-    return recipe_from({**usual, **sections, "quant": quant}, "the arguments of dfqkit.quantize")
+    scheme = {"bits": bits, **of_task.get("quant", {}), **sections.get("quant", {})}
+    return recipe_from({**usual, **sections, "quant": scheme}, "the arguments of dfqkit.quantize")

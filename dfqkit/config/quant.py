@@ -56,6 +56,9 @@ class QuantConfig(Section):
     weight_range: Literal["max", "mse"] = Field(
         "mse", description="How weight scales start: largest value, or least error."
     )
+    weight_granularity: Annotated[Literal["per_channel", "per_tensor"], Added("0.2.0")] = Field(
+        "per_channel", description="Whether each output channel's weights have a scale, or all of a layer share one."
+    )
     weight_rounding: Annotated[Literal["nearest", "gptq"], Added("0.2.0")] = Field(
         "nearest",
         description="gptq: codes of a layer are chosen together, one layer after the other, for what the float network "

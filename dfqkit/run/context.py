@@ -226,7 +226,8 @@ class Context:
         """Return the float graph that a scheme quantizes, with the features of its students (`equalized_graph`)."""
         key = scheme.equalize, scheme.equalize_values
         if key not in self._equalized:
-            images = [images for images, _ in self.batches("calibration")] if scheme.equalize_values else ()
+            wanted = scheme.equalize or scheme.equalize_values
+            images = [images for images, _ in self.batches("calibration")] if wanted else ()
             self._equalized[key] = equalized_graph(self.graph, scheme, images)
         return self._equalized[key]
 

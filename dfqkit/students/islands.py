@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dfqkit.students.inputs import is_input
-from dfqkit.students.nodes import called, op_name, tensor_at
+from dfqkit.students.nodes import called, fill_of, op_name, tensor_at
 
 #: Operators whose values spread over orders of magnitude.
 _SPREADING_WORDS = (
@@ -99,19 +99,6 @@ class Islands:
             return "it is a divisor, or the argument of a root or a logarithm, which must be right where it is small"
         return f"behind '{self.origins[node]}' its values lie too far apart for 256 codes" if self.spread(node) else ""
 
-    def fill_of(self, node: object) -> float | None:
-        """Return the constant that a node pads with, where it is a constant pad."""
-        if not isinstance(node, fx.Node) or node.op != "call_function":
-            return None
-        name, given = op_name(node.target), [*node.args[2:], None, None]
-        if name == "constant_pad_nd":
-            value = node.kwargs.get("value", given[0])
-        elif name == "pad" and node.kwargs.get("mode", given[0]) in (None, "constant"):
-            value = node.kwargs.get("value", given[1])
-        else:
-            return None
-        return float(value) if isinstance(value, (int, float)) else 0.0
-
     def constant(self, node: object) -> Tensor | float | None:
         """Return the value of an argument that no image changes; None for any other."""
         if isinstance(node, (int, float)) and not isinstance(node, bool):
@@ -128,7 +115,7 @@ class Islands:
         name = op_name(node.target)
         if node.op != "call_function" or name in _BOUNDED or name.startswith(("clamp", "hardtanh")):
             return False
-        fill = self.fill_of(node)
+        fill = fill_of(node)
         if fill is not None:
             return abs(fill) >= FILL
         operands = node.args if name in ("add", "sub", "where", "masked_fill", "mul", "maximum", "minimum") else ()
@@ -257,7 +244,7 @@ def nonnegative(node: object, islands: Islands, moves: Callable[[fx.Node], bool]
     module = called(node, islands.modules)
     if module is not None:
         return isinstance(module, _NONNEGATIVE_MODULES) or (isinstance(module, _POOLING) and all_of(node.args[:1]))
-    name, fill = op_name(node.target), islands.fill_of(node)
+    name, fill = op_name(node.target), fill_of(node)
     if fill is not None:
         return fill >= 0 and all_of(node.args[:1])
     if name in _NONNEGATIVE or _at_least_zero(node, name):

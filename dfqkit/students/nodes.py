@@ -28,6 +28,20 @@ def op_name(target: object) -> str:
     return str(getattr(target, "__name__", target))
 
 
+def fill_of(node: object) -> float | None:
+    """Return the constant that a node pads with, where it is a constant pad."""
+    if not isinstance(node, fx.Node) or node.op != "call_function":
+        return None
+    name, given = op_name(node.target), [*node.args[2:], None, None]
+    if name == "constant_pad_nd":
+        value = node.kwargs.get("value", given[0])
+    elif name == "pad" and node.kwargs.get("mode", given[0]) in (None, "constant"):
+        value = node.kwargs.get("value", given[1])
+    else:
+        return None
+    return float(value) if isinstance(value, (int, float)) else 0.0
+
+
 def source(node: fx.Node) -> fx.Node:
     """Return the node whose value is the first argument of another.
 

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from dfqkit.config.quant import QuantConfig
 from dfqkit.students.inputs import image_of, is_input
 from dfqkit.students.islands import MATMUL, Islands, nonnegative
-from dfqkit.students.nodes import REGRID, STRUCTURAL, called, op_name, source, watch
+from dfqkit.students.nodes import REGRID, STRUCTURAL, called, fill_of, op_name, source, watch
 from dfqkit.students.tail import tail_of
 from dfqkit_export.backends.target import Target
 from dfqkit_export.images.pixels import PIXELS
@@ -86,7 +86,7 @@ class Rules:
             return self._kind_of_maximum(node)
         if function in STRUCTURAL:
             return "structural"
-        if self.islands.fill_of(node):
+        if fill_of(node):
             return "structural" if self._ignored(node) else "compute"  # a constant has to lie within the range
         if function in REGRID:
             return "regrid"
@@ -109,13 +109,13 @@ class Rules:
 
     def _kind_of_maximum(self, node: fx.Node) -> str:
         before = node.args[0]
-        if self.islands.fill_of(before) and self._ignored(before):  # type: ignore[arg-type]
+        if fill_of(before) and self._ignored(before):  # type: ignore[arg-type]
             return "regrid"
         return "compute" if before in self.islands.filled else "structural"
 
     def _ignored(self, pad: fx.Node) -> bool:
         """Whether a constant pad only ever loses in maxima: it is below 0, and no window lies in it altogether."""
-        fill, widths = self.islands.fill_of(pad), pad.args[1]
+        fill, widths = fill_of(pad), pad.args[1]
         pools = [self.module(user) for user in pad.users]
         if not fill or fill > 0 or not isinstance(widths, Sequence) or len(widths) > 4:
             return False

@@ -60,7 +60,7 @@ class Factor(nn.Module):
 
 
 def weight_quantizer(config: QuantConfig, bits: int, target: Target) -> Any:
-    """Brevitas weight quantizer class: symmetric, one learnable scale an output channel.
+    """Brevitas weight quantizer class: symmetric, one learnable scale an output channel, or one.
 
     Source: LSQ (Esser et al., "Learned Step Size Quantization", 2020), as Brevitas has it.
     """
@@ -69,7 +69,7 @@ def weight_quantizer(config: QuantConfig, bits: int, target: Target) -> Any:
         bit_width=target.weights.width(bits),
         scaling_impl=ParameterFromStatsFromParameterScaling,
         narrow_range=target.weights.narrow_range,
-        scaling_per_output_channel=target.weights.granularity == "per_channel",
+        scaling_per_output_channel=target.weights.granularity == config.weight_granularity == "per_channel",
     )
 
 

@@ -60,7 +60,7 @@ def equalized_graph(graph: fx.GraphModule, config: QuantConfig, batches: Sequenc
     images (n, C, H, W), and is left out without any.
     """
     if config.equalize:
-        graph = equalize(graph, config.equalize)
+        graph = equalize(graph, config.equalize, batches)
     return equalize_values(graph, config.equalize_values, batches) if config.equalize_values and batches else graph
 
 

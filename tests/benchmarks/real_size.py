@@ -65,8 +65,6 @@ def measured(name: str, bits: str, overrides: list[str], *, per_tensor: bool) ->
     from dfqkit_export.images.labelled import load_images
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
-    if per_tensor:
-        one_scale_for_all()
     factory, weights, (mean, std) = NETS[name]
     assets = Path(os.environ["DFQKIT_ASSETS"])
     start, processor = time.monotonic(), time.process_time()
@@ -75,7 +73,10 @@ def measured(name: str, bits: str, overrides: list[str], *, per_tensor: bool) ->
         image={"shape": (3, 224, 224), "mean": mean, "std": std, "classes": 1000},
         bits=bits,
         target="onnxruntime",
-        options={"teacher": {"weights": str(assets / weights) if weights else None}},
+        options={
+            "teacher": {"weights": str(assets / weights) if weights else None},
+            "quant": {"weight_granularity": "per_tensor" if per_tensor else "per_channel"},
+        },
         overrides=overrides,
     )
     with tempfile.TemporaryDirectory() as place:
@@ -109,17 +110,6 @@ def measured(name: str, bits: str, overrides: list[str], *, per_tensor: bool) ->
         "chosen": facts.get("chosen", ""),
         "tried": facts.get("tried", []),
     }
-
-
-def one_scale_for_all() -> None:
-    """Let the target have one scale for all of a layer's weights."""
-    from dataclasses import replace
-
-    from dfqkit_export.backends import get_target
-    from dfqkit_export.backends.spaces import W8_TENSOR
-
-    target = get_target("onnxruntime")
-    object.__setattr__(target, "weights", replace(W8_TENSOR, narrow_range=target.weights.narrow_range))
 
 
 def in_child(*asked: Any, **more: Any) -> dict[str, Any]:

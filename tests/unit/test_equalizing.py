@@ -49,11 +49,13 @@ PASSED: dict[str, Middle] = {
     "a constant": lambda net, x: net.act(x) + 1.5,
     "hard-swish": lambda _, x: functional.hardswish(x),
     "swish, a factor and a constant": lambda _, x: 0.2 + 0.7 * functional.silu(x),
+    "zeros around it": lambda _, x: functional.pad(torch.relu(x), (0, 1, 0, 1)),
     "a grid": lambda _, x: torch.relu(x)[:, :, ::2, ::2],
 }
 STOPPED: dict[str, Middle] = {
     "a gate of another value": lambda net, x: net.act(x) * torch.sigmoid(x),
     "a square": lambda net, x: net.act(x) * net.act(x),
+    "ones around it": lambda _, x: functional.pad(torch.relu(x), (0, 1, 0, 1), value=1.0),
     "a sigmoid": lambda _, x: torch.sigmoid(x),
     "a cat": lambda net, x: torch.cat([net.act(x)[:, :4], x[:, 4:]], 1),
     "other channels": lambda _, x: x.reshape(x.shape[0], 8, -1).transpose(1, 2).reshape(x.shape[0], 8, 16, 16),
@@ -111,3 +113,20 @@ def test_the_numbers_are_those_of_brevitas_where_it_knows_the_network(name: str)
     assert any(not torch.equal(a, b) for a, b in zip(ours.parameters(), graph.parameters(), strict=True))
     for (place, mine), (_, other) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
         assert torch.equal(mine, other), place
+
+
+def test_weights_become_alike_through_relu6_as_far_as_nothing_more_reaches_its_bound() -> None:
+    graph, batches = float_graph(chain(lambda _, x: functional.relu6(x)), IMAGE), [images(8), images(8, seed=1)]
+    before = graph.get_submodule("first").weight
+    assert torch.equal(equalize(graph, 10).get_submodule("first").weight, before)
+    equalized = equalize(graph, 10, batches)
+    after = equalized.get_submodule("first").weight
+    with torch.no_grad():
+        largest = functional.relu6(graph.get_submodule("first")(torch.cat(batches))).amax((0, 2, 3))
+        for batch in batches:
+            torch.testing.assert_close(equalized(batch), graph(batch), rtol=1e-4, atol=1e-4)
+    factors = (after / before).flatten(1).mean(1)
+    assert bool((factors >= 1 - 1e-5).all())
+    assert bool((factors * largest <= 6 * (1 + 1e-5)).all())
+    assert bool((factors[largest < 6] > 1.01).any())
+    assert ratio(after) < ratio(before)

@@ -230,7 +230,9 @@ def test_what_is_no_ladder_is_refused(ladder: object, facts: tuple[str, ...]) ->
 
 def default(side: int, sections: dict[str, Any], bits: str = "w8a8") -> Recipe:
     image = dfqkit.ImageSpec(**{**IMAGE.to_dict(), "shape": (3, side, side)})
-    return api._recipe(Teacher.from_module(toy("residual"), image), bits, ["onnxruntime"], sections)
+    return api._recipe(
+        Teacher.from_module(toy("residual"), image), bits, ["onnxruntime"], sections, sections.get("quant", {})
+    )
 
 
 def test_a_classifier_of_large_images_has_a_ladder_by_default() -> None:
@@ -248,7 +250,7 @@ def test_a_classifier_of_large_images_has_a_ladder_by_default() -> None:
 def test_so_has_any_other_task_that_looks_for_no_objects() -> None:
     image = dfqkit.ImageSpec(shape=(3, 96, 96), mean=IMAGE.mean, std=IMAGE.std)
     teacher = Teacher.from_module(UNet(), image, task=task_of({"name": "dense"}))
-    large = api._recipe(teacher, "w8a8", ["onnxruntime"], {})
+    large = api._recipe(teacher, "w8a8", ["onnxruntime"], {}, {})
     assert (large.synthesis, large.ladder is not None, large.quant.scales) == (ProceduralConfig(), True, "float")
 
 
@@ -263,8 +265,17 @@ def test_weights_of_few_bits_are_chosen_together_on_pulled_images_by_default() -
     assert (shared.quant.eight_bit_share, shared.quant.weight_rounding) == (0.1, "gptq")
     assert shared.ladder is not None
     assert shared.ladder.candidates == FEW_BITS[:2]
+    coarse, _ = api.prepare(
+        toy("residual"),
+        image=large.image.spec(),
+        bits="w8a8",
+        target="onnxruntime",
+        overrides=["quant.weight_granularity=per_tensor"],
+    )
+    assert coarse.ladder is not None
+    assert (coarse.quant.bits, coarse.ladder.candidates) == ("w8a8", FEW_BITS)
     plain = nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    without = api._recipe(Teacher.from_module(plain, large.image.spec()), "w4a8", ["onnxruntime"], {})
+    without = api._recipe(Teacher.from_module(plain, large.image.spec()), "w4a8", ["onnxruntime"], {}, {})
     assert without.synthesis == ProceduralConfig()
 
 

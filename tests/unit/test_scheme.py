@@ -90,6 +90,12 @@ def test_weights_are_symmetric_narrow_and_per_channel(bits: int, way: str, targe
         torch.testing.assert_close(scale.flatten(), expected, rtol=1e-5, atol=0)
 
 
+def test_all_weights_of_a_layer_share_a_scale_where_that_is_asked_for() -> None:
+    quantizer = weight_quantizer(QuantConfig(weight_granularity="per_tensor"), 8, get_target("onnxruntime"))
+    layer = qnn.QuantConv2d(3, 4, 3, weight_quant=quantizer)
+    assert layer.eval().quant_weight().scale.numel() == 1
+
+
 @pytest.mark.parametrize(
     ("target", "signed", "codes", "zero_point_free"),
     [
