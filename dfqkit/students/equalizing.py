@@ -34,6 +34,8 @@ _SETTLED = 0.05
 _LEAST = 1e-9
 #: The least share of the largest channel's values that a channel is taken to have.
 _SMALLEST = 1e-3
+#: The most that a channel bounded by ReLU6 is multiplied with: its bias must still fit 32 bits beside the others.
+_MOST = 64.0
 _OUTPUT, _PREFIX = "the output", "equalized_"
 
 
@@ -72,7 +74,7 @@ def equalize(graph: fx.GraphModule, iterations: int, batches: Sequence[Tensor] =
     groups.tell()
     bounded = {node: group for group in groups.usable for node in group.bounded}
     for node, largest in _largest(equalized, bounded, batches).items():
-        room = 1 / (largest / _BOUND).clamp_min(_SMALLEST)
+        room = torch.where(largest > 0, (_BOUND / largest).clamp_max(_MOST), 1.0)  # whose values are 0 gains nothing
         group = bounded[node]
         group.room = room if group.room is None else torch.minimum(room, group.room)
     with torch.no_grad():

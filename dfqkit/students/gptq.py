@@ -160,8 +160,15 @@ def output_error(codes: Tensor, weight: Tensor, second: Tensor, scale: Tensor) -
     return ((error @ second) * error).sum(2)
 
 
-def least_error(
-    weight: Tensor, second: Tensor, scale: Tensor, low: int, high: int, shortened: Callable[[Tensor], Tensor] | None
+def least_error(  # noqa: PLR0913 - those of `gptq`
+    weight: Tensor,
+    second: Tensor,
+    scale: Tensor,
+    low: int,
+    high: int,
+    shortened: Callable[[Tensor], Tensor] | None,
+    *,
+    shared: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return codes and the scales that go with them, (groups, rows), of the least error found; args as of `gptq`.
 
@@ -172,23 +179,29 @@ def least_error(
         low: As of `gptq`.
         high: As of `gptq`.
         shortened: Makes scales that may be had of any; None where ``scale`` is to stay.
+        shared: Whether all rows have one scale, which is then the best for their errors' sum.
     """
+    energy = ((weight @ second) * weight).sum(2).clamp_min(torch.finfo(torch.float32).tiny)
+
+    def told(of_rows: Tensor) -> Tensor:
+        return (of_rows / energy).sum().expand_as(of_rows) if shared else of_rows
+
     tried = [scale] if shortened is None else [shortened(scale * ratio) for ratio in _RATIOS]
     codes, scale = gptq(weight, second, tried[0], low, high), tried[0]
     least = output_error(codes, weight, second, scale)
     for other in tried[1:]:
         found = gptq(weight, second, other, low, high)
         error = output_error(found, weight, second, other)
-        better = error < least
+        better = told(error) < told(least)
         codes, scale = torch.where(better[:, :, None], found, codes), torch.where(better, other, scale)
         least = torch.where(better, error, least)
     codes = descended(codes, weight, second, scale, low, high)
     for _ in range(_FITS):
         if shortened is None:
             break
-        fitted = ((codes @ second) * weight).sum(2) / ((codes @ second) * codes).sum(2)
+        fitted = told(((codes @ second) * weight).sum(2)) / told(((codes @ second) * codes).sum(2))
         other = torch.where(fitted > 0, shortened(fitted.clamp_min(torch.finfo(torch.float32).tiny)), scale)
         least = output_error(codes, weight, second, scale)
-        scale = torch.where(output_error(codes, weight, second, other) < least, other, scale)
+        scale = torch.where(told(output_error(codes, weight, second, other)) < told(least), other, scale)
         codes = descended(codes, weight, second, scale, low, high)
     return codes, scale

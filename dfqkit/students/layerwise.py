@@ -19,7 +19,8 @@ from torch import Tensor, fx, nn
 
 from dfqkit.students.gptq import Moments, corrected, least_error
 from dfqkit.students.nodes import called, source, tensor_at
-from dfqkit.students.weight_scales import MOST_BITS, largest_code, short_mantissa
+from dfqkit.students.onnx_nodes import input_codes
+from dfqkit.students.weight_scales import MOST_BITS, fit_sums, largest_code, short_mantissa
 
 _LOG = logging.getLogger(__name__)
 #: Images that are looked at, at most: what lies between two layers is kept for all of them.
@@ -28,6 +29,9 @@ IMAGES = 64
 POSITIONS = 512
 #: Columns of the largest layer whose weights are solved for: a convolution of 5 x 5 over 200 channels has as many.
 MOST_COLUMNS = 5120
+
+#: Times that codes are chosen, each for a larger scale, until no sum of two products leaves 16 bits.
+_MOST_FITS = 4
 
 #: What rounding changed of a layer's weights, by its name, and what that moves its outputs by on average, (C_out,).
 Errors = dict[str, tuple[Tensor, Tensor]]
@@ -60,6 +64,7 @@ def round_by_layers(
     found: Errors = {}
     uses = Counter(id(module.weight_quant) for module in student.modules() if isinstance(module, Layer))
     rng = torch.Generator().manual_seed(0)
+    read = input_codes(student) if student.meta.get("sums_fit") else {}
     images = torch.split(torch.cat(list(batches))[:IMAGES], len(batches[0]))
     with torch.no_grad():
         for node, layer, twin, inputs in _side_by_side(student, reference, images):
@@ -68,14 +73,20 @@ def round_by_layers(
                 _LOG.info("'%s' keeps the nearest codes: its bias alone is corrected.", node.target)
                 _move_bias(layer, twin, inputs)
             else:
-                found[str(node.target)] = _solve(layer, inputs, rng, scales=scales)
+                found[str(node.target)] = _solve(layer, inputs, rng, scales=scales, read=read.get(str(node.target)))
             advance()
     return found
 
 
 def _solve(
-    layer: Layer, inputs: Sequence[tuple[Tensor, Tensor]], rng: torch.Generator, *, scales: bool
+    layer: Layer,
+    inputs: Sequence[tuple[Tensor, Tensor]],
+    rng: torch.Generator,
+    *,
+    scales: bool,
+    read: tuple[int, int] | None,
 ) -> tuple[Tensor, Tensor]:
+    """Solve for one layer; ``read`` are the codes that it reads at most, where two products must fit 16 bits."""
     groups = getattr(layer, "groups", 1)
     weight = layer.weight.double().reshape(groups, len(layer.weight) // groups, -1)
     moments = Moments.none(groups, weight.shape[2], weight.device)
@@ -85,20 +96,31 @@ def _solve(
     second, cross = moments.covariances()
     wanted = corrected(weight, second, cross)
     high = 2 ** (int(layer.weight_quant.bit_width()) - 1) - 1
-    scale = layer.quant_weight().scale.double().reshape(-1).expand(len(layer.weight)).reshape(groups, -1)
+    scale = _scales_of(layer, groups)
     stored = tensor_at(layer.weight_quant.tensor_quant.scaling_impl, "value")
-    free = partial(short_mantissa, bits=MOST_BITS) if scales and stored.numel() > 1 else None
-    codes, scale = least_error(wanted, second, scale, -largest_code(layer), high, free)
+    free: Callable[..., Tensor] | None = partial(short_mantissa, bits=MOST_BITS) if scales else None
+    one = stored.numel() == 1
+    for _ in range(_MOST_FITS):
+        codes, scale = least_error(wanted, second, scale, -largest_code(layer), high, free, shared=one)
+        tensor_at(layer, "weight").copy_((codes * scale[:, :, None]).reshape(layer.weight.shape))
+        if not scales:
+            break
+        stored.copy_((scale.reshape(-1)[: stored.numel()] * largest_code(layer)).reshape(stored.shape))
+        if read is None or not fit_sums(layer, *read, partial(short_mantissa, bits=MOST_BITS, rounding=torch.ceil)):
+            break
+        scale, free = _scales_of(layer, groups), None  # codes for the larger scale are chosen anew, not rounded
     rounded = codes * scale[:, :, None]
     quantized_mean, exact_mean = moments.means()
     bias = weight @ exact_mean[:, :, None] - rounded @ quantized_mean[:, :, None]
-    if free is not None:
-        stored.copy_((scale.reshape(-1) * largest_code(layer)).reshape(stored.shape))
-    tensor_at(layer, "weight").copy_(rounded.reshape(layer.weight.shape))
     tensor_at(layer, "bias").add_(bias.reshape(-1))
     error = rounded - wanted
     moved = (error @ quantized_mean[:, :, None]).reshape(-1)
     return error.reshape(layer.weight.shape).to(layer.weight.dtype), moved.to(layer.weight.dtype)
+
+
+def _scales_of(layer: Layer, groups: int) -> Tensor:
+    scale: Tensor = layer.quant_weight().scale
+    return scale.double().reshape(-1).expand(len(layer.weight)).reshape(groups, -1)
 
 
 def _move_bias(layer: Layer, twin: nn.Module, inputs: Sequence[tuple[Tensor, Tensor]]) -> None:

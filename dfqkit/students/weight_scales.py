@@ -62,7 +62,7 @@ def round_weight_scales(student: fx.GraphModule, batches: Sequence[Tensor] = ())
             codes = [read[name] for name in layers if name in read]
             if codes:
                 low, high = min(low for low, _ in codes), max(high for _, high in codes)
-                _fit_sums(next(iter(layers.values())), low, high, short)
+                fit_sums(next(iter(layers.values())), low, high, short)
 
 
 def fix_weight_scales(student: nn.Module) -> None:
@@ -157,7 +157,7 @@ def _round(
     return lambda larger: short_mantissa(larger / unit, bits, rounding=torch.ceil) * unit
 
 
-def _fit_sums(layer: Layer, low: int, high: int, short: Callable[[Tensor], Tensor]) -> None:
+def fit_sums(layer: Layer, low: int, high: int, short: Callable[[Tensor], Tensor]) -> bool:
     """Make the weight scale of channels larger in which a sum of two products can leave 16 bits (`saturation`).
 
     Args:
@@ -165,21 +165,25 @@ def _fit_sums(layer: Layer, low: int, high: int, short: Callable[[Tensor], Tenso
         low: The smallest code that it reads, as uint8.
         high: The largest.
         short: Makes scales short, and not smaller.
+
+    Returns:
+        Whether any was made larger.
     """
     if (layer.weight.shape[1] == 1 and getattr(layer, "groups", 1) > 1) or layer.output_channel_dim:
-        return
+        return False
     value = layer.weight_quant.tensor_quant.scaling_impl.value
-    for _ in range(_MOST_STEPS):
+    for step in range(_MOST_STEPS):
         codes, scale = weight_codes(layer)
         found = bound(codes.numpy(), low, high)
         wide = torch.from_numpy(found.channels > 0)
         if not wide.any():
-            return
+            return step > 0
         past = torch.from_numpy(1 + found.channels / MOST).to(scale).clamp(min=1 + 2.0**-MOST_BITS)
         larger = torch.where(wide, scale * past, scale)
         larger = short(larger) if value.numel() > 1 else short(larger.max())
         larger = torch.where(wide, larger, scale) if value.numel() > 1 else larger
         value.copy_((larger * largest_code(layer)).reshape(value.shape))
+    return True
 
 
 def _room(largest: Tensor, input_scale: Tensor, plain: Tensor) -> Tensor:

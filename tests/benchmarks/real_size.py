@@ -49,7 +49,7 @@ def efficientnet_lite0() -> Any:
     )
 
 
-def measured(name: str, bits: str, overrides: list[str], *, per_tensor: bool) -> dict[str, Any]:
+def measured(name: str, bits: str, overrides: list[str], *, target: str, per_tensor: bool) -> dict[str, Any]:
     """Run everything up to the file, then grade it; runs in a process of its own."""
     import numpy as np
     import torch
@@ -72,7 +72,7 @@ def measured(name: str, bits: str, overrides: list[str], *, per_tensor: bool) ->
         factory,
         image={"shape": (3, 224, 224), "mean": mean, "std": std, "classes": 1000},
         bits=bits,
-        target="onnxruntime",
+        target=target,
         options={
             "teacher": {"weights": str(assets / weights) if weights else None},
             "quant": {"weight_granularity": "per_tensor" if per_tensor else "per_channel"},
@@ -126,7 +126,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [f"| {titles} |", "| --- " * (titles.count("|") + 1) + "|"]
     for row in rows:
         cells = [
-            row["network"], row["bits"] + (", per tensor" if row["per_tensor"] else ""), " ".join(row["set"]),
+            f"{row['network']}, {row.get('target', 'onnxruntime')}",
+            row["bits"] + (", per tensor" if row["per_tensor"] else ""), " ".join(row["set"]),
             f"{row['top1']:.2f} (float {row['float']:.2f})", f"{row['drop']:.2f} ± {row['error']:.2f}",
             f"{row['agreement']:.1f}", f"{row['minutes']:.1f} ({row['processor_minutes']:.1f})",
             f"{row['gigabytes']:.1f}", f"{row['bytes'] / 1e6:.2f}", row["chosen"],
@@ -141,6 +142,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="+", choices=NETS, default=list(NETS))
     parser.add_argument("--bits", nargs="+", default=["w8a8", "w4a8"])
+    parser.add_argument("--target", default="onnxruntime", help="whose kernels the file is for")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes of the recipe")
     parser.add_argument("--per-tensor", action="store_true", help="one scale for all weights of a layer")
     options = parser.parse_args()
@@ -150,9 +152,10 @@ def main() -> int:
     for name in options.only:
         for bits in options.bits:
             key = {"network": name, "bits": bits, "set": options.set, "per_tensor": options.per_tensor}
-            if any(key.items() <= row.items() for row in rows):
+            key |= {"target": options.target}
+            if any(key.items() <= {"target": "onnxruntime", **row}.items() for row in rows):
                 continue
-            rows.append(key | in_child(name, bits, options.set, per_tensor=options.per_tensor))
+            rows.append(key | in_child(name, bits, options.set, target=options.target, per_tensor=options.per_tensor))
             with options.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
             print(table(rows[-1:]), file=sys.stderr, flush=True)

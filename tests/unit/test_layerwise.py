@@ -17,11 +17,13 @@ from dfqkit.students.freezing import freeze
 from dfqkit.students.integer_student import IntegerStudent
 from dfqkit.students.layerwise import _columns, _drawn, round_by_layers
 from dfqkit.students.onnx_file import write_qdq
+from dfqkit.students.onnx_nodes import input_codes, weight_codes
 from dfqkit.students.placement import quantized_graph
 from dfqkit.students.sensitivity import Imitated
 from dfqkit.students.student import LAYER_BITS, calibrate_student, load_student, rounded_layers, save_student
 from dfqkit_export.backends import get_target
 from dfqkit_export.backends.opening import open_session
+from dfqkit_export.backends.saturation import bound
 from dfqkit_export.errors import ArtefactError
 from tests._messages import raises_naming
 from tests._toys import IMAGE, images, toy_graph, toy_teacher
@@ -155,3 +157,21 @@ def test_the_float_network_stays_as_it_is() -> None:
     before = {name: value.clone() for name, value in graph.state_dict().items()}
     rounded(graph, bits="w3a8", eight_bit_share=0.4)
     assert all(torch.equal(before[name], value) for name, value in graph.state_dict().items())
+
+
+@pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
+def test_codes_are_chosen_for_scales_at_which_two_products_fit_16_bits(granularity: str) -> None:
+    graph = toy_graph("residual")
+    with torch.no_grad():
+        for layer in graph.modules():
+            if isinstance(layer, nn.Conv2d):  # nearly all weights as large: their codes are the largest
+                layer.weight.copy_(layer.weight.sign() * layer.weight.abs().mean() * (1 + 0.01 * layer.weight))
+    student = rounded(graph, bits="w8a8", weight_granularity=granularity)
+    read = input_codes(student)
+    layers = {name: layer for name, layer in student.named_modules() if isinstance(layer, Layer)}
+    for name, layer in layers.items():
+        codes, scale = weight_codes(layer)
+        assert not bound(codes.numpy(), *read[name]).channels.any(), name
+        steps = layer.weight.flatten(1) / scale.reshape(-1, 1)
+        torch.testing.assert_close(steps, codes.flatten(1).to(steps), rtol=0, atol=1e-3)
+    assert any(int(weight_codes(layer)[0].abs().max()) < 100 for layer in layers.values())
