@@ -260,7 +260,7 @@ def prepare(  # noqa: PLR0913 - those of `quantize`
     targets = [target] if isinstance(target, str) else list(target)
     later = [override for override in overrides if _root(override) not in _TEACHERS]
     asked = overridden({}, [override for override in later if _root(override) == "quant"])
-    recipe = _recipe(teacher, bits, targets, chosen, {**chosen.get("quant", {}), **asked.get("quant", {})})
+    recipe = _recipe(teacher, bits, targets, chosen, asked.get("quant"))
     if later:
         recipe = parse_recipe(recipe.to_yaml(), recipe.name, later)
     return recipe.found_in(Path.cwd()), teacher
@@ -354,16 +354,16 @@ def _large(teacher: Teacher, bits: str, quant: Mapping[str, Any]) -> dict[str, A
 
 
 def _recipe(
-    teacher: Teacher, bits: str, targets: list[str], sections: Mapping[str, Any], quant: Mapping[str, Any]
+    teacher: Teacher, bits: str, targets: list[str], sections: Mapping[str, Any], asked: Mapping[str, Any] | None = None
 ) -> Recipe:
     """Return a recipe for a teacher that is at hand; its weights' fingerprint stands in for a file name.
 
-    ``quant`` is what the scheme must have, whatever suits the network.
+    ``asked`` is what the scheme must have beyond its section, whatever suits the network.
     """
     of_task = _OBJECTS if teacher.task.name != DEFAULT_TASK.name and "objects" in provides(teacher) else {}
     small = max(teacher.image.shape[1:]) <= _SMALL
     if not of_task and not small and "synthesis" not in sections:
-        of_task = _large(teacher, bits, quant)
+        of_task = _large(teacher, bits, {**sections.get("quant", {}), **(asked or {})})
     floors = (
         [] if of_task is _OBJECTS else [FloorSection(metric=STUDENT_AGREEMENT.name, value=99.5)]
     )  # behind float operators a tie moves a code

@@ -250,7 +250,7 @@ def test_a_classifier_of_large_images_has_a_ladder_by_default() -> None:
 def test_so_has_any_other_task_that_looks_for_no_objects() -> None:
     image = dfqkit.ImageSpec(shape=(3, 96, 96), mean=IMAGE.mean, std=IMAGE.std)
     teacher = Teacher.from_module(UNet(), image, task=task_of({"name": "dense"}))
-    large = api._recipe(teacher, "w8a8", ["onnxruntime"], {}, {})
+    large = api._recipe(teacher, "w8a8", ["onnxruntime"], {})
     assert (large.synthesis, large.ladder is not None, large.quant.scales) == (ProceduralConfig(), True, "float")
 
 
@@ -275,7 +275,7 @@ def test_weights_of_few_bits_are_chosen_together_on_pulled_images_by_default() -
     assert coarse.ladder is not None
     assert (coarse.quant.bits, coarse.ladder.candidates) == ("w8a8", FEW_BITS)
     plain = nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    without = api._recipe(Teacher.from_module(plain, large.image.spec()), "w4a8", ["onnxruntime"], {}, {})
+    without = api._recipe(Teacher.from_module(plain, large.image.spec()), "w4a8", ["onnxruntime"], {})
     assert without.synthesis == ProceduralConfig()
 
 
