@@ -56,8 +56,9 @@ MOST_TYPE_IGNORES = 25
 # bound to its teacher by hash, pixels that are stated once and filled in from libraries, and constant folding. Tasks
 # beyond classification, with their metrics, labels and pictures, ONNX files as teachers, and two sources followed; then
 # one command for what people hold, which asks for what it lacks, and the ladder, which tries schemes in turn; then
-# several processes, proofs on other processors, and the way in: plans, five lines, files of other tools.
-MOST_LINES = 60_000
+# several processes, proofs on other processors, and the way in: plans, five lines, files of other tools; then the
+# steering of the ladder, `init`, Qualcomm's NPU as a target, and proofs that the gate asks for.
+MOST_LINES = 60_500
 
 FOREIGN_CODE = {"yaml.load", "yaml.unsafe_load", "yaml.full_load", "eval", "exec", "pickle.load", "pickle.loads"}
 # What a reader of files must be told, so that it runs no code of theirs.
