@@ -103,9 +103,7 @@ class Grid:
 
 
 def contestants(
-    patterns: Sequence[str],
-    overrides: Sequence[str] = (),
-    read: Callable[[str, Sequence[str]], Recipe] = load_recipe,
+    patterns: Sequence[str], overrides: Sequence[str] = (), read: Callable[[str, Sequence[str]], Recipe] = load_recipe
 ) -> dict[str, Recipe]:
     """Return recipes by short name: of shipped ones, patterns of them (``digits/*-w8a8-ort``), and files."""
     shipped = list(list_recipes())

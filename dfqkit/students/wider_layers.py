@@ -43,12 +43,7 @@ class LayerBits:
 
 
 def wider_layers(
-    reference: fx.GraphModule,
-    batches: Sequence[Tensor],
-    imitated: Imitated,
-    errors: Errors,
-    bits: int,
-    share: float,
+    reference: fx.GraphModule, batches: Sequence[Tensor], imitated: Imitated, errors: Errors, bits: int, share: float
 ) -> list[LayerBits]:
     """Return the layers with what each costs, those first that are worth most for each weight; `WIDE` bits for some.
 

@@ -17,16 +17,7 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from dfqkit.teacher.onnx_graph.building import Building, Value, refuse
 from dfqkit.teacher.onnx_graph.reading import Operator
-from dfqkit.teacher.onnx_graph.table import (
-    OPERATORS,
-    Given,
-    axes_of,
-    fixed,
-    needed,
-    plain,
-    translates,
-    whole_batch,
-)
+from dfqkit.teacher.onnx_graph.table import OPERATORS, Given, axes_of, fixed, needed, plain, translates, whole_batch
 
 _UNARY: dict[str, Callable[..., Any]] = {
     "Abs": torch.abs, "Neg": torch.neg, "Exp": torch.exp, "Log": torch.log, "Sqrt": torch.sqrt, "Floor": torch.floor,

@@ -17,16 +17,7 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from dfqkit.teacher.onnx_graph.building import TRIED, Building, Size, Value, known, refuse, size_of
 from dfqkit.teacher.onnx_graph.reading import Operator
-from dfqkit.teacher.onnx_graph.table import (
-    Given,
-    axes_of,
-    fixed,
-    needed,
-    numbers,
-    sizes_in,
-    translates,
-    whole_batch,
-)
+from dfqkit.teacher.onnx_graph.table import Given, axes_of, fixed, needed, numbers, sizes_in, translates, whole_batch
 
 _MIXES = "Images of a batch must stay apart. Export the network with a free batch size, or give the torch module."
 

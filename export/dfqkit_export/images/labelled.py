@@ -74,12 +74,7 @@ class LabelledImages:
 
 
 def load_images(
-    source: str | Path,
-    spec: ImageSpec,
-    *,
-    resize: int | None = None,
-    crop: int | None = None,
-    limit: int | None = None,
+    source: str | Path, spec: ImageSpec, *, resize: int | None = None, crop: int | None = None, limit: int | None = None
 ) -> LabelledImages:
     """Read images and labels from a file, a folder or an installed data set.
 

@@ -152,10 +152,7 @@ def likely_flips(
 
 
 def power(
-    own: NDArray[np.bool_],
-    probes: Sequence[NDArray[np.bool_]],
-    chosen: NDArray[np.int64],
-    same: NDArray[np.float64],
+    own: NDArray[np.bool_], probes: Sequence[NDArray[np.bool_]], chosen: NDArray[np.int64], same: NDArray[np.float64]
 ) -> dict[str, Any]:
     """Return what the chosen images notice, read off probes that had no part in choosing them.
 

@@ -338,10 +338,7 @@ class Task(ABC):
 
     def per_image(self, reference: Outputs, outputs: Outputs) -> dict[str, NDArray[Any]]:
         """Return what each image contributes to metrics, (N,) by the key of `kinds.PerImage`."""
-        return {
-            AGREES.key: self.same_answer(reference, outputs),
-            NOISE.key: self.per_image_error(reference, outputs),
-        }
+        return {AGREES.key: self.same_answer(reference, outputs), NOISE.key: self.per_image_error(reference, outputs)}
 
     def signs(self, reference: Outputs, outputs: Outputs) -> list[str]:
         """Return what all numbers beside the reference's tell of a fault, the surest first; by default nothing."""

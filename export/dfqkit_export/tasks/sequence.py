@@ -10,13 +10,7 @@ from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.spec import ImageSpec
-from dfqkit_export.measure.kinds import (
-    CHARACTER_ERROR,
-    LINE_ACCURACY,
-    LINE_AGREEMENT,
-    TRUE_CHARACTER_ERROR,
-    Metric,
-)
+from dfqkit_export.measure.kinds import CHARACTER_ERROR, LINE_ACCURACY, LINE_AGREEMENT, TRUE_CHARACTER_ERROR, Metric
 from dfqkit_export.measure.metrics import share
 from dfqkit_export.measure.resampling import draws, ratio
 from dfqkit_export.tasks.base import Groups, Labels, Limits, Outputs, OutputSpec, Task

@@ -51,9 +51,7 @@ class CMI(PoolSynthesizer):
         _, local = self._teach(cropped(images, config.crop, self.rng, flip=config.flip))
         with self.tap as tap:
             logits, global_ = self._teach(shown)
-        terms = {
-            "bn": torch.stack(tap.deviations(losses.bn_l2)).sum(),
-        }
+        terms = {"bn": torch.stack(tap.deviations(losses.bn_l2)).sum()}
         if self.weights["one_hot"]:
             terms["one_hot"] = nn.functional.cross_entropy(logits, self.batch.labels)
         terms |= {"contrastive": self._contrast(local, global_), **self._objects(logits)}
