@@ -23,16 +23,13 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = attach(
     __name__,
     {
-        "BankDataset": "dfqkit.images",
-        "DfqkitError": "dfqkit_export.errors",
-        "ImageBank": "dfqkit.images",
-        "ImageSpec": "dfqkit_export.images.spec",
-        "Recipe": "dfqkit.config.recipe",
-        "Result": "dfqkit.api",
-        "Teacher": "dfqkit.teacher.load",
-        "load_recipe": "dfqkit.config.reading",
-        "load_teacher": "dfqkit.teacher.load",
-        "quantize": "dfqkit.api",
+        "dfqkit.api": "Result quantize",
+        "dfqkit.config.reading": "load_recipe",
+        "dfqkit.config.recipe": "Recipe",
+        "dfqkit.images": "BankDataset ImageBank",
+        "dfqkit.teacher.load": "Teacher load_teacher",
+        "dfqkit_export.errors": "DfqkitError",
+        "dfqkit_export.images.spec": "ImageSpec",
     },
 )
 

@@ -15,6 +15,6 @@ if TYPE_CHECKING:
     from dfqkit.images.bank import ImageBank
     from dfqkit.images.dataset import BankDataset
 
-__getattr__, __dir__ = attach(__name__, {"BankDataset": "dfqkit.images.dataset", "ImageBank": "dfqkit.images.bank"})
+__getattr__, __dir__ = attach(__name__, {"dfqkit.images.dataset": "BankDataset", "dfqkit.images.bank": "ImageBank"})
 
 __all__ = ["BankDataset", "ImageBank"]

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from dfqkit.students.nodes import op_name, tensor_at
 
 _MOVES = {"permute", "transpose", "flatten", "reshape", "view", "unsqueeze", "squeeze"}
+_OPERATORS = {"mul", "neg", "add", "sub", "rsub", "div"}
 
 
 @dataclass(frozen=True)
@@ -44,46 +45,27 @@ def affine_map(node: fx.Node, graph: fx.GraphModule, shapes: Mapping[fx.Node, tu
         args = (args[0], -1.0)
     elif name == "addcmul" and len(args) == 3:
         return _addcmul(node, graph, shapes)
-    elif name not in _FORMS or len(args) != 2:
+    elif name not in _OPERATORS or len(args) != 2:
         return None
     for turned, (x, constant) in enumerate((args, args[::-1])):
-        form = _FORMS[name][turned]
         numbers = _numbers(constant, graph, shapes[node])
-        if form is not None and numbers is not None and isinstance(x, fx.Node) and shapes.get(x) == shapes[node]:
+        if numbers is not None and isinstance(x, fx.Node) and shapes.get(x) == shapes[node]:
             axis, value = numbers
-            return AffineMap(x, axis, *form(value))
+            if (form := _form(name, value, turned)) is not None:
+                return AffineMap(x, axis, *form)
     return None
 
 
-def _scaled(value: Tensor) -> tuple[Tensor, Tensor]:
-    return value, torch.zeros_like(value)
-
-
-def _shifted(value: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.ones_like(value), value
-
-
-def _subtracted(value: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.ones_like(value), -value
-
-
-def _turned(value: Tensor) -> tuple[Tensor, Tensor]:
-    return -torch.ones_like(value), value
-
-
-def _divided(value: Tensor) -> tuple[Tensor, Tensor]:
-    return 1 / value, torch.zeros_like(value)
-
-
-#: Scale and shift of (x, constant), and of (constant, x), by operator.
-_FORMS: dict[str, Any] = {
-    "mul": (_scaled, _scaled),
-    "neg": (_scaled, _scaled),
-    "add": (_shifted, _shifted),
-    "sub": (_subtracted, _turned),
-    "rsub": (_turned, _subtracted),
-    "div": (_divided, None),
-}
+def _form(name: str, value: Tensor, turned: int) -> tuple[Tensor, Tensor] | None:
+    """Return scale and shift of (x, constant), turned those of (constant, x); None where they do not exist."""
+    one, zero = torch.ones_like(value), torch.zeros_like(value)
+    if name == "div":
+        return None if turned else (1 / value, zero)
+    if name == "add":
+        return one, value
+    if name in ("sub", "rsub"):
+        return (-one, value) if turned == (name == "sub") else (one, -value)
+    return value, zero
 
 
 def _addcmul(node: fx.Node, graph: fx.GraphModule, shapes: Mapping[fx.Node, tuple[int, ...]]) -> AffineMap | None:

@@ -7,15 +7,15 @@ one is given once. Where images come from, and who gets which, is the method's.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from dfqkit.synthesis.base import Losses, Synthesizer
+from dfqkit.synthesis.base import DrawnSynthesizer
 from dfqkit.synthesis.drawing import Deck
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.stored import image_digest
@@ -29,7 +29,7 @@ def first_places(images: Iterable[NDArray[np.uint8]]) -> dict[bytes, int]:
     return first
 
 
-class GivenImages(Synthesizer):
+class GivenImages(DrawnSynthesizer):
     """Base of these methods; nothing is optimised.
 
     A subclass sets `training` and `fresh`, places of images for its `_read`, `order`, which deals the former, and
@@ -62,15 +62,6 @@ class GivenImages(Synthesizer):
             "section (calibration, training, held_out, grading)."
         )
         raise ArtefactError(message)
-
-    @property
-    def warmup_rounds(self) -> int:
-        """None: nothing is optimised."""
-        return 0
-
-    def synthesize(self, students: Sequence[nn.Module] = ()) -> Losses:
-        """Nothing to do."""
-        return {}
 
     @property
     def available(self) -> int:

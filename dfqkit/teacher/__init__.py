@@ -11,4 +11,4 @@ if TYPE_CHECKING:
 
 __all__ = ["Teacher", "load_teacher"]
 
-__getattr__, __dir__ = attach(__name__, {"Teacher": "dfqkit.teacher.load", "load_teacher": "dfqkit.teacher.load"})
+__getattr__, __dir__ = attach(__name__, {"dfqkit.teacher.load": "Teacher load_teacher"})

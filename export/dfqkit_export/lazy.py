@@ -17,21 +17,22 @@ from dfqkit_export.errors import MissingExtraError
 _OF_TORCH = frozenset({"torch", "torchvision", "brevitas", "onnxscript", "pkg_resources"})
 
 
-def attach(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def attach(package: str, names: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Make the module functions ``__getattr__`` and ``__dir__`` (PEP 562) of a package.
 
     Args:
         package: Its ``__name__``.
-        homes: The module, absolute, in which each public name lives.
+        names: The public names of each module, absolute, with blanks between them.
 
     Returns:
         Both functions, to be bound to these names in the package.
 
     Example:
-        >>> getter, _ = attach("toy", {"sqrt": "math"})
+        >>> getter, _ = attach("toy", {"math": "sqrt"})
         >>> getter("sqrt")(9)
         3.0
     """
+    homes = {name: module for module, held in names.items() for name in held.split()}
 
     def resolve(name: str) -> Any:
         if name not in homes:

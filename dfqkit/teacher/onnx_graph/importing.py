@@ -97,16 +97,16 @@ def translated(source: Source, image: ImageSpec) -> fx.GraphModule:
 def _translate(operators: Sequence[Operator], values: dict[str, Value], to: Building, kept: set[str]) -> None:
     last = {name: place for place, node in enumerate(operators) for name in read_by(node)}
     for place, node in enumerate(operators):
-        if node.kind == "If":
-            _branch(node, values, to)
-        else:
-            _one(node, values, to)
+        _one(node, values, to)
         for name in read_by(node):
             if last[name] == place and name not in kept:
                 values.pop(name, None)  # the examples of a large network are as large as its training
 
 
 def _one(node: Operator, values: dict[str, Value], to: Building) -> None:
+    if node.kind == "If":
+        _branch(node, values, to)
+        return
     given = [values[name] if name else None for name in node.inputs]
     try:
         made = OPERATORS[node.kind](node, given, to)
@@ -139,10 +139,7 @@ def _branch(node: Operator, values: dict[str, Value], to: Building) -> None:
     operators = operators_of(graph, node.opset)
     _require_known(operators)
     for each in operators:
-        if each.kind == "If":
-            _branch(each, inner, to)
-        else:
-            _one(each, inner, to)
+        _one(each, inner, to)
     for name, value in zip(node.outputs, graph.output, strict=True):
         values[name] = inner[value.name]
 

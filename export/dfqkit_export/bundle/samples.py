@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from dfqkit_export.backends import backend_of, find_target
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.sentinel import Sentinel
 from dfqkit_export.tasks import Task, entry_of
 from dfqkit_export.tasks.answering import answer
-from dfqkit_export.tasks.base import SAMPLES, Samples
+from dfqkit_export.tasks.base import SAMPLES
 
 #: Images of the samples; those that the teacher is surest of, so that runtimes do not differ in their answers.
 _IMAGES = 4
@@ -39,7 +38,9 @@ def sample_files(session: OrtSession, sentinel: Sentinel, target: str) -> dict[s
     task, surest = sentinel.task, sample_places(session, sentinel)
     count = len(surest)
     images = sentinel.normalized()[surest]
-    programs = programs_of(task, session.entrance.image)
+    image = session.entrance.image
+    # Images that go in another way than the task's programs know are fed by what serves every task.
+    programs = SAMPLES if image is not None and not image.plain else task.samples
     files = {f"samples/{place}": _text(resource) for place, resource in programs.programs.items()}
     if entry := entry_of(task):
         files["samples/task.txt"] = "".join(_words(entry["task"])).encode()
@@ -53,11 +54,6 @@ def sample_files(session: OrtSession, sentinel: Sentinel, target: str) -> dict[s
     expected = " and ".join(f"`{_expected(task, name).rpartition('/')[2]}`" for name in task.names)
     told = _README.format(count=count, expected=expected, task=task, samples=programs)
     return files | {"samples/README.md": told.encode()}
-
-
-def programs_of(task: Task, image: ImageSpec | None) -> Samples:
-    """Return the programs of a bundle: the task's, or what serves every task where images go in another way."""
-    return SAMPLES if image is not None and not image.plain else task.samples
 
 
 def _given(place: int) -> str:

@@ -86,10 +86,15 @@ class SourceGraph:
 
     def source(self, tensor: str, passed: Collection[str]) -> onnx.NodeProto | None:
         """Return the node that a tensor comes from, through operators that hand their first input on."""
-        node = self.producer(tensor)
-        while node is not None and node.op_type in passed:
-            node = self.producer(node.input[0])
-        return node
+        for node in self.path(tensor, passed):
+            tensor = node.input[0]
+        return self.producer(tensor)
+
+    def path(self, tensor: str, passed: Collection[str]) -> Iterator[onnx.NodeProto]:
+        """Yield the operators of those kinds that a tensor comes through, upwards, along their first inputs."""
+        while (node := self.producer(tensor)) is not None and node.op_type in passed:
+            yield node
+            tensor = node.input[0]
 
     def constant(self, tensor: str) -> NDArray[Any] | None:
         """Return the value of an initializer or Constant, also behind Cast and Identity.

@@ -52,14 +52,13 @@ _TASKS = {
 #: What a recipe or a file is about that does not say.
 (DEFAULT_NAME, *_) = _TASKS
 
-_BASE = ("CLASSES", "Groups", "Labels", "OutputSpec", "Outputs", "Task")
-_LOOKUP = ("DEFAULT_TASK", "entry_of", "metadata_of", "task_in", "task_of")
-
 __getattr__, __dir__ = attach(
     __name__,
-    dict.fromkeys(_BASE, "dfqkit_export.tasks.base")
-    | dict.fromkeys(_LOOKUP, "dfqkit_export.tasks.lookup")
-    | {"Marks": "dfqkit_export.tasks.marks"},
+    {
+        "dfqkit_export.tasks.base": "CLASSES Groups Labels OutputSpec Outputs Task",
+        "dfqkit_export.tasks.lookup": "DEFAULT_TASK entry_of metadata_of task_in task_of",
+        "dfqkit_export.tasks.marks": "Marks",
+    },
 )
 
 

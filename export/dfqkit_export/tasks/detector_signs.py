@@ -73,11 +73,6 @@ def _centred(corners: Floats) -> Floats:
     return np.concatenate([(low + high) / 2, high - low], -1)
 
 
-def _deviations(values: Floats) -> Floats:
-    """Return how far each position's numbers move from image to image, (P, numbers)."""
-    return np.asarray(values.std(0))
-
-
 def _exchanged(wanted: Floats, given: Floats) -> list[tuple[int, int]]:
     """Return pairs of columns of (N, P, numbers) of which each is the teacher's other."""
     first, second = ((each - each.mean(0)).reshape(-1, each.shape[2]) for each in (wanted, given))
@@ -113,7 +108,7 @@ def _scaled(wanted: Floats, given: Floats, name: str) -> Iterator[str]:
 
 def _silent(wanted: Floats, given: Floats, name: str) -> Iterator[str]:
     """Say which stretch of positions gives the same scores for every image, where the teacher's differ."""
-    before, now = (_deviations(each).max(1) for each in (wanted, given))
+    before, now = (each.std(0).max(1) for each in (wanted, given))
     lively = before > _LIVELY * before.max(initial=0.0)
     silent = lively & (now <= _SILENT * before)
     places = np.flatnonzero(silent)

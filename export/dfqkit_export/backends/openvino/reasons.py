@@ -76,22 +76,12 @@ def _activation_reason(tensor: str, dequantizer: onnx.NodeProto, graph: SourceGr
     scales = graph.constant(dequantizer.input[1])
     if scales is not None and scales.size > 1:
         return f"{dequantizer.name!r} has {scales.size} scales; quantize activations per tensor"
-    for node in _between(tensor, graph):
+    for node in graph.path(tensor, _TRANSPARENT):
         if node.op_type == "Relu" and _zero_points(dequantizer, graph).any():
             return f"Relu {node.name!r} follows {dequantizer.name!r}, whose zero point is not 0; quantize after it"
         if node.op_type == "Concat" and _mixed(node, graph):
             return f"Concat {node.name!r} joins tensors of different scales; quantize its output"
     return ""
-
-
-def _between(tensor: str, graph: SourceGraph) -> list[onnx.NodeProto]:
-    # The nodes that a DequantizeLinear moves behind, from the layer upwards, along their first inputs.
-    found: list[onnx.NodeProto] = []
-    node = graph.producer(tensor)
-    while node is not None and node.op_type in _TRANSPARENT:
-        found.append(node)
-        node = graph.producer(node.input[0])
-    return found
 
 
 def _dequantizer(tensor: str, graph: SourceGraph) -> onnx.NodeProto | None:

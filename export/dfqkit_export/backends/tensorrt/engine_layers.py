@@ -7,7 +7,7 @@ layers and ONNX nodes. Why a layer stayed in float is the rules' knowledge and i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,22 +151,13 @@ def _reasons(
     found = {}
     for layer in layers:
         # A pair breaks a rule on scales twice over; its first node is enough.
-        broken = [problems[name] for name in _around(layer, graph) if name in problems][:1]
+        around = (layer, *(node for tensor in layer.input[:2] for node in graph.path(tensor, _OPERAND_PATH)))
+        broken = [problems[node.name] for node in around if node.name in problems][:1]
         unquantized = [tensor for tensor in layer.input[:2] if not _dequantized(tensor, graph)]
         if not broken and unquantized:
             broken = [f"{', '.join(map(repr, unquantized))} has no DequantizeLinear; put Q/DQ on both operands"]
         found[layer.name] = next(iter(broken), "")
     return found
-
-
-def _around(layer: onnx.NodeProto, graph: SourceGraph) -> Iterator[str]:
-    """Yield names of a layer and of what quantizes its operands."""
-    yield layer.name
-    for tensor in layer.input[:2]:
-        node = graph.producer(tensor)
-        while node is not None and node.op_type in _OPERAND_PATH:
-            yield node.name
-            node = graph.producer(node.input[0])
 
 
 def _dequantized(tensor: str, graph: SourceGraph) -> bool:

@@ -44,7 +44,7 @@ def passed_on(graph: WorkGraph, node: onnx.NodeProto) -> bool:
     if (
         op == "Identity"
         or (op in ("Sum", "Max", "Min", "Mean", "Concat") and len(given) == 1)
-        or (op == "Dropout" and len(node.output) == 1 and not _training(graph, node))
+        or (op == "Dropout" and len(node.output) == 1 and not (has_input(node, 2) and graph.scalar(node.input[2]) != 0))
         or (op == "Pad" and _all(graph, node, 1, 0))
         or (op == "Cast" and _cast_to_itself(graph, node))
         or (op == "Transpose" and (perm := ints(node, "perm")) is not None and perm == sorted(perm))
@@ -62,10 +62,6 @@ def passed_on(graph: WorkGraph, node: onnx.NodeProto) -> bool:
             if keeps or (graph.shape(out) is not None and graph.shape(out) == graph.shape(other)):
                 return graph.stand_for(out, other)
     return False
-
-
-def _training(graph: WorkGraph, node: onnx.NodeProto) -> bool:
-    return has_input(node, 2) and graph.scalar(node.input[2]) != 0
 
 
 def _all(graph: WorkGraph, node: onnx.NodeProto, place: int, number: int) -> bool:
