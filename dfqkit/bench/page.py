@@ -22,8 +22,8 @@ _EXTRA = """
 """
 
 
-def page(data: Mapping[str, Any]) -> str:
-    """Render a document of `table.document`."""
+def page(data: Mapping[str, Any], sheets: Mapping[str, bytes]) -> str:
+    """Render a document of `table.document`, with a sheet of each source's images as PNG."""
     provenance = data["provenance"]
     budget = f"{provenance['passes']:,} teacher passes a synthesis" if provenance["passes"] else "each recipe's budget"
     facts = {
@@ -42,7 +42,7 @@ def page(data: Mapping[str, Any]) -> str:
         f"{markup.facts(facts)}{warned}</header>",
         markup.section("Command", f"<pre>{escape(provenance['command'])}</pre>"),
         *(_section(bits, mode, rows) for (bits, mode), rows in sections(data["rows"]).items()),
-        _images(data["images"]),
+        _images(data["images"], sheets),
         notes,
     ]
     return markup.document(provenance["title"], "\n".join(body), style=_EXTRA)
@@ -61,17 +61,18 @@ def _section(bits: str, mode: str, rows: Sequence[Mapping[str, Any]]) -> str:
     title = f"{bits}, {mode}"
     body = (
         f'<div class="wide"><figure class="chart"><figcaption>drop, mean ± standard deviation, every seed</figcaption>'
-        f'{drop_plot(rows)}</figure><figure class="chart"><figcaption>top-1 % against wall time, numbered as in the '
-        f"other plot</figcaption>{cost_plot(rows)}</figure></div>{markup.table(title, header, lines, sortable=True)}"
+        f'{drop_plot(rows)}</figure><figure class="chart"><figcaption>top-1 % against wall time</figcaption>'
+        f"{cost_plot(rows)}</figure></div>{markup.table(title, header, lines, sortable=True)}"
     )
     note = "Drop in points against the float teacher, measured in the runtime; lower is better."
     return markup.section(title, body, note)
 
 
-def _images(rows: Sequence[Mapping[str, Any]]) -> str:
+def _images(rows: Sequence[Mapping[str, Any]], sheets: Mapping[str, bytes]) -> str:
     header = _header("source", *(heading for _, heading, _ in IMAGE_COLUMNS))
     lines = [_line(row, [_value(row[key], digits) for key, _, digits in IMAGE_COLUMNS]) for row in rows]
-    return markup.section("The images", markup.table("The images", header, lines, sortable=True))
+    table = markup.table("The images", header, lines, sortable=True)
+    return markup.section("The images", table + markup.pictures(sheets))
 
 
 def _header(first: str, *others: str) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ _WIDTH = 640
 _ROW = 22
 _LEFT, _RIGHT = 150, 70
 _SCATTER_HEIGHT = 300
+_LETTER = 6.5  # pixels, about
 
 
 def drop_plot(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -37,8 +38,7 @@ def drop_plot(rows: Sequence[Mapping[str, Any]]) -> str:
     parts = [svg.columns(x, x.ticks(), top=top, bottom=height - 24, y=height - 10, text="{:g}".format)]
     for index, (row, drop) in enumerate(zip(rows, drops, strict=True)):
         mean, spread, y = drop["mean"], drop["stdev"] or 0.0, top + _ROW * (index + 0.5)
-        # The number stands in the other plot.
-        parts.append(tick(_LEFT - 8, y + 3.5, f"{_name(row)} {index + 1}", anchor="end"))
+        parts.append(tick(_LEFT - 8, y + 3.5, _name(row), anchor="end"))
         parts += [line("curve", x(mean - spread), y, x(mean + spread), y)] if spread else []
         parts += [f'<circle class="seed" cx="{x(value):.1f}" cy="{y:.1f}" r="2.2"/>' for value in drop["values"]]
         parts.append(
@@ -54,15 +54,13 @@ def drop_plot(rows: Sequence[Mapping[str, Any]]) -> str:
 def cost_plot(rows: Sequence[Mapping[str, Any]]) -> str:
     """Draw accuracy in the runtime against wall time of synthesis and game, a mark a source, time on a log scale.
 
-    Marks carry the number of their line in `drop_plot`. Sources that fall out of the picture at the bottom are drawn at
-    its edge.
+    Each mark has its name beside it. Sources that fall out of the picture at the bottom are drawn at its edge.
     """
     points = [
-        (max(row["synthesis_seconds"]["mean"] + row["game_seconds"]["mean"], 0.1), row[TOP1.name], index, row)
-        for index, row in enumerate(rows, 1)
+        (max(row["synthesis_seconds"]["mean"] + row["game_seconds"]["mean"], 0.1), row[TOP1.name], row) for row in rows
     ]
     times, values = [point[0] for point in points], sorted(point[1]["mean"] for point in points)
-    top = max(found["mean"] + (found["stdev"] or 0.0) for _, found, _, _ in points)
+    top = max(found["mean"] + (found["stdev"] or 0.0) for _, found, _ in points)
     floor = min(values[len(values) // 2] - 2 * max(top - values[len(values) // 2], 0.1), top - 0.5)
     low = min(max(values[0], floor), top - 0.5)
     margin = 0.08 * (top - low)
@@ -73,20 +71,22 @@ def cost_plot(rows: Sequence[Mapping[str, Any]]) -> str:
         svg.rows(y, y.ticks(), left=left, right=_WIDTH - right, text="{:.6g}".format),
         svg.columns(x, x.ticks(), top=0, bottom=0, y=_SCATTER_HEIGHT - 12, text="{:g} s".format),
     ]
-    taken: list[tuple[float, float]] = []
-    for seconds, found, index, row in sorted(points, key=lambda point: -point[1]["mean"]):
+    taken: list[tuple[float, float, float]] = []
+    for seconds, found, row in sorted(points, key=lambda point: -point[1]["mean"]):
         across, up = x(seconds), y(found["mean"])
         if found["stdev"]:
             ends = [y(found["mean"] + sign * found["stdev"]) for sign in (1, -1)]
             parts.append(line("curve", across, ends[0], across, ends[1]))
-        text_y = up
-        while any(abs(text_y - other_y) < 10 and abs(across - other_x) < 16 for other_x, other_y in taken):
-            text_y += 10  # names must not lie on each other
-        taken.append((across, text_y))
+        text_y, width, before = up, _LETTER * len(str(row["contestant"])), across > _WIDTH / 2
+        start = across - 6 - width if before else across + 6
+        while any(abs(text_y - y) < 11 and start < right and left < start + width for left, right, y in taken):
+            text_y += 11  # names must not lie on each other
+        taken.append((start, start + width, text_y))
         parts.append(f'<circle class="dot" cx="{across:.1f}" cy="{up:.1f}" r="4"/>')
-        parts.append(tick(across + 6, text_y + 3.5, f"{index}<title>{_name(row)}</title>"))
-    label = "; ".join(f"{row['contestant']} {found['mean']:.2f} % in {time:.0f} s" for time, found, _, row in points)
-    height = max(_SCATTER_HEIGHT, int(max(place for _, place in taken)) + 12)
+        place = across - 6 if before else across + 6
+        parts.append(tick(place, text_y + 3.5, _name(row), anchor="end" if before else "start"))
+    label = "; ".join(f"{row['contestant']} {found['mean']:.2f} % in {time:.0f} s" for time, found, row in points)
+    height = max(_SCATTER_HEIGHT, int(max(place for _, _, place in taken)) + 12)
     return picture(_WIDTH, height, f"Top-1 against wall time: {label}", "".join(parts))
 
 

@@ -93,11 +93,12 @@ def spread(values: Sequence[float | None]) -> dict[str, Any]:
 
 
 def text_of(entry: Mapping[str, Any], digits: int = 2) -> str:
-    """Return the mean ± standard deviation, as far as there are values."""
+    """Return the mean ± standard deviation, as far as there are values that do not round to nothing."""
     if entry["mean"] is None:
         return "-"
     mean = f"{entry['mean']:,.{digits}f}"
-    return mean if entry["stdev"] is None else f"{mean} ± {entry['stdev']:,.{digits}f}"
+    spread_ = round(entry["stdev"] or 0.0, digits)
+    return f"{mean} ± {spread_:,.{digits}f}" if spread_ else mean
 
 
 def sections(rows_: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], list[Mapping[str, Any]]]:

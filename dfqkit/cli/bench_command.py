@@ -137,10 +137,12 @@ def _work(grid: Grid, args: argparse.Namespace, executor: Executor) -> None:
     from dfqkit.bench.shared import share
     from dfqkit.bench.table import document, markdown, rows
     from dfqkit.bench.trials import Bench
+    from dfqkit.images.sheet import SheetForm, contact_sheet
     from dfqkit.progress import Progress
     from dfqkit.run.context import resolve_device
     from dfqkit_export.env import environment
     from dfqkit_export.files import write_bytes
+    from dfqkit_export.images.stored import StoredBank
 
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -178,10 +180,16 @@ def _work(grid: Grid, args: argparse.Namespace, executor: Executor) -> None:
             "environment": environment(),
         },
     )
+    form = SheetForm(columns=12, rows=5, most=48, clear=True)
+    sets = {name: out / "synthesis" / name / f"s{grid.seeds[0]}" / "images" for name in grid.contestants}
+    sheets = {
+        f"{name}, seed {grid.seeds[0]}": contact_sheet(StoredBank.open(folder / "calibration.safetensors"), form)
+        for name, folder in sets.items()
+    }
     text = markdown(data)
     write_bytes(out / "bench.json", (json.dumps(data, indent=1) + "\n").encode())
     write_bytes(out / "bench.md", text.encode())
-    write_bytes(out / "bench.html", page(data).encode())
+    write_bytes(out / "bench.html", page(data, sheets).encode())
     show(args, data, text)
 
 

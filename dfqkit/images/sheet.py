@@ -17,7 +17,9 @@ from dfqkit_export.images.readers import spread
 from dfqkit_export.images.stored import Codes, StoredBank
 from dfqkit_export.tasks.answering import grouped
 
-_INK, _FAINT, _PAPER = (30, 30, 30), (150, 150, 150), (255, 255, 255)
+#: Ink, faint ink and paper: of a picture by itself, and of one that lies on a page, which may be light or dark.
+_OPAQUE = ((30, 30, 30), (150, 150, 150), (255, 255, 255))
+_CLEAR = ((125, 125, 125, 255), (125, 125, 125, 150), (0, 0, 0, 0))
 LINE, MARGIN, GAP = 12, 84, 2  # pixels: a line of text, the column of names, between images
 
 
@@ -29,10 +31,13 @@ class SheetForm:
     rows: int = 50  # groups (classes); of more, those with the most images and those with the fewest are shown
     least: int = 48  # side in pixels that small images are enlarged to, in whole steps
     most: int = 112  # side in pixels that large images are reduced to
+    clear: bool = False  # no paper, and letters that can be read on white and on black
 
 
 def contact_sheet(images: StoredBank, form: SheetForm | None = None) -> bytes:
-    """Draw a sheet as PNG: a row for each group, empty ones too, with the confidence below each image.
+    """Draw a sheet as PNG: a row for each group, with the confidence below each image.
+
+    Where there are more groups than rows, those without images have none.
 
     Of images that are neither grey nor RGB, `shown` says which channels are drawn, on the sheet's last line.
     """
@@ -45,12 +50,14 @@ def contact_sheet(images: StoredBank, form: SheetForm | None = None) -> bytes:
     height, width, scale = _cell(images.spec.shape, form)
     rows = _rows(counts, form.rows)
     tall, wide = height + LINE + GAP, width + GAP
-    sheet = Image.new("RGB", (MARGIN + form.columns * wide, len(rows) * tall + (LINE if told else 0)), _PAPER)
+    ink, faint, paper = _CLEAR if form.clear else _OPAQUE
+    size = (MARGIN + form.columns * wide, len(rows) * tall + (LINE if told else 0))
+    sheet = Image.new("RGBA" if form.clear else "RGB", size, paper)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default()
     for row, label in enumerate(rows):
         top = row * tall
         if label is None:
-            draw.text((4, top + height // 2), f"{len(counts) - len(rows) + 1} more {groups.many}", _FAINT, font)
+            draw.text((4, top + height // 2), f"{len(counts) - len(rows) + 1} more {groups.many}", faint, font)
             continue
         places = np.flatnonzero(groups.of == label)
         lines = [f"{groups.one} {label}"] if groups.one else []
@@ -58,15 +65,15 @@ def contact_sheet(images: StoredBank, form: SheetForm | None = None) -> bytes:
         if confidence is not None:
             lines.append(f"mean p {confidence[places].mean():.2f}" if len(places) else "none")
         text = "\n".join(lines)
-        draw.multiline_text((4, top + 2), text, _INK if len(places) else _FAINT, font, spacing=2)
+        draw.multiline_text((4, top + 2), text, ink if len(places) else faint, font, spacing=2)
         chosen = places[spread(len(places), form.columns)] if len(places) else places
         for column, code in enumerate(images.take(chosen.tolist())[0]):
             left = MARGIN + column * wide
             sheet.paste(_picture(code, scale, (width, height)), (left, top))
             if confidence is not None:
-                draw.text((left, top + height), f"{confidence[chosen[column]]:.2f}", _INK, font)
+                draw.text((left, top + height), f"{confidence[chosen[column]]:.2f}", ink, font)
     if told:
-        draw.text((4, len(rows) * tall), told, _INK, font)
+        draw.text((4, len(rows) * tall), told, ink, font)
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
@@ -100,7 +107,9 @@ def _rows(counts: NDArray[Any], most: int) -> list[int | None]:
     """Return groups from top to bottom; None where some are left out."""
     if len(counts) <= most:
         return list(range(len(counts)))
-    order = np.argsort(-counts, kind="stable").tolist()
+    order = [group for group in np.argsort(-counts, kind="stable").tolist() if counts[group]]
+    if len(order) < most:
+        return [*order, None]
     ends = max(most - 1, 2)
     return [*order[: (ends + 1) // 2], None, *order[len(order) - ends // 2 :]]
 

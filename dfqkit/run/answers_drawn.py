@@ -14,7 +14,8 @@ from dfqkit.run.export import MODEL
 if TYPE_CHECKING:
     from dfqkit.run.context import Context
 
-#: Images looked through, and how many are shown of those about which the teacher is least and most sure.
+#: Images looked through, and how many are shown of those about which the teacher is least and most sure, and twice as
+#: many whose answers differ.
 _LOOKED, _EACH = 64, 3
 
 
@@ -33,10 +34,14 @@ def drawn_answers(context: Context) -> dict[str, bytes]:
     codes, teacher = stored.take(range(min(_LOOKED, len(stored))))
     if not len(codes) or not task.marks({name: values[:1] for name, values in teacher.items()}):
         return {}
-    order = np.argsort(task.margins(teacher, teacher), kind="stable")
-    places = list(dict.fromkeys([*order[:_EACH].tolist(), *order[::-1][:_EACH].tolist()]))
     session = OrtSession(context.file(MODEL), optimized=context.target.bias != "float")
-    own = answers(session, task, normalized(codes[places], stored.spec))
-    both = task.marks({name: values[places] for name, values in teacher.items()}), task.marks(own)
-    caption = f"{task.answer} of the teacher (left) and of the file (right), where the teacher is least and most sure"
-    return {caption: side_by_side(codes[places], *both)}
+    own = answers(session, task, normalized(codes, stored.spec))
+    differ = np.flatnonzero(~task.same_answer(teacher, own)).tolist()
+    order = np.argsort(task.margins(teacher, teacher), kind="stable").tolist()
+    places = list(dict.fromkeys([*differ[: 2 * _EACH], *order[:_EACH], *order[::-1][:_EACH]]))
+    left, right = (task.marks({name: values[places] for name, values in found.items()}) for found in (teacher, own))
+    caption = (
+        f"{task.answer} of the teacher (left) and of the file (right): first {min(len(differ), 2 * _EACH)} of the "
+        f"{len(differ)} of {len(codes)} images where they differ, then where the teacher is least and most sure"
+    )
+    return {caption: side_by_side(codes[places], left, right)}

@@ -136,7 +136,7 @@ def contact_sheets(folder: Path) -> dict[str, bytes]:
     from dfqkit_export.tasks.answering import grouped
 
     # Smaller than those of `dfqkit bank sheet`: a page holds several, and they are part of its file.
-    form = SheetForm(columns=12, rows=20, most=96)
+    form = SheetForm(columns=12, rows=20, most=96, clear=True)
     sheets = {}
     for file in sorted(folder.glob("*.safetensors")):
         images = StoredBank.open(file)

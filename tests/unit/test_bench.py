@@ -18,14 +18,14 @@ from dfqkit.bench.imagestats import image_statistics
 from dfqkit.bench.page import page
 from dfqkit.bench.plots import cost_plot, drop_plot
 from dfqkit.bench.shared import share
-from dfqkit.bench.table import document, markdown, rows, spread
+from dfqkit.bench.table import document, markdown, rows, spread, text_of
 from dfqkit.bench.trials import Bench
 from dfqkit.cli import main
 from dfqkit.config.files import list_recipes
 from dfqkit.progress import silent
 from dfqkit.run.folder import RunFolder
 from dfqkit.run.parts import InOrder
-from dfqkit_export.errors import BusyError, RecipeError
+from dfqkit_export.errors import ArtefactError, BusyError, RecipeError
 from dfqkit_export.report.svg import nice_step
 from tests._messages import raises_naming
 from tests._toys import toy_teacher
@@ -140,6 +140,7 @@ def test_rows_are_means_and_spreads_and_the_best_comes_first() -> None:
     assert table[0]["synthesis_seconds"]["mean"] == 2.5
     assert spread([1.0]) == {"mean": 1.0, "stdev": None, "values": [1.0]}
     assert spread([None])["mean"] is None
+    assert [text_of(spread([1.0, value])) for value in (1.0, 1.001, 1.5)] == ["1.00", "1.00", "1.25 ± 0.35"]
 
 
 def test_markdown_and_page_show_every_row_and_escape_names() -> None:
@@ -153,9 +154,12 @@ def test_markdown_and_page_show_every_row_and_escape_names() -> None:
     tight = document(CELLS, real=REAL, provenance=PROVENANCE | {"passes": 100}, warnings={})
     assert tight["warnings"][0] == "dfq: its smallest unit costs more than the 100 passes"
     assert "at equal cost" not in page(
-        document(CELLS, real=REAL, provenance=PROVENANCE | {"passes": None}, warnings={})
+        document(CELLS, real=REAL, provenance=PROVENANCE | {"passes": None}, warnings={}), {}
     )
-    html = page(data)
+    html = page(data, {"dfq, seed 0": b"\x89PNG\r\n\x1a\nrest"})
+    assert html.count('src="data:image/png;base64,') == 1
+    with pytest.raises(ArtefactError, match="not a PNG"):
+        page(data, {"dfq": b"GIF"})
     assert "<b>noise" not in html
     assert html.count("&lt;b&gt;noise") >= 6
     assert "&lt;i&gt;beware" in html
@@ -169,6 +173,8 @@ def test_plots_place_what_is_better_where_the_reader_looks_for_it() -> None:
     circles = re.findall(r'class="dot" (?:cx="([\d.]+)"|d="M([\d.]+))', drop_plot(table))
     dfq, noise = (float(a or b) for a, b in circles)
     assert dfq < noise
+    named = re.findall(r"<text[^>]*>([^<]*)</text>", cost_plot(table))
+    assert {"dfq", "&lt;b&gt;noise&lt;/b&gt;"} <= set(named), "methods are named at their points"
     heights = [float(y) for y in re.findall(r'class="dot" cx="[\d.]+" cy="([\d.]+)"', cost_plot(table))]
     assert heights[0] < heights[1], "higher accuracy is drawn higher"
     assert [nice_step(span) for span in (1, 7, 40)] == [0.1, 1, 10]

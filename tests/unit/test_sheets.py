@@ -90,11 +90,14 @@ def test_of_many_images_an_even_choice_is_shown(tmp_path: Path) -> None:
 
 
 def test_of_many_classes_the_fullest_and_the_emptiest_are_shown(tmp_path: Path) -> None:
-    labels = [7] * 5 + [3] * 4 + [5] * 3 + [0, 1, 2, 4, 6, 8]  # class 9 has none
+    labels = [7] * 5 + [3] * 4 + [5] * 3 + [0] * 2 + [1] * 2 + [2] * 2 + [4] * 2 + [6]  # 8 and 9 have none
     images = stored(tmp_path / "a", labels, classes=10)
     sheet = pixels(contact_sheet(images, SheetForm(columns=6, rows=6)))
     assert sheet.shape[0] == 6 * TALL
-    assert [len([x for x in levels(sheet, row, 6) if x is not None]) for row in range(6)] == [5, 4, 3, 0, 1, 0]
+    assert [len([x for x in levels(sheet, row, 6) if x is not None]) for row in range(6)] == [5, 4, 3, 0, 2, 1]
+    few = pixels(contact_sheet(stored(tmp_path / "b", [7] * 5 + [3], classes=10), SheetForm(columns=6, rows=6)))
+    assert [len([x for x in levels(few, row, 6) if x is not None]) for row in range(3)] == [5, 1, 0]
+    assert few.shape[0] == 3 * TALL, "classes without images have no rows"
 
 
 @pytest.mark.parametrize(("size", "side"), [(1, 48), (10, 50), (32, 64), (112, 112), (224, 112), (500, 112)])
@@ -124,7 +127,10 @@ class TestReport:
             "test: 2 images, mean teacher confidence 1.00, 3 of 4 classes without any",
             "test: 4 images, mean teacher confidence 1.00",
         ]
-        assert all(len(pixels(png)) == 4 * TALL for png in found.values())
+        for png in found.values():
+            sheet = Image.open(io.BytesIO(png))
+            assert (sheet.mode, sheet.height) == ("RGBA", 4 * TALL)
+            assert sheet.getpixel((sheet.width - 1, 0)) == (0, 0, 0, 0), "the page shows through, light or dark"
 
     def test_an_empty_folder_gives_nothing(self, tmp_path: Path) -> None:
         assert contact_sheets(tmp_path) == {}

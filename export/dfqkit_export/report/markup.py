@@ -6,16 +6,19 @@ arguments named ``body`` and ``rows`` hold, which is markup already.
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
+from dfqkit_export.errors import ArtefactError
 from dfqkit_export.report.rows import figure
 from dfqkit_export.report.style import SCRIPT, STYLE
 
 # The page works from a file and from a CI artefact; nothing else may be loaded or contacted.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def document(title: str, body: str, footer: str = "", *, style: str = "") -> str:
@@ -49,6 +52,24 @@ def table(label: str, header: Iterable[tuple[str, str]], rows: Iterable[str], *,
         f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label, quote=True)}"><table{kind}>'
         f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
+
+
+def pictures(images: Mapping[str, bytes]) -> str:
+    """Return PNG files as figures that are part of the page, each under its caption.
+
+    Raises:
+        ArtefactError: One is no PNG file.
+    """
+    figures = []
+    for caption, png in images.items():
+        if not png.startswith(_PNG):
+            message = f"Contact sheet {caption!r} is not a PNG file. Encode it as PNG first."
+            raise ArtefactError(message)
+        data, text = base64.b64encode(png).decode("ascii"), escape(caption)
+        figures.append(
+            f'<figure><figcaption>{text}</figcaption><img alt="{text}" src="data:image/png;base64,{data}"></figure>'
+        )
+    return f'<div class="sheets">{"".join(figures)}</div>' if figures else ""
 
 
 def facts(values: Mapping[str, Any], *, skip: frozenset[str] = frozenset()) -> str:

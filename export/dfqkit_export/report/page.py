@@ -6,16 +6,14 @@ that is interpolated is escaped. What is shown is decided in `rows`, how it look
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterable, Mapping
 from html import escape
 
 from dfqkit_export.backends import DEFAULT
-from dfqkit_export.errors import ArtefactError
 from dfqkit_export.measure.kinds import TOP1_DROP, known_kinds
 from dfqkit_export.report.charts import interval_chart, loss_charts
 from dfqkit_export.report.document import LayerRow, Report
-from dfqkit_export.report.markup import document, facts, section, table
+from dfqkit_export.report.markup import document, facts, pictures, section, table
 from dfqkit_export.report.rows import (
     MetricGroup,
     data_note,
@@ -31,7 +29,6 @@ from dfqkit_export.report.rows import (
 )
 from dfqkit_export.report.verdict import FAILED, NOT_JUDGED, OK, Verdict
 
-_PNG = b"\x89PNG\r\n\x1a\n"
 _MAX_KEYS = 4
 #: Rows of a breakdown that are shown; the rest is in report.json.
 _MAX_PARTS = 15
@@ -282,18 +279,8 @@ def _losses(report: Report) -> str:
 
 
 def _sheets(sheets: Mapping[str, bytes], report: Report) -> str:
-    figures = []
-    for caption, png in sheets.items():
-        if not png.startswith(_PNG):
-            message = f"Contact sheet {caption!r} is not a PNG file. Encode it as PNG first."
-            raise ArtefactError(message)
-        data, text = base64.b64encode(png).decode("ascii"), escape(caption)
-        figures.append(
-            f'<figure><figcaption>{text}</figcaption><img alt="{text}" src="data:image/png;base64,{data}"></figure>'
-        )
     title = "Synthetic images" if report.synthesis.get("data_free") is True else "Images"
-    body = f'<div class="sheets">{"".join(figures)}</div>'
-    return section(title, body, data_note(report)) if figures else ""
+    return section(title, pictures(sheets), data_note(report)) if sheets else ""
 
 
 def _recipe(report: Report) -> str:

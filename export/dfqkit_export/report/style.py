@@ -140,7 +140,7 @@ figcaption { font-size: .85rem; font-weight: 550; overflow-wrap: anywhere }
   font-size: .78rem; color: var(--quiet);
 }
 .legend svg { width: 24px; height: 8px; margin-right: .4rem }
-.sheets { display: grid; gap: 1.5rem }
+.sheets { display: grid; gap: 1.5rem; margin-top: 1rem }
 .sheets img {
   display: block; max-width: 100%; height: auto; margin-top: .5rem; border: 1px solid var(--rule);
   border-radius: 6px; image-rendering: pixelated;

@@ -35,6 +35,7 @@ from dfqkit_export.measure.kinds import (
 )
 from dfqkit_export.measure.metrics import require_finite, same_shape, share, sqnr_db
 from dfqkit_export.tasks.base import CLASSES, Groups, Labels, Outputs, OutputSpec, Samples, Task
+from dfqkit_export.tasks.marks import Marks
 from dfqkit_export.tasks.measured import choose
 from dfqkit_export.tasks.parameters import ClassificationParameters
 
@@ -196,6 +197,14 @@ class Classification(ClassificationParameters, Task):
         """Return on which images both name the same class, or the same labels."""
         both = self.rows(reference), self.rows(outputs)
         return np.asarray(((both[0] > 0) == (both[1] > 0)).all(1)) if self.form == "labels" else agrees(*both)
+
+    def marks(self, outputs: Outputs) -> list[Marks]:
+        """Return a line for each image: its class and how likely that is, or the labels that it has."""
+        rows = self.rows(outputs).astype(np.float64)
+        if self.form == "labels":
+            return [Marks(text=" ".join(map(str, np.flatnonzero(row > 0))) or "none") for row in rows]
+        shares = np.exp(_log_softmax(as_logits(rows)))
+        return [Marks(text=f"{share.argmax()} ({100 * share.max():.0f} %)") for share in shares]
 
     def groups(self, outputs: Outputs, image: ImageSpec) -> Groups:
         """Return the class of each image, and its probability; of labels the likeliest."""

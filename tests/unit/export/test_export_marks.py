@@ -125,6 +125,12 @@ def test_the_samples_boxes_are_the_tasks(form: str) -> None:
     assert len(task.marks(outputs)) == len(module.answers(entry(task), outputs)) == 3
 
 
+def test_a_class_and_how_likely_it_is_are_written_over_its_image() -> None:
+    name = task_of({"name": "classification"}).outputs[0].name
+    (found,) = task_of({"name": "classification"}).marks({name: np.array([[0.0, 2.0, 0.0]], np.float32)})
+    assert found.text == "1 (79 %)"
+
+
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample in C++, compiled with a header that stands in for ONNX Runtime's."""
