@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dfqkit_export.backends import backend_of, find_target
+from dfqkit_export.backends import DEFAULT, backend_of, find_target
 from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.sentinel import Sentinel
@@ -52,7 +52,9 @@ def sample_files(session: OrtSession, sentinel: Sentinel, target: str) -> dict[s
     files |= {_expected(task, name): values.astype("<f4").tobytes() for name, values in outputs.items()}
     files["samples/trtexec.md"] = _trtexec(session, task, given, target).encode()
     expected = " and ".join(f"`{_expected(task, name).rpartition('/')[2]}`" for name in task.names)
-    told = _README.format(count=count, expected=expected, task=task, samples=programs)
+    known = find_target(target)
+    own = "" if known is None or backend_of(known) is DEFAULT else _OWN.format(backend=backend_of(known))
+    told = _README.format(count=count, expected=expected, task=task, samples=programs, own=own)
     return files | {"samples/README.md": told.encode()}
 
 
@@ -120,9 +122,10 @@ gave for them when the bundle was made. Each program runs the model on them, com
 
 {samples.use}
 - TensorRT: see `trtexec.md`
-
+{own}
 {samples.note}
 """
+_OWN = "- {backend.title}: `dfqkit compare model.onnx --runtime-b {backend.name} --images sentinel.safetensors`\n"
 
 
 def _trtexec(session: OrtSession, task: Task, given: Mapping[str, NDArray[Any]], target: str) -> str:

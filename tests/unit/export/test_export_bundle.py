@@ -240,6 +240,7 @@ class TestWriting:
     def test_trtexec_lines_only_for_files_of_its_form(self, made: Path, tmp_path: Path) -> None:
         assert "needs a student of its own" in "".join((made / "samples/trtexec.md").read_text().replace("\n", " "))
         assert "trtexec --onnx" not in (made / "samples/trtexec.md").read_text()
+        assert "--runtime-b" not in (made / "samples/README.md").read_text()
         write_run(tmp_path / "run", QdqBuilder, target="tensorrt")
         write_bundle(Order(run=tmp_path / "run", out=tmp_path / "b"))
         text = (tmp_path / "b" / "samples/trtexec.md").read_text()
@@ -249,6 +250,7 @@ class TestWriting:
         assert "--stronglyTyped" not in text.split("TensorRT 10.12")[0]
         assert "--shapes=x:4x3x8x8" in text
         assert "--loadInputs=x:samples/inputs.bin --loadRefOutputs=" in text
+        assert "compare model.onnx --runtime-b tensorrt --images" in (tmp_path / "b" / "samples/README.md").read_text()
 
 
 class TestPythonSample:
