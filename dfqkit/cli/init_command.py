@@ -14,7 +14,6 @@ from typing import Any
 from dfqkit.cli.options import Commands, add_command, image_given, note, wrote
 from dfqkit.cli.quantize_command import BITS, MODELS, add_recipe_arguments, factory_and_weights, recipe_of
 from dfqkit.config.files import CHECKPOINTS, WHOLE
-from dfqkit.config.quant import checked_bits
 from dfqkit_export.backends import DEFAULT_TARGET, get_target
 from dfqkit_export.errors import ArtefactError, DfqkitError
 
@@ -103,6 +102,8 @@ def _questions(args: argparse.Namespace) -> Iterator[tuple[str, str, str]]:
 
 def _read(args: argparse.Namespace, name: str, text: str) -> Any:
     """Return an answer as the option of that name would read it, which says what it takes where it cannot."""
+    from dfqkit.config.quant import checked_bits  # pydantic, which checking files does without
+
     if name == "bits":
         checked_bits(text)
     if name == "target":
