@@ -51,7 +51,6 @@ def efficientnet_lite0() -> Any:
 
 def measured(name: str, bits: str, overrides: list[str], *, target: str, per_tensor: bool) -> dict[str, Any]:
     """Run everything up to the file, then grade it; runs in a process of its own."""
-    import numpy as np
     import torch
 
     from dfqkit.api import prepare
@@ -61,7 +60,6 @@ def measured(name: str, bits: str, overrides: list[str], *, target: str, per_ten
     from dfqkit.run.folder import RunFolder
     from dfqkit.run.stages import before
     from dfqkit.run.validate import STAGE
-    from dfqkit_export.backends.onnxruntime.session import OrtSession
     from dfqkit_export.images.labelled import load_images
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
@@ -91,24 +89,39 @@ def measured(name: str, bits: str, overrides: list[str], *, target: str, per_ten
         facts, model = folder.facts("quantize"), folder.path / MODEL
         size = model.stat().st_size
         images = load_images(assets / DATA, teacher.image, resize=256, crop=224)
-        batches, int8 = list(images.batches(teacher.image, 50)), OrtSession(model)
-        ours = np.concatenate([int8.run(batch) for batch in batches]).argmax(1)
-        whole = OrtSession(folder.path / TEACHER)
-        float_ = np.concatenate([whole.run(batch) for batch in batches]).argmax(1)
-    labels = np.asarray(images.labels)
-    lost = 100.0 * ((float_ == labels).astype(float) - (ours == labels))
+        batches = list(images.batches(teacher.image, 50))
+        judged = compared(answers(folder.path / TEACHER, batches), answers(model, batches), images.labels)
     return {
-        "float": 100 * float((float_ == labels).mean()),
-        "top1": 100 * float((ours == labels).mean()),
-        "drop": float(lost.mean()),
-        "error": float(lost.std() / len(lost) ** 0.5),
-        "agreement": 100 * float((float_ == ours).mean()),
+        **judged,
         "minutes": minutes,
         "processor_minutes": processor,
         "gigabytes": memory,
         "bytes": size,
         "chosen": facts.get("chosen", ""),
         "tried": facts.get("tried", []),
+    }
+
+
+def answers(file: Path, batches: list[Any], *, optimized: bool = True) -> Any:
+    """Return the class that a file says of each image, in ONNX Runtime's CPU provider."""
+    import numpy as np
+
+    from dfqkit_export.backends.onnxruntime.session import OrtSession
+
+    session = OrtSession(file, optimized=optimized)
+    return np.concatenate([session.run(batch) for batch in batches]).argmax(1)
+
+
+def compared(float_: Any, ours: Any, labels: Any) -> dict[str, Any]:
+    """Grade classes, (n,), beside those of the float network: percent, and the drop in points with its error."""
+    lost = 100.0 * ((float_ == labels).astype(float) - (ours == labels))
+    return {
+        "images": len(lost),
+        "float": 100 * float((float_ == labels).mean()),
+        "top1": 100 * float((ours == labels).mean()),
+        "drop": float(lost.mean()),
+        "error": float(lost.std() / len(lost) ** 0.5),
+        "agreement": 100 * float((float_ == ours).mean()),
     }
 
 
