@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from dfqkit.config.quant import Bits
-from dfqkit.config.section import Section
+from dfqkit.config.section import Added, Section
 
 
 class DistillWeights(Section):
@@ -93,6 +93,12 @@ class LoopConfig(ObjectiveConfig):
 
     steps: int = Field(600, ge=1, description="Steps of each student.")
     batch: int = Field(64, ge=2, description="Images a student step.")
+    warm_up: Annotated[int, Added("0.2.0")] = Field(
+        0,
+        ge=0,
+        description="Steps over which learning rates rise from 0. Adam's first steps move every weight by the whole "
+        "rate and all in one direction, which a calibrated network of 4 bits takes long to recover from.",
+    )
     round_every: int = Field(10, ge=1, description="Student steps per round of the synthesizer (DFQ: 10).")
     shift: int = Field(0, ge=0, description="Largest random shift of a batch, in pixels.")
     flip: bool = Field(False, description="Mirror half of the batches; not for digits or text.")

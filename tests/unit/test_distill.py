@@ -159,6 +159,15 @@ def test_what_is_judged_with_an_average_is_the_average() -> None:
     assert divergence(loop.students[0]) == loop.judged[-1]["kl"]
 
 
+def test_rates_rise_over_the_warm_up_and_then_fall() -> None:
+    trainer, taken = distiller(warm_up=4), []
+    while trainer.step < trainer.config.steps:
+        trainer.run_step()
+        taken.append(trainer.optimizers[0].param_groups[0]["lr"] / 1e-3)
+    fall = [0.5 * (1 + math.cos(math.pi * step / 8)) for step in range(8)]
+    assert taken == pytest.approx([min(1.0, (step + 1) / 4) * share for step, share in enumerate(fall)])
+
+
 def test_partners_step_now_and_then_and_the_game_is_played_when_it_is_due() -> None:
     loop = distiller(partners=["w3a3", "w4a4"], partner_every=3, round_every=2, steps=7)
     moved = []

@@ -17,7 +17,7 @@ from dfqkit_export.errors import ArtefactError, RecipeError
 from tests._messages import raises_naming
 
 DATA = Path(__file__).parent / "data"
-#: What 0.1.0 said of every recipe that it shipped.
+#: What 0.1.0 said of every recipe that it shipped and that trains as it did then.
 DIGESTS: dict[str, str] = json.loads((DATA / "recipe_digests.json").read_text(encoding="utf-8"))
 
 SOURCES = (
