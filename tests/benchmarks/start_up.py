@@ -16,6 +16,7 @@ LIMITS = {
     "recipe show digits/dfq-w4a4-ort": 0.6,
     "list synthesizers": 0.6,
     "list recipes": 0.6,
+    "completion bash": 0.2,
 }
 PROGRAM = "import sys; from dfqkit.cli import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
 

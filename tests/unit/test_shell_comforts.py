@@ -6,6 +6,7 @@ import json
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,15 @@ def test_every_help_has_examples_that_can_be_typed() -> None:
             words = shlex.split(line.replace("\\\n", " "), comments=True)
             args = command_line().parse_args(words[: words.index(">")] if ">" in words else words)
             assert args.parser.prog.startswith(parser.prog), "an example is of its own command"
+
+
+def test_help_loads_nothing_that_takes_long() -> None:
+    heavy = "{'numpy', 'onnx', 'pydantic', 'torch', 'yaml'}"
+    program = (
+        f"import sys, dfqkit.cli; dfqkit.cli.main(['--help']); sys.exit(', '.join({heavy} & set(sys.modules)) or 0)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_every_command_takes_json() -> None:
