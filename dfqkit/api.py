@@ -145,6 +145,10 @@ def quantize(  # noqa: PLR0913 - all but the first are named, and have defaults
     progress: bool = False,
     out: str | Path | None = None,
     options: Mapping[str, Any] | None = None,
+    max_time: float | None = None,
+    max_drop: float | None = None,
+    max_size: float | None = None,
+    min_speedup: float | None = None,
 ) -> Result:
     """Quantize a trained network without data and measure the result in the runtime.
 
@@ -175,6 +179,10 @@ def quantize(  # noqa: PLR0913 - all but the first are named, and have defaults
         out: Folder for the result; a new temporary one by default. A folder that holds the same run continues it.
         options: Further or other recipe sections, e.g. ``{"distill": {"steps": 600}}``; what an argument says, too,
             may stand here.
+        max_time: Minutes after which no further scheme is tried; this and the next two are the ``ladder`` section's.
+        max_drop: Points that may be lost: once that holds no further scheme is tried, and the report says whether.
+        max_size: MB (10^6 bytes) that the file may have.
+        min_speedup: Times that the file must be as fast as in float, ``validate.min_speedup``.
 
     Returns:
         The file, the report and the folder of both.
@@ -195,11 +203,15 @@ def quantize(  # noqa: PLR0913 - all but the first are named, and have defaults
         chosen["seed"] = seed
     if validate is not None:
         chosen["validate"] = dict(validate) if isinstance(validate, Mapping) else {"data": str(validate)}
+    bounds = {"ladder.max_time": max_time, "ladder.max_drop": max_drop, "ladder.max_size": max_size}
+    bounds["validate.min_speedup"] = min_speedup
+    steering = [f"{key}={value}" for key, value in bounds.items() if value is not None]
     telling = Progress() if shown else silent()
     with telling.alive("dfqkit.quantize: loading the network"):
         recipe, teacher = prepare(
-            model, image=image, bits=bits, target=target, task=task, method=method, images=images, options=chosen
-        )
+            model, image=image, bits=bits, target=target, task=task, method=method, images=images, options=chosen,
+            overrides=steering,
+        )  # fmt: skip
         require_floors(recipe)
         require_labels(teacher, real_images(recipe, limit=_TRIED))
         path = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="dfqkit-"))

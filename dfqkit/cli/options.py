@@ -94,6 +94,27 @@ def add_overrides(parser: Parser, text: str) -> None:
     parser.add_argument("--set", dest="overrides", metavar="KEY=VALUE", action="append", default=[], help=text)
 
 
+def add_steering(parser: Parser) -> None:
+    """Add what bounds the ladder and the result: keys of the recipe by themselves."""
+    for option, key, unit, text in (
+        (
+            "time",
+            "ladder.max_time",
+            "MINUTES",
+            "after which no further scheme is tried; the nearest so far is the file",
+        ),
+        ("drop", "ladder.max_drop", "POINTS", "that may be lost: as soon as that holds no further scheme is tried"),
+        ("size", "ladder.max_size", "MB", "that the file may have (10^6 bytes; it stores 8 bits a weight or more)"),
+    ):
+        parser.add_argument(f"--max-{option}", metavar=unit, help=text, **_sets(key))
+    text = "that it must be as fast as in float, measured here: fails where the whole interval of 95 %% is below"
+    parser.add_argument("--min-speedup", metavar="TIMES", help=text, **_sets("validate.min_speedup"))
+
+
+def _sets(key: str) -> dict[str, Any]:
+    return {"dest": "overrides", "action": "append", "default": [], "type": f"{key}={{}}".format}
+
+
 def add_recipe_options(parser: Parser) -> None:
     """Add what changes a recipe."""
     add_overrides(parser, "change one value of the recipe, such as distill.steps=200; may be given several times")

@@ -15,6 +15,7 @@ from dfqkit.cli.options import (
     add_compute_options,
     add_image,
     add_overrides,
+    add_steering,
     add_yes,
     image_given,
     natural,
@@ -78,6 +79,7 @@ def add_recipe_arguments(parser: Parser) -> None:
     parser.add_argument("--data", metavar="DATA", help=text)
     parser.add_argument("--seed", type=natural, metavar="N", help="seed of the run (default: 0)")
     add_overrides(parser, "set a value of the recipe, such as bank.calibration=256; may be given several times")
+    add_steering(parser)
 
 
 def _quantize(args: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from dfqkit.cli.options import (
     add_command,
     add_compute_options,
     add_recipe_options,
+    add_steering,
     add_yes,
     note,
     starting,
@@ -39,6 +40,7 @@ def add(commands: Commands) -> None:
         "--out", metavar="DIR", help="new or empty folder for everything the run makes (default: runs/RECIPE/TIME-HASH)"
     )
     add_recipe_options(parser)
+    add_steering(parser)
     add_compute_options(parser)
     add_yes(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and the resolved recipe; write nothing")

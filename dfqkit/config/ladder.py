@@ -5,6 +5,7 @@ What belongs here: which candidates there are, and when no more are tried. What 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from pydantic import Field, field_serializer, field_validator
@@ -73,6 +74,17 @@ class LadderConfig(Section):
     enough: float | None = Field(
         None, gt=0, le=100, description="Percent of the answers that one keeps for no further one to be tried."
     )
+    max_drop: float | None = Field(
+        None,
+        gt=0,
+        lt=100,
+        description="Points that may be lost. No further candidate is tried once one keeps all but as many percent of "
+        "the answers. A report is failed where labelled images, or the estimate, lose more; without both it is not "
+        "judged unless as many answers are kept on the images that grade.",
+    )
+    max_size: float | None = Field(
+        None, gt=0, description="MB (10^6 bytes) of the file: a candidate with a larger one is not kept."
+    )
 
     @field_validator("candidates")
     @classmethod
@@ -107,6 +119,12 @@ class LadderConfig(Section):
     @field_serializer("candidates")
     def _as_given(self, value: tuple[Candidate, ...]) -> list[dict[str, Any]]:
         return [{"name": each.name, **each.sets} for each in value]
+
+    @property
+    def kept(self) -> float:
+        """Percent of the answers that are enough; infinite where nothing is."""
+        by_drop = math.inf if self.max_drop is None else 100.0 - self.max_drop
+        return min(by_drop, math.inf if self.enough is None else self.enough)
 
     def schemes(self, quant: QuantConfig) -> dict[str, QuantConfig]:
         """Return every candidate's scheme by its name, in order; ``quant`` is what they start from."""

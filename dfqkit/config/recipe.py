@@ -151,6 +151,12 @@ class ValidateSection(Section):
     crop: int | None = Field(None, ge=1, description="Centre crop.")
     limit: int | None = Field(None, ge=1, description="Only so many images, evenly spread.")
     latency_repeats: int = Field(30, ge=0, description="Timed runs of each file, interleaved; 0 measures none.")
+    min_speedup: Annotated[float | None, Added("0.2.0")] = Field(
+        None,
+        gt=0,
+        description="Times that the file must be as fast as the float one in these runs: failed where all of the "
+        "interval of 95 % is below.",
+    )
     prove: Annotated[tuple[str, ...], Added("0.2.0")] = Field(
         (),
         description="Families of kernels, as `dfqkit prove` names them, in which bits are compared: metric portable.",

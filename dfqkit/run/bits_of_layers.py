@@ -39,5 +39,6 @@ def layer_bits(student: fx.GraphModule) -> list[Breakdown]:
             data="held out",
             header=["layer", "weights", "distance alone", "bits", f"KiB, to here at {WIDE}", "distance left"],
             rows=rows,
+            plot=(f"KiB, to here at {WIDE}", "distance left"),
         )
     ]

@@ -11,7 +11,8 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import fx
@@ -20,6 +21,8 @@ from dfqkit.config.ladder import LadderConfig
 from dfqkit.config.quant import QuantConfig
 from dfqkit.config.synthesis import Demand, SynthesizerConfig
 from dfqkit.run.disclosure import file_metadata
+from dfqkit.students.folding import WEIGHTED
+from dfqkit.students.nodes import tensor_at
 from dfqkit.students.onnx_file import write_qdq
 from dfqkit.students.sensitivity import Imitated
 from dfqkit.students.student import rounded_layers, save_student
@@ -27,6 +30,7 @@ from dfqkit.synthesis.build import build_synthesizer
 from dfqkit.synthesis.methods.procedural import ProceduralConfig
 from dfqkit.synthesis.methods.zeroq import ZeroQConfig, ZeroQWeights
 from dfqkit.teacher.structure import provides
+from dfqkit_export.errors import RecipeError
 from dfqkit_export.files import write_bytes
 
 if TYPE_CHECKING:
@@ -89,12 +93,17 @@ def climb(
     batches = [images for images, _ in bank.batches(context.recipe.bank.batch, context.device)]
     imitated = Imitated(graph=context.graph, task=context.teacher.torch_task)
     rows: list[dict[str, Any]] = []
+    _require_room(context, ladder)
     found = context.folder.load_state(stage)
     if found is not None:
         rows += found[1]["tried"]
         write_bytes(file, found[0]["student"].numpy().tobytes())
     while not _stopped(ladder, rows) and len(rows) < len(schemes):
         name = list(schemes)[len(rows)]
+        again = _again(context, schemes, name, rows)
+        if again is not None:
+            rows.append({**again, "name": name, "seconds": 0.0, "as": again["name"]})
+            continue
         steps = 1 + rounded_layers(context.graph, schemes[name])
         with context.progress.stage(f"candidate {len(rows) + 1} of {len(schemes)}, {name}", total=steps) as bar:
             start = time.monotonic()
@@ -103,7 +112,8 @@ def climb(
                 write_qdq(student, context.target, first, metadata=file_metadata(context, schemes[name]))
             told = _measured(student, batches, imitated)
             slower = {"slower": True} if ladder.candidates[len(rows)].slower else {}
-            rows.append({"name": name, **told, **slower, "seconds": round(time.monotonic() - start, 3)})
+            size = {} if ladder.max_size is None else _size(context, student, schemes[name], ladder.max_size)
+            rows.append({"name": name, **told, **slower, **size, "seconds": round(time.monotonic() - start, 3)})
             if nearest(rows) is rows[-1]:
                 save_student(student, file)
             kept = torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)
@@ -112,6 +122,9 @@ def climb(
         if len(rows) == 1:
             kept_now = f"it keeps {told['kept']:.1f} % of the teacher's answers on the {len(bank)} images that judge"
             context.progress.note(f"{first} is a first int8 file: {kept_now}. Further candidates are tried.")
+    if nearest(rows).get("over"):
+        sizes = ", ".join(f"'{row['name']}' {row['bytes'] / 1e6:.3f} MB" for row in rows)
+        _too_large(ladder, f"no candidate's file is as small: {sizes}")
     judged_on = f"{len(bank)} images of {bank.source}"
     return {"chosen": nearest(rows)["name"], "tried": rows, "judged_on": judged_on, "stopped": _stopped(ladder, rows)}
 
@@ -119,12 +132,13 @@ def climb(
 def nearest(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """Return the row of the least distance, the first of several; one that is not finite comes last.
 
-    That of a slower one counts `_SLOWER` times.
+    That of a slower one counts `_SLOWER` times, and none that is too large comes before one that is not.
     """
 
-    def counted(row: Mapping[str, Any]) -> float:
+    def counted(row: Mapping[str, Any]) -> tuple[bool, float]:
         found: float | None = row["distance"]
-        return math.inf if found is None else found * (_SLOWER if row.get("slower") else 1.0)
+        far = math.inf if found is None else found * (_SLOWER if row.get("slower") else 1.0)
+        return bool(row.get("over")), far
 
     return min(rows, key=counted)
 
@@ -133,11 +147,51 @@ def _stopped(ladder: LadderConfig, rows: Sequence[Mapping[str, Any]]) -> str:
     """Return why no more are tried, by what is stored of those that were: a run that goes on decides as it did."""
     if not rows or len(rows) == len(ladder.candidates):
         return ""
-    if ladder.enough is not None and rows[-1]["kept"] >= ladder.enough:
-        return f"'{rows[-1]['name']}' keeps enough of the answers"
+    best = nearest(rows)
+    if best["kept"] >= ladder.kept and not best.get("over"):
+        return f"'{best['name']}' keeps enough of the answers, {best['kept']:.1f} of {ladder.kept:g} %"
     if ladder.max_time is not None and sum(row["seconds"] for row in rows) >= 60 * ladder.max_time:
         return f"{ladder.max_time:g} minutes were over"
     return ""
+
+
+def _again(
+    context: Context, schemes: Mapping[str, QuantConfig], name: str, rows: Sequence[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """Return the row of one that was tried and is the same student, where nothing could be made alike; or None."""
+
+    def rest(scheme: QuantConfig) -> QuantConfig:
+        return scheme.model_copy(update={"equalize": 0, "equalize_values": 0.0})
+
+    def same(other: QuantConfig) -> bool:
+        one, two = context.reference(other), context.reference(schemes[name])
+        ours, theirs = one.state_dict(), two.state_dict()
+        alike = one.code == two.code and ours.keys() == theirs.keys()
+        return alike and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+    alike = (row for row in rows if rest(schemes[row["name"]]) == rest(schemes[name]))
+    return next((row for row in alike if same(schemes[row["name"]])), None)
+
+
+def _require_room(context: Context, ladder: LadderConfig) -> None:
+    """Refuse a size that the weights alone exceed before anything is calibrated: files store 8 bits of each or more."""
+    least = sum(tensor_at(each, "weight").numel() for each in context.graph.modules() if isinstance(each, WEIGHTED))
+    if ladder.max_size is not None and least > 1e6 * ladder.max_size:
+        _too_large(ladder, f"{least / 1e6:.3f} million weights take a byte each in a QDQ file, whatever their bits")
+
+
+def _too_large(ladder: LadderConfig, why: str) -> NoReturn:
+    message = f"ladder.max_size is {ladder.max_size:g} MB, but {why}. Allow more, or quantize a smaller network."
+    raise RecipeError(message)
+
+
+def _size(context: Context, student: fx.GraphModule, scheme: QuantConfig, most: float) -> dict[str, Any]:
+    """Return the bytes of a candidate's file, and whether these are too many."""
+    with TemporaryDirectory(prefix="dfqkit-") as folder:
+        file = Path(folder) / "candidate.onnx"
+        write_qdq(student, context.target, file, metadata=file_metadata(context, scheme))
+        size = file.stat().st_size
+    return {"bytes": size, **({"over": True} if size > 1e6 * most else {})}
 
 
 def _measured(student: fx.GraphModule, batches: Sequence[torch.Tensor], imitated: Imitated) -> dict[str, float | None]:

@@ -138,6 +138,8 @@ def candidates(context: Context) -> list[Breakdown]:
         row = tried.get(each.name, {"distance": None, "kept": None, "seconds": None})
         distance = None if row["distance"] is None else f"{row['distance']:.4g}"
         said = "chosen" if each.name == facts["chosen"] else "" if each.name in tried else "not tried"
+        said += f"{', ' * bool(said)}as {row['as']}" if "as" in row else ""
+        said += f"{', ' * bool(said)}too large: {row['bytes']:,} bytes" if row.get("over") else ""
         rows.append([each.name, sets or "nothing", distance, row["kept"], row["seconds"], said])
     stopped = f" Others were not tried: {facts['stopped']}." if facts["stopped"] else ""
     rule = context.teacher.torch_task.rule
@@ -150,5 +152,6 @@ def candidates(context: Context) -> list[Breakdown]:
             data=facts["judged_on"],
             header=["candidate", "sets", "distance", "answers kept, %", "seconds", ""],
             rows=rows,
+            plot=("seconds", "distance"),
         )
     ]

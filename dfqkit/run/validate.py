@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dfqkit.config.recipe import Recipe
     from dfqkit.run.context import Context
     from dfqkit.run.measuring import Measured
-    from dfqkit_export.report import Floor, Report
+    from dfqkit_export.report import Finding, Floor, Report
     from dfqkit_export.report.judging import Evidence
 
 #: The report, for programs and for people.
@@ -52,8 +52,9 @@ def report_of(context: Context, measured: Measured) -> Report:
 
     recipe, account = context.recipe, measured.account
     floors = floors_about(recipe, measured)
-    broken = [*account.findings, *check_floors(measured.metrics, account.answerable(floors))]
-    judged = judge(evidence_of(context, measured, floors), broken)
+    missed, unknown = steered(recipe, measured)
+    broken = [*account.findings, *check_floors(measured.metrics, account.answerable(floors)), *missed]
+    judged = judge(evidence_of(context, measured, floors), broken).without(unknown)
     return Report(
         title=recipe.name,
         verdict=judged.verdict,
@@ -85,6 +86,42 @@ def floors_about(recipe: Recipe, measured: Measured) -> list[Floor]:
     ]
 
 
+def steered(recipe: Recipe, measured: Measured) -> tuple[list[Finding], list[str]]:
+    """Return what breaks `ladder.max_drop` and `validate.min_speedup`, and why it is not known whether something does.
+
+    What is lost is known on labelled images, else from the estimate; without both, images that grade must show it.
+    """
+    from dfqkit_export.measure.kinds import SPEEDUP, TOP1_DROP
+    from dfqkit_export.report import Finding
+
+    found: list[Finding] = []
+    least, most = recipe.validation.min_speedup, recipe.ladder.max_drop if recipe.ladder else None
+    if least is not None:
+        speed = next((metric for metric in measured.metrics if metric.name == SPEEDUP.name), None)
+        told = "nothing was timed (latency_repeats is 0, or this machine is not the file's target)"
+        if speed is not None and speed.low is not None and speed.high is not None:
+            told = f"it is {speed.value:.2f} times as fast as in float [{speed.low:.2f}, {speed.high:.2f}]"
+        if speed is None or (speed.high is not None and speed.high < least):
+            message = f"validate.min_speedup asks for {least:g}, and {told}."
+            value = speed.value if speed else None
+            found.append(Finding(metric=SPEEDUP.name, subject="file", value=value, floor=least, message=message))
+    if most is None:
+        return found, []
+    lost = [(each.name, each.value or 0.0, f"on {each.n} images of {each.data}") for each in measured.drops]
+    if not lost and measured.estimate.get("trusted"):
+        lost = [(TOP1_DROP.name, float(measured.estimate["value"]), "as estimated without labels")]
+    for name, value, where in lost:
+        if value > most:
+            message = f"ladder.max_drop allows {most:g} points, and {value:.2f} are lost {where}."
+            found.append(Finding(metric=name, subject="file", value=value, floor=most, message=message))
+    return found, [
+        f"That at most {most:g} points are lost (ladder.max_drop) is not shown: without labels, {kept:.1f} % of "
+        f"the answers stay on {each.n} images of {each.data}."
+        for each in ([] if lost else measured.seen)
+        if (kept := each.agreement if each.kept is None else each.kept) < 100.0 - most
+    ]
+
+
 def evidence_of(context: Context, measured: Measured, floors: Sequence[Floor]) -> Evidence:
     """Return what a run is judged by, beside its floors: that it has none makes no file good."""
     from dfqkit_export.measure.kinds import DROPS, STUDENT_AGREEMENT, STUDENT_KEPT, TOP1
@@ -93,7 +130,8 @@ def evidence_of(context: Context, measured: Measured, floors: Sequence[Floor]) -
     doubts = [*measured.doubts, *(context.synthesis.warnings() if measured.seen else ())]
     if context.teacher.untrained:
         doubts.append("The teacher has random weights: that a file agrees with it says nothing about a trained one.")
-    realised = measured.account.realised
+    ladder, realised = context.recipe.ladder, measured.account.realised
+    asked = [ladder.max_drop] if ladder and ladder.max_drop else []
     share = realised.integer_ops if realised else None
     return Evidence(
         drops=measured.drops,
@@ -104,7 +142,7 @@ def evidence_of(context: Context, measured: Measured, floors: Sequence[Floor]) -
         layers=measured.layers,
         integer=None if share is None else 100.0 * share,
         estimate=measured.estimate,
-        allowed=max((floor.value for floor in floors if floor.metric in DROPS), default=None),
+        allowed=max((*asked, *(floor.value for floor in floors if floor.metric in DROPS)), default=None),
         doubts=doubts,
     )
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
@@ -13,21 +15,26 @@ from torch import nn
 
 import dfqkit
 from dfqkit import api
+from dfqkit.cli.options import Parser, add_recipe_options, add_steering
 from dfqkit.config.ladder import FEW_BITS, USUAL, Candidate, LadderConfig
 from dfqkit.config.quant import QuantConfig
-from dfqkit.config.reading import parse_recipe, recipe_from
-from dfqkit.config.recipe import Recipe
+from dfqkit.config.reading import load_recipe, parse_recipe, recipe_from
+from dfqkit.config.recipe import Recipe, ValidateSection
 from dfqkit.progress import silent
 from dfqkit.run import ladder as climbing
 from dfqkit.run.execution import execute, run_facts
 from dfqkit.run.folder import RunFolder
+from dfqkit.run.validate import steered
 from dfqkit.synthesis.methods.noise import NoiseConfig
 from dfqkit.synthesis.methods.procedural import ProceduralConfig
 from dfqkit.synthesis.methods.zeroq import ZeroQConfig
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import RecipeError
 from dfqkit_export.images.stored import StoredBank
+from dfqkit_export.measure.kinds import SPEEDUP, TOP1_DROP
+from dfqkit_export.report.judging import Judgement
 from dfqkit_export.report.page import render_html
+from dfqkit_export.report.verdict import FAILED, NOT_JUDGED, OK
 from dfqkit_export.tasks import task_of
 from tests._messages import raises_naming
 from tests._task_nets import UNet
@@ -85,31 +92,42 @@ def test_the_nearest_on_other_images_is_kept_and_is_what_it_is_without_a_ladder(
     assert json.loads(quant)["percentile"] == 90
 
 
-def test_killed_between_candidates_it_ends_with_the_same_bytes(
-    whole: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("place", "call", "left"),
+    [
+        ("dfqkit.run.ladder._measured", 3, 1),  # inside of a rung, calibrated but not measured
+        ("dfqkit.students.student.calibrate_student", 2, 2),  # inside of a rung, before it is calibrated
+        ("dfqkit.run.folder.RunFolder.save_state", 3, 2),  # inside of a rung, measured but not stored
+        ("dfqkit.students.student.save_student", 1, 0),  # behind the last rung
+    ],
+)
+def test_killed_at_any_rung_it_ends_with_the_same_bytes(
+    whole: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, call: int, left: int
 ) -> None:
     class Killed(BaseException):
         pass
 
-    measured, calls = climbing._measured, []
+    module, _, name = place.rpartition(".")
+    owner: Any = pkgutil.resolve_name(module)
+    real, calls = getattr(owner, name), []
 
-    def twice(*given: Any) -> dict[str, float | None]:
+    def killing(*given: Any, **more: Any) -> Any:
         calls.append(given)
-        if len(calls) == 3:
+        if len(calls) == call:
             raise Killed
-        return measured(*given)
+        return real(*given, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(climbing, "_measured", twice)
+        patch.setattr(owner, name, killing)
         with pytest.raises(Killed):
             quantized(tmp_path / "killed", **LADDER)
-    (tmp_path / "killed" / "calibrated.safetensors").unlink()  # it is in the state, too
-    calls.clear()
-    monkeypatch.setattr(climbing, "_measured", lambda *given: (calls.append(given), measured(*given))[1])
+    (tmp_path / "killed" / "calibrated.safetensors").unlink(missing_ok=True)  # it is in the state, too
+    measured, again = climbing._measured, []
+    monkeypatch.setattr(climbing, "_measured", lambda *given: (again.append(given), measured(*given))[1])
     quantized(tmp_path / "killed", **LADDER)
-    assert len(calls) == 1
-    for name in ("calibrated.safetensors", "partner1.safetensors"):
-        assert (tmp_path / "killed" / name).read_bytes() == (whole.path / name).read_bytes(), name
+    assert len(again) == left
+    for file in ("calibrated.safetensors", "partner1.safetensors"):
+        assert (tmp_path / "killed" / file).read_bytes() == (whole.path / file).read_bytes(), file
 
 
 def test_the_report_has_a_row_for_each_and_the_file_is_of_the_nearest(tmp_path: Path) -> None:
@@ -133,6 +151,93 @@ def test_the_report_has_a_row_for_each_and_the_file_is_of_the_nearest(tmp_path: 
     assert json.loads(quant)["percentile"] == 100
     assert not (done.folder / "first.onnx").exists()
     assert done.report.metric("student_agreement", "onnxruntime").value == 100  # type: ignore[union-attr]
+
+
+def test_a_candidate_that_is_another_again_is_not_made_again(tmp_path: Path) -> None:
+    candidates = [{"name": "plain"}, {"name": "alike", "equalize": 20}, {"name": "cut", "percentile": 60}]
+    teacher = Teacher.from_module(toy("depthwise"), IMAGE)
+    done = dfqkit.quantize(
+        teacher, out=tmp_path, options={**OPTIONS, "ladder": {"candidates": candidates, "images": 8}}
+    )
+    plain, alike, cut = RunFolder.open(done.folder).facts("quantize")["tried"]
+    assert alike == {**plain, "name": "alike", "as": "plain", "seconds": 0.0}
+    assert "as" not in cut
+    table = next(each for each in done.report.breakdowns if each.title == "Candidates")
+    assert [row[-1] for row in table.rows] == ["chosen", "as plain", ""]
+    assert "distance by seconds" in render_html(done.report)
+
+
+def test_what_bounds_a_run_is_asked_for_in_python_and_kept_in_its_recipe(tmp_path: Path) -> None:
+    options = {**OPTIONS, "ladder": {"candidates": CANDIDATES[1:], "images": 8}}
+    bounds = {"max_time": 5, "max_drop": 99.0, "max_size": 1.0, "min_speedup": 1e6}
+    done = dfqkit.quantize(toy("residual"), image=IMAGE, out=tmp_path, options=options, **bounds)
+    kept = RunFolder.open(done.folder)
+    facts = kept.facts("quantize")
+    assert "'whole' keeps enough" in facts["stopped"]
+    assert facts["tried"][0]["bytes"] == pytest.approx(done.model.stat().st_size, rel=0.01)
+    written = parse_recipe(done.report.recipe, "again")
+    assert written.ladder is not None
+    assert (written.ladder.max_time, written.ladder.max_drop, written.ladder.max_size) == (5, 99, 1)
+    assert [finding.metric for finding in done.report.findings] == ["speedup"]
+    assert "nothing was timed" in done.report.findings[0].message
+
+
+@pytest.mark.parametrize(("size", "facts"), [(1e-4, ("a byte each",)), (0.006, ("'whole' 0.", "'halved' 0."))])
+def test_a_size_that_no_candidate_has_is_refused(tmp_path: Path, size: float, facts: tuple[str, ...]) -> None:
+    with raises_naming(RecipeError, "ladder.max_size", f"{size:g} MB", *facts):
+        quantized(tmp_path / "out", ladder={"candidates": CANDIDATES[1:], "images": 8, "max_size": size})
+
+
+def test_one_that_is_too_large_is_never_before_one_that_fits() -> None:
+    rows = [{**row("large", 0.1, kept=99.9), "over": True, "bytes": 3}, row("small", 0.3)]
+    assert climbing.nearest(rows)["name"] == "small"
+    assert climbing._stopped(LadderConfig(max_drop=1), rows[:1]) == ""
+
+
+def test_a_drop_that_may_be_lost_ends_the_ladder_once_as_many_answers_stay() -> None:
+    config = LadderConfig(max_drop=2)
+    assert climbing._stopped(config, [row("a", 0.1, kept=97.9)]) == ""
+    assert "'a'" in climbing._stopped(config, [row("a", 0.1, kept=98.0)])
+    assert climbing._stopped(config, [row("a", 0.1, kept=97.9), row("b", 0.2, kept=99.0)]) == ""  # is not the file
+
+
+def measured(**facts: Any) -> Any:
+    return SimpleNamespace(**{"metrics": [], "drops": [], "seen": [], "estimate": {}, **facts})
+
+
+def test_the_verdict_says_whether_bounds_hold() -> None:
+    asked = recipe({"max_drop": 1.0})
+    drop = TOP1_DROP.metric(subject="onnxruntime", data="real:x", value=1.5, n=1000)
+    assert [each.value for each in steered(asked, measured(drops=[drop]))[0]] == [1.5]
+    assert steered(recipe({"max_drop": 2}), measured(drops=[drop])) == ([], [])
+    told = {"trusted": True, "value": 1.2}
+    assert [each.value for each in steered(asked, measured(estimate=told))[0]] == [1.2]
+    shown = SimpleNamespace(agreement=98.5, kept=None, n=64, data="synthetic:x")
+    found, unknown = steered(asked, measured(seen=[shown], estimate={**told, "trusted": False}))
+    assert not found
+    assert "98.5 %" in unknown[0]
+    assert Judgement(verdict=OK).without(unknown).verdict == NOT_JUDGED
+    assert Judgement(verdict=OK).without([]).verdict == OK
+    assert Judgement(verdict=FAILED).without(unknown).verdict == FAILED
+    assert steered(recipe({"max_drop": 2}), measured(seen=[shown])) == ([], [])
+
+
+@pytest.mark.parametrize(("interval", "fails"), [((1.7, 1.99), True), ((1.9, 2.0), False), ((2.1, 2.3), False)])
+def test_a_speed_fails_only_where_all_of_its_interval_is_below(interval: tuple[float, float], fails: bool) -> None:
+    speed = SPEEDUP.metric(subject="onnxruntime", data="1x3x16x16", value=sum(interval) / 2, n=30, interval=interval)
+    asked = recipe({}).model_copy(update={"validation": ValidateSection(min_speedup=2)})
+    assert bool(steered(asked, measured(metrics=[speed]))[0]) == fails
+    assert steered(recipe(None), measured()) == ([], [])
+
+
+def test_options_are_keys_of_the_recipe() -> None:
+    parser = Parser(prog="dfqkit run")
+    add_recipe_options(parser)
+    add_steering(parser)
+    words = ["--set", "seed=3", "--max-time", "5", "--max-drop", "0.5", "--max-size", "2", "--min-speedup", "1.5"]
+    given = load_recipe("digits/dfq-w8a8-ort", parser.parse_args(words).overrides)
+    assert given.ladder == LadderConfig(max_time=5, max_drop=0.5, max_size=2)
+    assert (given.seed, given.validation.min_speedup) == (3, 1.5)
 
 
 def row(name: str, distance: float | None, seconds: float = 1.0, kept: float = 90.0) -> dict[str, Any]:
@@ -221,6 +326,7 @@ def test_a_candidate_may_choose_codes_together(tmp_path: Path) -> None:
         ({"judge": {"method": "images", "path": "some.npz"}}, ("ladder.judge", "images", "files")),
         ({"judge": {"method": "bank", "path": "some"}}, ("ladder.judge", "bank", "files")),
         ({"max_time": 0}, ("ladder.max_time",)),
+        ({"max_drop": 100}, ("ladder.max_drop", "100")),
     ],
 )
 def test_what_is_no_ladder_is_refused(ladder: object, facts: tuple[str, ...]) -> None:

@@ -19,6 +19,7 @@ class Breakdown:
         data: The images.
         header: What the columns are called, that of the parts first.
         rows: The parts, the worst first: a name, and numbers; None where there is nothing to measure.
+        plot: Headers of the two columns that are shown as a point for each part, across and up; empty for none.
     """
 
     title: str
@@ -27,13 +28,17 @@ class Breakdown:
     data: str
     header: Sequence[str]
     rows: Sequence[Sequence[str | int | float | None]]
+    plot: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         """Make rows tuples, and refuse what is no table of texts and numbers."""
         whole = all(isinstance(row, list | tuple) and len(row) == len(self.header) > 0 for row in self.rows)
+        whole = whole and len(self.plot) in (0, 2) and set(self.plot) <= set(self.header)
         cells = [cell for row in self.rows for cell in row] if whole else []
         if not whole or not all(isinstance(cell, str | int | float | None) for cell in (*self.header, *cells)):
-            message = f"Breakdown {self.title!r} is no table: its rows are texts and numbers, one under each column."
+            told = "its rows are texts and numbers, one under each column, of which a plot names two"
+            message = f"Breakdown {self.title!r} is no table: {told}."
             raise ArtefactError(message)
+        object.__setattr__(self, "plot", tuple(self.plot))
         object.__setattr__(self, "header", tuple(map(str, self.header)))
         object.__setattr__(self, "rows", tuple(map(tuple, self.rows)))

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from dfqkit_export.measure.breakdown import Breakdown
 from dfqkit_export.measure.kinds import Metric
 from dfqkit_export.report.rows import figure
 from dfqkit_export.report.svg import Axis, columns, line, picture, rows, tick
@@ -79,6 +80,35 @@ def interval_chart(estimate: Mapping[str, Any], measured: Metric | None) -> str:
         f'<figure class="chart"><figcaption>Drop in points <span class="quiet">{key}</span></figcaption>'
         f"{picture(_WIDE, 66, label, drawn + marks)}</figure>"
     )
+
+
+def points_chart(parts: Breakdown) -> str:
+    """Draw a point for each part of a metric, by the two columns that it names; nothing where few have both."""
+    places = [parts.header.index(name) for name in parts.plot]
+    found = {str(row[0]): [_number(_read(row[place])) for place in places] for row in parts.rows}
+    points = {name: (x, y) for name, (x, y) in found.items() if x is not None and y is not None}
+    if len(points) < 2:
+        return ""
+    (low_x, high_x), (low_y, high_y) = map(_span, map(list, zip(*points.values(), strict=True)))
+    across = Axis(low=low_x, high=high_x, start=_LEFT, end=_WIDE - _RIGHT)
+    up = Axis(low=low_y, high=high_y, start=_HEIGHT - _BOTTOM, end=_TOP)
+    dots = "".join(
+        f'<circle class="dot" cx="{across(x):.1f}" cy="{up(y):.1f}" r="4"><title>{escape(name)}</title></circle>'
+        for name, (x, y) in points.items()
+    )
+    grid = rows(up, (high_y, (low_y + high_y) / 2, low_y), left=_LEFT, right=_WIDE - _RIGHT, text=_text)
+    grid += columns(across, (low_x, high_x), top=0, bottom=0, y=_HEIGHT - 5, text=_text)
+    label = f"{parts.plot[1]} by {parts.plot[0]}"
+    drawn = picture(_WIDE, _HEIGHT, f"{parts.title}: {label}", grid + dots)
+    return f'<figure class="chart"><figcaption>{escape(label)}</figcaption>{drawn}</figure>'
+
+
+def _read(cell: str | int | float | None) -> Any:
+    """Return a cell's number, which may be a text of fewer digits."""
+    try:
+        return float(cell) if isinstance(cell, str) else cell
+    except ValueError:
+        return None
 
 
 def _number(value: Any) -> float | None:

@@ -189,9 +189,10 @@ def layer_rows(
 def _completed(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return a document with what older reports have not."""
     known: dict[str, Any] = {"warnings": [], "estimate": {}, "floors": [], "reasons": [], "breakdowns": [], **document}
-    if isinstance(known.get("metrics"), list):
-        ends = dict.fromkeys(("low", "high"))
-        known["metrics"] = [ends | row if isinstance(row, dict) else row for row in known["metrics"]]
+    lacking: dict[str, dict[str, Any]] = {"metrics": dict.fromkeys(("low", "high")), "breakdowns": {"plot": []}}
+    for name, added in lacking.items():
+        if isinstance(known.get(name), list):
+            known[name] = [added | row if isinstance(row, dict) else row for row in known[name]]
     return known
 
 

@@ -14,7 +14,7 @@ answer, and a teacher that was never trained tell nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dfqkit_export.measure.kinds import (
@@ -94,6 +94,11 @@ class Judgement:
     verdict: Verdict
     findings: tuple[Finding, ...] = ()
     reasons: tuple[str, ...] = ()
+
+    def without(self, unknown: Sequence[str]) -> Judgement:
+        """Return it with what was asked for and is not known, without which nothing is OK."""
+        verdict = NOT_JUDGED if unknown and self.verdict == OK else self.verdict
+        return replace(self, verdict=verdict, reasons=(*self.reasons, *unknown))
 
 
 def judge(evidence: Evidence, findings: Iterable[Finding] = ()) -> Judgement:

@@ -11,7 +11,7 @@ from html import escape
 
 from dfqkit_export.backends import DEFAULT
 from dfqkit_export.measure.kinds import TOP1_DROP, known_kinds
-from dfqkit_export.report.charts import interval_chart, loss_charts
+from dfqkit_export.report.charts import interval_chart, loss_charts, points_chart
 from dfqkit_export.report.document import LayerRow, Report
 from dfqkit_export.report.markup import document, facts, pictures, section, table
 from dfqkit_export.report.rows import (
@@ -155,7 +155,9 @@ def _breakdowns(report: Report) -> str:
         more = len(each.rows) - len(rows)
         rest = f'<p class="note">and {more} more, in report.json</p>' if more > 0 else ""
         title = f"{each.title}: {each.subject}, {each.data}"
-        found.append(section(title, table(title, header, rows) + rest, each.note))
+        found.append(
+            section(title, table(title, header, rows) + rest + (points_chart(each) if each.plot else ""), each.note)
+        )
     return "".join(found)
 
 
