@@ -97,16 +97,11 @@ def add_overrides(parser: Parser, text: str) -> None:
 def add_steering(parser: Parser) -> None:
     """Add what bounds the ladder and the result: keys of the recipe by themselves."""
     for option, key, unit, text in (
-        (
-            "time",
-            "ladder.max_time",
-            "MINUTES",
-            "after which no further scheme is tried; the nearest so far is the file",
-        ),
-        ("drop", "ladder.max_drop", "POINTS", "that may be lost: as soon as that holds no further scheme is tried"),
-        ("size", "ladder.max_size", "MB", "that the file may have (10^6 bytes; it stores 8 bits a weight or more)"),
+        ("--max-time", "ladder.max_time", "MINUTES", "after which no further scheme is tried: the nearest is the file"),
+        ("--max-drop", "ladder.max_drop", "POINTS", "that may be lost: once that holds no further scheme is tried"),
+        ("--max-size", "ladder.max_size", "MB", "that the file may have (10^6 bytes; 8 bits a weight or more)"),
     ):
-        parser.add_argument(f"--max-{option}", metavar=unit, help=text, **_sets(key))
+        parser.add_argument(option, metavar=unit, help=text, **_sets(key))
     text = "that it must be as fast as in float, measured here: fails where the whole interval of 95 %% is below"
     parser.add_argument("--min-speedup", metavar="TIMES", help=text, **_sets("validate.min_speedup"))
 
