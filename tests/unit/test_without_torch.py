@@ -60,7 +60,8 @@ bank sheet IMAGES --out OUT/sheet.png
 NEEDS = """
 run digits/dfq-w4a4-ort --out OUT/run | synthesize digits/dfq-w4a4-ort --n 2 --out OUT/set
 inspect digits/dfq-w4a4-ort | inspect --factory torchvision:resnet18 --shape 3,32,32 --classes 10
-run OUT/calibrated.yaml --out OUT/run | quantize RUN/teacher.onnx --mean 0 --std 1 --out OUT/run
+run OUT/calibrated.yaml --out OUT/run
+init torchvision:resnet18 --no-weights | quantize RUN/teacher.onnx --mean 0 --std 1 --out OUT/run
 record digits/dfq-w4a4-ort --data train.npz --out OUT/r.safetensors | bench digits/dfq-w8a8-ort --out OUT/bench
 """
 
