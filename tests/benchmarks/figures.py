@@ -68,7 +68,7 @@ def _bench(script: str, options: str = "--out {out}") -> str:
 _ROWS = "--out {out}/rows.jsonl --bits"
 _SEEDS = "cifar10-resnet20/dfq-{0}-ort --seeds {1} --out {{out}}/{0}"
 _DFQ = " && ".join(
-    _bench("seeds", _SEEDS.format(bits, seeds)) for bits, seeds in (("w8a8", "0"), ("w4a8", "0"), ("w4a4", "0"))
+    _bench("seeds", _SEEDS.format(bits, seeds)) for bits, seeds in (("w8a8", "0"), ("w4a8", "0"), ("w4a4", "0 1 2 3 4"))
 )
 FIGURES = {
     "cifar": Figures(
