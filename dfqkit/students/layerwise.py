@@ -102,14 +102,16 @@ def _solve(
     one = stored.numel() == 1
     for _ in range(_MOST_FITS):
         codes, scale = least_error(wanted, second, scale, -largest_code(layer), high, free, shared=one)
-        tensor_at(layer, "weight").copy_((codes * scale[:, :, None]).reshape(layer.weight.shape))
+        rounded = codes * scale[:, :, None]
+        tensor_at(layer, "weight").copy_(rounded.reshape(layer.weight.shape))
         if not scales:
             break
         stored.copy_((scale.reshape(-1)[: stored.numel()] * largest_code(layer)).reshape(stored.shape))
         if read is None or not fit_sums(layer, *read, partial(short_mantissa, bits=MOST_BITS, rounding=torch.ceil)):
             break
         scale, free = _scales_of(layer, groups), None  # codes for the larger scale are chosen anew, not rounded
-    rounded = codes * scale[:, :, None]
+    else:  # the last codes are the nearest for the scale that came of them
+        rounded = layer.quant_weight().value.double().reshape(weight.shape)
     quantized_mean, exact_mean = moments.means()
     bias = weight @ exact_mean[:, :, None] - rounded @ quantized_mean[:, :, None]
     tensor_at(layer, "bias").add_(bias.reshape(-1))

@@ -56,7 +56,7 @@ class Figures:
         """Return the digest of the sources in a checkout."""
         found = hashlib.sha256()
         for pattern in sorted(self.sources):
-            for file in sorted(root.glob(pattern)):
+            for file in sorted(path for path in root.glob(pattern) if path.is_file()):
                 found.update(f"{file.relative_to(root)}\n{meaning(file)}\n".encode())
         return found.hexdigest()[:12]
 

@@ -225,7 +225,7 @@ def test_what_python_calls_begins_with_a_line_where_it_is_wanted() -> None:
     "words",
     [
         "run digits/dfq-w8a8-ort --out out", "run --resume RUN", "synthesize digits/dfq-w8a8-ort --n 2 --out out",
-        "quantize timm:resnet18 --no-weights", "init timm:resnet18 --no-weights", "bench digits/dfq-w8a8-ort --out out",
+        "quantize timm:resnet18 --no-weights", "bench digits/dfq-w8a8-ort --out out",
         "record digits/dfq-w8a8-ort --data a.npz --out a.safetensors",
     ],
 )  # fmt: skip
