@@ -260,7 +260,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
         wanted = (*wanted, target.additions_agree, target.sums_fit)
         key = (*wanted, target.quantize_outputs, target.clip_before_quantize, target.opset)
         if key not in made:
-            graph = student("residual", "w4a4", name, weight_range="max", bias_correction=False)
+            bits = "w4a4" if 4 in target.signed_activations.bits else "w4a8"
+            graph = student("residual", bits, name, weight_range="max", bias_correction=False)
             write_qdq(graph, target, folder / f"{name}.onnx", metadata={})
             made[key] = graph, folder / f"{name}.onnx"
         return made[key]
