@@ -206,7 +206,7 @@ def main() -> int:
         script = Path(__file__).with_name("peers_tools.py")
         return subprocess.run([str(options.mct_python), str(script), asked], check=False).returncode
     file = options.out / "rows.jsonl"
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    rows = real_size.rows_in(file)
     missing = {"mct": options.mct_python, "onnxsim": options.mct_python, "esp-ppq": options.esp_python}
     for name in options.only:
         for bits in options.bits:
@@ -220,9 +220,7 @@ def main() -> int:
                 if any(key.items() <= known.items() for known in rows):
                     continue
                 rows.append(key | row(key, options))
-                with file.open("a", encoding="utf-8") as stream:
-                    stream.write(json.dumps(rows[-1]) + "\n")
-                print(table(rows[-1:]), file=sys.stderr, flush=True)
+                real_size.keep(rows[-1], file, table)
     print(table(rows))
     return 0
 

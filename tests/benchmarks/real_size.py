@@ -25,6 +25,7 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,19 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def rows_in(file: Path) -> list[dict[str, Any]]:
+    """Return the rows that an earlier call kept; none where there is no file."""
+    known = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return [json.loads(line) for line in known]
+
+
+def keep(row: dict[str, Any], file: Path, table: Callable[[list[dict[str, Any]]], str]) -> None:
+    """Add a row to those kept, and show it."""
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(row) + "\n")
+    print(table([row]), file=sys.stderr, flush=True)
+
+
 def main() -> int:
     """Run the rows that are not there yet, print all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -160,8 +174,7 @@ def main() -> int:
     parser.add_argument("--per-tensor", action="store_true", help="one scale for all weights of a layer")
     options = parser.parse_args()
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    known = options.out.read_text(encoding="utf-8").splitlines() if options.out.is_file() else []
-    rows = [json.loads(line) for line in known]
+    rows = rows_in(options.out)
     for name in options.only:
         for bits in options.bits:
             key = {"network": name, "bits": bits, "set": options.set, "per_tensor": options.per_tensor}
@@ -169,9 +182,7 @@ def main() -> int:
             if any(key.items() <= {"target": "onnxruntime", **row}.items() for row in rows):
                 continue
             rows.append(key | in_child(name, bits, options.set, target=options.target, per_tensor=options.per_tensor))
-            with options.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(rows[-1]) + "\n")
-            print(table(rows[-1:]), file=sys.stderr, flush=True)
+            keep(rows[-1], options.out, table)
     print(table(rows))
     return 0
 

@@ -221,15 +221,18 @@ def test_what_python_calls_begins_with_a_line_where_it_is_wanted() -> None:
     assert stream.getvalue() == "loading\n"
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        "run digits/dfq-w8a8-ort --out out", "run --resume RUN", "synthesize digits/dfq-w8a8-ort --n 2 --out out",
-        "quantize timm:resnet18 --no-weights", "bench digits/dfq-w8a8-ort --out out",
-        "record digits/dfq-w8a8-ort --data a.npz --out a.safetensors",
-    ],
+#: Words of commands that load a network. All but `init`, which tells nothing else, can be quiet.
+LOADING = (
+    "run digits/dfq-w8a8-ort --out out", "run --resume RUN", "synthesize digits/dfq-w8a8-ort --n 2 --out out",
+    "quantize timm:resnet18 --no-weights", "bench digits/dfq-w8a8-ort --out out",
+    "record digits/dfq-w8a8-ort --data a.npz --out a.safetensors",
 )  # fmt: skip
-@pytest.mark.parametrize("quiet", [False, True])
+
+
+@pytest.mark.parametrize(
+    ("words", "quiet"),
+    [("init timm:resnet18 --no-weights", False), *((words, quiet) for words in LOADING for quiet in (False, True))],
+)
 def test_a_command_says_that_it_begins_before_it_imports_torch(words: str, quiet: bool, tmp_path: Path) -> None:
     program = (
         "import sys\n"
