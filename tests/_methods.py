@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+from dfqkit.config import methods as table
 from dfqkit.config import registry
 from dfqkit.config.recipe import Recipe
 from dfqkit.synthesis.methods.mixture import MixtureConfig
@@ -30,7 +31,7 @@ def added(**methods: str) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         for name, place in methods.items():
-            patch.setitem(registry.METHODS, name, place)
+            patch.setitem(table.METHODS, name, place)
         patch.setattr(registry, "import_module", loaded)
         rejoin()
         yield

@@ -80,7 +80,7 @@ def _values(action: argparse.Action) -> list[str]:
 
         return list(all_targets())
     if action.dest == "method":
-        from dfqkit.config.registry import synthesizer_names
+        from dfqkit.config.methods import synthesizer_names
 
         return list(synthesizer_names())
     return []

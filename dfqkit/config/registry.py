@@ -1,61 +1,25 @@
-"""Names of synthesizers, and the section of a recipe that each has: ours from one table, others' from an entry point.
+"""The section of a recipe that each synthesizer has, by the names of `methods`.
 
-What belongs here: the table and how its names are resolved. Sections import no torch; the class that does the work is
-named by a section and imported where one is built (`dfqkit.synthesis.build`).
+What belongs here: how names are resolved. Sections import no torch; the class that does the work is named by a section
+and imported where one is built (`dfqkit.synthesis.build`).
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Mapping
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator
 
+from dfqkit.config.methods import GROUP, METHODS, synthesizer_names
 from dfqkit.config.section import OneOf
 from dfqkit.config.synthesis import SynthesizerConfig
 from dfqkit_export.errors import RecipeError
 from dfqkit_export.words import did_you_mean
 
 _LOG = logging.getLogger(__name__)
-
-#: Entry point group under which other packages offer synthesizers: ``name = "package.module:ConfigClass"``.
-GROUP = "dfqkit.synthesizers"
-
-METHODS = {
-    "bank": "dfqkit.synthesis.methods.bank:BankConfig",
-    "cmi": "dfqkit.synthesis.methods.cmi:CMIConfig",
-    "dafl": "dfqkit.synthesis.methods.dafl:DAFLConfig",
-    "deepinversion": "dfqkit.synthesis.methods.deepinversion:DeepInversionConfig",
-    "deepinversion-adaptive": "dfqkit.synthesis.methods.deepinversion_adaptive:AdaptiveDeepInversionConfig",
-    "dfq": "dfqkit.synthesis.methods.dfq:DFQConfig",
-    "fastdfkd": "dfqkit.synthesis.methods.fastdfkd:FastDFKDConfig",
-    "genie": "dfqkit.synthesis.methods.genie:GENIEConfig",
-    "images": "dfqkit.synthesis.methods.images:ImagesConfig",
-    "metadata": "dfqkit.synthesis.methods.metadata:MetadataConfig",
-    "mixture": "dfqkit.synthesis.methods.mixture:MixtureConfig",
-    "noise": "dfqkit.synthesis.methods.noise:NoiseConfig",
-    "procedural": "dfqkit.synthesis.methods.procedural:ProceduralConfig",
-    "psaq": "dfqkit.synthesis.methods.psaq:PSAQConfig",
-    "soft-targets": "dfqkit.synthesis.methods.soft_targets:SoftTargetsConfig",
-    "zeroq": "dfqkit.synthesis.methods.zeroq:ZeroQConfig",
-    "zskd": "dfqkit.synthesis.methods.zskd:ZSKDConfig",
-    "zskt": "dfqkit.synthesis.methods.zskt:ZSKTConfig",
-}
-
-
-@functools.cache
-def plugins() -> dict[str, str]:
-    """Return names that installed packages offer, with their ``module:ConfigClass``."""
-    return {point.name: point.value for point in entry_points(group=GROUP)}
-
-
-def synthesizer_names() -> dict[str, str]:
-    """Return every known name with its ``module:ConfigClass``, sorted; own names win over plugins'."""
-    return dict(sorted((plugins() | METHODS).items()))
 
 
 def synthesizer_config(name: str) -> type[SynthesizerConfig]:

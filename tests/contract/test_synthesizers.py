@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from dfqkit.config.methods import METHODS
 from dfqkit.config.quant import QuantConfig
 from dfqkit.config.reading import load_recipe
-from dfqkit.config.registry import METHODS, synthesizer_config
+from dfqkit.config.registry import synthesizer_config
 from dfqkit.config.synthesis import Demand, SynthesizerConfig
 from dfqkit.run.context import teacher_of
 from dfqkit.seeds import derive

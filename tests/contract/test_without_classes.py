@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dfqkit import tasks
-from dfqkit.config.registry import METHODS
+from dfqkit.config.methods import METHODS
 from dfqkit.config.synthesis import SynthesizerConfig
 from dfqkit.seeds import derive
 from dfqkit.synthesis.base import Synthesizer

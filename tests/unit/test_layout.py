@@ -167,7 +167,7 @@ def test_importing_every_module_of_the_deployment_half_imports_neither_torch_nor
     [
         "import dfqkit; dir(dfqkit); dfqkit.__version__; dfqkit.ImageSpec; dfqkit.DfqkitError",
         "from dfqkit.config.files import list_recipes; assert list_recipes()",
-        "from dfqkit.config.registry import synthesizer_names; assert synthesizer_names()",
+        "from dfqkit.config.methods import synthesizer_names; assert synthesizer_names()",
         "import dfqkit.cli",
     ],
 )

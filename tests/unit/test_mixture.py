@@ -12,10 +12,10 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from dfqkit.config.methods import METHODS
 from dfqkit.config.pools import PoolConfig
 from dfqkit.config.reading import parse_recipe
 from dfqkit.config.recipe import Recipe
-from dfqkit.config.registry import METHODS
 from dfqkit.config.synthesis import Demand, SynthesizerConfig
 from dfqkit.seeds import derive
 from dfqkit.synthesis.base import Losses, Synthesizer

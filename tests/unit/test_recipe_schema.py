@@ -16,8 +16,8 @@ import yaml
 
 from dfqkit.cli import main
 from dfqkit.config.files import list_recipes
+from dfqkit.config.methods import METHODS
 from dfqkit.config.reading import load_recipe, parse_recipe
-from dfqkit.config.registry import METHODS
 from dfqkit.config.schema import recipe_schema
 from dfqkit_export.errors import RecipeError, TargetError
 

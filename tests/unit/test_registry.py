@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dfqkit.config.registry import GROUP, plugins, synthesizer_config, synthesizer_configs, synthesizer_names
+from dfqkit.config.methods import GROUP, plugins, synthesizer_names
+from dfqkit.config.registry import synthesizer_config, synthesizer_configs
 from dfqkit.config.synthesis import SynthesizerConfig
 from dfqkit.synthesis.base import Synthesizer
 from dfqkit.synthesis.build import implementation

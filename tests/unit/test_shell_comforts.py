@@ -14,6 +14,7 @@ import pytest
 from dfqkit.api import Result
 from dfqkit.cli import command_line, main
 from dfqkit.cli.examples import EXAMPLES
+from dfqkit.config.registry import synthesizer_configs
 from dfqkit_export.report import Report
 from tests._messages import names
 from tests._parsers import parsers
@@ -39,6 +40,7 @@ def test_bash_completes_commands_options_and_values(capsys: pytest.CaptureFixtur
     assert "digits/dfq-w8a8-ort" in completed(script, "dfqkit", "run", "digits/dfq")
     assert "show" in completed(script, "dfqkit", "recipe", "sh")
     assert "digits/dfq-w8a8-ort" in completed(script, "dfqkit", "recipe", "show", "digits/dfq-w8a8")
+    assert set(synthesizer_configs()) <= set(completed(script, "dfqkit", "quantize", "--method", ""))
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -86,11 +88,10 @@ def test_every_help_has_examples_that_can_be_typed() -> None:
             assert args.parser.prog.startswith(parser.prog), "an example is of its own command"
 
 
-def test_help_loads_nothing_that_takes_long() -> None:
+@pytest.mark.parametrize("words", [["--help"], ["completion", "bash"]])
+def test_what_a_shell_asks_for_at_once_loads_nothing_that_takes_long(words: list[str]) -> None:
     heavy = "{'numpy', 'onnx', 'pydantic', 'torch', 'yaml'}"
-    program = (
-        f"import sys, dfqkit.cli; dfqkit.cli.main(['--help']); sys.exit(', '.join({heavy} & set(sys.modules)) or 0)"
-    )
+    program = f"import sys, dfqkit.cli; dfqkit.cli.main({words}); sys.exit(', '.join({heavy} & set(sys.modules)) or 0)"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
 

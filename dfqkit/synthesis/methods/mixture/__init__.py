@@ -29,7 +29,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 from pydantic import BeforeValidator, Field, create_model, field_validator, model_serializer
 
-from dfqkit.config.registry import synthesizer_config, synthesizer_names, with_method
+from dfqkit.config.methods import synthesizer_names
+from dfqkit.config.registry import synthesizer_config, with_method
 from dfqkit.config.section import OneOf, Section
 from dfqkit.config.synthesis import UNKNOWN, Demand, SynthesizerConfig
 from dfqkit.synthesis.methods.mixture.turns import counts
