@@ -66,6 +66,10 @@ def add(commands: Commands) -> None:
     parser.add_argument("--allow-not-judged", action="store_true", help=text)
     text = "families of kernels, as `dfqkit prove --on`, in which each file must compute the same bits on its images"
     parser.add_argument("--prove", default=(), type=names, metavar="NAMES", help=text)
+    text = "that each file must be as fast as in float, timed here: fails where the whole interval of 95 %% is below"
+    parser.add_argument("--min-speedup", type=float, metavar="TIMES", help=text)
+    text = "the float file for --min-speedup (default: the teacher.onnx of the bundle or run)"
+    parser.add_argument("--teacher", default="", metavar="FLOAT", help=text)
     parser.add_argument("--threads", type=positive, metavar="N", help="threads inside one operator of the runtime")
     text = "run the graph as written, in float, to tell a kernel from a file"
     parser.add_argument("--no-optimizations", action="store_true", help=text)
@@ -84,6 +88,8 @@ def _check(args: argparse.Namespace) -> int:
         args.parser.error("--floor is recorded, so it needs --update")
     if args.reason.strip() and not update:
         args.parser.error("--reason is recorded, so it needs --update")
+    if args.teacher and args.min_speedup is None:
+        args.parser.error("--teacher is timed beside each file, so it needs --min-speedup TIMES")
 
     from dfqkit_export.gate import Baseline, Options, check, read_baseline, render_json, render_text, save_cases
 
@@ -101,6 +107,8 @@ def _check(args: argparse.Namespace) -> int:
             reason=args.reason.strip(),
             allow_not_judged=args.allow_not_judged,
             prove=args.prove,
+            min_speedup=args.min_speedup,
+            teacher=args.teacher,
         ),
     )
     entries = {case.name: case.entry for case in outcome.cases if case.entry is not None}

@@ -43,7 +43,7 @@ MANIFEST, MODEL_FILE, TEACHER_FILE = "manifest.json", "model.onnx", "teacher.onn
 REPORT_FILE, RECIPE_FILE, LABELS_FILE = "report.json", "recipe.yaml", "labels.txt"
 GRADING_FILE = "images/grading.safetensors"
 #: What is read of a zip; whatever else it holds is only hashed, and never becomes a file.
-_READ = (MANIFEST, MODEL_FILE, SENTINEL_FILE, REPORT_FILE, RECIPE_FILE, LABELS_FILE)
+_READ = (MANIFEST, MODEL_FILE, TEACHER_FILE, SENTINEL_FILE, REPORT_FILE, RECIPE_FILE, LABELS_FILE)
 _RUN_FILES = (MODEL_FILE, TEACHER_FILE, SENTINEL_FILE, REPORT_FILE)
 _MAX_RECIPE, _MAX_LABELS = 2**20, 4 * 2**20
 _SHA256 = re.compile("[0-9a-f]{64}")

@@ -31,6 +31,7 @@ from dfqkit_export.gate.judged import VERDICT, estimated, verdict_rows
 from dfqkit_export.gate.measurement import Measurement, measure_report, measure_subject, open_subject
 from dfqkit_export.gate.portable import portability_rows
 from dfqkit_export.gate.recording import changes_of, record
+from dfqkit_export.gate.speed import speed_rows
 from dfqkit_export.gate.verdicts import FAILING, CaseOutcome, Options, Outcome, judge, order
 from dfqkit_export.measure.kinds import Metric
 from dfqkit_export.report.rows import estimate_sentence
@@ -121,6 +122,7 @@ def check_case(measured: Measurement, case: Case | None, options: Options | None
     rows = [
         *file_rows(measured, case, recording=options.update, allow=options.allow),
         *portability_rows(measured, options.prove),
+        *speed_rows(measured, options),
         *verdict_rows(measured, case, options),
         *with_reasons(rows, changes, measured, case),
     ]

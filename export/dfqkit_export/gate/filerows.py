@@ -20,13 +20,13 @@ from dfqkit_export.gate.measurement import Measurement
 from dfqkit_export.gate.portable import ROWS
 from dfqkit_export.gate.signature import Signature
 from dfqkit_export.gate.verdicts import FAILING, Row
-from dfqkit_export.measure.kinds import PREPROCESSING, STRUCTURE, Metric
+from dfqkit_export.measure.kinds import PREPROCESSING, SPEEDUP, STRUCTURE, Metric
 from dfqkit_export.words import some
 
 #: Rows that are there only where something is wrong.
 ORIGIN, FILES, FLOOR, BESIDE = "origin", "files", "floor of the report", "beside the model"
 #: Rows that an update does not make good.
-STANDING = frozenset({ORIGIN, FILES, FLOOR, VERDICT, PREPROCESSING.name, *ROWS.values()})
+STANDING = frozenset({ORIGIN, FILES, FLOOR, VERDICT, PREPROCESSING.name, SPEEDUP.name, *ROWS.values()})
 _SHOWN = 6
 _NOISE = "noise"
 

@@ -87,6 +87,8 @@ class Options:
         reason: Why an update records a file whose verdict is not ok; "" refuses it.
         allow_not_judged: Whether a file passes that nothing here can judge.
         prove: Families of kernels (`comparison.portability`) in which the file must compute the same bits.
+        min_speedup: Times that the file must be as fast as in float; None asks for nothing.
+        teacher: The float file that it is timed beside; "" takes the bundle's `teacher.onnx`.
     """
 
     strict: bool = False
@@ -99,6 +101,8 @@ class Options:
     reason: str = ""
     allow_not_judged: bool = False
     prove: tuple[str, ...] = ()
+    min_speedup: float | None = None
+    teacher: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
