@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +13,6 @@ from dfqkit.progress import Progress
 from dfqkit_export.errors import ArtefactError
 
 if TYPE_CHECKING:
-    from dfqkit_export.comparison.portability import Family
     from dfqkit_export.report import Report
 
 _DESCRIPTION = (
@@ -46,37 +44,34 @@ def add(commands: Commands) -> None:
 
 
 def _prove(args: argparse.Namespace) -> int:
-    from dfqkit_export.comparison.portability import FAMILIES, families
-
     if args.file is None and not args.prepare:
         args.parser.error("give a file, or --prepare")
-    named = args.on
-    wanted = [(family, version) for family in families(named or FAMILIES) for version in args.runtime or ("",)]
     with Progress().alive("dfqkit prove: getting ready"):
         if args.prepare:
-            _prepare(args, wanted, named)
-        return 0 if args.file is None else _found(args, wanted, named)
+            _prepare(args)
+        return 0 if args.file is None else _found(args)
 
 
-def _prepare(args: argparse.Namespace, wanted: Sequence[tuple[Family, str]], named: Sequence[str]) -> None:
+def _prepare(args: argparse.Namespace) -> None:
+    from dfqkit_export.comparison.portability import FAMILIES, runs
     from dfqkit_export.comparison.portability.environment import cache, prepare
     from dfqkit_export.errors import RuntimeUnavailableError
 
-    for family, version in wanted:
+    for family, version in runs(args.on or FAMILIES, args.runtime):
         try:
             prepare(family, version)
             note(f"{family.title}: ready {version}".rstrip())
         except RuntimeUnavailableError as error:
-            if family.name in named:
+            if family.name in args.on:
                 raise
             note(f"{family.title}: {error}.")
     note(f"Kept in {cache()}")
 
 
-def _found(args: argparse.Namespace, wanted: Sequence[tuple[Family, str]], named: Sequence[str]) -> int:
+def _found(args: argparse.Namespace) -> int:
     from dfqkit_export.bundle import open_bundle
     from dfqkit_export.comparison.inputs import read_inputs
-    from dfqkit_export.comparison.portability import PARTS, portability_table, prove, render_portability
+    from dfqkit_export.comparison.portability import FAMILIES, PARTS, portability_table, prove, render_portability
     from dfqkit_export.files import write_bytes
     from dfqkit_export.images.inputs import random_inputs
     from dfqkit_export.onnxfile.model import load_onnx, metadata_in
@@ -91,14 +86,14 @@ def _found(args: argparse.Namespace, wanted: Sequence[tuple[Family, str]], named
         else:
             inputs = read_inputs(images, loaded, args.limit)
         task = task_of(args.task) if args.task else task_in(metadata_in(loaded))
-        found = prove(model, inputs, wanted, task=task, begins=note)
+        found = prove(model, inputs, args.on or FAMILIES, versions=args.runtime, task=task, begins=note)
         show(args, found.to_dict(), render_portability(found))
         if keep:
             kept = {**found.to_dict(), "table": asdict(portability_table(found))}
             write_bytes(args.file / _KEPT, json.dumps(kept, indent=1).encode())
         if any(row.verdict == PARTS for row in found.rows):
             return 1
-        return 3 if found.worse(named) else 0
+        return 3 if found.worse(args.on) else 0
 
     if args.file.suffix == ".onnx":
         return found_of(args.file, args.images)

@@ -21,7 +21,7 @@ from dfqkit_export.backends.precision import Realised
 from dfqkit_export.backends.processor import saturates, this_processor
 from dfqkit_export.backends.session import Session
 from dfqkit_export.backends.target import Target
-from dfqkit_export.comparison.portability import families, portability_table, prove
+from dfqkit_export.comparison.portability import portability_table, prove
 from dfqkit_export.errors import ArtefactError, RuntimeCrashedError
 from dfqkit_export.images.inputs import Inputs
 from dfqkit_export.measure.breakdown import Breakdown
@@ -115,6 +115,5 @@ def kernels_elsewhere(
     """Return what the families of kernels that a recipe names compute of the file, beside this machine."""
     if not names:
         return [], []
-    inputs = Inputs(images=images, source=source)
-    found = prove(path, inputs, [(family, "") for family in families(names)], task=task)
+    found = prove(path, Inputs(images=images, source=source), names, task=task)
     return [found.metric()], [portability_table(found)]

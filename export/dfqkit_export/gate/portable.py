@@ -21,13 +21,12 @@ ROWS = {name: f"same bits on {name}" for name in FAMILIES}
 
 def portability_rows(measured: Measurement, names: Sequence[str]) -> list[Row]:
     """Return a row for each family named: ok, failed, or missing where nobody looked, on the sentinel images."""
-    wanted = families(names)
-    if not wanted or measured.subject is None:
+    if not names or measured.subject is None:
         reason = "A report cannot be run. Give the bundle or the run's folder."
-        return [Row(metric=ROWS[name], verdict="missing", reason=reason) for name in names]
+        return [Row(metric=ROWS[family.name], verdict="missing", reason=reason) for family in families(names)]
     sentinel, bundle = measured.subject.sentinel, measured.subject.bundle
     images = Inputs(images=normalized(sentinel.images, bundle.image), source="the sentinel set")
-    found = prove(bundle.model, images, [(family, "") for family in wanted], task=sentinel.task)
+    found = prove(bundle.model, images, names, task=sentinel.task)
     rows = []
     for row in found.rows:
         told = f"{said(row)}{f', in ONNX Runtime {row.version} ({row.how})' if row.n else ''}"

@@ -158,7 +158,7 @@ def test_a_float_operator_that_only_moves_values_keeps_nothing_from_a_proof(tmp_
 @pytest.mark.skipif(OWN is None or saturates(this_processor()), reason="this processor's sums of products saturate")
 def test_the_own_family_is_run_and_equal(residual_net: Write) -> None:
     assert OWN is not None
-    found = prove(residual_net(), inputs(5), [(OWN, "")])
+    found = prove(residual_net(), inputs(5), [OWN.name])
     (row,) = found.rows
     assert (row.bits, row.largest, row.flips, row.n, row.how) == (1.0, 0.0, 0, 5, "on this machine")
     assert row.verdict in (PROVEN, EQUAL)
@@ -198,7 +198,7 @@ def test_an_answer_from_elsewhere_is_compared_layer_by_layer(
     monkeypatch.setattr(
         proving, "environment_of", lambda family, version: real(command=(sys.executable,), how="elsewhere")
     )
-    found = prove(path, inputs(3), [(FAMILIES["neon"], "")])
+    found = prove(path, inputs(3), ["neon"])
     (row,) = found.rows
     assert row.verdict == PARTS
     assert row.first is not None
@@ -287,7 +287,7 @@ def test_emulated_kernels_give_what_is_proven(residual_net: Write, name: str) ->
     if not _emulates(name):
         pytest.skip("not prepared: `dfqkit prove --prepare`")
     path, family = residual_net(), FAMILIES[name]
-    (row,) = prove(path, inputs(4), [(family, "")]).rows
+    (row,) = prove(path, inputs(4), [name]).rows
     assert row.n == 4
     assert row.verdict == PARTS if row.bits != 1.0 else row.verdict in (EQUAL, PROVEN)
     if not Proof(path).against(family):

@@ -6,11 +6,11 @@ without running anything (`bounds`) and by running them (`proving`), and the tab
 
 from __future__ import annotations
 
-from dfqkit_export.comparison.portability.families import FAMILIES, Family, families, own_family
+from dfqkit_export.comparison.portability.families import FAMILIES, Family, families, own_family, runs
 from dfqkit_export.comparison.portability.proving import EQUAL, PARTS, PROVEN, UNSEEN, Portability, prove
 from dfqkit_export.comparison.portability.text import portability_table, render_portability, said
 
 __all__ = [
     "EQUAL", "FAMILIES", "PARTS", "PROVEN", "UNSEEN", "Family", "Portability", "families", "own_family",
-    "portability_table", "prove", "render_portability", "said",
+    "portability_table", "prove", "render_portability", "runs", "said",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ of kernels (core/mlas/lib/platform.cpp).
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,11 @@ def families(names: Iterable[str]) -> list[Family]:
             message = f"Unknown kernel family {name!r}.{did_you_mean(name, FAMILIES)} Allowed: {', '.join(FAMILIES)}."
             raise TargetError(message)
     return [FAMILIES[name] for name in names]
+
+
+def runs(names: Iterable[str], versions: Sequence[str] = ()) -> list[tuple[Family, str]]:
+    """Return each family with each version of ONNX Runtime; none of a version means the one that is taken there."""
+    return [(family, version) for family in families(names) for version in versions or ("",)]
 
 
 def own_family() -> Family | None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from dfqkit_export.backends.processor import saturates, this_processor
 from dfqkit_export.comparison.portability import emulated
 from dfqkit_export.comparison.portability.bounds import Proof
 from dfqkit_export.comparison.portability.environment import Environment, environment_of
-from dfqkit_export.comparison.portability.families import Family, own_family
+from dfqkit_export.comparison.portability.families import Family, own_family, runs
 from dfqkit_export.errors import ArtefactError, RuntimeCrashedError, RuntimeUnavailableError
 from dfqkit_export.files import sha256_of_file
 from dfqkit_export.images.inputs import Inputs, entrance, own_batch
@@ -147,8 +147,9 @@ class _Answers:
 def prove(
     path: Path,
     inputs: Inputs,
-    wanted: Sequence[tuple[Family, str]],
+    names: Iterable[str],
     *,
+    versions: Sequence[str] = (),
     task: Task = DEFAULT_TASK,
     begins: Callable[[str], None] = lambda _: None,
 ) -> Portability:
@@ -157,14 +158,17 @@ def prove(
     Args:
         path: The ONNX file.
         inputs: The images.
-        wanted: Families, each with a version of ONNX Runtime ("" for the installed or newest one that runs there).
+        names: Of the families.
+        versions: Of ONNX Runtime, to be run in each family; nothing takes the installed or newest one that runs there.
         task: What the outputs mean: which images have another answer.
         begins: Is told what begins.
 
     Raises:
         ArtefactError: The file or the images cannot be used.
         RuntimeUnavailableError: ONNX Runtime is not installed.
+        TargetError: A family is unknown.
     """
+    wanted = runs(names, versions)
     begins(f"proving {path.name}: what it computes on this machine")
     with tempfile.TemporaryDirectory(prefix="dfqkit-") as name:
         native = own_family() or Family(name="", title="this machine", machine="", cpu="", addition="")
