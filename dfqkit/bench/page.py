@@ -14,10 +14,9 @@ from dfqkit.bench.table import IMAGE_COLUMNS, NOTES, columns, sections, text_of
 from dfqkit_export.report import markup
 
 _EXTRA = """
-.dot { fill: var(--accent) }
 .seed { fill: none; stroke: var(--quiet); stroke-width: 1 }
 .wide {
-  display: grid; grid-template-columns: repeat(auto-fit,minmax(min(100%,44rem),1fr)); gap: 1rem; margin: 0 0 1rem;
+  display: grid; grid-template-columns: repeat(auto-fit,minmax(min(100%,24rem),1fr)); gap: 1rem; margin: 0 0 1rem;
 }
 """
 

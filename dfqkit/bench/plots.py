@@ -14,11 +14,11 @@ from dfqkit_export.measure.kinds import TOP1, TOP1_DROP
 from dfqkit_export.report import svg
 from dfqkit_export.report.svg import Axis, line, picture, tick
 
-_WIDTH = 640
+_WIDTH = 400
 _ROW = 22
-_LEFT, _RIGHT = 150, 70
-_SCATTER_HEIGHT = 300
-_LETTER = 6.5  # pixels, about
+_RIGHT = 48
+_SCATTER_HEIGHT = 240
+_LETTER = 6.0  # pixels, about
 
 
 def drop_plot(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -34,11 +34,15 @@ def drop_plot(rows: Sequence[Mapping[str, Any]]) -> str:
     if means[-1] <= 1.5 * high:
         high = max(high, means[-1])
     top, height = 8, 8 + _ROW * len(rows) + 26
-    x = Axis(low=low, high=high, start=_LEFT, end=_WIDTH - _RIGHT)
-    parts = [svg.columns(x, x.ticks(), top=top, bottom=height - 24, y=height - 10, text="{:g}".format)]
+    left = 12 + _LETTER * max(len(str(row["contestant"])) for row in rows)
+    x = Axis(low=low, high=high, start=min(left, _WIDTH / 2), end=_WIDTH - _RIGHT)
+    ticks = x.ticks()
+    parts = [
+        svg.columns(x, ticks[:: 1 + len(ticks) // 6], top=top, bottom=height - 24, y=height - 10, text="{:g}".format)
+    ]
     for index, (row, drop) in enumerate(zip(rows, drops, strict=True)):
         mean, spread, y = drop["mean"], drop["stdev"] or 0.0, top + _ROW * (index + 0.5)
-        parts.append(tick(_LEFT - 8, y + 3.5, _name(row), anchor="end"))
+        parts.append(tick(x.start - 8, y + 3.5, _name(row), anchor="end"))
         parts += [line("curve", x(mean - spread), y, x(mean + spread), y)] if spread else []
         parts += [f'<circle class="seed" cx="{x(value):.1f}" cy="{y:.1f}" r="2.2"/>' for value in drop["values"]]
         parts.append(
@@ -64,7 +68,7 @@ def cost_plot(rows: Sequence[Mapping[str, Any]]) -> str:
     floor = min(values[len(values) // 2] - 2 * max(top - values[len(values) // 2], 0.1), top - 0.5)
     low = min(max(values[0], floor), top - 0.5)
     margin = 0.08 * (top - low)
-    left, right, bottom, above = 56, 90, 34, 10
+    left, right, bottom, above = 40, 24, 34, 10
     x = Axis(low=min(times) / 1.5, high=max(times) * 1.5, start=left, end=_WIDTH - right, log=True)
     y = Axis(low=low - margin, high=top + margin, start=_SCATTER_HEIGHT - bottom, end=above)
     parts = [

@@ -1,4 +1,4 @@
-"""The report's pages in a real browser: they render, sort, complain of nothing and never scroll sideways."""
+"""All pages in a real browser and as they are printed: they render, sort, complain of nothing, and nothing is cut."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from dfqkit.bench.page import page as render_bench
+from dfqkit.bench.table import document
 from dfqkit_export.comparison.side_by_side import render_side_by_side
+from dfqkit_export.gate.history import keep_history
+from dfqkit_export.gate.verdicts import CaseOutcome, Outcome, Row
 from dfqkit_export.measure.kinds import Metric
 from dfqkit_export.report import Finding, Floor, LayerRow, Report
 from dfqkit_export.report.page import render_html
+from tests.unit.test_bench import PROVENANCE, REAL, trial
 
 BROWSER = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (found := shutil.which(name))),
@@ -26,6 +32,8 @@ pytestmark = [
 ]
 HOSTILE = "<img src=x onerror=\"document.title='broken into'\"><script>document.title='broken into'</script>"
 WIDTHS = (1280, 768, 390)
+#: A4 without its margins of 1.5 cm, at 96 pixels an inch.
+PAPER = 680
 
 
 def _report(title: str, drop: float) -> Report:
@@ -71,7 +79,7 @@ def _report(title: str, drop: float) -> Report:
             "warmup": 1,
             "batch": 1,
         },
-        provenance={"command": f"dfqkit run {'x' * 300}", "seed": 0, "weights": HOSTILE, "sha256": "0" * 64},
+        provenance={"command": f"dfqkit run {'x' * 300}", "seed": 0, "weights": HOSTILE, "sha256": "0a" * 32},
         synthesis={
             "losses": [{"round": i, "terms": {"bn": 1.0 / (i + 1), "kl": 0.5 * i}} for i in range(30)],
             "cost": {"passes": 64000},
@@ -90,32 +98,84 @@ def _report(title: str, drop: float) -> Report:
     )
 
 
-def _pages() -> dict[str, str]:
+def _pages(folder: Path) -> dict[str, str]:
     first, second = _report("one", 0.31), _report(HOSTILE, 0.07)
-    return {"report": render_html(first), "side by side": render_side_by_side(first, second)}
+    measured = {"agreement": 99.1319, "kl": 0.0005355, "top1_drop": -0.28}
+    for commit in ("0123456789ab", "ba9876543210"):
+        rows = [Row(metric=name, verdict="ok", now=value, stderr=0.1) for name, value in measured.items()]
+        keep_history(folder / "history.csv", Outcome(cases=[CaseOutcome(name=HOSTILE, rows=rows)]), commit)
+    keep_history(folder / "once.csv", Outcome(cases=[CaseOutcome(name="net", rows=rows)]), "")
+    sources = ("dfq", "<b>noise</b>", "deepinversion-adaptive-mine")
+    trials = [
+        trial(name, bits, seed, 20.0 * place + seed)
+        for bits in ("w8a8", "w4a4") for seed in (0, 1) for place, name in enumerate(sources)
+    ]  # fmt: skip
+    data = document(
+        trials, real=REAL, provenance=PROVENANCE | {"command": f"dfqkit bench {'x' * 300}"}, warnings={"dfq": [HOSTILE]}
+    )
+    return {
+        "report": render_html(first),
+        "side by side": render_side_by_side(first, second),
+        "bench": render_bench(data, {}),
+        "history": (folder / "history.html").read_text(encoding="utf-8"),
+        "first check": (folder / "once.html").read_text(encoding="utf-8"),
+    }
 
 
-def _observe(page: str, width: int, folder: Path) -> dict[str, object]:
+def _printed(page: str) -> str:
+    """The page with the rules that hold on paper, and without those of screens."""
+    assert "@media print" in page
+    return page.replace("@media screen and", "@media not all and").replace("@media print", "@media all")
+
+
+def _observe(page: str, width: int, folder: Path, *more: str) -> dict[str, Any]:
     """Show a page in a frame of that width, click on the layers' SQNR, and return what a script sees of it."""
-    script = """
+    script = r"""
       const frame = document.querySelector("iframe"), seen = {errors: []};
       frame.addEventListener("load", () => {
         const inner = frame.contentDocument, root = inner.documentElement;
         frame.contentWindow.addEventListener("error", event => seen.errors.push(event.message));
         seen.title = inner.title;
         seen.overflow = root.scrollWidth - root.clientWidth;
-        seen.cut = Math.max(...[...inner.querySelectorAll(".scroll")].map(box => box.scrollWidth - box.clientWidth));
+        seen.cut = [...inner.querySelectorAll(".scroll, td, th, dd, p, figure")]
+          .filter(box => box.scrollWidth > box.clientWidth + 1 && getComputedStyle(box).display !== "none")
+          .map(box => box.textContent.slice(0, 80));
+        for (const text of inner.querySelectorAll("svg text")) {
+          const [mark, plot] = [text, text.closest("svg")].map(part => part.getBoundingClientRect());
+          if (mark.left < plot.left - 1 || mark.right > plot.right + 1 || mark.bottom > plot.bottom + 1)
+            seen.cut.push(text.textContent);
+        }
+        seen.broken = [];
+        const texts = inner.createTreeWalker(inner.body, NodeFilter.SHOW_TEXT), range = inner.createRange();
+        while (texts.nextNode()) {
+          const node = texts.currentNode;
+          if (node.parentElement.closest("pre, script, .mono")) continue;
+          for (const found of node.data.matchAll(/(?<![\w.-])[-+\u00b1]?\d[\d.,]*(e[-+]?\d+)?%?x?(?!\w)/g)) {
+            range.setStart(node, found.index);
+            range.setEnd(node, found.index + found[0].length);
+            const lines = new Set([...range.getClientRects()].map(box => Math.round(box.top)));
+            if (lines.size > 1) seen.broken.push(found[0]);
+          }
+        }
+        seen.closed = [...inner.querySelectorAll("details > :not(summary)")].filter(part => !part.clientHeight).length;
+        const style = getComputedStyle(inner.body);
+        const light = colour => colour.match(/\d+/g).reduce((sum, part) => sum + Number(part), 0);
+        seen.dark = light(style.backgroundColor) < light(style.color);
         seen.headings = [...inner.querySelectorAll("h2")].map(h => h.textContent);
-        seen.images = [...inner.images].length;
-        const table = inner.querySelector("table.sortable"), head = [...table.tHead.rows[0].cells];
-        const column = head.findIndex(cell => cell.textContent.includes("dB"));
-        const values = () => [...table.tBodies[0].rows].map(row => row.cells[column].dataset.v);
-        seen.before = values();
-        head[column].querySelector("button").click();
-        seen.ascending = values();
-        head[column].querySelector("button").click();
-        seen.descending = values();
-        seen.sorted = head[column].getAttribute("aria-sort");
+        const sortable = [...inner.querySelectorAll("table.sortable")];
+        const named = cell => cell.textContent.includes("dB");
+        const columns = sortable.map(table => [...table.tHead.rows[0].cells].findIndex(named));
+        const place = columns.findIndex(column => column >= 0);
+        if (place >= 0) {
+          const table = sortable[place], head = table.tHead.rows[0].cells[columns[place]];
+          const values = () => [...table.tBodies[0].rows].map(row => row.cells[columns[place]].dataset.v);
+          seen.before = values();
+          head.querySelector("button").click();
+          seen.ascending = values();
+          head.querySelector("button").click();
+          seen.descending = values();
+          seen.sorted = head.getAttribute("aria-sort");
+        }
         document.querySelector("pre").textContent = JSON.stringify(seen);
       });
       frame.srcdoc = JSON.parse(
@@ -131,7 +191,7 @@ def _observe(page: str, width: int, folder: Path) -> dict[str, object]:
     )
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--enable-logging=stderr"]
     done = subprocess.run(
-        [str(BROWSER), *options, f"--user-data-dir={folder / 'profile'}", "--dump-dom", wrapper.as_uri()],
+        [str(BROWSER), *options, *more, f"--user-data-dir={folder / 'profile'}", "--dump-dom", wrapper.as_uri()],
         capture_output=True,
         text=True,
         timeout=120,
@@ -140,29 +200,41 @@ def _observe(page: str, width: int, folder: Path) -> dict[str, object]:
     found = re.search(r"<pre>(.*?)</pre>", done.stdout, re.S)
     assert found, done.stderr[-2000:]
     assert found[1], done.stderr[-2000:]
-    seen: dict[str, object] = json.loads(html.unescape(found[1]))
+    seen: dict[str, Any] = json.loads(html.unescape(found[1]))
     seen["console"] = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     return seen
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("name", ["report", "side by side"])
-def test_a_page_renders_sorts_and_fits(name: str, width: int, tmp_path: Path) -> None:
-    seen = _observe(_pages()[name], width, tmp_path)
+@pytest.mark.parametrize("width", [*WIDTHS, None])
+@pytest.mark.parametrize("name", ["report", "side by side", "bench", "history", "first check"])
+def test_a_page_renders_sorts_and_fits(name: str, width: int | None, tmp_path: Path) -> None:
+    page = _pages(tmp_path)[name]
+    seen = _observe(page, width, tmp_path) if width else _observe(_printed(page), PAPER, tmp_path)
     assert seen["errors"] == []
     assert seen["console"] == []
     assert seen["overflow"] == 0
-    assert seen["cut"] == 0  # no column of a table lies beyond its box
+    assert seen["cut"] == []  # no column of a table lies beyond its box, no text beyond its plot
+    assert seen["broken"] == []  # no number stands on two lines
+    assert width or seen["closed"] == 0
     assert seen["title"] != "broken into"
-    assert "Layers" in str(seen["headings"])
-    numbers = [float(value) for value in seen["before"]]  # type: ignore[attr-defined]
-    assert [float(value) for value in seen["ascending"]] == sorted(numbers) != numbers  # type: ignore[attr-defined]
-    assert [float(value) for value in seen["descending"]] == sorted(numbers, reverse=True)  # type: ignore[attr-defined]
-    assert seen["sorted"] == "descending"
+    assert ("Layers" in seen["headings"]) == ("before" in seen) == (name in ("report", "side by side"))
+    if "before" in seen:
+        numbers = [float(value) for value in seen["before"]]
+        assert [float(value) for value in seen["ascending"]] == sorted(numbers) != numbers
+        assert [float(value) for value in seen["descending"]] == sorted(numbers, reverse=True)
+        assert seen["sorted"] == "descending"
+
+
+@pytest.mark.parametrize("dark", [True, False])
+def test_a_page_is_as_dark_as_its_reader_wants(dark: bool, tmp_path: Path) -> None:
+    for page in _pages(tmp_path).values():
+        scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
+        assert _observe(page, 390, tmp_path, scheme)["dark"] == dark
+    assert not _observe(_printed(page), PAPER, tmp_path, scheme)["dark"]
 
 
 def test_without_script_the_page_is_complete(tmp_path: Path) -> None:
-    page = re.sub(r"<script>.*?</script>", "", _pages()["report"], flags=re.S)
+    page = re.sub(r"<script>.*?</script>", "", _pages(tmp_path)["report"], flags=re.S)
     file = tmp_path / "page.html"
     file.write_text(page, encoding="utf-8")
     options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]

@@ -40,6 +40,9 @@ def outcome(value: float) -> Outcome:
 def test_history_grows_by_commit_and_a_check_again_replaces_its_rows(tmp_path: Path) -> None:
     file = tmp_path / "history.csv"
     keep_history(file, outcome(99.0), "aaa")
+    page = file.with_suffix(".html").read_text(encoding="utf-8")
+    assert "<circle" in page, "one check is a point, since a line of one point shows nothing"
+    assert "check 1 is of commit aaa." in page
     keep_history(file, outcome(98.0), "bbb")
     rows = keep_history(file, outcome(97.5), "bbb")
     assert [(row["commit"], row["value"]) for row in rows] == [("aaa", "99"), ("bbb", "97.5")]

@@ -17,6 +17,7 @@ from dfqkit_export.files import write_bytes
 from dfqkit_export.gate.verdicts import Outcome
 from dfqkit_export.report.charts import loss_charts
 from dfqkit_export.report.markup import document, section
+from dfqkit_export.report.rows import title_of
 
 _COLUMNS = ("commit", "case", "metric", "value", "stderr", "verdict")
 #: Where CI services say which commit is checked.
@@ -93,13 +94,13 @@ def _page(rows: list[dict[str, str]]) -> str:
         {
             "round": commits.index(row["commit"]) + 1,
             "member": row["case"],
-            "terms": {row["metric"]: float(row["value"])},
+            "terms": {title_of(row["metric"]): float(row["value"])},
         }
         for row in rows
     ]
-    named = (
-        f"Check 1 is of commit {commits[0] or '?'}, check {len(commits)} of {commits[-1] or '?'}." if commits else ""
-    )
-    charts = f'<div class="charts">{"".join(loss_charts(points))}</div>'
-    body = section("History", charts, f"What was measured, check by check. {named}")
+    ends = [(place, commits[place - 1]) for place in dict.fromkeys((1, len(commits)))] if commits else []
+    named = ", ".join(f"check {place} is of {f'commit {commit}' if commit else 'no commit'}" for place, commit in ends)
+    charts = f'<div class="charts">{"".join(loss_charts(points, step="check"))}</div>'
+    note = f"What was measured, check by check: {named}." if named else "Nothing was measured yet."
+    body = f"<header><h1>History of checks</h1></header>{section('Metrics', charts, note)}"
     return document("History of checks", body, "Made by dfqkit check --history.")

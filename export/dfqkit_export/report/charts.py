@@ -21,13 +21,15 @@ Points = list[tuple[float, float]]
 
 _WIDTH, _HEIGHT = 320, 150
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 12, 22
+#: Of a number beside an axis.
+_LETTERS = 7
 _MAX_POINTS = 240
 _WIDE = 640
 _DASHES = ("", "6 3", "2 3", "9 3 2 3")
 
 
-def loss_charts(losses: Any) -> list[str]:
-    """Draw one chart for each loss term, in order of appearance.
+def loss_charts(losses: Any, *, step: str = "round") -> list[str]:
+    """Draw one chart for each loss term, in order of appearance, over what a step is called.
 
     Losses are a list of {"round": int, "terms": {name: value}}, each optionally with "member"; what does not have this
     form is left out.
@@ -38,12 +40,12 @@ def loss_charts(losses: Any) -> list[str]:
     for entry in losses:
         if not isinstance(entry, Mapping) or not isinstance(entry.get("terms"), Mapping):
             continue
-        step, member = _number(entry.get("round")), str(entry.get("member", ""))
+        place, member = _number(entry.get("round")), str(entry.get("member", ""))
         for name, value in entry["terms"].items():
             number = _number(value)
-            if step is not None and number is not None:
-                curves.setdefault(str(name), {}).setdefault(member, []).append((step, number))
-    return [_figure(name, members) for name, members in curves.items()]
+            if place is not None and number is not None:
+                curves.setdefault(str(name), {}).setdefault(member, []).append((place, number))
+    return [_figure(name, members, step) for name, members in curves.items()]
 
 
 def interval_chart(estimate: Mapping[str, Any], measured: Metric | None) -> str:
@@ -116,10 +118,11 @@ def _number(value: Any) -> float | None:
     return float(value) if usable else None
 
 
-def _figure(name: str, members: Mapping[str, Points]) -> str:
+def _figure(name: str, members: Mapping[str, Points], step: str) -> str:
     series = {member: _thin(sorted(points)) for member, points in members.items()}
     everything = [point for points in series.values() for point in points]
-    low_x, high_x = _span([x for x, _ in everything])
+    first, last = min(x for x, _ in everything), max(x for x, _ in everything)
+    low_x, high_x = _span([first, last])
     low_y, high_y = _span([y for _, y in everything])
     bottom = _HEIGHT - _BOTTOM
     across = Axis(low=low_x, high=high_x, start=_LEFT, end=_WIDTH - _RIGHT)
@@ -130,10 +133,12 @@ def _figure(name: str, members: Mapping[str, Points]) -> str:
         f'points="{path}"><title>{escape(member or name)}</title></polyline>'
         for index, (member, path) in enumerate(zip(series, paths, strict=True))
     )
+    alone = everything if first == last else []  # a line of one point is nothing to see
+    lines += "".join(f'<circle class="dot" cx="{across(x):.1f}" cy="{up(y):.1f}" r="3"/>' for x, y in alone)
     heights = (high_y, (low_y + high_y) / 2, low_y)
     grid = rows(up, heights, left=_LEFT, right=_WIDTH - _RIGHT, text=_text)
-    ends = tick(_LEFT, _HEIGHT - 5, _text(low_x))
-    ends += tick(_WIDTH - _RIGHT, _HEIGHT - 5, f"round {_text(high_x)}", anchor="end")
+    ends = tick(_LEFT, _HEIGHT - 5, _text(first)) if first != last else ""
+    ends += tick(_WIDTH - _RIGHT, _HEIGHT - 5, f"{step} {_text(last)}", anchor="end")
     return (
         f'<figure class="chart"><figcaption>{escape(name)} <span class="quiet">{_ends(series)}</span></figcaption>'
         f"{picture(_WIDTH, _HEIGHT, f'{name}: {_summary(series)}', grid + ends + lines)}{_legend(series)}</figure>"
@@ -156,7 +161,8 @@ def _span(values: list[float]) -> tuple[float, float]:
 
 
 def _text(value: float) -> str:
-    return figure(int(value) if value == int(value) and abs(value) < 1e6 else float(f"{value:.3g}"))
+    text = figure(int(value) if value == int(value) and abs(value) < 1e6 else float(f"{value:.3g}"))
+    return text if len(text) <= _LETTERS else f"{value:.1e}"
 
 
 def _summary(series: Mapping[str, Points]) -> str:

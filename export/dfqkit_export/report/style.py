@@ -57,7 +57,7 @@ h1 {
 section { margin-top: 2.75rem }
 h2 { margin: 0 0 .3rem; font: 600 1.28rem/1.3 var(--serif) }
 h2+p, .note { margin: 0 0 1rem; color: var(--quiet); font-size: .88rem; max-width: 46rem }
-.scroll+.note { margin-top: .9rem }
+.scroll+.note, .verdict+.note { margin-top: .9rem }
 .quiet { color: var(--quiet); font-weight: 400 }
 .scroll { overflow-x: auto; border: 1px solid var(--rule); border-radius: 10px; background: var(--raised) }
 .scroll:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px }
@@ -159,6 +159,8 @@ footer {
     display: flex; justify-content: space-between; gap: 1rem; padding: .15rem 0; min-width: 0; max-width: none;
     white-space: normal; overflow-wrap: anywhere; text-align: right;
   }
+  table.named tr>.num { white-space: nowrap }
+  table.named .num small { white-space: normal }
   table.named tr>*::before { content: attr(data-h); color: var(--quiet); font-weight: 400; text-align: left }
   table.named tr>:empty { display: none }
   table.named tr>th { display: block; text-align: left }
@@ -185,7 +187,11 @@ footer {
   .scroll { overflow: visible; border: 0 }
   details::details-content { content-visibility: visible; block-size: auto }
   tr, figure, .findings li { break-inside: avoid }
-  th, td { white-space: normal; padding: .3rem .5rem; min-width: 0; overflow-wrap: anywhere }
+  table { font-size: .86em }
+  .scroll th, .scroll td { white-space: normal; padding: .3rem .5rem; min-width: 0; overflow-wrap: anywhere }
+  .scroll td.num { white-space: nowrap }
+  .scroll thead th { font-size: .95em; overflow-wrap: normal }
+  td small, th small { font-size: .92em }
   thead button::after { content: "" }
   pre { white-space: pre-wrap }
 }
