@@ -147,6 +147,7 @@ def _trtexec(session: OrtSession, task: Task, given: Mapping[str, NDArray[Any]],
     loaded = (f"{shlex.quote(name)}:samples/{_given(place)}" for place, name in enumerate(given))
     outputs = (f"{shlex.quote(own)}:{_expected(task, name)}" for name, own in zip(task.names, theirs, strict=True))
     return _TRTEXEC.format(
+        target=target,
         x=",".join(loaded),
         y=",".join(outputs),
         words=task.words,
@@ -177,7 +178,7 @@ TensorRT 11 (strong typing is the only mode; `--int8`, `--fp16` and `--best` do 
     trtexec --onnx=model.onnx --saveEngine=model.plan{profile} \\
         --profilingVerbosity=detailed --exportLayerInfo=layers.json
 
-TensorRT 10.12 to 10.x (say that the types in the file hold; no `--int8`):
+TensorRT 10, as on a Jetson (say that the types in the file hold; no `--int8`):
 
     trtexec --onnx=model.onnx --saveEngine=model.plan{profile} \\
         --stronglyTyped --profilingVerbosity=detailed --exportLayerInfo=layers.json
@@ -189,6 +190,6 @@ be the same is the {same}:
     trtexec --loadEngine=model.plan{run} \\
         --loadInputs={x} --loadRefOutputs={y} --atol=0.5 --rtol=0.05
 
-`dfqkit inspect model.onnx --target tensorrt` checks the file without a GPU; `layers.json` says which layers run in
+`dfqkit inspect model.onnx --target {target}` checks the file without a GPU; `layers.json` says which layers run in
 int8.
 """

@@ -237,17 +237,20 @@ class TestWriting:
         with open_bundle(tmp_path / "run") as found:
             assert found.synthesis["noise"] is True
 
-    def test_trtexec_lines_only_for_files_of_its_form(self, made: Path, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("target", ["tensorrt", "tensorrt-10", "tensorrt-11"])
+    def test_trtexec_lines_only_for_files_of_its_form(self, made: Path, tmp_path: Path, target: str) -> None:
         assert "needs a student of its own" in "".join((made / "samples/trtexec.md").read_text().replace("\n", " "))
         assert "trtexec --onnx" not in (made / "samples/trtexec.md").read_text()
         assert "--runtime-b" not in (made / "samples/README.md").read_text()
-        write_run(tmp_path / "run", QdqBuilder, target="tensorrt")
+        write_run(tmp_path / "run", QdqBuilder, target=target)
         write_bundle(Order(run=tmp_path / "run", out=tmp_path / "b"))
         text = (tmp_path / "b" / "samples/trtexec.md").read_text()
         shapes = "--minShapes=x:1x3x8x8 --optShapes=x:8x3x8x8 --maxShapes=x:32x3x8x8"
         assert text.count(f"trtexec --onnx=model.onnx --saveEngine=model.plan {shapes}") == 2
-        assert "--stronglyTyped" in text.split("TensorRT 10.12")[1]
-        assert "--stronglyTyped" not in text.split("TensorRT 10.12")[0]
+        assert "--stronglyTyped" in text.split("TensorRT 10,")[1]
+        assert "--stronglyTyped" not in text.split("TensorRT 10,")[0]
+        assert "These lines were not run" in text
+        assert f"--target {target}`" in text
         assert "--shapes=x:4x3x8x8" in text
         assert "--loadInputs=x:samples/inputs.bin --loadRefOutputs=" in text
         assert "compare model.onnx --runtime-b tensorrt --images" in (tmp_path / "b" / "samples/README.md").read_text()

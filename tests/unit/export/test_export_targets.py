@@ -38,6 +38,8 @@ NAMES = [
     "onnxruntime-qnn",
     "openvino",
     "tensorrt",
+    "tensorrt-10",
+    "tensorrt-11",
     "tensorrt-rtx",
 ]
 
@@ -107,6 +109,24 @@ class TestTable:
         assert get_target("onnxruntime-avx2").weights.reduce_range
         assert not runtime.weights.reduce_range
         assert get_target("onnxruntime-tensorrt").opsets.value[1] < tensorrt.opsets.value[1]
+
+    def test_tensorrt_10_and_11_differ_where_their_sources_do(self) -> None:
+        old, new, both = (get_target(name) for name in ("tensorrt-10", "tensorrt-11", "tensorrt"))
+        assert (old.opsets.value, new.opsets.value) == ((9, 20), (9, 25))
+        assert old.refuses(["STFT", "DeformConv", "Det"]) == ("STFT", "Det")
+        assert new.refuses(["STFT", "DeformConv", "Det"]) == both.refuses(["DeformConv", "Det"])
+        assert old.opsets.value[1] >= old.opset
+        told = " ".join(old.quirks)
+        assert "--stronglyTyped" in told
+        assert "Explicit Q/DQ" in new.quirks[-2]
+        # Nobody here has run either: no cell may say that it was measured there.
+        for target in (old, new):
+            for cell in cells(target):
+                if cell.source.startswith("measured"):
+                    assert (
+                        cell.source.startswith("measured: TensorRT for RTX")
+                        or "parser of TensorRT for RTX" in cell.source
+                    )
 
     def test_refused_operators(self) -> None:
         assert get_target("tensorrt").refuses(["Conv", "Unique", "Det", "Unique"]) == ("Unique", "Det")
@@ -291,7 +311,10 @@ def weight_fits(layer: LayerFacts, spaces: tuple[QuantSpace, ...]) -> bool:
 
 
 # Building a student takes seconds; the other targets share one of these two, or differ in what the slow tests see.
-_FAST = ("onnxruntime", "onnxruntime-vnni", "onnxruntime-arm", "tensorrt", "tensorrt-rtx", "onnxruntime-tensorrt")
+_FAST = (
+    *("onnxruntime", "onnxruntime-vnni", "onnxruntime-arm", "tensorrt", "tensorrt-10", "tensorrt-11", "tensorrt-rtx"),
+    "onnxruntime-tensorrt",
+)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
-"""NVIDIA TensorRT 10.13 to 11.
+"""NVIDIA TensorRT: what 10.13 to 11 both take, and 10 (Jetson) and 11 by themselves.
 
 One set of rules, which TensorRT for RTX and ONNX Runtime's provider share: explicit quantization with strong typing.
 What was measured was measured with TensorRT for RTX, which builds without a GPU.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 from dfqkit_export.backends.spaces import S8_ZERO, W8, W8_FULL, W8_TENSOR, row
 from dfqkit_export.backends.target import Cell, OperatorRule, Target
@@ -101,5 +103,44 @@ TENSORRT = Target(
         "Per-tensor scales are scalars of rank 0; shape [1] makes the convolution run in float (NvInfer.h).",
         "The residual input of an addition is quantized, the convolution output it is added to is not (developer "
         "guide).",
+    ),
+)
+
+_PARSER_10 = "read: onnx-tensorrt 10.1, docs/operators.md"
+
+TENSORRT_10 = dataclasses.replace(
+    TENSORRT,
+    name="tensorrt-10",
+    title="NVIDIA TensorRT 10 (Jetson)",
+    opsets=Cell(value=(9, 20), source=f"{_PARSER_10}: opsets 9 to 20; later versions of 10 read more"),
+    dtypes=Cell(value=("int8",), source=f"{_PARSER_10}: UINT8 is only an input or output of the network"),
+    zero_point_zero=Cell(value=True, source=f"{_PARSER_10}: y_zero_point must be 0"),
+    unsupported=Cell(
+        value=UNSUPPORTED - {"DeformConv"} | {"BlackmanWindow", "HammingWindow", "HannWindow", "STFT"},
+        source=f"{_PARSER_10}, operators marked N, and those that are younger than its opsets",
+    ),
+    operators=operators_of(f"{RTX_SEEN}; not run in TensorRT 10, whose header (10.3) says the same of Q/DQ", GUIDE),
+    constant_scales="TensorRT 10 takes no other (NvInfer.h 10.3: Constant, or Constant and Cast)",
+    quirks=(
+        *TENSORRT.quirks[1:],
+        "INT8 only, zero point 0, for activations after ReLU too: a uint8 zero point is refused (onnx-tensorrt 10.1).",
+        "JetPack 6.1 has TensorRT 10.3 (Torch-TensorRT, JetPack page). No Jetson was at hand, and TensorRT for RTX, "
+        "which says what runs in int8, is of 11's family: on a Jetson, read what --exportLayerInfo writes.",
+        "Build with --stronglyTyped, which trtexec has since 10.0 (sampleOptions.cpp), and without --int8: else the "
+        "types in the file are hints alone.",
+        "In a strongly typed network a scale has the type of what it scales (NvInfer.h 10.3).",
+    ),
+)
+
+TENSORRT_11 = dataclasses.replace(
+    TENSORRT,
+    name="tensorrt-11",
+    title="NVIDIA TensorRT 11",
+    operators=operators_of(f"{RTX_SEEN}; not run in TensorRT 11, whose importer it shares", GUIDE),
+    quirks=(
+        *TENSORRT.quirks,
+        "Explicit Q/DQ with strong typing is the only way: implicit quantization, calibrators, --int8, --fp16 and "
+        "--best are gone (NvInfer.h and trtexec 11.0).",
+        "Scales may be computed (NvInfer.h 11.1 wants a constant zero point alone); those of dfqkit's files are not.",
     ),
 )
