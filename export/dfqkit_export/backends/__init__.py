@@ -50,6 +50,7 @@ _OURS = {
         onnxruntime.CUDA,
         onnxruntime.TENSORRT,
         onnxruntime.QNN,
+        onnxruntime.OPENVINO,
         openvino.OPENVINO,
         tensorrt.TENSORRT,
         tensorrt_rtx.TENSORRT_RTX,

@@ -36,6 +36,7 @@ NAMES = [
     "onnxruntime-arm",
     "onnxruntime-tensorrt",
     "onnxruntime-qnn",
+    "onnxruntime-openvino",
     "openvino",
     "tensorrt",
     "tensorrt-10",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pkgutil import resolve_name
 
-from dfqkit_export.backends import tensorrt
+from dfqkit_export.backends import openvino, tensorrt
 from dfqkit_export.backends.base import Backend, not_installed
 from dfqkit_export.backends.onnxruntime import targets
 
-__all__ = ["CPU", "CUDA", "QNN", "TENSORRT", "UNOPTIMIZED"]
+__all__ = ["CPU", "CUDA", "OPENVINO", "QNN", "TENSORRT", "UNOPTIMIZED"]
 
 _INSTALL = "run pip install onnxruntime"
 _INSTALL_GPU = "run pip install onnxruntime-gpu"
@@ -84,4 +84,22 @@ QNN = Backend(
     targets=(targets.ONNXRUNTIME_QNN,),
     executed=lambda path: resolve_name(f"{__name__}.qnn:realised_in_qnn")(path),
     rules=lambda: resolve_name(f"{__name__}.qnn:RULES"),
+)
+
+#: A plugin beside the plain runtime, with OpenVINO inside.
+OPENVINO = Backend(
+    name="onnxruntime-openvino",
+    title="ONNX Runtime (OpenVINO provider)",
+    package="onnxruntime-ep-openvino",
+    load=lambda path, options: resolve_name(f"{__name__}.openvino_provider:OpenVinoProviderSession")(
+        path, threads=options.threads
+    ),
+    missing=lambda: (
+        CPU.missing()
+        or not_installed("onnxruntime_ep_openvino", extra="openvino-ep")
+        or resolve_name(f"{__name__}.openvino_provider:missing_device")()
+    ),
+    targets=(targets.ONNXRUNTIME_OPENVINO,),
+    rules=openvino.OPENVINO.rules,
+    rounds_inside=False,
 )

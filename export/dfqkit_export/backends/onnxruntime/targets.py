@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from dfqkit_export.backends.openvino.targets import OPENVINO
 from dfqkit_export.backends.spaces import (
     S8,
     U8,
@@ -227,5 +228,23 @@ ONNXRUNTIME_TENSORRT = dataclasses.replace(
         "InferenceSession.get_providers() (measured, 1.31).",
         "Operators that TensorRT refuses run on another provider, with copies between them (ONNX Runtime, TensorRT "
         "execution provider page).",
+    ),
+)
+
+ONNXRUNTIME_OPENVINO = dataclasses.replace(
+    OPENVINO,
+    name="onnxruntime-openvino",
+    title="ONNX Runtime (OpenVINO provider)",
+    backend="onnxruntime-openvino",
+    opsets=Cell(
+        value=(10, 27),
+        source="measured: ONNX Runtime 1.32 and OpenVINO 2026.4.1 by themselves; in the provider, opset 18 alone",
+    ),
+    quirks=(
+        *OPENVINO.quirks,
+        "The plugin (onnxruntime-ep-openvino 1.8.1, OpenVINO 2026.4.1 inside) serves processors of Intel alone: on one "
+        "of AMD it is registered and offers no device (seen; microsoft/onnxruntime #31981).",
+        "Run here in emulation alone (qemu 7.2, -cpu Haswell, no VNNI): all of the file on OpenVINO, with the bits of "
+        "OpenVINO by itself and of the file as written.",
     ),
 )

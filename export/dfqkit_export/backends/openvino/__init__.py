@@ -18,6 +18,8 @@ OPENVINO = Backend(
     targets=(targets.OPENVINO,),
     executed=lambda path: resolve_name(f"{__name__}.precision:realised_in_openvino")(path),
     rules=lambda: resolve_name(f"{__name__}.rules:RULES"),
+    # The provider of ONNX Runtime has the same library inside.
+    witness_of=("onnxruntime-openvino",),
     sees_layers=True,
     rounds_inside=False,
 )
