@@ -50,7 +50,9 @@ def round_weight_scales(student: fx.GraphModule, batches: Sequence[Tensor] = ())
     Args:
         student: Scales that are short already stay as they are.
         batches: Normalised images (n, C, H, W) that show how large sums become; without any, scales get no more
-            bits than `CODE_AND_SCALE_BITS` leaves them.
+            bits than `CODE_AND_SCALE_BITS` leaves them, but those whose inputs' scales are not short stay as they were
+            trained: nothing is exact there, and training may have left weights close to ties that any other scale
+            rounds otherwise.
     """
     student.eval()
     with torch.no_grad():
@@ -147,6 +149,8 @@ def _round(
         bits = torch.stack([torch.full_like(plain, most), *rooms]).amin(0).clamp(min=least)
     else:
         bits = torch.where(short_mantissa(plain, most) == plain, most, least)
+        if inputs and not any(_odd(scale) < 2**MOST_BITS for scale in inputs.values()):
+            bits = torch.full_like(plain, FLOAT_BITS)
     scale = _better(layer, *(short_mantissa(plain, bits, rounding=way) * unit for way in (torch.floor, torch.ceil)))
     for name, input_scale in inputs.items():
         smallest = layers[name].bias.abs() / (input_scale * LARGEST_BIAS)
@@ -191,13 +195,18 @@ def _room(largest: Tensor, input_scale: Tensor, plain: Tensor) -> Tensor:
 
     A scale for all channels, (1,), gets what the largest of their sums leaves.
     """
-    whole = int(math.frexp(float(input_scale))[0] * 2**FLOAT_BITS)
-    odd = whole // (whole & -whole)
+    odd = _odd(input_scale)
     if odd >= 2**MOST_BITS:
         return torch.full_like(plain, FLOAT_BITS)  # nothing is exact
     largest = largest if plain.numel() > 1 else largest.max()
     last_bit = torch.log2(largest / (input_scale / odd)).ceil() - SUM_BITS  # of the scale, as a power of two
     return torch.frexp(plain).exponent - last_bit
+
+
+def _odd(scale: Tensor) -> int:
+    """Return the odd number that a scale is a power of two of."""
+    whole = int(math.frexp(float(scale))[0] * 2**FLOAT_BITS)
+    return whole // (whole & -whole)
 
 
 def _better(layer: Layer, low: Tensor, high: Tensor) -> Tensor:

@@ -67,6 +67,18 @@ def test_freezing_changes_little() -> None:
     assert all(torch.equal(weights[n], layer.weight) for n, layer in layers(graph).items())
 
 
+def test_trained_weight_scales_stay_where_nothing_is_exact() -> None:
+    graph = student("residual", "w4a4", scales="float", frozen=False)
+    within = [layer for layer in layers(graph).values() if int(layer.weight_quant.bit_width()) == 4]
+    with torch.no_grad():
+        for layer in within:
+            layer.weight_quant.tensor_quant.scaling_impl.value.mul_(1.0123)  # as training leaves it
+    before = [layer.quant_weight().value.clone() for layer in within]
+    freeze(graph)
+    assert within
+    assert all(torch.equal(values, layer.quant_weight().value) for values, layer in zip(before, within, strict=True))
+
+
 def test_zero_points_move_by_one_code_at_most() -> None:
     graph = student("squeeze_excite", frozen=False)
     quantizer = graph.get_submodule("quant.down").act_quant
