@@ -29,6 +29,7 @@ from dfqkit_export.backends.target import Target
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.files import write_bytes
 from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.onnxfile.half import with_float16
 from dfqkit_export.onnxfile.separate import separate_codes
 
 _BATCH = torch.export.Dim("N", min=1, max=65536)
@@ -59,10 +60,11 @@ def write_qdq(graph: fx.GraphModule, target: Target, path: Path, *, metadata: Ma
     all.
 
     Raises:
-        TargetError: When the graph holds a quantizer that the target cannot run.
+        TargetError: When the graph holds a quantizer that the target cannot run, or numbers that float16 cannot hold.
     """
     model = _exported(graph, with_qdq(graph, target), target.opset)
     separate_codes(model)
+    model = with_float16(model) if target.floats == "float16" else model
     write_model(model, path, metadata=metadata)
 
 

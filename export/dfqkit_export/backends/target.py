@@ -140,6 +140,7 @@ class Target:
         constant_scales: Why even a scale that nodes compute must be a constant, where it must.
         additions_agree: Whether scales around additions are such that kernels of all processors give the same codes.
         sums_fit: Whether no sum of two products of codes may leave 16 bits, so that none saturates without VNNI.
+        floats: What a file has around its codes: biases, scales, layers in float. Its ends are float32.
     """
 
     name: str
@@ -164,6 +165,7 @@ class Target:
     constant_scales: str = ""
     additions_agree: bool = False
     sums_fit: bool = False
+    floats: Literal["float32", "float16"] = "float32"
 
     def __post_init__(self) -> None:
         """Refuse a table whose student's types are not among those it says the runtime takes."""

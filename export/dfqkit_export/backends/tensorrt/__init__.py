@@ -21,7 +21,10 @@ TENSORRT = Backend(
     package="tensorrt",
     load=lambda path, options: resolve_name(f"{__name__}.session:load")(path),
     missing=lambda: not_installed("tensorrt", _INSTALL) or resolve_name(f"{__name__}.session:missing_gpu")(),
-    targets=(targets.TENSORRT, targets.TENSORRT_10, targets.TENSORRT_11),
+    targets=(
+        *(targets.TENSORRT, targets.TENSORRT_10, targets.TENSORRT_11),
+        *(targets.TENSORRT_10_FP16, targets.TENSORRT_11_FP16),
+    ),
     executed=lambda path: resolve_name(f"{__name__}.precision:realised_in_tensorrt")(path),
     rules=lambda: resolve_name(f"{__name__}.rules:RULES"),
     on_cpu=False,

@@ -144,3 +144,21 @@ TENSORRT_11 = dataclasses.replace(
         "Scales may be computed (NvInfer.h 11.1 wants a constant zero point alone); those of dfqkit's files are not.",
     ),
 )
+
+TENSORRT_10_FP16, TENSORRT_11_FP16 = (
+    dataclasses.replace(
+        target,
+        name=f"{target.name}-fp16",
+        title=f"{target.title}, float16 around the codes",
+        opset=19,
+        floats="float16",
+        quirks=(
+            *target.quirks,
+            "float16 is in the file, because a strongly typed network computes in its types: scales behind the image, "
+            "biases, additions, layers in float (NvInfer.h 10.3 and 11.1: kHALF in and out of Q/DQ, with scales of the "
+            "same type; in TensorRT for RTX 1.7.1 a float16 convolution between Q/DQ ran in int8). Sums are rounded to "
+            "11 bits in front of a Q, so that codes differ from the student's: see student_agreement in the report.",
+        ),
+    )
+    for target in (TENSORRT_10, TENSORRT_11)
+)

@@ -21,7 +21,10 @@ TENSORRT_RTX = Backend(
     executed=lambda path: resolve_name(f"{__name__}.precision:realised_in_tensorrt_rtx")(path),
     rules=tensorrt.TENSORRT.rules,
     # Its importer is TensorRT's, and it builds without a GPU.
-    witness_of=("tensorrt", "tensorrt-10", "tensorrt-11", "tensorrt-rtx", "onnxruntime-tensorrt"),
+    witness_of=(
+        *("tensorrt", "tensorrt-10", "tensorrt-11", "tensorrt-10-fp16", "tensorrt-11-fp16"),
+        *("tensorrt-rtx", "onnxruntime-tensorrt"),
+    ),
     on_cpu=False,
     trtexec=True,
 )
