@@ -20,7 +20,7 @@ _RUNTIMES = "onnxruntime (default), onnxruntime-unoptimized (the file as written
 def add(commands: Commands) -> None:
     """Add the command."""
     parser = add_command(commands, "compare", _compare, "say where two files part", _DESCRIPTION)
-    parser.set_defaults(foreign=_runs)
+    parser.set_defaults(foreign=lambda args: not _is_report(args.a))
     parser.add_argument("a", type=Path, metavar="A", help="an .onnx file, or a report")
     parser.add_argument("b", type=Path, metavar="B", nargs="?", help="another (default: A, in another runtime)")
     text = "a stored set, a sentinel file, a .npz or .npy (default: random numbers, whose margins mean nothing)"
@@ -40,7 +40,7 @@ def add(commands: Commands) -> None:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    reports = [path.is_dir() or path.suffix == ".json" for path in (args.a, args.b) if path is not None]
+    reports = [_is_report(path) for path in (args.a, args.b) if path is not None]
     if any(reports):
         return _reports(args, reports)
     from dfqkit_export.backends import DEFAULT
@@ -55,8 +55,8 @@ def _compare(args: argparse.Namespace) -> int:
     return _files(args)
 
 
-def _runs(args: argparse.Namespace) -> bool:
-    return not (args.a.is_dir() or args.a.suffix == ".json")
+def _is_report(path: Path) -> bool:
+    return path.is_dir() or path.suffix == ".json"
 
 
 def _files(args: argparse.Namespace, *, judged: bool = False) -> int:

@@ -105,8 +105,6 @@ def _read(args: argparse.Namespace, name: str, text: str) -> Any:
     from dfqkit.config.quant import checked_bits  # pydantic, which checking files does without
 
     if name == "bits":
-        from dfqkit.config.quant import checked_bits
-
         checked_bits(text)
     if name == "target":
         for target in text.split(","):

@@ -78,15 +78,11 @@ def add_command(
     description = description or f"{text.capitalize()}."
     parser: Parser = commands.add_parser(name, help=text, description=description, epilog=epilog)
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of text")
-    parser.set_defaults(handler=handler, parser=parser, foreign=_own_files)
+    parser.set_defaults(handler=handler, parser=parser, foreign=lambda _: False)
     parser.add_argument("--log-file", metavar="FILE", help="write what is said to the end of this file, too")
     text = "say more: what is otherwise left out, and what libraries tell"
     parser.add_argument("-v", "--verbose", action="store_true", help=text)
     return parser
-
-
-def _own_files(_: argparse.Namespace) -> bool:
-    return False
 
 
 def add_overrides(parser: Parser, text: str) -> None:

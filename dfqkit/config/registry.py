@@ -6,7 +6,6 @@ and imported where one is built (`dfqkit.synthesis.build`).
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Annotated, Any
@@ -14,12 +13,10 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 from dfqkit.config.methods import GROUP, METHODS, synthesizer_names
-from dfqkit.config.section import OneOf
+from dfqkit.config.section import OneOf, usable
 from dfqkit.config.synthesis import SynthesizerConfig
 from dfqkit_export.errors import RecipeError
 from dfqkit_export.words import did_you_mean
-
-_LOG = logging.getLogger(__name__)
 
 
 def synthesizer_config(name: str) -> type[SynthesizerConfig]:
@@ -46,13 +43,7 @@ def synthesizer_config(name: str) -> type[SynthesizerConfig]:
 
 def synthesizer_configs() -> dict[str, type[SynthesizerConfig]]:
     """Return the sections of all methods by name, sorted; a plugin that is broken is left out with a warning."""
-    found = {}
-    for name in synthesizer_names():
-        try:
-            found[name] = synthesizer_config(name)
-        except RecipeError as error:
-            _LOG.warning("%s", error)
-    return found
+    return usable(synthesizer_names(), synthesizer_config)
 
 
 def with_method(value: Any) -> Any:

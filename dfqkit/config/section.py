@@ -5,15 +5,18 @@ What belongs here: the base class, and the marks that a field may carry. Nothing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, model_serializer
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import core_schema
 
 from dfqkit_export.errors import RecipeError
+
+_LOG = logging.getLogger(__name__)
 
 
 class Section(BaseModel):
@@ -42,6 +45,20 @@ class Added:
     """Marks a field that ``version`` added: it is not written while it has its default."""
 
     version: str
+
+
+_Kind = TypeVar("_Kind", bound=Section)
+
+
+def usable(names: Iterable[str], get: Callable[[str], type[_Kind]]) -> dict[str, type[_Kind]]:
+    """Return the sections of names; one that cannot be used, of another package, is named in a warning."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = get(name)
+        except RecipeError as error:
+            _LOG.warning("%s", error)
+    return found
 
 
 @dataclass(frozen=True)

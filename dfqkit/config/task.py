@@ -7,13 +7,12 @@ tasks there are, and what they are, is `dfqkit_export.tasks`.
 from __future__ import annotations
 
 import functools
-import logging
 from dataclasses import MISSING, fields, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from pydantic import BeforeValidator, PydanticUserError, create_model
 
-from dfqkit.config.section import OneOf, Section
+from dfqkit.config.section import OneOf, Section, usable
 from dfqkit_export.errors import ArtefactError, RecipeError
 from dfqkit_export.tasks import DEFAULT_NAME, task_names
 from dfqkit_export.tasks.parameters import PARAMETERS
@@ -37,9 +36,6 @@ class TaskSection(Section):
         except ArtefactError as error:
             message = f"task: {error}"
             raise RecipeError(message) from error
-
-
-_LOG = logging.getLogger(__name__)
 
 
 @functools.cache
@@ -73,7 +69,7 @@ def _parameters(name: str) -> dict[str, Any]:
 
 
 def _class_of(name: str) -> type:
-    from dfqkit_export.tasks.lookup import task_class
+    from dfqkit_export.tasks.lookup import task_class  # numpy, for tasks of other packages alone
 
     return task_class(name)
 
@@ -83,22 +79,11 @@ def default_task_section() -> TaskSection:
     return task_section(DEFAULT_NAME)(name=DEFAULT_NAME)
 
 
-def _sections() -> dict[str, type[TaskSection]]:
-    """Return the sections of all tasks by name; that of a broken package is left out with a warning."""
-    found = {}
-    for name in task_names():
-        try:
-            found[name] = task_section(name)
-        except RecipeError as error:
-            _LOG.warning("%s", error)
-    return found
-
-
 def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-_Whole = Annotated[TaskSection, OneOf("name", _sections, task_section, DEFAULT_NAME)]
+_Whole = Annotated[TaskSection, OneOf("name", lambda: usable(task_names(), task_section), task_section, DEFAULT_NAME)]
 
 #: Any task's section of a recipe.
 AnyTaskSection = Annotated[_Whole, BeforeValidator(_named, json_schema_input_type=str | _Whole)]

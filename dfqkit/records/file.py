@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -202,13 +203,11 @@ def reading(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor
 
         return read
 
-    handles = [model.register_forward_pre_hook(lambda *_: values.clear())]
-    try:
-        handles += [model.get_submodule(name).register_forward_hook(reader(name)) for name in names]
+    with ExitStack() as hooks:
+        hooks.enter_context(model.register_forward_pre_hook(lambda *_: values.clear()))
+        for name in names:
+            hooks.enter_context(model.get_submodule(name).register_forward_hook(reader(name)))
         yield values
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _width(moments: Moments, classes: int, name: str) -> int:

@@ -32,7 +32,10 @@ def for_any_batch(first: fx.GraphModule, second: fx.GraphModule) -> fx.GraphModu
     ours, theirs = list(first.graph.nodes), list(second.graph.nodes)
     follows: dict[tuple[int, int], fx.Node] = {}
     for one, other in zip(ours, theirs, strict=False):
-        if (one.op, str(one.target)) != (other.op, str(other.target)) or not _same_constant(first, second, one):
+        same = (one.op, str(one.target)) == (other.op, str(other.target))
+        if same and one.op == "get_attr":
+            same = torch.equal(tensor_at(first, one.target), tensor_at(second, one.target))
+        if not same:
             raise TeacherError(_depends(one))
     if len(ours) != len(theirs):
         raise TeacherError(_depends(ours[min(len(ours), len(theirs)) - 1]))
@@ -45,12 +48,6 @@ def for_any_batch(first: fx.GraphModule, second: fx.GraphModule) -> fx.GraphModu
     first.graph.lint()
     first.recompile()
     return first
-
-
-def _same_constant(first: fx.GraphModule, second: fx.GraphModule, node: fx.Node) -> bool:
-    if node.op != "get_attr":
-        return True
-    return torch.equal(tensor_at(first, node.target), tensor_at(second, node.target))
 
 
 def _depends(node: fx.Node) -> str:

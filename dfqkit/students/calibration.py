@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import brevitas.nn as qnn
@@ -59,7 +59,9 @@ def calibrate(student: fx.GraphModule, batches: Sequence[Tensor], image: ImageSp
             set_range(quantizer, min(low, 0.0), max(high, 0.0))
     if learnable:  # else a range ends at a power of two, whatever is cut
         narrow_ranges(student, batches)
-    _fix_input_range(student, image)
+    for node in filter(is_input, student.graph.nodes):
+        if f"quant.{node.name}" in dict(student.named_modules()):  # else it stays in float
+            _cover(student.get_submodule(f"quant.{node.name}"), image_of(node, image))
     _end_at_six(student, exact=not learnable)
     settle(student, learnable=learnable)
     even_zero_points(student)
@@ -102,19 +104,19 @@ def _extremes(student: fx.GraphModule) -> Iterator[dict[nn.Module, tuple[float, 
         low, high = seen.get(module, (math.inf, -math.inf))
         seen[module] = min(low, float(inputs[0].min())), max(high, float(inputs[0].max()))
 
-    quantizers = [module for module in student.modules() if zero_point_values(module) is not None]
-    handles = [module.register_forward_pre_hook(read) for module in quantizers]
-    try:
+    with ExitStack() as hooks:
+        for module in student.modules():
+            if zero_point_values(module) is not None:
+                hooks.enter_context(module.register_forward_pre_hook(read))
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def settle(student: fx.GraphModule, *, learnable: bool) -> None:
     """Make a student whose ranges are known (calibrated or loaded) ready to train: operators, trainable ranges."""
     student.eval()
-    _relu6_to_relu(student)
+    for node, _ in _behind_relu6(student):
+        # ReLU: the quantizer behind it ends at 6 or below, and the runtime fuses ReLU, but not Clip.
+        student.set_submodule(str(node.target), EndingBehind())
     modules = dict(student.named_modules())
     for node in student.graph.nodes:
         internals = activation_internals(called(node, modules))
@@ -132,12 +134,6 @@ def correct_bias(student: fx.GraphModule, batches: Sequence[Tensor]) -> None:
     with torch.no_grad(), bias_correction_mode(student):
         for batch in batches:
             student(batch)
-
-
-def _fix_input_range(student: fx.GraphModule, image: ImageSpec) -> None:
-    for node in filter(is_input, student.graph.nodes):
-        if f"quant.{node.name}" in dict(student.named_modules()):  # else it stays in float
-            _cover(student.get_submodule(f"quant.{node.name}"), image_of(node, image))
 
 
 def _cover(quantizer: nn.Module, image: ImageSpec) -> None:
@@ -189,12 +185,6 @@ def _end_at_six(student: fx.GraphModule, *, exact: bool) -> None:
             value: Tensor = activation_internals(quantizer).scaling_impl.value
             per_code = torch.round(value / scale.reshape(()))  # an integer: the quotient would not be exact
             value.copy_(wanted.reshape(()) * per_code)
-
-
-def _relu6_to_relu(student: fx.GraphModule) -> None:
-    """Make ReLU of ReLU6: the quantizer behind it ends at 6 or below, and the runtime fuses ReLU, but not Clip."""
-    for node, _ in _behind_relu6(student):
-        student.set_submodule(str(node.target), EndingBehind())
 
 
 def _behind_relu6(student: fx.GraphModule) -> list[tuple[fx.Node, nn.Module]]:

@@ -27,6 +27,7 @@ from dfqkit.tasks import named
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.tasks import DEFAULT_TASK, Task
+from dfqkit_export.words import first_line
 
 #: Largest relative difference of outputs between a model and its graph: folding BatchNorm rounds, nothing else differs.
 LARGEST_ERROR = 1e-3
@@ -82,7 +83,7 @@ def _in_eval(model: nn.Module) -> Iterator[None]:
 
 
 def _uncapturable(error: Exception) -> str:
-    reason = (str(error).strip().splitlines() or ["no message"])[0].partition(" For more information")[0]
+    reason = first_line(error).partition(" For more information")[0]
     place = place_of_error(error)
     return (
         f"The model cannot be captured by torch.export{at(place)}: {type(error).__name__}: "

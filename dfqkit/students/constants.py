@@ -43,7 +43,10 @@ def fold_constants(graph: fx.GraphModule) -> None:
             continue
         owner = _owner(readers[0])
         # A layer called twice computes its weight twice, and stays one layer.
-        path = next((path for other, path in made.get(owner, []) if _equal(other, value)), "")
+        alike = (
+            path for other, path in made.get(owner, []) if other.dtype == value.dtype and torch.equal(other, value)
+        )
+        path = next(alike, "")
         if not path:
             path = add_buffer(graph, owner, node.name, value.detach().clone())
             made.setdefault(owner, []).append((value, path))
@@ -68,7 +71,8 @@ def _evaluated(graph: fx.GraphModule) -> dict[fx.Node, Any]:
             elif _is_pure(node) and all(given in values for given in node.all_input_nodes):
                 args, kwargs = (fx.map_arg(part, values.__getitem__) for part in (node.args, node.kwargs))
                 value = node.target(*args, **kwargs)
-                if not _grows(node, value, values):
+                given = [values[n].numel() for n in node.all_input_nodes if isinstance(values[n], Tensor)]
+                if not isinstance(value, Tensor) or value.numel() <= max(LARGEST_GROWN, *given, 0):
                     values[node] = value
     return values
 
@@ -104,18 +108,9 @@ def _written(graph: fx.GraphModule) -> set[fx.Node]:
     return found
 
 
-def _grows(node: fx.Node, value: object, values: dict[fx.Node, Any]) -> bool:
-    given = [values[n].numel() for n in node.all_input_nodes if isinstance(values[n], Tensor)]
-    return isinstance(value, Tensor) and value.numel() > max(LARGEST_GROWN, *given, 0)
-
-
 def _identity(value: object) -> object:
     """Return what two views of the same numbers share."""
     return (value.data_ptr(), value.shape, value.stride(), value.dtype) if isinstance(value, Tensor) else id(value)
-
-
-def _equal(first: Tensor, second: Tensor) -> bool:
-    return first.dtype == second.dtype and torch.equal(first, second)
 
 
 def _owner(reader: fx.Node) -> str:

@@ -302,7 +302,9 @@ def _shapes(graph: fx.GraphModule) -> dict[fx.Node, tuple[int, ...]]:
 
 def _step(group: _Channels) -> float:
     """Scale one group; return how far the factors are from 1."""
-    outputs = torch.stack([_by_output(layer).amax(1) for layer in group.sources.values()]).amax(0)
+    outputs = torch.stack(
+        [tensor_at(layer, "weight").abs().flatten(1).amax(1) for layer in group.sources.values()]
+    ).amax(0)
     inputs = torch.stack([_by_input(layer).amax(1) for layer in group.sinks.values()]).amax(0)
     idle = (outputs <= _LEAST) | (inputs <= _LEAST)
     outputs, inputs = (torch.where(idle, torch.ones_like(one), one) for one in (outputs, inputs))
@@ -332,10 +334,6 @@ def _scale(group: _Channels, factors: Tensor) -> None:
 
 def _is_depthwise(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Conv2d) and layer.groups > 1 and layer.groups == layer.in_channels == layer.out_channels
-
-
-def _by_output(layer: nn.Module) -> Tensor:
-    return tensor_at(layer, "weight").abs().flatten(1)
 
 
 def _by_input(layer: nn.Module) -> Tensor:

@@ -59,7 +59,7 @@ class IntegerStudent(fx.Interpreter):
         """Find the kernel that writes a quantizer's codes: an operator, with its ReLU, that nothing else reads."""
         node, chain = source(quantizer), dict[fx.Node, kernels.Kernel]({quantizer: out.values})
         if isinstance(called(node, self._called), nn.ReLU) and out.zero == out.low and len(node.users) == 1:
-            node, chain[node] = source(node), _same
+            node, chain[node] = source(node), lambda codes: codes  # what the ReLU cuts off lies below the grid
         if len(node.users) == 1 and (kernel := self._kernel(node, out)):
             self._kernels |= chain | {node: kernel}
 
@@ -100,8 +100,3 @@ def _weighted(layer: Any, grid: kernels.Grid, out: kernels.Grid | None) -> kerne
     codes, scale = weight_codes(layer)
     bias = bias_codes(layer.bias.detach(), grid.scale * scale)
     return kernels.weighted(layer.inner_forward_impl, codes, scale, bias, grid, out)
-
-
-def _same(codes: Tensor) -> Tensor:
-    """Return codes as they are: what a ReLU cuts off lies below the grid."""
-    return codes

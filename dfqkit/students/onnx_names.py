@@ -143,11 +143,9 @@ class _Names:
     def value(self, nodes: list[onnx.NodeProto], index: int) -> str:
         """Return the only tensor that others read of these nodes; "" where there are several."""
         outputs = [name for node in nodes for name in node.output if name in self.graph.activations]
-        read = [name for name in outputs if self._is_read(name, index)]
+        elsewhere = [name for name in outputs if any(_scope(node) != index for node in self.graph.readers(name))]
+        read = [name for name in outputs if self.graph.is_output(name) or name in elsewhere]
         return read[0] if len(read) == 1 else ""
-
-    def _is_read(self, tensor: str, index: int) -> bool:
-        return self.graph.is_output(tensor) or any(_scope(node) != index for node in self.graph.readers(tensor))
 
     def layer(self, nodes: list[onnx.NodeProto]) -> onnx.NodeProto | None:
         return next((node for node in reversed(nodes) if node.output[0] in self.layers), None)

@@ -275,15 +275,12 @@ class Rules:
         for node in self.nodes:
             rule = self.target.rule(self._onnx_operator(node))
             reason = self.islands.reason(node) if node in self.tensors and node not in self.kept else ""
-            if node in self.decoded and self._joins(node):
+            operands = self._operands(node) if node in self.decoded else ()
+            if len(operands) > 1 and all(operand in self.tensors for operand in operands):
                 reason = reason or DECODED
             if rule is not None and rule.integer and reason and not self.wants_quantizer(node):
                 found[node.name] = reason
         return found
-
-    def _joins(self, node: fx.Node) -> bool:
-        operands = self._operands(node)
-        return len(operands) > 1 and all(operand in self.tensors for operand in operands)
 
     def _reads_quantized(self, reader: fx.Node, node: fx.Node) -> bool:
         """Targets that quantize inputs only: those of weighted layers, pooling, and an addition's residual branch."""

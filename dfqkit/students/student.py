@@ -90,7 +90,8 @@ def calibrate_student(  # noqa: PLR0913 - what is measured beside is named, and 
     calibrate(student, batches, image, learnable=config.scales == "float")
     agree(student)
     if held_out and replan is not None:
-        _keep_in_float(student, held_out, replan)
+        wanted = {name: COLLAPSED.format(left) for name, left in collapsing(student, held_out).items()}
+        _leave(student, wanted | unlike(student, held_out), replan)
     round_weight_scales(student, batches)
     if config.weight_rounding != "nearest" and reference is not None:
         _round_weights(student, reference, batches, config, held_out, imitated, advance)
@@ -143,11 +144,6 @@ def _round_weights(  # noqa: PLR0913 - those of `calibrate_student`
 def _widen(student: fx.GraphModule, layers: Sequence[LayerBits]) -> None:
     widen(student, [each.layer for each in layers if each.bits == WIDE])
     student.meta[LAYER_BITS] = tuple(layers)
-
-
-def _keep_in_float(student: fx.GraphModule, held_out: Sequence[Tensor], replan: Replan) -> None:
-    wanted = {name: COLLAPSED.format(left) for name, left in collapsing(student, held_out).items()}
-    _leave(student, wanted | unlike(student, held_out), replan)
 
 
 def _leave(student: fx.GraphModule, wanted: Mapping[str, str], replan: Replan) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 
 import torch
 from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer as Layer
@@ -125,13 +126,11 @@ def _sums(student: fx.GraphModule, batches: Sequence[Tensor]) -> dict[str, Tenso
         return see
 
     layers = {name: module for name, module in student.named_modules() if isinstance(module, Layer)}
-    handles = [layer.register_forward_hook(watched(name)) for name, layer in layers.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.enter_context(layer.register_forward_hook(watched(name)))
         for batch in batches:
             student(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
     return found
 
 

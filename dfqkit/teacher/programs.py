@@ -19,6 +19,7 @@ from dfqkit.students.inputs import split
 from dfqkit.students.nodes import op_name, tensor_at
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.images.spec import ImageSpec
+from dfqkit_export.words import first_line
 
 Program = torch.export.ExportedProgram | torch.jit.ScriptModule
 
@@ -67,7 +68,7 @@ def _converted(program: Program, image: ImageSpec, name: str) -> nn.Module:
             converted = TS2EPConverter(script, split(torch.zeros((2, *image.shape)), image), {}).convert()
             return converted.module(check_guards=False)
     except Exception as error:  # whatever torch's converter stumbles over
-        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        reason = first_line(error)
         message = (
             f"Teacher '{name}' is a TorchScript module that torch cannot convert to an exported program "
             f"({type(error).__name__}: {reason}). Export the model that it was made from with torch.export.export, or "

@@ -24,7 +24,7 @@ from torch import nn
 
 from dfqkit_export.errors import MissingExtraError, TeacherError
 from dfqkit_export.lazy import install_hint
-from dfqkit_export.words import did_you_mean, some
+from dfqkit_export.words import did_you_mean, first_line, some
 
 #: What the user's code (a factory, a forward) can reasonably raise; reported as theirs, not as a bug of ours.
 USER_CODE_ERRORS: tuple[type[Exception], ...] = (
@@ -237,7 +237,7 @@ def _stored(name: str, load: Callable[[str], Any]) -> Any:
             warnings.simplefilter("ignore")  # TorchScript is deprecated, which its files' owners know
             return load(path)
     except Exception as error:  # torch raises what its readers of zip, JSON and pickle do
-        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        reason = first_line(error)
         message = (
             f"Cannot read '{path}' ({type(error).__name__}: {reason[:200]}). An exported: file is what "
             "torch.export.save writes, a torchscript: file what torch.jit.save does."

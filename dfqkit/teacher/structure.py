@@ -6,7 +6,9 @@ nor positions are guessed.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,18 +45,13 @@ def layer_calls(teacher: Teacher) -> tuple[list[Call], Tensor]:
     """Run one grey image; every module call in the order in which they ended, and the first output (1, ...)."""
     calls: list[Call] = []
 
-    def watch(name: str, layer: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        def note(module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
-            calls.append(Call(name=name, layer=module, given=next(iter(inputs), None), output=output))
+    def note(name: str, layer: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
+        calls.append(Call(name=name, layer=layer, given=next(iter(inputs), None), output=output))
 
-        return layer.register_forward_hook(note)
-
-    handles = [watch(name, layer) for name, layer in teacher.model.named_modules()]
-    try:
+    with ExitStack() as hooks:
+        for name, layer in teacher.model.named_modules():
+            hooks.enter_context(layer.register_forward_hook(partial(note, name)))
         output = teacher.logits(grey_images(teacher))
-    finally:
-        for handle in handles:
-            handle.remove()
     return calls, output
 
 

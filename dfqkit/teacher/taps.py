@@ -7,6 +7,7 @@ gone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, Self, TypeGuard
 
@@ -61,12 +62,10 @@ class Tap:
     """Hooks with a lifetime: put on when entered, all taken off when left, also by an exception."""
 
     def __init__(self) -> None:
-        self._handles: list[RemovableHandle] = []
+        self._hooks = ExitStack()
 
     def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._hooks.close()
 
 
 class BatchNormTap(Tap):
@@ -104,11 +103,11 @@ class BatchNormTap(Tap):
                 f"BatchNorm '{training[0]}' is in training mode; reading it would change it. Call model.eval() first."
             )
             raise TeacherError(message)
-        self._handles.append(self.model.register_forward_pre_hook(self._clear))
+        self._hooks.enter_context(self.model.register_forward_pre_hook(lambda *_: self.statistics.clear()))
         for name, layer in self.layers.items():
             if "forward" in vars(layer) or not isinstance(layer, _BatchNorm):
                 # Someone else stands in for it, or it is a frozen one: its input is still to be had.
-                self._handles.append(layer.register_forward_pre_hook(self._reader(name), with_kwargs=True))
+                self._hooks.enter_context(layer.register_forward_pre_hook(self._reader(name), with_kwargs=True))
             else:
                 vars(layer)["forward"] = _StandIn(self, name, layer)
                 self._replaced.append(layer)
@@ -119,9 +118,6 @@ class BatchNormTap(Tap):
         for layer in self._replaced:
             del vars(layer)["forward"]
         self._replaced.clear()
-
-    def _clear(self, *_: object) -> None:
-        self.statistics.clear()
 
     def deviations(self, form: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> list[Tensor]:
         """Return what ``form``, one of the BatchNorm terms of `losses`, makes of every entry of ``statistics``."""
@@ -200,9 +196,9 @@ class LayerTap(Tap):
         return {name: found[0] for name, found in self.calls.items()}
 
     def __enter__(self) -> Self:
-        self._handles.append(self.model.register_forward_pre_hook(lambda *_: self.calls.clear()))
+        self._hooks.enter_context(self.model.register_forward_pre_hook(lambda *_: self.calls.clear()))
         for name, layer in self.layers.items():
-            self._handles.append(self._watch(name, layer))
+            self._hooks.enter_context(self._watch(name, layer))
         return self
 
     def __exit__(self, *error: object) -> None:

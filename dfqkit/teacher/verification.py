@@ -7,6 +7,7 @@ do when one of them fails. Nothing here changes the model.
 from __future__ import annotations
 
 import functools
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from dfqkit_export.errors import ArtefactError, TeacherError
 from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.tasks import Task
 from dfqkit_export.tasks.recognition import recognise
-from dfqkit_export.words import some
+from dfqkit_export.words import first_line, some
 
 _BATCH_TOLERANCE = 1e-3  # of the largest value: kernels may sum in another order for another batch size
 
@@ -166,19 +167,17 @@ def _forward(model: nn.Module, x: Tensor, image: ImageSpec, name: str) -> Any:
     """Run a model without gradients; on failure, say which layer was entered last and what it got."""
     entered: list[tuple[str, nn.Module, Any]] = []
 
-    def watch(key: str, layer: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        def hook(_: nn.Module, given: tuple[Any, ...]) -> None:
-            entered.append((key, layer, given[0] if given else None))
+    def note(key: str, layer: nn.Module, given: tuple[Any, ...]) -> None:
+        entered.append((key, layer, given[0] if given else None))
 
-        return layer.register_forward_pre_hook(hook)
-
-    weighted = [(key, layer) for key, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    handles = [watch(key, layer) for key, layer in weighted]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), ExitStack() as hooks:
+            for key, layer in model.named_modules():
+                if isinstance(layer, nn.Conv2d | nn.Linear):
+                    hooks.enter_context(layer.register_forward_pre_hook(functools.partial(note, key)))
             return model(x)
     except USER_CODE_ERRORS as error:
-        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        reason = first_line(error)
         where = _describe(*entered[-1]) if entered else "It failed before any convolution or linear layer."
         message = (
             f"Teacher '{name}' cannot run on an image of image.shape {image.shape}: {type(error).__name__}: {reason}. "
@@ -186,9 +185,6 @@ def _forward(model: nn.Module, x: Tensor, image: ImageSpec, name: str) -> Any:
             "inputs where it takes several (image.inputs; `dfqkit inspect --inputs`)."
         )
         raise TeacherError(message) from error
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _describe(key: str, layer: nn.Module, given: Any) -> str:

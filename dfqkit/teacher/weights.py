@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dfqkit.teacher.weight_sets import CHOOSE, WRAPPERS, listed_sets, weight_set
 from dfqkit_export.errors import TeacherError
-from dfqkit_export.words import some
+from dfqkit_export.words import first_line, some
 
 _RESAVE = (
     "Where the model's code is at hand, load it there and save the tensors alone: "
@@ -90,16 +90,13 @@ def _read_torch(path: Path) -> object:
         )
         raise TeacherError(message) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        # torch's advice goes on to suggest weights_only=False, which a user of this package must not follow.
+        reason = first_line(error).partition(". ")[0]
         message = (
-            f"Weights file '{path}' cannot be read ({type(error).__name__}: {_first_line(error)}). Allowed is a file "
+            f"Weights file '{path}' cannot be read ({type(error).__name__}: {reason}). Allowed is a file "
             f"that torch.save wrote from a state dict; a TorchScript archive or a truncated download is not. {_RESAVE}"
         )
         raise TeacherError(message) from error
-
-
-def _first_line(error: Exception) -> str:
-    # torch's advice goes on to suggest weights_only=False, which a user of this package must not follow.
-    return (str(error).strip().splitlines() or ["no message"])[0].partition(". ")[0]
 
 
 def _tensors(content: object, path: Path) -> dict[str, Tensor]:

@@ -155,6 +155,11 @@ def did_you_mean(name: str, known: Iterable[str], n: int = 1, cutoff: float = 0.
     return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of what somebody else's error says."""
+    return (str(error).strip().splitlines() or ["no message"])[0]
+
+
 def plain(text: str) -> str:
     """Return a text on one line without anything that a terminal would obey: it may come from a foreign file."""
     return text if text.isprintable() else "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)

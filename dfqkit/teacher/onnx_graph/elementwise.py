@@ -40,10 +40,6 @@ _REDUCTIONS: dict[str, Callable[..., Any]] = {
 _ALPHA = {"LeakyRelu": (F.leaky_relu, 0.01), "Elu": (F.elu, 1.0), "Celu": (F.celu, 1.0)}
 
 
-def _unary(node: Operator, given: Given, to: Building) -> Value:
-    return to.call(_UNARY[node.kind], needed(node, given, 0))
-
-
 def _binary(node: Operator, given: Given, to: Building) -> Value:
     one, other = needed(node, given, 0), needed(node, given, 1)
     first, second = plain(one, other), plain(other, one)
@@ -68,7 +64,7 @@ def _reduction(node: Operator, given: Given, to: Building) -> Value:
     return to.call(_REDUCTIONS[node.kind], x, dim=axes, keepdim=keep, **more)
 
 
-OPERATORS.update(dict.fromkeys(_UNARY, _unary))
+OPERATORS.update(dict.fromkeys(_UNARY, lambda node, given, to: to.call(_UNARY[node.kind], needed(node, given, 0))))
 OPERATORS.update(dict.fromkeys(_BINARY, _binary))
 OPERATORS.update(dict.fromkeys(_REDUCTIONS, _reduction))
 

@@ -40,9 +40,8 @@ def _pool(node: Operator, given: Given, to: Building) -> Value:
     stride, dilation, pads = window(node, sizes, kernel)
     ceil = bool(node.get("ceil_mode", 0))
     axes = len(kernel)
+    even = pads[:axes] == pads[axes:] and all(2 * pad <= width for pad, width in zip(pads, kernel * 2, strict=True))
     if node.kind == "MaxPool":
-        wide = any(2 * pad > width for pad, width in zip(pads, kernel * 2, strict=True))
-        even = pads[:axes] == pads[axes:] and not wide
         x, padding = (x, tuple(pads[:axes])) if even else padded(x, [*pads], to, -math.inf)
         function: Any = F.max_pool2d if axes == 2 else F.max_pool1d
         return to.call(function, x, tuple(kernel), tuple(stride), padding, tuple(dilation), ceil)
@@ -50,8 +49,7 @@ def _pool(node: Operator, given: Given, to: Building) -> Value:
         raise refuse(node, f"pools with dilation {dilation}", _GIVE_TORCH)
     function = F.avg_pool2d if axes == 2 else F.avg_pool1d
     include = bool(node.get("count_include_pad", 0))
-    plain = pads[:axes] == pads[axes:] and all(2 * pad <= width for pad, width in zip(pads, kernel * 2, strict=True))
-    if plain:
+    if even:
         return to.call(function, x, tuple(kernel), tuple(stride), tuple(pads[:axes]), ceil, include)
     x, _ = padded(x, pads, to)
     pooled = to.call(function, x, tuple(kernel), tuple(stride), 0, ceil, True)

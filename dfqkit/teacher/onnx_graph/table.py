@@ -67,11 +67,10 @@ def numbers(node: Operator, given: Given, index: int, attribute: str | None = No
     return None if found is None else [int(each) for each in found.flatten()]
 
 
-def axes_of(node: Operator, given: Given, index: int = 1, default: Sequence[int] | None = None) -> list[int] | None:
+def axes_of(node: Operator, given: Given) -> list[int] | None:
     """Return the axes that an operator is about, counted from the front; None where it names none."""
-    found = numbers(node, given, index, "axes")
-    rank = needed(node, given, 0).rank
-    return list(default) if found is None and default is not None else found and [each % rank for each in found]
+    found, rank = numbers(node, given, 1, "axes"), needed(node, given, 0).rank
+    return found and [each % rank for each in found]
 
 
 def sizes_in(node: Operator, value: Value) -> list[int | Size]:

@@ -5,7 +5,6 @@ What belongs here: the change itself. Whether it keeps every number is `backends
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -45,17 +44,12 @@ def make_unsigned(editor: Editor, quantize: onnx.NodeProto) -> str:
         return ""
     clips = graph.opset >= CLIPS_CODES
     if clips and graph.zero_point(quantize) == 0 and _is_not_negative(quantize.input[0], graph):
-        if not list(_clips(quantize, graph)):
+        if not any(node.op_type == "Clip" for _, between in graph.pair(quantize) for node in between):
             _clip(editor, quantize)
         _convert(editor, quantize, shift=0, dtype=np.uint8)
         return "wrote its int8 codes, of which none is negative, as uint8 around 0 with a Clip at 127"
     _convert(editor, quantize, shift=_MIDDLE, dtype=np.uint8)
     return "wrote its int8 codes as uint8, moved up by 128"
-
-
-def _clips(quantize: onnx.NodeProto, graph: QdqGraph) -> Iterator[onnx.NodeProto]:
-    for _, between in graph.pair(quantize):
-        yield from (node for node in between if node.op_type == "Clip")
 
 
 def _is_not_negative(tensor: str, graph: QdqGraph) -> bool:

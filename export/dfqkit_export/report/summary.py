@@ -24,17 +24,14 @@ def summary(report: Report, place: str = "", model: str = "model.onnx") -> list[
         'OK      net: nothing was lost'
     """
     groups = {group.name: group for group in reversed(metric_groups(report)) if main_subject(report) in group.cells}
+    page = model.replace("model", "report").replace(".onnx", ".html")
     return [
         *(f"WARNING {warning}" for warning in report.warnings),
         f"{report.verdict.upper():<7} {report.title}: {_why(report)}",
         *(f"  - {finding.message}" for finding in report.findings),
         *filter(None, [head_note(report), _kept(report, groups), _speed(report, groups), _size(report, groups)]),
-        *([f"files   {place}: {model}, {_page(model)}, recipe.yaml"] if place else []),
+        *([f"files   {place}: {model}, {page}, recipe.yaml"] if place else []),
     ]
-
-
-def _page(model: str) -> str:
-    return model.replace("model", "report").replace(".onnx", ".html")
 
 
 def _why(report: Report) -> str:

@@ -103,23 +103,17 @@ def _sides(task: DetectionParameters, reference: Outputs, outputs: Outputs) -> _
     truth, found = decoded(task, reference, task.threshold), decoded(task, outputs, task.floor)
     above = found.above(task.threshold)
     pairs, lower = matched(truth, found), matched(decoded(task, reference, task.floor), above)
-    kept, new = _taken(truth, above)
+    order, partner = matched(truth, above)
     return _Sides(
         truth=truth,
         found=found,
         above=above,
         pairs=pairs,
-        gone=~kept,
+        gone=~_partnered(len(truth), partner),
         gone_below=_partnered(len(truth), pairs[1]),
-        new=~new,
+        new=~_partnered(len(above), order[partner >= 0]),
         new_below=_partnered(len(above), lower[0][lower[1] >= 0]),
     )
-
-
-def _taken(truth: Boxes, above: Boxes) -> tuple[Mask, Mask]:
-    """Return which boxes of either side have a partner on the other."""
-    order, partner = matched(truth, above)
-    return _partnered(len(truth), partner), _partnered(len(above), order[partner >= 0])
 
 
 def _partnered(count: int, places: Places) -> Mask:

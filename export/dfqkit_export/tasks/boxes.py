@@ -46,7 +46,7 @@ class Boxes:
         """Return how many boxes there are."""
         return len(self.image)
 
-    def where(self, kept: NDArray[np.bool_]) -> Boxes:
+    def where(self, kept: NDArray[np.bool_ | np.int64]) -> Boxes:
         """Return those of which ``kept``, (K,), is true."""
         return Boxes(n=self.n, image=self.image[kept], kind=self.kind[kept], score=self.score[kept], box=self.box[kept])
 

@@ -29,7 +29,6 @@ from dfqkit_export.measure.kinds import (
     STUDENT_TOP1_GAP,
     TOP1,
     TOP1_DROP,
-    TOP5,
     Metric,
     MetricKind,
 )
@@ -264,16 +263,6 @@ def binary_divergence(reference: NDArray[Any], logits: NDArray[Any]) -> NDArray[
 def top1(logits: Logits, labels: Labels, *, subject: str, data: str) -> Metric:
     """Return the share of images whose largest logit is the label's, in percent."""
     return share(TOP1, _correct(logits, labels), subject=subject, data=data)
-
-
-def top5(logits: Logits, labels: Labels, *, subject: str, data: str) -> Metric:
-    """Return the share of images whose label is among the five largest of at least five logits, in percent."""
-    values, indices = _labelled(logits, labels)
-    if values.shape[1] < 5:
-        message = f"Top-5 needs at least 5 classes, found {values.shape[1]}. Use top-1."
-        raise ArtefactError(message)
-    best = np.argsort(-values, axis=1, kind="stable")[:, :5]
-    return share(TOP5, (best == indices[:, None]).any(axis=1), subject=subject, data=data)
 
 
 def agreement(reference: Logits, logits: Logits, *, subject: str, data: str, kind: MetricKind = AGREEMENT) -> Metric:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from dfqkit_export.tasks.base import Outputs
 from dfqkit_export.tasks.boxes import Boxes, Floats, Places, groups_of, suppressed
+from dfqkit_export.tasks.measured import logit
 from dfqkit_export.tasks.parameters import DetectionParameters
 
 #: Candidates of an image before suppression, those of the highest scores: what no trained network reaches.
@@ -75,9 +76,7 @@ def _decoded(task: DetectionParameters, outputs: Outputs, floor: float) -> Boxes
         for place in groups_of(found.image, found.kind)
     ]
     places = np.concatenate(kept) if kept else np.zeros(0, np.int64)
-    return Boxes(
-        n=n, image=found.image[places], kind=found.kind[places], score=found.score[places], box=found.box[places]
-    )
+    return found.where(places)
 
 
 def _highest(found: Boxes) -> NDArray[np.bool_]:
@@ -101,7 +100,9 @@ def _candidates(
         image, position, kind = _above(task, scores, _factor(task, outputs, level), floor)
         values = places[image, position].astype(np.float64)
         score = _score(task, outputs, level, scores, (image, position, kind))
-        yield image, _without_background(task, kind), score, _placed(task, level, position, values)
+        if task.background >= 0:
+            kind = np.where(kind > task.background, kind - 1, kind)
+        yield image, kind, score, _placed(task, level, position, values)
 
 
 def positions(task: DetectionParameters, outputs: Mapping[str, Any], level: int) -> tuple[Any, Any]:
@@ -151,7 +152,7 @@ def _above(
 ) -> tuple[Places, Places, Places]:
     """Return where scores are above the floor: image, position, class."""
     values = probabilities(task, scores) if task.scores_are == "softmax" else scores
-    least = _logit(floor) if task.scores_are == "logits" and factor is None else floor
+    least = logit(floor) if task.scores_are == "logits" and factor is None else floor
     if factor is not None:
         values = (_sigmoid(values) if task.scores_are == "logits" else values) * factor[..., None]
     above = values >= least
@@ -185,14 +186,6 @@ def probabilities(task: DetectionParameters, scores: NDArray[Any]) -> NDArray[An
 def _sigmoid(values: NDArray[Any]) -> NDArray[Any]:
     with np.errstate(over="ignore"):
         return np.asarray(1 / (1 + np.exp(-values)))
-
-
-def _logit(value: float) -> float:
-    return math.log(value / (1 - value)) if 0 < value < 1 else math.copysign(math.inf, value - 0.5)
-
-
-def _without_background(task: DetectionParameters, kind: Places) -> Places:
-    return np.where(kind > task.background, kind - 1, kind) if task.background >= 0 else kind
 
 
 def _placed(task: DetectionParameters, level: int, position: Places, values: Floats) -> Floats:

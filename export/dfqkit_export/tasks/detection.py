@@ -14,7 +14,6 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.spec import ImageSpec
@@ -113,10 +112,6 @@ class Detection(DetectionParameters, MeasuredTask):
         # A score of exactly the threshold is a box.
         np.minimum.at(least, found.image[others], np.nextafter(self.threshold - found.score[others], -1))
         return least
-
-    def same_answer(self, reference: Outputs, outputs: Outputs) -> NDArray[np.bool_]:
-        """Return on which images both have the same boxes: one for one, of the same class, at an IoU of 0.5, (N,)."""
-        return np.asarray(self.margins(reference, outputs) >= 0)
 
     def kept(self, reference: Outputs, outputs: Outputs) -> float | None:
         """Return AP50 beside the reference's boxes, in percent; None where it has none."""
@@ -227,11 +222,11 @@ class Detection(DetectionParameters, MeasuredTask):
         """
         truth = self.labelled(labels, len(outputs[self.boxes[0]]))
         found = decoded(self, outputs, min(self.floor, _LEAST_SCORE))
-        own = {name: ranked(truth, found, matched(truth, found, least)) for name, least in _levels()}
-        values = [one.precision() for one in own.values()]
-        metrics = [_precision(TRUE_AP50, own["0.50"], **where)]
+        own = [ranked(truth, found, matched(truth, found, float(least))) for least in _IOUS]
+        values = [one.precision() for one in own]
+        metrics = [_precision(TRUE_AP50, own[0], **where)]
         if None not in values:
-            spread = np.mean([one.spread() for one in own.values()], axis=0)
+            spread = np.mean([one.spread() for one in own], axis=0)
             value = 100 * float(np.mean([value or 0.0 for value in values]))
             metrics.append(TRUE_AP.metric(value=value, n=truth.n, interval=interval(100 * spread), **where))
         known = coco_precision(truth, found, pixels_of(self))
@@ -269,10 +264,6 @@ class Detection(DetectionParameters, MeasuredTask):
             raise ArtefactError(message)
         scale = np.array([self.size[1], self.size[0]] * 2) if self.unit == "image" else 1.0
         return Boxes(n=n, image=image, kind=kind, score=np.ones(len(kind)), box=flat[:, 1:] / scale)
-
-
-def _levels() -> list[tuple[str, float]]:
-    return [(f"{least:.2f}", float(least)) for least in _IOUS]
 
 
 def _precision(kind: MetricKind, found: Ranked, **where: Any) -> Metric:

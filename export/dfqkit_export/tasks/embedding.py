@@ -42,10 +42,6 @@ class Embedding(EmbeddingParameters, MeasuredTask):
         """Return by how much the cosine with the reference's vector is above the least of the same answer, (N,)."""
         return cosine(reference[self.output], outputs[self.output]) - self.same
 
-    def same_answer(self, reference: Outputs, outputs: Outputs) -> NDArray[np.bool_]:
-        """Return which vectors keep their direction, (N,)."""
-        return np.asarray(self.margins(reference, outputs) >= 0)
-
     def beside_teacher(self, reference: Outputs, outputs: Outputs, **where: Any) -> list[Metric]:
         """Return the cosine, and for how many images the nearest other one is the same."""
         first, second = reference[self.output], outputs[self.output]

@@ -72,10 +72,6 @@ class Keypoints(KeypointsParameters, MeasuredTask):
         """Return how much further the farthest point of each image may be, (N,)."""
         return np.asarray(self.same - self.distances(reference, outputs).max(1))
 
-    def same_answer(self, reference: Outputs, outputs: Outputs) -> NDArray[np.bool_]:
-        """Return in which images every point is near enough, (N,)."""
-        return np.asarray(self.margins(reference, outputs) >= 0)
-
     def kept(self, reference: Outputs, outputs: Outputs) -> float | None:
         """Return the share of the points that are near enough, in percent."""
         return 100 * float((self.distances(reference, outputs) <= self.same).mean())

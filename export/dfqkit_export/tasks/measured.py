@@ -7,6 +7,7 @@ taken from a network. The error of an output counts beside the size of that outp
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -90,6 +91,10 @@ class MeasuredTask(Task):
         known = [] if kept is None else [STUDENT_KEPT.metric(value=kept, n=len(same), **where)]
         return [share(STUDENT_AGREEMENT, same, **where), *known]
 
+    def same_answer(self, reference: Outputs, outputs: Outputs) -> NDArray[np.bool_]:
+        """Return which images have a margin that is not below zero, (N,)."""
+        return np.asarray(self.margins(reference, outputs) >= 0)
+
     def per_image_error(self, reference: Outputs, outputs: Outputs) -> Floats:
         """Return the squared error of each image beside each output's mean power over all images, summed, (N,)."""
         return np.asarray(sum(noise for _, noise in self._powers(reference, outputs)))
@@ -130,10 +135,6 @@ class NumbersTask(MeasuredTask):
         """Return how much further off each image may be, as a share of the outputs' sizes, (N,)."""
         return self.same - self.errors(reference, outputs)
 
-    def same_answer(self, reference: Outputs, outputs: Outputs) -> NDArray[np.bool_]:
-        """Return which images are near enough, (N,)."""
-        return np.asarray(self.margins(reference, outputs) >= 0)
-
 
 def powers(reference: NDArray[Any], outputs: NDArray[Any]) -> tuple[Floats, Floats]:
     """Return the sums of squares of each image's values and of their errors, (N,) each."""
@@ -144,6 +145,11 @@ def powers(reference: NDArray[Any], outputs: NDArray[Any]) -> tuple[Floats, Floa
         axes = tuple(range(1, first.ndim))
         signal[part], noise[part] = np.square(first).sum(axes), np.square(first - second).sum(axes)
     return signal, noise
+
+
+def logit(share: float) -> float:
+    """Return the logit of a share of 0 to 1; an infinite one of either end."""
+    return math.log(share / (1 - share)) if 0 < share < 1 else math.copysign(math.inf, share - 0.5)
 
 
 def output(name: str, shape: Shape, meaning: str) -> tuple[OutputSpec, ...]:

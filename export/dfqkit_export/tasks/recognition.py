@@ -6,7 +6,7 @@ only where no other task has such outputs: a wrong task would be measured withou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,11 +74,7 @@ def recognise(outputs: Outputs, image: ImageSpec) -> Recognition:
     """
     if len(outputs) > 1 and (main := _main(outputs)) is not None:
         outputs = main
-    for rule in (_one, _several):
-        found = rule(outputs, image)
-        if found is not None:
-            return found
-    return Recognition(task=None, reason=f"The network gives {told(outputs)}, which is no form of output known.")
+    return _one(outputs, image) or _detection(outputs, image)
 
 
 def _main(outputs: Outputs) -> Outputs | None:
@@ -165,25 +161,17 @@ def _unclear_map(outputs: Outputs) -> Recognition:
     return Recognition(task=None, reason=reason, candidates=(Segmentation.name, Dense.name, Keypoints.name))
 
 
-def _several(outputs: Outputs, image: ImageSpec) -> Recognition | None:
-    return _detection(outputs, image)
-
-
 def _detection(outputs: Outputs, image: ImageSpec) -> Recognition:
     try:
         task = Detection().fitted(outputs, image)
     except UnclearBoxesError as error:
-        return Recognition(task=None, reason=str(error), candidates=tuple(_of_lists(outputs)))
+        lists = any(values.ndim > 2 for values in outputs.values())
+        return Recognition(task=None, reason=str(error), candidates=(Detection.name,) if lists else ())
     assert isinstance(task, Detection)
     parts = f"boxes {', '.join(task.boxes)} ({task.form}, {task.unit})"
     if task.scores:
         parts += f" and scores {', '.join(task.scores)} ({task.scores_are})"
     return Recognition(task=task, reason=parts)
-
-
-def _of_lists(outputs: Outputs) -> Iterator[str]:
-    if any(values.ndim > 2 for values in outputs.values()):
-        yield Detection.name
 
 
 def _fitted(task: Task, outputs: Outputs, image: ImageSpec, reason: str) -> Recognition:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -15,7 +14,7 @@ from dfqkit_export.measure.kinds import MASK_IOU, MASK_TRUE_IOU, PIXEL_AGREEMENT
 from dfqkit_export.measure.resampling import draws, interval, mean
 from dfqkit_export.tasks.base import Groups, Labels, Limits, Outputs, OutputSpec, Task
 from dfqkit_export.tasks.marks import Marks
-from dfqkit_export.tasks.measured import Floats, MeasuredTask, choose, output
+from dfqkit_export.tasks.measured import Floats, MeasuredTask, choose, logit, output
 from dfqkit_export.tasks.parameters import SegmentationParameters
 
 Masks = NDArray[np.int64]
@@ -62,7 +61,7 @@ class Segmentation(SegmentationParameters, MeasuredTask):
             values = values[:, 0]
         least = self.threshold
         if self.scores == "logits":
-            least = math.log(least / (1 - least)) if 0 < least < 1 else math.copysign(math.inf, least - 0.5)
+            least = logit(least)
         return np.asarray(values > least, np.int64)
 
     def margins(self, reference: Outputs, outputs: Outputs) -> Floats:
@@ -72,10 +71,6 @@ class Segmentation(SegmentationParameters, MeasuredTask):
         ious = np.where(there, both / np.where(there, either, 1), 0.0)
         counted = there.sum(1)
         return np.where(counted > 0, ious.sum(1) / np.maximum(counted, 1), 1.0) - self.same
-
-    def same_answer(self, reference: Outputs, outputs: Outputs) -> NDArray[np.bool_]:
-        """Return which images have nearly the same masks, (N,)."""
-        return np.asarray(self.margins(reference, outputs) >= 0)
 
     def kept(self, reference: Outputs, outputs: Outputs) -> float | None:
         """Return the IoU of the masks, mean over classes, in percent."""

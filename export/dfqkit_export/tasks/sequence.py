@@ -74,14 +74,10 @@ class Sequence(SequenceParameters, MeasuredTask):
 
         Steps of another class that change no character leave it just above zero.
         """
-        least = np.array(
-            [self._lead(wanted, found) for wanted, found in zip(*self._both(reference, outputs), strict=True)]
-        )
+        both = zip(np.asarray(reference[self.output]), np.asarray(outputs[self.output]), strict=True)
+        least = np.array([self._lead(wanted, found) for wanted, found in both])
         same = self.same_answer(reference, outputs)
         return np.asarray(np.where(same, np.maximum(least, 1e-6), np.minimum(least, -1e-6)))
-
-    def _both(self, reference: Outputs, outputs: Outputs) -> tuple[NDArray[Any], NDArray[Any]]:
-        return np.asarray(reference[self.output]), np.asarray(outputs[self.output])
 
     def _lead(self, wanted: NDArray[Any], found: NDArray[Any]) -> float:
         """Of one image; there may be thousands of classes at each step, too many for all images at once."""

@@ -24,13 +24,6 @@ def test_top1_counts_and_has_the_binomial_error() -> None:
     assert metric.stderr == pytest.approx(100 * math.sqrt(0.75 * 0.25 / 4))
 
 
-def test_top5_takes_the_five_largest() -> None:
-    logits = np.array([[6.0, 5, 4, 3, 2, 1], [6.0, 5, 4, 3, 2, 1]])
-    assert classification.top5(logits, np.array([4, 5]), **WHERE).value == 50.0
-    with pytest.raises(ArtefactError, match="at least 5 classes"):
-        classification.top5(logits[:, :4], np.array([0, 1]), **WHERE)
-
-
 def test_agreement_needs_no_labels() -> None:
     metric = classification.agreement(one_hot([0, 1, 2, 3, 4]), one_hot([0, 1, 2, 3, 5]), **WHERE)
     assert (metric.name, metric.value) == ("agreement", 80.0)

@@ -37,7 +37,7 @@ class SwingConvolutions(Tap):
 
     def __enter__(self) -> SwingConvolutions:
         for layer in self.layers.values():
-            self._handles.append(layer.register_forward_pre_hook(self._move))
+            self._hooks.enter_context(layer.register_forward_pre_hook(self._move))
         return self
 
     def _move(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:

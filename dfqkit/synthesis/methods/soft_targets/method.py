@@ -88,8 +88,5 @@ def _tail(teacher: Teacher, layer: str, outputs: Tensor) -> Tensor:
     The whole network runs on grey images, and a hook puts the outputs in place; so the tail needs no taking apart.
     What passes the layer by on another path is a grey image's.
     """
-    handle = teacher.model.get_submodule(layer).register_forward_hook(lambda *_: outputs.clone())
-    try:
+    with teacher.model.get_submodule(layer).register_forward_hook(lambda *_: outputs.clone()):
         return teacher.logits(grey_images(teacher, len(outputs)))
-    finally:
-        handle.remove()
