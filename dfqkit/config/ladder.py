@@ -103,15 +103,7 @@ class LadderConfig(Section):
     @field_validator("judge")
     @classmethod
     def _by_itself(cls, value: AnySynthesis | None) -> AnySynthesis | None:
-        files: list[str] = []
-
-        def note(name: str) -> str:
-            files.append(name)
-            return name
-
-        if value is not None:
-            value.resolved(note)
-        if value is not None and (files or value.real_data() is not None):
+        if value is not None and (value.files() or value.real_data() is not None):
             message = f"'{value.method}' takes images or records from files; name a method that makes its own"
             raise ValueError(message)
         return value

@@ -105,6 +105,17 @@ class SynthesizerConfig(Section):
         """Return the same, with every file that it names found by ``find``; methods that read files override this."""
         return self
 
+    def files(self) -> list[str]:
+        """Return the names of the files that it reads, in the order in which `resolved` asks for them."""
+        names: list[str] = []
+
+        def note(name: str) -> str:
+            names.append(name)
+            return name
+
+        self.resolved(note)
+        return names
+
     def grading(self) -> Self:
         """Return the configuration of the separate, differently seeded synthesizer whose images grade the result."""
         return self

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dfqkit.config.files import find_file
 from dfqkit.teacher.identity import code_of, identity_of
@@ -58,14 +58,8 @@ def bind_student(context: Context) -> None:
 
 def bind_data(context: Context) -> None:
     """Refuse other files or folders behind the names in the synthesis section than the run began with."""
-    found: dict[str, Any] = {}
-
-    def note(name: str) -> str:
-        path = find_file(name, context.recipe.directory)
-        found[name] = _fingerprint(path)
-        return str(path)
-
-    context.recipe.synthesis.resolved(note)
+    recipe = context.recipe
+    found = {name: _fingerprint(find_file(name, recipe.directory)) for name in recipe.synthesis.files()}
     if found:
         context.folder.bind(DATA, found, _BACK)
 

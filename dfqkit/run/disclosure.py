@@ -99,15 +99,8 @@ def resolved(recipe: Recipe) -> SynthesizerConfig:
 
 def _places(recipe: Recipe) -> list[str]:
     """Return every file, folder and torchvision data set that the synthesis section names."""
-    named: list[str] = []
-
-    def note(name: str) -> str:
-        named.append(name)
-        return name
-
-    config = recipe.synthesis
-    texts = _texts(config.resolved(note).model_dump())
-    return [*named, *(text for text in texts if text.startswith(_TORCHVISION))]
+    texts = _texts(recipe.synthesis.resolved(str).model_dump())
+    return [*recipe.synthesis.files(), *(text for text in texts if text.startswith(_TORCHVISION))]
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -7,9 +7,11 @@ it did as a sentence, "" where it could not do it. Whether the numbers really st
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from dfqkit_export.backends.qdq import MOVES
@@ -86,13 +88,26 @@ def fold_clip(editor: Editor, node: str) -> str:
     codes = editor.graph.constant(clip.input[0])
     if clip.op_type != "Clip" or codes is None:
         return ""
-    bounds = [editor.graph.constant(clip.input[i]) if has_input(clip, i) else None for i in (1, 2)]
-    if any(has_input(clip, i) and bound is None for i, bound in enumerate(bounds, start=1)):
+    bounds = _bounds(editor, clip)
+    if bounds is None:
         return ""
     limits = np.iinfo(codes.dtype)
     low, high = (edge if bound is None else bound for edge, bound in zip((limits.min, limits.max), bounds, strict=True))
     editor.redirect(clip.output[0], editor.store(f"{clip.input[0]}_clipped", np.clip(codes, low, high)))
     return "applied it to the stored codes"
+
+
+def _bounds(editor: Editor, clip: onnx.NodeProto) -> list[NDArray[Any] | None] | None:
+    """Return both bounds of a Clip, None for one that it does not have; None where one is computed."""
+    found = [editor.graph.constant(clip.input[i]) if has_input(clip, i) else None for i in (1, 2)]
+    return None if any(has_input(clip, i) and bound is None for i, bound in enumerate(found, start=1)) else found
+
+
+def _scale_and_point(editor: Editor, quantize: onnx.NodeProto) -> tuple[NDArray[Any] | None, int | None]:
+    """Return a quantizer's scale, where it is one float32 number, and zero point."""
+    scale = editor.graph.constant(quantize.input[1])
+    one = scale is not None and scale.size == 1 and scale.dtype == np.float32
+    return scale if one else None, editor.graph.zero_point(quantize)
 
 
 def clip_before(editor: Editor, node: str) -> str:
@@ -101,14 +116,11 @@ def clip_before(editor: Editor, node: str) -> str:
     quantize = editor.graph.producer(clip.input[0])
     if quantize is None or quantize.op_type != "QuantizeLinear" or len(editor.graph.readers(quantize.output[0])) != 1:
         return ""
-    scale, point = editor.graph.constant(quantize.input[1]), editor.graph.zero_point(quantize)
-    if scale is None or scale.size != 1 or scale.dtype != np.float32 or point is None:
+    scale, point, bounds = *_scale_and_point(editor, quantize), _bounds(editor, clip)
+    if scale is None or point is None or bounds is None:
         return ""
     inputs = [quantize.input[0]]
-    for index, name in ((1, "low"), (2, "high")):
-        bound = editor.graph.constant(clip.input[index]) if has_input(clip, index) else None
-        if has_input(clip, index) and bound is None:
-            return ""
+    for name, bound in zip(("low", "high"), bounds, strict=True):
         if bound is None:
             inputs.append("")
         else:
@@ -162,20 +174,17 @@ def clip_behind(editor: Editor, node: str) -> str:
     clip = editor.graph.source(quantize.input[0], MOVES)
     if clip is None or clip.op_type != "Clip" or editor.graph.only_reader(clip.output[0]) is None:
         return ""
-    scale, point = editor.graph.constant(quantize.input[1]), editor.graph.zero_point(quantize)
+    scale, point, bounds = *_scale_and_point(editor, quantize), _bounds(editor, clip)
     dtype = helper.tensor_dtype_to_np_dtype(editor.graph.quantized_type(quantize))
-    if scale is None or scale.size != 1 or scale.dtype != np.float32 or point is None:
+    if scale is None or point is None or bounds is None:
         return ""
     limits = np.iinfo(dtype)
-    bounds = []
-    for index, edge in ((1, limits.min), (2, limits.max)):
-        bound = editor.graph.constant(clip.input[index]) if has_input(clip, index) else None
-        if has_input(clip, index) and bound is None:
-            return ""
+    ends = []
+    for bound, edge in zip(bounds, (limits.min, limits.max), strict=True):
         code = edge if bound is None else round(float(np.float32(bound.reshape(-1)[0]) / scale.reshape(-1)[0])) + point
-        bounds.append(editor.store(f"{clip.name}_code", np.array(np.clip(code, limits.min, limits.max), dtype)))
+        ends.append(editor.store(f"{clip.name}_code", np.array(np.clip(code, limits.min, limits.max), dtype)))
     codes = quantize.output[0]
-    behind = editor.insert("Clip", [codes, *bounds], behind=quantize)
+    behind = editor.insert("Clip", [codes, *ends], behind=quantize)
     editor.redirect(codes, behind.output[0], but=behind)
     editor.redirect(clip.output[0], clip.input[0])
     return f"moved Clip {clip.name!r} behind {quantize.name!r}, on codes"

@@ -13,6 +13,7 @@ import onnx
 from onnx import TensorProto
 
 from dfqkit_export.errors import ArtefactError
+from dfqkit_export.onnxfile.graph import inner_graphs
 
 #: Bytes that one protobuf message may have.
 PROTOBUF_LIMIT = 2**31 - 1
@@ -111,5 +112,5 @@ def _of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _tensors(inner)
+        for inner in inner_graphs(node):
+            yield from _tensors(inner)

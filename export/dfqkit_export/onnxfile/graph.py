@@ -186,14 +186,19 @@ def opset_of(model: onnx.ModelProto) -> int | None:
     return next((entry.version for entry in model.opset_import if entry.domain in OWN_DOMAINS), None)
 
 
+def inner_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Yield the graphs that a node holds, such as the branches of an If."""
+    for item in node.attribute:
+        yield from (*([item.g] if item.HasField("g") else []), *item.graphs)
+
+
 def outer_names(node: onnx.NodeProto) -> set[str]:
     """Return what the graphs inside a node (If, Loop, Scan) read, their own tensors among them."""
     found: set[str] = set()
-    for item in node.attribute:
-        for inner in (*([item.g] if item.HasField("g") else []), *item.graphs):
-            found.update(value.name for value in inner.output)
-            for one in inner.node:
-                found.update(one.input, outer_names(one))
+    for inner in inner_graphs(node):
+        found.update(value.name for value in inner.output)
+        for one in inner.node:
+            found.update(one.input, outer_names(one))
     return found
 
 

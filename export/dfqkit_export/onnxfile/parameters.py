@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from dfqkit_export.errors import ArtefactError
-from dfqkit_export.onnxfile.graph import attribute
+from dfqkit_export.onnxfile.graph import attribute, inner_graphs
 from dfqkit_export.onnxfile.skeleton import values_of
 
 #: Places of the scales among the inputs, each with that of its zero point.
@@ -80,7 +80,7 @@ class _Walk:
             if self._seen > _MOST_NODES:
                 self._refuse(f"its functions become more than {_MOST_NODES:,} nodes")
             self._check(node, known)
-            for inner in _graphs(node):
+            for inner in inner_graphs(node):
                 self.graph(inner, known, given, depth + 1)
             function = self._functions.get((node.domain, node.op_type))
             if function is not None:
@@ -160,11 +160,6 @@ def _shape_of(value: Any) -> tuple[int, ...] | None:
     if isinstance(value, TensorProto):
         return tuple(value.dims)
     return None if value is None else value.shape
-
-
-def _graphs(node: onnx.NodeProto) -> Iterable[onnx.GraphProto]:
-    for item in node.attribute:
-        yield from (*([item.g] if item.HasField("g") else []), *item.graphs)
 
 
 def _constant(node: onnx.NodeProto, given: Mapping[str, Any]) -> Any:

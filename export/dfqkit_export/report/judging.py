@@ -20,7 +20,6 @@ from typing import Any
 from dfqkit_export.measure.kinds import (
     AGREEMENT,
     INTEGER_OPS,
-    LOGIT_SQNR_DB,
     STUDENT_AGREEMENT,
     STUDENT_KEPT,
     TOP1_DROP,
@@ -179,7 +178,7 @@ def _labelled(drop: Metric, allowed: float | None) -> Judgement:
     if high < BROKEN:
         return Judgement(verdict=OK, reasons=(f"{told}: surely less than {BROKEN:g}.",))
     open_ = f"{told}, which may be less than {GOOD:g} and may be more than {BROKEN:g}: give more labelled images."
-    return Judgement(verdict=NOT_JUDGED, reasons=(open_,))
+    return _not_judged(open_)
 
 
 def _without_labels(evidence: Evidence) -> Judgement:
@@ -188,7 +187,7 @@ def _without_labels(evidence: Evidence) -> Judgement:
         return Judgement(verdict=NOT_JUDGED, reasons=tuple(evidence.doubts))
     if not evidence.seen:
         reason = "No image graded it that trained nothing. Give some (bank.grading), or labelled ones (validate.data)."
-        return Judgement(verdict=NOT_JUDGED, reasons=(reason,))
+        return _not_judged(reason)
     each = [_by_images(shown) for shown in evidence.seen]
     findings = tuple(finding for one in each for finding in one.findings) + _by_estimate(evidence.estimate)
     doubts = [reason for one in each if one.verdict == NOT_JUDGED for reason in one.reasons]
@@ -201,81 +200,84 @@ def _without_labels(evidence: Evidence) -> Judgement:
     )
 
 
+def _not_judged(reason: str) -> Judgement:
+    return Judgement(verdict=NOT_JUDGED, reasons=(reason,))
+
+
 def _by_images(shown: Seen) -> Judgement:
     if shown.n < LEAST_IMAGES:
-        reason = f"{shown.n} images of {shown.data} are too few to tell anything; {LEAST_IMAGES} are the least."
-        return Judgement(verdict=NOT_JUDGED, reasons=(reason,))
+        return _not_judged(
+            f"{shown.n} images of {shown.data} are too few to tell anything; {LEAST_IMAGES} are the least."
+        )
     if not shown.classes:
         return _by_limits(shown)
-    if shown.classes and (shown.groups < 2 or shown.largest > LARGEST):
-        reason = (
-            f"The teacher gives one answer to {shown.largest:.0f} % of the images of {shown.data}, so that nearly any "
-            "file agrees with it there. Check mean and std, make other images, or give labelled ones (validate.data)."
-        )
-        return Judgement(verdict=NOT_JUDGED, reasons=(reason,))
-    if shown.classes and shown.confidence is not None and shown.count > 3 and shown.confidence < UNSURE / shown.count:
-        reason = (
+    if shown.groups < 2 or shown.largest > LARGEST:
+        return _not_judged(_one_answer(shown))
+    if shown.confidence is not None and shown.count > 3 and shown.confidence < UNSURE / shown.count:
+        return _not_judged(
             f"The teacher is hardly surer of its answers on {shown.data} than chance (mean probability "
             f"{shown.confidence:.3f} of {shown.count} classes), as an untrained network is. Check its weights, or give "
             "labelled images (validate.data)."
         )
-        return Judgement(verdict=NOT_JUDGED, reasons=(reason,))
-    power = "no error at all" if shown.signal_db is None else f"an error {shown.signal_db:.1f} dB below the signal"
+    error, power = _error(shown)
     told = (
         f"On {shown.n} images of {shown.data} it gives the teacher's answer on {shown.agreement:.1f} %, on the surer "
         f"half of them on {shown.firm_agreement:.1f} %, with {power}"
     )
-    error = float("inf") if shown.signal_db is None else shown.signal_db
     if shown.firm_agreement < FAILED_FIRM and error < FAILED_DB:
         message = f"{told}: broken files are below {FAILED_FIRM:g} % and {FAILED_DB:g} dB."
-        limits = ((AGREEMENT, shown.firm_agreement, FAILED_FIRM), (LOGIT_SQNR_DB, error, FAILED_DB))
-        kind, value, floor = limits[0]
-        return Judgement(
-            verdict=FAILED,
-            findings=(Finding(metric=kind.name, subject="file", value=value, floor=floor, message=message),),
-        )
+        return _broken(shown.firm_agreement, FAILED_FIRM, message)
     if shown.firm_agreement >= OK_FIRM and error >= OK_DB:
-        return Judgement(
-            verdict=OK, reasons=(f"{told}: none of the broken files tried reaches {OK_FIRM:g} % and {OK_DB:g} dB.",)
-        )
-    reason = (
+        reason = f"{told}: none of the broken files tried reaches {OK_FIRM:g} % and {OK_DB:g} dB."
+        return Judgement(verdict=OK, reasons=(reason,))
+    return _not_judged(
         f"{told}, between what good and broken files show ({OK_FIRM:g} % and {OK_DB:g} dB): only labelled images "
         "(validate.data) can tell."
     )
-    return Judgement(verdict=NOT_JUDGED, reasons=(reason,))
 
 
 def _by_limits(shown: Seen) -> Judgement:
     """Judge by the limits of the task: of how much of the teacher's answers stays, and of the worst output's error."""
     if reason := _nothing_shown(shown):
-        return Judgement(verdict=NOT_JUDGED, reasons=(reason,))
+        return _not_judged(reason)
     if shown.kept is None and shown.count > 1 and shown.largest > LARGEST:
-        reason = (
-            f"The teacher gives one answer to {shown.largest:.0f} % of the images of {shown.data}, so that nearly any "
-            "file agrees with it there. Check mean and std, make other images, or give labelled ones (validate.data)."
-        )
-        return Judgement(verdict=NOT_JUDGED, reasons=(reason,))
+        return _not_judged(_one_answer(shown))
     limits, kept = shown.limits, shown.firm_agreement if shown.kept is None else shown.kept
-    power = "no error at all" if shown.signal_db is None else f"an error {shown.signal_db:.1f} dB below the signal"
+    error, power = _error(shown)
     what = "on the surer half of them" if shown.kept is None else "by the task's own measure"
     told = (
         f"On {shown.n} images of {shown.data} it gives the teacher's {shown.answer} on {shown.agreement:.1f} %, {what} "
         f"{kept:.1f} % of the answers stay, with {power} in the worst output"
     )
-    error = float("inf") if shown.signal_db is None else shown.signal_db
     if kept < limits.failed and error < limits.failed_db:
         message = f"{told}: files below {limits.failed:g} % and {limits.failed_db:g} dB are broken."
-        finding = Finding(metric=AGREEMENT.name, subject="file", value=kept, floor=limits.failed, message=message)
-        return Judgement(verdict=FAILED, findings=(finding,))
+        return _broken(kept, limits.failed, message)
     if kept >= limits.ok and error >= limits.ok_db:
-        return Judgement(
-            verdict=OK, reasons=(f"{told}: what this task asks is {limits.ok:g} % and {limits.ok_db:g} dB.",)
-        )
-    reason = (
+        reason = f"{told}: what this task asks is {limits.ok:g} % and {limits.ok_db:g} dB."
+        return Judgement(verdict=OK, reasons=(reason,))
+    return _not_judged(
         f"{told}. This task asks {limits.ok:g} % and {limits.ok_db:g} dB, and what a file loses that lies below is not "
         "known: only labelled images (validate.data) can tell."
     )
-    return Judgement(verdict=NOT_JUDGED, reasons=(reason,))
+
+
+def _one_answer(shown: Seen) -> str:
+    return (
+        f"The teacher gives one answer to {shown.largest:.0f} % of the images of {shown.data}, so that nearly any "
+        "file agrees with it there. Check mean and std, make other images, or give labelled ones (validate.data)."
+    )
+
+
+def _error(shown: Seen) -> tuple[float, str]:
+    """Return how far the error lies below the signal, in dB, and the same in words."""
+    if shown.signal_db is None:
+        return float("inf"), "no error at all"
+    return shown.signal_db, f"an error {shown.signal_db:.1f} dB below the signal"
+
+
+def _broken(kept: float, least: float, message: str) -> Judgement:
+    finding = Finding(metric=AGREEMENT.name, subject="file", value=kept, floor=least, message=message)
+    return Judgement(verdict=FAILED, findings=(finding,))
 
 
 def _nothing_shown(shown: Seen) -> str:

@@ -15,12 +15,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from dfqkit_export.onnxfile.canonical.workgraph import Rule, WorkGraph, plain_attributes
+from dfqkit_export.onnxfile.canonical.workgraph import TO_FIRST, TO_LAST, Rule, WorkGraph, plain_attributes
 from dfqkit_export.onnxfile.graph import attribute, has_input
 
 DOMAIN = "com.microsoft.nchwc"
 _TO_BLOCKS, _TO_MAPS = "ReorderInput", "ReorderOutput"
-_TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 #: Work on each number alone, so that they may as well work on maps; those of ONNX's own domain.
 EACH = frozenset({"Add", "Clip", "Elu", "HardSigmoid", "LeakyRelu", "Mul", "Relu", "Sigmoid", "Sum", "Tanh"})
 _KEEP_CHANNELS = EACH | {
@@ -90,14 +89,14 @@ def to_maps(graph: WorkGraph, node: onnx.NodeProto) -> bool:
     if not maps or _channels(graph, maps) != attribute(node, "channels", 0):
         return False
     last = attribute(node, "channels_last", 0)
-    return graph.stand_for(node.output[0], graph.add("Transpose", [maps], {"perm": _TO_LAST}) if last else maps)
+    return graph.stand_for(node.output[0], graph.add("Transpose", [maps], {"perm": TO_LAST}) if last else maps)
 
 
 def to_blocks(graph: WorkGraph, node: onnx.NodeProto) -> bool:
     """Turn channels that come last before the step to blocks."""
     if not attribute(node, "channels_last", 0):
         return False
-    return _in_blocks(graph, node, graph.add("Transpose", [node.input[0]], {"perm": _TO_FIRST}))
+    return _in_blocks(graph, node, graph.add("Transpose", [node.input[0]], {"perm": TO_FIRST}))
 
 
 def _in_blocks(graph: WorkGraph, node: onnx.NodeProto, maps: str) -> bool:

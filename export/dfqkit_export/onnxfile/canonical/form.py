@@ -70,9 +70,11 @@ def canonical(model: onnx.ModelProto, *, block: int = 0) -> CanonicalGraph:
     nodes = needed_nodes(graph)
     used = {name for node in nodes for name in (*node.input, *outer_names(node))} | set(graph.outputs)
     constants = {name: graph.constants[name] for name in sorted(used & graph.constants.keys())}
+    for name, tensor in constants.items():
+        tensor.name = name
     return CanonicalGraph(
         node=nodes,
-        initializer=[_named(tensor, name) for name, tensor in constants.items()],
+        initializer=list(constants.values()),
         input=graph.inputs,
         output=[helper.make_empty_tensor_value_info(name) for name in graph.outputs],
         outputs=tuple(graph.outputs),
@@ -81,12 +83,6 @@ def canonical(model: onnx.ModelProto, *, block: int = 0) -> CanonicalGraph:
         batch=graph.batch,
         opset=graph.opset,
     )
-
-
-def _named(tensor: onnx.TensorProto, name: str) -> onnx.TensorProto:
-    if tensor.name != name:
-        tensor.name = name
-    return tensor
 
 
 def store_constants(graph: WorkGraph) -> None:

@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 import onnx
 
-from dfqkit_export.onnxfile.canonical.workgraph import Rule, WorkGraph, plain_attributes, set_attribute
+from dfqkit_export.onnxfile.canonical.workgraph import (
+    TO_FIRST,
+    TO_LAST,
+    Rule,
+    WorkGraph,
+    plain_attributes,
+    set_attribute,
+)
 from dfqkit_export.onnxfile.graph import attribute, has_input
 
 _OWN_HERE = frozenset({"QuantizeLinear", "DequantizeLinear", "Gelu"})
@@ -24,7 +31,6 @@ _ON_CODES = {
 }  # fmt: skip
 #: All operators of that kind.
 ON_CODES = frozenset({"QLinearConv", "QGemm", "QLinearConcat", *_ON_CODES})
-_TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 
 
 def own_domain(graph: WorkGraph, node: onnx.NodeProto) -> bool:
@@ -41,7 +47,7 @@ def conv(graph: WorkGraph, node: onnx.NodeProto) -> bool:
     last = bool(attribute(node, "channels_last", 0))
     data = _read(graph, x)
     if last:
-        data = graph.add("Transpose", [data], {"perm": _TO_FIRST})
+        data = graph.add("Transpose", [data], {"perm": TO_FIRST})
     scale = graph.value(w[1], None)
     attributes = plain_attributes(node, "channels_last")
     weight = _read(graph, w, 0 if scale is not None and scale.size > 1 else None)
@@ -50,7 +56,7 @@ def conv(graph: WorkGraph, node: onnx.NodeProto) -> bool:
         inputs.append(_bias(graph, node.input[8], x[1], w[1]))
     out = graph.add("Conv", inputs, attributes, name=node.name)
     if last:
-        out = graph.add("Transpose", [out], {"perm": _TO_LAST})
+        out = graph.add("Transpose", [out], {"perm": TO_LAST})
     return graph.stand_for(node.output[0], graph.add("QuantizeLinear", [out, *y]))
 
 
@@ -76,10 +82,10 @@ def on_codes(graph: WorkGraph, node: onnx.NodeProto) -> bool:
     last = bool(attribute(node, "channels_last", 0))
     attributes = plain_attributes(node, "channels_last", *(["opset"] if op == "Softmax" else []))
     if last:
-        inputs = [graph.add("Transpose", [name], {"perm": _TO_FIRST}) for name in inputs]
+        inputs = [graph.add("Transpose", [name], {"perm": TO_FIRST}) for name in inputs]
     out = graph.add(op, inputs, attributes, name=node.name)
     if last:
-        out = graph.add("Transpose", [out], {"perm": _TO_LAST})
+        out = graph.add("Transpose", [out], {"perm": TO_LAST})
     return graph.stand_for(node.output[0], graph.add("QuantizeLinear", [out, *node.input[3 * count : 3 * count + 2]]))
 
 
@@ -92,9 +98,9 @@ def concat(graph: WorkGraph, node: onnx.NodeProto) -> bool:
 
 def channels_last_pool(graph: WorkGraph, node: onnx.NodeProto) -> bool:
     """Open NhwcMaxPool: MaxPool over codes with the channels last."""
-    first = graph.add("Transpose", [node.input[0]], {"perm": _TO_FIRST})
+    first = graph.add("Transpose", [node.input[0]], {"perm": TO_FIRST})
     out = graph.add("MaxPool", [first], plain_attributes(node), name=node.name)
-    return graph.stand_for(node.output[0], graph.add("Transpose", [out], {"perm": _TO_LAST}))
+    return graph.stand_for(node.output[0], graph.add("Transpose", [out], {"perm": TO_LAST}))
 
 
 def fused_float(graph: WorkGraph, node: onnx.NodeProto) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx
 
-from dfqkit_export.onnxfile.canonical.workgraph import Rule, WorkGraph, ints, set_attribute
+from dfqkit_export.onnxfile.canonical.workgraph import Rule, WorkGraph, ints, plain_attributes, set_attribute
 from dfqkit_export.onnxfile.graph import attribute, has_input
 
 #: Operators that give the same values another shape.
@@ -258,7 +258,7 @@ def with_bias(graph: WorkGraph, node: onnx.NodeProto) -> bool:
             bias = graph.value(addend, None)  # of codes the axis would have to move
             if bias is None or has_input(layer, 2) or shape not in ((1, weight[0], 1, 1), (weight[0], 1, 1)):
                 continue
-            inputs, attributes = [*layer.input[:2], graph.constant(bias.reshape(-1))], _attributes(layer)
+            inputs, attributes = [*layer.input[:2], graph.constant(bias.reshape(-1))], plain_attributes(layer)
         elif len(weight) == 2 and graph.rank(layer.input[0]) == 2 and shape == weight[1:]:
             inputs, attributes = [*layer.input, addend], {}
         else:
@@ -267,10 +267,6 @@ def with_bias(graph: WorkGraph, node: onnx.NodeProto) -> bool:
         new = graph.add(op, inputs, attributes, name=layer.name, like=node.output[0])
         return graph.stand_for(node.output[0], new)
     return False
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, object]:
-    return {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
 
 
 def mish(graph: WorkGraph, node: onnx.NodeProto) -> bool:

@@ -19,6 +19,8 @@ from dfqkit_export.onnxfile.skeleton import raw_bytes, values_of
 
 #: A rewriting of one node: whether it did anything.
 Rule = Callable[["WorkGraph", onnx.NodeProto], bool]
+#: Turns of maps: channels last, and first again.
+TO_LAST, TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 _SMALL, _BATCH = 4096, 10007
 
 
