@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import fx
 
+from dfqkit.teacher.load import Teacher
+
 Case = tuple[fx.GraphModule, Path]
 
 # In a job the gate refuses to approve its own change and writes a job summary, and a screen has a width, which parallel
@@ -35,6 +37,14 @@ def assets() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real teachers and images are absent: set DFQKIT_ASSETS (looked in {folder})")
     return folder
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Teacher:
+    """A toy with BatchNorm and residual additions, of each module its own."""
+    from tests._toys import toy_teacher
+
+    return toy_teacher("residual")
 
 
 @pytest.fixture(scope="session")

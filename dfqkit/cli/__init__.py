@@ -12,30 +12,10 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
-from dfqkit.cli import (
-    bank_command,
-    bench_command,
-    bundle_command,
-    check_command,
-    ci_command,
-    compare_command,
-    completion_command,
-    env_command,
-    init_command,
-    inspect_command,
-    list_command,
-    profile_command,
-    prove_command,
-    quantize_command,
-    recipe_command,
-    record_command,
-    report_command,
-    run_command,
-    sentinel_command,
-    synthesize_command,
-)
+from dfqkit.cli import run_command
 from dfqkit.cli.apart import relayed
 from dfqkit.cli.logs import logged
 from dfqkit.cli.options import Parser
@@ -50,27 +30,10 @@ _DESCRIPTION = (
     "and a model of your own, of which `dfqkit inspect` says what it offers, or with `dfqkit list recipes` and `dfqkit "
     "run RECIPE`."
 )
+#: The modules ``NAME_command``, in the order of `dfqkit --help`.
 _COMMANDS = (
-    quantize_command,
-    init_command,
-    run_command,
-    synthesize_command,
-    inspect_command,
-    list_command,
-    recipe_command,
-    record_command,
-    report_command,
-    check_command,
-    ci_command,
-    compare_command,
-    profile_command,
-    prove_command,
-    bundle_command,
-    sentinel_command,
-    bank_command,
-    bench_command,
-    completion_command,
-    env_command,
+    *("quantize", "init", "run", "synthesize", "inspect", "list", "recipe", "record", "report", "check", "ci"),
+    *("compare", "profile", "prove", "bundle", "sentinel", "bank", "bench", "completion", "env"),
 )
 
 
@@ -107,6 +70,6 @@ def command_line() -> Parser:
     parser = Parser(prog="dfqkit", description=_DESCRIPTION, epilog=EXIT_CODES)
     parser.add_argument("--version", action="version", version=f"dfqkit {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in _COMMANDS:
-        module.add(commands)
+    for name in _COMMANDS:
+        import_module(f"{__name__}.{name}_command").add(commands)
     return parser

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 from dfqkit.run.stage import Plan, Stage, StageResult
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
     from dfqkit.config.recipe import Recipe
@@ -69,7 +67,9 @@ def _run(context: Context) -> StageResult:
             files.append(f"images/{name}.safetensors")
             bank.save(context.folder.path / files[-1])
     context.folder.save_state(WARM, main.state_dict(), {})
-    facts = {"curve": _thinned(curve), "cost": sum(maker.cost for maker in makers.values())}
+    every = max(1, len(curve) // 200)
+    shown = [{"round": index + 1, **terms} for index, terms in enumerate(curve) if index % every == 0]
+    facts = {"curve": shown, "cost": sum(maker.cost for maker in makers.values())}
     return StageResult(files=[*files, f"state/{WARM}.safetensors"], facts=facts)
 
 
@@ -110,11 +110,6 @@ def require_trainable(context: Context) -> None:
         float_model(graph, context.target.opset)
     if config is not None and config.layers is not None:
         measured_pairs(build_student(graph, context.scheme, context.target, teacher.image), config)
-
-
-def _thinned(curve: Sequence[dict[str, float]], points: int = 200) -> list[dict[str, float]]:
-    stride = max(1, len(curve) // points)
-    return [{"round": index + 1, **terms} for index, terms in enumerate(curve) if index % stride == 0]
 
 
 def _plan(recipe: Recipe) -> Plan:

@@ -156,14 +156,11 @@ def _rivals(name: str, other: Mapping[str, Tensor], place: str, chosen: Mapping[
     rivals = last in WRAPPERS and above == place.rpartition(".")[0]
     for ours, theirs in itertools.product(_plain(chosen), _plain(other)):
         common = [key for key in theirs if key in ours and theirs[key].shape == ours[key].shape]
-        if len(common) == len(ours) == len(theirs) and all(_same(theirs[key], ours[key]) for key in common):
+        same = (theirs[key].dtype == ours[key].dtype and torch.equal(theirs[key], ours[key]) for key in common)
+        if len(common) == len(ours) == len(theirs) and all(same):
             return False
         rivals = rivals or len(common) >= _SAME_NETWORK * min(len(ours), len(theirs))
     return rivals
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and bool(torch.equal(one, other))
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:

@@ -184,15 +184,11 @@ class Loop(ABC, Generic[Config, Model]):
                 terms = self._backward(index, images)
             except torch.OutOfMemoryError as error:
                 self._halve(len(images), error)
+        risen = min(1.0, (self.step + 1) / max(self.config.warm_up, 1))  # Goyal et al., 2017, section 2.2
         for group in optimizer.param_groups:
-            group["lr"] = self._risen * cosine(group["base"], self.step / self.config.steps)
+            group["lr"] = risen * cosine(group["base"], self.step / self.config.steps)
         optimizer.step()
         return self.ranks.mean(terms)
-
-    @property
-    def _risen(self) -> float:
-        """The share of its learning rate that the step takes (Goyal et al., 2017, section 2.2)."""
-        return min(1.0, (self.step + 1) / max(self.config.warm_up, 1))
 
     def _backward(self, index: int, images: Tensor) -> dict[str, float]:
         """Add up the gradients of a batch, in as many pieces as memory asks for; return the terms' means over them."""

@@ -18,15 +18,10 @@ from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.images.spec import ImageSpec
 from tests._hooks import hooks_on
-from tests._toys import images, toy, toy_teacher
+from tests._toys import images, toy
 
 SMALL = CMIConfig(batch=8, steps=3, latent=6, width=4, projection=5, lr=0.01, negatives=12, bank=20)
 WEIGHTS = CMIWeights(adversarial=0.7, bn=1.3, one_hot=0.6, contrastive=0.9)
-
-
-@pytest.fixture(scope="module")
-def teacher() -> Teacher:
-    return toy_teacher("residual")
 
 
 class Contrary(nn.Module):

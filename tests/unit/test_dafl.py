@@ -21,15 +21,10 @@ from dfqkit.teacher.load import Teacher, load_teacher
 from dfqkit_export.errors import RecipeError, TeacherError
 from dfqkit_export.images.spec import ImageSpec
 from tests._messages import raises_naming
-from tests._toys import IMAGE, Head, images, randomise, toy_teacher
+from tests._toys import IMAGE, Head, images, randomise
 
 SMALL = DAFLConfig(batch=16, latent=8, width=4, warmup=6, memory=24)
 DIGITS = Path(__file__).parents[2] / "recipes" / "digits" / "teacher.safetensors"
-
-
-@pytest.fixture(scope="module")
-def teacher() -> Teacher:
-    return toy_teacher("residual")
 
 
 class Deaf(nn.Module):

@@ -19,14 +19,9 @@ from dfqkit.synthesis.methods.deepinversion_adaptive.method import AdaptiveDeepI
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import RecipeError
 from dfqkit_export.images.spec import ImageSpec
-from tests._toys import IMAGE, images, toy, toy_teacher
+from tests._toys import IMAGE, images, toy
 
 Array = NDArray[np.float64]
-
-
-@pytest.fixture(scope="module")
-def teacher() -> Teacher:
-    return toy_teacher("residual")
 
 
 def make(teacher: Teacher, config: DeepInversionConfig, seed: int = 0) -> DeepInversion:

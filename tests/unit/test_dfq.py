@@ -20,14 +20,9 @@ from dfqkit.teacher.taps import BatchNormTap
 from dfqkit_export.errors import TeacherError
 from dfqkit_export.images.spec import ImageSpec
 from tests._hooks import hooks_on
-from tests._toys import IMAGE, Head, student, toy_teacher
+from tests._toys import IMAGE, Head, student
 
 SMALL = DFQConfig(generators=2, batch=16, latent=8, width=4, warmup=6, memory=24)
-
-
-@pytest.fixture(scope="module")
-def teacher() -> Teacher:
-    return toy_teacher("residual")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from dfqkit.seeds import derive
 from dfqkit.synthesis.methods.fastdfkd import FastDFKDConfig, FastDFKDWeights
 from dfqkit.synthesis.methods.fastdfkd.method import FastDFKD
 from dfqkit.teacher.load import Teacher
-from tests._toys import toy, toy_teacher
+from tests._toys import toy
 
 SMALL = FastDFKDConfig(batch=8, steps=3, warmup_batches=2, reset_after=1, latent=6, width=4, shift=0)
 R = 0.9
@@ -30,11 +30,6 @@ class Contrary(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         brightness = x.detach().mean((1, 2, 3))
         return self.inner(x) * torch.where(brightness > brightness.median(), 0.5, -0.5).to(x.dtype)[:, None]
-
-
-@pytest.fixture(scope="module")
-def teacher() -> Teacher:
-    return toy_teacher("residual")
 
 
 @pytest.fixture(scope="module")

@@ -15,15 +15,10 @@ from dfqkit.synthesis.methods.genie import GENIEConfig, GENIEWeights
 from dfqkit.synthesis.methods.genie.method import GENIE
 from dfqkit.teacher.load import Teacher
 from tests._hooks import hooks_on
-from tests._toys import images, toy, toy_teacher
+from tests._toys import images, toy
 
 SMALL = GENIEConfig(batch=8, steps=4, latent=6, width=4)
 EPS = 1e-6  # under both roots
-
-
-@pytest.fixture(scope="module")
-def teacher() -> Teacher:
-    return toy_teacher("residual")
 
 
 def make(teacher: Teacher, seed: int = 0, demand: Demand | None = None, **changes: object) -> GENIE:

@@ -29,11 +29,6 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def teacher() -> Teacher:
-    return toy_teacher("residual")
-
-
-@pytest.fixture(scope="module")
 def records(teacher: Teacher) -> ActivationRecords:
     rng = np.random.default_rng(0)
     # Classes of different brightness, so that their records differ.

@@ -24,7 +24,7 @@ from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.spec import ImageSpec
 from tests._messages import raises_naming
-from tests._toys import IMAGE, Head, randomise, toy_teacher
+from tests._toys import IMAGE, Head, randomise
 
 SIZES = {"batch": 8, "latent": 8, "width": 4, "warmup": 3, "memory": 16}
 METHODS: list[tuple[type[OnlineSynthesizer], type[OnlineConfig]]] = [
@@ -33,11 +33,6 @@ METHODS: list[tuple[type[OnlineSynthesizer], type[OnlineConfig]]] = [
     (ZSKT, ZSKTConfig),
 ]
 each_method = pytest.mark.parametrize(("method", "config"), METHODS, ids=["dfq", "dafl", "zskt"])
-
-
-@pytest.fixture(scope="module")
-def teacher() -> Teacher:
-    return toy_teacher("residual")
 
 
 @pytest.fixture(scope="module")

@@ -27,11 +27,6 @@ SMALL = PixelConfig(method="probe", batch=4, steps=8)
 DEMAND = Demand(training=6, fresh=2)
 
 
-@pytest.fixture(scope="module")
-def teacher() -> Teacher:
-    return toy_teacher("residual")
-
-
 class Probe(PixelSynthesizer):
     """Cross entropy with assigned labels, and a record of everything."""
 

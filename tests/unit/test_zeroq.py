@@ -16,15 +16,10 @@ from dfqkit.synthesis.methods.zeroq.method import ZeroQ
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import RecipeError
 from dfqkit_export.images.spec import ImageSpec
-from tests._toys import IMAGE, Head, images, toy_teacher
+from tests._toys import IMAGE, Head, images
 
 Array = NDArray[np.float64]
 BATCH = 6
-
-
-@pytest.fixture(scope="module")
-def teacher() -> Teacher:
-    return toy_teacher("residual")
 
 
 def make(teacher: Teacher, seed: int = 0, start: Tensor | None = None, **changes: object) -> ZeroQ:

@@ -17,15 +17,10 @@ from dfqkit.synthesis.methods.zskd.method import ZSKD, dirichlet, log_gamma_vari
 from dfqkit.teacher.load import Teacher
 from dfqkit_export.errors import TeacherError
 from tests._messages import raises_naming
-from tests._toys import IMAGE, conv_bn, toy_teacher
+from tests._toys import IMAGE, conv_bn
 
 SMALL = ZSKDConfig(batch=10, steps=4)
 PIXELS = math.prod(IMAGE.shape)
-
-
-@pytest.fixture(scope="module")
-def teacher() -> Teacher:
-    return toy_teacher("residual")
 
 
 def make(teacher: Teacher, seed: int = 0, **changes: object) -> ZSKD:

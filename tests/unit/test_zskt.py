@@ -19,15 +19,10 @@ from dfqkit.synthesis.methods.zskt.method import ZSKT
 from dfqkit.teacher.load import Teacher, load_teacher
 from dfqkit_export.errors import RecipeError
 from dfqkit_export.images.spec import ImageSpec
-from tests._toys import IMAGE, Head, images, randomise, student, toy_teacher
+from tests._toys import IMAGE, Head, images, randomise, student
 
 SMALL = ZSKTConfig(batch=16, latent=8, width=4, warmup=3, memory=24)
 DIGITS = Path(__file__).parents[2] / "recipes" / "digits" / "teacher.safetensors"
-
-
-@pytest.fixture(scope="module")
-def teacher() -> Teacher:
-    return toy_teacher("residual")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from torch import Tensor
 
@@ -92,13 +91,9 @@ def _read(operators: Sequence[Operator], outputs: Sequence[str]) -> list[Operato
         if wanted.intersection(filter(None, node.outputs)):
             kept.append(node)
             wanted.update(node.inputs)
-            wanted.update(name for value in node.attributes.values() for name in _outer(value))
+            inner = [each for value in node.attributes.values() for each in getattr(value, "node", ())]
+        wanted.update(name for each in inner for name in each.input)
     return kept[::-1]
-
-
-def _outer(value: Any) -> set[str]:
-    """Return what the nodes of a graph inside a node read."""
-    return {name for node in getattr(value, "node", ()) for name in node.input}
 
 
 def _hard_sigmoid(p: _Patterns, node: Operator) -> Operator | None:

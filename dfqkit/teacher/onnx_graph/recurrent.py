@@ -45,7 +45,8 @@ def _recurrent(node: Operator, given: Given, to: Building) -> Any:
         halves = bias[place].chunk(2)
         parts = {"weight_ih": weight[place], "weight_hh": recurrence[place], "bias_ih": halves[0], "bias_hh": halves[1]}
         for name, values in parts.items():
-            setattr(layer, f"{name}_l0{ending}", nn.Parameter(_ordered(values, gates, hidden), requires_grad=False))
+            ordered = torch.cat([values[gate * hidden : (gate + 1) * hidden] for gate in gates]).clone()
+            setattr(layer, f"{name}_l0{ending}", nn.Parameter(ordered, requires_grad=False))
     batch_first = bool(node.get("layout", 0))
     x = to.call(torch.transpose, x, 0, 1) if batch_first else x
     x = to.call(torch.flip, x, [0]) if direction == "reverse" else x
@@ -59,10 +60,6 @@ def _recurrent(node: Operator, given: Given, to: Building) -> Any:
     order = (1, 0, 2, 3) if batch_first else (0, 2, 1, 3)
     finals = [to.call(torch.transpose, each, 0, 1) if batch_first else each for each in last]
     return (to.call(torch.permute, steps, order), *finals)
-
-
-def _ordered(values: Tensor, gates: tuple[int, ...], hidden: int) -> Tensor:
-    return torch.cat([values[gate * hidden : (gate + 1) * hidden] for gate in gates]).clone()
 
 
 def _check(node: Operator, given: Given, *stored: Tensor | None) -> None:

@@ -15,25 +15,11 @@ from typing import Any
 
 from dfqkit_export._version import __version__
 from dfqkit_export.backends.onnxruntime.session import OrtSession
+from dfqkit_export.bundle import reading
 from dfqkit_export.bundle.archive import zipped
 from dfqkit_export.bundle.card import model_card
 from dfqkit_export.bundle.entries import plain_file, refusal
 from dfqkit_export.bundle.origins import origins_of
-from dfqkit_export.bundle.reading import (
-    GRADING_FILE,
-    KIND,
-    LABELS_FILE,
-    MANIFEST,
-    MODEL_FILE,
-    RECIPE_FILE,
-    REPORT_FILE,
-    SCHEMA,
-    TEACHER_FILE,
-    Bundle,
-    before_replacing,
-    labels_of,
-    open_bundle,
-)
 from dfqkit_export.bundle.samples import sample_files, sample_places
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.files import exchange, sync_folder, write_bytes
@@ -84,7 +70,7 @@ def write_bundle(order: Order) -> dict[str, int]:
         ArtefactError: The run is not complete or was changed, has no images to check with, or something else is where
             the bundle should go; or real data stands against `Order.synthetic_only`.
     """
-    with open_bundle(order.run) as run:
+    with reading.open_bundle(order.run) as run:
         if damaged := run.damaged():
             message = (
                 f"{', '.join(damaged)} of '{order.run}' is not as the run left it. Put the original back, or delete it "
@@ -94,7 +80,7 @@ def write_bundle(order: Order) -> dict[str, int]:
         return write_files(run, order)
 
 
-def write_files(run: Bundle, order: Order) -> dict[str, int]:
+def write_files(run: reading.Bundle, order: Order) -> dict[str, int]:
     """Write the bundle of what is opened; see `write_bundle`."""
     if order.out.absolute().name and not order.out.is_symlink() and order.out.suffix.lower() != ".zip":
         _clean(order.out.absolute())
@@ -107,21 +93,21 @@ def write_files(run: Bundle, order: Order) -> dict[str, int]:
     return {name: len(data) for name, data in sorted(files.items())}
 
 
-def _files(run: Bundle, order: Order) -> dict[str, bytes]:
+def _files(run: reading.Bundle, order: Order) -> dict[str, bytes]:
     sentinel = _sentinel(run, order)
-    files = {MODEL_FILE: run.model.read_bytes(), SENTINEL_FILE: sentinel_bytes(sentinel)}
-    for name in (REPORT_FILE, RECIPE_FILE):
+    files = {reading.MODEL_FILE: run.model.read_bytes(), SENTINEL_FILE: sentinel_bytes(sentinel)}
+    for name in (reading.REPORT_FILE, reading.RECIPE_FILE):
         if path := plain_file(run.root, name):
             files[name] = path.read_bytes()
     if order.labels is not None:
-        labels = labels_of(order.labels, run.image.classes)
-        files[LABELS_FILE] = ("\n".join(labels) + "\n").encode()
+        labels = reading.labels_of(order.labels, run.image.classes)
+        files[reading.LABELS_FILE] = ("\n".join(labels) + "\n").encode()
     session = OrtSession(run.model)
     files.update(sample_files(session, sentinel, run.target))
     origins = origins_of(run, sentinel, given=order.real, synthetic_only=order.synthetic_only)
     manifest: dict[str, Any] = {
-        "schema": SCHEMA,
-        "kind": KIND,
+        "schema": reading.SCHEMA,
+        "kind": reading.KIND,
         "name": run.name,
         "target": run.target,
         "dfqkit": __version__,
@@ -137,20 +123,20 @@ def _files(run: Bundle, order: Order) -> dict[str, bytes]:
     manifest["files"] = {
         name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in sorted(files.items())
     }
-    files[MANIFEST] = (json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+    files[reading.MANIFEST] = (json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
     return files
 
 
-def _sentinel(run: Bundle, order: Order) -> Sentinel:
+def _sentinel(run: reading.Bundle, order: Order) -> Sentinel:
     """Return the set that was given, the run's own, or one made of the run's grading images."""
     found = run.sentinel if order.sentinel is None else read_sentinel(order.sentinel)
     if found is None:
-        grading, teacher = (plain_file(run.root, name) for name in (GRADING_FILE, TEACHER_FILE))
+        grading, teacher = (plain_file(run.root, name) for name in (reading.GRADING_FILE, reading.TEACHER_FILE))
         if grading is None or teacher is None:
             message = (
-                f"'{order.run}' has no {SENTINEL_FILE}, and no {GRADING_FILE} to choose one from. Choose one from "
-                f"other images with `dfqkit sentinel --model {run.model} --teacher ... --images SET --out F`, and give "
-                "it with --sentinel F."
+                f"'{order.run}' has no {SENTINEL_FILE}, and no {reading.GRADING_FILE} to choose one from. Choose one "
+                f"from other images with `dfqkit sentinel --model {run.model} --teacher ... --images SET --out F`, and "
+                "give it with --sentinel F."
             )
             raise ArtefactError(message)
         used = [path for name in _USED if (path := plain_file(run.root, name)) is not None]
@@ -173,7 +159,7 @@ def _require_free(out: Path) -> None:
     if out.is_dir() == (out.suffix.lower() == ".zip"):
         raise refusal(out, f"is there already, and is not what would replace it. {hint}")
     try:
-        with open_bundle(out) as bundle:
+        with reading.open_bundle(out) as bundle:
             changed = [*bundle.damaged(), *bundle.unlisted()]  # a run's folder always has files that are not listed
     except ArtefactError as error:
         raise refusal(out, f"is there already, and is no bundle ({error}) {hint}") from error
@@ -185,7 +171,7 @@ def _require_free(out: Path) -> None:
 def _write_folder(out: Path, files: Mapping[str, bytes]) -> None:
     """Write a folder beside and put it in its place; whatever a kill leaves, `open_bundle` finds a whole one."""
     out = out.absolute()
-    temporary, old = out.with_name(f".{out.name}.part"), before_replacing(out)
+    temporary, old = out.with_name(f".{out.name}.part"), reading.before_replacing(out)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         for name, data in files.items():
@@ -205,7 +191,7 @@ def _write_folder(out: Path, files: Mapping[str, bytes]) -> None:
 
 def _clean(out: Path) -> None:
     """Put back a bundle whose replacing was interrupted, and remove what else that left."""
-    temporary, old = out.with_name(f".{out.name}.part"), before_replacing(out)
+    temporary, old = out.with_name(f".{out.name}.part"), reading.before_replacing(out)
     if old.exists() and not out.exists():
         old.replace(out)
     for leftover in (temporary, old):

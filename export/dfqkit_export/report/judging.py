@@ -17,14 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dfqkit_export.measure.kinds import (
-    AGREEMENT,
-    INTEGER_OPS,
-    STUDENT_AGREEMENT,
-    STUDENT_KEPT,
-    TOP1_DROP,
-    Metric,
-)
+from dfqkit_export.measure import kinds
 from dfqkit_export.report.document import LayerRow
 from dfqkit_export.report.evidence import Seen
 from dfqkit_export.report.floors import Finding
@@ -74,10 +67,10 @@ class Evidence:
         doubts: Why images without labels tell nothing here, a sentence each.
     """
 
-    drops: Sequence[Metric] = ()
-    teacher: Sequence[Metric] = ()
+    drops: Sequence[kinds.Metric] = ()
+    teacher: Sequence[kinds.Metric] = ()
     classes: int = 0
-    same: Sequence[Metric] = ()
+    same: Sequence[kinds.Metric] = ()
     seen: Sequence[Seen] = ()
     layers: Sequence[LayerRow] = ()
     integer: float | None = None
@@ -122,7 +115,9 @@ def judge(evidence: Evidence, findings: Iterable[Finding] = ()) -> Judgement:
 def _of_the_file(evidence: Evidence) -> list[Finding]:
     """Return what does not hold whatever the images say: the file is not the student's, or it is no integer network."""
     # Of an image of many boxes one is at a threshold: where a task measures what stays of them, that counts.
-    measure = STUDENT_KEPT if any(m.name == STUDENT_KEPT.name for m in evidence.same) else STUDENT_AGREEMENT
+    measure = (
+        kinds.STUDENT_KEPT if any(m.name == kinds.STUDENT_KEPT.name for m in evidence.same) else kinds.STUDENT_AGREEMENT
+    )
     empty = {shown.data for shown in evidence.seen if _nothing_shown(shown)}  # a letter more or less is no other file
     kept = {shown.data: shown.kept for shown in evidence.seen if shown.kept is not None}
     found = [
@@ -149,7 +144,7 @@ def _of_the_file(evidence: Evidence) -> list[Finding]:
             "No layer of the file runs in integer kernels: it is a float network of other values. `dfqkit inspect` "
             "says of each layer why."
         )
-        found.append(Finding(metric=INTEGER_OPS.name, subject="file", value=0.0, floor=0.0, message=message))
+        found.append(Finding(metric=kinds.INTEGER_OPS.name, subject="file", value=0.0, floor=0.0, message=message))
     return found
 
 
@@ -165,7 +160,7 @@ def _guesses(evidence: Evidence) -> tuple[str, ...]:
     )
 
 
-def _labelled(drop: Metric, allowed: float | None) -> Judgement:
+def _labelled(drop: kinds.Metric, allowed: float | None) -> Judgement:
     """Judge a drop by its interval: surely more than is good, or surely less than what breaks a file."""
     value, spread = drop.value or 0.0, 2.0 * (drop.stderr or 0.0)
     low, high = (value - spread if drop.low is None else drop.low), (value + spread if drop.high is None else drop.high)
@@ -276,7 +271,7 @@ def _error(shown: Seen) -> tuple[float, str]:
 
 
 def _broken(kept: float, least: float, message: str) -> Judgement:
-    finding = Finding(metric=AGREEMENT.name, subject="file", value=kept, floor=least, message=message)
+    finding = Finding(metric=kinds.AGREEMENT.name, subject="file", value=kept, floor=least, message=message)
     return Judgement(verdict=FAILED, findings=(finding,))
 
 
@@ -307,7 +302,7 @@ def _by_estimate(estimate: Any) -> tuple[Finding, ...]:
     if low is None or low < BROKEN / 2:
         return ()
     message = f"Estimated without labels, it loses at least {low:.2f} points on real images."
-    return (Finding(metric=TOP1_DROP.name, subject="file", value=low, floor=BROKEN / 2, message=message),)
+    return (Finding(metric=kinds.TOP1_DROP.name, subject="file", value=low, floor=BROKEN / 2, message=message),)
 
 
 def _uncertain(estimate: Any) -> list[str]:

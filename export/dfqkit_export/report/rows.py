@@ -10,18 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dfqkit_export.backends import DEFAULT
-from dfqkit_export.measure.kinds import (
-    AGREEMENT,
-    LATENCY,
-    SIZE,
-    SPEEDUP,
-    TOP1,
-    TOP1_DROP,
-    Metric,
-    MetricKind,
-    find_kind,
-    kind_of_unit,
-)
+from dfqkit_export.measure import kinds
 from dfqkit_export.report.document import Report
 from dfqkit_export.report.floors import Floor, floor_of
 from dfqkit_export.report.verdict import FAILED, NOT_JUDGED
@@ -90,7 +79,7 @@ def main_subject(report: Report) -> str:
 
 def metric_groups(report: Report) -> list[MetricGroup]:
     """Group metrics by name, data and n, in order of appearance."""
-    groups: dict[tuple[str, str, int], dict[str, Metric]] = {}
+    groups: dict[tuple[str, str, int], dict[str, kinds.Metric]] = {}
     for metric in report.metrics:
         groups.setdefault((metric.name, metric.data, metric.n), {})[metric.subject] = metric
     return [_group(name, data, n, members, report.floors) for (name, data, n), members in groups.items()]
@@ -120,7 +109,7 @@ def data_note(report: Report) -> str:
     return f"Not data-free: {real if isinstance(real, str) and real else 'real images'} took part in making the images."
 
 
-def figure(value: Any, unit: str = "", kind: MetricKind | None = None) -> str:
+def figure(value: Any, unit: str = "", kind: kinds.MetricKind | None = None) -> str:
     """Format a number with its unit; a dash for anything that is not a number.
 
     Decimals are those of the kind of metric, without one those of other numbers in the unit.
@@ -131,22 +120,22 @@ def figure(value: Any, unit: str = "", kind: MetricKind | None = None) -> str:
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return MISSING
-    if unit == SIZE.unit:
+    if unit == kinds.SIZE.unit:
         for size, name in _SIZES:
             if abs(value) >= size:
                 return f"{value / size:.3g} {name}"
         return f"{value:.0f} bytes"
-    kind = kind or kind_of_unit(unit)
+    kind = kind or kinds.kind_of_unit(unit)
     if kind is not None and kind.decimals is not None:
         number = f"{value:.{kind.decimals}f}"
     elif isinstance(value, int):
         number = f"{value:d}"
     else:
         number = f"{value:.{(kind and kind.significant) or 4}g}"
-    return f"{number}x" if unit == SPEEDUP.unit else f"{number} {unit}".rstrip()
+    return f"{number}x" if unit == kinds.SPEEDUP.unit else f"{number} {unit}".rstrip()
 
 
-def gap(metric: Metric, teacher: Metric | None) -> str:
+def gap(metric: kinds.Metric, teacher: kinds.Metric | None) -> str:
     """Say how far a metric lies from the same one of the teacher; "" where there is nothing to compare.
 
     A signed difference ("-0.08 points"), or a ratio for sizes ("3.10x smaller"). Times have none: how much faster one
@@ -163,9 +152,9 @@ def gap(metric: Metric, teacher: Metric | None) -> str:
     return text if text.startswith("-") else f"+{text}"
 
 
-def difference_figure(difference: float, metric: Metric) -> str:
+def difference_figure(difference: float, metric: kinds.Metric) -> str:
     """Format a difference of two values of a metric; that of two shares is in points."""
-    return figure(difference, TOP1_DROP.unit if metric.unit == TOP1.unit else metric.unit, metric.kind)
+    return figure(difference, kinds.TOP1_DROP.unit if metric.unit == kinds.TOP1.unit else metric.unit, metric.kind)
 
 
 def timing_rows(report: Report) -> list[tuple[str, list[str]]]:
@@ -173,7 +162,7 @@ def timing_rows(report: Report) -> list[tuple[str, list[str]]]:
     timings = report.latency.get("timings")
     if not isinstance(timings, Mapping):
         return []
-    unit = LATENCY.unit
+    unit = kinds.LATENCY.unit
     rows = []
     for name, timing in timings.items():
         if isinstance(timing, Mapping):
@@ -206,14 +195,14 @@ def verdict_sentence(report: Report) -> str:
 
 
 def _accuracy(report: Report, subject: str) -> str:
-    drop, top1 = report.metric(TOP1_DROP.name, subject), report.metric(TOP1.name, subject)
+    drop, top1 = report.metric(kinds.TOP1_DROP.name, subject), report.metric(kinds.TOP1.name, subject)
     if drop is not None and top1 is not None and drop.value is not None:
         change = "loses" if drop.value >= 0 else "gains"
         return (
             f"{subject} reaches {figure(top1.value, top1.unit)} top-1 and {change} {abs(drop.value):.2f} points "
             f"{_spread(drop)}against the teacher, on {top1.n} images of {top1.data}"
         )
-    agreement = report.metric(AGREEMENT.name, subject)
+    agreement = report.metric(kinds.AGREEMENT.name, subject)
     if agreement is not None and agreement.value is not None:
         return (
             f"{subject} agrees with the teacher on {figure(agreement.value, agreement.unit)} of {agreement.n} images "
@@ -222,7 +211,7 @@ def _accuracy(report: Report, subject: str) -> str:
     return ""
 
 
-def _spread(drop: Metric) -> str:
+def _spread(drop: kinds.Metric) -> str:
     """Say between what the drop on other such images lies; of a report without an interval, its standard error."""
     if drop.low is not None and drop.high is not None:
         low, high = drop.low, drop.high
@@ -242,7 +231,7 @@ def integers(report: Report) -> str:
     return f"{integer} of {integer + floats} layers run in integer kernels"
 
 
-def _group(name: str, data: str, n: int, members: Mapping[str, Metric], floors: Sequence[Floor]) -> MetricGroup:
+def _group(name: str, data: str, n: int, members: Mapping[str, kinds.Metric], floors: Sequence[Floor]) -> MetricGroup:
     teacher = members.get(TEACHER)
     better = next((m.higher_is_better for m in members.values() if m.higher_is_better is not None), None)
     return MetricGroup(
@@ -255,7 +244,7 @@ def _group(name: str, data: str, n: int, members: Mapping[str, Metric], floors: 
     )
 
 
-def _cell(metric: Metric, teacher: Metric | None, floors: Sequence[Floor]) -> Figure:
+def _cell(metric: kinds.Metric, teacher: kinds.Metric | None, floors: Sequence[Floor]) -> Figure:
     number, _, unit = figure(metric.value, metric.unit, metric.kind).partition(" ")
     stderr = ""
     if metric.stderr is not None and metric.value is not None:
@@ -272,7 +261,7 @@ def _cell(metric: Metric, teacher: Metric | None, floors: Sequence[Floor]) -> Fi
     )
 
 
-def interval_text(metric: Metric) -> str:
+def interval_text(metric: kinds.Metric) -> str:
     """Return the interval of 95 % in brackets, with as many decimals as the kind has; "" where there is none."""
     if metric.low is None or metric.high is None:
         return ""
@@ -280,7 +269,7 @@ def interval_text(metric: Metric) -> str:
     return f"[{', '.join(ends)}]"
 
 
-def _floor(metric: Metric, floors: Sequence[Floor]) -> str:
+def _floor(metric: kinds.Metric, floors: Sequence[Floor]) -> str:
     floor = floor_of(metric, floors)
     if floor is None or metric.value is None:
         return ""
@@ -291,7 +280,7 @@ def _floor(metric: Metric, floors: Sequence[Floor]) -> str:
 
 def title_of(name: str) -> str:
     """Return a metric's name for readers."""
-    kind = find_kind(name)
+    kind = kinds.find_kind(name)
     return kind.title if kind is not None else name
 
 

@@ -16,22 +16,8 @@ from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.spec import ImageSpec
-from dfqkit_export.measure import resampling
+from dfqkit_export.measure import kinds, resampling
 from dfqkit_export.measure.intervals import paired_interval
-from dfqkit_export.measure.kinds import (
-    AGREEMENT,
-    DIVERGES,
-    KL,
-    LABEL_DROP,
-    LABELS_F1,
-    LOGIT_SQNR_DB,
-    STUDENT_AGREEMENT,
-    STUDENT_TOP1_GAP,
-    TOP1,
-    TOP1_DROP,
-    Metric,
-    MetricKind,
-)
 from dfqkit_export.measure.metrics import require_finite, same_shape, share, sqnr_db
 from dfqkit_export.tasks.base import CLASSES, Groups, Labels, Outputs, OutputSpec, Samples, Task
 from dfqkit_export.tasks.marks import Marks
@@ -141,7 +127,7 @@ class Classification(ClassificationParameters, Task):
 
     def metrics(
         self, reference: Outputs | None, outputs: Outputs, labels: Labels | None, *, subject: str, data: str
-    ) -> list[Metric]:
+    ) -> list[kinds.Metric]:
         """Measure accuracy where labels are there, and agreement, divergence and noise beside the teacher."""
         where: dict[str, Any] = {"subject": subject, "data": data}
         logits = self.rows(outputs)
@@ -155,31 +141,31 @@ class Classification(ClassificationParameters, Task):
         elif labels is not None and (f1(teacher, labels, **where).value or 0.0) >= _LEAST_F1:
             found.append(f1_drop(teacher, logits, labels, **where))
         if several:
-            found.append(share(AGREEMENT, self.same_answer(reference, outputs), **where))
-            found.append(resampling.mean(KL, binary_divergence(teacher, logits), **where))
+            found.append(share(kinds.AGREEMENT, self.same_answer(reference, outputs), **where))
+            found.append(resampling.mean(kinds.KL, binary_divergence(teacher, logits), **where))
         else:
             found += [agreement(teacher, logits, **where), kl(teacher, logits, **where)]
-        return [*found, LOGIT_SQNR_DB.metric(value=sqnr_db(teacher, logits), n=len(logits), **where)]
+        return [*found, kinds.LOGIT_SQNR_DB.metric(value=sqnr_db(teacher, logits), n=len(logits), **where)]
 
     def beside(
         self, student: Outputs, outputs: Outputs, labels: Labels | None, *, subject: str, data: str
-    ) -> list[Metric]:
+    ) -> list[kinds.Metric]:
         """Measure agreement with the student, and how far the two accuracies are apart where labels are there."""
         where: dict[str, Any] = {"subject": subject, "data": data}
         if self.form == "labels":
-            return [share(STUDENT_AGREEMENT, self.same_answer(student, outputs), **where)]
+            return [share(kinds.STUDENT_AGREEMENT, self.same_answer(student, outputs), **where)]
         both = self.rows(student), self.rows(outputs)
-        found = [agreement(*both, kind=STUDENT_AGREEMENT, **where)]
+        found = [agreement(*both, kind=kinds.STUDENT_AGREEMENT, **where)]
         if labels is None:
             return found
         ours, theirs = (top1(each, labels, **where).value or 0.0 for each in both)
-        return [*found, STUDENT_TOP1_GAP.metric(value=abs(ours - theirs), n=len(labels), **where)]
+        return [*found, kinds.STUDENT_TOP1_GAP.metric(value=abs(ours - theirs), n=len(labels), **where)]
 
     def per_image(self, reference: Outputs, outputs: Outputs) -> dict[str, NDArray[Any]]:
         """Return what every task does, and the divergence from the reference."""
         both = self.rows(reference), self.rows(outputs)
         apart = binary_divergence(*both) if self.form == "labels" else divergence(*both)
-        return {**super().per_image(reference, outputs), DIVERGES.key: apart}
+        return {**super().per_image(reference, outputs), kinds.DIVERGES.key: apart}
 
     def margins(self, reference: Outputs, outputs: Outputs) -> NDArray[np.float64]:
         """Return the number of the reference's class less the largest of the others; of labels the least."""
@@ -223,19 +209,19 @@ class Classification(ClassificationParameters, Task):
         )
 
 
-def f1(logits: Logits, labels: Labels, *, subject: str, data: str) -> Metric:
+def f1(logits: Logits, labels: Labels, *, subject: str, data: str) -> kinds.Metric:
     """Return the F1 of the labels named, over all images and labels, in percent: 2 right / (named + wanted)."""
-    return resampling.ratio(LABELS_F1, *_named(logits, labels), subject=subject, data=data)
+    return resampling.ratio(kinds.LABELS_F1, *_named(logits, labels), subject=subject, data=data)
 
 
-def f1_drop(reference: Logits, logits: Logits, labels: Labels, *, subject: str, data: str) -> Metric:
+def f1_drop(reference: Logits, logits: Logits, labels: Labels, *, subject: str, data: str) -> kinds.Metric:
     """Return by how many points F1 falls from the reference to the subject, its interval over draws of the images."""
     sides = [_named(each, labels) for each in (reference, logits)]
     drawn = resampling.draws(len(logits))
     before, now = (100 * float(above.sum() / max(below.sum(), 1)) for above, below in sides)
     first, second = (100 * (drawn @ above) / np.maximum(drawn @ below, 1) for above, below in sides)
     interval = resampling.interval(first - second)
-    return LABEL_DROP.metric(value=before - now, n=len(logits), interval=interval, subject=subject, data=data)
+    return kinds.LABEL_DROP.metric(value=before - now, n=len(logits), interval=interval, subject=subject, data=data)
 
 
 def _named(logits: Logits, labels: Labels) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -260,12 +246,14 @@ def binary_divergence(reference: NDArray[Any], logits: NDArray[Any]) -> NDArray[
     return found
 
 
-def top1(logits: Logits, labels: Labels, *, subject: str, data: str) -> Metric:
+def top1(logits: Logits, labels: Labels, *, subject: str, data: str) -> kinds.Metric:
     """Return the share of images whose largest logit is the label's, in percent."""
-    return share(TOP1, _correct(logits, labels), subject=subject, data=data)
+    return share(kinds.TOP1, _correct(logits, labels), subject=subject, data=data)
 
 
-def agreement(reference: Logits, logits: Logits, *, subject: str, data: str, kind: MetricKind = AGREEMENT) -> Metric:
+def agreement(
+    reference: Logits, logits: Logits, *, subject: str, data: str, kind: kinds.MetricKind = kinds.AGREEMENT
+) -> kinds.Metric:
     """Return the share of images, in percent, on which both sets of logits choose the same class; it needs no labels.
 
     The kind is `AGREEMENT` with the teacher, `STUDENT_AGREEMENT` where the reference is the student.
@@ -274,7 +262,7 @@ def agreement(reference: Logits, logits: Logits, *, subject: str, data: str, kin
     return share(kind, agrees(first, second), subject=subject, data=data)
 
 
-def paired_drop(reference: Logits, logits: Logits, labels: Labels, *, subject: str, data: str) -> Metric:
+def paired_drop(reference: Logits, logits: Logits, labels: Labels, *, subject: str, data: str) -> kinds.Metric:
     """Return by how many points top-1 falls from the reference to the subject, with error and interval of the pairs.
 
     The images on which both are right or both are wrong tell nothing about the difference; the standard error is that
@@ -286,7 +274,7 @@ def paired_drop(reference: Logits, logits: Logits, labels: Labels, *, subject: s
     difference = _correct(reference, labels).astype(np.float64) - _correct(logits, labels)
     n, lost, gained = difference.size, int((difference > 0).sum()), int((difference < 0).sum())
     low, high = paired_interval(lost, gained, n)
-    return TOP1_DROP.metric(
+    return kinds.TOP1_DROP.metric(
         subject=subject,
         data=data,
         value=100.0 * float(difference.mean()),
@@ -296,14 +284,14 @@ def paired_drop(reference: Logits, logits: Logits, labels: Labels, *, subject: s
     )
 
 
-def kl(teacher: Logits, logits: Logits, *, subject: str, data: str) -> Metric:
+def kl(teacher: Logits, logits: Logits, *, subject: str, data: str) -> kinds.Metric:
     """Return the mean Kullback-Leibler divergence KL(teacher || subject) of the softmax distributions, in nats.
 
     The standard error is that of the mean, None for one image.
     """
     values = divergence(*_pair(teacher, logits))
     n = values.size
-    return KL.metric(
+    return kinds.KL.metric(
         subject=subject,
         data=data,
         value=max(0.0, float(values.mean())),

@@ -10,11 +10,10 @@ import onnx
 import pytest
 
 from dfqkit_export.backends.onnxruntime.session import OrtSession
-from dfqkit_export.backends.opening import open_session, realised_precision
+from dfqkit_export.backends.opening import realised_precision
 from dfqkit_export.backends.openvino import OPENVINO
 from dfqkit_export.backends.openvino.session import OpenVinoSession
 from dfqkit_export.backends.processor import saturates, this_processor
-from dfqkit_export.backends.session import Session
 from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
 
 Write = Callable[..., Path]
@@ -38,31 +37,6 @@ class TestSession:
     def installed(self) -> None:
         pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'dfqkit[openvino]'")
 
-    def test_the_session_fulfils_the_protocol(self, residual_net: Write) -> None:
-        assert OPENVINO.missing() == ""
-        session = open_session("openvino", residual_net(), threads=1)
-        assert isinstance(session, Session)
-        assert session.run(images(2)).shape == (2, 10)
-
-    def test_float_models_match_numpy_in_float32(self, tmp_path: Path, qdq: Any) -> None:
-        b = qdq()
-        weight = np.random.default_rng(0).normal(size=(192, 5)).astype(np.float32)
-        b.constant("w", weight)
-        path = b.save(tmp_path / "m.onnx", b.node("MatMul", [b.node("Flatten", ["x"]), "w"], "fc"), rank=2)
-        x = images(4)
-        # bfloat16 would be off by about 1e-2.
-        np.testing.assert_allclose(
-            OpenVinoSession(path, threads=1).run(x), x.reshape(4, -1) @ weight, rtol=1e-4, atol=1e-4
-        )
-
-    def test_prediction_is_deterministic_and_does_not_depend_on_the_batch(self, residual_net: Write) -> None:
-        path, x = residual_net(), images(7)
-        session = OpenVinoSession(path, threads=1)
-        whole = session.predict(x, batch=7)
-        np.testing.assert_array_equal(session.predict(x, batch=3), whole)
-        np.testing.assert_array_equal(OpenVinoSession(path, threads=1).predict(x), whole)
-        assert whole.dtype == np.float32
-
     def test_results_outlive_the_next_call(self, residual_net: Write) -> None:
         session = OpenVinoSession(residual_net(), threads=1)
         first = session.run(images(1))
@@ -84,11 +58,6 @@ class TestSession:
         np.testing.assert_array_equal(session.outputs(images(2))[0], session.run(images(2)))
         with pytest.raises(ArtefactError, match="no output 'nope'"):
             session.outputs(images(1), ["nope"])
-
-    @pytest.mark.parametrize("shape", [(2, 3, 9, 8), (2, 1, 8, 8), (3, 8, 8)])
-    def test_images_of_another_shape_are_refused(self, residual_net: Write, shape: tuple[int, ...]) -> None:
-        with pytest.raises(ArtefactError, match="takes images of shape"):
-            OpenVinoSession(residual_net(), threads=1).run(np.zeros(shape, np.float32))
 
     @pytest.mark.parametrize("keep", [0, 20, -40])
     def test_truncated_models_are_refused(

@@ -14,16 +14,9 @@ from pathlib import Path
 import onnx
 import onnx.inliner
 
+from dfqkit_export.backends import precision
 from dfqkit_export.backends.onnxruntime.reasons import float_reasons
 from dfqkit_export.backends.onnxruntime.session import OrtSession
-from dfqkit_export.backends.precision import (
-    LayerPrecision,
-    Realised,
-    layer_told,
-    name_uniquely,
-    realised,
-    with_unique_names,
-)
 from dfqkit_export.onnxfile.graph import SourceGraph
 from dfqkit_export.onnxfile.model import load_onnx
 
@@ -51,24 +44,24 @@ _MOVES = frozenset(
 _TOKEN = re.compile(r"_token_\d+$")
 
 
-def realised_in_onnxruntime(path: str | Path) -> Realised:
+def realised_in_onnxruntime(path: str | Path) -> precision.Realised:
     """Load a file into ONNX Runtime with all optimizations and report how each layer is executed."""
     source = load_onnx(path, weights=False)
     with tempfile.TemporaryDirectory(prefix="dfqkit-") as folder:
         named = Path(path)
-        if source.functions or name_uniquely(source):
+        if source.functions or precision.name_uniquely(source):
             source = load_onnx(path)
             if source.functions:  # whose nodes the runtime's account is about
                 source, named = onnx.inliner.inline_local_functions(source), Path(folder, "inlined.onnx")
                 onnx.save(source, str(named))
-            named = with_unique_names(source, named, Path(folder))
+            named = precision.with_unique_names(source, named, Path(folder))
         optimized_path = Path(folder) / "optimized.onnx"
         OrtSession(named, threads=1, optimized_path=optimized_path, lean=True)
         optimized = onnx.load(str(optimized_path), load_external_data=False)
     graph = SourceGraph(source.graph)
     layers = _layers(graph, source.graph)
     executed = _match(graph, layers, optimized.graph)
-    return realised(
+    return precision.realised(
         source,
         (_layer(node, executed.get(node.name), graph) for node in layers),
         float_ops=((node.op_type, _TOKEN.sub("", node.name)) for node in _float_nodes(optimized.graph)),
@@ -118,8 +111,8 @@ def _adding_convolution(node: onnx.NodeProto | None) -> onnx.NodeProto | None:
     return node if adds else None
 
 
-def _layer(node: onnx.NodeProto, executed: onnx.NodeProto | None, graph: SourceGraph) -> LayerPrecision:
-    return layer_told(
+def _layer(node: onnx.NodeProto, executed: onnx.NodeProto | None, graph: SourceGraph) -> precision.LayerPrecision:
+    return precision.layer_told(
         node,
         integer=executed is not None and executed.op_type in INTEGER_OPS,
         executed=None if executed is None else (executed.op_type, _TOKEN.sub("", executed.name)),
