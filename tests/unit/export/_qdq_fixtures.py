@@ -46,31 +46,55 @@ def one_conv(n: Net, x: str, **conv: Any) -> onnx.ModelProto:
     return n.model(n.qdq(h, "out") if n.style == "ort" else h)
 
 
+def varied(
+    name: str, rule: str, target: str, bad: dict[str, Any], good: dict[str, Any], *, weights: bool = False
+) -> None:
+    """Enter one convolution whose input's, or whose weights', quantizer has what breaks a rule, or what does not."""
+
+    @fixture(rule, target)
+    def make(wrong: bool) -> onnx.ModelProto:
+        n, own = trt() if target.startswith("tensorrt") else ort(), bad if wrong else good
+        return one_conv(n, n.qdq("x", "in"), weights=own) if weights else one_conv(n, n.qdq("x", "in", **own))
+
+    make.__name__ = f"make_{name}"
+
+
+def scales(odd: float) -> dict[str, Any]:
+    return {"scale": np.array([0.01, 0.02, odd, 0.01])}
+
+
+RTX, ORT = "tensorrt-rtx", "onnxruntime"
+EACH_CHANNEL: dict[str, Any] = {"scale": [0.02, 0.03, 0.04], "axis": 1}
+POSITIVE = {"zero": 0, "range": (0, 127)}
+FULL, SEVEN_BITS = {"range": (-127, 127)}, {"range": (-63, 63)}
+varied("uint8_activations", "E1", "tensorrt", {"dtype": U8}, {"dtype": I8})
+varied("uint8_weights", "E1", RTX, {"dtype": U8, **POSITIVE}, {"dtype": I8, **POSITIVE}, weights=True)
+varied("zero_point_not_0", "E2", RTX, {"zero": 3}, {"zero": 0})
+varied("scale_of_zero", "E3", RTX, scales(0.0), scales(0.01), weights=True)
+varied("negative_scale", "E3", RTX, {"scale": -0.1}, {"scale": 0.1})
+varied("scale_not_a_number", "E3", RTX, {"scale": np.nan}, {"scale": 0.1})
+varied("too_few_scales", "E3", RTX, {"scale": np.full(3, 0.01)}, {"scale": np.full(4, 0.01)}, weights=True)
+varied("infinite_scale", "E3", ORT, {"scale": np.inf}, {"scale": 0.02})
+varied("uint8_read_as_int8", "W2", RTX, {"dtype": U8}, {"dtype": I8})
+varied("scale_of_rank_1", "W3", RTX, {"scale": [0.02]}, {"scale": 0.02})
+varied("channel_scales", "W4", RTX, EACH_CHANNEL, {})
+varied("wrong_axis", "W5", RTX, {"axis": 1}, {"axis": 0}, weights=True)
+varied("vanishing_scale", "W14", RTX, scales(1e-40), scales(1e-30), weights=True)
+varied("clip_of_int8", "O7", ORT, {"clip": (-8, 7), "zero": 0, "dtype": I8}, {"clip": (120, 135)})
+varied("channel_scales_of_activations", "O13", ORT, EACH_CHANNEL, {})
+varied("unsigned_weights", "O15", ORT, {"dtype": U8}, {"dtype": I8}, weights=True)
+varied("full_range_of_weights", "O17", "onnxruntime-avx2", FULL, SEVEN_BITS, weights=True)
+varied("full_range_of_weights", "O17", ORT, FULL, SEVEN_BITS, weights=True)
+varied("full_range_of_weights", "V2", "openvino", FULL, SEVEN_BITS, weights=True)
+varied("codes_of_four_bits", "N1", "onnxruntime-qnn", {"zero": 0, "clip": (0, 15)}, {"zero": 0})
+
 # --- errors ---------------------------------------------------------------------------------------------------------
-
-
-@fixture("E1", "tensorrt")
-def make_uint8_activations(bad: bool) -> onnx.ModelProto:
-    n = trt()
-    return one_conv(n, n.qdq("x", "in", dtype=U8 if bad else I8))
 
 
 @fixture("E1")
 def make_int16_activations(bad: bool) -> onnx.ModelProto:
     n = trt()
     return n.model(n.conv(n.qdq("x", "in", dtype=np.int16 if bad else I8)), opset=21, ir=10)
-
-
-@fixture("E1")
-def make_uint8_weights(bad: bool) -> onnx.ModelProto:
-    n = trt()
-    return one_conv(n, n.qdq("x", "in"), weights={"dtype": U8 if bad else I8, "zero": 0, "range": (0, 127)})
-
-
-@fixture("E2")
-def make_zero_point_not_0(bad: bool) -> onnx.ModelProto:
-    n = trt()
-    return one_conv(n, n.qdq("x", "in", zero=3 if bad else 0))
 
 
 @fixture("E2")
@@ -84,25 +108,6 @@ def make_zero_point_not_constant(bad: bool) -> onnx.ModelProto:
 
 
 @fixture("E3")
-def make_scale_of_zero(bad: bool) -> onnx.ModelProto:
-    n = trt()
-    scale = np.array([0.01, 0.02, 0.0 if bad else 0.01, 0.01])
-    return one_conv(n, n.qdq("x", "in"), weights={"scale": scale})
-
-
-@fixture("E3")
-def make_negative_scale(bad: bool) -> onnx.ModelProto:
-    n = trt()
-    return one_conv(n, n.qdq("x", "in", scale=-0.1 if bad else 0.1))
-
-
-@fixture("E3")
-def make_scale_not_a_number(bad: bool) -> onnx.ModelProto:
-    n = trt()
-    return one_conv(n, n.qdq("x", "in", scale=np.nan if bad else 0.1))
-
-
-@fixture("E3")
 def make_scale_as_input(bad: bool) -> onnx.ModelProto:
     n = trt()
     x = n.qdq("x", "in")
@@ -110,18 +115,6 @@ def make_scale_as_input(bad: bool) -> onnx.ModelProto:
         del n.initializers["in.scale"]
         n.inputs.append(helper.make_tensor_value_info("in.scale", TensorProto.FLOAT, []))
     return one_conv(n, x)
-
-
-@fixture("E3")
-def make_too_few_scales(bad: bool) -> onnx.ModelProto:
-    n = trt()
-    return one_conv(n, n.qdq("x", "in"), weights={"scale": np.full(3 if bad else 4, 0.01)})
-
-
-@fixture("E3", "onnxruntime")
-def make_infinite_scale(bad: bool) -> onnx.ModelProto:
-    n = ort()
-    return one_conv(n, n.qdq("x", "in", scale=np.inf if bad else 0.02))
 
 
 @fixture("E4")
@@ -229,30 +222,6 @@ def make_no_zero_point(bad: bool) -> onnx.ModelProto:
     return one_conv(n, x)
 
 
-@fixture("W2")
-def make_uint8_read_as_int8(bad: bool) -> onnx.ModelProto:
-    n = trt()
-    return one_conv(n, n.qdq("x", "in", dtype=U8 if bad else I8))
-
-
-@fixture("W3")
-def make_scale_of_rank_1(bad: bool) -> onnx.ModelProto:
-    n = trt()
-    return one_conv(n, n.qdq("x", "in", scale=[0.02] if bad else 0.02))
-
-
-@fixture("W4")
-def make_channel_scales(bad: bool) -> onnx.ModelProto:
-    n = trt()
-    return one_conv(n, n.qdq("x", "in", scale=[0.02, 0.03, 0.04], axis=1) if bad else n.qdq("x", "in"))
-
-
-@fixture("W5")
-def make_wrong_axis(bad: bool) -> onnx.ModelProto:
-    n = trt()
-    return one_conv(n, n.qdq("x", "in"), weights={"axis": 1 if bad else 0})
-
-
 @fixture("W6")
 def make_float_weight(bad: bool) -> onnx.ModelProto:
     n = trt()
@@ -334,13 +303,6 @@ def make_float64(bad: bool) -> onnx.ModelProto:
 def make_dynamic_sizes(bad: bool) -> onnx.ModelProto:
     n = trt(shape=(3, "H", "W") if bad else (3, 8, 8))
     return one_conv(n, n.qdq("x", "in"))
-
-
-@fixture("W14")
-def make_vanishing_scale(bad: bool) -> onnx.ModelProto:
-    n = trt()
-    scale = np.array([0.01, 0.02, 1e-40 if bad else 1e-30, 0.01])
-    return one_conv(n, n.qdq("x", "in"), weights={"scale": scale})
 
 
 @fixture("W15")
@@ -437,13 +399,6 @@ def make_int8_with_two_readers(bad: bool) -> onnx.ModelProto:
     return n.model(n.qdq(n.node("Add", [a, b], "add"), "out"))
 
 
-@fixture("O7", "onnxruntime")
-def make_clip_of_int8(bad: bool) -> onnx.ModelProto:
-    n = ort()
-    x = n.qdq("x", "in", clip=(-8, 7), zero=0, dtype=I8) if bad else n.qdq("x", "in", clip=(120, 135))
-    return one_conv(n, x)
-
-
 @fixture("O8", "onnxruntime")
 def make_codes_of_16_bits(bad: bool) -> onnx.ModelProto:
     n = ort()
@@ -504,19 +459,6 @@ def make_clip_inside_the_range(bad: bool) -> onnx.ModelProto:
     return n.model(n.qdq(h, "out", zero=0, scale=0.03 if bad else 6 / 256))
 
 
-@fixture("N1", "onnxruntime-qnn")
-def make_codes_of_four_bits(bad: bool) -> onnx.ModelProto:
-    n = ort()
-    return one_conv(n, n.qdq("x", "in", zero=0, clip=(0, 15) if bad else None))
-
-
-@fixture("O13", "onnxruntime")
-def make_channel_scales_of_activations(bad: bool) -> onnx.ModelProto:
-    n = ort()
-    x = n.qdq("x", "in", scale=[0.02, 0.03, 0.04], axis=1) if bad else n.qdq("x", "in")
-    return one_conv(n, x)
-
-
 @fixture("O14", "onnxruntime")
 def make_transposed_conv(bad: bool) -> onnx.ModelProto:
     n = ort()
@@ -524,12 +466,6 @@ def make_transposed_conv(bad: bool) -> onnx.ModelProto:
     if not bad:
         return one_conv(n, x)
     return n.model(n.qdq(n.node("ConvTranspose", [x, n.weight("w", (3, 4, 3, 3), axis=1)], "up"), "out"))
-
-
-@fixture("O15", "onnxruntime")
-def make_unsigned_weights(bad: bool) -> onnx.ModelProto:
-    n = ort()
-    return one_conv(n, n.qdq("x", "in"), weights={"dtype": U8 if bad else I8})
 
 
 @fixture("O16", "onnxruntime")
@@ -545,14 +481,6 @@ def make_ties_of_additions(bad: bool) -> onnx.ModelProto:
     x = n.qdq("x", "in")
     first, second = (n.qdq(n.conv(x, name), f"{name}.out", scale=0.25) for name in ("one", "two"))
     return n.model(n.qdq(n.node("Add", [first, second], "add"), "sum", scale=0.5 if bad else 0.501953125))
-
-
-@fixture("V2", "openvino")
-@fixture("O17", "onnxruntime")
-@fixture("O17", "onnxruntime-avx2")
-def make_full_range_of_weights(bad: bool) -> onnx.ModelProto:
-    n = ort()
-    return one_conv(n, n.qdq("x", "in"), weights={"range": (-127, 127) if bad else (-63, 63)})
 
 
 @fixture("W20", "onnxruntime")
