@@ -10,14 +10,19 @@ import base64
 import json
 from collections.abc import Iterable, Mapping
 from html import escape
+from importlib import resources
 from typing import Any
 
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.report.rows import figure
-from dfqkit_export.report.style import SCRIPT, STYLE
 
 # The page works from a file and from a CI artefact; nothing else may be loaded or contacted.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'"
+# The page's look (light, dark and print; tables scroll inside their own box, so that the page never does sideways), and
+# the sorting of tables, a convenience: without script they are complete, in the model's order.
+_STYLE, _SCRIPT = (
+    "\n" + resources.files(__package__).joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js")
+)
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -29,9 +34,9 @@ def document(title: str, body: str, footer: str = "", *, style: str = "") -> str
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n"
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}{style}</style>\n</head>\n"
         f"<body>\n<main>\n{body}{ending}\n"
-        f"</main>\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
+        f"</main>\n<script>{_SCRIPT}</script>\n</body>\n</html>\n"
     )
 
 
