@@ -34,15 +34,6 @@ __getattr__, __dir__ = attach(
 )
 
 __all__ = [
-    "BankDataset",
-    "DfqkitError",
-    "ImageBank",
-    "ImageSpec",
-    "Recipe",
-    "Result",
-    "Teacher",
-    "__version__",
-    "load_recipe",
-    "load_teacher",
-    "quantize",
-]
+    "BankDataset", "DfqkitError", "ImageBank", "ImageSpec", "Recipe", "Result", "Teacher", "__version__", "load_recipe",
+    "load_teacher", "quantize",
+]  # fmt: skip

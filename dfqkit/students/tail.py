@@ -10,31 +10,11 @@ from dfqkit.students.folding import Affine
 from dfqkit.students.nodes import called, op_name, source
 
 #: Operators of one tensor, value by value or over the classes. What joins or averages values is none.
-_WRITES = {
-    "softmax",
-    "_softmax",
-    "softmin",
-    "log_softmax",
-    "_log_softmax",
-    "sigmoid",
-    "logsigmoid",
-    "log_sigmoid_forward",
-}
-_WRITES |= {
-    "mul",
-    "div",
-    "add",
-    "sub",
-    "rsub",
-    "neg",
-    "exp",
-    "log",
-    "clamp",
-    "clamp_min",
-    "clamp_max",
-    "to",
-    "_to_copy",
-}
+_WRITES_WORDS = (
+    "softmax _softmax softmin log_softmax _log_softmax sigmoid logsigmoid log_sigmoid_forward mul div add sub rsub neg "
+    "exp log clamp clamp_min clamp_max to _to_copy"
+)
+_WRITES = frozenset(_WRITES_WORDS.split())
 
 
 def tail_of(

@@ -28,18 +28,9 @@ from dfqkit_export.words import did_you_mean, first_line, some
 
 #: What the user's code (a factory, a forward) can reasonably raise; reported as theirs, not as a bug of ours.
 USER_CODE_ERRORS: tuple[type[Exception], ...] = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    NameError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-)
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError,
+    SyntaxError, TypeError, ValueError,
+)  # fmt: skip
 
 #: What a module can raise when it is imported; a script that reads its own arguments exits.
 _IMPORT_ERRORS: tuple[type[BaseException], ...] = (*USER_CODE_ERRORS, SystemExit)

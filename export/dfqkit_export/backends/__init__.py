@@ -18,19 +18,9 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 __all__ = [
-    "DEFAULT",
-    "DEFAULT_TARGET",
-    "GROUP",
-    "UNOPTIMIZED",
-    "all_backends",
-    "all_targets",
-    "as_written",
-    "backend_of",
-    "find_target",
-    "get_backend",
-    "get_target",
-    "witness_for",
-]
+    "DEFAULT", "DEFAULT_TARGET", "GROUP", "UNOPTIMIZED", "all_backends", "all_targets", "as_written", "backend_of",
+    "find_target", "get_backend", "get_target", "witness_for",
+]  # fmt: skip
 
 #: Entry point group under which other packages offer backends: ``name = "package.module:BACKEND"``.
 GROUP = "dfqkit.backends"

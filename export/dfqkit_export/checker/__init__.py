@@ -12,13 +12,6 @@ from dfqkit_export.checker.fix import fix_file
 from dfqkit_export.checker.framework import CheckResult, FixResult, Problem, Repaired
 
 __all__ = [
-    "CheckResult",
-    "FixResult",
-    "Problem",
-    "Repaired",
-    "all_rules",
-    "check_file",
-    "check_model",
-    "fix_file",
+    "CheckResult", "FixResult", "Problem", "Repaired", "all_rules", "check_file", "check_model", "fix_file",
     "rules_for",
-]
+]  # fmt: skip

@@ -12,13 +12,6 @@ from dfqkit_export.comparison.reports import ReportDifference, compare_reports
 from dfqkit_export.comparison.text import render_comparison, render_differences
 
 __all__ = [
-    "MIN_SQNR",
-    "Comparison",
-    "LayerDifference",
-    "ReportDifference",
-    "Side",
-    "compare_files",
-    "compare_reports",
-    "render_comparison",
-    "render_differences",
-]
+    "MIN_SQNR", "Comparison", "LayerDifference", "ReportDifference", "Side", "compare_files", "compare_reports",
+    "render_comparison", "render_differences",
+]  # fmt: skip

@@ -24,18 +24,9 @@ from dfqkit_export.measure.metric import (
 )
 
 __all__ = [
-    "GROUP",
-    "KINDS",
-    "Metric",
-    "MetricKind",
-    "PerImage",
-    "Tolerance",
-    "find_kind",
-    "kind_of_unit",
-    "known_kinds",
-    "load_plugins",
-    "register",
-]
+    "GROUP", "KINDS", "Metric", "MetricKind", "PerImage", "Tolerance", "find_kind", "kind_of_unit", "known_kinds",
+    "load_plugins", "register",
+]  # fmt: skip
 
 # Tolerances were set from W8A8 files of CIFAR-10 ResNet-20 that were calibrated on images of 16 kinds, 512 sentinel
 # images: files of eight kinds that lose nothing on real images spread over 1.2 points of agreement, a factor of 1.41 in

@@ -18,22 +18,9 @@ if TYPE_CHECKING:
     from dfqkit_export.tasks.marks import Marks
 
 __all__ = [
-    "CLASSES",
-    "DEFAULT_NAME",
-    "DEFAULT_TASK",
-    "GROUP",
-    "Groups",
-    "Labels",
-    "Marks",
-    "OutputSpec",
-    "Outputs",
-    "Task",
-    "entry_of",
-    "metadata_of",
-    "task_in",
-    "task_names",
-    "task_of",
-]
+    "CLASSES", "DEFAULT_NAME", "DEFAULT_TASK", "GROUP", "Groups", "Labels", "Marks", "OutputSpec", "Outputs", "Task",
+    "entry_of", "metadata_of", "task_in", "task_names", "task_of",
+]  # fmt: skip
 
 #: Entry point group under which other packages offer tasks: ``name = "package.module:Class"``.
 GROUP = "dfqkit.tasks"

@@ -20,20 +20,8 @@ from dfqkit_export.onnxfile.model import load_onnx
 
 #: What only moves values, or takes the largest: alike everywhere in float, too.
 _MOVE = frozenset(
-    {
-        "Clip",
-        "DepthToSpace",
-        "Flatten",
-        "Gather",
-        "Identity",
-        "MaxPool",
-        "Pad",
-        "Relu",
-        "Reshape",
-        "Slice",
-        "SpaceToDepth",
-    }
-    | {"Split", "Squeeze", "Transpose", "Unsqueeze"}
+    {"Clip", "DepthToSpace", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Relu", "Reshape", "Slice"}
+    | {"SpaceToDepth", "Split", "Squeeze", "Transpose", "Unsqueeze"}
 )
 #: What makes no values of activations, or each value by one operation that every processor rounds alike.
 _EXACT = frozenset({"Constant", "DequantizeLinear", "QuantizeLinear", "Shape", "GlobalAveragePool"})
