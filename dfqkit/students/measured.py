@@ -14,7 +14,7 @@ import torch
 from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
 from torch import Tensor, fx, nn
 
-from dfqkit.students.nodes import bypass, called, op_name, source
+from dfqkit.students.nodes import bypass, called, op_name, source, watch
 from dfqkit.students.quantizers import EndingBehind, activation_proxy
 
 #: Images that the measurement takes, at most, and passes over them: enough to find a handful of tensors among hundreds.
@@ -86,15 +86,12 @@ def unlike(student: fx.GraphModule, batches: Sequence[Tensor]) -> dict[str, str]
     images, found = torch.cat(list(batches))[:IMAGES], dict[str, str]()
     modules, widths = dict(student.named_modules()), dict[fx.Node, float]()
 
-    class Widths(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            if isinstance(value, Tensor) and value.is_floating_point() and value.numel():
-                widths[n] = float(value.amax() - value.amin())
-            return value
+    def see(node: fx.Node, value: Tensor) -> None:
+        if value.is_floating_point() and value.numel():
+            widths[node] = float(value.amax() - value.amin())
 
     with torch.no_grad(), _float_weights(student):
-        Widths(student).run(images)
+        watch(student, images, see)
         for node in [n for n in student.graph.nodes if n.op == "call_function" and op_name(n.target) in _JOINING]:
             name = f"{_PREFIX}{node.name}"
             if name not in modules or not is_eight_bits(modules[name]):

@@ -7,7 +7,7 @@ from, and the naming of a file's nodes and tensors by it.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from dfqkit.students.inputs import is_part
 from dfqkit.students.naming import FileNames, layer_names, pair_names, tensor_names, unique
 from dfqkit.students.nodes import tensor_shapes
-from dfqkit_export.onnxfile.graph import SourceGraph
+from dfqkit_export.onnxfile.graph import SourceGraph, made_names, rename_tensors
 
 _SCOPES = "dfqkit_scopes"
 
@@ -106,7 +106,7 @@ def name_graph(graph: onnx.GraphProto, known: Sequence[Place]) -> None:
             used.add(node.name)
         if place is not None and value and not place.pair and own.has_shape(value, place.shape):
             renamed[value] = place.tensor
-    _rename_tensors(graph, renamed)
+    _rename_inner(graph, renamed)
 
 
 def name_ends(graph: onnx.GraphProto, names: FileNames, order: Sequence[str]) -> None:
@@ -117,8 +117,8 @@ def name_ends(graph: onnx.GraphProto, names: FileNames, order: Sequence[str]) ->
     """
     ends, wanted = [*graph.input, *graph.output], (*names.inputs, *names.outputs)
     new = {value.name: name for value, name in zip(ends, wanted, strict=True)}
-    used = {*wanted, *_tensors(graph)}
-    for name in sorted(set(wanted).intersection(_tensors(graph)).difference(new)):
+    used = made_names(graph).union(wanted)
+    for name in sorted(set(wanted).intersection(made_names(graph)).difference(new)):
         new[name] = unique(name, used)
         used.add(new[name])
     for value in ends:
@@ -126,7 +126,7 @@ def name_ends(graph: onnx.GraphProto, names: FileNames, order: Sequence[str]) ->
         sizes = value.type.tensor_type.shape.dim
         if sizes and (sizes[0].dim_param or value.name in names.outputs):  # some side inputs have no batch
             sizes[0].dim_param = names.axes.get(value.name, {}).get(0, "N")
-    _rename(graph, new)
+    rename_tensors(graph, new)
     placed = sorted(graph.output, key=lambda value: order.index(value.name))
     del graph.output[:]
     graph.output.extend(placed)
@@ -177,24 +177,11 @@ def _scope(node: onnx.NodeProto) -> int:
     return -1
 
 
-def _rename_tensors(graph: onnx.GraphProto, renamed: dict[str, str]) -> None:
+def _rename_inner(graph: onnx.GraphProto, renamed: dict[str, str]) -> None:
     """Rename tensors; outputs keep their names, and what has a new one's name already gets another."""
     new = {old: name for old, name in renamed.items() if old not in {value.name for value in graph.output}}
-    used = {*new.values(), *_tensors(graph)}
-    for name in sorted(set(new.values()).intersection(_tensors(graph)).difference(new)):
+    used = made_names(graph).union(new.values())
+    for name in sorted(set(new.values()).intersection(made_names(graph)).difference(new)):
         new[name] = unique(name, used)
         used.add(new[name])
-    _rename(graph, new)
-
-
-def _rename(graph: onnx.GraphProto, new: Mapping[str, str]) -> None:
-    for node in graph.node:
-        node.input[:] = [new.get(name, name) for name in node.input]
-        node.output[:] = [new.get(name, name) for name in node.output]
-    for stored in (*graph.initializer, *graph.value_info):
-        stored.name = new.get(stored.name, stored.name)
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[str]:
-    yield from (stored.name for stored in graph.initializer)
-    yield from (name for node in graph.node for name in node.output)
+    rename_tensors(graph, new)

@@ -11,6 +11,7 @@ import onnx
 from onnx import version_converter
 
 from dfqkit_export.errors import TeacherError
+from dfqkit_export.onnxfile.graph import made_names, opset_of, rename_tensors
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,7 +38,7 @@ def joined(model: onnx.ModelProto, tail: Tail) -> onnx.ModelProto:
     Raises:
         TeacherError: The model lacks what the tail reads, or the tail has no form in the model's opset.
     """
-    found, opset = onnx.ModelProto(), _opset(model)
+    found, opset = onnx.ModelProto(), opset_of(model) or 0
     found.CopyFrom(model)
     part = _in_opset(tail, opset).graph
     given = {value.name for value in (*found.graph.input, *found.graph.output)}
@@ -49,7 +50,8 @@ def joined(model: onnx.ModelProto, tail: Tail) -> onnx.ModelProto:
             "outputs. Name them as the task's boxes and scores, or name no outputs at all."
         )
         raise TeacherError(message)
-    _give_way(found.graph, _names(part).difference(read))
+    inner = made_names(found.graph) & made_names(part).difference(read)
+    rename_tensors(found.graph, {name: f"{name}/inner" for name in inner})
     nodes = {node.name for node in found.graph.node if node.name}
     for node in part.node:
         node.name = f"tail/{node.name}" if node.name in nodes else node.name
@@ -63,12 +65,8 @@ def joined(model: onnx.ModelProto, tail: Tail) -> onnx.ModelProto:
     return found
 
 
-def _opset(model: onnx.ModelProto) -> int:
-    return next(int(each.version) for each in model.opset_import if each.domain in ("", "ai.onnx"))
-
-
 def _in_opset(tail: Tail, opset: int) -> onnx.ModelProto:
-    if _opset(tail.model) == opset:
+    if opset_of(tail.model) == opset:
         part = onnx.ModelProto()
         part.CopyFrom(tail.model)
         return part
@@ -77,22 +75,7 @@ def _in_opset(tail: Tail, opset: int) -> onnx.ModelProto:
     except Exception as error:  # it raises what its C++ does
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         message = (
-            f"What is behind {tail.kind} is written in opset {_opset(tail.model)} and cannot be brought to {opset}: "
-            f"{reason[:200]}. Export the file in opset {opset}, or without {tail.kind}."
+            f"What is behind {tail.kind} is written in opset {opset_of(tail.model)} and cannot be brought to "
+            f"{opset}: {reason[:200]}. Export the file in opset {opset}, or without {tail.kind}."
         )
         raise TeacherError(message) from error
-
-
-def _names(graph: onnx.GraphProto) -> set[str]:
-    return {tensor.name for tensor in graph.initializer} | {name for node in graph.node for name in node.output}
-
-
-def _give_way(graph: onnx.GraphProto, taken: set[str]) -> None:
-    """Rename a graph's own tensors that have a name of these, in place."""
-    own = _names(graph)
-    new = {name: f"{name}/inner" for name in own & taken}
-    for node in graph.node:
-        node.input[:] = [new.get(name, name) for name in node.input]
-        node.output[:] = [new.get(name, name) for name in node.output]
-    for stored in graph.initializer:
-        stored.name = new.get(stored.name, stored.name)

@@ -5,7 +5,7 @@ What belongs here: questions about the graph as the file has it, which know no r
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -200,6 +200,20 @@ def outer_names(node: onnx.NodeProto) -> set[str]:
         for one in inner.node:
             found.update(one.input, outer_names(one))
     return found
+
+
+def made_names(graph: onnx.GraphProto) -> set[str]:
+    """Return the names of what a graph stores and of what its nodes make."""
+    return {tensor.name for tensor in graph.initializer} | {name for node in graph.node for name in node.output}
+
+
+def rename_tensors(graph: onnx.GraphProto, new: Mapping[str, str]) -> None:
+    """Rename, in place, what nodes read and make, and what is stored; the graph's own ends stay."""
+    for node in graph.node:
+        node.input[:] = [new.get(name, name) for name in node.input]
+        node.output[:] = [new.get(name, name) for name in node.output]
+    for stored in (*graph.initializer, *graph.value_info):
+        stored.name = new.get(stored.name, stored.name)
 
 
 def parameter_inputs(graph: onnx.GraphProto) -> set[str]:
