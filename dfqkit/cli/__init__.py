@@ -1,6 +1,8 @@
 """The command line: one module a subcommand, each of which says what it takes and imports what it needs when it runs.
 
-What belongs here: the top-level parser and `main`. No module of this package imports torch before a command needs it.
+What belongs here: the top-level parser, `main`, and the process of its own for files that anybody may have made (which
+commands are given such files they say themselves: `options.add_command`). No module of this package imports torch
+before a command needs it.
 """
 
 from __future__ import annotations
@@ -16,9 +18,8 @@ from importlib import import_module
 from typing import Any
 
 from dfqkit.cli import run_command
-from dfqkit.cli.apart import relayed
 from dfqkit.cli.logs import logged
-from dfqkit.cli.options import Parser
+from dfqkit.cli.options import Parser, note, result
 from dfqkit.cli.outcome import EXIT_CODES, guarded
 from dfqkit.progress import processes
 from dfqkit_export._version import __version__
@@ -54,6 +55,26 @@ def dispatch(argv: Sequence[str] | None, *, own_process: bool = False) -> int:
         return relayed(words)
     with logged(args.log_file, words, verbose=args.verbose):
         code: int = args.handler(args)
+    return code
+
+
+def relayed(argv: Sequence[str]) -> int:
+    """Do a command in a child process (`answer`), repeat what it says, and return its exit code."""
+    from dfqkit_export.backends.isolation import call_isolated, foreign_limits
+
+    found = call_isolated(
+        f"{__name__}:answer",
+        {"argv": list(argv)},
+        runtime="What reads or runs the file",
+        doing=f"`dfqkit {argv[0]}` was at work",
+        limits=foreign_limits(),
+        fresh=False,
+    )
+    if found["stdout"]:
+        result(found["stdout"])
+    if found["stderr"]:
+        note(found["stderr"].rstrip("\n"))
+    code: int = found["code"]
     return code
 
 
