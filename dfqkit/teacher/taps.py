@@ -103,7 +103,7 @@ class BatchNormTap(Tap):
                 f"BatchNorm '{training[0]}' is in training mode; reading it would change it. Call model.eval() first."
             )
             raise TeacherError(message)
-        self._hooks.enter_context(self.model.register_forward_pre_hook(lambda *_: self.statistics.clear()))
+        self._hooks.enter_context(self.model.register_forward_pre_hook(self._clear))
         for name, layer in self.layers.items():
             if "forward" in vars(layer) or not isinstance(layer, _BatchNorm):
                 # Someone else stands in for it, or it is a frozen one: its input is still to be had.
@@ -118,6 +118,9 @@ class BatchNormTap(Tap):
         for layer in self._replaced:
             del vars(layer)["forward"]
         self._replaced.clear()
+
+    def _clear(self, *_: object) -> None:  # a method can be pickled with the model, which the stand-ins then refuse
+        self.statistics.clear()
 
     def deviations(self, form: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> list[Tensor]:
         """Return what ``form``, one of the BatchNorm terms of `losses`, makes of every entry of ``statistics``."""
