@@ -84,7 +84,11 @@ class GivenImages(DrawnSynthesizer):
         if not len(self.training):
             message = "There are no training images. Make the source with Demand.training above 0."
             raise ArtefactError(message)
-        return self._decoded(self._read(self.training[self.order.deal(n)]))
+        return self._decoded(self._read(self._dealt(n)))
+
+    def _dealt(self, n: int) -> Tensor:
+        """Return places of the next ``n`` training images."""
+        return self.training[self.order.deal(n)]
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what was given, what comes next, the random state, and of the images only a hash."""
