@@ -113,6 +113,10 @@ class LoopConfig(ObjectiveConfig):
         "0.01 to 0.02); doubles the cost of a step.",
     )
 
+    bf16: Annotated[bool, Added("0.2.0")] = Field(
+        False, description="Take steps in bfloat16 (torch.autocast); what is judged and kept stays float32. Ours."
+    )
+
     @property
     def rounds(self) -> int:
         """Rounds that the synthesizer plays."""

@@ -29,6 +29,7 @@ def provenance(context: Context, until: str) -> dict[str, Any]:
     """Return what made the file, the stages before ``until``, and where: `Report.provenance`."""
     recipe, teacher = context.recipe, context.teacher
     warned = warnings_of(recipe)
+    halved = [name for name in ("synthesis", "student", "distill") if getattr(getattr(recipe, name), "bf16", False)]
     section = recipe.student
     student = {"float_student": section.factory, "float_student_args": section.args} if section else {}
     made_by = [stage.name for stage in takewhile(lambda s: s.name != until, context.stages) if stage.applies(recipe)]
@@ -47,6 +48,7 @@ def provenance(context: Context, until: str) -> dict[str, Any]:
         "measured in": _measured_in(context.target),
         "synthesizer": recipe.synthesis.method,
         "device": str(context.device),
+        **({"in bfloat16": halved} if halved else {}),
         "threads": torch.get_num_threads(),
         "seconds": {name: context.folder.seconds(name) for name in made_by},
         "environment": environment(),

@@ -151,7 +151,9 @@ class PixelSynthesizer(PoolSynthesizer):
         stage = next(stage for stage in self._stages(steps) if step < stage.stop)
         if step == stage.start:
             self._restart()
-        terms = self._terms(self._seen(stage), students) | self._image_terms(self.x)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+            terms = self._terms(self._seen(stage), students)
+        terms |= self._image_terms(self.x)
         values = torch.stack(list(terms.values()))
         loss = (values * values.new_tensor([self.weights[name] for name in terms])).sum()
         (gradient,) = torch.autograd.grad(loss, [self.x])

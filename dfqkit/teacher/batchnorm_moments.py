@@ -24,15 +24,16 @@ _once_differentiable = cast("Callable[[_Backward], _Backward]", once_differentia
 
 
 def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (C,) and biased variance (C,) of float32 (N, C, ...), both differentiable, once."""
+    """Mean (C,) and biased variance (C,), float32, of float32 or bfloat16 (N, C, ...); both differentiable, once."""
     mean, variance = _Moments.apply(x)
     return mean, variance
 
 
 def can_join(layer: _BatchNorm, x: Tensor) -> bool:
-    """Return whether `normalised_with_moments` may stand in for this layer: plain, frozen, in eval mode, float32."""
+    """Return whether `normalised_with_moments` may stand in for this layer: plain, frozen, in eval mode."""
     frozen = not any(parameter.requires_grad for parameter in layer.parameters())
-    return type(layer).forward is _BatchNorm.forward and frozen and not layer.training and x.dtype == torch.float32
+    known = x.dtype in (torch.float32, torch.bfloat16)
+    return type(layer).forward is _BatchNorm.forward and frozen and not layer.training and known
 
 
 def running_statistics(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
@@ -83,11 +84,14 @@ class _Joined(torch.autograd.Function):
     def backward(ctx: Any, of_y: Tensor, of_mean: Tensor, of_variance: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, scale = ctx.saved_tensors
         a, b = _affine(x, mean, of_mean, of_variance)
+        if x.dtype != torch.float32:  # a * x and b nearly cancel, so that they are added up before they are rounded
+            return _scaled(x, a, b).add_(_scaled(of_y, scale, torch.zeros_like(b))), None
         gradient = _scaled(of_y, scale, b).addcmul_(x, a.view(-1, *(1,) * (x.dim() - 2)))
         return gradient, None
 
 
 def _computed(x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.float()  # bfloat16 holds values, but neither sums nor squares of many
     if x.device.type == "cpu" and x.dim() > 2 and x.dtype == torch.float32:
         if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
             return torch.batch_norm_update_stats(x, None, None, 0.0)  # vectorised over the channels, and in two passes

@@ -194,7 +194,8 @@ class Loop(ABC, Generic[Config, Model]):
         """Add up the gradients of a batch, in as many pieces as memory asks for; return the terms' means over them."""
         found: dict[str, float] = {}
         for piece in images.chunk(self.pieces):
-            terms = self._harder_terms(index, piece) if self.config.harder else self._steps[index](piece)
+            with torch.autocast(piece.device.type, torch.bfloat16, enabled=self.config.bf16):
+                terms = self._harder_terms(index, piece) if self.config.harder else self._steps[index](piece)
             share = len(piece) / len(images)
             torch.autograd.backward(share * self.objectives[index].total(terms))
             for name, term in terms.items():

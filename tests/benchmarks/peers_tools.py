@@ -170,7 +170,7 @@ def speed(asked: dict[str, Any], place: Path) -> dict[str, Any]:
     step_cost = import_module("step_cost")
     kind = import_module("dfqkit.config.registry").synthesizer_configs()["zeroq"]
     demand = import_module("dfqkit.config.synthesis").Demand(training=32, fresh=0)
-    network, file, spec = step_cost.TEACHERS[True]
+    network, file, spec = step_cost.TEACHERS["fd_mobilenet_05"]
     loaded = step_cost.load_teacher(f"dfqkit.models:{network}", spec, Path(os.environ["DFQKIT_ASSETS"]) / file)
     own = step_cost.implementation(kind)(
         kind.model_validate({"batch": 32}), loaded, step_cost.derive(0, "step"), demand
