@@ -64,6 +64,13 @@ class QuantConfig(Section):
         description="gptq: codes of a layer are chosen together, one layer after the other, for what the float network "
         "gives there (Frantar et al., 2022, with inputs corrected as in Qronos, Zhang et al., 2025), biases with them.",
     )
+    reconstruct: Annotated[int, Added("0.2.0")] = Field(
+        0,
+        ge=0,
+        description="Steps in which each block learns which weights to round up (AdaRound, Nagel et al., 2020; BRECQ, "
+        "Li et al., 2021) and, with float scales, its activation scales, with values that skip quantizers at random "
+        "(QDrop, Wei et al., 2022); it starts from the codes of weight_rounding. 0 is none.",
+    )
     eight_bit_share: Annotated[float, Added("0.2.0")] = Field(
         0.0,
         ge=0,

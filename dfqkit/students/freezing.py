@@ -24,13 +24,19 @@ def freeze(student: fx.GraphModule) -> None:
     """
     student.eval()
     with torch.no_grad():
-        even_zero_points(student)
-        agree(student)
-        round_weight_scales(student)
+        round_scales(student)
         for layer, bias in integer_bias(student).items():
             tensor_at(student, f"{layer}.bias").copy_(bias)
     for parameter in student.parameters():
         parameter.requires_grad_(False)
+
+
+def round_scales(student: fx.GraphModule) -> None:
+    """Round zero points and scales, where training moved them, in place; doing so again changes nothing."""
+    with torch.no_grad():
+        even_zero_points(student)
+        agree(student)
+        round_weight_scales(student)
 
 
 def even_zero_points(student: fx.GraphModule) -> None:

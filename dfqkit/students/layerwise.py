@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -167,7 +167,7 @@ def _side_by_side(
     student: fx.GraphModule, reference: fx.GraphModule, batches: Sequence[Tensor]
 ) -> Iterator[tuple[fx.Node, Layer, nn.Module, list[tuple[Tensor, Tensor]]]]:
     """Yield each quantized layer before it runs, its float twin, and what both read, batch by batch."""
-    ours, theirs = _Running(student, batches), _Running(reference, batches)
+    ours, theirs = Running(student, batches), Running(reference, batches)
     modules, twins = dict(student.named_modules()), {node.name: node for node in reference.graph.nodes}
     for node in student.graph.nodes:
         layer, twin = called(node, modules), twins.get(node.name)
@@ -180,28 +180,44 @@ def _side_by_side(
             ours.run(node)
 
 
-class _Running:
-    """A graph that runs node by node over all batches, and keeps what is still read."""
+class Running:
+    """A graph that runs node by node over all batches, and keeps what is still read, or will be taken from outside."""
 
-    def __init__(self, graph: fx.GraphModule, batches: Sequence[Tensor]) -> None:
-        self._interpreter, self._batches = fx.Interpreter(graph), batches
+    def __init__(self, graph: fx.GraphModule, batches: Sequence[Tensor], taken: Iterable[fx.Node] = ()) -> None:
+        self._interpreter, self._batches, self._taken = fx.Interpreter(graph), batches, Counter(taken)
         self._known: list[dict[fx.Node, Any]] = [{} for _ in batches]
-        self._ahead = list(graph.graph.nodes)
+        self._ahead = dict.fromkeys(graph.graph.nodes)
 
     def values(self, node: fx.Node) -> list[Tensor]:
         """Return what a node gave for each batch."""
         return [known[node] for known in self._known]
 
+    def take(self, node: fx.Node) -> Tensor:
+        """Return what a node gave for all images, which is kept no longer for that; the node is run where need be."""
+        if node in self._ahead:
+            self.until(node)
+            self.run(node)
+        values = torch.cat(self.values(node))
+        self._taken[node] -= 1
+        self._forget()
+        return values
+
     def until(self, node: fx.Node) -> None:
         """Run what comes before a node."""
-        while self._ahead[0] is not node:
-            self.run(self._ahead[0])
+        while (first := next(iter(self._ahead))) is not node:
+            self.run(first)
 
     def run(self, node: fx.Node) -> None:
         """Run the next node."""
-        self._ahead.remove(node)
+        del self._ahead[node]
         for known, images in zip(self._known, self._batches, strict=True):
             self._interpreter.env = known
             known[node] = images if node.op == "placeholder" else self._interpreter.run_node(node)
-            for dead in self._interpreter.user_to_last_uses.get(node, ()):
+        self._forget()
+
+    def _forget(self) -> None:
+        for dead in [
+            node for node in self._known[0] if not self._taken[node] and self._ahead.keys().isdisjoint(node.users)
+        ]:
+            for known in self._known:
                 del known[dead]

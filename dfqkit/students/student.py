@@ -27,6 +27,7 @@ from dfqkit.students.measured import collapsing, leave_in_float, unlike
 from dfqkit.students.nodes import called
 from dfqkit.students.placement import Plan, quantized_graph
 from dfqkit.students.placement_rules import WEIGHTED
+from dfqkit.students.reconstruction import reconstruct
 from dfqkit.students.sensitivity import Imitated, choose_ranges, costly
 from dfqkit.students.weight_scales import round_weight_scales
 from dfqkit.students.wider_layers import WIDE, LayerBits, layer_bits, widen, wider_layers
@@ -78,8 +79,9 @@ def calibrate_student(  # noqa: PLR0913 - what is measured beside is named, and 
 ) -> None:
     """Find ranges, round weight scales and, where the scheme asks for it, correct biases on images (n, C, H, W).
 
-    Schemes that choose codes of weights together (`layerwise`) need the float ``reference`` that the student was built
-    from (`equalized_graph`) and, for layers of more bits, images held out; without it weights are rounded to nearest.
+    Schemes that choose codes of weights together (`layerwise`), or learn them (`reconstruction`), need the float
+    ``reference`` that the student was built from (`equalized_graph`) and, for layers of more bits, images held out;
+    without it weights are rounded to nearest.
     ``advance`` is called behind each of those layers, as often as `rounded_layers` says.
 
     With images ``held_out``, tensors whose 8 bits cost a collapse on them go back to float (`measured.collapsing`), so
@@ -105,15 +107,16 @@ def calibrate_student(  # noqa: PLR0913 - what is measured beside is named, and 
             if not shares:
                 break
             _leave(student, {name: COSTLY.format(share) for name, share in shares.items()}, replan)
+    if config.reconstruct and reference is not None:
+        reconstruct(student, reference, batches, config.reconstruct, advance=advance)
 
 
 def rounded_layers(graph: fx.GraphModule, config: QuantConfig) -> int:
     """Return how many layers are gone through when the weights of a student of a graph are rounded."""
-    if config.weight_rounding == "nearest":
-        return 0
     modules = dict(graph.named_modules())
     calls = sum(isinstance(called(node, modules), WEIGHTED) for node in graph.graph.nodes)
-    return 2 * calls if _widens(config) else calls
+    solved = 0 if config.weight_rounding == "nearest" else 2 if _widens(config) else 1
+    return calls * (solved + bool(config.reconstruct))
 
 
 def _widens(config: QuantConfig) -> bool:
