@@ -79,8 +79,8 @@ class LadderConfig(Section):
         gt=0,
         lt=100,
         description="Points that may be lost. No further candidate is tried once one keeps all but as many percent of "
-        "the answers. A report is failed where labelled images, or the estimate, lose more; without both it is not "
-        "judged unless as many answers are kept on the images that grade.",
+        "the answers. A report is failed where labelled images, or the estimate, lose more; it is not judged where the "
+        "estimate's interval reaches above, or, without both, fewer answers are kept on the images that grade.",
     )
     max_size: float | None = Field(
         None, gt=0, description="MB (10^6 bytes) of the file: a candidate with a larger one is not kept."

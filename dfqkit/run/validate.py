@@ -114,12 +114,15 @@ def steered(recipe: Recipe, measured: Measured) -> tuple[list[Finding], list[str
         if value > most:
             message = f"ladder.max_drop allows {most:g} points, and {value:.2f} are lost {where}."
             found.append(Finding(metric=name, subject="file", value=value, floor=most, message=message))
-    return found, [
-        f"That at most {most:g} points are lost (ladder.max_drop) is not shown: without labels, {kept:.1f} % of "
-        f"the answers stay on {each.n} images of {each.data}."
+    why = [
+        f"{kept:.1f} % of the answers stay on {each.n} images of {each.data}"
         for each in ([] if lost else measured.seen)
         if (kept := each.agreement if each.kept is None else each.kept) < 100.0 - most
     ]
+    if not measured.drops and measured.estimate.get("trusted") and (high := measured.estimate["high"]) > most:
+        why.append(f"the estimate of what is lost reaches to {high:.2f} points")
+    told = f"That at most {most:g} points are lost (ladder.max_drop) is not shown: without labels,"
+    return found, [f"{told} {each}." for each in why]
 
 
 def evidence_of(context: Context, measured: Measured, floors: Sequence[Floor]) -> Evidence:

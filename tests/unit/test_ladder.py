@@ -213,8 +213,11 @@ def test_the_verdict_says_whether_bounds_hold() -> None:
     drop = TOP1_DROP.metric(subject="onnxruntime", data="real:x", value=1.5, n=1000)
     assert [each.value for each in steered(asked, measured(drops=[drop]))[0]] == [1.5]
     assert steered(recipe({"max_drop": 2}), measured(drops=[drop])) == ([], [])
-    told = {"trusted": True, "value": 1.2}
+    told = {"trusted": True, "value": 1.2, "high": 2.1}
     assert [each.value for each in steered(asked, measured(estimate=told))[0]] == [1.2]
+    found, unknown = steered(recipe({"max_drop": 2}), measured(estimate=told))
+    assert (found, "reaches to 2.10" in unknown[0]) == ([], True)
+    assert steered(recipe({"max_drop": 3}), measured(estimate=told)) == ([], [])
     shown = SimpleNamespace(agreement=98.5, kept=None, n=64, data="synthetic:x")
     found, unknown = steered(asked, measured(seen=[shown], estimate={**told, "trusted": False}))
     assert not found
