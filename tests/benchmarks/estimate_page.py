@@ -1,4 +1,4 @@
-"""The study of the drop estimate as a Markdown page: figures, constants, other synthesizers, every file.
+"""The study of the drop estimate as a Markdown page: figures, constants, every teacher left out, every file.
 
 What belongs here: wording and layout of what `estimate_study` found.
 """
@@ -7,6 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+TITLES = {
+    "cases": "estimates asked for",
+    "trusted": "given, not refused",
+    "under_3": "of these with a true drop below 3",
+    "mean_abs_error_under_3": "mean error there, points",
+    "bias_under_3": "mean of estimate minus truth there",
+    "truth_stderr_under_3": "mean standard error of the truth itself there",
+    "mean_abs_error_3_to_10": "mean error from 3 to 10",
+    "coverage": "90 % intervals that hold the truth",
+    "mean_half_width_under_3": "mean half width of the interval below 3",
+    "rank_correlation": "rank correlation",
+}
+COLUMNS = ("trusted", "mean_abs_error_under_3", "bias_under_3", "truth_stderr_under_3", "coverage",
+           "mean_half_width_under_3", "mean_abs_error_3_to_10")  # fmt: skip
 
 
 def page(found: dict[str, Any], bar: Mapping[str, tuple[float, str]], judged_to: float) -> str:
@@ -23,38 +38,29 @@ def page(found: dict[str, Any], bar: Mapping[str, tuple[float, str]], judged_to:
         "",
         "![estimate against truth](estimate.svg)",
         "",
-        f"Each teacher's files were estimated with constants fitted on the other teachers'. Over the {total['cases']} "
-        f"files with a true drop up to {judged_to:g} points, {total['trusted']} of them trusted:",
+        f"Each teacher's files were estimated with constants of the other {len(found['left_out']) - 1}, once for "
+        f"each synthesizer whose images graded them; true drops up to {judged_to:g} points:",
         "",
-        "| figure | all | " + " | ".join(f"{name} left out" for name in found["left_out"]) + " | bar |",
-        "| --- |" + " --- |" * (len(found["left_out"]) + 2),
+        "| figure | value | bar |",
+        "| --- | --- | --- |",
     ]
-    for key in [key for key in total if key not in ("cases", "trusted")]:
+    for key in total:
         must = "{1} {0:g}".format(*bar[key]) if key in bar else ""
-        values = [total, *found["left_out"].values()]
-        texts = [_text(value.get(key)) for value in values]
-        lines.append(f"| {key.replace('_', ' ')} | " + " | ".join(texts) + f" | {must} |")
+        lines.append(f"| {TITLES[key]} | {_text(total[key])} | {must} |")
+    for title, group in (("teacher left out", "left_out"), ("images", "by_grader"), ("files", "by_kind")):
+        lines += ["", f"| {title} | " + " | ".join(TITLES[key] for key in COLUMNS) + " |"]
+        lines.append("| ---" * (len(COLUMNS) + 1) + " |")
+        for name, row in found[group].items():
+            cells = [f"{row['trusted']} of {row['cases']}", *(_text(row.get(key)) for key in COLUMNS[1:])]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        f"Shipped constants, of all files: scale {constants['scale']:g}, power {constants['power']:g}, interval of "
-        f"{constants['multiplier']:g} standard deviations (floor {constants['floor']:g} points, share "
-        f"{constants['relative']:g} of the drop).",
-        "",
-        "The same files seen through other synthesizers' images, with the shipped constants. Here only the features "
-        f"decide about trust; in use, images of others than {', '.join(constants['synthesizers'])} are refused by "
-        "name, because the error on them can be smaller or larger although they look alike:",
-        "",
-        "| teacher | images | trusted | mean abs error under 3 | rank correlation | coverage | refused for |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in found["other_graders"]:
-        reason = row["reason"].partition(". ")[0]
-        keys = ("mean_abs_error_under_3", "rank_correlation", "coverage")
-        texts = " | ".join(_text(row.get(key)) for key in keys)
-        lines.append(
-            f"| {row['teacher']} | {row['grader']} | {row['trusted']} of {row['cases']} | {texts} | {reason} |"
-        )
-    lines += [
+        f"Shipped constants, of all teachers: the drop is {constants['scale']:g} points times the divergence (KL, in "
+        f"nats) to the power {constants['power']:g} times a tenth of the classes to the power "
+        f"{constants['by_classes']:g}. The interval reaches {constants['multiplier']:g} standard deviations: a floor "
+        f"of {constants['floor']:g} points, {constants['relative']:g} of the drop, the divergence's own error, and, as "
+        f"the chance of a test set, a variance of {constants['measured']:g} times the root of the divergence and the "
+        "classes' same power.",
         "",
         "| teacher | file | images | true drop | estimate | interval |",
         "| --- | --- | --- | --- | --- | --- |",

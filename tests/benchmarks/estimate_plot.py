@@ -50,14 +50,14 @@ def scatter(points: Sequence[Point], *, title: str) -> str:
     low, high = _x(TICKS[0]), _x(TICKS[-1])
     parts.append(f'<line class="even" x1="{low}" y1="{_y(TICKS[0])}" x2="{high}" y2="{_y(TICKS[-1])}"/>')
     for point in points:
-        x, colour = _x(point.truth), "abc"[groups.index(point.group) % 3]
+        x, colour = _x(max(point.truth, TICKS[0])), "abc"[groups.index(point.group) % 3]
         ends = (_y(max(point.low, TICKS[0])), _y(min(point.high, TICKS[-1])))
         kind = "fault" if point.fault else "cell"
         words = f"{point.group}, {point.name}: true {point.truth:.2f}, estimated {point.value:.2f} points"
         parts.append(
             f'<g class="{colour}"><title>{escape(words)}</title>'
             f'<line class="bar" x1="{x}" x2="{x}" y1="{ends[0]}" y2="{ends[1]}"/>'
-            f'<circle class="{kind}" cx="{x}" cy="{_y(point.value)}" r="3.4"/></g>'
+            f'<circle class="{kind}" cx="{x}" cy="{_y(min(point.value, TICKS[-1]))}" r="3.4"/></g>'
         )
     label = escape(title, quote=True)
     return (

@@ -98,8 +98,8 @@ FIGURES = {
     ),
     "estimate": Figures(
         "docs/results.md",
-        "python -m tests.benchmarks.estimate_study --bench NAME=FOLDER --data DATA --cache {out} --out {out}",
-        ("export/dfqkit_export/estimate/*", "tests/benchmarks/estimate_*.py"),
+        "python -m tests.benchmarks.estimate_rows --cache {out} && python -m tests.benchmarks.estimate_study --write",
+        ("export/dfqkit_export/estimate/*.py", "tests/benchmarks/estimate_*.py", "recipes/estimate/rows.jsonl"),
     ),
     "sources": Figures(
         "docs/results.md",

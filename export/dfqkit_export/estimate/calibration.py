@@ -17,7 +17,7 @@ from typing import Any
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.estimate.features import Features
 
-SCHEMA = 1
+SCHEMA = 2
 TABLE = Path(__file__).with_name("constants.json")
 _OTHER = "These images, or this network, are of another kind than those it was calibrated with."
 
@@ -27,21 +27,23 @@ class Calibration:
     """The constants of the estimate, and where it holds.
 
     Attributes:
-        scale: Drop in points at x = 1, were there no ceiling.
-        power: With which the drop grows with x; set, not fitted.
+        scale: Drop in points of a network of 10 classes at a divergence of 1 nat.
+        power: With which the drop grows with the divergence.
+        by_classes: With which it grows with the number of classes.
         floor: Standard deviation, in points, of what the estimate misses however small the drop.
-        relative: The same as a share of the drop.
-        measured: Variance, in points squared for each unit of x, with which 10,000 images show the drop: those that
-            change their class, in number proportional to x, do so for better or for worse by chance.
+        relative: The same as a share of the drop; most of it is what teachers differ by.
+        measured: Variance, in points squared of 10 classes at a divergence of 1 nat, with which a test set shows the
+            drop: images that change their class, in number as its root, do so for better or for worse by chance.
         multiplier: How many standard deviations the interval reaches to each side.
         level: Share of cases that an interval should hold, in (0, 1).
         synthesizers: Those whose images it was fitted with.
         bounds: Lowest and highest value of each feature, by name, and of "teacher_top1" in percent.
-        provenance: Teachers, cells, images and the command that fitted it; any JSON value.
+        provenance: Teachers, files, and the command that fitted it; any JSON value.
     """
 
     scale: float
     power: float
+    by_classes: float
     floor: float
     relative: float
     measured: float
@@ -51,31 +53,27 @@ class Calibration:
     bounds: Mapping[str, tuple[float, float]]
     provenance: Mapping[str, Any]
 
-    def drop(self, features: Features) -> float | None:
-        """Return the drop in points: a power of x, levelling off at chance; None where there is no x."""
-        if features.noise is None:
-            return None
-        ceiling = 100.0 * (1.0 - 1.0 / features.classes)
-        return -ceiling * math.expm1(-self.scale * features.noise**self.power / ceiling)
+    def drop(self, features: Features) -> float:
+        """Return the drop in points."""
+        return float(self.scale * features.kl**self.power * self._more(features))
 
-    def deviation(self, features: Features) -> float | None:
-        """Return the standard deviation, in points, of what 10,000 images would show about the drop.
+    def _more(self, features: Features) -> float:
+        return float((features.classes / 10) ** self.by_classes)
 
-        The floor, the share of the drop, the chance of those images, and what the error of x makes.
+    def deviation(self, features: Features) -> float:
+        """Return the standard deviation, in points, of what a test set would show about the drop.
+
+        The floor, the share of the drop, the chance of the test set, and what the error of the feature makes.
         """
         drop = self.drop(features)
-        if drop is None or features.noise is None or features.noise_stderr is None:
-            return None
-        sampling = self.power * drop * features.noise_stderr / features.noise if features.noise else 0.0
-        chance = math.sqrt(self.measured * features.noise)
+        sampling = self.power * drop * features.kl_stderr / features.kl if features.kl else 0.0
+        chance = math.sqrt(self.measured * math.sqrt(features.kl) * self._more(features))
         return math.hypot(self.floor, self.relative * drop, chance, sampling)
 
-    def interval(self, features: Features) -> tuple[float, float, float] | None:
-        """Drop, lower and upper end in points; None where there is no x."""
-        drop, deviation = self.drop(features), self.deviation(features)
-        if drop is None or deviation is None:
-            return None
-        return drop, drop - self.multiplier * deviation, drop + self.multiplier * deviation
+    def interval(self, features: Features) -> tuple[float, float, float]:
+        """Drop, lower and upper end in points."""
+        drop, reach = self.drop(features), self.multiplier * self.deviation(features)
+        return drop, drop - reach, drop + reach
 
 
 @cache
@@ -100,27 +98,26 @@ def read_calibration(path: Path = TABLE) -> Calibration:
         raise ArtefactError(message) from None
 
 
-def distrust(
-    features: Features, constants: Calibration, *, synthesizer: str | None = None, teacher_top1: float | None = None
-) -> str:
-    """Say why there can be no estimate; empty where there can. What is None is left out."""
-    if synthesizer is not None and synthesizer not in constants.synthesizers:
+def distrust(features: Features, constants: Calibration, *, synthesizer: str, teacher_top1: float | None = None) -> str:
+    """Say why there can be no estimate; empty where there can. An accuracy that is None is left out."""
+    if synthesizer not in constants.synthesizers:
         return (
             f"The images are made by {synthesizer!r}; it was calibrated with those of "
             f"{', '.join(constants.synthesizers)}, and the error differs. Grade with images of one of these."
         )
-    if features.noise is None:
+    if features.gain <= 0:
         return (
             f"The file's logits do not follow the float model's (gain {features.gain:.2g}): it is broken, and how many "
             "images it still gets right cannot be told."
         )
+    sure = features.confidence * max(features.classes, 10)
+    variety = features.classes_seen / min(features.n / 2, features.classes)
     checked: list[tuple[str, str, float, str]] = [
         ("n", "The number of images", features.n, "Give more images."),
         ("classes", "The number of classes", features.classes, "No such model was part of the calibration."),
-        ("classes_seen", "The share of classes that any image shows", features.classes_seen / features.classes, _OTHER),
-        ("logit_std", "The spread of the float model's logits", features.logit_std, _OTHER),
-        ("confidence", "The float model's mean confidence", features.confidence, _OTHER),
-        ("noise", "The error of the file's logits", features.noise, "The drop is larger than any that was measured."),
+        ("variety", "The share of the classes (or of half as many as images) that any image shows", variety, _OTHER),
+        ("sureness", "The float model's confidence as a multiple of chance", sure, _OTHER),
+        ("divergence", "The divergence of the file's answers", features.kl, "Larger drops were not measured."),
         ("gain", "The gain of the file's logits", features.gain, "The file is worse than any that was measured."),
     ]
     if teacher_top1 is not None:

@@ -3,23 +3,22 @@
 What belongs here: `estimate_drop`, which gives a number with an interval, or the reason why it gives none. What the
 logits show is measured in `features`; what was fitted where the truth is known is `calibration`.
 
-The idea. A quantized classifier's logits are the float model's, weakened by a common gain g, plus an error that depends
-little on the image: on CIFAR-10 its standard deviation on images of the generators of dfq and fastdfkd is mostly within
-a tenth of the one on the test images, though margins and confidence there are nothing like the real ones. Agreement on
-synthetic images is therefore a poor estimate of agreement on real ones (58 % for 92 %), while x = std(error) / g, the
-error beside a logit that was weakened with it, carries over. An image changes its class where the error exceeds its
-margin, and an image near the boundary is one that the float model often had wrong; so the drop grows faster than x, as
-`scale` * x ** `power`, levelling off at chance. A margin density that is flat at zero would give the power 2, one that
-rises from zero 3. How dense the margins of real images are cannot be seen on synthetic ones: `scale` is taken from the
-teachers of the calibration. The interval is for the drop that 10,000 real images would show.
+The idea. An image changes its class where the file's error exceeds the margin, and one that is near the boundary is one
+that the float model often had wrong; so the drop grows about as the square of the error. So does, to second order, the
+divergence of the file's answers, KL(float model || file): half the variance of the logits' error under the softmax.
+The drop is ``scale * kl ** power * (classes / 10) ** by_classes``, and the power comes out near 1. The divergence needs
+no more than some dozens of images, where a share of answers that stay needs hundreds, and it means much the same for
+logits of any size and images of any of the synthesizers. Others were tried on the same files, each teacher left out in
+turn: the logits' error, alone or beside their spread, the share of images that change their class, confidence, and
+pairs of these; none was better. What is left is what teachers differ by, in the main how often they are right, which no
+synthetic image tells; the interval is as wide as that is on a teacher that took no part in the fit.
 
-Limits. It holds for teachers like those it was calibrated on: ``constants.json`` says which they are, how many files,
-and between which bounds the features must lie. It refuses images of synthesizers that it was not calibrated with (on
-noise, or on images far from what BatchNorm saw, the error is another), too few images or classes among them, logits of
-another size or confidence, which mean another kind of network, a number of classes or a stated accuracy of the float
-model that was never seen, and an error larger than any that was measured. It cannot notice what hurts real images
-alone, for example normalisation done wrong outside of the file, and it is low by about a quarter for files that were
-trained on images of the same kind as those that grade: the error on these is a tenth less than on real ones.
+Limits. ``constants.json`` says on which teachers it was fitted, and between which bounds the features must lie. It
+refuses images of other synthesizers (noise, or what no teacher of the study was seen on), too few images or answers
+among them, a number of classes or a stated accuracy of the float model that was never seen, and a larger divergence
+than was measured; and a float model that is not sure of its answers, which may be one that is often wrong: two of the
+study's lost more than was told. It cannot notice what hurts real images alone, for example normalisation done wrong
+outside of the file.
 
 Related: label-free estimates of accuracy on shifted data (Guillory et al., ICCV 2021; Garg et al., ICLR 2022; Baek et
 al., NeurIPS 2022; Jiang et al., ICLR 2022) need unlabelled images of the real distribution, which there are none of
@@ -98,7 +97,7 @@ def estimate_drop(
     synthesizer = synthesizer.partition(":")[0]
     features = measure_features(teacher, student)
     reason = distrust(features, constants, synthesizer=synthesizer, teacher_top1=teacher_top1)
-    value, low, high = (None if reason else constants.interval(features)) or (None, None, None)
+    value, low, high = (None, None, None) if reason else constants.interval(features)
     return Estimate(
         value=value,
         low=low,
@@ -110,9 +109,9 @@ def estimate_drop(
         n=features.n,
         synthesizer=synthesizer,
         method=(
-            f"{constants.scale:.3g} * x^{constants.power:.3g} points, where x is the logit error on synthetic images "
-            f"beside the gain; fitted on {constants.provenance.get('summary', 'cases of known truth')}. The interval "
-            "holds the true drop for teachers like these."
+            f"{constants.scale:.3g} * kl^{constants.power:.3g} * (classes / 10)^{constants.by_classes:.3g} points, of "
+            f"the answers' divergence; fitted on {constants.provenance.get('summary', 'cases of known truth')}. The "
+            "interval holds the drop that a test set would show, for teachers like these."
         ),
     )
 

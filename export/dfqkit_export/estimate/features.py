@@ -31,10 +31,9 @@ class Features:
         logit_std: Standard deviation of the teacher's logits about each image's mean.
         gain: G, the slope of the student's logits on the teacher's, both about each image's mean.
         error_std: Standard deviation of what is left, a class's constant shift included.
-        noise: x = error_std / gain; None where the gain is not positive.
-        noise_stderr: Standard error of x, from the spread over the images.
         agreement: Share of images with the same class, in percent.
         kl: Mean KL(teacher || student), in nats.
+        kl_stderr: Its standard error, from the spread over the images.
         sqnr_db: Of the logits, in dB; None where they are equal.
     """
 
@@ -45,10 +44,9 @@ class Features:
     logit_std: float
     gain: float
     error_std: float
-    noise: float | None
-    noise_stderr: float | None
     agreement: float
     kl: float
+    kl_stderr: float
     sqnr_db: float | None
 
 
@@ -69,12 +67,6 @@ def measure_features(teacher: Logits, student: Logits) -> Features:
     power = float(np.square(first_centred).sum())
     gain = float((first_centred * second_centred).sum()) / power if power else 0.0
     left = second_centred - gain * first_centred
-    error = np.square(left).mean(axis=1)
-    error_std = math.sqrt(error.mean())
-    noise = error_std / gain if gain > 0 else None
-    # Relative standard errors of the error's size and of the gain, from the spread of both over the images.
-    of_error = float(error.std()) / (2 * float(error.mean()) * math.sqrt(n)) if error_std else 0.0
-    of_gain = math.sqrt(float(np.square((left * first_centred).sum(axis=1)).sum())) / power / gain if gain > 0 else 0.0
     answers = first.argmax(axis=1)
     shifted = first - first.max(axis=1, keepdims=True)
     return Features(
@@ -84,10 +76,9 @@ def measure_features(teacher: Logits, student: Logits) -> Features:
         confidence=float((1.0 / np.exp(shifted).sum(axis=1)).mean()),
         logit_std=math.sqrt(power / first.size),
         gain=gain,
-        error_std=error_std,
-        noise=noise,
-        noise_stderr=None if noise is None else noise * math.hypot(of_error, of_gain),
+        error_std=math.sqrt(np.square(left).mean()),
         agreement=100.0 * float((answers == second.argmax(axis=1)).mean()),
         kl=divergence.value or 0.0,
+        kl_stderr=divergence.stderr or 0.0,
         sqnr_db=sqnr_db(first, second),
     )
