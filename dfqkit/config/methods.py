@@ -19,6 +19,7 @@ METHODS = {
     "deepinversion": "dfqkit.synthesis.methods.deepinversion:DeepInversionConfig",
     "deepinversion-adaptive": "dfqkit.synthesis.methods.deepinversion_adaptive:AdaptiveDeepInversionConfig",
     "dfq": "dfqkit.synthesis.methods.dfq:DFQConfig",
+    "diffusion": "dfqkit.synthesis.methods.diffusion:DiffusionConfig",
     "fastdfkd": "dfqkit.synthesis.methods.fastdfkd:FastDFKDConfig",
     "genie": "dfqkit.synthesis.methods.genie:GENIEConfig",
     "images": "dfqkit.synthesis.methods.images:ImagesConfig",

@@ -6,7 +6,6 @@ in `dfqkit.synthesis`: `pool`, `pixels`, `online`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field
@@ -43,6 +42,8 @@ class PoolConfig(SynthesizerConfig):
 class PixelConfig(PoolConfig):
     """What all of these methods have in a recipe; a method gives fields its own defaults."""
 
+    file_keys: ClassVar[tuple[str, ...]] = ("start_from",)
+
     lr: float = Field(0.1, gt=0, description="Adam on the pixels, in normalised units.")
     decay: Literal["constant", "cosine", "plateau"] = Field(
         "constant", description="Learning rate over a stage: cosine to 0; plateau: a tenth when the loss stops falling."
@@ -72,12 +73,6 @@ class PixelConfig(PoolConfig):
     )
     start_resize: int | None = Field(None, ge=1, description="Shorter side of those, bicubic, before the crop.")
     start_crop: int | None = Field(None, ge=1, description="Centre crop of those.")
-
-    def resolved(self, find: Callable[[str], str]) -> Self:
-        """Return the same, with ``start_from`` found."""
-        if self.start_from is None or self.start_from.startswith("torchvision:"):
-            return self
-        return self.model_copy(update={"start_from": find(self.start_from)})
 
     def real_data(self) -> str | None:
         """Given images that batches start from."""

@@ -52,13 +52,15 @@ class SynthesizerConfig(Section):
         needs: What the method cannot do without, of "batchnorm" (layers with running statistics), "classes" (a task
             whose output is one number a class), "linear_head" (a linear layer that gives these), "features" (what
             enters the last layer), "objects" (a task that finds some), "tokens" (attention between some), "student"
-            (one to play against, in the warm-up too), "records" and "images" (files that the section names).
+            (one to play against, in the warm-up too), "records", "images" and "pipeline" (what the section names).
+        file_keys: Fields that name files or folders.
         warning: What every report about its images must open with; None for most methods.
         origin: What images are made from where that is not the teacher; "" for most methods.
     """
 
     implementation: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
+    file_keys: ClassVar[tuple[str, ...]] = ()
     warning: ClassVar[str | None] = None
     origin: ClassVar[str] = ""
 
@@ -102,8 +104,10 @@ class SynthesizerConfig(Section):
         return None
 
     def resolved(self, find: Callable[[str], str]) -> Self:
-        """Return the same, with every file that it names found by ``find``; methods that read files override this."""
-        return self
+        """Return the same, with every file that it names found by ``find``; torchvision's data sets are none."""
+        named = {key: getattr(self, key) for key in self.file_keys}
+        places = {key: name for key, name in named.items() if name and not name.startswith("torchvision:")}
+        return self.model_copy(update={key: find(name) for key, name in places.items()}) if places else self
 
     def files(self) -> list[str]:
         """Return the names of the files that it reads, in the order in which `resolved` asks for them."""

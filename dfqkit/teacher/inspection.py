@@ -25,7 +25,9 @@ from dfqkit_export.words import some, table
 #: Tries what a run does (`preflight.examine`): how often each operator occurs, and those that stay in float.
 Operators = Callable[[nn.Module, ImageSpec, Task], tuple[Mapping[str, int], tuple[str, ...]]]
 
-_SUPPLIED = frozenset({"student", "images"})  # needs that the pipeline or the recipe meets, whatever the teacher
+_SUPPLIED = frozenset(
+    {"student", "images", "pipeline"}
+)  # needs that the pipeline or the recipe meets, whatever the teacher
 _SHOWN = 5
 
 

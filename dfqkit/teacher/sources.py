@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dfqkit_export.errors import MissingExtraError, TeacherError
-from dfqkit_export.lazy import install_hint
+from dfqkit_export.errors import TeacherError
+from dfqkit_export.lazy import imported
 from dfqkit_export.words import did_you_mean, first_line, some
 
 #: What the user's code (a factory, a forward) can reasonably raise; reported as theirs, not as a bug of ours.
@@ -144,13 +144,13 @@ def build_model(
 
 
 def _torchvision(name: str) -> Factory:
-    models, factory = _import_package("torchvision.models", "torch"), name.partition(":")[2]
+    models, factory = imported("torchvision.models", "torch"), name.partition(":")[2]
     _require_known(name, factory, models.list_models(module=models))
     return functools.partial(models.get_model, factory, weights=None)
 
 
 def _timm(name: str) -> Factory:
-    timm, factory = _import_package("timm", "timm"), name.partition(":")[2]
+    timm, factory = imported("timm", "timm"), name.partition(":")[2]
     _require_known(name, factory, timm.list_models())
     return functools.partial(timm.create_model, factory, pretrained=False)
 
@@ -260,15 +260,6 @@ def _source(name: str) -> TeacherSource:
 def _forms() -> str:
     forms = ", ".join(source.form for source in (*SOURCES.values(), _FILE))
     return f"Allowed are {forms} and {_MODULE.form}, for example dfqkit.models:cifar_resnet20."
-
-
-def _import_package(package: str, extra: str) -> ModuleType:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        message = f"This factory needs the package '{package.partition('.')[0]}', which cannot be imported ({error}). "
-        message += f"Install it: {install_hint(extra)}"
-        raise MissingExtraError(message) from error
 
 
 def _require_known(name: str, factory: str, known: Iterable[str]) -> None:

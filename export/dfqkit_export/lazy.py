@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from dfqkit_export.errors import MissingExtraError
@@ -57,6 +58,16 @@ def install_hint(extra: str) -> str:
         True
     """
     return f"pip install '{_requirement(extra)}'"
+
+
+def imported(package: str, extra: str) -> ModuleType:
+    """Return a package or module that an extra brings, or say how to install it."""
+    try:
+        return import_module(package)
+    except ImportError as error:
+        package = package.partition(".")[0]
+        message = f"This needs {package}, which cannot be imported ({error}). Run {install_hint(extra)}."
+        raise MissingExtraError(message) from error
 
 
 def missing_extra(error: ModuleNotFoundError) -> MissingExtraError | None:

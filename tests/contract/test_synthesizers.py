@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from dfqkit_export.backends import get_target
 from dfqkit_export.errors import RecipeError
 from dfqkit_export.images.spec import ImageSpec
 from tests._hooks import hooks_on
+from tests._pipelines import save_pipeline, tiny_unet
 from tests._toys import Head, tiny_transformer
 
 #: A small configuration of every method.
@@ -38,6 +40,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "deepinversion": {"batch": 32, "steps": 6},
     "deepinversion-adaptive": {"batch": 32, "steps": 6},
     "dfq": {"batch": 32, "warmup": 6, "width": 8, "latent": 32, "memory": 64},
+    "diffusion": {"path": "{pipeline}", "batch": 32, "steps": 6, "guidance": 0.05},
     "fastdfkd": {"batch": 32, "steps": 3, "width": 8, "latent": 16, "warmup_batches": 2},
     "genie": {"batch": 32, "steps": 6, "width": 8, "latent": 16},
     "images": {"path": "{images}"},
@@ -114,7 +117,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def files_of(teacher: Teacher, folder: Path) -> dict[str, str]:
-    """What configurations name: similar images, a stored set, activation records."""
+    """What configurations name: similar images, a stored set, records, a diffusion model if there can be one."""
     from dfqkit.images import ImageBank
 
     rng = np.random.default_rng(0)
@@ -123,14 +126,20 @@ def files_of(teacher: Teacher, folder: Path) -> dict[str, str]:
     normalised = torch.randn((64, *teacher.image.shape), generator=torch.Generator().manual_seed(1))
     ImageBank.collect(teacher, iter([normalised]), "noise:test").save(folder / "bank.safetensors")
     records = Path(__file__).parents[2] / "recipes" / "digits" / "records.safetensors"
+    if importlib.util.find_spec("diffusers"):
+        save_pipeline(folder / "pipeline", tiny_unet(8, channels))
     return {
         "images": str(folder / "images.npz"),
         "bank": str(folder / "bank.safetensors"),
         "records": str(records),
+        "pipeline": str(folder / "pipeline"),
     }
 
 
 def config_of(name: str, files: dict[str, str], **changes: Any) -> SynthesizerConfig:
+    if name == "diffusion":
+        pytest.importorskip("diffusers", reason="diffusers is not installed (extra 'diffusers')")
+
     def filled(value: Any) -> Any:
         if isinstance(value, str):
             return value.format(**files)

@@ -78,6 +78,7 @@ def test_own_methods_load_and_say_what_they_need() -> None:
             "records",
             "student",
             "images",
+            "pipeline",
         }
 
 

@@ -104,7 +104,7 @@ def data_note(report: Report) -> str:
     if synthesis["data_free"] is True:
         return f"The images were made from {made_from(report)}; no real image was involved."
     if synthesis["data_free"] is None:
-        return "Whether real data took part in making the images is not known: the set that they are from does not say."
+        return "Whether real data took part in making the images is not known: what they are from does not say."
     real = synthesis.get("real_data")
     return f"Not data-free: {real if isinstance(real, str) and real else 'real images'} took part in making the images."
 

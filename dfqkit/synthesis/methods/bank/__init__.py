@@ -15,7 +15,6 @@ Images are read from disk when they are drawn; of the set's answers no use is ma
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
@@ -34,6 +33,7 @@ class BankConfig(SynthesizerConfig):
 
     implementation: ClassVar[str] = "dfqkit.synthesis.methods.bank.method:Bank"
     needs: ClassVar[frozenset[str]] = frozenset({"images"})
+    file_keys: ClassVar[tuple[str, ...]] = ("path",)
 
     method: Literal["bank"] = "bank"
     path: str = Field(
@@ -45,10 +45,6 @@ class BankConfig(SynthesizerConfig):
     part: Literal["training", "grading"] = Field(
         "training", description="Which images; the source that grades is given the other ones."
     )
-
-    def resolved(self, find: Callable[[str], str]) -> Self:
-        """Return the same with the path found."""
-        return self.model_copy(update={"path": find(self.path)})
 
     def real_data(self) -> str | None:
         """Return what the set says, if it does and can be read."""

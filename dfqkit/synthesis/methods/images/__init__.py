@@ -14,7 +14,6 @@ Of a source that can be read in part no more images are read than both together 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field
@@ -27,6 +26,7 @@ class ImagesConfig(SynthesizerConfig):
 
     implementation: ClassVar[str] = "dfqkit.synthesis.methods.images.method:Images"
     needs: ClassVar[frozenset[str]] = frozenset({"images"})
+    file_keys: ClassVar[tuple[str, ...]] = ("path",)
 
     method: Literal["images"] = "images"
     path: str = Field(
@@ -43,12 +43,6 @@ class ImagesConfig(SynthesizerConfig):
     part: Literal["training", "grading"] = Field(
         "training", description="Which end of them; the source that grades is given the other one."
     )
-
-    def resolved(self, find: Callable[[str], str]) -> Self:
-        """Return the same with the path found; a torchvision data set is not a file."""
-        if self.path.startswith("torchvision:"):
-            return self
-        return self.model_copy(update={"path": find(self.path)})
 
     def real_data(self) -> str:
         """Return what was given: always, as they are it."""

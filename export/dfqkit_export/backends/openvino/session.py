@@ -7,7 +7,6 @@ OpenVINO made of the file is `dfqkit_export.backends.openvino.precision`'s quest
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfqkit_export.backends.session import FileSession, Images, check_threads
-from dfqkit_export.errors import ArtefactError, RuntimeUnavailableError
+from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.inputs import entrance
-from dfqkit_export.lazy import install_hint
+from dfqkit_export.lazy import imported
 from dfqkit_export.onnxfile.model import load_onnx
 from dfqkit_export.onnxfile.parameters import check_parameters
 
@@ -78,7 +77,7 @@ class OpenVinoSession(FileSession):
 
 
 def _compiled(path: Path, threads: int | None) -> Any:
-    openvino = _openvino()
+    openvino = imported("openvino", "openvino")
     # OpenVINO takes what is no ONNX for a format of somebody else, and complains about that one.
     check_parameters(load_onnx(path, weights=False), path)
     settings: dict[str, Any] = {
@@ -95,15 +94,6 @@ def _compiled(path: Path, threads: int | None) -> Any:
     except RuntimeError as error:
         message = f"Model {str(path)!r} is not accepted by OpenVINO: {_short(error)}"
         raise ArtefactError(message) from None
-
-
-def _openvino() -> Any:
-    # import_module, because the package is optional and its type information incomplete.
-    try:
-        return import_module("openvino")
-    except ImportError:
-        message = f"Running files in OpenVINO needs openvino, which is not installed. Run {install_hint('openvino')}."
-        raise RuntimeUnavailableError(message) from None
 
 
 def _text(value: Any) -> str:
