@@ -88,6 +88,22 @@ class ObjectiveConfig(Section):
         return self
 
 
+class ReplayConfig(Section):
+    """Earlier images of a training, drawn again by difficulty and class."""
+
+    images: int = Field(2048, ge=1, description="Images kept, at least a batch; the oldest make room.")
+    share: float = Field(0.5, gt=0, lt=1, description="Part of every batch that is drawn from them.")
+    difficulty: float = Field(
+        0.6, ge=0, description="Power of the distance between student and teacher (alpha of Schaul et al.: 0.6)."
+    )
+    balance: float = Field(
+        1.0, ge=0, description="Power by which images of rarer classes come more often; 1: classes come evenly. Ours."
+    )
+    correction: float = Field(
+        0.4, ge=0, le=1, description="How far weights undo what priorities change of the mean (beta: 0.4, later 1)."
+    )
+
+
 class LoopConfig(ObjectiveConfig):
     """What every section that trains students in a loop has."""
 
@@ -115,6 +131,11 @@ class LoopConfig(ObjectiveConfig):
 
     bf16: Annotated[bool, Added("0.2.0")] = Field(
         False, description="Take steps in bfloat16 (torch.autocast); what is judged and kept stays float32. Ours."
+    )
+    replay: Annotated[ReplayConfig | None, Added("0.2.0")] = Field(
+        None,
+        description="Draw earlier images again, hard ones and those of rare classes more often (after SSD-KD, Liu et "
+        "al., 2024); null: what the source gives. The `memory` of methods with generators is then best 0.",
     )
 
     @property

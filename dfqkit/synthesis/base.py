@@ -84,11 +84,11 @@ class Synthesizer(ABC):
         They are (n, C, H, W), detached, in the teacher's normalised space.
         """
 
-    def _coded(self, images: Tensor) -> Tensor:
-        """Normalised images as they are stored, uint8."""
+    def coded(self, images: Tensor) -> Tensor:
+        """Return normalised images as they are stored, uint8."""
         return (self.teacher.image.denormalize(images) * 255).round().clamp(0, 255).to(torch.uint8)
 
-    def _decoded(self, codes: Tensor) -> Tensor:
+    def decoded(self, codes: Tensor) -> Tensor:
         """Return stored images, normalised."""
         return self.teacher.image.normalize(codes.float() / 255)
 

@@ -77,14 +77,14 @@ class GivenImages(DrawnSynthesizer):
             )
             raise ArtefactError(message)
         self.given += n
-        return self._decoded(self._read(self.fresh[self.given - n : self.given]))
+        return self.decoded(self._read(self.fresh[self.given - n : self.given]))
 
     def training_batch(self, n: int) -> Tensor:
         """Return images of the training set, every one once before any comes again."""
         if not len(self.training):
             message = "There are no training images. Make the source with Demand.training above 0."
             raise ArtefactError(message)
-        return self._decoded(self._read(self._dealt(n)))
+        return self.decoded(self._read(self._dealt(n)))
 
     def _dealt(self, n: int) -> Tensor:
         """Return places of the next ``n`` training images."""

@@ -146,7 +146,7 @@ class OnlineSynthesizer(Synthesizer):
         """Keep images, 8 bits a channel; a full memory replaces entries drawn at random."""
         if not len(self.memory):
             return
-        codes = self._coded(images)
+        codes = self.coded(images)
         free = len(self.memory) - self.remembered
         added = codes[:free]
         self.memory[self.remembered : self.remembered + len(added)] = added
@@ -158,7 +158,7 @@ class OnlineSynthesizer(Synthesizer):
 
     def _recall(self, n: int) -> Tensor:
         index = torch.randint(self.remembered, (n,), generator=self.rng, device=self.device)
-        return self._decoded(self.memory[index])
+        return self.decoded(self.memory[index])
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return generators, their averages and optimizers, the memory, the counters and the random state."""

@@ -91,7 +91,7 @@ class PixelSynthesizer(PoolSynthesizer):
         given = self._given()
         if self.starts is None or not given:
             return self._noise(self.config.batch)
-        images = self._decoded(self.starts[self.places.deal(given)])
+        images = self.decoded(self.starts[self.places.deal(given)])
         return images if given == self.config.batch else torch.cat([images, self._noise(self.config.batch - given)])
 
     def _given(self) -> int:

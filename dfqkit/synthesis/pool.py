@@ -92,7 +92,7 @@ class PoolSynthesizer(Synthesizer):
         require_finite(self.config, values, f"in step {step + 1} of batch {self.finished + 1}")
 
     def _keep(self, images: Tensor, *, game: bool) -> None:
-        codes = self._coded(images)
+        codes = self.coded(images)
         total = self.demand.images
         count = torch.arange(self.made, self.made + len(codes), device=self.device)
         # Spread evenly, so that both halves hold images of every batch.
@@ -118,7 +118,7 @@ class PoolSynthesizer(Synthesizer):
             )
             raise ArtefactError(message)
         codes, self.fresh = self.fresh[:n], self.fresh[n:]
-        return self._decoded(codes)
+        return self.decoded(codes)
 
     def training_batch(self, n: int) -> Tensor:
         """Return images of the training set, every one once before any comes again."""
@@ -126,7 +126,7 @@ class PoolSynthesizer(Synthesizer):
             message = "There are no training images yet. Run the warm-up first, with Demand.training above 0."
             raise ArtefactError(message)
         self.order.size = len(self.training)
-        return self._decoded(self.training[self.order.deal(n)])
+        return self.decoded(self.training[self.order.deal(n)])
 
     def state_dict(self) -> dict[str, Tensor]:
         """Both halves, the batch at hand, the counters and the random state."""

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.measure.kinds import AGREEMENT
 from dfqkit_export.tasks import Task
 
@@ -158,6 +159,10 @@ class TorchTask(ABC):
     def same(self, first: Tensors, second: Tensors) -> Tensor:
         """Return on which images both give the same answer, bool (N,)."""
         return torch.from_numpy(np.asarray(self.task.same_answer(_in_numpy(first), _in_numpy(second))))
+
+    def groups(self, outputs: Tensors, image: ImageSpec) -> Tensor:
+        """Return what each image is sorted by, such as its class, int64 (N,); 0 where the task sorts none."""
+        return torch.from_numpy(self.task.groups(_in_numpy(outputs), image).of)
 
     def kept(self, reference: Tensors, answer: Tensors) -> float:
         """Return how much of a reference's answers stays, in percent: as the task says, or the share of images."""

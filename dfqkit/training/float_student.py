@@ -150,8 +150,8 @@ class FloatStudentTrainer(Loop[FloatStudentConfig, nn.Module]):
             LayerTap(self.student, objective.student_names) as found,
         ):
             reference = self.teacher.answers(images)
-            answer = self.task.named(self._answer(images))
-            return objective.terms(answer, reference, found.values, wanted.values)
+            answer, values = self._weighed(reference, self.task.named(self._answer(images)), found.values)
+            return objective.terms(answer, reference, values, wanted.values)
 
     def _answer(self, images: Tensor) -> Any:
         """Return one forward in training mode; what layers draw is the step's, so that a resumed run draws the same."""

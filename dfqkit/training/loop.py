@@ -24,8 +24,9 @@ from dfqkit.students.student import snapshot
 from dfqkit.synthesis.base import Losses
 from dfqkit.synthesis.optimizers import cosine, optimizer_tensors, restore_optimizer, under
 from dfqkit.tasks import Tensors, TorchTask
-from dfqkit.training.objective import Objective
+from dfqkit.training.objective import Features, Objective
 from dfqkit.training.ranks import ALONE, Ranks
+from dfqkit.training.replay import weighed
 from dfqkit.training.stream import LiveStream
 from dfqkit_export.errors import ArtefactError, RecipeError
 
@@ -70,6 +71,10 @@ class _Step(nn.Module):
         return self.terms(images)
 
 
+def _only(index: int, outputs: Tensors) -> Tensors:
+    return {name: value[index : index + 1] for name, value in outputs.items()}
+
+
 class Loop(ABC, Generic[Config, Model]):
     """The loop's state: students, the first of which is the one that counts, and the best state seen of it.
 
@@ -95,6 +100,8 @@ class Loop(ABC, Generic[Config, Model]):
         self.students, self.objectives, self.optimizers = list(students), list(objectives), list(optimizers)
         self.stream, self.held_out, self.config, self.task = stream, held_out, config, held_out.task
         self.ranks, self.pieces = ALONE, 1
+        self.weights: Tensor | None = None  # of the images at hand, where some are replayed
+        self.noted: list[tuple[Tensor, Tensor]] = []
         self._steps: list[Callable[[Tensor], dict[str, Tensor]]] = [
             partial(self._terms, index) for index in range(len(self.students))
         ]
@@ -176,7 +183,7 @@ class Loop(ABC, Generic[Config, Model]):
     def _train(self, index: int) -> dict[str, float]:
         """Take one optimizer step on a fresh batch; return the loss terms, unweighted."""
         optimizer = self.optimizers[index]
-        images = self.ranks.share(self.stream.batch(self.config.batch))
+        images = self.ranks.share(self.stream.batch(self.config.batch, replays=not index))
         terms: dict[str, float] | None = None
         while terms is None:
             optimizer.zero_grad(set_to_none=True)
@@ -193,14 +200,30 @@ class Loop(ABC, Generic[Config, Model]):
     def _backward(self, index: int, images: Tensor) -> dict[str, float]:
         """Add up the gradients of a batch, in as many pieces as memory asks for; return the terms' means over them."""
         found: dict[str, float] = {}
-        for piece in images.chunk(self.pieces):
+        replay, pieces = None if index else self.stream.replay, images.chunk(self.pieces)
+        weights = replay.weights.chunk(self.pieces) if replay else (None,) * len(pieces)
+        self.noted.clear()
+        for piece, self.weights in zip(pieces, weights, strict=True):
             with torch.autocast(piece.device.type, torch.bfloat16, enabled=self.config.bf16):
                 terms = self._harder_terms(index, piece) if self.config.harder else self._steps[index](piece)
             share = len(piece) / len(images)
             torch.autograd.backward(share * self.objectives[index].total(terms))
             for name, term in terms.items():
                 found[name] = found.get(name, 0.0) + share * float(term.detach())
+        if replay:
+            replay.note(*map(torch.cat, zip(*self.noted, strict=True)))
         return found
+
+    def _weighed(self, reference: Tensors, answer: Tensors, features: Features) -> tuple[Tensors, Features]:
+        """Note how far each image's answer is from the reference's; return the student's side as its weights say."""
+        if self.weights is None:
+            return answer, features
+        each = range(len(self.weights))
+        with torch.no_grad():
+            distances = torch.stack([self.task.distance(_only(i, reference), _only(i, answer)) for i in each])
+        classes = self.task.groups(reference, self.stream.synthesizer.teacher.image)
+        self.noted.append((distances, classes.to(distances.device)))
+        return weighed(answer, self.weights), weighed(features, self.weights)
 
     def _halve(self, n: int, error: torch.OutOfMemoryError) -> None:
         """Take a batch of ``n`` images in twice as many pieces from now on.
@@ -235,6 +258,7 @@ class Loop(ABC, Generic[Config, Model]):
         plain = self._terms(index, images)
         (gradient,) = torch.autograd.grad(self.objectives[index].total(plain), images, retain_graph=True)
         harder = self._terms(index, images.detach() + self.config.harder * gradient.sign())
+        del self.noted[-1:]  # of images that nobody will draw
         return {name: (plain[name] + harder[name]) / 2 for name in plain}
 
     def _update_average(self) -> None:

@@ -103,8 +103,8 @@ class QuantizedStudentTrainer(Loop[DistillConfig, fx.GraphModule]):
         ):
             with torch.no_grad():
                 reference = self.task.named(self.reference(images))
-            answer = self.task.named(student(images))
-            return objective.terms(answer, reference, found.features, wanted.features)
+            answer, features = self._weighed(reference, self.task.named(student(images)), found.features)
+            return objective.terms(answer, reference, features, wanted.features)
 
     def _restore(self, index: int, state: dict[str, Tensor]) -> None:
         restore(self.students[index], state, self.schemes[index])

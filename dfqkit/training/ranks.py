@@ -126,10 +126,11 @@ class Ranks:
                 "as divide it, or change the batch."
             )
             raise RecipeError(message)
-        if self.world > 1 and config.harder:
+        alone = [name for name in ("harder", "replay") if getattr(config, name)]
+        if self.world > 1 and alone:
             message = (
-                f"{section}.harder is {config.harder}, which takes gradients of images that several processes do not "
-                "share. Set it to 0, or start one process."
+                f"{section}.{alone[0]} takes gradients or distances of single images, which several processes do not "
+                "share. Leave it out, or start one process."
             )
             raise RecipeError(message)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dfqkit.config.distill import LoopConfig
 from dfqkit.synthesis.base import Losses, Synthesizer
 from dfqkit.synthesis.optimizers import under
+from dfqkit.training.replay import Replay
 
 
 class LiveStream:
@@ -21,25 +22,30 @@ class LiveStream:
 
     def __init__(self, synthesizer: Synthesizer, config: LoopConfig, rng: torch.Generator) -> None:
         self.synthesizer, self.config, self.rng = synthesizer, config, rng
+        self.replay = None if config.replay is None else Replay(config, synthesizer, rng)
 
     def advance(self, students: Sequence[nn.Module]) -> Losses:
         """Play one round of the synthesizer, the students frozen meanwhile; a stored set has none and no losses."""
         with frozen(students):
             return self.synthesizer.synthesize(students)
 
-    def batch(self, n: int) -> Tensor:
-        """Fresh and remembered images, normalised (n, C, H, W)."""
-        return _moved(self.synthesizer.training_batch(n), self.config, self.rng)
+    def batch(self, n: int, *, replays: bool = False) -> Tensor:
+        """Return images, normalised (n, C, H, W); with ``replays`` some of them are earlier ones, if configured."""
+        draw = self.synthesizer.training_batch
+        images = self.replay.batch(n, draw) if self.replay and replays else draw(n)
+        return _moved(images, self.config, self.rng)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the synthesizer's state and the augmentation's."""
-        return {f"synthesizer.{name}": value for name, value in self.synthesizer.state_dict().items()} | {
-            "rng": self.rng.get_state()
-        }
+        """Return the synthesizer's state, the replay's and the augmentation's."""
+        states = {f"synthesizer.{name}": value for name, value in self.synthesizer.state_dict().items()}
+        kept = self.replay.state_dict() if self.replay else {}
+        return states | {f"replay.{name}": value for name, value in kept.items()} | {"rng": self.rng.get_state()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue from there."""
         self.synthesizer.load_state_dict(under(state, "synthesizer."))
+        if self.replay:
+            self.replay.load_state_dict(under(state, "replay."))
         self.rng.set_state(state["rng"].cpu())
 
 

@@ -272,6 +272,7 @@ def test_every_shipped_recipe_is_valid(name: str) -> None:
 @pytest.mark.slow
 def test_killed_at_random_moments_it_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     overrides = [*TINY, "synthesis.warmup=40", "distill.steps=60", "distill.judge_every=20"]
+    overrides += ["distill.replay={images: 96}"]
     assert run(tmp_path / "whole", "--threads", "1", overrides=overrides) == 0
     settings = [part for item in overrides for part in ("--set", item)]
     command = [sys.executable, "-m", "dfqkit", "run", "digits/dfq-w4a4-ort", "-q", "--threads", "1", *settings]

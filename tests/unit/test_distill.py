@@ -66,15 +66,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "average and partner": {"average": 0.9, "partners": ["w3a3"], "partner_every": 2, "shift": 2, "flip": True},
     "harder": {"harder": 0.01},
+    "replay": {"replay": {"images": 6}, "shift": 1, "partners": ["w3a3"]},
     "features, learnable ranges": {"weights": {"feature": 1.0}, "quant": {"scales": "float"}, "average": 0.5},
 }
 
 
 @pytest.mark.parametrize(
     ("setting", "stop"),
-    [("plain", 4), ("average and partner", 3), ("features, learnable ranges", 5),
+    [("plain", 4), ("replay", 3), ("average and partner", 3), ("features, learnable ranges", 5),
      *(pytest.param(setting, stop, marks=pytest.mark.slow) for setting, stop in (
-         ("plain", 0), ("average and partner", 1), ("average and partner", 6), ("harder", 4),
+         ("plain", 0), ("replay", 6), ("average and partner", 1), ("average and partner", 6), ("harder", 4),
          ("features, learnable ranges", 8)))],
 )  # fmt: skip
 def test_a_state_continues_to_the_same_bits(setting: str, stop: int) -> None:
