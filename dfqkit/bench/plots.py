@@ -18,7 +18,6 @@ _WIDTH = 400
 _ROW = 22
 _RIGHT = 48
 _SCATTER_HEIGHT = 240
-_LETTER = 6.0  # pixels, about
 
 
 def drop_plot(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -34,7 +33,7 @@ def drop_plot(rows: Sequence[Mapping[str, Any]]) -> str:
     if means[-1] <= 1.5 * high:
         high = max(high, means[-1])
     top, height = 8, 8 + _ROW * len(rows) + 26
-    left = 12 + _LETTER * max(len(str(row["contestant"])) for row in rows)
+    left = 12 + svg.LETTER * max(len(str(row["contestant"])) for row in rows)
     x = Axis(low=low, high=high, start=min(left, _WIDTH / 2), end=_WIDTH - _RIGHT)
     ticks = x.ticks()
     parts = [
@@ -75,23 +74,15 @@ def cost_plot(rows: Sequence[Mapping[str, Any]]) -> str:
         svg.rows(y, y.ticks(), left=left, right=_WIDTH - right, text="{:.6g}".format),
         svg.columns(x, x.ticks(), top=0, bottom=0, y=_SCATTER_HEIGHT - 12, text="{:g} s".format),
     ]
-    taken: list[tuple[float, float, float]] = []
-    for seconds, found, row in sorted(points, key=lambda point: -point[1]["mean"]):
-        across, up = x(seconds), y(found["mean"])
-        if found["stdev"]:
-            ends = [y(found["mean"] + sign * found["stdev"]) for sign in (1, -1)]
-            parts.append(line("curve", across, ends[0], across, ends[1]))
-        text_y, width, before = up, _LETTER * len(str(row["contestant"])), across > _WIDTH / 2
-        start = across - 6 - width if before else across + 6
-        while any(abs(text_y - y) < 11 and start < right and left < start + width for left, right, y in taken):
-            text_y += 11  # names must not lie on each other
-        taken.append((start, start + width, text_y))
-        parts.append(f'<circle class="dot" cx="{across:.1f}" cy="{up:.1f}" r="4"/>')
-        place = across - 6 if before else across + 6
-        parts.append(tick(place, text_y + 3.5, _name(row), anchor="end" if before else "start"))
+    best = sorted(points, key=lambda point: -point[1]["mean"])
+    for seconds, found, _ in best:
+        ends = [y(found["mean"] + sign * (found["stdev"] or 0.0)) for sign in (1, -1)]
+        parts.append(line("curve", x(seconds), ends[0], x(seconds), ends[1]))
+    marks = [(x(seconds), y(found["mean"]), str(row["contestant"])) for seconds, found, row in best]
+    drawn, lowest = svg.named_points(marks, _WIDTH)
     label = "; ".join(f"{row['contestant']} {found['mean']:.2f} % in {time:.0f} s" for time, found, row in points)
-    height = max(_SCATTER_HEIGHT, int(max(place for _, _, place in taken)) + 12)
-    return picture(_WIDTH, height, f"Top-1 against wall time: {label}", "".join(parts))
+    height = max(_SCATTER_HEIGHT, int(lowest) + 12)
+    return picture(_WIDTH, height, f"Top-1 against wall time: {label}", "".join([*parts, drawn]))
 
 
 def _name(row: Mapping[str, Any]) -> str:

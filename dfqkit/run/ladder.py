@@ -30,8 +30,11 @@ from dfqkit.synthesis.build import build_synthesizer
 from dfqkit.synthesis.methods.procedural import ProceduralConfig
 from dfqkit.synthesis.methods.zeroq import ZeroQConfig, ZeroQWeights
 from dfqkit.teacher.structure import provides
+from dfqkit_export.backends import DEFAULT, backend_of
+from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.errors import RecipeError
 from dfqkit_export.files import write_bytes
+from dfqkit_export.measure.latency import measure_latency
 
 if TYPE_CHECKING:
     from dfqkit.run.context import Context
@@ -112,8 +115,8 @@ def climb(
                 write_qdq(student, context.target, first, metadata=file_metadata(context, schemes[name]))
             told = _measured(student, batches, imitated)
             slower = {"slower": True} if ladder.candidates[len(rows)].slower else {}
-            size = {} if ladder.max_size is None else _size(context, student, schemes[name], ladder.max_size)
-            rows.append({"name": name, **told, **slower, **size, "seconds": round(time.monotonic() - start, 3)})
+            filed = _filed(context, student, schemes[name], ladder.max_size, first, batches[0][:1])
+            rows.append({"name": name, **told, **slower, **filed, "seconds": round(time.monotonic() - start, 3)})
             if nearest(rows) is rows[-1]:
                 save_student(student, file)
             kept = torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)
@@ -185,13 +188,30 @@ def _too_large(ladder: LadderConfig, why: str) -> NoReturn:
     raise RecipeError(message)
 
 
-def _size(context: Context, student: fx.GraphModule, scheme: QuantConfig, most: float) -> dict[str, Any]:
-    """Return the bytes of a candidate's file, and whether these are too many."""
+def _filed(
+    context: Context, student: fx.GraphModule, scheme: QuantConfig, most: float | None, first: Path, image: torch.Tensor
+) -> dict[str, Any]:
+    """Return the bytes of a candidate's file, whether these are too many, and how it is timed.
+
+    ``latency`` is in those of the first candidate's file, timed in turns: what else the machine does meets both. Files
+    cost an export each, so that they are written only where a size is asked for.
+    """
+    if most is None:
+        return {}
     with TemporaryDirectory(prefix="dfqkit-") as folder:
         file = Path(folder) / "candidate.onnx"
         write_qdq(student, context.target, file, metadata=file_metadata(context, scheme))
-        size = file.stat().st_size
-    return {"bytes": size, **({"over": True} if size > 1e6 * most else {})}
+        found: dict[str, Any] = {
+            "bytes": (size := file.stat().st_size),
+            **({"over": True} if size > 1e6 * most else {}),
+        }
+        repeats = context.recipe.validation.latency_repeats
+        if repeats and backend_of(context.target) is DEFAULT:
+            sessions = {"first": OrtSession(first), "this": OrtSession(file)}
+            timed = measure_latency(sessions, image.cpu().numpy(), repeats=repeats, reference="first")
+            if ratio := timed.timings["this"].ratio:
+                found["latency"] = round(1 / ratio, 4)
+    return found
 
 
 def _measured(student: fx.GraphModule, batches: Sequence[torch.Tensor], imitated: Imitated) -> dict[str, float | None]:

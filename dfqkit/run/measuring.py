@@ -26,7 +26,7 @@ from dfqkit.run.context import Context
 from dfqkit.run.distill import FINAL
 from dfqkit.run.export import MODEL, TEACHER
 from dfqkit.run.quantize import calibrated_file
-from dfqkit.run.target_check import Account, ask_runtime, kernels_elsewhere, own_runtime
+from dfqkit.run.target_check import Account, ask_runtime, kernel_times, kernels_elsewhere, own_runtime
 from dfqkit.students.freezing import freeze
 from dfqkit.students.integer_student import IntegerStudent, watch_integers
 from dfqkit.students.naming import tensor_names
@@ -190,7 +190,7 @@ def measure(context: Context, shown_as: str) -> Measured:
     left = subjects.student.meta["kept"] | subjects.student.meta["floats"]
     return Measured(
         metrics=found,
-        layers=account.tell(rows),
+        layers=account.tell(rows, kernel_times(model, first[:1], repeats if timing else 0)),
         account=account,
         labelled=any(item.labels is not None for item in sets),
         timing=timing,

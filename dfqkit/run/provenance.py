@@ -141,19 +141,23 @@ def candidates(context: Context) -> list[Breakdown]:
         distance = None if row["distance"] is None else f"{row['distance']:.4g}"
         said = "chosen" if each.name == facts["chosen"] else "" if each.name in tried else "not tried"
         said += f"{', ' * bool(said)}as {row['as']}" if "as" in row else ""
-        said += f"{', ' * bool(said)}too large: {row['bytes']:,} bytes" if row.get("over") else ""
-        rows.append([each.name, sets or "nothing", distance, row["kept"], row["seconds"], said])
+        said += f"{', ' * bool(said)}too large" if row.get("over") else ""
+        size = f"{row['bytes'] / 1e6:.4g}" if "bytes" in row else None
+        rows.append(
+            [each.name, sets or "nothing", distance, row["kept"], size, row.get("latency"), row["seconds"], said]
+        )
     stopped = f" Others were not tried: {facts['stopped']}." if facts["stopped"] else ""
     rule = context.teacher.torch_task.rule
     return [
         Breakdown(
             title="Candidates",
             note="What each sets otherwise than the recipe's quant section, and how its student answered images of "
-            f"another kind than those it was fitted on: {rule}, answers kept. The nearest one is the file.{stopped}",
+            f"another kind than those it was fitted on: {rule}, answers kept. The nearest one is the file. Size and "
+            f"latency (times the first one's) are known where `ladder.max_size` asks for files.{stopped}",
             subject="student",
             data=facts["judged_on"],
-            header=["candidate", "sets", "distance", "answers kept, %", "seconds", ""],
+            header=["candidate", "sets", "distance", "answers kept, %", "size, MB", "latency", "seconds", ""],
             rows=rows,
-            plot=("seconds", "distance"),
+            plot=("size, MB", "latency", "seconds", "distance"),
         )
     ]

@@ -6,7 +6,7 @@ or crashes. What the runtime answers is read in `dfqkit_export.backends`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from dfqkit_export.images.inputs import Inputs
 from dfqkit_export.measure.breakdown import Breakdown
 from dfqkit_export.measure.kinds import Metric
 from dfqkit_export.measure.metrics import integer_share
+from dfqkit_export.profiling.node_times import node_times
 from dfqkit_export.report import Finding, Floor, LayerRow
 from dfqkit_export.tasks import Task
 
@@ -56,14 +57,18 @@ class Account:
         absent = self.subject if self.realised is None and not self.findings else None
         return [floor for floor in floors if floor.subject != absent]
 
-    def tell(self, rows: Iterable[LayerRow]) -> tuple[LayerRow, ...]:
-        """Return the rows with what this runtime executed in place of another; nothing where it did not say."""
+    def tell(self, rows: Iterable[LayerRow], times: Mapping[str, float]) -> tuple[LayerRow, ...]:
+        """Return the rows with what this runtime executed in place of another, and its times by `kernel_times`.
+
+        Nothing stands where it did not say. Of layers that run as one the first has the time.
+        """
         known = {layer.name: layer for layer in self.realised.layers} if self.realised else {}
-        told = []
+        told, left = [], dict(times)
         for row in rows:
             layer = known.get(row.name)
             precision, executed_as, detail = (layer.precision, layer.executed_as, layer.detail) if layer else ("",) * 3
-            told.append(replace(row, precision=precision, executed_as=executed_as, detail=detail))
+            ms = left.pop(layer.kernel, None) if layer else None
+            told.append(replace(row, precision=precision, executed_as=executed_as, detail=detail, ms=ms))
         return tuple(told)
 
 
@@ -96,6 +101,11 @@ def _saturation(target: Target) -> tuple[str, ...]:
         f"{EXACT_PRODUCTS} to 1, as was done here. Set it wherever the file runs on one, or make the file for "
         "a target whose weights fill 7 bits (`dfqkit list targets`).",
     )
+
+
+def kernel_times(path: Path, images: NDArray[np.float32], repeats: int) -> dict[str, float]:
+    """Return the milliseconds of everything that ONNX Runtime runs of a file, by name; nothing for no repeats."""
+    return {node.name: node.ms for node in node_times(path, images, repeats=repeats)} if repeats else {}
 
 
 def own_runtime(path: Path, target: Target) -> Session | None:

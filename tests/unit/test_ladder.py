@@ -139,7 +139,7 @@ def test_the_report_has_a_row_for_each_and_the_file_is_of_the_nearest(tmp_path: 
     table = next(each for each in done.report.breakdowns if each.title == "Candidates")
     first, second = table.rows
     assert (first[:2], first[-1]) == (("whole", "percentile: 100.0"), "chosen")
-    assert second == ("halved", "percentile: 55.0", None, None, None, "not tried")
+    assert second == ("halved", "percentile: 55.0", *[None] * 5, "not tried")
     assert (float(str(first[2])), first[3]) == (
         pytest.approx(facts["tried"][0]["distance"], rel=1e-3),
         facts["tried"][0]["kept"],
@@ -159,15 +159,20 @@ def test_a_candidate_that_is_another_again_is_not_made_again(tmp_path: Path) -> 
     torch.manual_seed(0)
     blocked = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
     teacher = Teacher.from_module(blocked.eval(), IMAGE)
+    ladder = {"candidates": candidates, "images": 8, "max_size": 1}
     done = dfqkit.quantize(
-        teacher, out=tmp_path, options={**OPTIONS, "ladder": {"candidates": candidates, "images": 8}}
+        teacher, out=tmp_path, options={**OPTIONS, "validate": {"latency_repeats": 3}, "ladder": ladder}
     )
     plain, alike, cut = RunFolder.open(done.folder).facts("quantize")["tried"]
     assert alike == {**plain, "name": "alike", "as": "plain", "seconds": 0.0}
     assert "as" not in cut
     table = next(each for each in done.report.breakdowns if each.title == "Candidates")
     assert [row[-1] for row in table.rows] == ["chosen", "as plain", ""]
-    assert "distance by seconds" in render_html(done.report)
+    page = render_html(done.report)
+    assert all(f"distance by {across}" in page for across in ("size, MB", "latency", "seconds"))
+    assert plain["bytes"] == done.model.stat().st_size
+    assert cut["latency"] > 0, "in calls of the first candidate's file"
+    assert all(row.ms is not None and row.ms > 0 for row in done.report.layers), "and each layer's time"
 
 
 def test_what_bounds_a_run_is_asked_for_in_python_and_kept_in_its_recipe(tmp_path: Path) -> None:

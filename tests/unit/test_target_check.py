@@ -99,10 +99,10 @@ def test_rows_tell_what_this_runtime_did_and_nothing_of_another() -> None:
         LayerRow(name="conv", op="Conv", sqnr_student_db=30.0, precision="float", executed_as="FusedConv", detail="x"),
         LayerRow(name="add", op="Add", precision="float", executed_as="Add", detail="y"),
     ]
-    told = Account(subject="tensorrt-rtx", realised=REALISED).tell(rows)
+    told = Account(subject="tensorrt-rtx", realised=REALISED).tell(rows, {"": 0.5})
     assert [(row.precision, row.executed_as, row.detail) for row in told] == [("int8", "correlation", ""), ("", "", "")]
-    assert told[0].sqnr_student_db == 30.0
-    assert [row.precision for row in Account(subject="tensorrt-rtx").tell(rows)] == ["", ""]
+    assert (told[0].sqnr_student_db, [row.ms for row in told]) == (30.0, [0.5, None])
+    assert [row.precision for row in Account(subject="tensorrt-rtx").tell(rows, {"": 0.5})] == ["", ""]
 
 
 def _stand(missing: str = "", error: Exception | None = None) -> Backend:

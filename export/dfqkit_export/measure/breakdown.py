@@ -19,7 +19,8 @@ class Breakdown:
         data: The images.
         header: What the columns are called, that of the parts first.
         rows: The parts, the worst first: a name, and numbers; None where there is nothing to measure.
-        plot: Headers of the two columns that are shown as a point for each part, across and up; empty for none.
+        plot: Headers of columns that are shown as a point for each part: the last one up, each other one across in a
+            plot of its own; empty for none.
     """
 
     title: str
@@ -33,10 +34,10 @@ class Breakdown:
     def __post_init__(self) -> None:
         """Make rows tuples, and refuse what is no table of texts and numbers."""
         whole = all(isinstance(row, list | tuple) and len(row) == len(self.header) > 0 for row in self.rows)
-        whole = whole and len(self.plot) in (0, 2) and set(self.plot) <= set(self.header)
+        whole = whole and len(self.plot) != 1 and set(self.plot) <= set(self.header)
         cells = [cell for row in self.rows for cell in row] if whole else []
         if not whole or not all(isinstance(cell, str | int | float | None) for cell in (*self.header, *cells)):
-            told = "its rows are texts and numbers, one under each column, of which a plot names two"
+            told = "its rows are texts and numbers, one under each column, of which a plot names two or more"
             message = f"Breakdown {self.title!r} is no table: {told}."
             raise ArtefactError(message)
         object.__setattr__(self, "plot", tuple(self.plot))

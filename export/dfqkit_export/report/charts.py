@@ -14,8 +14,9 @@ from typing import Any
 
 from dfqkit_export.measure.breakdown import Breakdown
 from dfqkit_export.measure.kinds import Metric
+from dfqkit_export.report.floors import Floor
 from dfqkit_export.report.rows import figure
-from dfqkit_export.report.svg import Axis, columns, line, picture, rows, tick
+from dfqkit_export.report.svg import Axis, columns, line, named_points, picture, rows, tick
 
 Points = list[tuple[float, float]]
 
@@ -24,7 +25,10 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 12, 22
 #: Of a number beside an axis.
 _LETTERS = 7
 _MAX_POINTS = 240
-_WIDE = 640
+#: Of what stands alone, with the room for the names of its rows and their height.
+_WIDE, _NAMED, _ROW = 400, 70, 22
+#: So many points have their names beside them.
+_NAMES = 8
 _DASHES = ("", "6 3", "2 3", "9 3 2 3")
 
 
@@ -48,60 +52,68 @@ def loss_charts(losses: Any, *, step: str = "round") -> list[str]:
     return [_figure(name, members, step) for name, members in curves.items()]
 
 
-def interval_chart(estimate: Mapping[str, Any], measured: Metric | None) -> str:
-    """Draw an estimated drop with its interval, and the measured one where there is one, on a common axis in points.
+def interval_chart(estimate: Mapping[str, Any], measured: Metric | None, floor: Floor | None = None) -> str:
+    """Draw an estimated and a measured drop with their intervals on a common axis, and the most that was promised.
 
-    Nothing is drawn where `value`, `low` or `high` of the estimate is missing.
+    What is missing is left out: an estimate without `value`, `low` or `high`, a metric without a value.
     """
-    numbers = [_number(estimate.get(key)) for key in ("low", "value", "high")]
-    low, value, high = numbers
-    if low is None or value is None or high is None:
+    drops: dict[str, tuple[float, float, float]] = {}
+    low, value, high = (_number(estimate.get(key)) for key in ("low", "value", "high"))
+    if low is not None and value is not None and high is not None:
+        drops["estimated"] = (low, value, high)
+    if measured is not None and measured.value is not None:
+        ends = [measured.value if end is None else end for end in (measured.low, measured.high)]
+        drops["measured"] = (ends[0], measured.value, ends[1])
+    if not drops:
         return ""
-    truth = None if measured is None else _number(measured.value)
-    first, last = _span([0.0, low, high, *([truth] if truth is not None else [])])
+    first, last = _span(
+        [0.0, *(number for drop in drops.values() for number in drop), *([floor.value] if floor else [])]
+    )
     margin = 0.05 * (last - first)
-    axis = Axis(low=first - margin, high=last + margin, start=_RIGHT, end=_WIDE - _RIGHT)
-    ends = dict.fromkeys((first, last))
-    drawn = (
-        line("grid", _RIGHT, 46, _WIDE - _RIGHT, 46)
-        + line("grid", axis(0.0), 12, axis(0.0), 46)
-        + line("curve", axis(low), 24, axis(high), 24)
-        + f'<circle class="dot" cx="{axis(value):.1f}" cy="24" r="4.5"><title>estimated {value:.2f}</title></circle>'
-    )
-    key = "dot: estimated, with its interval"
-    if truth is not None:
-        x = axis(truth)
-        drawn += (
-            f'<path class="curve c1" d="M{x - 5:.1f} 33l10 10m0 -10l-10 10"><title>measured {truth:.2f}</title></path>'
-        )
-        key += "; cross: measured on labelled images"
-    label = f"Estimated drop {value:.2f} points, interval {low:.2f} to {high:.2f}"
-    label += "" if truth is None else f", measured {truth:.2f}"
-    marks = columns(axis, ends, top=0, bottom=0, y=62, text="{:.2f}".format)
+    axis = Axis(low=first - margin, high=last + margin, start=_NAMED, end=_WIDE - _RIGHT)
+    base = _ROW * len(drops) + 8
+    drawn = line("grid", _NAMED, base, _WIDE - _RIGHT, base) + line("grid", axis(0.0), 4, axis(0.0), base)
+    told = []
+    for place, (name, (low, value, high)) in enumerate(drops.items()):
+        y = _ROW * (place + 0.5)
+        drawn += tick(_NAMED - 8, y + 3.5, name, anchor="end") + line("curve", axis(low), y, axis(high), y)
+        drawn += f'<circle class="dot" cx="{axis(value):.1f}" cy="{y:.0f}" r="4.5"/>'
+        told.append(f"{name} {value:.2f}" + (f" [{low:.2f}, {high:.2f}]" if low < high else ""))
+    if floor is not None:
+        drawn += line("curve c1", axis(floor.value), 4, axis(floor.value), base)
+        told.append(f"at most {floor.value:g} promised")
+    marks = columns(axis, dict.fromkeys((first, last)), top=0, bottom=0, y=base + 14, text="{:.2f}".format)
+    label = "; ".join(told)
     return (
-        f'<figure class="chart"><figcaption>Drop in points <span class="quiet">{key}</span></figcaption>'
-        f"{picture(_WIDE, 66, label, drawn + marks)}</figure>"
+        f'<figure class="chart"><figcaption>Drop in points <span class="quiet">{label}</span></figcaption>'
+        f"{picture(_WIDE, base + 18, f'Drop in points: {label}', drawn + marks)}</figure>"
     )
 
 
-def points_chart(parts: Breakdown) -> str:
-    """Draw a point for each part of a metric, by the two columns that it names; nothing where few have both."""
-    places = [parts.header.index(name) for name in parts.plot]
-    found = {str(row[0]): [_number(_read(row[place])) for place in places] for row in parts.rows}
+def points_charts(parts: Breakdown) -> str:
+    """Draw a point for each part of a metric, by the columns that it names; nothing where few have both."""
+    *acrosses, up = (parts.header.index(name) for name in parts.plot)
+    found = "".join(_points(parts, column, up) for column in acrosses)
+    return f'<div class="charts">{found}</div>' if found else ""
+
+
+def _points(parts: Breakdown, column: int, row: int) -> str:
+    found = {str(cells[0]): (_number(_read(cells[column])), _number(_read(cells[row]))) for cells in parts.rows}
     points = {name: (x, y) for name, (x, y) in found.items() if x is not None and y is not None}
     if len(points) < 2:
         return ""
     (low_x, high_x), (low_y, high_y) = map(_span, map(list, zip(*points.values(), strict=True)))
     across = Axis(low=low_x, high=high_x, start=_LEFT, end=_WIDE - _RIGHT)
     up = Axis(low=low_y, high=high_y, start=_HEIGHT - _BOTTOM, end=_TOP)
-    dots = "".join(
-        f'<circle class="dot" cx="{across(x):.1f}" cy="{up(y):.1f}" r="4"><title>{escape(name)}</title></circle>'
-        for name, (x, y) in points.items()
+    names = len(points) <= _NAMES
+    dots, lowest = named_points(
+        ((across(x), up(y), name if names else "") for name, (x, y) in sorted(points.items(), key=lambda p: p[1][1])),
+        _WIDE,
     )
     grid = rows(up, (high_y, (low_y + high_y) / 2, low_y), left=_LEFT, right=_WIDE - _RIGHT, text=_text)
     grid += columns(across, (low_x, high_x), top=0, bottom=0, y=_HEIGHT - 5, text=_text)
-    label = f"{parts.plot[1]} by {parts.plot[0]}"
-    drawn = picture(_WIDE, _HEIGHT, f"{parts.title}: {label}", grid + dots)
+    label = f"{parts.header[row]} by {parts.header[column]}"
+    drawn = picture(_WIDE, max(_HEIGHT, lowest + 12), f"{parts.title}: {label}", grid + dots)
     return f'<figure class="chart"><figcaption>{escape(label)}</figcaption>{drawn}</figure>'
 
 

@@ -40,6 +40,8 @@ class LayerRow:
         precision: "int8" or "float" as the runtime ran it; "" where not known.
         executed_as: The operator that the runtime ran; "" where not known.
         detail: Why it ran in float; "" otherwise.
+        ms: Milliseconds of a call that it takes in ONNX Runtime, by the runtime's own clock; None where that was not
+            asked, and of layers that run as one of all but the first. Older reports have none.
     """
 
     name: str
@@ -49,6 +51,7 @@ class LayerRow:
     precision: str = ""
     executed_as: str = ""
     detail: str = ""
+    ms: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +192,9 @@ def layer_rows(
 def _completed(document: Mapping[str, Any]) -> dict[str, Any]:
     """Return a document with what older reports have not."""
     known: dict[str, Any] = {"warnings": [], "estimate": {}, "floors": [], "reasons": [], "breakdowns": [], **document}
-    lacking: dict[str, dict[str, Any]] = {"metrics": dict.fromkeys(("low", "high")), "breakdowns": {"plot": []}}
+    lacking: dict[str, dict[str, Any]] = {
+        "metrics": dict.fromkeys(("low", "high")), "breakdowns": {"plot": []}, "layers": {"ms": None},
+    }  # fmt: skip
     for name, added in lacking.items():
         if isinstance(known.get(name), list):
             known[name] = [added | row if isinstance(row, dict) else row for row in known[name]]

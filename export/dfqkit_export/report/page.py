@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from html import escape
 
-from dfqkit_export.backends import DEFAULT
-from dfqkit_export.measure.kinds import TOP1_DROP, known_kinds
-from dfqkit_export.report.charts import interval_chart, loss_charts, points_chart
+from dfqkit_export.measure.kinds import DROPS, known_kinds
+from dfqkit_export.report.charts import interval_chart, loss_charts, points_charts
 from dfqkit_export.report.document import LayerRow, Report
+from dfqkit_export.report.floors import floor_of
 from dfqkit_export.report.markup import document, facts, pictures, section, table
 from dfqkit_export.report.rows import (
     MetricGroup,
@@ -118,7 +118,11 @@ def _metrics(report: Report) -> str:
     columns = subjects(report)
     header = [("metric", "pin"), *((subject, "num") for subject in columns)]
     rows = (_metric_row(group, columns) for group in metric_groups(report))
-    body = table("Metrics by subject", header, rows) if report.metrics else ""
+    drop = next((m for m in report.metrics if m.name in DROPS and m.subject == main_subject(report)), None)
+    floor = None if drop is None else floor_of(drop, report.floors)
+    chart = interval_chart(report.estimate, drop, floor)
+    body = f'<div class="charts">{chart}</div>' if chart else ""
+    body += table("Metrics by subject", header, rows) if report.metrics else ""
     note = (
         "Value ± standard error, or with an interval of 95 % in brackets; below it the distance to the teacher and the "
         "floor that the recipe promised. n counts images, calls or layers."
@@ -156,7 +160,7 @@ def _breakdowns(report: Report) -> str:
         rest = f'<p class="note">and {more} more, in report.json</p>' if more > 0 else ""
         title = f"{each.title}: {each.subject}, {each.data}"
         found.append(
-            section(title, table(title, header, rows) + rest + (points_chart(each) if each.plot else ""), each.note)
+            section(title, table(title, header, rows) + rest + (points_charts(each) if each.plot else ""), each.note)
         )
     return "".join(found)
 
@@ -181,8 +185,7 @@ def _estimate(report: Report) -> str:
     if not sentence:
         return ""
     shown = frozenset({"value", "low", "high", "confidence", "trusted", "reason", "n", "features"})
-    chart = interval_chart(report.estimate, report.metric(TOP1_DROP.name, DEFAULT.name))
-    body = f'<p class="note">{escape(sentence)}</p>{chart}{facts(report.estimate, skip=shown)}'
+    body = f'<p class="note">{escape(sentence)}</p>{facts(report.estimate, skip=shown)}'
     features = report.estimate.get("features")
     if isinstance(features, Mapping) and features:
         body += f"<details><summary>What it was estimated from</summary>{facts(features)}</details>"
@@ -223,40 +226,44 @@ def _float_table(layers: Iterable[LayerRow]) -> str:
 def _layers(layers: Iterable[LayerRow]) -> str:
     rows = list(layers)
     best = max((value for row in rows for value in (row.sqnr_student_db, row.sqnr_runtime_db) if value), default=1.0)
+    slowest = max((row.ms for row in rows if row.ms), default=0.0)
     header = [
         ("#", "num"),
         ("layer", "pin"),
         ("operator", ""),
         ("student, dB", "num"),
         ("runtime, dB", "num"),
+        *([("time, ms", "num")] if slowest else []),
         ("precision", ""),
         ("executed as", ""),
     ]
-    body = table("Layers", header, (_layer_row(i, row, best) for i, row in enumerate(rows, 1)), sortable=True)
+    body = table("Layers", header, (_layer_row(i, row, best, slowest) for i, row in enumerate(rows, 1)), sortable=True)
     note = (
         "Signal-to-quantization-noise ratio of each layer's output: the student against the teacher, the runtime "
         "against the student. Lower means more noise; 6 dB is about one bit."
+        + (" Layers that run as one have their time at the first." if slowest else "")
     )
     return section("Layers", body, note) if rows else ""
 
 
-def _layer_row(index: int, row: LayerRow, best: float) -> str:
+def _layer_row(index: int, row: LayerRow, best: float, slowest: float) -> str:
     precision = escape(row.precision)
     chip = f'<span class="chip {precision}">{precision}</span>' if precision else ""
     return (
         f'<tr><td class="num quiet" data-v="{index}">{index}</td>'
         f'<th scope="row" class="mono pin">{escape(row.name)}</th>'
-        f"<td>{escape(row.op)}</td>{_decibel(row.sqnr_student_db, best)}{_decibel(row.sqnr_runtime_db, best)}"
+        f"<td>{escape(row.op)}</td>{_bar(row.sqnr_student_db, best, 1)}{_bar(row.sqnr_runtime_db, best, 1)}"
+        f"{_bar(row.ms, slowest, 3) if slowest else ''}"
         f"<td>{chip}</td><td>{escape(row.executed_as)}</td></tr>"
     )
 
 
-def _decibel(value: float | None, best: float) -> str:
+def _bar(value: float | None, best: float, digits: int) -> str:
     if value is None:
         return '<td class="num quiet" data-v="">-</td>'
     width = max(0.0, min(100.0, 100.0 * value / best)) if best > 0 else 0.0
     bar = f'<span class="bar" aria-hidden="true"><i style="width:{width:.0f}%"></i></span>'
-    return f'<td class="num" data-v="{value:.6g}">{bar}{value:.1f}</td>'
+    return f'<td class="num" data-v="{value:.6g}">{bar}{value:.{digits}f}</td>'
 
 
 def _latency(report: Report) -> str:

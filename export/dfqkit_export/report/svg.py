@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from html import escape
 
 _TICKS = (1, 2, 5)
+#: Width of a letter and height of a line, in pixels, about.
+LETTER, _LINE = 6.0, 11
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,29 @@ def tick(x: float, y: float, text: str, *, anchor: str = "start") -> str:
     """Write a small text; `anchor` says which end of it lies at `x`."""
     where = "" if anchor == "start" else f' text-anchor="{anchor}"'
     return f'<text class="tick" x="{x:.1f}" y="{y:.1f}"{where}>{text}</text>'
+
+
+def named_points(points: Iterable[tuple[float, float, str]], width: float) -> tuple[str, float]:
+    """Mark points with their names beside them, no name on another; return the lowest place, too.
+
+    Args:
+        points: Coordinates, and a name; those that come first keep their places.
+        width: Of the picture: names stand on the side with more room, and are cut where that is too little.
+    """
+    taken: list[tuple[float, float, float]] = []
+    parts = []
+    for x, y, name in points:
+        before, most = x > width / 2, int((max(x, width - x) - 6) / LETTER)
+        shown = name if len(name) <= most else f"{name[: most - 1]}…"
+        span, place = LETTER * len(shown), y
+        start = x - 6 - span if before else x + 6
+        while any(abs(place - other) < _LINE and start < end and begin < start + span for begin, end, other in taken):
+            place += _LINE
+        taken.append((start, start + span, place))
+        parts.append(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="4"><title>{escape(name)}</title></circle>')
+        where = (x - 6, "end") if before else (x + 6, "start")
+        parts.append(tick(where[0], place + 3.5, escape(shown), anchor=where[1]))
+    return "".join(parts), max((place for *_, place in taken), default=0.0)
 
 
 def picture(width: float, height: float, label: str, body: str) -> str:

@@ -584,12 +584,34 @@ def test_an_estimate_is_a_sentence_and_a_chart_and_a_refusal_says_why() -> None:
     given = dataclasses.replace(_floored(0.2, 0.5), estimate=estimate)
     for rendered in (render_html(given), render_text(given), render_markdown(given)):
         assert "falls by 0.40 points [-0.10, 1.20], an interval that holds in 90 % of cases" in rendered
-    assert 'aria-label="Estimated drop 0.40 points, interval -0.10 to 1.20, measured 0.20"' in render_html(given)
+    told = "Drop in points: estimated 0.40 [-0.10, 1.20]; measured 0.20; at most 0.5 promised"
+    assert f'aria-label="{told}"' in render_html(given)
     refused = dataclasses.replace(given, estimate={"value": None, "low": None, "high": None, "reason": "too <few>"})
     page = render_html(refused)
     assert "No estimate of the drop on real images: too &lt;few&gt;" in page
-    assert "Drop in points" not in page
+    assert 'aria-label="Drop in points: measured 0.20; at most 0.5 promised"' in page
     assert "Estimated drop" not in render_html(_floored(0.2, 0.5))
+
+
+def test_time_of_layers_stands_as_bars_where_it_was_asked_and_parts_are_drawn_by_each_column_that_is_named() -> None:
+    assert "time, ms" not in render_html(REPORT)
+    timed = replace(REPORT, layers=[replace(REPORT.layers[0], ms=0.5), replace(REPORT.layers[1], ms=0.125)])
+    assert Report.from_json(timed.to_json()) == timed
+    page = render_html(timed)
+    assert '<i style="width:25%"></i></span>0.125</td>' in page
+    document = json.loads(REPORT.to_json())
+    for layer in document["layers"]:
+        del layer["ms"]
+    assert Report.from_json(json.dumps(document)) == REPORT
+    rows = [["<first>", "0.5", 1.0, 3.0], ["second", "0.25", None, 2.0], ["third", None, 2.0, None]]
+    header = ["name", "MB", "latency", "distance"]
+    part = Breakdown(
+        title="Candidates", note="", subject="student", data="x", header=header, rows=rows, plot=header[1:],
+    )  # fmt: skip
+    page = render_html(replace(REPORT, breakdowns=[part]))
+    assert 'aria-label="Candidates: distance by MB"' in page
+    assert "distance by latency" not in page, "of one point there is nothing to see"
+    assert ">&lt;first&gt;</text>" in page
 
 
 def test_side_by_side_pairs_metrics_and_layers_and_says_which_is_better() -> None:
