@@ -57,7 +57,7 @@ def _metric_row(found: MetricDifference, before: Metric | None, after: Metric | 
     values = "".join(f'<td class="num">{escape(_value(metric))}</td>' for metric in (before, after))
     apart = ""
     if known is not None and found.a is not None and found.b is not None:
-        spread = f" ± {found.noise / SIGMAS:.2g}" if found.noise is not None and found.a != found.b else ""
+        spread = f" ± {found.noise / SIGMAS:.2g}" if found.noise and found.a != found.b else ""
         apart = f"{'+' if found.b > found.a else ''}{difference_figure(found.b - found.a, known)}{spread}"
     word = _WORDS.get(found.change, found.change)
     return f'<tr>{name}{values}<td class="num">{escape(apart)}</td><td class="wrap">{escape(word)}</td></tr>'
@@ -66,7 +66,7 @@ def _metric_row(found: MetricDifference, before: Metric | None, after: Metric | 
 def _value(metric: Metric | None) -> str:
     if metric is None:
         return MISSING
-    error = interval_text(metric) or (f"± {metric.stderr:.2g}" if metric.stderr is not None else "")
+    error = interval_text(metric) or (f"± {metric.stderr:.2g}" if metric.stderr else "")
     return f"{figure(metric.value, metric.unit, metric.kind)} {error}".rstrip()
 
 

@@ -104,7 +104,7 @@ def _check_floor(metric: Metric | None, floor: Floor) -> Finding | None:
     if metric.value >= floor.value if metric.higher_is_better else metric.value <= floor.value:
         return None
     side = "below" if metric.higher_is_better else "above"
-    error = f" ± {metric.stderr:.3g}" if metric.stderr is not None else ""
+    error = f" ± {metric.stderr:.3g}" if metric.stderr else ""
     if metric.low is not None and metric.high is not None:
         error = f" [{metric.low:.3g}, {metric.high:.3g}]"
     unit = f" {metric.unit}" if metric.unit else ""

@@ -220,7 +220,13 @@ def _spread(drop: kinds.Metric) -> str:
         if high <= 0:
             return f"(with 95 % between {-high:.2f} and {-low:.2f}) "
         return f"(with 95 % between losing {high:.2f} and gaining {-low:.2f}) "
-    return f"(standard error {drop.stderr:.2f}) " if drop.stderr is not None else ""
+    return f"(standard error {_seen(drop.stderr, 2)}) " if drop.stderr else ""
+
+
+def _seen(stderr: float, decimals: int | None) -> str:
+    """Return a standard error to so many decimals, or to one digit where these are all 0."""
+    text = f"{stderr:.{decimals}f}"
+    return text if float(text) else f"{stderr:.1g}"
 
 
 def integers(report: Report) -> str:
@@ -247,10 +253,10 @@ def _group(name: str, data: str, n: int, members: Mapping[str, kinds.Metric], fl
 def _cell(metric: kinds.Metric, teacher: kinds.Metric | None, floors: Sequence[Floor]) -> Figure:
     number, _, unit = figure(metric.value, metric.unit, metric.kind).partition(" ")
     stderr = ""
-    if metric.stderr is not None and metric.value is not None:
+    if metric.stderr and metric.value is not None:  # none at all, of so many images, tells nothing
         decimals = len(number.partition(".")[2]) if "e" not in number else None
         short = decimals is None or metric.kind.significant is not None
-        stderr = f"{metric.stderr:.2g}" if short else f"{metric.stderr:.{decimals}f}"
+        stderr = f"{metric.stderr:.2g}" if short else _seen(metric.stderr, decimals)
     return Figure(
         number=number,
         stderr=stderr,

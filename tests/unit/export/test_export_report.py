@@ -12,14 +12,17 @@ import numpy as np
 import pytest
 
 from dfqkit_export.backends.precision import LayerPrecision
+from dfqkit_export.comparison.reports import compare_reports
 from dfqkit_export.comparison.side_by_side import render_side_by_side
+from dfqkit_export.comparison.text import render_differences
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.measure.breakdown import Breakdown
-from dfqkit_export.measure.kinds import Metric
+from dfqkit_export.measure.kinds import Metric, known_kinds
 from dfqkit_export.report import Finding, Floor, LayerRow, Report, check_floors, layer_rows
 from dfqkit_export.report.charts import loss_charts
-from dfqkit_export.report.page import render_html
+from dfqkit_export.report.page import render_head, render_html
 from dfqkit_export.report.rows import figure, metric_groups, verdict_sentence
+from dfqkit_export.report.summary import summary
 from dfqkit_export.report.text import render_markdown, render_text
 
 EVIL = "<script>alert(1)</script>\"'&|`"
@@ -279,13 +282,47 @@ def test_gaps_are_differences_or_ratios() -> None:
     assert metric_groups(larger)[0].cells["a"].gap == "2.00x larger"
 
 
-def test_a_report_has_one_speed_up_and_its_interval() -> None:
+def renderings(report: Report) -> list[str]:
+    """Everything that is made of a report for people to read."""
+    pages = (render_html(report), render_head(report), render_side_by_side(report, report))
+    compared = render_differences(compare_reports(report, REPORT))
+    texts = (re.sub(r"<[^>]+>", " ", page) for page in pages)
+    return [*texts, render_text(report), render_markdown(report), "\n".join(summary(report)), compared]
+
+
+def test_nothing_shows_two_speed_ups_of_the_same() -> None:
     sped = metric("speedup", "onnxruntime", 2.9, "x", n=50, low=2.7, high=3.1)
-    report = replace(REPORT, metrics=(*METRICS, sped))
-    for text in (render_text(report), render_markdown(report), render_html(report)):
+    ratio = {"ratio": 2.9, "ratio_low": 2.7, "ratio_high": 3.1}  # in turns; that of the medians is 3
+    times = {
+        name: dict.fromkeys(("median", "min", "max", "p10", "p90"), ms)
+        for name, ms in (("teacher", 3.0), ("onnxruntime", 1.0))
+    }
+    times["onnxruntime"] |= ratio
+    timed = {"timings": times, "reference": "teacher", "repeats": 50, "warmup": 5, "batch": 1}
+    report = replace(REPORT, metrics=(*METRICS, sped), latency=timed)
+    same = "0.00"  # of a report beside itself
+    for text in renderings(report)[:-1]:
+        assert set(re.findall(r"([\d.]+)(?:x(?! (?:smaller|larger))| times)", text)) <= {"2.90", "2.70", "3.10", same}
         assert "2.90x" in text
-        assert "[2.70x, 3.10x]" in text
-        assert not re.search(r"x faster|x slower|>ratio<|ratio against", text)
+        assert not re.search(r"x faster|x slower|ratio against", text)
+    assert "[2.70x, 3.10x]" in render_text(report)
+
+
+@pytest.mark.parametrize("stderr", [0.0, 1e-9, 0.004])
+def test_no_standard_error_is_shown_as_nothing(stderr: float) -> None:
+    units = {kind.name: kind.unit for kind in known_kinds()}
+    rows = [
+        metric(name, who, 0.0, unit, stderr=stderr)
+        for name, unit in units.items()
+        for who in ("teacher", "onnxruntime")
+    ]
+    report = replace(REPORT, metrics=rows)
+    findings = check_floors(
+        [replace(rows[0], value=1.0, higher_is_better=False)],
+        [Floor(metric=rows[0].name, subject="teacher", value=0.5)],
+    )
+    for text in (*renderings(report), findings[0].message):
+        assert not re.search(r"(?:±|standard error) [0.]+(?![\de.])", text), text
 
 
 def test_standard_errors_have_the_values_decimals() -> None:
