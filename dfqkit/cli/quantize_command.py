@@ -26,6 +26,7 @@ from dfqkit.cli.running import begin, carry_out, only_planned, show_reports
 from dfqkit.config.files import CHECKPOINTS, WHOLE
 from dfqkit.run.stages import STAGES
 from dfqkit_export.backends import DEFAULT_TARGET
+from dfqkit_export.words import did_you_mean
 
 if TYPE_CHECKING:
     from dfqkit.config.recipe import Recipe
@@ -139,7 +140,8 @@ def factory_and_weights(args: argparse.Namespace) -> tuple[str, str | None]:
             args.parser.error(f"--no-weights contradicts '{model}'")
         return args.factory, model
     if args.factory is not None:
-        args.parser.error(f"--factory goes with a checkpoint ({', '.join(CHECKPOINTS)}), found '{model}'")
+        near = f".{did_you_mean(model, (path.name for path in Path().iterdir()))}"
+        args.parser.error(f"--factory goes with a checkpoint ({', '.join(CHECKPOINTS)}), found '{model}'{near}")
     if is_file:
         return f"{WHOLE[suffix]}:{model}", None
     if ":" not in model:

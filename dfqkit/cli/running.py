@@ -213,11 +213,10 @@ def read_report(path: Path) -> Report:
     try:
         return Report.from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ArtefactError) as error:
-        reason = str(error).rstrip(".")
-        message = (
-            f"Cannot read '{path}': {reason}. Give a {REPORT} or the folder that holds it; `dfqkit run --resume "
-            f"{path.parent}` makes that of a run."
-        )
+        reason = "it is not there" if isinstance(error, FileNotFoundError) else str(error).rstrip(".")
+        begun = (path.parent / "recipe.yaml").is_file()
+        repair = f"; `dfqkit run --resume {path.parent}` makes that of this run" if begun else ""
+        message = f"Cannot read '{path}': {reason}. Give a {REPORT} or the folder that holds it{repair}."
         raise ArtefactError(message) from error
 
 

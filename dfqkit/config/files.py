@@ -82,6 +82,8 @@ def find_file(name: str, recipe_dir: Path | None) -> Path:
         if place.exists():
             return place
     message = f"The recipe names '{name}', which does not exist (looked at {', '.join(map(str, places)) or 'nothing'})."
+    beside = [path.name for place in places if place.parent.is_dir() for path in place.parent.iterdir()]
+    message += did_you_mean(Path(name).name, beside)
     if not absolute and Path(name).exists():
         message += f" There is one in the current folder: name it in full, {Path(name).resolve()}."
     elif not absolute and not assets:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path, PurePath
 from typing import Any
 
 from dfqkit.config.files import find_file
 from dfqkit_export.errors import ArtefactError, RecipeError
+from dfqkit_export.words import did_you_mean, some
 
 _LOG = logging.getLogger(__name__)
 
@@ -209,6 +211,22 @@ def _channels(found: Mapping[str, Any]) -> int:
     return int(found["shape"][0]) if found.get("shape") else len(found.get("mean") or range(_COLOURS))
 
 
+def _require_name(factory: str) -> None:
+    """Refuse what names no factory, or none that its library has, before anything else is asked for."""
+    library, colon, model = factory.partition(":")
+    if not colon:
+        message = f"'{factory}' is no factory: give FILE.py:FUNCTION, MODULE:FUNCTION, torchvision:NAME or timm:NAME."
+        raise RecipeError(message)
+    try:
+        known = import_module({"timm": "timm", "torchvision": "torchvision.models"}[library]).list_models()
+    except (ImportError, KeyError):
+        return  # making the teacher says which package is missing
+    name = model.partition(".")[0]  # timm's names may end in a tag
+    if name not in known and name.isidentifier():
+        message = f"{library} has no network '{model}'.{did_you_mean(model, known, n=3)} It has {some(known, 5)}."
+        raise RecipeError(message)
+
+
 def require_values(
     factory: str,
     given: Mapping[str, Any],
@@ -237,12 +255,13 @@ def require_values(
     usual = usual and factory.partition(":")[0] not in _FILES
     missing = [key for key in _NEEDED[: 1 if usual else 3] if key not in found]
     if missing:
+        _require_name(factory)
         told = f" It says the shape {tuple(found['shape'])}." if "shape" in found and "shape" not in given else ""
-        forms = " and ".join(f"--{key} {_FORMS[key]}" for key in missing)
+        forms = " ".join(f"--{key} {_FORMS[key]}" for key in missing)
         guess = nearest(found)
         told_guess = " ".join(f"--{key} {','.join(map(str, guess[key]))}" for key in missing)
         message = (
-            f"Nothing says {' and '.join(missing)} of '{factory}'.{told}{open_axes(factory)} Give {forms}, as it was "
+            f"Nothing says {', '.join(missing)} of '{factory}'.{told}{open_axes(factory)} Give {forms}, as it was "
             "trained, and, of a classifier, --classes N; in Python, image=ImageSpec(...). The nearest guess, usual of "
             f"networks of photographs: {told_guess}"
         )

@@ -73,7 +73,7 @@ def test_without_a_terminal_nothing_is_asked(here: Path, capsys: Output, monkeyp
     assert main(["init"]) == 2
     names(capsys.readouterr().err, "give MODEL", "a checkpoint")
     assert main(["init", "model.onnx"]) == 2
-    names(capsys.readouterr().err, "mean and std", "guess", "--mean 0.485,0.456,0.406")
+    names(capsys.readouterr().err, "mean, std", "guess", "--mean 0.485,0.456,0.406")
     assert not Path("recipe.yaml").exists()
     words = ["best.pth", "--factory", "my_model.py:build", "--shape", "1,16,16", "--mean", "0.3", "--std", "0.32"]
     assert main(["init", *words, "--classes", "10", "--json"]) == 0

@@ -104,15 +104,15 @@ def test_names_of_a_task_that_are_not_the_files_go_by_order() -> None:
 def test_what_a_file_does_not_say_is_asked_for(tmp_path: Path) -> None:
     path = two_heads(tmp_path / "net.onnx")
     assert image_values(f"onnx:{path}", {}) == {"shape": [3, 8, 8]}
-    with raises_naming(RecipeError, "mean and std", "(3, 8, 8)", "as it was trained", "0.485,0.456,0.406"):
+    with raises_naming(RecipeError, "mean, std", "(3, 8, 8)", "as it was trained", "0.485,0.456,0.406"):
         dfqkit.quantize(f"onnx:{path}")
-    with raises_naming(RecipeError, "mean and std", "--mean"):
+    with raises_naming(RecipeError, "mean, std", "--mean"):
         require_values(f"onnx:{path}", {})
     open_path = file(tmp_path / "open.onnx", [op("Relu", "x", "y")], shape=("N", 3, "h", "w"))
     assert image_values(f"onnx:{open_path}", {}) == {}
     with raises_naming(RecipeError, "shape", "--shape", "(N, 3, h, w)", "choose the size"):
         require_values(f"onnx:{open_path}", {"mean": (0.0,) * 3, "std": (1.0,) * 3})
-    with raises_naming(RecipeError, "shape and mean and std", "'x' is (N, 3, h, w)", "choose the size"):
+    with raises_naming(RecipeError, "shape, mean, std", "'x' is (N, 3, h, w)", "choose the size"):
         dfqkit.quantize(f"onnx:{open_path}")
     text = "schema: 1\nname: t\nwhy: w\ntask: generic\nteacher: {factory: 'onnx:open.onnx'}\n"
     text += "synthesis: {method: procedural}\nimage: {mean: [0, 0, 0], std: [1, 1, 1]}\n"
