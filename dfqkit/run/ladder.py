@@ -193,8 +193,8 @@ def _filed(
 ) -> dict[str, Any]:
     """Return the bytes of a candidate's file, whether these are too many, and how it is timed.
 
-    ``latency`` is in those of the first candidate's file, timed in turns: what else the machine does meets both. Files
-    cost an export each, so that they are written only where a size is asked for.
+    ``call`` is the time of a call, in those of the first candidate's file, timed in turns: what else the machine does
+    meets both. Files cost an export each, so that they are written only where a size is asked for.
     """
     if most is None:
         return {}
@@ -210,7 +210,7 @@ def _filed(
             sessions = {"first": OrtSession(first), "this": OrtSession(file)}
             timed = measure_latency(sessions, image.cpu().numpy(), repeats=repeats, reference="first")
             if ratio := timed.timings["this"].ratio:
-                found["latency"] = round(1 / ratio, 4)
+                found["call"] = round(1 / ratio, 4)
     return found
 
 

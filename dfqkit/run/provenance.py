@@ -143,9 +143,7 @@ def candidates(context: Context) -> list[Breakdown]:
         said += f"{', ' * bool(said)}as {row['as']}" if "as" in row else ""
         said += f"{', ' * bool(said)}too large" if row.get("over") else ""
         size = f"{row['bytes'] / 1e6:.4g}" if "bytes" in row else None
-        rows.append(
-            [each.name, sets or "nothing", distance, row["kept"], size, row.get("latency"), row["seconds"], said]
-        )
+        rows.append([each.name, sets or "nothing", distance, row["kept"], size, row.get("call"), row["seconds"], said])
     stopped = f" Others were not tried: {facts['stopped']}." if facts["stopped"] else ""
     rule = context.teacher.torch_task.rule
     return [
@@ -153,11 +151,11 @@ def candidates(context: Context) -> list[Breakdown]:
             title="Candidates",
             note="What each sets otherwise than the recipe's quant section, and how its student answered images of "
             f"another kind than those it was fitted on: {rule}, answers kept. The nearest one is the file. Size and "
-            f"latency (times the first one's) are known where `ladder.max_size` asks for files.{stopped}",
+            f"time of a call (in the first one's) are known where `ladder.max_size` asks for files.{stopped}",
             subject="student",
             data=facts["judged_on"],
-            header=["candidate", "sets", "distance", "answers kept, %", "size, MB", "latency", "seconds", ""],
+            header=["candidate", "sets", "distance", "answers kept, %", "size, MB", "time of a call", "seconds", ""],
             rows=rows,
-            plot=("size, MB", "latency", "seconds", "distance"),
+            plot=("size, MB", "time of a call", "seconds", "distance"),
         )
     ]

@@ -169,9 +169,9 @@ def test_a_candidate_that_is_another_again_is_not_made_again(tmp_path: Path) -> 
     table = next(each for each in done.report.breakdowns if each.title == "Candidates")
     assert [row[-1] for row in table.rows] == ["chosen", "as plain", ""]
     page = render_html(done.report)
-    assert all(f"distance by {across}" in page for across in ("size, MB", "latency", "seconds"))
+    assert all(f"distance by {across}" in page for across in ("size, MB", "time of a call", "seconds"))
     assert plain["bytes"] == done.model.stat().st_size
-    assert cut["latency"] > 0, "in calls of the first candidate's file"
+    assert cut["call"] > 0, "in calls of the first candidate's file"
     assert all(row.ms is not None and row.ms > 0 for row in done.report.layers), "and each layer's time"
 
 
