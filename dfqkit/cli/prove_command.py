@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import shlex
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dfqkit.cli.options import Commands, add_command, add_task, names, note, positive, show
+from dfqkit.cli.options import (
+    Commands,
+    add_cluster_options,
+    add_command,
+    add_task,
+    names,
+    note,
+    positive,
+    show,
+    spelled,
+)
 from dfqkit.progress import Progress
 from dfqkit_export.errors import ArtefactError
 
 if TYPE_CHECKING:
+    from dfqkit.run.parts import Tell
+    from dfqkit_export.comparison.portability import Portability
     from dfqkit_export.report import Report
 
 _DESCRIPTION = (
@@ -41,6 +56,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--runtime", default=(), type=names, metavar="VERSIONS", help=text)
     parser.add_argument("--prepare", action="store_true", help="get what is missing for the families first")
     add_task(parser)
+    add_cluster_options(parser, "family")
 
 
 def _prove(args: argparse.Namespace) -> int:
@@ -69,38 +85,80 @@ def _prepare(args: argparse.Namespace) -> None:
 
 
 def _found(args: argparse.Namespace) -> int:
+    from dfqkit_export.comparison.portability import (
+        FAMILIES,
+        PARTS,
+        families,
+        portability_table,
+        render_portability,
+    )
+    from dfqkit_export.files import write_bytes
+
+    given = {"file": args.file, "images": args.images}
+    common: dict[str, Any] = {name: path and str(path.absolute()) for name, path in given.items()}
+    common |= {"limit": args.limit, "task": args.task, "runtime": args.runtime}
+    common["on"] = [family.name for family in families(args.on or FAMILIES)]
+    found, keep = _proven(common, note) if args.cluster is None else _by_workers(common, args)
+    show(args, found.to_dict(), render_portability(found))
+    if keep:
+        kept = {**found.to_dict(), "table": asdict(portability_table(found))}
+        write_bytes(args.file / _KEPT, json.dumps(kept, indent=1).encode())
+    if any(row.verdict == PARTS for row in found.rows):
+        return 1
+    return 3 if found.worse(args.on) else 0
+
+
+def _proven(common: Mapping[str, Any], tell: Callable[[str], None]) -> tuple[Portability, bool]:
+    """Return what is found of a file, and whether it lies in a run's folder, which keeps that."""
     from dfqkit_export.bundle import open_bundle
     from dfqkit_export.comparison.inputs import read_inputs
-    from dfqkit_export.comparison.portability import FAMILIES, PARTS, portability_table, prove, render_portability
-    from dfqkit_export.files import write_bytes
+    from dfqkit_export.comparison.portability import prove
     from dfqkit_export.images.inputs import random_inputs
     from dfqkit_export.onnxfile.model import load_onnx, metadata_in
     from dfqkit_export.sentinel import SENTINEL_FILE
     from dfqkit_export.tasks import task_in, task_of
 
-    def found_of(model: Path, images: Path | None, *, keep: bool = False) -> int:
+    model, images, keep = Path(common["file"]), common["images"], False
+    with contextlib.ExitStack() as stack:
+        if model.suffix != ".onnx":
+            bundle = stack.enter_context(open_bundle(model))
+            sentinel = bundle.root / SENTINEL_FILE
+            keep, model = model.is_dir() and not bundle.whole, bundle.model
+            images = images or (sentinel if sentinel.is_file() else None)
         loaded = load_onnx(model, weights=False)
         if images is None:
-            inputs = random_inputs(loaded, args.limit)
-            note("The images are random numbers: flips on them mean nothing. Give real ones with --images.")
+            inputs = random_inputs(loaded, common["limit"])
+            tell("The images are random numbers: flips on them mean nothing. Give real ones with --images.")
         else:
-            inputs = read_inputs(images, loaded, args.limit)
-        task = task_of(args.task) if args.task else task_in(metadata_in(loaded))
-        found = prove(model, inputs, args.on or FAMILIES, versions=args.runtime, task=task, begins=note)
-        show(args, found.to_dict(), render_portability(found))
-        if keep:
-            kept = {**found.to_dict(), "table": asdict(portability_table(found))}
-            write_bytes(args.file / _KEPT, json.dumps(kept, indent=1).encode())
-        if any(row.verdict == PARTS for row in found.rows):
-            return 1
-        return 3 if found.worse(args.on) else 0
+            inputs = read_inputs(Path(images), loaded, common["limit"])
+        task = task_of(common["task"]) if common["task"] else task_in(metadata_in(loaded))
+        return prove(model, inputs, common["on"], versions=common["runtime"], task=task, begins=tell), keep
 
-    if args.file.suffix == ".onnx":
-        return found_of(args.file, args.images)
-    with open_bundle(args.file) as bundle:
-        sentinel = bundle.root / SENTINEL_FILE
-        images = args.images or (sentinel if sentinel.is_file() else None)
-        return found_of(bundle.model, images, keep=args.file.is_dir() and not bundle.whole)
+
+def family_part(common: Mapping[str, Any], index: int, _tell: Tell) -> tuple[Portability, bool]:
+    """Prove a file in the kernels of one family, beside what this machine computes of it; each version is a row."""
+    return _proven({**common, "on": [common["on"][index]]}, lambda _: None)
+
+
+def _by_workers(common: Mapping[str, Any], args: argparse.Namespace) -> tuple[Portability, bool]:
+    """Have each family proven by a worker; the rows stand in the order that was asked for."""
+    from dfqkit.run.parts import Job
+    from dfqkit.run.ray_parts import executor
+
+    words = ["dfqkit", "prove", common["file"], *spelled(args, "images", "limit")]
+    job = Job(
+        name="family",
+        function=family_part,
+        common=common,
+        indices=range(len(common["on"])),
+        sizes=[1] * len(common["on"]),
+        alone=lambda index: shlex.join([*words, "--on", common["on"][index]]),
+        threads=1,
+    )
+    with Progress().stage("families", total=job.size) as bar:
+        found = dict(executor(args.cluster, args.workers).run(job, bar))
+    proven, keep = found[0]
+    return replace(proven, rows=tuple(row for index in job.indices for row in found[index][0].rows)), keep
 
 
 def with_proof(report: Report, file: Path) -> Report:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dfqkit.cli.options import (
     Commands,
     Parser,
+    add_cluster_options,
     add_command,
     add_compute_options,
     add_image,
@@ -56,6 +57,7 @@ def add(commands: Commands) -> None:
     text = "new or empty folder for everything the run makes (default: runs/MODEL/BITS-TARGET/TIME-HASH)"
     parser.add_argument("--out", metavar="DIR", help=text)
     add_compute_options(parser)
+    add_cluster_options(parser, "target, candidate of a ladder and share of the images that grade")
     add_yes(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and the recipe; write nothing")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dfqkit.cli.options import (
     Commands,
+    add_cluster_options,
     add_command,
     add_compute_options,
     add_recipe_options,
@@ -42,6 +43,7 @@ def add(commands: Commands) -> None:
     add_recipe_options(parser)
     add_steering(parser)
     add_compute_options(parser)
+    add_cluster_options(parser, "target, candidate of a ladder and share of the images that grade")
     add_yes(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan and the resolved recipe; write nothing")
     parser.add_argument("--resume", metavar="DIR", help="continue the run in that folder; needs no RECIPE")
@@ -85,6 +87,8 @@ def _check(args: argparse.Namespace) -> None:
     """Refuse what contradicts itself."""
     given = {"--out": args.out, "--set": args.overrides, "--seed": args.seed is not None}
     given["--untrusted"] = args.untrusted
+    if processes() > 1 and args.cluster:
+        args.parser.error("torchrun and --cluster are two ways to share work: leave one of them out")
     if args.resume:
         extra = [name for name, value in {"RECIPE": args.recipe, **given, "--only": args.only}.items() if value]
         if extra:

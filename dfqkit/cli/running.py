@@ -86,8 +86,8 @@ def begin(
     from dfqkit.training.ranks import Ranks
 
     ranks = Ranks.joined(args.device or "auto")
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
+    if threads := args.threads or (1 if args.cluster else None):
+        torch.set_num_threads(threads)
     if not ranks.first:
         ranks.wait()
         return Work(folder=RunFolder.open(args.out), recipe=recipe, teacher=teacher)
@@ -154,7 +154,7 @@ def only_planned(args: argparse.Namespace, recipe: Recipe, teacher: Teacher | No
 
 def reopen(path: str) -> Work:
     """Open a run's folder and the recipe in it, which must be the one that it began with."""
-    from dfqkit.run.execution import recipe_of
+    from dfqkit.run.context import recipe_of
     from dfqkit.run.folder import RunFolder
 
     folder = RunFolder.open(path)
@@ -175,6 +175,7 @@ def carry_out(work: Work, stages: Iterable[str], args: argparse.Namespace, *, re
     """
     from dfqkit.progress import Progress
     from dfqkit.run import execution
+    from dfqkit.run.ray_parts import executor
     from dfqkit.run.stages import require_earlier
 
     stages, progress = list(stages), Progress(quiet=args.quiet)
@@ -190,6 +191,7 @@ def carry_out(work: Work, stages: Iterable[str], args: argparse.Namespace, *, re
             device=_settle(work.folder, args),
             progress=progress,
             teacher=work.teacher,
+            executor=executor(args.cluster, args.workers),
         )
 
 

@@ -16,6 +16,7 @@ from torch import fx, nn
 
 from dfqkit.config.files import find_file
 from dfqkit.config.quant import QuantConfig
+from dfqkit.config.reading import parse_recipe
 from dfqkit.config.recipe import Recipe
 from dfqkit.config.synthesis import Demand, SynthesizerConfig
 from dfqkit.images import ImageBank
@@ -23,6 +24,7 @@ from dfqkit.progress import Progress
 from dfqkit.run.binding import TEACHER, bind_data, bind_student
 from dfqkit.run.folder import RunFolder
 from dfqkit.run.open_sizes import open_axes
+from dfqkit.run.parts import Executor, InOrder
 from dfqkit.run.stage import WHOLE, Part, Stage, named
 from dfqkit.seeds import derive
 from dfqkit.students.capture import float_graph
@@ -46,6 +48,13 @@ from dfqkit_export.tasks import task_of
 FLOAT_STUDENT = "float_student.safetensors"
 #: The stage that chooses the scheme.
 QUANTIZE = "quantize"
+
+
+def recipe_of(folder: RunFolder) -> Recipe:
+    """Return the recipe that a run folder was made for."""
+    directory = folder.run_facts().get("recipe_dir")
+    recipe = parse_recipe(folder.recipe_text(), str(folder.path / "recipe.yaml"))
+    return recipe.found_in(Path(str(directory)) if directory else None)
 
 
 def teacher_of(recipe: Recipe, known: Mapping[str, Any] | None = None) -> Teacher:
@@ -128,6 +137,7 @@ class Context:
         stages: All stages, in order.
         part: The part of a stage that is done.
         ranks: The processes that train together.
+        executor: Where parts are done that need nothing of each other.
     """
 
     folder: RunFolder
@@ -138,6 +148,7 @@ class Context:
     stages: Sequence[Stage] = ()
     part: Part = WHOLE
     ranks: Ranks = ALONE
+    executor: Executor = field(default_factory=InOrder)
     _equalized: dict[tuple[int, float], fx.GraphModule] = field(default_factory=dict)
     _float_files: dict[int, onnx.ModelProto] = field(default_factory=dict)
 

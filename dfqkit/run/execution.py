@@ -6,19 +6,20 @@ What belongs here: what is the same for every stage. Which ones there are is `st
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import torch
 
-from dfqkit.config.reading import parse_recipe
 from dfqkit.config.recipe import Recipe
 from dfqkit.progress import Progress
 from dfqkit.run.binding import bind_teacher, weights_changed
 from dfqkit.run.context import Context, resolve_device
 from dfqkit.run.folder import RunFolder
-from dfqkit.run.stage import StageResult, joined
+from dfqkit.run.parts import Executor, InOrder, Tell
+from dfqkit.run.shared import context_of, spread
+from dfqkit.run.stage import Part, StageResult, joined
 from dfqkit.run.stages import STAGES, before, require_earlier
 from dfqkit.teacher.load import Teacher
 from dfqkit.training.ranks import Ranks
@@ -30,7 +31,7 @@ _MODEL_SPACE = 256 * 2**20
 _NO_MORE = -1.0
 
 
-def execute(
+def execute(  # noqa: PLR0913 - what says how is named
     folder: RunFolder,
     recipe: Recipe,
     stages: Iterable[str],
@@ -38,10 +39,12 @@ def execute(
     device: str,
     progress: Progress,
     teacher: Teacher | None = None,
+    executor: Executor | None = None,
 ) -> None:
     """Run stages in order, but those that are complete; what comes before the first one must be.
 
-    Of several processes that torchrun started, the first does that, and the others assist it.
+    Of several processes that torchrun started, the first does that, and the others assist it. What an executor does
+    elsewhere loads the recipe's own teacher there, which ``teacher`` must be then.
     """
     ranks = Ranks.joined(device)
     context = Context(
@@ -52,6 +55,7 @@ def execute(
         given=teacher,
         stages=tuple(STAGES.values()),
         ranks=ranks,
+        executor=executor or InOrder(),
     )
     if not ranks.first:
         _assist(context)
@@ -91,26 +95,33 @@ def _finish(context: Context, name: str) -> None:
     stage, folder, recipe = STAGES[name], context.folder, context.recipe
     context.progress.enter(name)
     folder.begin(name)
-    result = StageResult()
-    if stage.applies(recipe):
-        results = {}
-        for index, part in enumerate(stage.parts(recipe)):
-            if stage.assist is None:
-                results[part] = stage.run(context.about(part))
-                continue
-            with context.ranks.met():
-                context.ranks.told(list(STAGES).index(name))
-                context.ranks.told(index)
-                results[part] = stage.run(context.about(part))
-        result = joined(results)
+    result = joined(_results(context, name)) if stage.applies(recipe) else StageResult()
     folder.finish(name, result.files, result.facts)
 
 
-def recipe_of(folder: RunFolder) -> Recipe:
-    """Return the recipe that a run folder was made for."""
-    directory = folder.run_facts().get("recipe_dir")
-    recipe = parse_recipe(folder.recipe_text(), str(folder.path / "recipe.yaml"))
-    return recipe.found_in(Path(str(directory)) if directory else None)
+def _results(context: Context, name: str) -> dict[Part, StageResult]:
+    """Do the parts of a stage, in order or, where there are several, as the run's executor does them."""
+    stage = STAGES[name]
+    parts, results = stage.parts(context.recipe), {}
+    if len(parts) > 1 and stage.apart and not isinstance(context.executor, InOrder):
+        with context.progress.stage(f"{name}, targets", total=len(parts)) as bar:
+            found = dict(spread(context, name, stage_part, [1] * len(parts), bar))
+        return {part: found[index] for index, part in enumerate(parts)}
+    for index, part in enumerate(parts):
+        if stage.assist is None:
+            results[part] = stage.run(context.about(part))
+            continue
+        with context.ranks.met():
+            context.ranks.told(list(STAGES).index(name))
+            context.ranks.told(index)
+            results[part] = stage.run(context.about(part))
+    return results
+
+
+def stage_part(common: Mapping[str, Any], index: int, _tell: Tell) -> StageResult:
+    """Do one part of a stage in the run's folder, whose other parts others do."""
+    context, stage = context_of(common, tuple(STAGES.values())), STAGES[common["place"]["stage"]]
+    return stage.run(context.about(stage.parts(context.recipe)[index]))
 
 
 def run_facts(recipe: Recipe, command: str = "") -> dict[str, object]:

@@ -7,6 +7,8 @@ stored once it is measured, so that a run that was killed goes on with the next 
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,12 +22,15 @@ from torch import fx
 from dfqkit.config.ladder import LadderConfig
 from dfqkit.config.quant import QuantConfig
 from dfqkit.config.synthesis import Demand, SynthesizerConfig
+from dfqkit.run.context import QUANTIZE, Context
 from dfqkit.run.disclosure import file_metadata
+from dfqkit.run.parts import Tell
+from dfqkit.run.shared import context_of, spread
 from dfqkit.students.folding import WEIGHTED
 from dfqkit.students.nodes import tensor_at
 from dfqkit.students.onnx_file import write_qdq
 from dfqkit.students.sensitivity import Imitated
-from dfqkit.students.student import rounded_layers, save_student
+from dfqkit.students.student import calibrate_student, rounded_layers, save_student
 from dfqkit.synthesis.build import build_synthesizer
 from dfqkit.synthesis.methods.procedural import ProceduralConfig
 from dfqkit.synthesis.methods.zeroq import ZeroQConfig, ZeroQWeights
@@ -37,7 +42,6 @@ from dfqkit_export.files import write_bytes
 from dfqkit_export.measure.latency import measure_latency
 
 if TYPE_CHECKING:
-    from dfqkit.run.context import Context
     from dfqkit.synthesis.base import Synthesizer
 
 #: Drawn images, pulled by few steps to what BatchNorm layers saw.
@@ -69,21 +73,16 @@ def new_judge(context: Context, images: int) -> Synthesizer:
     return build_synthesizer(judge_of(context), context.teacher, context.rng("judging"), demand)
 
 
-def climb(
-    context: Context,
-    ladder: LadderConfig,
-    stage: str,
-    calibrated: Callable[[QuantConfig, Callable[[], None]], fx.GraphModule],
-    file: Path,
-    first: Path,
-) -> dict[str, Any]:
+def climb(context: Context, ladder: LadderConfig, stage: str, file: Path, first: Path) -> dict[str, Any]:
     """Try the candidates, leave the student of the nearest one in ``file``, and return what was found out.
+
+    Where workers make them, those behind the one that ends the ladder are begun for nothing: what is found out, the
+    time that it took included, is told in order and of no more candidates than one process would have made.
 
     Args:
         context: Of the stage's part.
         ladder: The recipe's section.
         stage: What the state is stored as.
-        calibrated: Makes the student of a scheme, and calls the other as often as `rounded_layers` says.
         file: Where the kept one goes, as `save_student` writes it.
         first: Where the first one goes, as the QDQ file that a run in a hurry can do with.
 
@@ -92,44 +91,90 @@ def climb(
         the answers kept and seconds; ``judged_on``, the images; ``stopped``, why others were not tried, or "".
     """
     schemes = ladder.schemes(context.recipe.quant)
-    bank = context.bank("judging")
-    batches = [images for images, _ in bank.batches(context.recipe.bank.batch, context.device)]
-    imitated = Imitated(graph=context.graph, task=context.teacher.torch_task)
+    names, bank = list(schemes), context.bank("judging")
     rows: list[dict[str, Any]] = []
     _require_room(context, ladder)
     found = context.folder.load_state(stage)
     if found is not None:
         rows += found[1]["tried"]
         write_bytes(file, found[0]["student"].numpy().tobytes())
-    while not _stopped(ladder, rows) and len(rows) < len(schemes):
-        name = list(schemes)[len(rows)]
-        again = _again(context, schemes, name, rows)
-        if again is not None:
-            rows.append({**again, "name": name, "seconds": 0.0, "as": again["name"]})
-            continue
-        steps = 1 + rounded_layers(context.graph, schemes[name])
-        with context.progress.stage(f"candidate {len(rows) + 1} of {len(schemes)}, {name}", total=steps) as bar:
-            start = time.monotonic()
-            student = calibrated(schemes[name], bar.advance)
-            if not rows:
-                write_qdq(student, context.target, first, metadata=file_metadata(context, schemes[name]))
-            told = _measured(student, batches, imitated)
-            slower = {"slower": True} if ladder.candidates[len(rows)].slower else {}
-            filed = _filed(context, student, schemes[name], ladder.max_size, first, batches[0][:1])
-            rows.append({"name": name, **told, **slower, **filed, "seconds": round(time.monotonic() - start, 3)})
-            if nearest(rows) is rows[-1]:
-                save_student(student, file)
+    sizes = [1 + rounded_layers(context.graph, scheme) for scheme in schemes.values()]
+    given, early = {"state": stage, "hurried": str(first.resolve())}, dict[int, dict[str, Any]]()
+    with (
+        context.progress.stage(f"{len(names)} candidates", total=sum(sizes), start=sum(sizes[: len(rows)])) as bar,
+        contextlib.closing(spread(context, QUANTIZE, candidate_part, sizes, bar, first=len(rows), **given)) as parts,
+    ):
+        while not _stopped(ladder, rows) and (at := len(rows)) < len(names):
+            while at not in early:
+                index, early[index] = next(parts)
+            row = {"name": names[at], **early[at]}
+            if "as" in row:
+                rows.append({**next(each for each in rows if each["name"] == row["as"]), **row})
+                continue
+            rows.append(row)
+            if nearest(rows) is row:
+                _stored(context, stage, at).replace(file)
             kept = torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)
             context.folder.save_state(stage, {"student": kept}, {"tried": rows})
-            bar.advance(1, **{key: math.nan if value is None else value for key, value in told.items()})
-        if len(rows) == 1:
-            kept_now = f"it keeps {told['kept']:.1f} % of the teacher's answers on the {len(bank)} images that judge"
-            context.progress.note(f"{first} is a first int8 file: {kept_now}. Further candidates are tried.")
+            bar.advance(0, **{key: math.nan if row[key] is None else row[key] for key in ("distance", "kept")})
+            if at == 0:
+                kept_now = f"it keeps {row['kept']:.1f} % of the teacher's answers on the {len(bank)} images that judge"
+                context.progress.note(f"{first} is a first int8 file: {kept_now}. Further candidates are tried.")
     if nearest(rows).get("over"):
-        sizes = ", ".join(f"'{row['name']}' {row['bytes'] / 1e6:.3f} MB" for row in rows)
-        _too_large(ladder, f"no candidate's file is as small: {sizes}")
+        sizes_told = ", ".join(f"'{row['name']}' {row['bytes'] / 1e6:.3f} MB" for row in rows)
+        _too_large(ladder, f"no candidate's file is as small: {sizes_told}")
     judged_on = f"{len(bank)} images of {bank.source}"
     return {"chosen": nearest(rows)["name"], "tried": rows, "judged_on": judged_on, "stopped": _stopped(ladder, rows)}
+
+
+def calibrated(context: Context, scheme: QuantConfig, advance: Callable[[], None], index: int = 0) -> fx.GraphModule:
+    """Return a member of the ensemble calibrated; ``advance`` is told of every layer whose weights are rounded.
+
+    Ranges and biases are found on the calibration set; the held-out one shows which tensors stay in float.
+    """
+    batches = [images for images, _ in context.batches("calibration")]
+    # Every member sees the batches in another order and its own half of them once more: another calibration.
+    own = batches if index == 0 else [*batches[index % 2 :: 2], *batches[::-1]]
+    student = context.new_student(scheme)
+    calibrate_student(
+        student,
+        own,
+        scheme,
+        context.teacher.image,
+        held_out=[images for images, _ in context.batches("held_out")],
+        replan=context.replan(scheme),
+        imitated=Imitated(graph=context.graph, task=context.teacher.torch_task),
+        reference=context.reference(scheme),
+        advance=advance,
+    )
+    return student
+
+
+def candidate_part(common: Mapping[str, Any], index: int, tell: Tell) -> dict[str, Any]:
+    """Make and store one candidate, and return its row; of one that is an earlier one again, its name."""
+    context = context_of(common)
+    ladder = context.recipe.ladder
+    assert ladder is not None
+    schemes = ladder.schemes(context.recipe.quant)
+    scheme = list(schemes.values())[index]
+    again = _again(context, schemes, index)
+    if again is not None:
+        return {"seconds": 0.0, "as": again}
+    start, done, steps = time.monotonic(), itertools.count(1), 1 + rounded_layers(context.graph, scheme)
+    student = calibrated(context, scheme, lambda: tell(next(done) / steps))
+    if index == 0:
+        write_qdq(student, context.target, Path(common["hurried"]), metadata=file_metadata(context, scheme))
+    batches = [images for images, _ in context.bank("judging").batches(context.recipe.bank.batch, context.device)]
+    told = _measured(student, batches, Imitated(graph=context.graph, task=context.teacher.torch_task))
+    slower = {"slower": True} if ladder.candidates[index].slower else {}
+    filed = _filed(context, student, scheme, ladder.max_size, Path(common["hurried"]), batches[0][:1])
+    save_student(student, _stored(context, common["state"], index))
+    return {**told, **slower, **filed, "seconds": round(time.monotonic() - start, 3)}
+
+
+def _stored(context: Context, stage: str, index: int) -> Path:
+    """Return where a candidate's student lies until it is known whether it is the nearest; gone with the state."""
+    return context.folder.path / "state" / f"{stage}.{index}.safetensors"
 
 
 def nearest(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -158,10 +203,9 @@ def _stopped(ladder: LadderConfig, rows: Sequence[Mapping[str, Any]]) -> str:
     return ""
 
 
-def _again(
-    context: Context, schemes: Mapping[str, QuantConfig], name: str, rows: Sequence[dict[str, Any]]
-) -> dict[str, Any] | None:
-    """Return the row of one that was tried and is the same student, where nothing could be made alike; or None."""
+def _again(context: Context, schemes: Mapping[str, QuantConfig], index: int) -> str | None:
+    """Return the first one before it that is the same student, where nothing could be made alike; or None."""
+    name = list(schemes)[index]
 
     def rest(scheme: QuantConfig) -> QuantConfig:
         return scheme.model_copy(update={"equalize": 0, "equalize_values": 0.0})
@@ -172,8 +216,8 @@ def _again(
         alike = one.code == two.code and ours.keys() == theirs.keys()
         return alike and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
-    alike = (row for row in rows if rest(schemes[row["name"]]) == rest(schemes[name]))
-    return next((row for row in alike if same(schemes[row["name"]])), None)
+    before = (each for each in list(schemes)[:index] if rest(schemes[each]) == rest(schemes[name]))
+    return next((each for each in before if same(schemes[each])), None)
 
 
 def _require_room(context: Context, ladder: LadderConfig) -> None:
@@ -193,8 +237,9 @@ def _filed(
 ) -> dict[str, Any]:
     """Return the bytes of a candidate's file, whether these are too many, and how it is timed.
 
-    ``call`` is the time of a call, in those of the first candidate's file, timed in turns: what else the machine does
-    meets both. Files cost an export each, so that they are written only where a size is asked for.
+    ``call`` is how long one takes, in those of the first candidate's file, timed in turns: what else the machine does
+    meets both; a worker that is ahead of the first has nothing beside it. Files cost an export each, so that they are
+    written only where a size is asked for.
     """
     if most is None:
         return {}
@@ -206,7 +251,7 @@ def _filed(
             **({"over": True} if size > 1e6 * most else {}),
         }
         repeats = context.recipe.validation.latency_repeats
-        if repeats and backend_of(context.target) is DEFAULT:
+        if repeats and first.is_file() and backend_of(context.target) is DEFAULT:
             sessions = {"first": OrtSession(first), "this": OrtSession(file)}
             timed = measure_latency(sessions, image.cpu().numpy(), repeats=repeats, reference="first")
             if ratio := timed.timings["this"].ratio:

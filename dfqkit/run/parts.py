@@ -26,8 +26,8 @@ class Job:
 
     Attributes:
         name: What the parts are called: "shard", "cell".
-        function: Does one, as ``function(common, index, tell)``, and returns what JSON holds; a function at the top of
-            a module, since other processes find it by its name.
+        function: Does one, as ``function(common, index, tell)``, and returns a few lines: what JSON holds, or a
+            dataclass of it; a function at the top of a module, since other processes find it by its name.
         common: What all parts share; small, for every worker is sent it.
         indices: Which parts.
         sizes: What each counts in the bar.

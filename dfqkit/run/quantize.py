@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dfqkit.run.stage import Plan, Stage, StageResult, each_target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import fx
-
-    from dfqkit.config.quant import QuantConfig
     from dfqkit.config.recipe import Recipe
     from dfqkit.run.context import Context
 
@@ -30,27 +25,13 @@ def _run(context: Context) -> StageResult:
 
     Where there is a ladder, its candidates are calibrated in turn, and the nearest one is deployed.
     """
-    from dfqkit.run.ladder import climb
-    from dfqkit.students.sensitivity import Imitated
-    from dfqkit.students.student import calibrate_student, rounded_layers, save_student
-
-    batches = [images for images, _ in context.batches("calibration")]
-    held_out = [images for images, _ in context.batches("held_out")]
-    imitated = Imitated(graph=context.graph, task=context.teacher.torch_task)
-
-    def calibrated(scheme: QuantConfig, advance: Callable[[], None], index: int = 0) -> fx.GraphModule:
-        student = context.new_student(scheme)
-        # Every member sees the batches in another order and its own half of them once more: another calibration.
-        own = batches if index == 0 else [*batches[index % 2 :: 2], *batches[::-1]]
-        more: dict[str, Any] = {"held_out": held_out, "replan": context.replan(scheme), "imitated": imitated}
-        more |= {"reference": context.reference(scheme), "advance": advance}
-        calibrate_student(student, own, scheme, context.teacher.image, **more)
-        return student
+    from dfqkit.run.ladder import calibrated, climb
+    from dfqkit.students.student import rounded_layers, save_student
 
     ladder, scheme, facts = context.recipe.ladder, context.recipe.quant, {}
     if ladder is not None:
         stage = f"{STAGE.name}.{context.part.name}" if context.part.name else STAGE.name
-        facts = climb(context, ladder, stage, calibrated, context.file(calibrated_file()), context.file(FIRST))
+        facts = climb(context, ladder, stage, context.file(calibrated_file()), context.file(FIRST))
         scheme = ladder.schemes(scheme)[facts["chosen"]]
     schemes = context.ensemble(scheme)
     files = [context.file(calibrated_file(index)) for index in range(len(schemes))]
@@ -59,7 +40,7 @@ def _run(context: Context) -> StageResult:
     with context.progress.stage(STAGE.name, total=len(schemes) + rounded) as bar:
         for index, _ in enumerate(schemes):
             if index in new:
-                save_student(calibrated(new[index], bar.advance, index), files[index])
+                save_student(calibrated(context, new[index], bar.advance, index), files[index])
             bar.advance(1)
     return StageResult(files=[file.name for file in files], facts=facts)
 

@@ -82,6 +82,7 @@ class Stage:
         plan: Says what it is going to do for a recipe.
         applies: Whether it has something to do for a recipe; otherwise it is complete without being run.
         parts: What several processes could share.
+        apart: Whether they may: not where one is timed, which another one beside it would disturb.
         assist: What further processes that torchrun started do while the first one runs a part; None for nothing.
     """
 
@@ -91,6 +92,7 @@ class Stage:
     plan: Callable[[Recipe], Plan]
     applies: Callable[[Recipe], bool] = lambda _: True
     parts: Callable[[Recipe], Sequence[Part]] = lambda _: (WHOLE,)
+    apart: bool = True
     assist: Callable[[Context], None] | None = None
 
 

@@ -199,5 +199,10 @@ def _plan(recipe: Recipe) -> Plan:
 
 
 STAGE = Stage(
-    name="validate", help="run the ONNX file, measure it, and write the report", run=_run, plan=_plan, parts=each_target
+    name="validate",
+    help="run the ONNX file, measure it, and write the report",
+    run=_run,
+    plan=_plan,
+    parts=each_target,
+    apart=False,
 )

@@ -97,7 +97,7 @@ def test_the_nearest_on_other_images_is_kept_and_is_what_it_is_without_a_ladder(
     ("place", "call", "left"),
     [
         ("dfqkit.run.ladder._measured", 3, 1),  # inside of a rung, calibrated but not measured
-        ("dfqkit.students.student.calibrate_student", 2, 2),  # inside of a rung, before it is calibrated
+        ("dfqkit.run.ladder.calibrate_student", 2, 2),  # inside of a rung, before it is calibrated
         ("dfqkit.run.folder.RunFolder.save_state", 3, 2),  # inside of a rung, measured but not stored
         ("dfqkit.students.student.save_student", 1, 0),  # behind the last rung
     ],

@@ -342,7 +342,8 @@ class TestIdentity:
         assert parse().directory is None
 
     def test_a_resumed_run_looks_beside_the_recipe_it_came_from(self, tmp_path: Path) -> None:
-        from dfqkit.run.execution import recipe_of, run_facts
+        from dfqkit.run.context import recipe_of
+        from dfqkit.run.execution import run_facts
         from dfqkit.run.folder import RunFolder
 
         for recipe in (parse().found_in(tmp_path / "there"), parse()):

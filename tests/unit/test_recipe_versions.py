@@ -10,7 +10,7 @@ import pytest
 from dfqkit.cli import main
 from dfqkit.config.files import list_recipes
 from dfqkit.config.reading import load_recipe
-from dfqkit.run.execution import recipe_of
+from dfqkit.run.context import recipe_of
 from dfqkit.run.folder import MANIFEST, RunFolder
 from dfqkit.run.stages import STAGES
 from dfqkit_export.errors import ArtefactError, RecipeError
