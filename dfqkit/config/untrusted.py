@@ -36,8 +36,12 @@ def require_harmless(recipe: Recipe) -> None:
             if not _plain(value):
                 _refuse(f"{where}.args.{key} is {value!r:.80}; a factory may be given numbers, true and false")
     data = recipe.validation.data
-    if data is not None and str(data).startswith("torchvision:"):
-        _refuse(f"validate.data is '{data}', and torchvision unpickles some data sets; allowed are .npz, .zip, folders")
+    images = {"validate.data": data}
+    for where, section in _sections(values["synthesis"], "synthesis"):
+        images |= {f"{where}.{key}": value for key, value in section.items() if isinstance(value, str)}
+    for where, value in images.items():
+        if str(value).startswith("torchvision:"):
+            _refuse(f"{where} is '{value}', and torchvision unpickles some data sets; allowed are .npz, .zip, folders")
     start = values["student"]["start"] if values.get("student") else None
     from dfqkit_export.images.label_kinds import is_kind  # numpy
 
