@@ -111,6 +111,12 @@ FIGURES = {
     "damage": Figures("docs/results.md", _bench("damage"), ("dfqkit/run/*.py", "tests/_damage.py")),
     "real-size-w4a8": Figures("docs/real-size.md", _bench("real_size", f"{_ROWS} w4a8"), _CALIBRATED),
     "real-size-w8a8": Figures("docs/real-size.md", _bench("real_size", f"{_ROWS} w8a8"), _CALIBRATED),
+    "bf16": Figures(
+        "docs/real-size.md",
+        _bench("step_cost", "--large mobilenet_v1_075 --batch 32 --threads 1 --repeats 9 --methods zeroq deepinversion "
+               "--bf16 --limit 9"),
+        ("dfqkit/synthesis/pixels.py", "dfqkit/teacher/batchnorm_moments.py", "tests/benchmarks/step_cost.py"),
+    ),
     "portability": Figures(
         "docs/portability.md",
         "dfqkit run digits/dfq-w8a8-ort --out {out}/w8a8 && "

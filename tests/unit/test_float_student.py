@@ -167,7 +167,7 @@ def test_a_step_is_sgd_with_nesterov_momentum_on_the_tempered_divergence() -> No
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01)
     batches = [images(8, seed) for seed in range(4)]
     remaining = iter(batches)
-    loop.stream.batch = lambda n: next(remaining)  # type: ignore[method-assign]
+    loop.stream.batch = lambda n, **_: next(remaining)  # type: ignore[method-assign]
     for step, batch in enumerate(batches):
         loop.run_step()
         loss = losses.kd_kl(model(batch), loop.teacher.logits(batch), 3.0)
@@ -276,7 +276,7 @@ def test_every_term_trains_the_student(name: str) -> None:
     loop = trainer(config(args={"drop": 0.0}, weights=weights, layers=ALL_TERMS["layers"], lr=0.01, round_every=100))
     loop.run_step()  # with the round
     batch = Offset.sample(loop.stream.synthesizer, 8)  # type: ignore[attr-defined]
-    loop.stream.batch = lambda n: batch  # type: ignore[method-assign]
+    loop.stream.batch = lambda n, **_: batch  # type: ignore[method-assign]
     found = [loop.run_step() for _ in range(6)]
     assert set(found[0]) == {name}
     assert found[-1][name] < found[0][name]

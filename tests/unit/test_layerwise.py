@@ -161,7 +161,7 @@ def test_the_float_network_stays_as_it_is() -> None:
 
 @pytest.mark.parametrize("granularity", ["per_channel", "per_tensor"])
 def test_codes_are_chosen_for_scales_at_which_two_products_fit_16_bits(granularity: str) -> None:
-    graph = toy_graph("residual")
+    graph = copy.deepcopy(toy_graph("residual"))
     with torch.no_grad():
         for layer in graph.modules():
             if isinstance(layer, nn.Conv2d):  # nearly all weights as large: their codes are the largest

@@ -21,11 +21,13 @@ def test_all_0_is_refused_and_one_is_enough(name: str) -> None:
     kind = synthesizer_configs()[name].model_fields["weights"].annotation
     assert isinstance(kind, type)
     assert issubclass(kind, LossWeights)
+    required = [key for key, field in synthesizer_configs()[name].model_fields.items() if field.is_required()]
+    head = ", ".join([f"method: {name}", *(f"{key}: given" for key in required if key != "method")])
     terms = ", ".join(f"{term}: 0" for term in kind.model_fields)
     with pytest.raises(RecipeError, match=r"synthesis\.weights: all are 0, .*or use method noise"):
-        load_recipe("digits/dfq-w8a8-ort", [f"synthesis={{method: {name}, weights: {{{terms}}}}}"])
+        load_recipe("digits/dfq-w8a8-ort", [f"synthesis={{{head}, weights: {{{terms}}}}}"])
     first = next(iter(kind.model_fields))
     load_recipe(
         "digits/dfq-w8a8-ort",
-        [f"synthesis={{method: {name}, weights: {{{terms.replace(f'{first}: 0', f'{first}: 0.5', 1)}}}}}"],
+        [f"synthesis={{{head}, weights: {{{terms.replace(f'{first}: 0', f'{first}: 0.5', 1)}}}}}"],
     )
