@@ -1,9 +1,11 @@
-"""An executor for tests: parts in reverse order, each from what a wire carries, as a process of its own would do it."""
+"""An executor for tests: parts in reverse order, each from copies alone, as a process of its own would do it."""
 
 from __future__ import annotations
 
-import pickle
+import copy
+import json
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any
 
 from dfqkit.progress import Bar
@@ -18,10 +20,12 @@ class Scattered:
         self.jobs: list[Job] = []
 
     def run(self, job: Job, bar: Bar) -> Iterator[tuple[int, Any]]:
-        """Yield index and result of every part."""
+        """Yield index and result of every part; another process finds the function by its name."""
         self.jobs.append(job)
+        function = getattr(import_module(job.function.__module__), job.function.__name__)
+        assert function is job.function
         for index in reversed(job.indices):
             self.forget()
-            function, common = pickle.loads(pickle.dumps((job.function, job.common)))  # noqa: S301
-            yield index, pickle.loads(pickle.dumps(function(common, index, lambda *_, **__: None)))  # noqa: S301
+            common = json.loads(json.dumps(job.common))
+            yield index, copy.deepcopy(function(common, index, lambda *_, **__: None))
             bar.advance(1)
