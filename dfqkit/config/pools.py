@@ -71,8 +71,26 @@ class PixelConfig(PoolConfig):
         description="Pass the teacher in bfloat16, as torch.autocast does; terms and pixels stay float32. Faster where "
         "the processor multiplies in it (GPUs, AVX-512 BF16, AMX), slower elsewhere; images differ.",
     )
+    half_size: Annotated[float, Added("0.2.0")] = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of a batch's steps, the first ones, in which the teacher sees it at half its height and "
+        "width, shifted half as far: a quarter of the cost (DeepInversion, Yin et al., 2020: 2/3 for imagenet0).",
+    )
+    classes: Annotated[Literal["even", "head_bias"], Added("0.2.0")] = Field(
+        "even",
+        description="How often labels are given: all alike, or as the softmax of the biases of the teacher's linear "
+        "head says, which take up how often its training set had each class (the offset log prior of Menon et al., "
+        "2021, equation 9; that it is read back is ours).",
+    )
     start_resize: int | None = Field(None, ge=1, description="Shorter side of those, bicubic, before the crop.")
     start_crop: int | None = Field(None, ge=1, description="Centre crop of those.")
+
+    @property
+    def needed(self) -> frozenset[str]:
+        """A linear head, too, where that tells how often labels are given."""
+        return super().needed | ({"linear_head"} if self.classes == "head_bias" else set())
 
     def real_data(self) -> str | None:
         """Given images that batches start from."""

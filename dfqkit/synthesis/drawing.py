@@ -6,6 +6,18 @@ import torch
 from torch import Tensor
 
 
+def apportioned(shares: Tensor, count: int) -> Tensor:
+    """Return ``count`` numbers below K in order, int64 (count,), each as often as its share (K,) of 1 by largest rest.
+
+    Source: Hamilton's method; of equal rests the lower number gains.
+    """
+    quotas = shares.double() * count
+    each = quotas.floor().long()
+    rests = torch.argsort(quotas - each, descending=True, stable=True)
+    each[rests[: count - int(each.sum())]] += 1
+    return torch.arange(len(shares), device=shares.device).repeat_interleave(each)
+
+
 class Deck:
     """Numbers below ``size``, or ``items`` (size,) int64, in random order, every one once before any comes again.
 

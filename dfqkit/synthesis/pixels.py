@@ -13,8 +13,8 @@ from __future__ import annotations
 import logging
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -22,14 +22,19 @@ from torch import Tensor, nn
 
 from dfqkit.config.pools import PixelConfig
 from dfqkit.synthesis.base import Losses
-from dfqkit.synthesis.drawing import Deck
+from dfqkit.synthesis.drawing import Deck, apportioned
 from dfqkit.synthesis.given import first_places
 from dfqkit.synthesis.optimizers import cosine, optimizer_tensors, restore_optimizer, under
 from dfqkit.synthesis.pool import PoolSynthesizer
 from dfqkit.synthesis.scenes import Scenery, draw_scenes
+from dfqkit.teacher.sources import USER_CODE_ERRORS
+from dfqkit.teacher.structure import required_head
+from dfqkit_export.errors import RecipeError, TeacherError
 from dfqkit_export.images.labelled import load_images
 
 _LOG = logging.getLogger(__name__)
+#: Labels of a class in a deck, on average, where they are not dealt evenly.
+_CARDS = 10
 #: Side (pixels) up to which a teacher is not faster on images with the channels last.
 _SMALL = 64
 
@@ -67,7 +72,9 @@ class PixelSynthesizer(PoolSynthesizer):
         teacher = self.teacher
         black = torch.zeros((1, teacher.image.shape[0], 1, 1), device=self.device)
         self.low, self.high = teacher.image.normalize(black), teacher.image.normalize(black + 1)
-        self.classes = Deck(teacher.image.classes, self.rng)
+        self.classes = self._deck_of_classes()
+        if self.config.half_size:
+            self._require_half_size()
         self.starts: Tensor | None = None
         self.places = Deck(0, self.rng)
         if self.config.start_from is not None:
@@ -77,6 +84,33 @@ class PixelSynthesizer(PoolSynthesizer):
         self.optimizer: torch.optim.Optimizer
         self.best, self.best_loss = torch.zeros(0), math.inf
         self.reduced, self.waited = 1.0, 0
+
+    def _deck_of_classes(self) -> Deck:
+        classes = self.teacher.image.classes
+        if self.config.classes == "even":
+            return Deck(classes, self.rng)
+        name, head = required_head(self.teacher, "classes: head_bias")
+        if head.bias is None:
+            message = (
+                f"classes: head_bias reads how often classes came from the biases of layer '{name}' of teacher "
+                f"'{self.teacher.name}', which has none. Use classes: even."
+            )
+            raise TeacherError(message)
+        dealt = apportioned(head.bias.detach().double().softmax(0), _CARDS * classes)
+        return Deck(len(dealt), self.rng, dealt)
+
+    def _require_half_size(self) -> None:
+        channels, height, width = self.teacher.image.shape
+        size = (channels, height // 2, width // 2)
+        try:
+            self.teacher.logits(torch.zeros((1, *size), device=self.device))
+        except USER_CODE_ERRORS as error:
+            message = (
+                f"half_size: {self.config.half_size:g} shows the teacher images of {size[1]}x{size[2]} pixels first, "
+                f"and teacher '{self.teacher.name}' does not take them ({error}). Set half_size to 0, which keeps the "
+                "full size."
+            )
+            raise RecipeError(message) from error
 
     @abstractmethod
     def _terms(self, images: Tensor, students: Sequence[nn.Module]) -> dict[str, Tensor]:
@@ -127,6 +161,15 @@ class PixelSynthesizer(PoolSynthesizer):
         """Return all stages of a batch of ``steps`` steps, in order and without gaps."""
         return (Stage(start=0, stop=steps, jitter=self.config.jitter, clamp=self.config.clamp),)
 
+    def _schedule(self, steps: int) -> Iterator[Stage]:
+        """Yield the stages of a batch, the first ones at half the size where the section says so."""
+        low = int(steps * self.config.half_size + 1e-9)  # so that two thirds of 3 are 2
+        for stage in self._stages(steps):
+            if stage.start < low:
+                yield replace(stage, stop=min(low, stage.stop), jitter=stage.jitter // 2, shrink=2)
+            if low < stage.stop:
+                yield replace(stage, start=max(low, stage.start))
+
     def _lr(self, step: int, steps: int) -> float:
         """Learning rate of the ``step``-th of the ``steps`` of a stage, counted from 0."""
         config = self.config
@@ -148,7 +191,7 @@ class PixelSynthesizer(PoolSynthesizer):
         self.reduced, self.waited = 1.0, 0
 
     def _step(self, students: Sequence[nn.Module], step: int, steps: int) -> Losses:
-        stage = next(stage for stage in self._stages(steps) if step < stage.stop)
+        stage = next(stage for stage in self._schedule(steps) if step < stage.stop)
         if step == stage.start:
             self._restart()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):

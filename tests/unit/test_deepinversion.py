@@ -104,13 +104,13 @@ def test_an_imagenet_schedule_fills_what_is_not_given() -> None:
 @pytest.mark.parametrize(("steps", "split"), [(3000, 2000), (30, 20), (1, 0)])
 def test_stages_scale_with_the_budget(teacher: Teacher, steps: int, split: int) -> None:
     config = DeepInversionConfig.model_validate({"schedule": "imagenet0", "steps": steps})
-    stages = make(teacher, config)._stages(steps)
+    stages = list(make(teacher, config)._schedule(steps))
     assert [(s.start, s.stop, s.shrink, s.jitter) for s in stages] == [
         (0, split, 2, 15), (split, steps, 1, 30)
     ][split == 0 :]  # fmt: skip
     assert {s.betas for s in stages} == {(0.5, 0.9)}
     long = DeepInversionConfig.model_validate({"schedule": "imagenet2", "steps": steps})
-    (only,) = make(teacher, long)._stages(steps)
+    (only,) = make(teacher, long)._schedule(steps)
     assert (only.betas, only.clamp, only.shrink) == ((0.9, 0.999), False, 1)
 
 
@@ -130,7 +130,7 @@ def test_a_teacher_that_takes_one_size_only_is_told_so() -> None:
     image = ImageSpec(shape=(1, 8, 8), mean=(0.5,), std=(0.5,), classes=3)
     model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(128, 3)).eval()
     fixed = Teacher.from_module(model, image)
-    with pytest.raises(RecipeError, match=r"4x4 pixels first.*imagenet1"):
+    with pytest.raises(RecipeError, match=r"4x4 pixels first.*half_size to 0"):
         make(fixed, DeepInversionConfig.model_validate({"schedule": "imagenet0"}))
     assert make(fixed, DeepInversionConfig(batch=4, steps=1)).synthesize()
 

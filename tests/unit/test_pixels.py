@@ -19,7 +19,7 @@ from dfqkit.seeds import derive
 from dfqkit.synthesis.drawing import Deck
 from dfqkit.synthesis.pixels import PixelSynthesizer, Stage
 from dfqkit.teacher.load import Teacher
-from dfqkit_export.errors import ArtefactError
+from dfqkit_export.errors import ArtefactError, TeacherError
 from tests._messages import names
 from tests._toys import IMAGE, toy_teacher
 
@@ -185,6 +185,39 @@ def test_labels_are_even_over_batches(teacher: Teacher) -> None:
     assert drawn.tolist() != sorted(drawn.tolist())
 
 
+def test_labels_come_as_often_as_the_biases_of_the_head_say(teacher: Teacher) -> None:
+    shares = torch.tensor([0.5, 0.25, 0.125, 0.0625, 0.0625])
+    (head,) = (layer for layer in teacher.model.modules() if isinstance(layer, nn.Linear))
+    assert head.bias is not None
+    before = head.bias.detach().clone()
+    with torch.no_grad():
+        head.bias.copy_(shares.log() + 3.0)  # what all of them share says nothing
+    try:
+        made = probe(teacher, batch=25, classes="head_bias")
+        drawn = torch.cat([made._assigned_labels() for _ in range(2)])
+        assert torch.bincount(drawn).tolist() == [25, 13, 6, 3, 3]  # 12.5 has the largest rest
+        assert drawn.tolist() != sorted(drawn.tolist())
+        head.bias = None
+        with pytest.raises(TeacherError, match=r"has none. Use classes: even"):
+            probe(teacher, classes="head_bias")
+    finally:
+        head.bias = nn.Parameter(before)
+    assert "linear_head" in SMALL.model_copy(update={"classes": "head_bias"}).needed - SMALL.needed
+
+
+def test_the_first_steps_at_half_the_size_cost_a_quarter(teacher: Teacher) -> None:
+    made, at = probe(teacher, half_size=0.5, jitter=2), []
+    for _ in range(8):
+        made.synthesize()
+        at.append(tuple(made.seen[-1].shape[2:]))
+    assert at == [(8, 8)] * 4 + [(16, 16)] * 4
+    first = nn.functional.avg_pool2d(made.before[1], 2)
+    assert torch.equal(made.seen[1].flatten().sort().values, first.flatten().sort().values)  # shifted, nothing else
+    assert made.sample(1).shape == (1, *IMAGE.shape)
+    assert [stage.jitter for stage in made._schedule(8)] == [1, 2]
+    assert [stage.stop for stage in probe(teacher, kind=Staged, half_size=0.75)._schedule(8)] == [4, 6, 8]
+
+
 def test_a_deck_deals_everything_once() -> None:
     deck = Deck(5, derive(0))
     assert sorted(deck.deal(3).tolist() + deck.deal(2).tolist()) == [0, 1, 2, 3, 4]
@@ -281,7 +314,8 @@ def test_resuming_is_bitwise_the_same(teacher: Teacher, similar: Path, stop: int
     np.savez(similar, images=np.load(similar)["images"][: max(given, 1)])
     changes = {
         "jitter": 2, "flip": True, "decay": "plateau", "patience": 0.05, "lr": 1.0,
-        "start_from": str(similar) if given else None,
+        "start_from": str(similar) if given else None, "half_size": 0.75 if given == 6 else 0.0,
+        "classes": "head_bias" if given == 6 else "even",
     }  # fmt: skip
     straight, first, resumed = (probe(teacher, seed, Staged, **changes) for seed in (0, 0, 9))
     terms = [straight.synthesize() for _ in range(15)]

@@ -47,7 +47,7 @@ _IMAGENET: dict[str, Any] = {
 #: What a schedule sets where a recipe does not: the README's commands for ImageNet; CIFAR-10 is the fields' defaults.
 SCHEDULES: dict[str, dict[str, Any]] = {
     "cifar": {},
-    "imagenet0": _IMAGENET | {"steps": 3000},
+    "imagenet0": _IMAGENET | {"steps": 3000, "half_size": 2 / 3},
     "imagenet1": _IMAGENET | {"steps": 2000},
     "imagenet2": _IMAGENET | {"steps": 20000, "clamp": False},
 }
@@ -74,8 +74,8 @@ class DeepInversionFields(PixelConfig):
 
     schedule: Literal["cifar", "imagenet0", "imagenet1", "imagenet2"] = Field(
         "cifar",
-        description="Stages, and the defaults of everything else. imagenet0: two thirds of the steps averaged down by "
-        "two, then full size; 1: full size; 2: the same, longer, unclamped (the scripts' settings 0 to 2).",
+        description="The defaults of everything else, and Adam's momenta. imagenet0: two thirds of the steps averaged "
+        "down by two, then full size; 1: full size; 2: the same, longer, unclamped (the scripts' settings 0 to 2).",
     )
     batch: int = Field(256, ge=2, description="Images that are optimised together (README; 84 for ImageNet).")
     steps: int = Field(2000, ge=1, description="README; 3000, 2000 and 20000 for ImageNet.")

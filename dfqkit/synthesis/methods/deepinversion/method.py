@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from dfqkit import losses
 from dfqkit.synthesis.methods.deepinversion import DeepInversionFields
 from dfqkit.synthesis.pixels import PixelSynthesizer, Stage
-from dfqkit.teacher.sources import USER_CODE_ERRORS
 from dfqkit.teacher.taps import BatchNormTap
-from dfqkit_export.errors import RecipeError
 
 
 class DeepInversion(PixelSynthesizer):
@@ -25,9 +23,6 @@ class DeepInversion(PixelSynthesizer):
         super()._set_up()
         self.tap = BatchNormTap(self.teacher.model)
         self.labels = torch.zeros(0, dtype=torch.int64, device=self.device)
-        for stage in self._stages(self.config.steps):
-            if stage.shrink > 1:
-                self._require_half_size(stage.shrink)
 
     def _draw(self) -> None:
         if self.weights["ce"]:
@@ -50,23 +45,5 @@ class DeepInversion(PixelSynthesizer):
         return {}
 
     def _stages(self, steps: int) -> tuple[Stage, ...]:
-        config = self.config
-        jitter, betas = config.jitter, (0.5, 0.9) if config.schedule in ("imagenet0", "imagenet1") else (0.9, 0.999)
-        low = steps * 2 // 3 if config.schedule == "imagenet0" else 0
-        full = Stage(start=low, stop=steps, jitter=jitter, clamp=config.clamp, betas=betas)
-        if not low:
-            return (full,)
-        return Stage(start=0, stop=low, jitter=jitter // 2, clamp=config.clamp, betas=betas, shrink=2), full
-
-    def _require_half_size(self, shrink: int) -> None:
-        channels, height, width = self.teacher.image.shape
-        size = (channels, height // shrink, width // shrink)
-        try:
-            self.teacher.logits(torch.zeros((1, *size), device=self.device))
-        except USER_CODE_ERRORS as error:
-            message = (
-                f"Schedule '{self.config.schedule}' shows the teacher images of {size[1]}x{size[2]} pixels first, and "
-                f"teacher '{self.teacher.name}' does not take them ({error}). Use schedule cifar, imagenet1 or "
-                "imagenet2, which keep the full size."
-            )
-            raise RecipeError(message) from error
+        betas = (0.5, 0.9) if self.config.schedule in ("imagenet0", "imagenet1") else (0.9, 0.999)
+        return (Stage(start=0, stop=steps, jitter=self.config.jitter, clamp=self.config.clamp, betas=betas),)
