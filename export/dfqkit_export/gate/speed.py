@@ -52,11 +52,13 @@ def speed_rows(measured: Measurement, options: Options) -> list[Row]:
         return [replace(row, reason=reason)]
     _require_teacher(measured.subject, file)
     timing = timed(measured.subject, file, backend.name, options.threads)
-    low, high = timing.ratio_low, timing.ratio_high
-    slow = timing.ratio is None or high is None or not high >= least
-    reason = f"{timing.ratio:.2f} times as fast as in float [{low:.2f}, {high:.2f}], in {REPEATS} runs of each in turns"
+    ratio, low, high = timing.ratio, timing.ratio_low, timing.ratio_high
+    assert ratio is not None  # of `REPEATS` runs beside another file
+    assert high is not None
+    slow = not high >= least
+    reason = f"{ratio:.2f} times as fast as in float [{low:.2f}, {high:.2f}], in {REPEATS} runs of each in turns"
     reason += f"; all of that is below {least:g}." if slow else "."
-    return [replace(row, verdict=FAILED if slow else "ok", now=timing.ratio, n=REPEATS, reason=reason)]
+    return [replace(row, verdict=FAILED if slow else "ok", now=ratio, n=REPEATS, reason=reason)]
 
 
 def timed(subject: Subject, file: Path, runtime: str, threads: int | None) -> Timing:
