@@ -84,6 +84,7 @@ def test_the_cpu_takes_the_whole_file_or_none_of_it(runtime: SimpleNamespace, fi
     assert devices == [own]
     hints = json.loads(options["load_config"])["CPU"]
     assert (hints["INFERENCE_PRECISION_HINT"], hints["INFERENCE_NUM_THREADS"]) == ("f32", "2")
+    assert hints["ENABLE_CPU_PINNING"] == "NO"
     assert runtime.settings == {"session.disable_cpu_ep_fallback": "1"}
     images = random_inputs(load_onnx(file), 3).images
     assert np.array_equal(session.run(images), OrtSession(file).run(images))

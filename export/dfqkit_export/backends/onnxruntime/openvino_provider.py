@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dfqkit_export.backends import onnxruntime
 from dfqkit_export.backends.onnxruntime.session import rejections
+from dfqkit_export.backends.openvino.session import cpu_hints
 from dfqkit_export.backends.session import FileSession, Images, check_threads
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.images.inputs import entrance
@@ -45,9 +46,9 @@ class OpenVinoProviderSession(FileSession):
         settings = runtime.SessionOptions()
         settings.log_severity_level = 4
         settings.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        hints = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": "1", "PERFORMANCE_HINT": "LATENCY"}
-        hints |= {"INFERENCE_NUM_THREADS": str(threads)} if threads is not None else {}
-        settings.add_provider_for_devices(_devices(runtime)[:1], {"load_config": json.dumps({"CPU": hints})})
+        settings.add_provider_for_devices(
+            _devices(runtime)[:1], {"load_config": json.dumps({"CPU": cpu_hints(threads)})}
+        )
         try:
             self._session: Any = runtime.InferenceSession(str(self.path), settings)
         except rejections() as error:

@@ -76,21 +76,20 @@ class OpenVinoSession(FileSession):
         ]
 
 
+def cpu_hints(threads: int | None) -> dict[str, str]:
+    """Return OpenVINO's settings on a CPU, as text: float32 for what stays in float, one call at a time."""
+    # A thread that is bound to a core waits for whatever else runs there.
+    hints = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": "1", "ENABLE_CPU_PINNING": "NO"}
+    hints["PERFORMANCE_HINT"] = "LATENCY"
+    return hints | ({} if threads is None else {"INFERENCE_NUM_THREADS": str(threads)})
+
+
 def _compiled(path: Path, threads: int | None) -> Any:
     openvino = imported("openvino", "openvino")
     # OpenVINO takes what is no ONNX for a format of somebody else, and complains about that one.
     check_parameters(load_onnx(path, weights=False), path)
-    settings: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "NUM_STREAMS": 1,
-        "PERFORMANCE_HINT": "LATENCY",
-        # A thread that is bound to a core waits for whatever else runs there.
-        "ENABLE_CPU_PINNING": False,
-    }
-    if threads is not None:
-        settings["INFERENCE_NUM_THREADS"] = threads
     try:
-        return openvino.Core().compile_model(str(path), "CPU", settings)
+        return openvino.Core().compile_model(str(path), "CPU", cpu_hints(threads))
     except RuntimeError as error:
         message = f"Model {str(path)!r} is not accepted by OpenVINO: {_short(error)}"
         raise ArtefactError(message) from None
