@@ -21,6 +21,7 @@ from dfqkit.config.recipe import Recipe
 from dfqkit.config.synthesis import Demand
 from dfqkit_export.errors import RecipeError
 from dfqkit_export.files import sha256_of_file
+from dfqkit_export.images import TORCHVISION
 
 Mode = Literal["calibration", "distilled"]
 
@@ -160,7 +161,7 @@ def _shared(recipe: Recipe) -> dict[str, Any]:
 
 
 def _place(name: str | None, recipe: Recipe) -> str | None:
-    if name is None or name.startswith("torchvision:"):
+    if name is None or name.startswith(TORCHVISION):
         return name
     try:
         found = find_file(name, recipe.directory).resolve()

@@ -17,6 +17,7 @@ from dfqkit.cli.options import (
     starting,
 )
 from dfqkit.cli.running import chosen_recipe
+from dfqkit_export.images import TORCHVISION
 
 _DESCRIPTION = (
     "Make activation records: per class, mean and covariance of every layer's output on labelled training images. Run "
@@ -52,7 +53,7 @@ def _record(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if out.suffix != ".safetensors":
         args.parser.error(f"--out takes a .safetensors file, found '{args.out}'")
-    if args.data.startswith("torchvision:"):
+    if args.data.startswith(TORCHVISION):
         args.parser.error("--data takes training images, and torchvision:NAME:ROOT is a test split: give an .npz")
 
     starting(args)

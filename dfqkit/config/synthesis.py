@@ -6,13 +6,14 @@ planning and reports read a method's facts off its section, so nothing here, nor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from dfqkit.config.section import Added, Section
+from dfqkit_export.images import TORCHVISION
 
 #: What `SynthesizerConfig.real_data` says where nothing tells.
 UNKNOWN = "unknown"
@@ -106,7 +107,7 @@ class SynthesizerConfig(Section):
     def resolved(self, find: Callable[[str], str]) -> Self:
         """Return the same, with every file that it names found by ``find``; torchvision's data sets are none."""
         named = {key: getattr(self, key) for key in self.file_keys}
-        places = {key: name for key, name in named.items() if name and not name.startswith("torchvision:")}
+        places = {key: name for key, name in named.items() if name and not name.startswith(TORCHVISION)}
         return self.model_copy(update={key: find(name) for key, name in places.items()}) if places else self
 
     def files(self) -> list[str]:
@@ -119,6 +120,11 @@ class SynthesizerConfig(Section):
 
         self.resolved(note)
         return names
+
+    def data_sets(self) -> dict[str, str]:
+        """Return every text in it that names a data set of torchvision, by where it stands."""
+        texts = _texts(self.model_dump(by_alias=True), "synthesis")
+        return {where: text for where, text in texts if text.startswith(TORCHVISION)}
 
     def grading(self) -> Self:
         """Return the configuration of the separate, differently seeded synthesizer whose images grade the result."""
@@ -137,6 +143,15 @@ class SynthesizerConfig(Section):
             (`images`, `noise`).
         """
         return self
+
+
+def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:
+    """Yield every text in nested mappings and sequences, behind where it is."""
+    if isinstance(value, str):
+        yield where, value
+    parts = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, part in parts:
+        yield from _texts(part, f"{where}.{key}")
 
 
 class LossWeights(Section):

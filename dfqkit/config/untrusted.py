@@ -13,6 +13,7 @@ from typing import Any
 from dfqkit.config.files import allowed_folders, find_file
 from dfqkit.config.recipe import Recipe
 from dfqkit_export.errors import RecipeError
+from dfqkit_export.images import TORCHVISION
 
 #: Before a file that holds numbers and operators, and no code.
 _FILE = "onnx:"
@@ -36,11 +37,8 @@ def require_harmless(recipe: Recipe) -> None:
             if not _plain(value):
                 _refuse(f"{where}.args.{key} is {value!r:.80}; a factory may be given numbers, true and false")
     data = recipe.validation.data
-    images = {"validate.data": data}
-    for where, section in _sections(values["synthesis"], "synthesis"):
-        images |= {f"{where}.{key}": value for key, value in section.items() if isinstance(value, str)}
-    for where, value in images.items():
-        if str(value).startswith("torchvision:"):
+    for where, value in {"validate.data": str(data), **recipe.synthesis.data_sets()}.items():
+        if value.startswith(TORCHVISION):
             _refuse(f"{where} is '{value}', and torchvision unpickles some data sets; allowed are .npz, .zip, folders")
     start = values["student"]["start"] if values.get("student") else None
     from dfqkit_export.images.label_kinds import is_kind  # numpy

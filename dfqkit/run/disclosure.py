@@ -6,13 +6,13 @@ What belongs here: facts of the recipe and of the teacher. What a finished run f
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dfqkit.config.files import find_file
 from dfqkit_export.env import environment
 from dfqkit_export.errors import RecipeError
+from dfqkit_export.images import TORCHVISION
 from dfqkit_export.tasks import metadata_of
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from dfqkit.config.recipe import Recipe
     from dfqkit.config.synthesis import SynthesizerConfig
     from dfqkit.run.context import Context
-
-_TORCHVISION = "torchvision:"
 
 
 def file_metadata(context: Context, scheme: QuantConfig) -> dict[str, str]:
@@ -80,8 +78,8 @@ def measured_on(recipe: Recipe, source: str | Path) -> bool:
 
 def _parted(source: str) -> tuple[str, str]:
     """Name and root of a torchvision data set, or nothing and the path."""
-    kind, _, root = source.removeprefix(_TORCHVISION).partition(":")
-    return (kind, root) if source.startswith(_TORCHVISION) else ("", source)
+    kind, _, root = source.removeprefix(TORCHVISION).partition(":")
+    return (kind, root) if source.startswith(TORCHVISION) else ("", source)
 
 
 def resolved(recipe: Recipe) -> SynthesizerConfig:
@@ -99,14 +97,4 @@ def resolved(recipe: Recipe) -> SynthesizerConfig:
 
 def _places(recipe: Recipe) -> list[str]:
     """Return every file, folder and torchvision data set that the synthesis section names."""
-    texts = _texts(recipe.synthesis.resolved(str).model_dump())
-    return [*recipe.synthesis.files(), *(text for text in texts if text.startswith(_TORCHVISION))]
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Yield every text in nested mappings and sequences."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(item)
+    return [*recipe.synthesis.files(), *recipe.synthesis.resolved(str).data_sets().values()]

@@ -39,6 +39,7 @@ from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.backends.opening import realised_precision
 from dfqkit_export.errors import ArtefactError
 from dfqkit_export.estimate import estimate_of
+from dfqkit_export.images import TORCHVISION
 from dfqkit_export.images.label_kinds import is_kind, resolved
 from dfqkit_export.images.labelled import LabelledImages, load_images
 from dfqkit_export.measure import latency
@@ -143,7 +144,7 @@ def real_images(recipe: Recipe, *, limit: int | None = None) -> LabelledImages |
     source: str | Path = section.data
     if is_kind(str(source)):
         source = resolved(str(source), lambda name: find_file(name, recipe.directory))
-    elif not str(source).startswith("torchvision:"):
+    elif not str(source).startswith(TORCHVISION):
         source = find_file(str(source), recipe.directory)
     least = min((bound for bound in (limit, section.limit) if bound is not None), default=None)
     return load_images(source, recipe.image.spec(), resize=section.resize, crop=section.crop, limit=least)

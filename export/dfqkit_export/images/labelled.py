@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dfqkit_export.errors import ArtefactError
+from dfqkit_export.images import TORCHVISION
 from dfqkit_export.images.label_kinds import hashed, read_kind
 from dfqkit_export.images.preprocess import Preprocess
 from dfqkit_export.images.readers import read_folder, read_npz, read_torchvision, read_zip
@@ -117,7 +118,7 @@ def load_images(
 
 
 def _read(source: str, prepare: Preprocess, limit: int | None) -> tuple[NDArray[np.uint8], NDArray[Any] | None, str]:
-    if source.startswith("torchvision:"):
+    if source.startswith(TORCHVISION):
         return (*read_torchvision(source, prepare, limit), source.split(":")[1])
     path = Path(source)
     if not path.exists():

@@ -35,6 +35,7 @@ from dfqkit.config.section import OneOf, Section
 from dfqkit.config.synthesis import UNKNOWN, Demand, SynthesizerConfig
 from dfqkit.synthesis.methods.mixture.turns import counts
 from dfqkit_export.errors import RecipeError
+from dfqkit_export.images import TORCHVISION
 
 
 class Source(SynthesizerConfig):
@@ -50,7 +51,7 @@ class Source(SynthesizerConfig):
     def places(self) -> list[str]:
         """Return where it takes images from, to use them or to start from them."""
         named = [getattr(self, "path", None) if "images" in self.needs else None, getattr(self, "start_from", None)]
-        return [place if place.startswith("torchvision:") else os.path.normpath(place) for place in named if place]
+        return [place if place.startswith(TORCHVISION) else os.path.normpath(place) for place in named if place]
 
     def costs(self, demand: Demand) -> bool:
         """Return whether the method has a cost: those without return the configuration itself."""
