@@ -139,13 +139,12 @@ class _Subjects:
 def real_images(recipe: Recipe, *, limit: int | None = None) -> LabelledImages | None:
     """Return the labelled images that a recipe names, or None; no more than ``limit``, to see whether they fit."""
     section = recipe.validation
-    if section.data is None:
+    if (source := section.data) is None:
         return None
-    source: str | Path = section.data
-    if is_kind(str(source)):
-        source = resolved(str(source), lambda name: find_file(name, recipe.directory))
-    elif not str(source).startswith(TORCHVISION):
-        source = find_file(str(source), recipe.directory)
+    if is_kind(source):
+        source = resolved(source, lambda name: find_file(name, recipe.directory))
+    elif not source.startswith(TORCHVISION):
+        source = str(find_file(source, recipe.directory))
     least = min((bound for bound in (limit, section.limit) if bound is not None), default=None)
     return load_images(source, recipe.image.spec(), resize=section.resize, crop=section.crop, limit=least)
 
