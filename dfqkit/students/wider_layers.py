@@ -96,11 +96,13 @@ def widen(student: fx.GraphModule, names: Sequence[str]) -> None:
     for name in names:
         layer = student.get_submodule(name)
         assert isinstance(layer, Layer)
+        before = layer.quant_weight().scale.detach().reshape(-1)
         layer.weight_quant.tensor_quant.msb_clamp_bit_width_impl = BitWidthConst(WIDE, device=layer.weight.device)
         stored = tensor_at(layer.weight_quant.tensor_quant.scaling_impl, "value")
         with torch.no_grad():
             across = layer.weight.transpose(0, layer.output_channel_dim).flatten(1).abs().amax(1)
             largest = across if stored.numel() > 1 else across.max()
-            step = (largest / (2 ** (WIDE - 1) - 1)).clamp_min(torch.finfo(stored.dtype).tiny)
-            step = short_mantissa(step, MOST_BITS, rounding=torch.ceil)
+            step = short_mantissa(largest / (2 ** (WIDE - 1) - 1), MOST_BITS, rounding=torch.ceil)
+            # Of a channel without weights the scale is one of its bias alone, which int32 must hold.
+            step = torch.where(step < before * 2.0**-MOST_BITS, before, step)
             stored.copy_((step * largest_code(layer)).reshape(stored.shape))

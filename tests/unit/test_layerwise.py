@@ -76,6 +76,19 @@ def test_the_file_is_the_student(tmp_path: Path) -> None:
     assert torch.equal(torch.from_numpy(theirs), ours)
 
 
+def test_a_channel_without_weights_keeps_a_bias_that_int32_holds_when_its_layer_gets_more_bits(tmp_path: Path) -> None:
+    graph = copy.deepcopy(toy_graph("depthwise"))
+    with torch.no_grad():
+        for layer in (each for each in graph.modules() if isinstance(each, nn.Conv2d)):
+            assert layer.bias is not None
+            layer.weight[0] *= 1e-20
+            layer.bias[0] = 0.5
+    student = rounded(graph, eight_bit_share=0.9)
+    assert any(each.bits == 8 for each in student.meta[LAYER_BITS])
+    write_qdq(student, TARGET, tmp_path / "model.onnx", metadata={})
+    assert apart(student, graph) < 0.1
+
+
 @pytest.mark.parametrize(
     "layer",
     [
