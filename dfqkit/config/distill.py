@@ -149,6 +149,11 @@ class DistillConfig(LoopConfig):
 
     lr: float = Field(2e-4, gt=0, description="Adam, cosine to 0; for weights, biases and weight scales.")
     lr_ranges: float = Field(1e-3, ge=0, description="Adam, for activation ranges where the scheme lets them learn.")
+    integer_biases: Annotated[bool, Added("0.2.0")] = Field(
+        False,
+        description="Train and judge with biases as int32 will store them, steps of input scale x weight scale, which "
+        "below 8 bits are a percent or more of an output code; false rounds them afterwards. Ours.",
+    )
     partners: tuple[Bits, ...] = Field(
         (), description="Bits of further students of the ensemble, e.g. [w3a3]: other noise than the one deployed."
     )

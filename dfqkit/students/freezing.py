@@ -6,12 +6,15 @@ student in torch and the file that ships are one and the same function. Weights 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from dfqkit.students.agreeing import agree
 from dfqkit.students.nodes import tensor_at
-from dfqkit.students.onnx_nodes import integer_bias
+from dfqkit.students.onnx_nodes import bias_scales, integer_bias
 from dfqkit.students.quantizers import activation_proxy, zero_point_values
 from dfqkit.students.weight_scales import round_weight_scales
 
@@ -29,6 +32,27 @@ def freeze(student: fx.GraphModule) -> None:
             tensor_at(student, f"{layer}.bias").copy_(bias)
     for parameter in student.parameters():
         parameter.requires_grad_(False)
+
+
+@contextmanager
+def integer_biases(student: fx.GraphModule) -> Iterator[None]:
+    """Hold biases at what the file will store of them; gradients of what is computed meanwhile are theirs (STE).
+
+    A 4-bit layer's bias is a few dozen steps of its grid away from the next code of its output, so that a rounded bias
+    moves a channel everywhere by a percent or two of a code, which later layers can learn to make up for.
+    """
+    held: dict[Tensor, Tensor] = {}
+    with torch.no_grad():
+        for layer, step in bias_scales(student).items():
+            bias = tensor_at(student, f"{layer}.bias")
+            held[bias] = bias.detach().clone()
+            bias.copy_(torch.round(bias.double() / step.double()) * step)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for bias, value in held.items():
+                bias.copy_(value)
 
 
 def round_scales(student: fx.GraphModule) -> None:

@@ -223,12 +223,16 @@ def float_layers(graph: fx.GraphModule, tensors: Collection[str]) -> dict[str, s
 
 def integer_bias(graph: fx.GraphModule) -> dict[str, Tensor]:
     """Return each quantized layer's bias as int32 will store it, by layer name: float32 (C_out,) on that grid."""
-    rounded: dict[str, Tensor] = {}
-    for name, scale_in in input_scales(graph).items():
-        scale = scale_in * weight_codes(graph.get_submodule(name))[1]
-        bias = tensor_at(graph, f"{name}.bias").detach()
-        rounded[name] = bias_codes(bias, scale).to(scale.dtype) * scale
-    return rounded
+    return {
+        name: bias_codes(tensor_at(graph, f"{name}.bias").detach(), scale).to(scale.dtype) * scale
+        for name, scale in bias_scales(graph).items()
+    }
+
+
+def bias_scales(graph: fx.GraphModule) -> dict[str, Tensor]:
+    """Return input scale x weight scale, (C_out,), of each quantized layer by its name: the step of its bias."""
+    inputs = input_scales(graph).items()
+    return {name: scale * weight_codes(graph.get_submodule(name))[1] for name, scale in inputs}
 
 
 def input_quantizer(before: object, modules: Mapping[str, nn.Module]) -> Any:

@@ -12,6 +12,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
@@ -109,7 +110,7 @@ class Loop(ABC, Generic[Config, Model]):
         self.curve: list[dict[str, float]] = []
         self.average = self._snapshot(0) if config.average else {}
         self.best = self._snapshot(0)
-        told = held_out.judge(self.students[0])
+        told = self._judged()
         self.best_score = told[self.task.chosen_by]
         if not math.isfinite(self.best_score):
             raise ArtefactError(self.not_finite)
@@ -141,6 +142,14 @@ class Loop(ABC, Generic[Config, Model]):
     def _turns(self) -> Iterator[tuple[int, str]]:
         """Yield which students step now, and what is appended to the names of their terms."""
         yield 0, ""
+
+    def _as_it_ships(self, index: int) -> AbstractContextManager[None]:
+        """While this is open a student computes what would be left of it at the end."""
+        return nullcontext()
+
+    def _judged(self) -> dict[str, float]:
+        with self._as_it_ships(0):
+            return self.held_out.judge(self.students[0])
 
     @property
     def kept_step(self) -> int:
@@ -280,7 +289,7 @@ class Loop(ABC, Generic[Config, Model]):
         kept = self._snapshot(0)
         if self.average:
             self._restore(0, self.average)
-        told = self.held_out.judge(self.students[0])
+        told = self._judged()
         score = self.ranks.told(told[self.task.chosen_by])
         if not math.isfinite(score):
             self._give_up({})

@@ -7,6 +7,7 @@ that steer but do not ship. The loop itself is `loop`, what it minimises `object
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, fx
 from dfqkit.config.distill import DistillConfig, LayerPair
 from dfqkit.config.quant import QuantConfig
 from dfqkit.seeds import derive
+from dfqkit.students.freezing import integer_biases
 from dfqkit.students.student import restore
 from dfqkit.teacher.taps import FeatureTap
 from dfqkit.training.loop import HeldOut, Loop
@@ -100,11 +102,15 @@ class QuantizedStudentTrainer(Loop[DistillConfig, fx.GraphModule]):
         with (
             FeatureTap(self.reference, objective.teacher_names) as wanted,
             FeatureTap(student, objective.student_names) as found,
+            self._as_it_ships(index),
         ):
             with torch.no_grad():
                 reference = self.task.named(self.reference(images))
             answer, features = self._weighed(reference, self.task.named(student(images)), found.features)
             return objective.terms(answer, reference, features, wanted.features)
+
+    def _as_it_ships(self, index: int) -> AbstractContextManager[None]:
+        return integer_biases(self.students[index]) if self.config.integer_biases else nullcontext()
 
     def _restore(self, index: int, state: dict[str, Tensor]) -> None:
         restore(self.students[index], state, self.schemes[index])

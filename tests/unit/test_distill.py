@@ -15,6 +15,9 @@ from dfqkit import losses
 from dfqkit.config.distill import DistillConfig
 from dfqkit.config.quant import QuantConfig
 from dfqkit.seeds import derive
+from dfqkit.students.freezing import freeze, integer_biases
+from dfqkit.students.nodes import tensor_at
+from dfqkit.students.onnx_nodes import integer_bias
 from dfqkit.students.student import equalized_graph, snapshot
 from dfqkit.tasks import torch_task
 from dfqkit.teacher.taps import FeatureTap
@@ -411,3 +414,22 @@ def test_a_batch_is_made_harder_along_the_sign_of_its_gradient(weights: dict[str
     assert terms["response"] == pytest.approx(float(response.detach() + harder[0]) / 2, rel=1e-3)
     if "feature" in weights:
         assert terms["feature"] == pytest.approx(float(feature.detach() + harder[1]) / 2, rel=1e-3)
+
+
+def test_what_is_judged_is_what_ships() -> None:
+    """Biases are judged, and trained, as the file stores them; what is learnt of them is finer than that."""
+    coarse = {"bits": "w2a2", "scales": "float", "first_last": None, "elementwise": None}
+    loop = distiller(coarse, steps=30, judge_every=10, batch=16, integer_biases=True)
+    while loop.step < 30:
+        loop.run_step()
+    student = loop.students[0]
+    loop._restore(0, loop.best)
+    assert loop.kept_step > 0
+    stored = integer_bias(student)
+    assert any(not torch.equal(tensor_at(student, f"{name}.bias"), bias) for name, bias in stored.items())
+    freeze(student)
+    assert loop.held_out.judge(student)["kl"] == loop.best_score
+    with integer_biases(built := built_student(TOY, QuantConfig(bits="w4a4"))):
+        inside = {name: tensor_at(built, f"{name}.bias").detach().clone() for name in stored}
+    assert same(inside, integer_bias(built))
+    assert not same(inside, {name: tensor_at(built, f"{name}.bias") for name in stored})
