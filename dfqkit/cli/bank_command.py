@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from dfqkit.cli.options import (
     wrote,
 )
 from dfqkit.cli.running import chosen_recipe
+from dfqkit_export.errors import ArtefactError
 from dfqkit_export.words import table
 
 if TYPE_CHECKING:
@@ -117,7 +119,7 @@ def _export(args: argparse.Namespace) -> int:
     from dfqkit.images.exports import write_class_folders, write_npz
     from dfqkit_export.tasks.answering import grouped
 
-    images = _opened(args)
+    images = _with_images(args)
     if args.npz is not None:
         write_npz(images, args.npz)
     else:
@@ -138,7 +140,7 @@ def _sheet(args: argparse.Namespace) -> int:
     from dfqkit.images.sheet import contact_sheet
     from dfqkit_export.files import write_bytes
 
-    write_bytes(args.out, contact_sheet(_opened(args)))
+    write_bytes(args.out, contact_sheet(_with_images(args)))
     wrote(args, {"path": str(args.out)}, f"Wrote {args.out}")
     return 0
 
@@ -172,3 +174,18 @@ def _opened(args: argparse.Namespace) -> StoredBank:
     from dfqkit_export.images.stored import StoredBank
 
     return StoredBank.open(args.path)
+
+
+def _with_images(args: argparse.Namespace) -> StoredBank:
+    """Open a set; of an unfinished one say what is missing and what completes it, and refuse it while it is empty."""
+    images = _opened(args)
+    if not images.complete:
+        command = f"{images.facts.get('command', 'dfqkit synthesize ...')} --out {shlex.quote(str(args.path))}"
+        message = (
+            f"'{args.path}' is unfinished: {len(images)} of {images.wanted} images are there. What began it completes "
+            f"it: `{command}`"
+        )
+        if not len(images):
+            raise ArtefactError(message)
+        note(f"warning: {message}")
+    return images

@@ -6,6 +6,7 @@ It holds all words itself, as of the dfqkit that wrote it: pressing TAB starts n
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Iterator
 
 from dfqkit.cli.options import Commands, Parser, add_command, document, result
@@ -71,15 +72,20 @@ def _values(action: argparse.Action) -> list[str]:
     """Return what an argument may be, where that is known; "" is nothing, and files are completed anyway."""
     if action.choices is not None:
         return [str(choice) for choice in action.choices]
-    if action.dest in ("recipe", "recipes"):
+    return _names(action.dest)
+
+
+@functools.cache  # many commands take the same, and each look goes through all that is installed
+def _names(kind: str) -> list[str]:
+    if kind in ("recipe", "recipes"):
         from dfqkit.config.files import list_recipes
 
         return list(list_recipes())
-    if action.dest == "target":
+    if kind == "target":
         from dfqkit_export.backends import all_targets
 
         return list(all_targets())
-    if action.dest == "method":
+    if kind == "method":
         from dfqkit.config.methods import synthesizer_names
 
         return list(synthesizer_names())

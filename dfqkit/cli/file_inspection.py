@@ -28,8 +28,11 @@ _NODES = 3  # named where a rule is broken in many places; --json has all
 def inspect_file(path: str, target: str | None, fix: str | None, runtimes: Sequence[str], *, as_json: bool) -> int:
     """Print what an ONNX file is, what is wrong with it for a target, and what runtimes make of it.
 
-    Without a target, it is checked for the one that it says it was made for, or ONNX Runtime. Returns 0, 1 where the
-    checker has errors, or the code of the first runtime that could not be asked.
+    Without a target, it is checked for the one that it says it was made for, or ONNX Runtime; a float file is only
+    described. Returns 0, 1 where the checker has errors, or the code of the first runtime that could not be asked.
+
+    Raises:
+        ArtefactError: For a float file that a target or repairs are asked of, and for one that takes no images.
     """
     from dfqkit_export.backends import DEFAULT_TARGET, get_backend, get_target
     from dfqkit_export.checker import check_model, fix_file
@@ -42,11 +45,11 @@ def inspect_file(path: str, target: str | None, fix: str | None, runtimes: Seque
     if target is not None:
         get_target(target)
     model = load_onnx(path)
+    facts = file_facts(model)
     if "dfqkit.image" in metadata_in(model):
         entrance(model, path)
-    else:
+    elif facts.quantized_as or target or fix or runtimes:  # a float file that is only looked at may leave sizes open
         require_images(model, path)
-    facts = file_facts(model)
     chosen = target or facts.metadata.get("dfqkit.target") or DEFAULT_TARGET.name
     quantized = bool(facts.quantized_as)
     realised, failures = _realised(path, runtimes)
@@ -65,10 +68,12 @@ def inspect_file(path: str, target: str | None, fix: str | None, runtimes: Seque
     if not quantized:
         message = (
             f"Model {path!r} has no QuantizeLinear, no DequantizeLinear and no integer operators: nothing in it is "
-            f"quantized, so there is nothing to check for target {chosen!r}. Quantize it first, such as by `dfqkit run "
-            "RECIPE`."
+            f"quantized, so there is nothing to check for target {chosen!r}. `dfqkit quantize {path}` makes an int8 "
+            "file of it."
         )
-        raise ArtefactError(message)
+        if target or fix:
+            raise ArtefactError(message)
+        note(message)
     if failures:
         return next(iter(failures.values())).exit_code
     return int(any(problem.severity == "error" for problem in found.remaining))

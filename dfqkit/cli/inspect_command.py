@@ -27,8 +27,8 @@ _DESCRIPTION = (
     "slowly, and, with --runtime, which layers a runtime really computes in integers."
 )
 _EPILOG = """\
-exit codes of an ONNX file: 0 where the target takes it, 1 where the checker has errors, 2 where the file cannot be
-used at all, 3 where a runtime of --runtime is absent
+exit codes of an ONNX file: 0 where the target takes it or it is a float file that is only looked at, 1 where the
+checker has errors, 2 where the file cannot be used at all, 3 where a runtime of --runtime is absent
 """
 
 

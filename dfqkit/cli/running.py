@@ -22,7 +22,6 @@ from dfqkit.run.stage import each_target, named
 from dfqkit.run.stages import STAGES, plan
 from dfqkit.run.validate import REPORT, reports, require_floors
 from dfqkit_export.errors import ArtefactError, DfqkitError, RecipeError
-from dfqkit_export.report.verdict import exit_code, overall
 
 if TYPE_CHECKING:
     from dfqkit.config.recipe import Recipe
@@ -78,11 +77,10 @@ def begin(
     """
     import torch
 
-    from dfqkit.run.context import resolve_device, resolved_synthesis, teacher_of
+    from dfqkit.run.context import resolve_device, teacher_of
     from dfqkit.run.execution import run_facts
     from dfqkit.run.folder import RunFolder
     from dfqkit.run.manifest import MANIFEST
-    from dfqkit.run.measuring import real_images, require_labels
     from dfqkit.training.ranks import Ranks
 
     ranks = Ranks.joined(args.device or "auto")
@@ -101,14 +99,22 @@ def begin(
     out = Path(args.out) if args.out else _default_folder(recipe)
     if not (out / MANIFEST).exists():
         teacher = teacher or teacher_of(recipe)
-        resolved_synthesis(recipe)
-        require_floors(recipe)
-        if validates:
-            require_labels(teacher, real_images(recipe, limit=_TRIED))
+        require_possible(recipe, teacher, validates=validates)
         args.expected = announce(args, recipe, teacher)
     folder = RunFolder.create(out, recipe_text=recipe.to_yaml(), digest=recipe.digest(), facts=facts)
     ranks.wait()
     return Work(folder=folder, recipe=recipe, teacher=teacher)
+
+
+def require_possible(recipe: Recipe, teacher: Teacher, *, validates: bool) -> None:
+    """Refuse a run that could not end: its source of images, its floors, and the images that validate are tried."""
+    from dfqkit.run.context import resolved_synthesis
+    from dfqkit.run.measuring import real_images, require_labels
+
+    resolved_synthesis(recipe)
+    require_floors(recipe)
+    if validates:
+        require_labels(teacher, real_images(recipe, limit=_TRIED))
 
 
 def announce(args: argparse.Namespace, recipe: Recipe, teacher: Teacher | None) -> dict[str, float] | None:
@@ -134,7 +140,12 @@ def announce(args: argparse.Namespace, recipe: Recipe, teacher: Teacher | None) 
 
 
 def only_planned(args: argparse.Namespace, recipe: Recipe, teacher: Teacher | None = None) -> int:
-    """Print the plan, and time one round where the machine has what that takes."""
+    """Print the plan, and time one round where the machine has what that takes.
+
+    With the recipe's ``teacher``, where it is loaded already, what else the recipe names is tried as before a run.
+    """
+    if teacher is not None:
+        require_possible(recipe, teacher, validates=True)
     if not args.json:
         result(plan(recipe), verbatim=True)
     seconds = None
@@ -226,6 +237,7 @@ def show_reports(work: Work, started: float, args: argparse.Namespace) -> int:
     """Print a run's reports, in five lines each where nobody asks for more; return the exit code of the verdict."""
     from dfqkit_export.report.summary import summary
     from dfqkit_export.report.text import render_text
+    from dfqkit_export.report.verdict import exit_code, overall
     from dfqkit_export.words import page
 
     found = [read_report(work.folder.path / name) for name in reports(work.recipe)]

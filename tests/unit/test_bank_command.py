@@ -66,22 +66,26 @@ class TestSynthesize:
         assert f"The set has 24 images in 3 file(s). Look into it: dfqkit bank info {tmp_path / 'set'}\n" in err
         assert err.splitlines()[-1].startswith("ok | ")
 
+    @pytest.mark.parametrize("there", [10, 0])
     def test_an_interrupt_names_the_command_that_continues(
-        self, folder: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+        self, there: int, folder: Path, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         out, calls = tmp_path / "a set", []
         real = ImageBank.collect
 
         def collect(*given: Any) -> ImageBank:
             calls.append(1)
-            if len(calls) == 2:
+            if len(calls) == 1 + (there > 0):
                 raise KeyboardInterrupt
             return real(*given)
 
         monkeypatch.setattr(bank_making.ImageBank, "collect", collect)
         assert synthesize(out) == 130
-        assert len(StoredBank.open(out)) == 10
+        assert len(StoredBank.open(out)) == there
         command = capsys.readouterr().err.strip().splitlines()[-1].removeprefix("Interrupted. Continue with: ")
+        for words in (["export", str(out), "--npz"], ["sheet", str(out), "--out"]):
+            assert main(["bank", *words, str(tmp_path / "taken")]) == (0 if there else 2)
+            names(capsys.readouterr().err, f"unfinished: {there} of 24 images", f"--out {shlex.quote(str(out))}`")
         words = shlex.split(command)
         assert words[0] == "dfqkit"
         assert main([*words[1:], "-q"]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import dfqkit
@@ -65,6 +67,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             ["quantize", "best.pth", "--factory", "torchvision:resnet1"],
             ["no network 'resnet1'", "Did you mean 'resnet1"],
         ),
+        ([*CHECKPOINT, *IMAGE, "--dry-run", "--data", "my_model.py"], ["my_model.py", "class folders"]),
+        ([*CHECKPOINT, *IMAGE, "--dry-run", "--images", "photo"], ["photo'"]),
+        ([*CHECKPOINT, *IMAGE, "--dry-run", "--data", "my_model.pyy"], ["my_model.pyy", "Did you mean 'my_model.py'"]),
         ([*CHECKPOINT, *IMAGE, "--data", "my_model.pyy"], ["my_model.pyy", "Did you mean 'my_model.py'"]),
         (["report", "nothing"], ["'nothing'", "not there", "report.json"]),
         (["quantize", "digits/dfq-w8a8-ort"], ["dfqkit run digits/dfq-w8a8-ort", "FILE.onnx"]),
@@ -96,7 +101,8 @@ def test_what_is_missing_is_asked_for(words: Sequence[str], told: Sequence[str],
 
 
 def test_the_recipe_is_that_of_the_arguments_and_holds_anywhere(here: Path, capsys: Output) -> None:
-    words = [*CHECKPOINT, *IMAGE, "--seed", "7", "--bits", "w4a8", "--method", "procedural", "--data", "coco:a.json:b"]
+    shutil.copy(DIGITS / "test.npz", here)
+    words = [*CHECKPOINT, *IMAGE, "--seed", "7", "--bits", "w4a8", "--method", "procedural", "--data", "test.npz"]
     words += ["--target", "openvino", "--weights-key", "state_dict", "--set", "bank.grading=9", "--dry-run"]
     assert main([*words, "--set", "distill.steps=5"]) == 0
     recipe = parse_recipe(capsys.readouterr().out.partition("\n\nschema: 1\n")[2].join(["schema: 1\n", ""]), "shown")
@@ -107,23 +113,31 @@ def test_the_recipe_is_that_of_the_arguments_and_holds_anywhere(here: Path, caps
     assert (recipe.seed, recipe.quant.bits, recipe.target, recipe.synthesis.method) == (
         *(7, "w4a8", "openvino", "procedural"),
     )
-    assert recipe.validation.data == f"coco:{here / 'a.json'}:{here / 'b'}"
+    assert recipe.validation.data == str(here / "test.npz")
     assert (recipe.bank.grading, recipe.distill and recipe.distill.steps) == (9, 5)
     assert not (here / "runs").exists()
 
 
 def test_the_library_says_what_images_its_network_takes(here: Path, capsys: Output) -> None:
+    for name in ("cat", "dog"):
+        (here / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (64, 48)).save(here / "photos" / name / "0.png")
     words = ["quantize", "torchvision:squeezenet1_1", "--no-weights", "--data", "photos", "--dry-run"]
     assert main(words) == 0
     assert "resize: 256\n  crop: 224\n" in capsys.readouterr().out
-    assert main([*words, "--shape", "3,64,64"]) == 0
+    words += ["--shape", "3,64,64"]
+    assert main(words) == 2
+    repair = "--set validate.resize=64 --set validate.crop=64"
+    names(capsys.readouterr().err, repair)
+    assert main([*words, *repair.split()]) == 0
     shown = capsys.readouterr()
     recipe = parse_recipe(shown.out.partition("\n\nschema: 1\n")[2].join(["schema: 1\n", ""]), "shown")
     assert recipe.image.spec() == dfqkit.ImageSpec(
         shape=(3, 64, 64), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), classes=1000
     )
+    fits = {"resize": 64, "crop": 64}
     assert recipe.teacher.weights is None
-    assert recipe.validation.model_dump(exclude_defaults=True) == {"data": str(here / "photos")}
+    assert recipe.validation.model_dump(exclude_defaults=True) == {**fits, "data": str(here / "photos")}
 
 
 def test_random_weights_are_taken_only_where_they_are_asked_for(caplog: pytest.LogCaptureFixture) -> None:

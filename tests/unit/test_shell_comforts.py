@@ -13,6 +13,7 @@ import pytest
 
 from dfqkit.api import Result
 from dfqkit.cli import command_line, main
+from dfqkit.cli.completion_command import _names
 from dfqkit.cli.examples import EXAMPLES
 from dfqkit.config.registry import synthesizer_configs
 from dfqkit_export.report import Report
@@ -41,6 +42,15 @@ def test_bash_completes_commands_options_and_values(capsys: pytest.CaptureFixtur
     assert "show" in completed(script, "dfqkit", "recipe", "sh")
     assert "digits/dfq-w8a8-ort" in completed(script, "dfqkit", "recipe", "show", "digits/dfq-w8a8")
     assert set(synthesizer_configs()) <= set(completed(script, "dfqkit", "quantize", "--method", ""))
+
+
+def test_completion_looks_once_for_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[str] = []
+    _names.cache_clear()
+    monkeypatch.setattr("dfqkit_export.backends.all_targets", lambda: looks.append("look") or {})
+    assert main(["completion", "bash"]) == 0
+    assert looks == ["look"]
+    _names.cache_clear()
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -90,7 +100,7 @@ def test_every_help_has_examples_that_can_be_typed() -> None:
 
 @pytest.mark.parametrize("words", [["--help"], ["completion", "bash"]])
 def test_what_a_shell_asks_for_at_once_loads_nothing_that_takes_long(words: list[str]) -> None:
-    heavy = "{'numpy', 'onnx', 'pydantic', 'torch', 'yaml'}"
+    heavy = "{'dfqkit_export.report', 'numpy', 'onnx', 'pydantic', 'torch', 'yaml'}"
     program = f"import sys, dfqkit.cli; dfqkit.cli.main({words}); sys.exit(', '.join({heavy} & set(sys.modules)) or 0)"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")

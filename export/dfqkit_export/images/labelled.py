@@ -138,10 +138,11 @@ def _check_shape(found: tuple[int, ...], spec: ImageSpec, name: str) -> None:
     channels, height, width = spec.shape
     if found == (height, width, channels):
         return
-    hint = (
-        "Give images with that many channels" if found[2] != channels else f"Add resize and crop: {min(height, width)}"
-    )
-    if found[2] == channels and height != width:
+    side = min(height, width)
+    hint = f"Add resize and crop: {side} (--set validate.resize={side} --set validate.crop={side} where they measure)"
+    if found[2] != channels:
+        hint = "Give images with that many channels"
+    elif height != width:
         hint = "Give images of that size (crop makes squares only)"
     message = (
         f"Images from {name!r} are {found[0]}x{found[1]} pixels with {found[2]} channel(s); the model takes "

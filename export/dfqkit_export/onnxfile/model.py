@@ -79,10 +79,10 @@ def require_images(model: onnx.ModelProto, path: str | Path) -> None:
             "model, not into it."
         )
         raise ArtefactError(message)
-    if sizes[0].HasField("dim_value") and sizes[0].dim_value < 1:
+    if sizes[0].HasField("dim_value") and sizes[0].dim_value == 0:  # below, as Paddle writes it, is any number
         message = (
-            f"Model {str(path)!r} takes batches of {sizes[0].dim_value} images in {inputs[0].name!r}. Export it with a "
-            "batch of at least 1, or with a symbolic one."
+            f"Model {str(path)!r} takes batches of 0 images in {inputs[0].name!r}. Export it with a batch of at least "
+            "1, or with a symbolic one."
         )
         raise ArtefactError(message)
     still_open = [size.dim_param or "?" for size in sizes[1:] if not size.dim_value > 0]

@@ -22,6 +22,7 @@ from dfqkit_export.onnxfile.quantization import (
     quantization_in_front,
     weight_of,
 )
+from dfqkit_export.onnxfile.shapes import told_sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +143,5 @@ def _described(value: onnx.ValueInfoProto) -> str:
     tensor = value.type.tensor_type
     kind = type_name(tensor.elem_type)
     kind = {"float": "float32", "double": "float64"}.get(kind, kind)
-    sizes = [
-        size.dim_param or (str(size.dim_value) if size.HasField("dim_value") else "?") for size in tensor.shape.dim
-    ]
-    return f"{value.name}: {kind} ({', '.join(sizes)})" if tensor.HasField("shape") else f"{value.name}: {kind}"
+    shown = "" if not tensor.HasField("shape") else f" {told_sizes(value)}"
+    return f"{value.name}: {kind}{shown}"

@@ -159,7 +159,6 @@ BAD: dict[str, tuple[Change, dict[str, object], str]] = {
     "open unnamed": (nothing, {"sizes": ("N", 3, 8, None)}, "leaves '\\?' of its input 'x' open"),
     "rank": (nothing, {"sizes": ("N", 3)}, "float with 2 dimensions; allowed is float with 4"),
     "codes as input": (nothing, {"elem_type": TensorProto.UINT8}, "of type uint8 with 4 dimensions"),
-    "no Q/DQ": (without_pairs, {}, "has no QuantizeLinear, no DequantizeLinear"),
 }
 
 
@@ -177,6 +176,16 @@ def test_what_cannot_be_used_is_2_with_its_own_reason(
     assert err.startswith(f"error: Model '{path}'")
     assert "Traceback" not in err
     assert re.search(message, err), err
+
+
+def test_a_float_file_is_described_whatever_it_leaves_open(saved: Callable[..., Path], capsys: Output) -> None:
+    path = saved(without_pairs, sizes=(-1, 3, "H", None))
+    assert main(["inspect", str(path)]) == 0
+    said = capsys.readouterr()
+    assert "float32 (?, 3, H, ?)" in said.out
+    assert f"`dfqkit quantize {path}`" in said.err
+    for asked in (["--target", "onnxruntime"], ["--fix", str(path.with_name("fixed.onnx"))]):
+        assert main(["inspect", str(path), *asked]) == 2
 
 
 @pytest.mark.parametrize(
@@ -322,6 +331,7 @@ def test_a_scale_as_input_is_no_second_image(saved: Callable[..., Path]) -> None
 def test_odd_inputs_are_described(saved: Callable[..., Path]) -> None:
     with pytest.raises(ArtefactError, match="takes batches of 0 images"):
         require_images(load_onnx(saved(sizes=(0, 3, 8, 8))), "m.onnx")
+    require_images(load_onnx(saved(sizes=(-1, 3, 8, 8))), "m.onnx")  # as Paddle writes any number
     with pytest.raises(ArtefactError, match="of type an unknown type"):
         require_images(load_onnx(saved(elem_type=99)), "m.onnx")
 
