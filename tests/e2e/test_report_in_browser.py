@@ -157,6 +157,8 @@ def _observe(page: str, width: int, folder: Path, *more: str) -> dict[str, Any]:
             if (lines.size > 1) seen.broken.push(found[0]);
           }
         }
+        seen.letters = [...inner.querySelectorAll("svg .tick")].filter(text => text.getBoundingClientRect().width)
+          .map(text => parseFloat(getComputedStyle(text).fontSize) * text.getScreenCTM().a);
         seen.closed = [...inner.querySelectorAll("details > :not(summary)")].filter(part => !part.clientHeight).length;
         const style = getComputedStyle(inner.body);
         const light = colour => colour.match(/\d+/g).reduce((sum, part) => sum + Number(part), 0);
@@ -215,6 +217,7 @@ def test_a_page_renders_sorts_and_fits(name: str, width: int | None, tmp_path: P
     assert seen["overflow"] == 0
     assert seen["cut"] == []  # no column of a table lies beyond its box, no text beyond its plot
     assert seen["broken"] == []  # no number stands on two lines
+    assert all(7.5 <= height <= 16 for height in seen["letters"]), seen["letters"]  # as large as the text, or nearly
     assert width or seen["closed"] == 0
     assert seen["title"] != "broken into"
     assert ("Layers" in seen["headings"]) == ("before" in seen) == (name in ("report", "side by side"))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from html import escape
 
+_LARGEST = 1.4  # so much larger than drawn, beside whose letters the page's look small
 _TICKS = (1, 2, 5)
 #: Width of a letter and height of a line, in pixels, about.
 LETTER, _LINE = 6.0, 11
@@ -114,5 +115,6 @@ def named_points(points: Iterable[tuple[float, float, str]], width: float) -> tu
 def picture(width: float, height: float, label: str, body: str) -> str:
     """Frame a plot, with a text for those who do not see it."""
     return (
-        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(label, quote=True)}">{body}</svg>'
+        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" style="max-width:{_LARGEST * width:.0f}px" role="img" '
+        f'aria-label="{escape(label, quote=True)}">{body}</svg>'
     )
