@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from dfqkit.cli.options import document, note, result, spelled, starting
 from dfqkit.cli.outcome import resumable
-from dfqkit.progress import first_process
+from dfqkit.progress import PULSE, first_process
 from dfqkit.run.export import MODEL
 from dfqkit.run.stage import each_target, named
 from dfqkit.run.stages import STAGES, plan
@@ -126,7 +126,9 @@ def announce(args: argparse.Namespace, recipe: Recipe, teacher: Teacher | None) 
 
     if args.quiet or not first_process():
         return None
+    PULSE.doing = lambda: "timing one round, which tells what the run takes"
     told = forecast(recipe, teacher, args.device or "auto")
+    PULSE.doing = lambda: "after the plan"
     for line in told.lines():
         note(line)
     if args.dry_run:

@@ -10,7 +10,7 @@ import pytest
 
 from dfqkit.cli import running
 from dfqkit.config.reading import load_recipe
-from dfqkit.progress import Progress
+from dfqkit.progress import PULSE, Progress
 from dfqkit.run import forecast as module
 from dfqkit.run.forecast import Forecast, forecast
 from dfqkit_export.errors import RecipeError
@@ -63,6 +63,16 @@ def test_a_long_run_asks_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ask(monkeypatch, "", quiet=True) is None
     with pytest.raises(RecipeError, match="--yes"):
         ask(monkeypatch, "\n")
+
+
+def test_signs_of_life_say_what_is_done_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(PULSE, "doing", lambda: "loading")
+    monkeypatch.setattr(module, "forecast", lambda *_: told.append(PULSE.doing()) or LONG)
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    running.announce(argparse.Namespace(quiet=False, dry_run=True, yes=False, device=None), tiny(), None)
+    assert "timing one round" in told[0]
+    assert PULSE.doing() == "after the plan"
 
 
 def test_bars_say_what_is_left_of_all_stages() -> None:
