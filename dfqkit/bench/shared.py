@@ -24,42 +24,36 @@ _BENCHES: dict[str, Bench] = {}
 
 
 def share(bench: Bench, trials: Sequence[Trial], executor: Executor, command: str) -> None:
-    """Have trials done by an executor, first the syntheses that they need; those that are done cost nothing.
+    """Have trials done by an executor, with the syntheses that they need; those that are done cost nothing.
 
     ``command`` does the whole comparison in order, so that one part alone is done by it, too.
     """
     sources = list(dict.fromkeys((trial.contestant, trial.seed) for trial in trials))
-    common = _common(bench)
-    for name, function, wanted in (
-        ("synthesis", synthesis_part, [list(source) for source in sources]),
-        ("trial", trial_part, [[trial.contestant, trial.bits, trial.seed, trial.mode] for trial in trials]),
-    ):
-        job = Job(
-            name=name,
-            function=function,
-            common={**common, "parts": wanted},
-            indices=range(len(wanted)),
-            sizes=[1] * len(wanted),
-            alone=lambda _: command,
-            threads=torch.get_num_threads(),
-            gpus=float(bench.device.startswith("cuda")),
-        )
-        with bench.progress.stage(f"{name} parts", total=job.size) as bar:
-            for _ in executor.run(job, bar):
-                pass
+    # All syntheses come first, since they take longest; no trial waits for any but its own.
+    wanted = [list(source) for source in sources]
+    wanted += [[trial.contestant, trial.seed, trial.bits, trial.mode] for trial in trials]
+    job = Job(
+        name="synthesis or trial",
+        function=bench_part,
+        common={**_common(bench), "parts": wanted},
+        indices=range(len(wanted)),
+        sizes=[1] * len(wanted),
+        alone=lambda _: command,
+        threads=torch.get_num_threads(),
+        gpus=float(bench.device.startswith("cuda")),
+        after={len(sources) + at: sources.index((one.contestant, one.seed)) for at, one in enumerate(trials)},
+    )
+    with bench.progress.stage("syntheses and trials", total=job.size) as bar:
+        for _ in executor.run(job, bar):
+            pass
 
 
-def synthesis_part(common: Mapping[str, Any], index: int, _tell: Tell) -> str:
-    """Make the images of one contestant and seed; return where they are."""
-    contestant, seed = common["parts"][index]
-    return str(_bench(common).synthesis(contestant, seed).path)
-
-
-def trial_part(common: Mapping[str, Any], index: int, _tell: Tell) -> str:
-    """Do one trial; return where its result is."""
-    contestant, bits, seed, mode = common["parts"][index]
-    trial = Trial(contestant=contestant, bits=bits, seed=seed, mode=mode)
-    bench = _bench(common)
+def bench_part(common: Mapping[str, Any], index: int, _tell: Tell) -> str:
+    """Make the images of a contestant and seed, or do a trial with them; return where the result is."""
+    (contestant, seed, *rest), bench = common["parts"][index], _bench(common)
+    if not rest:
+        return str(bench.synthesis(contestant, seed).path)
+    trial = Trial(contestant=contestant, bits=rest[0], seed=seed, mode=rest[1])
     bench.result(trial)
     return str(bench.out / "cells" / trial.folder)
 

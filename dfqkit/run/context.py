@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import onnx
 import torch
@@ -128,6 +129,10 @@ def provisional_student(
     return student
 
 
+#: Teachers of this process as ONNX, by opset.
+_FLOAT_FILES: WeakKeyDictionary[Teacher, dict[int, onnx.ModelProto]] = WeakKeyDictionary()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """What every stage needs.
@@ -150,7 +155,6 @@ class Context:
     ranks: Ranks = ALONE
     executor: Executor = field(default_factory=InOrder)
     _equalized: dict[tuple[int, float], fx.GraphModule] = field(default_factory=dict)
-    _float_files: dict[int, onnx.ModelProto] = field(default_factory=dict)
 
     @cached_property
     def teacher(self) -> Teacher:
@@ -190,11 +194,11 @@ class Context:
 
     @property
     def teacher_file(self) -> onnx.ModelProto:
-        """The teacher as ONNX; made once, since a run tries it before it computes anything."""
-        opset = self.target.opset
-        if opset not in self._float_files:
-            self._float_files[opset] = float_model(self.teacher_graph, opset)
-        return self._float_files[opset]
+        """The teacher as ONNX; made once, since runs try it before they compute anything, and several may share it."""
+        known, opset = _FLOAT_FILES.setdefault(self.teacher, {}), self.target.opset
+        if opset not in known:
+            known[opset] = float_model(self.teacher_graph, opset)
+        return known[opset]
 
     @cached_property
     def graph(self) -> fx.GraphModule:

@@ -9,8 +9,8 @@ machine its files are the same bytes wherever, whenever and however often it is 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 from dfqkit.progress import Bar
@@ -29,12 +29,13 @@ class Job:
         function: Does one, as ``function(common, index, tell)``, and returns a few lines: what JSON holds, or a
             dataclass of it; a function at the top of a module, since other processes find it by its name.
         common: What all parts share; small, for every worker is sent it.
-        indices: Which parts.
+        indices: Which parts, each behind those that it needs; the longest best come first.
         sizes: What each counts in the bar.
         alone: Returns the command that does one part alone.
         threads: Threads of torch in a part, and the cores that a worker has.
         gpus: GPUs of a part; a fraction lets several share one.
         memory: Bytes of a part, by which a cluster places it; 0 leaves it out of account.
+        after: For a part that works on what another one left, that one.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Job:
     threads: int
     gpus: float = 0.0
     memory: int = 0
+    after: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def size(self) -> int:

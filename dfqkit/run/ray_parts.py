@@ -75,12 +75,10 @@ class _Board:
         return news
 
 
-def _kind(gpu: bool) -> dict[str, str]:
-    return machine(gpu=gpu)
-
-
-def _one(job: dict[str, Any], index: int, board: Any) -> dict[str, Any]:
-    """Do one part in a worker; an error comes back as text, with what was logged before it."""
+def _one(job: dict[str, Any], index: int, board: Any, before: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Do one part in a worker, once that ``before`` it has ended; an error comes back as text, with the log."""
+    if before is not None and "result" not in before:
+        return before
     threads = str(job["threads"])
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
     import torch
@@ -97,7 +95,7 @@ def _one(job: dict[str, Any], index: int, board: Any) -> dict[str, Any]:
 
     try:
         with contextlib.redirect_stderr(log):
-            other = parted([job["kind"], machine(gpu=job["gpu"])])
+            other = parted([job["kind"], machine(gpu=job["gpu"])]) if job["kind"] else ""
             if other:
                 message = f"This machine is of another kind than those that the job began on ({other})."
                 raise ArtefactError(message)
@@ -165,8 +163,12 @@ class OnRay:
         shared = {name: getattr(job, name) for name in ("function", "common", "threads")}
         sent = ray.put(shared | {"kind": self._one_kind(job), "gpu": job.gpus > 0})
         task = ray.remote(_one).options(max_retries=_AGAIN, scheduling_strategy="SPREAD", **needs)
+        refs = dict[int, Any]()
         for index in job.indices:
-            pending[task.remote(sent, index, board)] = index
+            ref = task.remote(sent, index, board, *([refs[job.after[index]]] if index in job.after else []))
+            if index in job.after.values():
+                refs[index] = ref
+            pending[ref] = index
             yield
 
     def _connect(self, job: Job) -> None:
@@ -175,24 +177,24 @@ class OnRay:
         if ray.is_initialized():
             return
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if self.address == "local":
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            # By default workers are niced by 15, and other work of the session leaves them little of a core.
+            os.environ.setdefault("RAY_worker_niceness", "0")
+            quiet |= {"include_dashboard": False, "object_store_memory": _STORE}
+            quiet["num_cpus"] = None if self.workers is None else self.workers * job.threads
         with _handlers_kept():
-            if self.address == "local":
-                os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-                cores = None if self.workers is None else self.workers * job.threads
-                more = {"include_dashboard": False, "object_store_memory": _STORE}
-                ray.init(address="local", num_cpus=cores, **more, **quiet)
-                return
             try:
                 ray.init(address=self.address, **quiet)
-            except (ConnectionError, ValueError, ray.exceptions.RayError) as error:
+            except Exception as error:  # Ray raises a bare one where its processes take too long to start
                 message = (
-                    f"No Ray cluster answers at '{self.address}': {error}. Start one with `ray start --head` and give "
-                    "its address, or use --cluster local, which needs none."
+                    f"No Ray cluster answers at '{self.address}': {error} Give the address of one (`ray start`), "
+                    "use --cluster local, which starts one where the machine is not too busy, or leave --cluster out."
                 )
                 raise RuntimeUnavailableError(message) from error
 
     def _one_kind(self, job: Job) -> dict[str, str]:
-        """Return what the machines are that can do a part, or refuse those that differ."""
+        """Return what the machines are that can do a part, or refuse those that differ; of this one alone, nothing."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -209,12 +211,14 @@ class OnRay:
                 "one, or take fewer --threads."
             )
             raise RuntimeUnavailableError(message)
-        task = ray.remote(_kind)
+        if self.address == "local" and len(able) == 1:  # asking would take as long as a worker takes to import torch
+            return {}
+        task = ray.remote(machine)
         share = {"num_cpus": 0, "num_gpus": min(job.gpus, 0.001)}
         refs = [
             task.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False), **share
-            ).remote(job.gpus > 0)
+            ).remote(gpu=job.gpus > 0)
             for node in able
         ]
         kinds: list[dict[str, str]] = ray.get(refs)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dfqkit.cli import main
+from dfqkit.progress import silent
 from dfqkit.run.folder import RunFolder
+from dfqkit.run.parts import Job, Tell
+from dfqkit.run.ray_parts import executor
 from tests.unit.test_parts_of_runs import LADDER, SMALL, TWO, convolution, left
 
 pytestmark = pytest.mark.slow
@@ -49,3 +54,22 @@ def test_runs_by_two_workers_leave_what_one_process_makes(overrides: tuple[str, 
     for document in (document for each in found for document in each.values() if isinstance(document, dict)):
         assert document["provenance"]["threads"] == 1
     assert found[0] == found[1]
+
+
+def noted(common: str, index: int, _tell: Tell) -> list[int]:
+    """Leave a file behind, the first part late; return whether its own is there, and the priority."""
+    found = (Path(common) / "0").exists()
+    time.sleep(0.0 if index else 1.0)
+    (Path(common) / str(index)).touch()
+    return [found, os.nice(0)]
+
+
+def test_a_part_waits_for_the_one_that_it_needs_and_no_worker_is_slower_than_this_process(tmp_path: Path) -> None:
+    job = Job(
+        name="note", function=noted, common=str(tmp_path), indices=range(3), sizes=[1] * 3, alone=str, threads=1,
+        after={2: 0},
+    )  # fmt: skip
+    with silent().stage("notes", total=3) as bar:
+        found = dict(executor("local", 2).run(job, bar))
+    assert found[2][0]
+    assert {each[1] for each in found.values()} == {os.nice(0)}

@@ -17,7 +17,7 @@ from dfqkit.bench.grid import Grid, Trial, contestants
 from dfqkit.bench.imagestats import image_statistics
 from dfqkit.bench.page import page
 from dfqkit.bench.plots import cost_plot, drop_plot
-from dfqkit.bench.shared import share
+from dfqkit.bench.shared import _BENCHES, share
 from dfqkit.bench.table import document, markdown, rows, spread, text_of
 from dfqkit.bench.trials import Bench
 from dfqkit.cli import main
@@ -28,6 +28,7 @@ from dfqkit.run.parts import InOrder
 from dfqkit_export.errors import ArtefactError, BusyError, RecipeError
 from dfqkit_export.report.svg import nice_step
 from tests._messages import raises_naming
+from tests._scattered import Scattered
 from tests._toys import toy_teacher
 
 
@@ -217,6 +218,9 @@ def test_a_bench_measures_every_trial_once_and_continues(tmp_path: Path, monkeyp
     told: list[str] = []
     share(bench, compared.calibrated(), InOrder(), "dfqkit bench")  # as workers do it, who have no more than the job
     assert (tmp_path / "cells" / compared.calibrated()[0].folder / "cell.json").exists()
+    elsewhere = Scattered(_BENCHES.clear)
+    share(bench, compared.calibrated(), elsewhere, "dfqkit bench")
+    assert elsewhere.jobs[0].after == {1: 0}
     first = bench.do(compared.calibrated(), told.append)
     assert len(told) == 1
     assert first[0]["cost"]["synthesis"] == 256

@@ -199,6 +199,8 @@ def test_a_part_that_fails_is_named_with_its_log_and_the_command_that_does_it_al
     with pytest.raises(RuntimeError, match=r"(?s)\(shard 3\) .* by: do 3.*no module"):
         ray_parts._result(_Ray, ImportError("no module"), job(_breaks), 3)
     assert ray_parts._result(_Ray, {"result": 5}, job(max), 3) == 5
+    failed = _outcome(job(_refuses), machine())
+    assert ray_parts._one({}, 4, None, failed) == failed  # what waited for it is not begun
 
 
 def test_the_kind_of_a_machine_is_plain_text_so_that_who_hands_out_parts_does_without_torch() -> None:
