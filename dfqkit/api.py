@@ -23,11 +23,11 @@ from dfqkit.config.reading import overridden, parse_recipe, recipe_from
 from dfqkit.config.recipe import FloorSection, Recipe, TeacherSection
 from dfqkit.config.synthesis import SynthesizerConfig
 from dfqkit.progress import Progress, silent
+from dfqkit.run.answering import real_images, require_labels
 from dfqkit.run.execution import execute, run_facts
 from dfqkit.run.export import MODEL
 from dfqkit.run.folder import RunFolder
 from dfqkit.run.ladder import PULLED
-from dfqkit.run.measuring import real_images, require_labels
 from dfqkit.run.stages import STAGES
 from dfqkit.run.validate import REPORT, require_floors
 from dfqkit.synthesis.methods.dfq import DFQConfig

@@ -23,10 +23,10 @@ from dfqkit.config.recipe import Recipe
 from dfqkit.images import ImageBank
 from dfqkit.progress import Progress
 from dfqkit.run import distill, synthesize, train, validate
+from dfqkit.run.answering import real_images
 from dfqkit.run.context import resolved_synthesis, teacher_of
 from dfqkit.run.execution import execute, run_facts
 from dfqkit.run.folder import RunFolder
-from dfqkit.run.measuring import real_images
 from dfqkit.run.stages import before
 from dfqkit.synthesis.build import require_needs
 from dfqkit.teacher.load import Teacher

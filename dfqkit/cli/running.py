@@ -109,7 +109,7 @@ def begin(
 def require_possible(recipe: Recipe, teacher: Teacher, *, validates: bool) -> None:
     """Refuse a run that could not end: its source of images, its floors, and the images that validate are tried."""
     from dfqkit.run.context import resolved_synthesis
-    from dfqkit.run.measuring import real_images, require_labels
+    from dfqkit.run.answering import real_images, require_labels
 
     resolved_synthesis(recipe)
     require_floors(recipe)

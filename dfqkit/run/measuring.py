@@ -7,9 +7,7 @@ what the target's own runtime says of the file, `target_check`'s; metrics and th
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,29 +17,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from dfqkit.config.files import find_file
-from dfqkit.config.recipe import Recipe
+from dfqkit.run.answering import Answer, GradingSet, Images, answers_of, grading_sets, subjects_of, written
 from dfqkit.run.bits_of_layers import layer_bits
 from dfqkit.run.context import Context
-from dfqkit.run.distill import FINAL
 from dfqkit.run.export import MODEL, TEACHER
-from dfqkit.run.quantize import calibrated_file
-from dfqkit.run.target_check import Account, ask_runtime, kernel_times, kernels_elsewhere, own_runtime
-from dfqkit.students.freezing import freeze
-from dfqkit.students.integer_student import IntegerStudent, watch_integers
+from dfqkit.run.target_check import Account, ask_runtime, kernel_times, kernels_elsewhere
+from dfqkit.students.integer_student import watch_integers
 from dfqkit.students.naming import tensor_names
 from dfqkit.students.nodes import watch
 from dfqkit.students.onnx_file import write_float
 from dfqkit.students.onnx_nodes import float_layers
-from dfqkit.teacher.load import Teacher
 from dfqkit_export.backends import DEFAULT, backend_of
-from dfqkit_export.backends.onnxruntime.session import OrtSession
 from dfqkit_export.backends.opening import realised_precision
-from dfqkit_export.errors import ArtefactError
 from dfqkit_export.estimate import estimate_of
-from dfqkit_export.images import TORCHVISION
-from dfqkit_export.images.label_kinds import is_kind, resolved
-from dfqkit_export.images.labelled import LabelledImages, load_images
 from dfqkit_export.measure import latency
 from dfqkit_export.measure.activations import layer_outputs, layer_tensors
 from dfqkit_export.measure.breakdown import Breakdown
@@ -51,26 +39,13 @@ from dfqkit_export.onnxfile.model import load_onnx
 from dfqkit_export.report import LayerRow, layer_rows
 from dfqkit_export.report.evidence import Seen, nothing_lost, seen
 from dfqkit_export.tasks import Outputs, Task
-from dfqkit_export.tasks.answering import answer
 
 #: Images of the comparison of layers: enough for a ratio, few enough to hold every activation in memory.
 LAYER_IMAGES = 32
 
 _LOG = logging.getLogger(__name__)
 
-Images = NDArray[np.float32]
-Answer = Callable[[Images], Outputs]
 _NO_RUNTIME = frozenset({"teacher", "student", "calibrated", "float_student"})
-
-
-@dataclass(frozen=True, kw_only=True)
-class GradingSet:
-    """Images that grade, in batches, and their labels where there are any."""
-
-    name: str
-    count: int
-    batches: Callable[[], Iterator[Images]]
-    labels: NDArray[Any] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,50 +101,10 @@ class _Graded:
     breakdowns: list[Breakdown] = field(default_factory=list)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Subjects:
-    """The models that answer, by the names that metrics give them."""
-
-    student: fx.GraphModule
-    teacher: OrtSession
-    quantized: OrtSession
-    answers: dict[str, Answer]
-
-
-def real_images(recipe: Recipe, *, limit: int | None = None) -> LabelledImages | None:
-    """Return the labelled images that a recipe names, or None; no more than ``limit``, to see whether they fit."""
-    section = recipe.validation
-    if (source := section.data) is None:
-        return None
-    if is_kind(source):
-        source = resolved(source, lambda name: find_file(name, recipe.directory))
-    elif not source.startswith(TORCHVISION):
-        source = str(find_file(source, recipe.directory))
-    least = min((bound for bound in (limit, section.limit) if bound is not None), default=None)
-    return load_images(source, recipe.image.spec(), resize=section.resize, crop=section.crop, limit=least)
-
-
-def require_labels(teacher: Teacher, images: LabelledImages | None) -> None:
-    """Refuse labels that do not fit the teacher's task or its classes, by a few of the images.
-
-    Raises:
-        ArtefactError: Says what was found and what is needed.
-    """
-    if images is None or images.labels is None:
-        return
-    task = teacher.task
-    if wrong := task.wrong_classes(images.classes):
-        raise ArtefactError(wrong)
-    few = next(images.batches(teacher.image, len(images)))
-    answers = teacher.answers(torch.from_numpy(few).to(teacher.device))
-    outputs = {name: value.float().cpu().numpy() for name, value in answers.items()}
-    task.metrics(None, outputs, images.labels, subject="teacher", data=images.name)
-
-
 def measure(context: Context, shown_as: str) -> Measured:
     """Run every model of a run, its export complete, on every set of images, and time the files."""
     recipe, model = context.recipe, context.file(MODEL)
-    sets, subjects = _grading_sets(context), _subjects(context)
+    sets, subjects = grading_sets(context), subjects_of(context)
     found = (graded := _graded(context, sets, subjects.answers, shown_as)).metrics
     first, account = next(sets[0].batches()), ask_runtime(model, context.target)
     portable, tables = kernels_elsewhere(model, recipe.validation.prove, first, sets[0].name, context.teacher.task)
@@ -184,7 +119,7 @@ def measure(context: Context, shown_as: str) -> Measured:
         model,
         context.file(TEACHER),
         first[:LAYER_IMAGES],
-        as_written=_as_written(context),
+        as_written=written(context),
         reference=context.reference(context.scheme) if context.scheme.rescales or recipe.student else None,
     )
     left = subjects.student.meta["kept"] | subjects.student.meta["floats"]
@@ -204,48 +139,13 @@ def measure(context: Context, shown_as: str) -> Measured:
     )
 
 
-def _subjects(context: Context) -> _Subjects:
-    model, student = context.file(MODEL), context.stored_student(context.scheme, FINAL)
-    calibrated = context.stored_student(context.scheme, calibrated_file())  # the bar that distillation must clear
-    freeze(calibrated)
-    quantized = OrtSession(model, optimized=not _as_written(context))
-    teacher = OrtSession(context.file(TEACHER))
-    task, in_torch = context.teacher.task, partial(_torch_outputs, context)
-    ours, bar = (each if _as_written(context) else IntegerStudent(each).run for each in (student, calibrated))
-    answers: dict[str, Answer] = {
-        "teacher": partial(answer, teacher, task),
-        "student": partial(in_torch, ours),
-        DEFAULT.name: partial(answer, quantized, task),
-        "calibrated": partial(in_torch, bar),
-    }
-    if context.recipe.student:  # then the network that was quantized is not the teacher
-        answers["float_student"] = partial(in_torch, context.graph)
-    own = own_runtime(model, context.target)
-    if own is not None:
-        answers[context.target.backend] = partial(answer, own, task)
-    return _Subjects(student=student, teacher=teacher, quantized=quantized, answers=answers)
-
-
-def _as_written(context: Context) -> bool:
-    """Return whether the file must run without ONNX Runtime's optimizer, in float, as the student does then.
-
-    It turns float biases into integers, which the runtimes that ask for float ones do not.
-    """
-    return context.target.bias == "float"
-
-
 def _graded(context: Context, sets: list[GradingSet], answers: dict[str, Answer], shown_as: str) -> _Graded:
     """Return every subject on every set, and what the synthetic images tell of real ones."""
     found = _Graded()
     task = context.teacher.task
     with context.progress.stage(shown_as, total=sum(item.count for item in sets)) as bar:
         for item in sets:
-            parts: dict[str, list[Outputs]] = {name: [] for name in answers}
-            for batch in item.batches():
-                for name, run in answers.items():
-                    parts[name].append(run(batch))
-                bar.advance(len(batch))
-            together = {name: _joined(given) for name, given in parts.items()}
+            together = answers_of(context, item, answers, bar, shown_as)
             found.metrics += compare(task, together, item)
             _judged(found, context, together, item)
             # The errors of another network are not those of quantization.
@@ -282,10 +182,6 @@ def compare(task: Task, outputs: dict[str, Outputs], grading: GradingSet) -> lis
     return found
 
 
-def _joined(parts: list[Outputs]) -> Outputs:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
 def estimated_drop(task: Task, outputs: dict[str, Outputs], method: str, found: list[Metric]) -> dict[str, Any]:
     """Return the drop on real images as the outputs on synthetic ones, by subject, tell it.
 
@@ -294,33 +190,6 @@ def estimated_drop(task: Task, outputs: dict[str, Outputs], method: str, found: 
     known = next((m.value for m in found if (m.name, m.subject) == (TOP1.name, "teacher")), None)
     both = outputs["teacher"], outputs[DEFAULT.name]
     return estimate_of(task, *both, synthesizer=method, teacher_top1=known)
-
-
-def _grading_sets(context: Context) -> list[GradingSet]:
-    """Real images where there are any, and the images of the synthesizer that trained nothing."""
-    size, spec = context.recipe.bank.batch, context.teacher.image
-    sets = []
-    real = real_images(context.recipe)
-    if real is not None:
-        if wrong := context.teacher.task.wrong_classes(real.classes):
-            raise ArtefactError(wrong)
-        batches = partial(real.batches, spec, size)
-        sets.append(GradingSet(name=f"real:{real.name}", count=len(real), batches=batches, labels=real.labels))
-    if not context.recipe.bank.grading:
-        return sets
-    bank = context.bank("grading")
-
-    def made() -> Iterator[Images]:
-        return (images.numpy() for images, _ in bank.batches(size))
-
-    sets.append(GradingSet(name=f"synthetic:{bank.source}", count=len(bank), batches=made, labels=None))
-    return sets
-
-
-def _torch_outputs(context: Context, model: Callable[[Tensor], Any], images: Images) -> Outputs:
-    with torch.no_grad():
-        outputs = context.teacher.torch_task.named(model(torch.from_numpy(images).to(context.device)))
-    return {name: value.float().cpu().numpy() for name, value in outputs.items()}
 
 
 def _sizes(context: Context) -> list[Metric]:

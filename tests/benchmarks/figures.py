@@ -38,7 +38,12 @@ _STUDENT = ("dfqkit/students/*.py", "dfqkit/config/quant.py", "dfqkit/run/quanti
 _LADDER = ("dfqkit/run/ladder.py", "dfqkit/config/ladder.py", "dfqkit/api.py")
 _IMAGES = ("dfqkit/synthesis/**/*.py", "dfqkit/losses/*.py", "dfqkit/run/synthesize.py", "dfqkit/run/bank_making.py")
 _TRAINED = ("dfqkit/training/*.py", "dfqkit/run/distill.py", "dfqkit/run/playing.py", "dfqkit/config/distill.py")
-_MEASURED = ("export/dfqkit_export/measure/*.py", "export/dfqkit_export/tasks/*.py", "dfqkit/run/measuring.py")
+_MEASURED = (
+    "export/dfqkit_export/measure/*.py",
+    "export/dfqkit_export/tasks/*.py",
+    "dfqkit/run/measuring.py",
+    "dfqkit/run/answering.py",
+)
 _RUNTIME = ("export/dfqkit_export/backends/**/*.py", "export/dfqkit_export/onnxfile/*.py")
 _GATE = ("export/dfqkit_export/gate/*.py", "export/dfqkit_export/sentinel/*.py")
 _CALIBRATED = (*_STUDENT, *_LADDER, *_IMAGES, *_MEASURED)

@@ -23,10 +23,10 @@ from dfqkit.config.reading import load_recipe, recipe_from
 from dfqkit.config.recipe import Recipe
 from dfqkit.images import ImageBank
 from dfqkit.progress import silent
+from dfqkit.run.answering import real_images
 from dfqkit.run.context import teacher_of
 from dfqkit.run.execution import execute, run_facts
 from dfqkit.run.folder import RunFolder
-from dfqkit.run.measuring import real_images
 from dfqkit.students.capture import float_graph
 from dfqkit.students.freezing import freeze
 from dfqkit.students.onnx_file import write_float, write_qdq

@@ -12,6 +12,7 @@ import pytest
 
 from dfqkit.cli import main
 from dfqkit.progress import silent
+from dfqkit.run import answering
 from dfqkit.run.folder import RunFolder
 from dfqkit.run.parts import Job, Tell
 from dfqkit.run.ray_parts import executor
@@ -73,3 +74,16 @@ def test_a_part_waits_for_the_one_that_it_needs_and_no_worker_is_slower_than_thi
         found = dict(executor("local", 2).run(job, bar))
     assert found[2][0]
     assert {each[1] for each in found.values()} == {os.nice(0)}
+
+
+def test_answers_of_ranges_by_two_workers_are_those_of_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "RANGE", 24)
+    found = []
+    for name, more in (("in-order", ["--threads", "1"]), ("by-two", CLUSTER)):
+        words = [word for override in SMALL for word in ("--set", override)]
+        out = tmp_path / name
+        assert main(["run", "digits/procedural-w8a8-ort", "-q", "--out", str(out), *words, *more]) in (0, 1)
+        found.append(left(RunFolder.open(out)))
+    assert found[0] == found[1]

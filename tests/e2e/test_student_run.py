@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from dfqkit.config.reading import load_recipe
 from dfqkit.config.recipe import Recipe
 from dfqkit.progress import silent
+from dfqkit.run.answering import real_images
 from dfqkit.run.context import FLOAT_STUDENT, Context
 from dfqkit.run.folder import RunFolder
-from dfqkit.run.measuring import real_images
 from dfqkit.run.synthesize import require_trainable
 from dfqkit_export.errors import ArtefactError, DfqkitError, RecipeError
 from dfqkit_export.report import Report

@@ -16,7 +16,7 @@ from dfqkit.cli import main
 from dfqkit.config.reading import load_recipe
 from dfqkit.config.recipe import Recipe
 from dfqkit.progress import silent
-from dfqkit.run import shared
+from dfqkit.run import answering, shared
 from dfqkit.run.execution import execute, run_facts
 from dfqkit.run.folder import RunFolder
 from dfqkit.run.parts import Executor
@@ -104,6 +104,17 @@ def test_targets_made_elsewhere_and_in_any_order_leave_what_one_process_makes(tm
     in_order = ran(tmp_path / "in-order", wanted, list(STAGES))
     assert left(ran(tmp_path / "scattered", wanted, list(STAGES), elsewhere)) == left(in_order)
     assert [job.name for job in elsewhere.jobs] == ["quantize part", "distill part", "export part"]
+
+
+def test_ranges_of_images_answered_elsewhere_are_measured_as_by_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answering, "RANGE", 20)  # three batches of 8
+    elsewhere = Scattered(shared._CONTEXTS.clear)
+    in_order = ran(tmp_path / "in-order", recipe(), list(STAGES))
+    assert left(ran(tmp_path / "scattered", recipe(), list(STAGES), elsewhere)) == left(in_order)
+    ((ranges,),) = [[job.common["ranges"]] for job in elsewhere.jobs]
+    assert ranges == [[0, 24], [24, 48], [48, 72]]
 
 
 def test_families_proven_elsewhere_are_those_proven_here(

@@ -14,15 +14,13 @@ from torch import Tensor, fx, nn
 from dfqkit.config.quant import QuantConfig
 from dfqkit.config.reading import load_recipe
 from dfqkit.config.recipe import Recipe
+from dfqkit.run.answering import GradingSet, real_images, require_labels
 from dfqkit.run.context import resolve_device
 from dfqkit.run.measuring import (
-    GradingSet,
     Measured,
     _layer_db,
     compare,
     compare_layers,
-    real_images,
-    require_labels,
     student_layers,
 )
 from dfqkit.run.stages import plan
