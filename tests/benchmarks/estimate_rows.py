@@ -11,7 +11,8 @@ the images of each source, whose logits beside the teacher's are its features. `
 of `dfqkit run` whose report has the drop on real images, seen on the run's own grading images; of the teacher's first
 run these then grade its other files, too.
 
-Each row is written to --out when it is made, and one that stands there is not made again. `estimate_study` fits.
+A teacher's rows are written to --out when all are made, and one that stands there is not made again. `estimate_study`
+fits.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -33,7 +34,10 @@ from numpy.typing import NDArray
 
 from dfqkit.config.quant import QuantConfig
 from dfqkit.config.synthesis import Demand, SynthesizerConfig
+from dfqkit.progress import silent
 from dfqkit.run.ladder import PULLED
+from dfqkit.run.parts import Executor, Job, Tell
+from dfqkit.run.ray_parts import executor
 from dfqkit.seeds import derive
 from dfqkit.students.capture import float_graph
 from dfqkit.students.onnx_file import write_float, write_qdq
@@ -271,6 +275,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cache", type=Path, required=True, help="keeps weights, images, files and logits")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--only", nargs="+", choices=TEACHERS)
+    parser.add_argument("--cluster", help="makes the rows of several teachers at once, as `dfqkit bench` does trials")
+    parser.add_argument("--workers", type=int)
     parser.add_argument("--run", action="append", default=[], metavar="TEACHER=FOLDER")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -279,10 +285,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         row = of_run(name, Path(folder), options.cache)
         if (row["teacher"], row["file"]) not in done:
             keep(row, options.out)
-    for name in options.only or ([] if options.run else TEACHERS):
-        for row in Study(name, options.cache / name).rows(done):
-            keep(row, options.out)
+    names = options.only or ([] if options.run else list(TEACHERS))
+    make(names, options.cache, options.out, executor(options.cluster, options.workers))
     return 0
+
+
+def make(names: Sequence[str], cache: Path, out: Path, where: Executor) -> None:
+    """Keep the rows of teachers in their order, whichever is made first."""
+    job = Job(
+        name="teacher",
+        function=teacher_part,
+        common={
+            "teachers": list(names),
+            "cache": str(cache.resolve()),
+            "done": [[row["teacher"], row["file"]] for row in rows_in(out)],
+        },
+        indices=range(len(names)),
+        sizes=[1] * len(names),
+        alone=lambda index: f"python -m tests.benchmarks.estimate_rows --cache {cache} --only {names[index]}",
+        threads=1,
+    )
+    made: dict[int, list[dict[str, Any]]] = {}
+    kept = 0
+    with silent().stage("teachers", total=job.size) as bar:
+        for index, rows in where.run(job, bar):
+            made[index] = rows
+            while kept in made:
+                for row in made[kept]:
+                    keep(row, out)
+                kept += 1
+
+
+def teacher_part(common: Mapping[str, Any], index: int, _tell: Tell) -> list[dict[str, Any]]:
+    """Make the rows of a teacher that are not there; its files and logits stay, so that little is made twice."""
+    name = common["teachers"][index]
+    study, done = Study(name, Path(common["cache"]) / name), {(teacher, file) for teacher, file in common["done"]}
+    rows: list[dict[str, Any]] = json.loads(json.dumps(list(study.rows(done)), default=float))
+    return rows
 
 
 if __name__ == "__main__":

@@ -19,9 +19,10 @@ from dfqkit.progress import silent
 from dfqkit.run import answering, shared
 from dfqkit.run.execution import execute, run_facts
 from dfqkit.run.folder import RunFolder
-from dfqkit.run.parts import Executor
+from dfqkit.run.parts import Executor, InOrder
 from dfqkit.run.stages import STAGES
 from tests._scattered import Scattered
+from tests.benchmarks import estimate_rows
 from tests.unit.export.conftest import QdqBuilder
 
 ROOT = Path(__file__).parents[2]
@@ -130,6 +131,26 @@ def test_families_proven_elsewhere_are_those_proven_here(
     assert found[0] == found[1]
     assert [row["family"] for row in found[0]["rows"]] == ON
     assert elsewhere.jobs[0].alone(1).endswith(f"--on {ON[1]}")
+
+
+def test_rows_of_the_estimate_are_kept_in_order_whichever_teacher_is_done_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rows(study: estimate_rows.Study, done: set[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+        for file in ("a", "b"):
+            if (study.name, file) not in done:
+                yield {"teacher": study.name, "file": file, "drop": 1 / 3, "stderr": 0.0, "seen": {}}
+
+    monkeypatch.setattr(estimate_rows.Study, "rows", rows)
+    found = []
+    for where in (InOrder(), Scattered()):
+        out = tmp_path / f"{len(found)}.jsonl"
+        out.write_text('{"teacher": "one", "file": "a"}\n')
+        estimate_rows.make(["one", "two", "three"], tmp_path, out, where)
+        found.append(out.read_text())
+    assert found[0] == found[1]
+    kept = [tuple(json.loads(line)[key] for key in ("teacher", "file")) for line in found[0].splitlines()]
+    assert kept == [(name, file) for name in ("one", "two", "three") for file in "ab"]
 
 
 def test_without_a_cluster_nothing_imports_ray_and_with_one_it_says_what_to_install(tmp_path: Path) -> None:
