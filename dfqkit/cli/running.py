@@ -108,8 +108,8 @@ def begin(
 
 def require_possible(recipe: Recipe, teacher: Teacher, *, validates: bool) -> None:
     """Refuse a run that could not end: its source of images, its floors, and the images that validate are tried."""
-    from dfqkit.run.context import resolved_synthesis
     from dfqkit.run.answering import real_images, require_labels
+    from dfqkit.run.context import resolved_synthesis
 
     resolved_synthesis(recipe)
     require_floors(recipe)

@@ -59,7 +59,7 @@ MOST_TYPE_IGNORES = 25
 # several processes, proofs on other processors, and the way in: plans, five lines, files of other tools; then the
 # steering of the ladder, `init`, Qualcomm's NPU as a target, and proofs that the gate asks for; then block
 # reconstruction, diffusion models as a source, replay by priority, bfloat16, and three targets.
-MOST_LINES = 61_000
+MOST_LINES = 61_300
 
 FOREIGN_CODE = {"yaml.load", "yaml.unsafe_load", "yaml.full_load", "eval", "exec", "pickle.load", "pickle.loads"}
 # What a reader of files must be told, so that it runs no code of theirs.
