@@ -42,6 +42,7 @@ _DECODING = frozenset(f"{_DECODING_WORDS} reshape permute transpose slice".split
 DECODED = "behind the last layers answers are decoded: tensors of different ranges (boxes, scores) would share a grid"
 PARTED = "it gives two outputs (scores and distances), which would have one grid for both"
 EXPECTED = "it decodes: it weighs a softmax, which gives the mean of a distribution, with numbers that must be exact"
+UNTURNED = "the target has no integer kernel for this transposed convolution"
 
 
 class Rules:
@@ -272,6 +273,8 @@ class Rules:
         """Return why each tensor that the target could have in codes stays in float, `kept` ones left out."""
         found = {node.name: EXPECTED for node in self.nodes if self._expects(node)}
         found |= {node.name: PARTED for node in self.nodes if node in self.parted}
+        turned = (node for node in self.nodes if isinstance(self.module(node), nn.ConvTranspose2d))
+        found |= {node.name: UNTURNED for node in turned if node not in self.turned}
         for node in self.nodes:
             rule = self.target.rule(self._onnx_operator(node))
             reason = self.islands.reason(node) if node in self.tensors and node not in self.kept else ""

@@ -14,6 +14,7 @@ from dfqkit.config.quant import QuantConfig
 from dfqkit.students.capture import float_graph
 from dfqkit.students.freezing import freeze
 from dfqkit.students.onnx_file import write_qdq
+from dfqkit.students.onnx_nodes import float_layers
 from dfqkit.students.placement import plan
 from dfqkit.students.student import build_student, calibrate_student, load_student, save_student
 from dfqkit_export.backends import get_backend, get_target
@@ -61,6 +62,10 @@ def made(graph: fx.GraphModule, target: str, config: QuantConfig = QUICK) -> fx.
 def test_only_where_the_target_has_integer_kernels_for_them(target: str, graph: fx.GraphModule) -> None:
     weights = plan(graph, QUICK, get_target(target), IMAGE).weights
     assert weights.keys() & (TURNED | FLOAT) == (TURNED if target == "openvino" else set())
+    student = made(graph, target)  # what has no integer kernel breaks no floor for integer layers
+    left = student.meta["kept"] | student.meta["floats"]
+    left |= float_layers(student, left)
+    assert left.keys() & (TURNED | FLOAT) == (FLOAT if target == "openvino" else TURNED | FLOAT)
 
 
 @pytest.mark.parametrize("scales", ["power_of_two", pytest.param("float", marks=pytest.mark.slow)])
