@@ -504,6 +504,16 @@ def test_images_of_another_size_and_files_that_are_none_are_refused(tmp_path: Pa
         load_teacher(f"onnx:{tmp_path / 'absent.onnx'}", IMAGE)
 
 
+def test_what_takes_bytes_normalises_them_itself(tmp_path: Path) -> None:
+    model = onnx.load(file(tmp_path / "bytes.onnx", [op("Cast", "x", "f", to=1), op("Div", "f s", "y")], {"s": 255.0}))
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
+    onnx.save(model, tmp_path / "bytes.onnx")
+    told = "bytes.onnx", "takes uint8 as they are", "mean (0.4, 0.5, 0.3)", "Give mean 0, std 1 and pixel_range 255"
+    with raises_naming(TeacherError, *told):
+        import_onnx(tmp_path / "bytes.onnx", replace(IMAGE, mean=(0.4, 0.5, 0.3)))
+    import_onnx(tmp_path / "bytes.onnx", replace(IMAGE, mean=(0.0,) * 3, std=(1.0,) * 3, pixel_range=255))
+
+
 _REAL = {
     "rfb320.onnx": (3, 240, 320),
     "nanodet_m.onnx": (3, 416, 416),

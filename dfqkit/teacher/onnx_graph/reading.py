@@ -128,6 +128,12 @@ def _taken(model: onnx.ModelProto, image: ImageSpec, path: str | Path) -> tuple[
     last = all(_channels_last(values[name], of) for name, of in pixels.items())
     (batch, *_) = [_give_sizes(values[name], of, where, last=last) for name, of in pixels.items()]
     dtype = PIXELS if {kinds[name] for name in pixels} == {PIXELS} else FLOAT
+    if dtype == PIXELS and (any(image.mean) or any(abs(std * 255 - image.pixel_range) > 0.01 for std in image.std)):
+        message = (
+            f"'{where}' takes {PIXELS} as they are: what is done to them stands in the file, and is not to be done "
+            f"before; found mean {image.mean} and std {image.std}. Give mean 0, std 1 and pixel_range 255."
+        )
+        raise ArtefactError(message)
     if not image.inputs and dtype == FLOAT and (batch is None or batch >= 1):
         require_images(model, path)
     for name, entry in entries.items() if image.inputs else ():
