@@ -267,7 +267,8 @@ def prepare(  # noqa: PLR0913 - those of `quantize`
             raise TypeError(message)
         teacher = Teacher.from_module(model, image, task=_task(named))
     if method is not None:
-        chosen["synthesis"] = {**chosen.get("synthesis", {}), "method": method}
+        given = overridden({}, [each for each in overrides if _root(each) == "synthesis"])  # it may need some of them
+        chosen["synthesis"] = {**chosen.get("synthesis", {}), "method": method} | (given.get("synthesis") or {})
     chosen = _with_pictures(chosen, images, teacher)
     targets = [target] if isinstance(target, str) else list(target)
     later = [override for override in overrides if _root(override) not in _TEACHERS]

@@ -161,6 +161,10 @@ def test_a_factory_that_loads_its_weights_is_taken_at_its_word(here: Path) -> No
     recipe, teacher = prepare("trained.py:build", image=image, bits="w8a8", target="onnxruntime", options=options)
     assert not teacher.untrained
     assert (recipe.teacher.weights, recipe.synthesis.method) == (None, "dfq")
+    needed = [f"synthesis.path={DIGITS / 'test.npz'}"]  # what a method cannot do without may be set beside its name
+    more = {"options": options, "method": "images", "overrides": needed}
+    recipe, _ = prepare("trained.py:build", image=image, bits="w8a8", target="onnxruntime", **more)  # type: ignore[arg-type]
+    assert recipe.synthesis.path == str(DIGITS / "test.npz")  # type: ignore[attr-defined]
 
 
 def test_from_an_empty_folder_to_a_bundle(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
