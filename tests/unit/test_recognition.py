@@ -89,6 +89,7 @@ def test_what_only_one_task_gives_is_recognised(case: str) -> None:
         ({"b": normal(9, 4), "s": RNG.random((2, 9, 3))}, ["anchors", "detection"]),
         ({"b": corners(9), "s": normal(9, 3)}, ["scores_are", "softmax", "detection"]),
         ({"": normal(2, 3, 4, 5)}, ["(N, 2, 3, 4, 5)"]),
+        ({"e": normal(32), "l": normal(5)}, ["e (N, 32), l (N, 5)", "is the answer", "classification, embedding"]),
     ],
 )
 def test_what_may_be_several_tasks_is_asked(outputs: dict[str, np.ndarray], facts: list[str]) -> None:
@@ -97,6 +98,8 @@ def test_what_may_be_several_tasks_is_asked(outputs: dict[str, np.ndarray], fact
     with pytest.raises(ArtefactError) as caught:
         found.required()
     names(caught.value, *facts, "task: generic", "SQNR", "--task NAME")
+    if "e" in outputs:  # the one with as many numbers as there are classes
+        assert "{name: classification, output: l}" in recognise(outputs, OF_FIVE).reason
 
 
 def test_what_a_forward_returns_has_names_of_its_own() -> None:

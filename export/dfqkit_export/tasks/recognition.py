@@ -166,7 +166,11 @@ def _detection(outputs: Outputs, image: ImageSpec) -> Recognition:
         task = Detection().fitted(outputs, image)
     except UnclearBoxesError as error:
         lists = any(values.ndim > 2 for values in outputs.values())
-        return Recognition(task=None, reason=str(error), candidates=(Detection.name,) if lists else ())
+        if lists:
+            return Recognition(task=None, reason=str(error), candidates=(Detection.name,))
+        likely = next((name for name, each in outputs.items() if each.shape[1:] == (image.classes,)), "NAME")
+        reason = f"The network gives {told(outputs)}. Say which is the answer: {{name: {_CLASSES}, output: {likely}}}."
+        return Recognition(task=None, reason=reason, candidates=(_CLASSES, Embedding.name))
     assert isinstance(task, Detection)
     parts = f"boxes {', '.join(task.boxes)} ({task.form}, {task.unit})"
     if task.scores:
