@@ -266,13 +266,12 @@ def prepare(  # noqa: PLR0913 - those of `quantize`
             message = "quantize needs image=ImageSpec(shape=..., mean=..., std=..., classes=...) beside a module."
             raise TypeError(message)
         teacher = Teacher.from_module(model, image, task=_task(named))
+    later = [override for override in overrides if _root(override) not in _TEACHERS]
+    asked = overridden({}, [override for override in later if _root(override) in ("quant", "synthesis")])
     if method is not None:
-        given = overridden({}, [each for each in overrides if _root(each) == "synthesis"])  # it may need some of them
-        chosen["synthesis"] = {**chosen.get("synthesis", {}), "method": method} | (given.get("synthesis") or {})
+        chosen["synthesis"] = {**chosen.get("synthesis", {}), "method": method} | (asked.get("synthesis") or {})
     chosen = _with_pictures(chosen, images, teacher)
     targets = [target] if isinstance(target, str) else list(target)
-    later = [override for override in overrides if _root(override) not in _TEACHERS]
-    asked = overridden({}, [override for override in later if _root(override) == "quant"])
     recipe = _recipe(teacher, bits, targets, chosen, asked.get("quant"))
     if later:
         recipe = parse_recipe(recipe.to_yaml(), recipe.name, later)

@@ -101,7 +101,10 @@ class ImageSpec:
             or not isinstance(self.classes, int)
             or not (self.classes == 0 or self.classes >= 2)
         ):
-            message = f"Number of classes must be an integer of at least 2, or left out, found {self.classes!r}."
+            message = (
+                f"Number of classes must be an integer of at least 2, or left out, found {self.classes!r}. A "
+                "classifier that gives one number tells 2 classes apart."
+            )
             raise ArtefactError(message)
 
     def normalize(self, x: ArrayLike) -> ArrayLike:

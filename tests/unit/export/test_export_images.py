@@ -78,7 +78,7 @@ def test_dict_round_trip_accepts_lists() -> None:
         ({"std": (0.2, float("nan"), 0.2)}, "finite"),
         ({"mean": "abc"}, "numbers"),
         ({"mean": 0.5}, "numbers"),
-        ({"classes": 1}, "at least 2"),
+        ({"classes": 1}, "tells 2 classes apart"),
         ({"classes": 10.0}, "at least 2"),
     ],
 )
