@@ -25,6 +25,7 @@ from dfqkit_export.images.spec import ImageSpec
 from dfqkit_export.onnxfile.graph import OWN_DOMAINS, opset_of, parameter_inputs, type_name
 from dfqkit_export.onnxfile.model import load_onnx, require_images
 from dfqkit_export.onnxfile.shapes import image_inputs, told_sizes
+from dfqkit_export.words import some
 
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 _QUANTIZED_PREFIXES = ("QLinear", "ConvInteger", "MatMulInteger", "QAttention", "QGemm")
@@ -102,6 +103,9 @@ def read(path: str | Path, image: ImageSpec) -> Source:
     except ArtefactError as error:
         raise TeacherError(str(error)) from error
     constants = {tensor.name: as_tensor(numpy_helper.to_array(tensor)) for tensor in model.graph.initializer}
+    if bad := [name for name, tensor in constants.items() if tensor.isnan().any()]:
+        message = f"'{where}' holds NaN in {some(bad, 3)}. Use the file of a checkpoint from before training diverged."
+        raise TeacherError(message)
     return Source(
         model=model,
         operators=operators_of(model.graph, names.opset),
