@@ -172,37 +172,44 @@ def speed(asked: dict[str, Any], place: Path) -> dict[str, Any]:
     demand = import_module("dfqkit.config.synthesis").Demand(training=32, fresh=0)
     network, file, spec = step_cost.TEACHERS["fd_mobilenet_05"]
     loaded = step_cost.load_teacher(f"dfqkit.models:{network}", spec, Path(os.environ["DFQKIT_ASSETS"]) / file)
-    own = step_cost.implementation(kind)(
-        kind.model_validate({"batch": 32}), loaded, step_cost.derive(0, "step"), demand
-    )
+    ours = {
+        name: step_cost.implementation(kind)(
+            kind.model_validate({"batch": 32, "bf16": bf16}), loaded, step_cost.derive(0, "step"), demand
+        )
+        for name, bf16 in (("dfqkit", False), ("dfqkit_bf16", True))
+    }
     bare, model = step_cost.bare_pass(loaded, 32, torch.device("cpu")), teacher("fdmobilenet")
-
-    def synthesize() -> None:
-        own.synthesize([])
 
     def seconds(work: Callable[[], object]) -> float:
         start = time.process_time()
         work()
         return time.process_time() - start
 
-    synthesize()
     bare()
-    before = own.cost
-    synthesize()
-    passes = (own.cost - before) / 32
-    found: dict[str, list[float]] = {"bare": [], "dfqkit": [], "mct": []}
+    passes = {}
+    for name, own in ours.items():
+        own.synthesize([])
+        before = own.cost
+        own.synthesize([])
+        passes[name] = (own.cost - before) / 32
+    found: dict[str, list[float]] = {"bare": [], **{name: [] for name in ours}, "mct": []}
     for _ in range(asked["repeats"]):
         found["bare"].append(32 * 4 / sum(seconds(bare) for _ in range(4)))
-        rounds = max(1, round(4 / passes))
-        found["dfqkit"].append(32 * passes * rounds / sum(seconds(synthesize) for _ in range(rounds)))
+        for name, own in ours.items():
+            rounds = max(1, round(4 / passes[name]))
+            spent = sum(seconds(partial(own.synthesize, [])) for _ in range(rounds))
+            found[name].append(32 * passes[name] * rounds / spent)
         # What a call costs beside its steps is taken off.
         first, more = (seconds(lambda n=n: generated(model, "fdmobilenet", 32, n)) for n in (1, 4))
         found["mct"].append(32 * 3 / (more - first))
-    pairs = [(o / b, o / m) for b, o, m in zip(*(found[k] for k in ("bare", "dfqkit", "mct")), strict=True)]
+
+    def ratio(one: str, other: str) -> float:
+        return median(a / b for a, b in zip(found[one], found[other], strict=True))
+
     return {
         **{name: {"median": median(values), "all": values} for name, values in found.items()},
-        "step_over_bare": 1 / median(pair[0] for pair in pairs),
-        "dfqkit_over_mct": median(pair[1] for pair in pairs),
+        **{f"{name}_step_over_bare": ratio("bare", name) for name in ours},
+        **{f"{name}_over_mct": ratio(name, "mct") for name in ours},
     }
 
 
