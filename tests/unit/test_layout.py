@@ -58,7 +58,8 @@ MOST_TYPE_IGNORES = 25
 # one command for what people hold, which asks for what it lacks, and the ladder, which tries schemes in turn; then
 # several processes, proofs on other processors, and the way in: plans, five lines, files of other tools; then the
 # steering of the ladder, `init`, Qualcomm's NPU as a target, and proofs that the gate asks for; then block
-# reconstruction, diffusion models as a source, replay by priority, bfloat16, and three targets.
+# reconstruction, diffusion models as a source, replay by priority, bfloat16, and three targets; then ranges of images
+# that grade as parts, and what newcomers' files, dry runs and unfinished sets are told.
 MOST_LINES = 61_300
 
 FOREIGN_CODE = {"yaml.load", "yaml.unsafe_load", "yaml.full_load", "eval", "exec", "pickle.load", "pickle.loads"}
